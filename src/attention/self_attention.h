@@ -1,0 +1,54 @@
+#pragma once
+
+#include <span>
+
+#include "backend/attention_call.h"
+#include "backend/backend.h"
+#include "base/tensor.h"
+#include "sparsity/geometry.h"
+
+namespace calibatt {
+
+/// Where in the denoising run a self-attention call happens.
+struct AttentionSite {
+  int step = 0;   ///< index into the run's own step list, 0 = the noisiest
+  int layer = 0;  ///< transformer block
+  bool operator==(const AttentionSite&) const = default;
+};
+
+/// Which branch of classifier-free guidance is running: calibration records the conditional one only.
+enum class GuidanceBranch { kConditional, kUnconditional };
+
+/// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)). Calibration needs it to weigh an error
+/// of a head's output by what the block makes of it. Host pointers; all may be absent (null/empty) outside calibration.
+struct OutputContext {
+  const Tensor* output_weight = nullptr;  ///< W_o, [dim, heads·head_dim] (torch Linear layout), F32 or BF16
+  std::span<const float> gate;            ///< [dim]; empty: ones
+  double residual_square_sum = 0;         ///< ‖x‖² of the residual stream before the addition
+};
+
+/// What a transformer block calls for its self-attention. One object lives for one denoising run; begin_step/begin_branch are called
+/// by the denoise loop, attend by the model. Tokens arrive in the order of geometry().order.
+class SelfAttention {
+ public:
+  virtual ~SelfAttention() = default;
+
+  /// The token order and block sizes that this run wants; the model permutes once around its block stack.
+  virtual TokenOrder token_order() const { return TokenOrder::raster(); }
+  /// Called once per forward, before the first layer.
+  virtual void begin_forward(int step, GuidanceBranch branch) {
+    step_ = step;
+    branch_ = branch;
+  }
+  /// True when attend wants a filled OutputContext in this forward (it costs a reduction over the residual).
+  virtual bool wants_output_context() const { return false; }
+  /// q, k, v → out, [tokens, heads, head_dim]; q and k are already normalised and rotated.
+  virtual void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+                      HeadsView out, const OutputContext& context) = 0;
+
+ protected:
+  int step_ = 0;
+  GuidanceBranch branch_ = GuidanceBranch::kConditional;
+};
+
+}  // namespace calibatt

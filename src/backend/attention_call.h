@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/dtype.h"
+#include "sparsity/block_intervals.h"
+#include "sparsity/geometry.h"
+
+namespace calibatt {
+
+/// A strided [tokens, heads, head_dim] array; head_dim is contiguous. Strides are in elements.
+template <class Void>
+struct BasicHeadsView {
+  Void* data = nullptr;
+  DType dtype = DType::kF32;  ///< kF32 or kBF16
+  int64_t num_tokens = 0;
+  int64_t token_stride = 0;  ///< elements from one token to the next
+  int64_t head_stride = 0;   ///< elements from one head to the next
+};
+using HeadsView = BasicHeadsView<void>;
+using ConstHeadsView = BasicHeadsView<const void>;
+
+/// How one head is computed. The default is dense.
+struct HeadSchedule {
+  /// Kept key blocks per query block; null: all. Query blocks are those of `anchors->query_tokens` when anchors are given.
+  const BlockIntervals* intervals = nullptr;
+  /// Each skipped key block still takes part through one summary token: the mean of its keys and of its values, with
+  /// log(number of its tokens) added to the logit. Needs intervals.
+  bool summarize_skipped = false;
+  /// Only these tokens are queries; every other token receives the output row of its source. Null: every token is a query.
+  const AnchorRows* anchors = nullptr;
+};
+
+/// One attention call of one sample: out[t, h, :] = Σ_s softmax_s(scale · q[t,h]·k[s,h] + key_bias[s]) v[s, h, :].
+struct AttentionCall {
+  ConstHeadsView q, k, v;  ///< one dtype for all three
+  HeadsView out;           ///< same dtype as q, or kF32
+  int num_heads = 1;
+  int head_dim = 64;
+  float scale = 1.0f;  ///< usually 1/√head_dim
+  int block_q = 64, block_k = 64;
+
+  /// One entry per head, or empty: all heads dense.
+  std::span<const HeadSchedule> heads;
+
+  /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross attention to a
+  /// padded prompt: n identical padding rows are one row with bias log n.)
+  std::span<const float> key_bias;
+
+  /// When not null: receives the block energy E[h, r, c] (Eq. 5: mean over the queries of block r of the softmax mass they put on
+  /// key block c), [num_heads, num_query_blocks, num_key_blocks] f32, in the same pass. Dense heads only.
+  float* block_energy = nullptr;
+};
+
+}  // namespace calibatt
