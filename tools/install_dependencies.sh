@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs the Debian 12 packages that building, testing and the demo need; does nothing when all are there.
+set -euo pipefail
+
+packages=(
+  g++ cmake ninja-build pkg-config git clang-format ffmpeg
+  libdnnl-dev libhwy-dev libsentencepiece-dev libutf8proc-dev libxxhash-dev libcli11-dev nlohmann-json3-dev
+  libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
+  libgtest-dev libgmock-dev libbenchmark-dev
+  python3 python3-venv
+)
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+command -v apt-get >/dev/null || {
+  echo "calibatt: this system has no apt-get; install the equivalents of: ${missing[*]}" >&2
+  exit 1
+}
+sudo=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || {
+    echo "calibatt: missing packages (${missing[*]}): run 'apt-get install ${missing[*]}' as root, then this command again" >&2
+    exit 1
+  }
+  sudo=(sudo)
+fi
+echo "calibatt: installing ${missing[*]}"
+"${sudo[@]}" apt-get update -qq
+DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
