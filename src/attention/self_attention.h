@@ -19,16 +19,18 @@ struct AttentionSite {
 /// Which branch of classifier-free guidance is running: calibration records the conditional one only.
 enum class GuidanceBranch { kConditional, kUnconditional };
 
-/// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)). Calibration needs it to weigh an error
-/// of a head's output by what the block makes of it. Host pointers; all may be absent (null/empty) outside calibration.
+/// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)). Calibration needs it to
+/// weigh an error of a head's output by what the block makes of it. Host pointers; all may be absent (null/empty)
+/// outside calibration.
 struct OutputContext {
   const Tensor* output_weight = nullptr;  ///< W_o, [dim, heads·head_dim] (torch Linear layout), F32 or BF16
   std::span<const float> gate;            ///< [dim]; empty: ones
   double residual_square_sum = 0;         ///< ‖x‖² of the residual stream before the addition
 };
 
-/// What a transformer block calls for its self-attention. One object lives for one denoising run; begin_step/begin_branch are called
-/// by the denoise loop, attend by the model. Tokens arrive in the order of geometry().order.
+/// What a transformer block calls for its self-attention. One object lives for one denoising run;
+/// begin_step/begin_branch are called by the denoise loop, attend by the model. Tokens arrive in the order of
+/// geometry().order.
 class SelfAttention {
  public:
   virtual ~SelfAttention() = default;
@@ -43,8 +45,8 @@ class SelfAttention {
   /// True when attend wants a filled OutputContext in this forward (it costs a reduction over the residual).
   virtual bool wants_output_context() const { return false; }
   /// q, k, v → out, [tokens, heads, head_dim]; q and k are already normalised and rotated.
-  virtual void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-                      HeadsView out, const OutputContext& context) = 0;
+  virtual void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                      ConstHeadsView v, HeadsView out, const OutputContext& context) = 0;
 
  protected:
   int step_ = 0;

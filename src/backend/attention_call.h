@@ -23,12 +23,14 @@ using ConstHeadsView = BasicHeadsView<const void>;
 
 /// How one head is computed. The default is dense.
 struct HeadSchedule {
-  /// Kept key blocks per query block; null: all. Query blocks are those of `anchors->query_tokens` when anchors are given.
+  /// Kept key blocks per query block; null: all. Query blocks are those of `anchors->query_tokens` when anchors are
+  /// given.
   const BlockIntervals* intervals = nullptr;
   /// Each skipped key block still takes part through one summary token: the mean of its keys and of its values, with
   /// log(number of its tokens) added to the logit. Needs intervals.
   bool summarize_skipped = false;
-  /// Only these tokens are queries; every other token receives the output row of its source. Null: every token is a query.
+  /// Only these tokens are queries; every other token receives the output row of its source. Null: every token is a
+  /// query.
   const AnchorRows* anchors = nullptr;
 };
 
@@ -44,12 +46,12 @@ struct AttentionCall {
   /// One entry per head, or empty: all heads dense.
   std::span<const HeadSchedule> heads;
 
-  /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross attention to a
-  /// padded prompt: n identical padding rows are one row with bias log n.)
+  /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross
+  /// attention to a padded prompt: n identical padding rows are one row with bias log n.)
   std::span<const float> key_bias;
 
-  /// When not null: receives the block energy E[h, r, c] (Eq. 5: mean over the queries of block r of the softmax mass they put on
-  /// key block c), [num_heads, num_query_blocks, num_key_blocks] f32, in the same pass. Dense heads only.
+  /// When not null: receives the block energy E[h, r, c] (Eq. 5: mean over the queries of block r of the softmax mass
+  /// they put on key block c), [num_heads, num_query_blocks, num_key_blocks] f32, in the same pass. Dense heads only.
   float* block_energy = nullptr;
 };
 

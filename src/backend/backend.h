@@ -8,8 +8,8 @@
 
 namespace calibatt {
 
-/// Where the arithmetic happens. Models are written against this interface alone; a device backend implements it without touching
-/// them. Tensors passed in live where this backend put them (from_host / empty).
+/// Where the arithmetic happens. Models are written against this interface alone; a device backend implements it
+/// without touching them. Tensors passed in live where this backend put them (from_host / empty).
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -20,7 +20,8 @@ struct HeadPlan {
   bool operator==(const HeadPlan&) const = default;
 };
 
-/// What a plan was made for and how: enough to refuse a run that it does not fit and to tell a person where it came from.
+/// What a plan was made for and how: enough to refuse a run that it does not fit and to tell a person where it came
+/// from.
 struct PlanProvenance {
   std::string tool_version;
   std::string model_name;         ///< transformer's _class_name and folder name, for people
@@ -29,25 +30,27 @@ struct PlanProvenance {
   int num_prompts = 0;
   int video_frames = 0, video_height = 0, video_width = 0;  ///< pixels and video frames
   double guidance_scale = 0;
-  std::string scheduler;                          ///< "unipc" or "euler"
+  std::string scheduler;  ///< "unipc" or "euler"
   double flow_shift = 0;
-  std::map<std::string, std::string> settings;    ///< the calibration's knobs, as the command line spells them
+  std::map<std::string, std::string> settings;  ///< the calibration's knobs, as the command line spells them
   bool operator==(const PlanProvenance&) const = default;
 };
 
-/// The immutable product of calibration: for each (step, layer, head) which key blocks to compute and which rows to copy.
-/// Steps are a table: several steps may share one entry (`step_entry`). Everything is in positions of geometry().order.
+/// The immutable product of calibration: for each (step, layer, head) which key blocks to compute and which rows to
+/// copy. Steps are a table: several steps may share one entry (`step_entry`). Everything is in positions of
+/// geometry().order.
 class Plan {
  public:
   struct Parts {
     AttentionGeometry geometry;
     int num_layers = 0;
-    std::vector<double> sigmas;           ///< noise level of each calibrated step, falling from ≤ 1 towards 0
-    std::vector<int> step_entry;          ///< [num_steps] entry that the step uses
-    std::vector<HeadPlan> heads;          ///< [num_entries · num_layers · heads]
-    std::vector<double> energy_targets;   ///< [num_steps] ε(t) for people to read; NaN where a budget of another kind chose
+    std::vector<double> sigmas;   ///< noise level of each calibrated step, falling from ≤ 1 towards 0
+    std::vector<int> step_entry;  ///< [num_steps] entry that the step uses
+    std::vector<HeadPlan> heads;  ///< [num_entries · num_layers · heads]
+    std::vector<double>
+        energy_targets;  ///< [num_steps] ε(t) for people to read; NaN where a budget of another kind chose
     bool summarize_skipped = false;
-    int anchor_rows_per_frame = 0;        ///< k; 0 when no head is anchored
+    int anchor_rows_per_frame = 0;  ///< k; 0 when no head is anchored
     PlanProvenance provenance;
   };
 

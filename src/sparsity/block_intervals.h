@@ -14,17 +14,19 @@ struct BlockInterval {
   bool operator==(const BlockInterval&) const = default;
 };
 
-/// One head's kept key blocks per query block, in the kernels' form: for each query block a sorted list of disjoint, non-empty,
-/// non-adjacent intervals, CSR offsets into one packed array. Every query block keeps at least one key block. Immutable.
+/// One head's kept key blocks per query block, in the kernels' form: for each query block a sorted list of disjoint,
+/// non-empty, non-adjacent intervals, CSR offsets into one packed array. Every query block keeps at least one key
+/// block. Immutable.
 class BlockIntervals {
  public:
   BlockIntervals() = default;
 
-  /// The one validating builder. offsets: num_query_blocks + 1 entries, offsets[0] = 0. Throws Error(kFormat) naming the query block.
+  /// The one validating builder. offsets: num_query_blocks + 1 entries, offsets[0] = 0. Throws Error(kFormat) naming
+  /// the query block.
   BlockIntervals(int num_key_blocks, std::vector<uint32_t> offsets, std::vector<BlockInterval> intervals);
 
-  /// From a mask; gaps of at most `merge_gap` skipped blocks between two intervals are filled (kept), which trades a little
-  /// density for longer runs. A query block with no kept block is an Error(kUsage).
+  /// From a mask; gaps of at most `merge_gap` skipped blocks between two intervals are filled (kept), which trades a
+  /// little density for longer runs. A query block with no kept block is an Error(kUsage).
   static BlockIntervals from_mask(const BlockMask& mask, int merge_gap = 0);
   static BlockIntervals dense(int num_query_blocks, int num_key_blocks);
 

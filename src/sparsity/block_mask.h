@@ -16,8 +16,8 @@ class BlockMask {
   int num_key_blocks() const { return num_key_blocks_; }
   bool kept(int query_block, int key_block) const { return bits_[index(query_block, key_block)] != 0; }
   void set(int query_block, int key_block, bool kept) { bits_[index(query_block, key_block)] = kept; }
-  int64_t count() const;     ///< kept blocks
-  double density() const;    ///< kept blocks / all blocks
+  int64_t count() const;   ///< kept blocks
+  double density() const;  ///< kept blocks / all blocks
   bool operator==(const BlockMask&) const = default;
 
  private:

@@ -6,12 +6,14 @@
 
 namespace calibatt {
 
-/// The order in which a transformer's block stack sees its video tokens. Attention blocks are runs of consecutive tokens of
-/// this order, so it decides which piece of the video a block is.
+/// The order in which a transformer's block stack sees its video tokens. Attention blocks are runs of consecutive
+/// tokens of this order, so it decides which piece of the video a block is.
 ///   raster: frame, row, column.
-///   tiles:  3-D tiles of the latent grid, one after another, raster inside a tile. An axis that its tile does not divide is
-///           split into a remainder (at the front for frames: Wan's first latent frame stands for one video frame and the
-///           others for four) and a divisible part; the remainder regions are tiled by flatter tiles of the same volume.
+///   tiles:  3-D tiles of the latent grid, one after another, raster inside a tile. An axis that its tile does not
+///   divide is
+///           split into a remainder (at the front for frames: Wan's first latent frame stands for one video frame and
+///           the others for four) and a divisible part; the remainder regions are tiled by flatter tiles of the same
+///           volume.
 struct TokenOrder {
   enum class Kind : uint8_t { kRaster, kTiles };
   Kind kind = Kind::kRaster;
@@ -25,8 +27,9 @@ struct TokenOrder {
   bool operator==(const TokenOrder&) const = default;
 };
 
-/// One self-attention problem: which token is where, and which block it is in. The only place that maps tokens to blocks.
-/// Tokens are video tokens in `order`, followed by `text_tokens` (joint-attention models only). The last block may be partial.
+/// One self-attention problem: which token is where, and which block it is in. The only place that maps tokens to
+/// blocks. Tokens are video tokens in `order`, followed by `text_tokens` (joint-attention models only). The last block
+/// may be partial.
 struct AttentionGeometry {
   int frames = 1, height = 1, width = 1;  ///< latent grid after patchify, tokens
   int text_tokens = 0;
@@ -42,8 +45,9 @@ struct AttentionGeometry {
   int query_block_size(int query_block) const;  ///< tokens in this block: block_q, or less for the last
   int key_block_size(int key_block) const;
 
-  /// raster_of[p] = raster index (frame, row, column) of the video token at position p of `order`; text tokens map to themselves.
-  /// Size num_tokens(). Apply once before the block stack (x_ordered[p] = x[raster_of[p]]), invert once after it.
+  /// raster_of[p] = raster index (frame, row, column) of the video token at position p of `order`; text tokens map to
+  /// themselves. Size num_tokens(). Apply once before the block stack (x_ordered[p] = x[raster_of[p]]), invert once
+  /// after it.
   std::vector<int32_t> raster_of_position() const;
 
   /// Throws Error(kUsage) when a number is out of range (naming it).
@@ -62,9 +66,9 @@ struct AnchorRows {
   int num_query_blocks(int block_q) const { return (static_cast<int>(query_tokens.size()) + block_q - 1) / block_q; }
 };
 
-/// k evenly spaced anchor rows per frame (a row: fixed frame and latent row, all columns); each other row copies, column by
-/// column, from its nearest anchor row (the upper one when two are equally near). Text tokens are always computed.
-/// Throws Error(kUsage) unless 1 ≤ rows_per_frame ≤ height.
+/// k evenly spaced anchor rows per frame (a row: fixed frame and latent row, all columns); each other row copies,
+/// column by column, from its nearest anchor row (the upper one when two are equally near). Text tokens are always
+/// computed. Throws Error(kUsage) unless 1 ≤ rows_per_frame ≤ height.
 AnchorRows make_anchor_rows(const AttentionGeometry& geometry, int rows_per_frame);
 
 }  // namespace calibatt

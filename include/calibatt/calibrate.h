@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calibatt/pipeline.h"
+
+namespace calibatt {
+
+/// The knobs of calibration (docs: method). Those of the first group change what is measured, and with it the saved
+/// profile; those of the second only how a plan is compiled from it, without running the model again.
+struct CalibrateOptions {
+  GenerateOptions run;               ///< size, steps, guidance, scheduler; prompt and plan are ignored
+  std::vector<std::string> prompts;  ///< at least one
+  std::string profile_dir;           ///< where the profile is kept, one file per prompt
+
+  // What is measured.
+  std::string token_order;  ///< "raster", "tiles:FxHxW", or empty: the default
+  int block_q = 64, block_k = 64;
+  int anchor_rows_per_frame = 5;
+  int error_prompts = 3;  ///< prompts on which output errors are measured
+
+  // How the plan is compiled.
+  std::string budget = "error";                                  ///< "energy" (the paper) or "error"
+  std::string skipped = "summary";                               ///< "drop" or "summary"
+  std::string agreement = "mean";                                ///< "vote" (Eq. 8–9) or "mean"; budget energy only
+  double agreement_threshold = 0.5;                              ///< ρ
+  std::optional<double> density;                                 ///< global target; default with budget error
+  double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
+  double step_weight_decay = 3;                                  ///< w of weight(t) = exp(−w t/T); budget error only
+  std::string repetition = "error";                              ///< "off", "error" or "similarity"
+  double similarity_threshold = 0.87;
+  int merge_gap = 0;
+  double share_steps_iou = 0;  ///< merge adjacent steps whose masks agree at least so much; 0: off
+};
+
+/// What was compiled, for the summary table.
+struct CalibrationSummary {
+  double density = 1;
+  std::vector<std::vector<double>> density_map;  ///< [step][layer]
+  int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
+  double predicted_speedup = 1;    ///< of the transformer, from density and the measured share of attention
+  double held_out_error = 0;       ///< predicted relative output error, root mean square over sites
+  double calibration_seconds = 0;  ///< wall clock of all recorded prompts and the compilation
+  int prompts_recorded = 0, prompts_resumed = 0;
+};
+
+using CalibrationProgress =
+    std::function<void(int prompt, int num_prompts, const std::string& stage, int done, int total)>;
+
+/// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
+/// at any moment, the same call goes on where it was.
+CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
+                             const CalibrationProgress& progress = {});
+
+}  // namespace calibatt

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace calibatt {
+
+/// What went wrong, coarse enough for a caller to react to (the command line maps kinds to exit codes).
+enum class ErrorKind {
+  kUsage,     ///< a flag or argument that cannot be
+  kNotFound,  ///< a file or folder that is not there
+  kFormat,    ///< a file that is not what it claims: truncated, altered, foreign, hostile
+  kMismatch,  ///< sound in itself but made for something else: another model, size, block size
+  kIo,        ///< reading or writing failed; also "no space left"
+  kNumeric,   ///< NaN or infinity where there must be none
+};
+
+/// The one exception type of the library. `what()` is one line: what, where, and what to do about it.
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
+  ErrorKind kind() const { return kind_; }
+
+ private:
+  ErrorKind kind_;
+};
+
+}  // namespace calibatt

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calibatt/video.h"
+
+namespace calibatt {
+
+/// Arithmetic of the run. kAuto: bf16 where the processor multiplies bf16 in hardware, else f32.
+enum class Precision { kAuto, kF32, kBF16 };
+
+/// What to do with a plan that was made for something else (another model, size, block size).
+enum class OnMismatch {
+  kRefuse,  ///< Error(kMismatch) that names both values
+  kDense,   ///< run those calls dense, count them, and report them
+};
+
+struct LoadOptions {
+  std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
+                          ///< transformer/, vae/, scheduler/)
+  Precision precision = Precision::kAuto;
+  int threads = 0;  ///< 0: all processors this process may use
+  std::string backend = "cpu";
+};
+
+/// One video to make. Unset values are the model folder's own defaults (generation_config.json), else those of Wan 2.1.
+struct GenerateOptions {
+  std::string prompt;
+  std::string negative_prompt;
+  uint64_t seed = 0;  ///< the initial noise is that of torch's CPU generator with this seed
+  std::optional<int> steps;
+  std::optional<double> cfg_scale;   ///< ≤ 1 turns classifier-free guidance off
+  std::optional<double> flow_shift;  ///< default: the scheduler's own configuration
+  std::optional<int> width, height;  ///< pixels; multiples of the VAE's spatial factor times the patch size
+  std::optional<int> video_frames;   ///< 4k + 1
+  std::optional<double> fps;
+  std::optional<std::string> scheduler;  ///< "unipc" or "euler"; default: the model folder's
+  std::string plan_path;                 ///< empty: dense
+  OnMismatch on_mismatch = OnMismatch::kRefuse;
+};
+
+/// Seconds of wall clock.
+struct StageSeconds {
+  double text = 0, attention = 0, transformer_other = 0, vae = 0;
+  double transformer() const { return attention + transformer_other; }
+  double total() const { return text + attention + transformer_other + vae; }
+};
+
+/// What a run did, for people and for files.
+struct RunReport {
+  GenerateOptions options;  ///< with all defaults filled in
+  std::string model_name, precision, backend, attention_kernel;
+  int threads = 0, num_layers = 0, num_tokens = 0;
+  StageSeconds seconds;
+  double density = 1;                            ///< computed query-key pairs of self-attention over all pairs
+  std::vector<std::vector<double>> density_map;  ///< [step][layer]
+  int64_t attention_calls = 0, dense_fallback_calls = 0;
+  std::string fallback_reason;  ///< why dense_fallback_calls > 0
+  std::string step_mapping;     ///< how the run's steps were mapped to the plan's, when they differ
+};
+std::string to_json(const RunReport& report);
+
+/// Where a job stands. `stage` is "text", "denoise", "decode"; done/total count steps or frames.
+using ProgressCallback = std::function<void(const std::string& stage, int done, int total)>;
+
+class SelfAttention;  // internal: what a transformer block calls
+
+/// A text-to-video model, loaded. Not thread-safe; one run at a time.
+class Pipeline {
+ public:
+  /// Throws Error(kNotFound / kFormat / kNumeric) naming file and tensor.
+  static std::unique_ptr<Pipeline> load(const LoadOptions& options);
+  virtual ~Pipeline() = default;
+
+  struct Result {
+    VideoFrames video;
+    RunReport report;
+  };
+  /// Throws Error; nothing is written anywhere.
+  virtual Result generate(const GenerateOptions& options, const ProgressCallback& progress = {}) = 0;
+
+  /// `options` with every default filled in. Throws Error(kUsage) for what this model cannot do.
+  virtual GenerateOptions resolved(const GenerateOptions& options) const = 0;
+};
+
+}  // namespace calibatt

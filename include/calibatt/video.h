@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace calibatt {
+
+/// Decoded video: `frames` × `height` × `width` × 3 bytes, RGB, row-major, one frame after another.
+struct VideoFrames {
+  int frames = 0, height = 0, width = 0;
+  std::vector<uint8_t> rgb;
+
+  size_t frame_bytes() const { return static_cast<size_t>(height) * static_cast<size_t>(width) * 3; }
+};
+
+/// Writes by the path's extension: .mp4 (H.264), .webm (VP9), .webp (animated), .png (one numbered file per frame).
+/// The file appears complete or not at all. Throws Error(kUsage) for other extensions, Error(kIo) when writing fails.
+void write_video(const VideoFrames& video, double fps, const std::string& path);
+
+/// Decodes any file that FFmpeg reads. Throws Error(kNotFound / kFormat).
+VideoFrames read_video(const std::string& path);
+
+/// The two videos next to each other, `a` on the left. Throws Error(kMismatch) when their sizes differ.
+VideoFrames side_by_side(const VideoFrames& a, const VideoFrames& b);
+
+/// How close video `b` is to `a`. Throws Error(kMismatch) when frame counts or sizes differ, naming both.
+struct VideoComparison {
+  double psnr_db = 0;  ///< over all pixels and channels of all frames; infinity when identical
+  double ssim = 0;     ///< luma, 11×11 Gaussian window σ = 1.5 (Wang et al. 2004), mean over frames
+  /// Temporal flicker: mean |luma(t+1) − luma(t)| over pixels and frames, of b minus that of a, in grey levels (0–255).
+  double flicker_difference = 0;
+  std::vector<double> psnr_db_per_frame;
+};
+VideoComparison compare_videos(const VideoFrames& a, const VideoFrames& b);
+
+}  // namespace calibatt
