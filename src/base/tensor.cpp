@@ -1,0 +1,131 @@
+#include "base/tensor.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <new>
+
+namespace calibatt {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+int64_t num_elements(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (const int64_t extent : shape) {
+    CALIBATT_ASSERT(extent >= 0);
+    CALIBATT_ASSERT(extent == 0 || count <= std::numeric_limits<int64_t>::max() / 8 / extent);
+    count *= extent;
+  }
+  return count;
+}
+
+std::shared_ptr<void> allocate(size_t size_bytes) {
+  // At least one byte, so that a tensor without elements still has storage and is not `empty()`.
+  void* memory = ::operator new(std::max<size_t>(size_bytes, 1), kAlignment);
+  return {memory, [](void* pointer) { ::operator delete(pointer, kAlignment); }};
+}
+
+}  // namespace
+
+Tensor::Tensor(DType dtype, std::vector<int64_t> shape) : dtype_(dtype), shape_(std::move(shape)) {
+  storage_ = allocate(static_cast<size_t>(num_elements(shape_)) * dtype_size(dtype_));
+}
+
+Tensor::Tensor(DType dtype, std::vector<int64_t> shape, std::shared_ptr<void> storage)
+    : dtype_(dtype), shape_(std::move(shape)), storage_(std::move(storage)) {
+  num_elements(shape_);  // asserts that the shape is sound
+  CALIBATT_ASSERT(storage_ != nullptr);
+}
+
+Tensor Tensor::zeros(DType dtype, std::vector<int64_t> shape) {
+  Tensor tensor(dtype, std::move(shape));
+  std::memset(tensor.raw(), 0, tensor.size_bytes());
+  return tensor;
+}
+
+int64_t Tensor::dim(int axis) const {
+  if (axis < 0) axis += rank();
+  CALIBATT_ASSERT(axis >= 0 && axis < rank());
+  return shape_[static_cast<size_t>(axis)];
+}
+
+int64_t Tensor::size() const {
+  if (empty()) return 0;
+  int64_t count = 1;
+  for (const int64_t extent : shape_) count *= extent;
+  return count;
+}
+
+Tensor Tensor::reshaped(std::vector<int64_t> shape) const {
+  CALIBATT_ASSERT(num_elements(shape) == size());
+  return {dtype_, std::move(shape), storage_};
+}
+
+Tensor Tensor::clone() const {
+  if (empty()) return {};
+  Tensor copy(dtype_, shape_);
+  std::memcpy(copy.raw(), raw(), size_bytes());
+  return copy;
+}
+
+std::string Tensor::describe() const {
+  if (empty()) return "no tensor";
+  std::string text(dtype_name(dtype_));
+  text += " [";
+  for (size_t axis = 0; axis < shape_.size(); ++axis) {
+    if (axis > 0) text += ", ";
+    text += std::to_string(shape_[axis]);
+  }
+  return text + "]";
+}
+
+namespace {
+
+// The storage of a mapped file may start at any byte, so elements are read by memcpy (which compiles to plain loads).
+template <class Source, class Convert>
+void convert_each(const Tensor& from, Tensor& to, Convert convert) {
+  const auto* source = static_cast<const unsigned char*>(from.raw());
+  const int64_t count = from.size();
+  const auto run = [&](auto* target) {
+    using Target = std::remove_reference_t<decltype(*target)>;
+    for (int64_t i = 0; i < count; ++i) {
+      Source value;
+      std::memcpy(&value, source + static_cast<size_t>(i) * sizeof(Source), sizeof(Source));
+      target[i] = Target(convert(value));
+    }
+  };
+  if (to.dtype() == DType::kF32) {
+    run(to.f32());
+  } else {
+    run(to.data<bfloat16>());
+  }
+}
+
+}  // namespace
+
+Tensor converted(const Tensor& tensor, DType dtype) {
+  CALIBATT_ASSERT(!tensor.empty());
+  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
+  if (tensor.dtype() == dtype) return tensor;
+  Tensor result(dtype, tensor.shape());
+  switch (tensor.dtype()) {
+    case DType::kF64:
+      convert_each<double>(tensor, result, [](double value) { return static_cast<float>(value); });
+      break;
+    case DType::kF32:
+      convert_each<float>(tensor, result, [](float value) { return value; });
+      break;
+    case DType::kF16:
+      convert_each<uint16_t>(tensor, result, [](uint16_t value) { return half_to_float(value); });
+      break;
+    case DType::kBF16:
+      convert_each<bfloat16>(tensor, result, [](bfloat16 value) { return static_cast<float>(value); });
+      break;
+    default:
+      internal::assertion_failed("a floating-point tensor", __FILE__, __LINE__);
+  }
+  return result;
+}
+
+}  // namespace calibatt
