@@ -1,0 +1,166 @@
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "calibatt/plan.h"
+#include "commands.h"
+
+namespace calibatt::cli {
+
+namespace {
+
+using nlohmann::json;
+
+struct Flags {
+  LoadOptions load;
+  GenerateOptions run;
+  std::string plan, prompts, output_dir, calibration_report;
+  int max_prompts = 2;
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+struct PromptResult {
+  RunReport dense, calibrated;
+  VideoComparison comparison;
+  double speedup_transformer() const { return dense.seconds.transformer() / calibrated.seconds.transformer(); }
+  double speedup_attention() const { return dense.seconds.attention / calibrated.seconds.attention; }
+  double speedup_total() const { return dense.seconds.total() / calibrated.seconds.total(); }
+};
+
+// The pair of one prompt. The order alternates from prompt to prompt, so that a drift of the machine's speed favours
+// neither.
+PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const std::string& prompt, int index, ProgressBar& bar,
+                        int count) {
+  GenerateOptions options = flags.run;
+  options.prompt = prompt;
+  const std::string stem = flags.output_dir + "/prompt_" + std::to_string(index);
+  Pipeline::Result results[2];  // [0] dense, [1] calibrated
+  for (int turn = 0; turn < 2; ++turn) {
+    const int which = (turn + index) % 2;
+    options.plan_path = which == 0 ? "" : flags.plan;
+    results[which] = pipeline.generate(options, [&](const std::string& stage, int done, int total) {
+      bar.update(format("prompt %d of %d, %s", index + 1, count, which == 0 ? "dense" : "calibrated"),
+                 (index * 2 + turn + generation_fraction(stage, done, total)) / (count * 2));
+    });
+    write_video(results[which].video, *results[which].report.options.fps,
+                stem + (which == 0 ? "_dense.mp4" : "_calibrated.mp4"));
+  }
+  write_video(side_by_side(results[0].video, results[1].video), *results[0].report.options.fps,
+              stem + "_side_by_side.mp4");
+  return {results[0].report, results[1].report, compare_videos(results[0].video, results[1].video)};
+}
+
+json report_json(const Flags& flags, const std::vector<std::string>& prompts,
+                 const std::vector<PromptResult>& results) {
+  std::vector<double> transformer, attention, total, psnr, ssim, flicker;
+  json each = json::array();
+  for (size_t i = 0; i < results.size(); ++i) {
+    const PromptResult& result = results[i];
+    transformer.push_back(result.speedup_transformer());
+    attention.push_back(result.speedup_attention());
+    total.push_back(result.speedup_total());
+    psnr.push_back(result.comparison.psnr_db);
+    ssim.push_back(result.comparison.ssim);
+    flicker.push_back(result.comparison.flicker_difference);
+    each.push_back({{"prompt", prompts[i]},
+                    {"speedup_transformer", transformer.back()},
+                    {"speedup_attention", attention.back()},
+                    {"speedup_total", total.back()},
+                    {"psnr_db", psnr.back()},
+                    {"ssim", ssim.back()},
+                    {"flicker_difference", flicker.back()},
+                    {"dense", json::parse(to_json(result.dense))},
+                    {"calibrated", json::parse(to_json(result.calibrated))}});
+  }
+  const auto spread = [](const std::vector<double>& values) {
+    return json{{"min", *std::min_element(values.begin(), values.end())},
+                {"max", *std::max_element(values.begin(), values.end())}};
+  };
+  json report = {{"speedup_transformer", median(transformer)},
+                 {"speedup_attention", median(attention)},
+                 {"speedup_total", median(total)},
+                 {"spread_speedup_transformer", spread(transformer)},
+                 {"density", results[0].calibrated.density},
+                 {"psnr_db", median(psnr)},
+                 {"ssim", median(ssim)},
+                 {"flicker_difference", median(flicker)},
+                 {"prompts", prompts},
+                 {"seed", flags.run.seed},
+                 {"calibration_seconds", nullptr},
+                 {"runs", each}};
+  if (!flags.calibration_report.empty()) {
+    std::ifstream file(flags.calibration_report);
+    const json calibration = json::parse(file, nullptr, false);
+    if (!calibration.is_object() || !calibration.contains("calibration_seconds")) {
+      throw Error(ErrorKind::kFormat, flags.calibration_report + ": not a report of `calibatt calibrate --report`");
+    }
+    report["calibration_seconds"] = calibration["calibration_seconds"];
+    report["calibration"] = calibration;
+  }
+  return report;
+}
+
+void print_table(const std::vector<PromptResult>& results, const json& report) {
+  std::printf("%-8s %22s %22s %9s %9s %8s %8s %8s\n", "prompt", "dense s (attention)", "calibrated (attention)",
+              "transf. ×", "total ×", "PSNR dB", "SSIM", "flicker");
+  for (size_t i = 0; i < results.size(); ++i) {
+    const PromptResult& result = results[i];
+    std::printf("%-8zu %12.1f (%7.1f) %12.1f (%7.1f) %9.2f %9.2f %8.2f %8.4f %+8.3f\n", i, result.dense.seconds.total(),
+                result.dense.seconds.attention, result.calibrated.seconds.total(), result.calibrated.seconds.attention,
+                result.speedup_transformer(), result.speedup_total(), result.comparison.psnr_db, result.comparison.ssim,
+                result.comparison.flicker_difference);
+  }
+  std::printf("median: transformer %.2f× faster, %.2f× in all, at density %.3f; PSNR %.2f dB, SSIM %.4f\n",
+              report["speedup_transformer"].get<double>(), report["speedup_total"].get<double>(),
+              report["density"].get<double>(), report["psnr_db"].get<double>(), report["ssim"].get<double>());
+}
+
+void run(const Flags& flags) {
+  std::vector<std::string> prompts = read_prompts(flags.prompts);
+  if (static_cast<int>(prompts.size()) > flags.max_prompts) prompts.resize(static_cast<size_t>(flags.max_prompts));
+  std::error_code error;
+  std::filesystem::create_directories(flags.output_dir, error);
+  check_output(flags.output_dir + "/report.json");
+
+  const auto pipeline = Pipeline::load(flags.load);
+  ProgressBar bar("bench");
+  std::vector<PromptResult> results;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    results.push_back(
+        run_prompt(*pipeline, flags, prompts[i], static_cast<int>(i), bar, static_cast<int>(prompts.size())));
+  }
+  bar.finish();
+  const json report = report_json(flags, prompts, results);
+  write_text_file(flags.output_dir + "/report.json", report.dump(2) + "\n");
+  print_table(results, report);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Make the same videos dense and with a plan; compare time and pictures");
+  const auto flags = std::make_shared<Flags>();
+  add_model_flags(*command, flags->load);
+  command->add_option("--plan", flags->plan, "Plan file")->required();
+  command->add_option("--prompts", flags->prompts, "Text file with one prompt a line")->required();
+  command->add_option("--max-prompts", flags->max_prompts, "Use only the first so many")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  add_run_flags(*command, flags->run);
+  command->add_option("--calibration-report", flags->calibration_report,
+                      "Report of `calibatt calibrate --report`, to include");
+  command->add_option("-o,--output", flags->output_dir, "Folder for the videos and report.json (made when missing)")
+      ->required();
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace calibatt::cli

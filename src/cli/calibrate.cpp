@@ -1,0 +1,153 @@
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+
+namespace calibatt::cli {
+
+namespace {
+
+struct Flags {
+  LoadOptions load;
+  CalibrateOptions calibration;
+  std::string prompts, output, report;
+};
+
+void print_summary(const CalibrationSummary& summary, const std::string& output) {
+  std::printf(
+      "%s: density %.3f, %d of %d heads repetitive, predicted speedup of the transformer %.2f×, held-out error %.4f\n",
+      output.c_str(), summary.density, summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
+      summary.held_out_error);
+  std::printf("%d prompts (%d from the saved profile), %.1f s\n\ndensity  layer",
+              summary.prompts_recorded + summary.prompts_resumed, summary.prompts_resumed, summary.calibration_seconds);
+  const size_t layers = summary.density_map.empty() ? 0 : summary.density_map[0].size();
+  for (size_t layer = 0; layer < layers; ++layer) std::printf("%5zu", layer);
+  std::printf("   mean\n");
+  for (size_t step = 0; step < summary.density_map.size(); ++step) {
+    std::printf("  step %-7zu", step);
+    double sum = 0;
+    for (const double density : summary.density_map[step]) {
+      std::printf(" %.2f", density);
+      sum += density;
+    }
+    std::printf("   %.2f\n", sum / static_cast<double>(layers));
+  }
+}
+
+void run(Flags& flags) {
+  check_output(flags.output, {".safetensors"});
+  if (!flags.report.empty()) check_output(flags.report);
+  flags.calibration.prompts = read_prompts(flags.prompts);
+  if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
+  const auto pipeline = Pipeline::load(flags.load);
+  ProgressBar bar("calibrate");
+  const CalibrationSummary summary =
+      calibrate(*pipeline, flags.calibration, flags.output,
+                [&bar](int prompt, int num_prompts, const std::string& stage, int done, int total) {
+                  const double within = stage == "denoise" && total > 0 ? static_cast<double>(done) / total : 0;
+                  bar.update(format("prompt %d of %d", prompt + 1, num_prompts), (prompt + within) / num_prompts);
+                });
+  bar.finish();
+  if (!flags.report.empty()) {
+    const nlohmann::json report = {{"calibration_seconds", summary.calibration_seconds},
+                                   {"density", summary.density},
+                                   {"density_map", summary.density_map},
+                                   {"repetitive_heads", summary.repetitive_heads},
+                                   {"total_heads", summary.total_heads},
+                                   {"predicted_speedup", summary.predicted_speedup},
+                                   {"held_out_error", summary.held_out_error},
+                                   {"prompts_recorded", summary.prompts_recorded},
+                                   {"prompts_resumed", summary.prompts_resumed}};
+    write_text_file(flags.report, report.dump(2) + "\n");
+  }
+  print_summary(summary, flags.output);
+}
+
+}  // namespace
+
+void add_calibrate(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("calibrate", "Measure which attention blocks matter, and write the plan");
+  const auto flags = std::make_shared<Flags>();
+  CalibrateOptions& knobs = flags->calibration;
+  add_model_flags(*command, flags->load);
+  command->add_option("--prompts", flags->prompts, "Text file with one calibration prompt a line (4 are enough)")
+      ->required();
+  command->add_option("-o,--output", flags->output, "Plan file to write (.safetensors)")->required();
+  command->add_option(
+      "--profile", knobs.profile_dir,
+      "Folder of the measurements [OUTPUT.profile]; a killed run goes on from it, and other plans are compiled "
+      "from it without running the model again");
+  command->add_option("--report", flags->report, "Write the summary to this JSON file");
+  add_run_flags(*command, knobs.run);
+
+  const std::string measured = "What is measured", compiled = "How the plan is compiled (cheap to change afterwards)";
+  command
+      ->add_option("--token-order", knobs.token_order,
+                   "raster, or tiles:FxHxW (frames × height × width of a tile) [tiles]")
+      ->group(measured);
+  command->add_option("--block-q", knobs.block_q, "Tokens per query block")
+      ->check(CLI::Range(8, 1024))
+      ->capture_default_str()
+      ->group(measured);
+  command->add_option("--block-k", knobs.block_k, "Tokens per key block")
+      ->check(CLI::Range(8, 1024))
+      ->capture_default_str()
+      ->group(measured);
+  command->add_option("--anchors", knobs.anchor_rows_per_frame, "Anchor rows per frame of repetitive heads (k)")
+      ->capture_default_str()
+      ->group(measured);
+  command->add_option("--error-prompts", knobs.error_prompts, "Prompts on which output errors are measured")
+      ->capture_default_str()
+      ->group(measured);
+
+  command
+      ->add_option("--budget", knobs.budget, "error: least output error under one global density; energy: the paper's")
+      ->check(CLI::IsMember({"error", "energy"}))
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--density", knobs.density, "Target density, 0–1 [0.3 for --budget error]")
+      ->check(CLI::Range(0.01, 1.0))
+      ->group(compiled);
+  command->add_option("--skipped", knobs.skipped, "Skipped blocks: drop, or summary (one mean token each)")
+      ->check(CLI::IsMember({"drop", "summary"}))
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--agreement", knobs.agreement, "Energy budget over prompts: vote, or mean energy")
+      ->check(CLI::IsMember({"vote", "mean"}))
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--rho", knobs.agreement_threshold, "Vote threshold")->capture_default_str()->group(compiled);
+  command->add_option("--schedule-a", knobs.schedule_a, "Energy kept in late steps (A)")
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--schedule-c", knobs.schedule_c, "Energy kept in the first step (C)")
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--schedule-k", knobs.schedule_k, "Decay of the energy schedule (k)")
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--step-weight", knobs.step_weight_decay, "Error budget: weight of a step is exp(-w t/T)")
+      ->capture_default_str()
+      ->group(compiled);
+  command
+      ->add_option("--repetition", knobs.repetition,
+                   "Copy rows in repetitive heads: off, error (accepted by output error), similarity (the paper's)")
+      ->check(CLI::IsMember({"off", "error", "similarity"}))
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--gamma", knobs.similarity_threshold, "Similarity from which a head is repetitive")
+      ->capture_default_str()
+      ->group(compiled);
+  command->add_option("--merge-gap", knobs.merge_gap, "Fill gaps of up to so many skipped blocks")
+      ->capture_default_str()
+      ->group(compiled);
+  command
+      ->add_option("--share-steps", knobs.share_steps_iou,
+                   "Share masks of adjacent steps that agree at least so much (0: off)")
+      ->capture_default_str()
+      ->group(compiled);
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace calibatt::cli
