@@ -1,0 +1,53 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "base/tensor.h"
+#include "io/video.h"
+#include "models/wan/vae_config.h"
+
+namespace calibatt {
+
+/// AutoencoderKLWan: the causal video autoencoder of Wan 2.1 (and of tiny-wan), numerically as diffusers runs it.
+/// A clip is coded in groups over time (the first frame alone, then groups of frames_per_latent); every causal
+/// convolution carries its last input frames from group to group, so memory does not grow with the length of the clip
+/// and the result does not depend on how it was cut. One object may decode from one thread at a time.
+class WanVae {
+ public:
+  /// Called after each group with the frames finished so far and their total.
+  using Progress = std::function<void(int frames_done, int frames_total)>;
+  /// A finished group: `pixels` is [frames, 3, H, W] F32 in [-1, 1] on the host, its first frame being `first_frame`.
+  using FrameSink = std::function<void(int first_frame, const Tensor& pixels)>;
+
+  /// Reads `folder`/config.json and diffusion_pytorch_model.safetensors (or its shards). `compute` is kF32 or kBF16:
+  /// the type of activations and weights; sums are F32 in both. The backend must outlive the object. Throws Error
+  /// naming file and tensor: missing, of another shape (expected and found), or not finite.
+  static WanVae load(const std::string& folder, Backend& backend, DType compute);
+
+  WanVae(WanVae&&) noexcept;
+  WanVae& operator=(WanVae&&) noexcept;
+  ~WanVae();
+
+  const WanVaeConfig& config() const;
+
+  /// Latents [z_dim, F, h, w] F32 as the denoising loop leaves them (normalised: z · latents_std + latents_mean is what
+  /// the decoder sees) → 1 + (F − 1) · frames_per_latent frames of h · w · pixels_per_latent² RGB pixels.
+  /// Throws Error(kMismatch) for another shape, Error(kNumeric) when the latents or the picture hold NaN.
+  VideoFrames decode(const Tensor& latents, const Progress& progress = {}) const;
+  Tensor decode_to_float(const Tensor& latents, const Progress& progress = {}) const;  ///< [frames, 3, H, W], [-1, 1]
+  void decode_groups(const Tensor& latents, const FrameSink& sink) const;              ///< memory of one group
+
+  /// Video [frames, 3, H, W] F32 in [-1, 1] → the posterior's mean, normalised as `decode` expects it, [z_dim, F, h,
+  /// w]. `frames` must be 1 + a multiple of four, H and W multiples of pixels_per_latent; Error(kMismatch) otherwise.
+  Tensor encode(const Tensor& video) const;
+
+ private:
+  struct Impl;
+  explicit WanVae(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace calibatt
