@@ -1,0 +1,67 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calibrate/profile.h"
+#include "plan/plan.h"
+
+namespace calibatt {
+
+enum class Budget : uint8_t {
+  kEnergy,  ///< the paper: each step keeps energy ε(t)
+  kError,   ///< per (step, layer, head) the level that harms the output least, under one global density
+};
+enum class Agreement : uint8_t { kVote, kMean };  ///< how prompts become one energy mask: Eq. 8–9, or their mean energy
+enum class Repetition : uint8_t {
+  kOff,
+  kError,       ///< anchor rows where the measured output error says so (the budget decides)
+  kSimilarity,  ///< the paper: where rows' similarity to their anchors reaches γ
+};
+
+/// How a plan is made from a profile. Nothing here needs the model to run again.
+struct CompileOptions {
+  Budget budget = Budget::kError;
+  Skipped skipped = Skipped::kSummary;
+  std::optional<double> density;  ///< global target; budget kError: 0.3 when absent; kEnergy: the schedule as given when absent
+
+  // Budget kEnergy.
+  Agreement agreement = Agreement::kMean;
+  double agreement_threshold = 0.5;                              ///< ρ
+  double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; with a density target A is searched
+
+  // Budget kError.
+  Ranking ranking = Ranking::kHarm;
+  double step_weight_decay = 3;  ///< w of weight(t) = exp(−w t/T)
+
+  Repetition repetition = Repetition::kError;
+  int anchor_rows_per_frame = 5;      ///< k; one of the profile's anchor_rows
+  double similarity_threshold = 0.87;  ///< γ
+  int merge_gap = 0;                   ///< gaps of so many skipped blocks are kept
+  double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
+
+  double attention_share = 0.6;  ///< of dense self-attention in the transformer's time; for predicted_speedup
+};
+
+struct CompileSummary {
+  double density = 1;
+  std::vector<std::vector<double>> density_map;  ///< [step][layer], mean over heads
+  std::vector<double> step_density, layer_density;
+  int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
+  int num_entries = 0;                        ///< distinct steps after sharing
+  double predicted_speedup = 1;               ///< of the transformer
+  /// √(mean over sites of the summed errors of its heads): relative change of the residual stream per block. NaN when not measured.
+  double held_out_error = 0;
+  bool error_is_held_out = false;  ///< false: only one prompt, so the errors are of the very prompt that chose the blocks
+};
+
+struct CompiledPlan {
+  Plan::Parts parts;
+  CompileSummary summary;
+};
+
+/// Throws Error(kUsage) for options that cannot be (naming the option), also those the profile has no measurements for.
+CompiledPlan compile_plan(const Profile& profile, const CompileOptions& options);
+
+}  // namespace calibatt
