@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/tensor.h"
+#include "models/weights.h"
+
+namespace calibatt {
+
+/// config.json of a UMT5EncoderModel: the keys that shape the encoder.
+struct Umt5Config {
+  int vocab_size = 0;
+  int d_model = 0;
+  int d_kv = 0;  ///< channels per head; heads·d_kv need not equal d_model
+  int d_ff = 0;
+  int num_layers = 0;
+  int num_heads = 0;
+  int relative_attention_num_buckets = 32;
+  int relative_attention_max_distance = 128;
+  float layer_norm_epsilon = 1e-6f;
+
+  /// Throws Error(kNotFound / kFormat / kMismatch) naming file, key, found and expected.
+  static Umt5Config load(const std::string& folder);
+};
+
+/// The encoder of UMT5 (Chung et al. 2023, arXiv 2304.09151), as transformers' UMT5EncoderModel computes it: pre-norm blocks
+/// of RMS-normalised, unscaled self-attention with a relative position bias per layer, and a gated-GELU feed-forward.
+class Umt5Encoder {
+ public:
+  /// folder: config.json and model.safetensors (or its shards). dtype: kF32 or kBF16, of weights and linear inputs; the
+  /// residual stream is always float32. Throws Error naming file and tensor when something is missing, misshaped or not finite.
+  static Umt5Encoder load(Backend& backend, const std::string& folder, DType dtype);
+
+  const Umt5Config& config() const { return config_; }
+
+  /// token_ids: the prompt's real tokens alone, end-of-sequence included, without padding. The attention mask of a padded
+  /// prompt hides padding from every real token, so the rows of the real tokens come out the same.
+  /// Returns [token_ids.size(), d_model] F32 on the host. Throws Error(kUsage) for an id outside the vocabulary or an empty list.
+  Tensor encode(std::span<const int32_t> token_ids) const;
+
+ private:
+  struct Block {
+    Tensor attention_norm, feed_forward_norm;  // [d_model]
+    Tensor relative_bias;                      // host, [buckets, heads]
+    std::shared_ptr<const LinearLayer> qkv;    // q, k and v stacked: [3·heads·d_kv, d_model]
+    std::shared_ptr<const LinearLayer> output;
+    std::shared_ptr<const LinearLayer> gate, up, down;  // wi_0, wi_1, wo
+  };
+
+  Umt5Encoder() = default;
+  Tensor embed(std::span<const int32_t> token_ids) const;
+  Tensor position_bias(const Block& block, int64_t num_tokens) const;
+  void self_attention(const Block& block, Tensor& residual) const;
+  void feed_forward(const Block& block, Tensor& residual) const;
+
+  Backend* backend_ = nullptr;
+  DType dtype_ = DType::kF32;
+  Umt5Config config_;
+  Tensor embedding_;  // host, mapped, as stored: [vocab_size, d_model]
+  std::vector<Block> blocks_;
+  Tensor final_norm_;
+};
+
+}  // namespace calibatt

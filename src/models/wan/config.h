@@ -1,0 +1,31 @@
+#pragma once
+
+#include <array>
+#include <string>
+
+namespace calibatt {
+
+/// config.json of a diffusers WanTransformer3DModel (text to video).
+struct WanTransformerConfig {
+  std::array<int, 3> patch_size{1, 2, 2};  ///< latent frames, rows, columns per token
+  int num_attention_heads = 0;
+  int attention_head_dim = 0;
+  int in_channels = 16, out_channels = 16;
+  int text_dim = 4096;  ///< width of the text encoder's output
+  int freq_dim = 256;   ///< width of the timestep's sinusoidal embedding
+  int ffn_dim = 0;
+  int num_layers = 0;
+  bool cross_attn_norm = true;
+  bool qk_norm = true;  ///< "rms_norm_across_heads"; false: null
+  float eps = 1e-6f;
+  int rope_max_seq_len = 1024;  ///< largest token index along an axis of the grid, plus one
+
+  int dim() const { return num_attention_heads * attention_head_dim; }
+  int patch_volume() const { return patch_size[0] * patch_size[1] * patch_size[2]; }
+
+  /// Reads folder/config.json. Throws Error(kNotFound / kFormat / kMismatch) naming file, key, found and expected;
+  /// image-conditioned models (image_dim, added_kv_proj_dim) are refused.
+  static WanTransformerConfig load(const std::string& folder);
+};
+
+}  // namespace calibatt
