@@ -49,4 +49,9 @@ class BlockIntervals {
   std::vector<BlockInterval> intervals_;
 };
 
+/// Computed (query, key) token pairs of one head: the sum over its kept blocks of their sizes, partial last blocks
+/// counted as what they are. Sizes in tokens.
+int64_t kept_token_pairs(const BlockIntervals& intervals, int num_query_tokens, int block_q, int num_key_tokens,
+                         int block_k);
+
 }  // namespace calibatt

@@ -28,6 +28,9 @@ class BlockMask {
   std::vector<uint8_t> bits_;
 };
 
+/// Blocks kept by both over blocks kept by either, of masks of one size; 1 when neither keeps any.
 double intersection_over_union(const BlockMask& a, const BlockMask& b);
+/// Blocks kept by either, of masks of one size.
+BlockMask union_of(const BlockMask& a, const BlockMask& b);
 
 }  // namespace calibatt

@@ -9,11 +9,11 @@ namespace calibatt {
 /// The order in which a transformer's block stack sees its video tokens. Attention blocks are runs of consecutive
 /// tokens of this order, so it decides which piece of the video a block is.
 ///   raster: frame, row, column.
-///   tiles:  3-D tiles of the latent grid, one after another, raster inside a tile. An axis that its tile does not
-///   divide is
-///           split into a remainder (at the front for frames: Wan's first latent frame stands for one video frame and
-///           the others for four) and a divisible part; the remainder regions are tiled by flatter tiles of the same
-///           volume.
+///   tiles:  3-D tiles of the latent grid, one after another in raster order of tiles, raster inside a tile.
+/// An axis that its tile does not divide leaves a remainder: at the front for frames (Wan's first latent frame stands
+/// for one video frame and the others for four), at the end for rows and columns. Whole tiles come first in the order;
+/// then the leftover slabs (of frames, of rows, of columns), each tiled again by the tile cut to the slab and doubled
+/// along the other axes up to the same volume. So 17×16×16 in tiles of 16×2×2 leaves frame 0, which is tiled 1×8×8.
 struct TokenOrder {
   enum class Kind : uint8_t { kRaster, kTiles };
   Kind kind = Kind::kRaster;
