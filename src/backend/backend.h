@@ -7,16 +7,11 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/activation.h"
 #include "backend/attention_call.h"
 #include "base/tensor.h"
 
 namespace calibatt {
-
-enum class Activation : uint8_t {
-  kNone,
-  kGeluTanh,  ///< 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))): torch's gelu(approximate="tanh"), transformers' gelu_new
-  kSilu,      ///< x·sigmoid(x)
-};
 
 /// y = xWᵀ + b with the weights in a layout of the backend's own. Made by Backend::make_linear, immutable.
 class LinearLayer {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "backend/activation.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -50,8 +51,6 @@ class Convolution {
   /// or of the weights' dtype.
   virtual void run(const ClipView& in, const ClipView& out, bool accumulate) const = 0;
 };
-
-enum class Activation : uint8_t { kNone, kSiLU };
 
 /// The operators of a video autoencoder. `in` and `out` of the element-wise ones may differ in dtype and row stride.
 class ClipOps {
