@@ -1,0 +1,196 @@
+#include "io/json_config.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+
+namespace calibatt {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int kMaxDepth = 64;
+constexpr size_t kMaxShown = 40;  // bytes of a foreign value quoted in a message
+
+std::string shown(const Json& value) {
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > kMaxShown) text = text.substr(0, kMaxShown) + "…";
+  return text;
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& where) {
+  std::vector<std::set<std::string>> keys;  // of the objects that are open at this point
+  const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth > kMaxDepth) {
+      throw Error(ErrorKind::kFormat, where + ": JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
+    }
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
+      throw Error(ErrorKind::kFormat, where + ": key " + shown(parsed) + " appears twice");
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text, check);
+  } catch (const Json::exception& error) {
+    std::string reason = error.what();  // "[json.exception.parse_error.101] parse error at line 1, …"
+    if (const size_t end = reason.find("] "); end != std::string::npos) reason = reason.substr(end + 2);
+    for (char& character : reason) {
+      if (static_cast<unsigned char>(character) < 0x20) character = ' ';
+    }
+    throw Error(ErrorKind::kFormat, where + ": not valid JSON: " + reason.substr(0, 200));
+  }
+}
+
+JsonConfig JsonConfig::load(const std::string& path) {
+  return {parse_json(read_text_file(path), path), path};
+}
+
+JsonConfig::JsonConfig(const Json& object, std::string where)
+    : json_(std::make_shared<const Json>(object)), where_(std::move(where)) {
+  if (!json_->is_object()) {
+    throw Error(ErrorKind::kFormat, where_ + ": expected a JSON object, found " + shown(*json_));
+  }
+}
+
+bool JsonConfig::has(const std::string& key) const {
+  const auto found = json_->find(key);
+  return found != json_->end() && !found->is_null();
+}
+
+void JsonConfig::fail(const std::string& key, const std::string& message) const {
+  throw Error(ErrorKind::kFormat, where_ + ": key \"" + key + "\": " + message);
+}
+
+const Json& JsonConfig::at(const std::string& key, const char* expected) const {
+  if (!has(key)) fail(key, std::string("missing; expected ") + expected);
+  return json_->at(key);
+}
+
+namespace {
+
+bool is_int64(const Json& value) {
+  // An unsigned beyond int64 would wrap around in get<int64_t>().
+  return value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX);
+}
+
+std::string expectation(const char* expected, const Json& found) {
+  return std::string("expected ") + expected + ", found " + shown(found);
+}
+
+}  // namespace
+
+int64_t JsonConfig::integer(const std::string& key) const {
+  const Json& value = at(key, "an integer");
+  if (!is_int64(value)) fail(key, expectation("an integer", value));
+  return value.get<int64_t>();
+}
+
+int64_t JsonConfig::integer(const std::string& key, int64_t fallback) const {
+  return has(key) ? integer(key) : fallback;
+}
+
+int JsonConfig::integer_in(const std::string& key, int64_t min, int64_t max) const {
+  const int64_t value = integer(key);
+  if (value < min || value > max) {
+    fail(key, "expected an integer from " + std::to_string(min) + " to " + std::to_string(max) + ", found " +
+                  std::to_string(value));
+  }
+  return static_cast<int>(value);
+}
+
+int JsonConfig::integer_in(const std::string& key, int64_t min, int64_t max, int64_t fallback) const {
+  return has(key) ? integer_in(key, min, max) : static_cast<int>(fallback);
+}
+
+double JsonConfig::number(const std::string& key) const {
+  const Json& value = at(key, "a number");
+  if (!value.is_number()) fail(key, expectation("a number", value));
+  return value.get<double>();
+}
+
+double JsonConfig::number(const std::string& key, double fallback) const {
+  return has(key) ? number(key) : fallback;
+}
+
+bool JsonConfig::boolean(const std::string& key) const {
+  const Json& value = at(key, "true or false");
+  if (!value.is_boolean()) fail(key, expectation("true or false", value));
+  return value.get<bool>();
+}
+
+bool JsonConfig::boolean(const std::string& key, bool fallback) const {
+  return has(key) ? boolean(key) : fallback;
+}
+
+std::string JsonConfig::string(const std::string& key) const {
+  const Json& value = at(key, "a string");
+  if (!value.is_string()) fail(key, expectation("a string", value));
+  return value.get<std::string>();
+}
+
+std::string JsonConfig::string(const std::string& key, const std::string& fallback) const {
+  return has(key) ? string(key) : fallback;
+}
+
+std::vector<int64_t> JsonConfig::integers(const std::string& key) const {
+  const char* expected = "a list of integers";
+  const Json& value = at(key, expected);
+  if (!value.is_array()) fail(key, expectation(expected, value));
+  std::vector<int64_t> result;
+  for (const Json& element : value) {
+    if (!is_int64(element)) fail(key, expectation(expected, value));
+    result.push_back(element.get<int64_t>());
+  }
+  return result;
+}
+
+std::vector<int64_t> JsonConfig::integers(const std::string& key, std::vector<int64_t> fallback) const {
+  return has(key) ? integers(key) : std::move(fallback);
+}
+
+std::vector<double> JsonConfig::numbers(const std::string& key) const {
+  const char* expected = "a list of numbers";
+  const Json& value = at(key, expected);
+  if (!value.is_array()) fail(key, expectation(expected, value));
+  std::vector<double> result;
+  for (const Json& element : value) {
+    if (!element.is_number()) fail(key, expectation(expected, value));
+    result.push_back(element.get<double>());
+  }
+  return result;
+}
+
+std::vector<double> JsonConfig::numbers(const std::string& key, std::vector<double> fallback) const {
+  return has(key) ? numbers(key) : std::move(fallback);
+}
+
+std::vector<bool> JsonConfig::booleans(const std::string& key) const {
+  const char* expected = "a list of true and false";
+  const Json& value = at(key, expected);
+  if (!value.is_array()) fail(key, expectation(expected, value));
+  std::vector<bool> result;
+  for (const Json& element : value) {
+    if (!element.is_boolean()) fail(key, expectation(expected, value));
+    result.push_back(element.get<bool>());
+  }
+  return result;
+}
+
+std::vector<bool> JsonConfig::booleans(const std::string& key, std::vector<bool> fallback) const {
+  return has(key) ? booleans(key) : std::move(fallback);
+}
+
+JsonConfig JsonConfig::object(const std::string& key) const {
+  const Json& value = at(key, "an object");
+  if (!value.is_object()) fail(key, expectation("an object", value));
+  return {value, where_ + ": " + key};
+}
+
+}  // namespace calibatt

@@ -1,0 +1,278 @@
+#include "io/safetensors.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+#include "io/json_config.h"
+
+namespace calibatt {
+namespace {
+
+using nlohmann::json;
+static_assert(std::endian::native == std::endian::little, "tensor bytes are used in place");
+
+constexpr size_t kLengthBytes = 8;
+constexpr uint64_t kMaxHeaderBytes = uint64_t{100} << 20;  // the limit of the reference implementation
+constexpr size_t kHeaderAlignment = 64;                    // of the data that follows the header, in files written here
+
+constexpr std::array kDTypes = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16, DType::kI64, DType::kI32,
+                                DType::kI16, DType::kI8,  DType::kU32, DType::kU16,  DType::kU8,  DType::kBool};
+
+std::optional<DType> dtype_of(std::string_view name) {
+  for (const DType dtype : kDTypes) {
+    if (dtype_name(dtype) == name) return dtype;
+  }
+  return std::nullopt;
+}
+
+/// A name from outside, fit for a one-line message.
+std::string quoted(const std::string& name) {
+  std::string text = json(name).dump(-1, ' ', true, json::error_handler_t::replace);
+  return text.size() <= 120 ? text : text.substr(0, 120) + "…\"";
+}
+
+[[noreturn]] void refuse(const std::string& path, const std::string& reason) {
+  throw Error(ErrorKind::kFormat,
+              path + ": " + reason + "; this is not a complete, unaltered safetensors file (copy it anew)");
+}
+
+[[noreturn]] void refuse_tensor(const std::string& path, const std::string& name, const std::string& reason) {
+  refuse(path, "tensor " + quoted(name) + ": " + reason);
+}
+
+/// What the header says of one tensor; `begin` relative to the data.
+Safetensors::Entry parse_entry(const std::string& path, const std::string& name, const json& value,
+                               uint64_t data_bytes) {
+  const auto fail = [&](const std::string& reason) { refuse_tensor(path, name, reason); };
+  if (!value.is_object()) fail("its entry is not an object");
+  for (const auto& [key, unused] : value.items()) {
+    if (key != "dtype" && key != "shape" && key != "data_offsets") fail("unknown key " + quoted(key));
+  }
+  if (!value.contains("dtype") || !value["dtype"].is_string()) fail("no dtype");
+  const auto dtype = dtype_of(value["dtype"].get_ref<const std::string&>());
+  if (!dtype) {
+    throw Error(ErrorKind::kFormat, path + ": tensor " + quoted(name) + ": dtype " +
+                                        quoted(value["dtype"].get<std::string>()) +
+                                        " is not supported; convert the weights to F32 or BF16");
+  }
+  Safetensors::Entry entry;
+  entry.dtype = *dtype;
+
+  if (!value.contains("shape") || !value["shape"].is_array()) fail("no shape");
+  uint64_t size_bytes = dtype_size(*dtype);
+  bool has_zero = false;
+  for (const json& extent : value["shape"]) {
+    if (!extent.is_number_unsigned() || extent.get<uint64_t>() > uint64_t{INT64_MAX}) fail("a dimension is not a size");
+    const auto count = extent.get<uint64_t>();
+    has_zero |= count == 0;
+    // A product beyond the file's size is refused before it can overflow; zeros must not hide such a product.
+    if (count != 0 && size_bytes > uint64_t{INT64_MAX} / 8 / count) fail("its shape is impossibly large");
+    if (count != 0) size_bytes *= count;
+    entry.shape.push_back(static_cast<int64_t>(count));
+  }
+  if (has_zero) size_bytes = 0;
+
+  const json offsets = value.value("data_offsets", json());
+  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
+      !offsets[1].is_number_unsigned()) {
+    fail("data_offsets are not two sizes");
+  }
+  const auto begin = offsets[0].get<uint64_t>(), end = offsets[1].get<uint64_t>();
+  if (begin > end || end > data_bytes) {
+    fail("data_offsets [" + std::to_string(begin) + ", " + std::to_string(end) + "] are outside of the " +
+         std::to_string(data_bytes) + " bytes of data");
+  }
+  if (end - begin != size_bytes) {
+    fail("data_offsets span " + std::to_string(end - begin) + " bytes, but dtype and shape need " +
+         std::to_string(size_bytes));
+  }
+  entry.begin = begin;
+  entry.size_bytes = size_bytes;
+  return entry;
+}
+
+}  // namespace
+
+void Safetensors::add_file(const std::string& path) {
+  auto mapped = MappedFile::open(path);
+  const std::span<const unsigned char> bytes = mapped->bytes();
+  if (bytes.size() < kLengthBytes) refuse(path, "only " + std::to_string(bytes.size()) + " bytes");
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
+  if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - kLengthBytes) {
+    refuse(path, "the header is said to have " + std::to_string(header_bytes) + " bytes in a file of " +
+                     std::to_string(bytes.size()));
+  }
+  const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes);
+  if (!header.starts_with('{')) refuse(path, "the header does not begin with \"{\"");
+  const json root = parse_json(header, path);
+  if (!root.is_object()) refuse(path, "the header is not a JSON object");
+
+  const size_t data_begin = kLengthBytes + header_bytes;
+  const size_t data_bytes = bytes.size() - data_begin;
+  struct Range {
+    size_t begin, end;
+    const std::string* name;
+  };
+  std::vector<Range> ranges;
+  for (const auto& [name, value] : root.items()) {
+    if (name == "__metadata__") {
+      if (!value.is_object()) refuse(path, "__metadata__ is not an object");
+      for (const auto& [key, text] : value.items()) {
+        if (!text.is_string()) refuse(path, "__metadata__ " + quoted(key) + " is not a string");
+        metadata_.emplace(key, text.get<std::string>());
+      }
+      continue;
+    }
+    Entry entry = parse_entry(path, name, value, data_bytes);
+    const size_t begin = entry.begin, end = begin + entry.size_bytes;
+    entry.begin += data_begin;
+    entry.file = files_.size();
+    const auto [position, inserted] = entries_.emplace(name, std::move(entry));
+    if (!inserted) refuse_tensor(path, name, "is in another shard, too");
+    ranges.push_back({begin, end, &position->first});
+  }
+
+  // Tensors must tile the data: what overlaps or is left over was not written by an honest writer.
+  std::sort(ranges.begin(), ranges.end(),
+            [](const Range& a, const Range& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
+  size_t covered = 0;
+  for (const Range& range : ranges) {
+    if (range.begin < covered) refuse_tensor(path, *range.name, "its data overlaps another tensor's");
+    if (range.begin > covered) refuse_tensor(path, *range.name, "there is a gap before its data");
+    covered = range.end;
+  }
+  if (covered != data_bytes) {
+    refuse(path, std::to_string(data_bytes - covered) + " bytes of data belong to no tensor");
+  }
+  files_.push_back(std::move(mapped));
+}
+
+Safetensors Safetensors::open(const std::string& path) {
+  Safetensors result;
+  result.path_ = path;
+  if (!path.ends_with(".json")) {
+    result.add_file(path);
+    return result;
+  }
+
+  const JsonConfig index = JsonConfig::load(path);
+  const JsonConfig weight_map = index.object("weight_map");
+  std::map<std::string, std::string> shard_of;
+  std::vector<std::string> shards;
+  for (const auto& [name, value] : weight_map.json().items()) {
+    const std::string shard = weight_map.string(name);
+    // Shards lie beside their index; a path that leads elsewhere is not a shard's name.
+    if (shard.empty() || shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos ||
+        shard.starts_with('.')) {
+      weight_map.fail(name, "expected the name of a file beside the index, found " + quoted(shard));
+    }
+    shard_of[name] = shard;
+    shards.push_back(shard);
+  }
+  std::sort(shards.begin(), shards.end());
+  shards.erase(std::unique(shards.begin(), shards.end()), shards.end());
+  for (const std::string& shard : shards) {
+    result.add_file((std::filesystem::path(path).parent_path() / shard).string());
+  }
+  for (const auto& [name, shard] : shard_of) {
+    const auto found = result.entries_.find(name);
+    if (found == result.entries_.end() || shards[found->second.file] != shard) {
+      throw Error(ErrorKind::kFormat, path + ": tensor " + quoted(name) + " is not in " + quoted(shard) +
+                                          " as the index says; copy all shards of one model together");
+    }
+  }
+  return result;
+}
+
+Safetensors Safetensors::open_folder(const std::string& folder) {
+  std::error_code ignored;
+  for (const char* stem : {"diffusion_pytorch_model", "model"}) {
+    for (const char* ending : {".safetensors", ".safetensors.index.json"}) {
+      const auto path = std::filesystem::path(folder) / (std::string(stem) + ending);
+      if (std::filesystem::exists(path, ignored)) return open(path.string());
+    }
+  }
+  throw Error(ErrorKind::kNotFound, folder +
+                                        ": no weights; expected diffusion_pytorch_model.safetensors or "
+                                        "model.safetensors (or their .index.json) in this folder");
+}
+
+const Safetensors::Entry& Safetensors::entry(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) {
+    throw Error(ErrorKind::kFormat, path_ + ": tensor " + quoted(name) +
+                                        " is missing; are these the weights that the config.json describes?");
+  }
+  return found->second;
+}
+
+std::span<const unsigned char> Safetensors::raw_bytes(const std::string& name) const {
+  const Entry& found = entry(name);
+  return files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
+}
+
+Tensor Safetensors::get(const std::string& name) const {
+  const Entry& found = entry(name);
+  const std::span<const unsigned char> bytes = raw_bytes(name);
+  if (bytes.empty() || reinterpret_cast<uintptr_t>(bytes.data()) % dtype_size(found.dtype) != 0) {
+    Tensor copy(found.dtype, found.shape);
+    if (!bytes.empty()) std::memcpy(copy.raw(), bytes.data(), bytes.size());
+    return copy;
+  }
+  return {found.dtype, found.shape,
+          std::shared_ptr<void>(files_[found.file], const_cast<unsigned char*>(bytes.data()))};
+}
+
+Tensor Safetensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
+  Tensor tensor = get(name);
+  if (tensor.shape() != shape) {
+    std::string expected;
+    for (const int64_t extent : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(extent);
+    throw Error(ErrorKind::kFormat, path_ + ": tensor " + quoted(name) + " is " + tensor.describe() +
+                                        ", but the config.json makes it [" + expected + "]");
+  }
+  return tensor;
+}
+
+void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::vector<const std::pair<const std::string, Tensor>*> order;
+  for (const auto& item : tensors) {
+    CALIBATT_ASSERT(!item.second.empty() && item.first != "__metadata__");
+    order.push_back(&item);
+  }
+  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+    return dtype_size(a->second.dtype()) > dtype_size(b->second.dtype());
+  });
+
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  size_t offset = 0;
+  for (const auto* item : order) {
+    const Tensor& tensor = item->second;
+    header[item->first] = {{"dtype", dtype_name(tensor.dtype())},
+                           {"shape", tensor.shape()},
+                           {"data_offsets", {offset, offset + tensor.size_bytes()}}};
+    offset += tensor.size_bytes();
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + kLengthBytes + kHeaderAlignment - 1) / kHeaderAlignment * kHeaderAlignment - kLengthBytes,
+              ' ');
+
+  AtomicFile file(path);
+  const uint64_t header_bytes = text.size();
+  file.write(&header_bytes, kLengthBytes);
+  file.write(text);
+  for (const auto* item : order) file.write(item->second.raw(), item->second.size_bytes());
+  file.commit();
+}
+
+}  // namespace calibatt

@@ -1,0 +1,33 @@
+#include "io/system_error.h"
+
+#include <cerrno>
+#include <system_error>
+
+#include "base/error.h"
+
+namespace calibatt {
+
+std::string system_message(int code) {
+  return std::generic_category().message(code);
+}
+
+void throw_open_error(const std::string& path, int code) {
+  if (code == ENOENT || code == ENOTDIR) {
+    throw Error(ErrorKind::kNotFound, path + ": no such file; check the path");
+  }
+  throw Error(ErrorKind::kIo, path + ": cannot be read: " + system_message(code));
+}
+
+void throw_write_error(const std::string& path, int code) {
+  std::string remedy;
+  if (code == ENOSPC || code == EDQUOT || code == EFBIG) {
+    remedy = "; free some space or choose another folder (nothing was left behind)";
+  } else if (code == ENOENT || code == ENOTDIR) {
+    remedy = "; create the folder first";
+  } else if (code == EACCES || code == EPERM || code == EROFS) {
+    remedy = "; choose a folder that you may write to";
+  }
+  throw Error(ErrorKind::kIo, path + ": cannot be written: " + system_message(code) + remedy);
+}
+
+}  // namespace calibatt
