@@ -1,0 +1,46 @@
+#include <nlohmann/json.hpp>
+
+#include "calibatt/pipeline.h"
+
+namespace calibatt {
+
+std::string to_json(const RunReport& report) {
+  using nlohmann::json;
+  const GenerateOptions& options = report.options;
+  const StageSeconds& seconds = report.seconds;
+  const json result = {{"model", report.model_name},
+                       {"precision", report.precision},
+                       {"backend", report.backend},
+                       {"attention_kernel", report.attention_kernel},
+                       {"threads", report.threads},
+                       {"num_tokens", report.num_tokens},
+                       {"num_layers", report.num_layers},
+                       {"prompt", options.prompt},
+                       {"negative_prompt", options.negative_prompt},
+                       {"seed", options.seed},
+                       {"steps", *options.steps},
+                       {"cfg_scale", *options.cfg_scale},
+                       {"flow_shift", *options.flow_shift},
+                       {"width", *options.width},
+                       {"height", *options.height},
+                       {"video_frames", *options.video_frames},
+                       {"fps", *options.fps},
+                       {"scheduler", *options.scheduler},
+                       {"plan", options.plan_path.empty() ? json(nullptr) : json(options.plan_path)},
+                       {"seconds",
+                        {{"text", seconds.text},
+                         {"attention", seconds.attention},
+                         {"transformer_other", seconds.transformer_other},
+                         {"transformer", seconds.transformer()},
+                         {"vae", seconds.vae},
+                         {"total", seconds.total()}}},
+                       {"density", report.density},
+                       {"density_map", report.density_map},
+                       {"attention_calls", report.attention_calls},
+                       {"dense_fallback_calls", report.dense_fallback_calls},
+                       {"fallback_reason", report.fallback_reason},
+                       {"step_mapping", report.step_mapping}};
+  return result.dump(2) + "\n";
+}
+
+}  // namespace calibatt

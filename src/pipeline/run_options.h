@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+
+#include "calibatt/pipeline.h"
+#include "models/wan/config.h"
+#include "models/wan/vae_config.h"
+
+namespace calibatt {
+
+/// What a model folder says about itself, apart from its components.
+struct ModelFolder {
+  std::string path;
+  std::string name;                 ///< the folder's own name
+  std::string scheduler = "unipc";  ///< what its scheduler_config.json asks for
+  double flow_shift = 1;
+  // generation_config.json (calibatt's own, optional); else the defaults of Wan 2.1.
+  int width = 832, height = 480, video_frames = 81, steps = 50;
+  double cfg_scale = 5, fps = 16;
+
+  /// Reads model_index.json, generation_config.json and the scheduler's configuration. Throws Error(kNotFound / kFormat
+  /// / kMismatch).
+  static ModelFolder open(const std::string& path);
+};
+
+/// Every unset option filled in, and all of them checked against what the model can do. Throws Error(kUsage) naming the
+/// flag, the value and the nearest one that works.
+GenerateOptions resolve_options(const GenerateOptions& options, const ModelFolder& folder, const WanVaeConfig& vae,
+                                const WanTransformerConfig& transformer);
+
+}  // namespace calibatt
