@@ -13,6 +13,8 @@
 
 namespace calibatt {
 
+class ClipOps;
+
 /// y = xWᵀ + b with the weights in a layout of the backend's own. Made by Backend::make_linear, immutable.
 class LinearLayer {
  public:
@@ -98,6 +100,10 @@ class Backend {
   /// bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                                 int head_dim, HeadsView out) = 0;
+
+  // ---- video autoencoder -------------------------------------------------------------------------------------------
+  /// Convolutions over time and space and what goes with them (clip_ops.h). Throws Error(kUsage) on a backend without.
+  virtual ClipOps& clip_ops();
 };
 
 /// The backend of this name ("cpu"); throws Error(kUsage) naming those there are.

@@ -57,10 +57,15 @@ class ClipOps {
  public:
   virtual ~ClipOps() = default;
 
-  /// weight: [out, in, frames, rows, columns] F32 on the host (torch's Conv3d order), bias: [out] F32 on the host.
+  /// False when this processor would be slow at it, or cannot do it at all: ask for kF32 then.
+  virtual bool supports(DType compute) const = 0;
+
+  /// weight: [out, in, frames, rows, columns], F32 or BF16 (torch's Conv3d order), bias: [out] F32; both on the host
+  /// and kept.
   virtual std::unique_ptr<Convolution> make_convolution(const ConvolutionSpec& spec, const Tensor& weight,
                                                         const Tensor& bias, DType compute) = 0;
-  /// out[pixel] = activation(in[pixel] / max(‖in[pixel]‖, 1e-12) · √channels · gamma)  (WanRMS_norm)
+  /// `activation`: kNone or kSiLU. out[pixel] = activation(in[pixel] / max(‖in[pixel]‖, 1e-12) · √channels · gamma)
+  /// (WanRMS_norm)
   virtual void rms_norm(const ClipView& in, std::span<const float> gamma, Activation activation,
                         const ClipView& out) = 0;
   /// Nearest neighbour, twice the rows and columns. With time_factor 2 the input has twice the channels of the output

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <dnnl.hpp>
+
+#include "base/dtype.h"
+
+namespace calibatt::cpu {
+
+/// The process's CPU engine of oneDNN, and a stream of the calling thread.
+const dnnl::engine& onednn_engine();
+dnnl::stream& onednn_stream();
+
+dnnl::memory::data_type onednn_type(DType dtype);  ///< kF32 or kBF16
+
+/// While it lives, oneDNN makes and runs primitives on the calling thread alone. oneDNN (as packaged) runs on OpenMP,
+/// whose idle threads go on spinning for milliseconds after each primitive and take the processors from parallel_for
+/// (measured on 2 cores: 35 % lost when the two alternate). So work is cut into pieces inside parallel_for, and each
+/// piece is a one-thread primitive. Primitives need dnnl::scratchpad_mode::user to be run by several threads at once.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int previous_;
+};
+
+}  // namespace calibatt::cpu
