@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "sparsity/block_intervals.h"
 #include "sparsity/geometry.h"
 
@@ -54,18 +55,23 @@ class Plan {
     PlanProvenance provenance;
   };
 
-  /// Throws Error(kFormat) when the parts contradict each other (naming entry, layer, head).
+  /// Throws Error(kFormat) when the parts contradict each other (naming entry, layer, head). anchor_rows_per_frame
+  /// becomes 0 when no head is anchored.
   explicit Plan(Parts parts);
 
   const Parts& parts() const { return parts_; }
   const AttentionGeometry& geometry() const { return parts_.geometry; }
   int num_steps() const { return static_cast<int>(parts_.sigmas.size()); }
   int num_layers() const { return parts_.num_layers; }
-  const HeadPlan& head(int step, int layer, int head) const;
+  int num_entries() const { return num_entries_; }
+  int entry_of(int step) const { return parts_.step_entry.at(static_cast<size_t>(step)); }
+  const HeadPlan& head(int step, int layer, int head) const { return entry_head(entry_of(step), layer, head); }
+  const HeadPlan& entry_head(int entry, int layer, int head) const { return parts_.heads[index(entry, layer, head)]; }
   const AnchorRows& anchor_rows() const { return anchor_rows_; }
 
   /// Computed (query, key) token pairs over all pairs: anchors and blocks together. Summary tokens are not counted.
   double density(int step, int layer, int head) const;
+  int64_t entry_token_pairs(int entry, int layer, int head) const { return token_pairs_[index(entry, layer, head)]; }
   double density(int step, int layer) const;  ///< mean over heads
   double density() const;                     ///< mean over everything
 
@@ -73,8 +79,17 @@ class Plan {
   int nearest_step(double sigma) const;
 
  private:
+  size_t index(int entry, int layer, int head) const {
+    CALIBATT_ASSERT(entry >= 0 && entry < num_entries_ && layer >= 0 && layer < parts_.num_layers && head >= 0 &&
+                    head < parts_.geometry.heads);
+    return (static_cast<size_t>(entry) * static_cast<size_t>(parts_.num_layers) + static_cast<size_t>(layer)) *
+               static_cast<size_t>(parts_.geometry.heads) +
+           static_cast<size_t>(head);
+  }
   Parts parts_;
-  AnchorRows anchor_rows_;
+  int num_entries_ = 0;
+  AnchorRows anchor_rows_;            // empty when no head is anchored
+  std::vector<int64_t> token_pairs_;  // computed pairs of each head
 };
 
 /// The plan file (docs/plan_format.md): a safetensors file; appears complete or not at all. Throws Error(kIo).

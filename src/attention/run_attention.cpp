@@ -1,0 +1,231 @@
+#include "attention/run_attention.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <utility>
+
+namespace calibatt {
+namespace {
+
+// Two schedules are the same when they differ by rounding only (float32 in one place, float64 in another).
+constexpr double kSigmaTolerance = 1e-5;
+
+AttentionCall dense_call(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+                         HeadsView out) {
+  AttentionCall call;
+  call.q = q;
+  call.k = k;
+  call.v = v;
+  call.out = out;
+  call.num_heads = geometry.heads;
+  call.head_dim = geometry.head_dim;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
+  call.block_q = geometry.block_q;
+  call.block_k = geometry.block_k;
+  return call;
+}
+
+int64_t all_pairs(const AttentionCall& call) {
+  return call.q.num_tokens * call.k.num_tokens * call.num_heads;
+}
+
+double seconds_of(const auto& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.4g", value);
+  return text;
+}
+
+std::string grid_text(const AttentionGeometry& geometry) {
+  const std::string grid = std::to_string(geometry.frames) + "×" + std::to_string(geometry.height) + "×" +
+                           std::to_string(geometry.width) + " tokens";
+  return geometry.text_tokens == 0 ? grid : grid + " and " + std::to_string(geometry.text_tokens) + " text tokens";
+}
+
+std::string video_text(int frames, int height, int width) {
+  return std::to_string(frames) + " frames of " + std::to_string(width) + "×" + std::to_string(height);
+}
+
+// "0–3→0, 4→1, …": steps of the run → steps of the plan, runs of equal targets joined.
+std::string mapping_text(const std::vector<int>& plan_step) {
+  std::string text;
+  for (size_t begin = 0; begin < plan_step.size();) {
+    size_t end = begin + 1;
+    while (end < plan_step.size() && plan_step[end] == plan_step[begin]) ++end;
+    if (!text.empty()) text += ", ";
+    text += std::to_string(begin);
+    if (end > begin + 1) text += "–" + std::to_string(end - 1);
+    text += "→" + std::to_string(plan_step[begin]);
+    begin = end;
+  }
+  return text;
+}
+
+std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
+  double largest = 0;
+  for (size_t step = 0; step < run.sigmas.size(); ++step) {
+    largest = std::max(largest, std::abs(run.sigmas[step] - plan.parts().sigmas[static_cast<size_t>(plan_step[step])]));
+  }
+  const bool same_steps = run.sigmas.size() == plan.parts().sigmas.size();
+  if (same_steps && largest <= kSigmaTolerance) return "";
+  return std::to_string(run.sigmas.size()) + " steps (flow shift " + short_number(run.flow_shift) +
+         ") use the plan's " + std::to_string(plan.num_steps()) + " steps (flow shift " +
+         short_number(plan.parts().provenance.flow_shift) + ") of the nearest noise level, at most " +
+         short_number(largest) + " away: " + mapping_text(plan_step);
+}
+
+// What differs between the plan's attention problem and one of a run; order and block sizes are the plan's to choose.
+std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
+  if (grid_text(plan) != grid_text(run)) {
+    return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);
+  }
+  if (plan.heads != run.heads || plan.head_dim != run.head_dim) {
+    return "it was made for " + std::to_string(plan.heads) + " heads × " + std::to_string(plan.head_dim) +
+           ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string find_mismatch(const Plan& plan, const RunDescription& run) {
+  const PlanProvenance& made_for = plan.parts().provenance;
+  if (made_for.model_fingerprint != run.model_fingerprint) {
+    return "it was made for the model '" + made_for.model_name + "' with fingerprint " + made_for.model_fingerprint +
+           ", this run has '" + run.model_name + "' with fingerprint " + run.model_fingerprint;
+  }
+  if (made_for.video_frames != run.video_frames || made_for.video_height != run.video_height ||
+      made_for.video_width != run.video_width) {
+    return "it was made for " + video_text(made_for.video_frames, made_for.video_height, made_for.video_width) +
+           ", this run makes " + video_text(run.video_frames, run.video_height, run.video_width);
+  }
+  if (std::string difference = geometry_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
+  if (plan.num_layers() != run.num_layers) {
+    return "it was made for " + std::to_string(plan.num_layers()) + " layers, this run has " +
+           std::to_string(run.num_layers);
+  }
+  const int block_q = run.block_q.value_or(plan.geometry().block_q),
+            block_k = run.block_k.value_or(plan.geometry().block_k);
+  if (block_q != plan.geometry().block_q || block_k != plan.geometry().block_k) {
+    return "its block size (queries × keys) is " + std::to_string(plan.geometry().block_q) + "×" +
+           std::to_string(plan.geometry().block_k) + ", this run takes " + std::to_string(block_q) + "×" +
+           std::to_string(block_k);
+  }
+  if (run.order && *run.order != plan.geometry().order) {
+    return "its token order is " + plan.geometry().order.to_string() + ", this run takes " + run.order->to_string();
+  }
+  return "";
+}
+
+std::vector<int> map_steps(const Plan& plan, const std::vector<double>& run_sigmas) {
+  std::vector<int> plan_step;
+  plan_step.reserve(run_sigmas.size());
+  for (const double sigma : run_sigmas) plan_step.push_back(plan.nearest_step(sigma));
+  return plan_step;
+}
+
+void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                            ConstHeadsView v, HeadsView out, const OutputContext&) {
+  const AttentionCall call = dense_call(geometry, q, k, v, out);
+  const double seconds = seconds_of([&] { backend_.attention(call); });
+  meter_.add(step_, layer, all_pairs(call), all_pairs(call), seconds);
+}
+
+PlannedAttention::PlannedAttention(Backend& backend, std::shared_ptr<const Plan> plan, const RunDescription& run,
+                                   OnMismatch on_mismatch)
+    : backend_(backend),
+      plan_(std::move(plan)),
+      num_layers_(run.num_layers),
+      on_mismatch_(on_mismatch),
+      meter_(static_cast<int>(run.sigmas.size()), run.num_layers) {
+  CALIBATT_ASSERT(plan_ != nullptr);
+  mismatch_ = find_mismatch(*plan_, run);
+  if (!mismatch_.empty()) {
+    if (on_mismatch == OnMismatch::kRefuse) {
+      throw Error(ErrorKind::kMismatch, "the plan does not fit: " + mismatch_ +
+                                            "; calibrate for this run, or choose to run dense on a mismatch");
+    }
+    fallback_reason_ = mismatch_;
+    return;
+  }
+  plan_step_ = map_steps(*plan_, run.sigmas);
+  step_mapping_ = describe_mapping(*plan_, run, plan_step_);
+
+  const bool summarize_skipped = plan_->parts().summarize_skipped;
+  schedules_.reserve(plan_->parts().heads.size());
+  for (const HeadPlan& head : plan_->parts().heads) {
+    HeadSchedule& schedule = schedules_.emplace_back();
+    if (head.intervals) schedule.intervals = &*head.intervals;
+    schedule.summarize_skipped = summarize_skipped && head.intervals.has_value();
+    if (head.anchored) schedule.anchors = &plan_->anchor_rows();
+  }
+}
+
+TokenOrder PlannedAttention::token_order() const {
+  return mismatch_.empty() ? plan_->geometry().order : TokenOrder::raster();
+}
+
+void PlannedAttention::begin_forward(int step, GuidanceBranch branch) {
+  CALIBATT_ASSERT(!mismatch_.empty() || (step >= 0 && static_cast<size_t>(step) < plan_step_.size()));
+  RunAttention::begin_forward(step, branch);
+}
+
+void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                              ConstHeadsView v, HeadsView out, const OutputContext&) {
+  CALIBATT_ASSERT(layer >= 0 && layer < num_layers_);
+  const AttentionCall call = dense_call(geometry, q, k, v, out);
+  // A model may differ from what the run description promised (or from one call to the next): look at every call.
+  std::string mismatch = mismatch_;
+  if (mismatch.empty()) {
+    CALIBATT_ASSERT(geometry.order == plan_->geometry().order);
+    mismatch = geometry_mismatch(plan_->geometry(), geometry);
+  }
+  if (mismatch.empty()) {
+    attend_planned(layer, call);
+    return;
+  }
+  if (policy_ == OnMismatch::kRefuse) {
+    throw Error(ErrorKind::kMismatch, "the plan does not fit layer " + std::to_string(layer) + ": " + mismatch);
+  }
+  if (fallback_reason_.empty()) fallback_reason_ = mismatch;
+  const double seconds = seconds_of([&] { backend_.attention(call); });
+  meter_.add(step_, layer, all_pairs(call), all_pairs(call), seconds);
+  meter_.add_fallback();
+}
+
+void PlannedAttention::attend_planned(int layer, AttentionCall call) {
+  const int num_heads = plan_->geometry().heads;
+  const int entry = plan_->entry_of(plan_step_[static_cast<size_t>(step_)]);
+  call.block_q = plan_->geometry().block_q;
+  call.block_k = plan_->geometry().block_k;
+  const size_t site = static_cast<size_t>(entry) * static_cast<size_t>(num_layers_) + static_cast<size_t>(layer);
+  call.heads = std::span(schedules_).subspan(site * static_cast<size_t>(num_heads), static_cast<size_t>(num_heads));
+  int64_t computed_pairs = 0;
+  for (int head = 0; head < num_heads; ++head) computed_pairs += plan_->entry_token_pairs(entry, layer, head);
+  const double seconds = seconds_of([&] { backend_.attention(call); });
+  meter_.add(step_, layer, computed_pairs, all_pairs(call), seconds);
+}
+
+AttentionReport PlannedAttention::report() const {
+  AttentionReport report = meter_.report();
+  report.fallback_reason = fallback_reason_;
+  report.step_mapping = step_mapping_;
+  return report;
+}
+
+std::unique_ptr<RunAttention> make_run_attention(Backend& backend, std::shared_ptr<const Plan> plan,
+                                                 const RunDescription& run, OnMismatch on_mismatch) {
+  if (plan == nullptr) {
+    return std::make_unique<DenseAttention>(backend, static_cast<int>(run.sigmas.size()), run.num_layers);
+  }
+  return std::make_unique<PlannedAttention>(backend, std::move(plan), run, on_mismatch);
+}
+
+}  // namespace calibatt
