@@ -191,7 +191,7 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
     attend_planned(layer, call);
     return;
   }
-  if (policy_ == OnMismatch::kRefuse) {
+  if (on_mismatch_ == OnMismatch::kRefuse) {
     throw Error(ErrorKind::kMismatch, "the plan does not fit layer " + std::to_string(layer) + ": " + mismatch);
   }
   if (fallback_reason_.empty()) fallback_reason_ = mismatch;
