@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 
 
-def _norm_act(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    """WanRMS_norm over the channels, then SiLU; f32 inside."""
+def _norm_act_rows(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """WanRMS_norm over the last dimension, then SiLU; f32 inside. x: [N, C]."""
     wide = x.float()
     length = wide.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
     return F.silu(wide / length * (x.shape[1] ** 0.5) * gamma.float()).to(x.dtype)
@@ -25,7 +25,16 @@ class WholeClip:
 
     def __init__(self, vae, compiled: bool = False):
         self.vae = vae
-        self.norm_act = torch.compile(_norm_act, dynamic=True) if compiled else _norm_act
+        self.compiled = compiled
+        torch._dynamo.config.recompile_limit = 64  # one version per channel count, with and without gradients
+        self.rows = torch.compile(_norm_act_rows) if compiled else _norm_act_rows
+
+    def norm_act(self, x, gamma):
+        b, c, t, h, w = x.shape
+        rows = x.permute(0, 2, 3, 4, 1).reshape(-1, c)  # no copy: memory is channels last throughout
+        if self.compiled:
+            torch._dynamo.mark_dynamic(rows, 0)
+        return self.rows(rows, gamma.view(c)).view(b, t, h, w, c).permute(0, 4, 1, 2, 3)
 
     def conv(self, layer, x):
         """A causal convolution: zeros before the first frame."""
@@ -43,9 +52,9 @@ class WholeClip:
     def resample(self, block, x):
         if block.mode == "upsample3d" and x.shape[2] > 1:
             b, c, t, h, w = x.shape
-            later = self.conv(block.time_conv, x[:, :, 1:])
-            later = later.view(b, 2, c, t - 1, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c, 2 * (t - 1), h, w)
-            x = torch.cat([x[:, :, :1], later], dim=2)
+            later = self.conv(block.time_conv, x[:, :, 1:]).permute(0, 2, 3, 4, 1).reshape(b, t - 1, h, w, 2, c)
+            later = later.permute(0, 1, 4, 2, 3, 5).reshape(b, 2 * (t - 1), h, w, c)
+            x = torch.cat([x[:, :, :1].permute(0, 2, 3, 4, 1), later], dim=1).permute(0, 4, 1, 2, 3)
         b, c, t, h, w = x.shape
         frames = x.permute(0, 2, 1, 3, 4).reshape(b * t, c, h, w)
         if block.mode.startswith("upsample"):
@@ -62,7 +71,8 @@ class WholeClip:
     def middle(self, block, x):
         x = self.residual(block.resnets[0], x)
         for attention, resnet in zip(block.attentions, block.resnets[1:]):
-            x = self.residual(resnet, attention(x))
+            x = attention(x).contiguous(memory_format=torch.channels_last_3d)
+            x = self.residual(resnet, x)
         return x
 
     def encode(self, video):

@@ -1,0 +1,84 @@
+"""One stretch of training on a GPU machine, ending by the clock: what it leaves in --output is enough to go on elsewhere.
+
+  python -m tools.tiny_wan.stretch --state STATE --output OUT --seconds 580 --vae-minutes 6     # first
+  python -m tools.tiny_wan.stretch --state STATE --output OUT --seconds 580                     # resumes
+  python -m tools.tiny_wan.stretch --state STATE --output OUT --seconds 580 --finish            # last
+
+Compiles the transformer in a second process while the autoencoder trains. Then samples, judges and packs (in pieces of at
+most 15 MiB; `python -m tools.tiny_wan.state --join OUT --state STATE` undoes that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", required=True, type=pathlib.Path)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--seconds", type=float, required=True, help="from now, everything included")
+    parser.add_argument("--tokenizer", default="models/tiny-wan/tokenizer")
+    parser.add_argument("--vae-minutes", type=float, default=0.0, help="0: the autoencoder is trained already")
+    parser.add_argument("--reserve", type=float, default=60.0, help="seconds for sampling, judging and packing")
+    parser.add_argument("--finish", action="store_true")
+    parser.add_argument("--settings", nargs="+", default=["20,4,3"])
+    parser.add_argument("--heldout", default="tools/tiny_wan/heldout_prompts.json")
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--keep-pool", type=pathlib.Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    end = time.time() + arguments.seconds
+    start = time.time()
+
+    from . import sample, state, train_dit, train_vae
+    from .fast_wan import choose_attention
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments.state.mkdir(parents=True, exist_ok=True)
+    common = ["--state", str(arguments.state), "--device", arguments.device, *(["--tiny"] if arguments.tiny else [])]
+    dit = [*common, "--tokenizer", arguments.tokenizer]
+    compiler = None
+    if arguments.device == "cuda":
+        choice = arguments.state / "attention"
+        if not choice.exists():
+            choice.write_text(choose_attention((32, 4, 4352, 64)))
+        dit += ["--attention", choice.read_text()]
+        if arguments.vae_minutes:
+            command = [sys.executable, "-m", "tools.tiny_wan.train_dit", *dit, "--only-compile"]
+            compiler = subprocess.Popen(command, stdout=sys.stdout, stderr=sys.stderr)
+    if arguments.vae_minutes:
+        train_vae.main([*common, "--minutes", str(arguments.vae_minutes), *(["--steps", "4"] if arguments.tiny else [])])
+    if compiler is not None:
+        compiler.wait()
+    minutes = (end - time.time() - arguments.reserve) / 60
+    more = ["--minutes", str(minutes)]
+    more += ["--finish"] if arguments.finish else []
+    more += ["--keep-pool", str(arguments.keep_pool)] if arguments.keep_pool else []
+    more += ["--steps", "4"] if arguments.tiny else []
+    train_dit.main(dit + more)
+
+    print(f"training over after {time.time() - start:.0f} s", flush=True)
+    for name in ("vae.pt", "average.pt", "live.pt"):
+        state.split(arguments.state / name, arguments.output)
+    sampling = ["--state", str(arguments.state), "--tokenizer", arguments.tokenizer, "--device", arguments.device,
+                "-o", str(arguments.state / "samples"), "--count", str(arguments.count), "--heldout", arguments.heldout, *(["--tiny"] if arguments.tiny else [])]  # fmt: skip
+    try:
+        sample.main([*sampling, "--settings", *arguments.settings])
+    except Exception:  # what was trained must come back, whatever becomes of its pictures
+        traceback.print_exc()
+    with tarfile.open(arguments.output / "logs.tgz", "w:gz") as archive:
+        for path in [*arguments.state.glob("*.jsonl"), *arguments.state.glob("samples/*")]:
+            archive.add(path, path.relative_to(arguments.state))
+    print(f"stretch over after {time.time() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Stage 2: transformer and text encoder together, by flow matching on the frozen autoencoder's latents.
+
+  python -m tools.tiny_wan.train_dit --state training_state --minutes 9            # one stretch, resumes the last
+  python -m tools.tiny_wan.train_dit --state training_state --minutes 9 --finish   # the last one: rates fall to zero
+
+x = (1 - s) x0 + s noise, target noise - x0, timestep 1000 s, s = shift u / (1 + (shift - 1) u) with u logit-normal.
+A curriculum: single frames first (shape, colour, background, text), then the first second, then whole clips. The causal
+autoencoder makes the first latent frames of a clip independent of the rest, so all three share one latent space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import random
+import time
+
+import torch
+
+from . import config, state
+from .fast_wan import choose_attention, compile_blocks, encode_text, make_fast, use_attention
+from .latent_pool import LatentPool
+from .optim import Average, Optimiser
+from .tokenizer import CaptionTokenizer
+from .whole_clip import WholeClip
+
+SEED = 2
+CAPTION_DROPOUT = 0.12
+VALIDATION_SIGMAS = (0.2, 0.5, 0.7, 0.85, 0.95)
+
+# Latent frames -> batch, shift of the noise levels (more tokens, more redundancy, more noise), clips in the pool.
+KINDS = {1: (512, 2.0, 12288), 5: (160, 2.5, 2048), 17: (48, 3.0, 3072)}
+TINY_KINDS = {1: (4, 2.0, 8), 3: (2, 3.0, 4)}
+# (seconds of this stage until which it applies, kinds taken in turn)
+PHASES = ((45, (1,)), (150, (5, 5, 5, 1)), (1e9, (17, 17, 17, 17, 17, 1, 17, 17, 17, 17, 17, 5)))
+TINY_PHASES = ((1e-3, (1,)), (1e9, (3, 1)))
+LAST_PHASE = {"real": (17,), "tiny": (3,)}  # once the rates fall
+REFRESH = 16  # clips drawn at once
+REFRESH_EVERY = {1: 2, 5: 8, 17: 8}  # steps of a kind
+
+
+def sigmas(count: int, shift: float, device, generator) -> torch.Tensor:
+    """Shifted logit-normal noise levels, stratified over the batch."""
+    u = (torch.arange(count, device=device) + torch.rand(count, device=device, generator=generator)) / count
+    u = u.clamp(1e-4, 1 - 1e-4)
+    t = torch.sigmoid(torch.special.ndtri(u))
+    return shift * t / (1 + (shift - 1) * t)
+
+
+class Model:
+    """The two modules that are trained, and how a loss comes from them."""
+
+    def __init__(self, device, compiled: bool):
+        torch.manual_seed(SEED)
+        self.device = device
+        self.transformer, self.text_encoder = config.make_transformer(), config.make_text_encoder()
+        config.initialise_transformer(self.transformer)
+        torch.nn.init.normal_(self.text_encoder.shared.weight, std=0.3)
+        self.transformer.to(device).train()
+        self.text_encoder.to(device).train()
+        make_fast(self.transformer)
+        if compiled:
+            compile_blocks(self.transformer)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def predict(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            text = encode_text(self.text_encoder, ids)
+            return self.transformer(noisy, 1000 * sigma, text, return_dict=False)[0].float()
+
+    def loss(self, latents, ids, sigma, noise) -> torch.Tensor:
+        """Per clip."""
+        s = sigma.view(-1, 1, 1, 1, 1)
+        velocity = self.predict((1 - s) * latents + s * noise, sigma, ids)
+        return (velocity - (noise - latents)).square().flatten(1).mean(1)
+
+    def split(self) -> tuple[list, list]:
+        """Parameters for Muon (the blocks' matrices) and for AdamW (the rest)."""
+        named = [*self.transformer.blocks.named_parameters(), *self.text_encoder.encoder.named_parameters()]
+        matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name and "relative" not in name]
+        chosen = {id(p) for p in matrices}
+        rest = [p for m in (self.transformer, self.text_encoder) for p in m.parameters() if id(p) not in chosen]
+        return matrices, rest
+
+
+@torch.no_grad()
+def validate(model: Model, latents, ids) -> dict:
+    """Mean loss at fixed noise levels, with fixed noise."""
+    generator = torch.Generator(device=model.device).manual_seed(SEED)
+    result = {}
+    for sigma in VALIDATION_SIGMAS:
+        total = 0.0
+        for first in range(0, len(latents), 16):
+            x, text = latents[first : first + 16].float(), ids[first : first + 16, 0]
+            noise = torch.randn(x.shape, device=model.device, generator=generator)
+            total += float(model.loss(x, text, torch.full((len(x),), sigma, device=model.device), noise).sum())
+        result[str(sigma)] = round(total / len(latents), 4)
+    return result
+
+
+def eager(function, *arguments):
+    """Calls without compiled code: other batch sizes and inference would be compiled anew."""
+    with torch.compiler.set_stance("force_eager"):
+        return function(*arguments)
+
+
+def prepare(model: Model, kinds: dict, log: state.Log) -> None:
+    """Runs every shape once forward and backward, so that compiling is over (and cached on disk) before time counts."""
+    for frames, (batch, _, _) in kinds.items():
+        start = time.perf_counter()
+        latents = torch.randn(batch, config.LATENT_CHANNELS, frames, 32, 32, device=model.device)
+        ids = torch.ones(batch, config.TRAIN_PROMPT_TOKENS, dtype=torch.long, device=model.device)
+        model.loss(latents, ids, torch.full((batch,), 0.5, device=model.device), torch.randn_like(latents)).mean().backward()
+        for module in (model.transformer, model.text_encoder):
+            module.zero_grad(set_to_none=True)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        log.write(event="compiled", frames=frames, batch=batch, seconds=round(time.perf_counter() - start, 1))
+
+
+def save(folder: pathlib.Path, model: Model, average: Average, optimiser: Optimiser, seconds: float, step: int) -> None:
+    modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
+    state.save(folder / "live.pt", {name: state.halved(module.state_dict()) for name, module in modules.items()})
+    state.save(folder / "dit_training.pt", {
+        **{name: module.state_dict() for name, module in modules.items()},
+        "average": average.shadow, "average_steps": average.steps, "optimiser": optimiser.state_dict(),
+        "seconds": seconds, "step": step,
+    })  # fmt: skip
+    average.swap()
+    state.save(folder / "average.pt", {name: state.halved(module.state_dict()) for name, module in modules.items()})
+    average.swap()
+
+
+def resume(folder: pathlib.Path, model: Model, average: Average, optimiser: Optimiser) -> tuple[float, int]:
+    """Exactly where the last stretch ended; else a warm start from live.pt or average.pt; else from nothing."""
+    saved = state.load(folder / "dit_training.pt", model.device)
+    if saved is not None:
+        model.transformer.load_state_dict(saved["transformer"])
+        model.text_encoder.load_state_dict(saved["text_encoder"])
+        with torch.no_grad():
+            for mine, theirs in zip(average.shadow, saved["average"], strict=True):
+                mine.copy_(theirs)
+        average.steps = saved["average_steps"]
+        optimiser.load_state_dict(saved["optimiser"])
+        return saved["seconds"], saved["step"]
+    for name in ("live.pt", "average.pt"):
+        saved = state.load(folder / name, model.device)
+        if saved is not None:
+            for module in ("transformer", "text_encoder"):
+                getattr(model, module).load_state_dict({k: v.float() for k, v in saved[module].items()})
+            with torch.no_grad():
+                for mine, live in zip(average.shadow, average.live, strict=True):
+                    mine.copy_(live)
+            return 1e6, 0  # past the curriculum
+    return 0.0, 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", default="training_state", type=pathlib.Path)
+    parser.add_argument("--tokenizer", default="models/tiny-wan/tokenizer", type=pathlib.Path)
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit of this stretch")
+    parser.add_argument("--finish", action="store_true", help="let the rates fall to zero at the end of this stretch")
+    parser.add_argument("--finish-share", type=float, default=0.75, help="the part of the stretch over which they fall")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--muon-rate", type=float, default=5e-3)
+    parser.add_argument("--adamw-rate", type=float, default=1e-3)
+    parser.add_argument("--average-decay", type=float, default=0.998)
+    parser.add_argument("--attention", choices=("flash", "cudnn"), help="the GPU's attention kernel; default: the faster")
+    parser.add_argument("--only-compile", action="store_true", help="fill the compiler's cache and stop")
+    parser.add_argument("--keep-pool", type=pathlib.Path, help="a file to keep the latents in for the next stretch")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps (tests)")
+    parser.add_argument("--tiny", action="store_true", help="small batches and clips (tests)")
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args(argv)
+    start = time.perf_counter()
+    device = torch.device(arguments.device)
+    torch.set_float32_matmul_precision("high")
+    on_gpu = device.type == "cuda"
+    kinds = TINY_KINDS if arguments.tiny else KINDS
+    longest = max(kinds)
+    log = state.Log(arguments.state / "dit.jsonl", stage="dit")
+    if on_gpu:
+        use_attention(arguments.attention or choose_attention((32, 4, 4352, 64)))
+    model = Model(device, compiled=on_gpu and not arguments.no_compile)
+    if arguments.only_compile:
+        prepare(model, kinds, log)
+        return
+    matrices, rest = model.split()
+    optimiser = Optimiser(matrices, rest, betas=(0.9, 0.98))
+    average = Average([model.transformer, model.text_encoder], arguments.average_decay)
+    trained, step = resume(arguments.state, model, average, optimiser)
+    generator = torch.Generator(device=device).manual_seed(SEED + 1000 * step)
+
+    vae = WholeClip(state.load_vae(arguments.state).to(device), compiled=on_gpu and not arguments.no_compile)
+    statistics = vae.vae.config.latents_mean, vae.vae.config.latents_std
+    tokenizer = CaptionTokenizer(arguments.tokenizer)
+    empty = tokenizer([""]).to(device)
+    size = (9, 64) if arguments.tiny else (config.NUM_FRAMES, config.SIZE)
+    seeds = random.Random(SEED + step)
+
+    def new_pool(frames: int, clips: int, seed: int) -> LatentPool:
+        return LatentPool(clips, frames, vae, *statistics, tokenizer, device, seed, *size)
+
+    held = new_pool(longest, 4 if arguments.tiny else 32, SEED + 12345)  # the same clips in every stretch
+    held.add(held.capacity)
+    pools = {frames: new_pool(frames, clips, seeds.randrange(1 << 30)) for frames, (_, _, clips) in kinds.items()}
+    kept = state.load(arguments.keep_pool, device) if arguments.keep_pool else None
+    if kept is not None:
+        for frames, saved in kept.items():
+            pools[frames].restore(saved)
+        del kept
+    log.write(event="ready", step=step, trained=round(trained, 1), seconds=round(time.perf_counter() - start, 1))
+
+    def pool_of(frames: int) -> LatentPool:
+        pool = pools[frames]
+        if pool.filled < pool.capacity // 2:
+            begin = time.perf_counter()
+            pool.add(pool.capacity - pool.filled)
+            if on_gpu:
+                torch.cuda.synchronize()
+            log.write(event="pool", frames=frames, clips=pool.filled, seconds=round(time.perf_counter() - begin, 1))
+        return pool
+
+    stretch = arguments.minutes * 60
+    begin, counts = time.perf_counter(), dict.fromkeys(kinds, 0)
+    recent: dict[int, list[torch.Tensor]] = {frames: [] for frames in kinds}
+    first_step, last_log, clips_seen = step, begin, 0
+    phases, last_phase = (TINY_PHASES, LAST_PHASE["tiny"]) if arguments.tiny else (PHASES, LAST_PHASE["real"])
+    fall_from = stretch * (1 - arguments.finish_share)
+    while step - first_step < arguments.steps:
+        elapsed = time.perf_counter() - start
+        if elapsed >= stretch:
+            break
+        decay = max(0.0, min(1.0, (stretch - elapsed) / (stretch - fall_from))) if arguments.finish else 1.0
+        now = trained + time.perf_counter() - begin
+        cycle = last_phase if decay < 0.5 else next(cycle for until, cycle in phases if now <= until)
+        frames = cycle[step % len(cycle)]
+        batch, shift, _ = kinds[frames]
+        pool = pool_of(frames)
+        counts[frames] += 1
+        if counts[frames] % REFRESH_EVERY.get(frames, 8) == 0:
+            pool.add(2 if arguments.tiny else REFRESH)
+        latents, ids = pool.batch(batch, generator)
+        dropped = torch.rand(batch, 1, device=device, generator=generator) < CAPTION_DROPOUT
+        ids = torch.where(dropped, empty, ids)
+        noise = torch.randn(latents.shape, device=device, generator=generator)
+        loss = model.loss(latents, ids, sigmas(batch, shift, device, generator), noise).mean()
+        loss.backward()
+        warmup = min(1.0, (step - first_step + 1) / 60)
+        norm = optimiser.step(arguments.muon_rate * warmup * decay, arguments.adamw_rate * warmup * decay)
+        average.update()
+        recent[frames].append(torch.stack([loss.detach(), norm]))
+        step, clips_seen = step + 1, clips_seen + batch
+        if step % 50 == 0 or arguments.tiny:
+            values = {k: torch.stack(v).mean(0).tolist() for k, v in recent.items() if v}
+            seconds = time.perf_counter() - last_log
+            log.write(step=step, loss={k: round(v[0], 4) for k, v in values.items()}, rate=round(arguments.muon_rate * warmup * decay, 6),
+                      norm=round(max(v[1] for v in values.values()), 3), clips_per_second=round(clips_seen / seconds, 1),
+                      steps_per_second=round(50 / seconds, 2), drawn=sum(p.drawn for p in pools.values()),
+                      seconds=round(trained + time.perf_counter() - begin, 1))  # fmt: skip
+            recent = {frames: [] for frames in kinds}
+            last_log, clips_seen = time.perf_counter(), 0
+        if step % 1000 == 0 and frames == longest:
+            average.swap()
+            log.write(event="validation", step=step, loss=eager(validate, model, held.latents, held.ids))
+            average.swap()
+
+    trained += time.perf_counter() - begin
+    average.swap()
+    log.write(event="validation", step=step, loss=eager(validate, model, held.latents, held.ids), seconds=round(trained, 1))
+    average.swap()
+    save(arguments.state, model, average, optimiser, trained, step)
+    if arguments.keep_pool:
+        state.save(arguments.keep_pool, {frames: pool.state() for frames, pool in pools.items() if pool.filled})
+    log.write(event="stretch", step=step, trained=round(trained, 1), seconds=round(time.perf_counter() - start, 1))
+
+
+if __name__ == "__main__":
+    main()
