@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backend/cpu/reference/attention_reference.h"
+#include "backend/cpu/simd/attention_simd.h"
 #include "base/error.h"
 
 namespace calibatt::cpu {
@@ -103,9 +104,26 @@ void validate_key_bias(const AttentionCall& call) {
   if (!any_key_left) refuse("key_bias is -infinity for every key; at least one key must stay");
 }
 
-constexpr AttentionKernel kKernels[] = {
-    {"reference", [](const AttentionCall&) { return std::string(); }, attention_reference},
-};
+/// Why a tile kernel cannot take this call here; `takes_f32` says whether it reads F32 inputs.
+std::string simd_refusal(const SimdKernel& kernel, bool takes_f32, const AttentionCall& call) {
+  if (!kernel.cpu_supports()) return "this processor lacks its instructions";
+  if (!takes_f32 && call.q.dtype != DType::kBF16) return "inputs are not BF16";
+  if (!(call.scale > 0)) return "the scale is not positive";  // it compares logits before they are scaled
+  return {};
+}
+
+std::vector<AttentionKernel> make_kernel_table() {
+  std::vector<AttentionKernel> table;
+  const auto add = [&](const SimdKernel& kernel, bool takes_f32) {
+    table.push_back({kernel.name,
+                     [&kernel, takes_f32](const AttentionCall& call) { return simd_refusal(kernel, takes_f32, call); },
+                     [&kernel](const AttentionCall& call) { run_tiles(call, kernel.ops()); }});
+  };
+  for (const SimdKernel& kernel : bf16_kernels()) add(kernel, false);
+  for (const SimdKernel& kernel : float_kernels()) add(kernel, true);
+  table.push_back({"reference", [](const AttentionCall&) { return std::string(); }, attention_reference});
+  return table;
+}
 
 }  // namespace
 
@@ -141,7 +159,8 @@ void validate(const AttentionCall& call) {
 }
 
 std::span<const AttentionKernel> attention_kernels() {
-  return kKernels;
+  static const std::vector<AttentionKernel> table = make_kernel_table();
+  return table;
 }
 
 const AttentionKernel& choose_attention_kernel(const AttentionCall& call, std::string_view name) {

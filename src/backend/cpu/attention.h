@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,8 +13,8 @@ namespace calibatt::cpu {
 struct AttentionKernel {
   std::string_view name;  ///< "avx512_bf16", "avx512", "avx2", "sse4", "neon", …, "reference"
   /// Why this kernel cannot take a (valid) call on this machine; empty when it can.
-  std::string (*refusal)(const AttentionCall& call);
-  void (*run)(const AttentionCall& call);
+  std::function<std::string(const AttentionCall& call)> refusal;
+  std::function<void(const AttentionCall& call)> run;
 };
 
 /// Every kernel that was compiled in, the fastest first. The last one is the reference, which refuses nothing.

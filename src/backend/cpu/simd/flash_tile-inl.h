@@ -1,0 +1,303 @@
+// One tile of attention for one instruction set, over a policy that says what a word is (tile_ops.h). Included once per
+// target.
+#if defined(CALIBATT_FLASH_TILE_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef CALIBATT_FLASH_TILE_INL_H
+#undef CALIBATT_FLASH_TILE_INL_H
+#else
+#define CALIBATT_FLASH_TILE_INL_H
+#endif
+
+#include <hwy/highway.h>
+
+#include <cmath>
+
+#include "backend/cpu/simd/exp2-inl.h"
+#include "backend/cpu/simd/pack-inl.h"
+#include "backend/cpu/simd/tile_ops.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace calibatt::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// A weight may exceed the weight of the reference logit by 2^kHeadroom before everything is rescaled: far from
+/// overflow, and rare after the first few keys. Online softmax proper (Milakov & Gimelshein 2018) would rescale at
+/// every new maximum.
+constexpr float kHeadroom = 24.0f;
+constexpr float kNoReference = -1e30f;  ///< below every logit, yet finite: −inf minus it is still −inf
+
+/// The tile kernel over `kVectors` vectors of queries.
+template <class Policy, int kVectors>
+struct FlashTile {
+  using D = hn::ScalableTag<float>;
+  using V = hn::Vec<D>;
+  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kRows = kVectors * kLanes;  ///< queries of the tile, also the stride of its arrays
+  static_assert(kRows <= kMaxTileRows);
+
+  const TileJob& job;
+  const TileScratch& scratch;
+
+  /// Where one unit's weights are summed, and the first of the sums that a rescale must reach.
+  float* sums;
+
+  explicit FlashTile(const TileJob& tile_job) : job(tile_job), scratch(tile_job.scratch), sums(tile_job.scratch.sums) {}
+
+  // ---- mainloop
+  // ------------------------------------------------------------------------------------------------------------
+
+  void run() {
+    pack_queries<Policy, kRows>(job);
+    const int num_sums = job.energy ? job.num_key_blocks : 1;
+    fill(scratch.output, 0.0f, job.shape.padded_dim);
+    fill(scratch.sums, 0.0f, num_sums);
+    fill(scratch.reference, kNoReference, 1);
+    for (int i = 0; i < job.num_intervals; ++i) {
+      for (uint32_t block = job.intervals[i].begin; block < job.intervals[i].end; ++block) {
+        if (job.energy) sums = scratch.sums + static_cast<int64_t>(block) * kRows;
+        attend_block(block);
+      }
+    }
+    if (job.summary_bias) attend_summaries();
+    write_out();
+    if (job.energy) write_energy();
+  }
+
+  HWY_INLINE void attend_block(int64_t block) {
+    const int64_t first = block * job.units_per_block;
+    for (int64_t unit = first; unit < first + job.units_per_block; ++unit) {
+      const int num_keys = job.keys_in_unit[unit];
+      if (num_keys == 0) continue;
+      const uint32_t* keys = job.units.keys + unit * job.units.key_unit_words;
+      const uint32_t* values = job.units.values + unit * job.units.value_unit_words;
+      if (job.unit_is_biased[unit]) {
+        attend_unit<true>(keys, values, job.units.unit_keys, num_keys, job.key_bias + unit * job.units.unit_keys);
+      } else {
+        attend_unit<false>(keys, values, job.units.unit_keys, num_keys, nullptr);
+      }
+    }
+  }
+
+  void attend_summaries() {
+    for (int first = 0, unit = 0; first < job.num_summaries; first += job.summary.unit_keys, ++unit) {
+      const int count = HWY_MIN(job.summary.unit_keys, job.num_summaries - first);
+      attend_unit<true>(job.summary.keys + unit * job.summary.key_unit_words,
+                        job.summary.values + unit * job.summary.value_unit_words, job.summary.unit_keys, count,
+                        job.summary_bias + first);
+    }
+  }
+
+  /// Scores, softmax weights and weighted values of one unit. Weights are relative to `reference`; when a logit exceeds
+  /// it by more than the headroom, the weights so far are spent first, and then everything is rescaled.
+  template <bool kBiased>
+  HWY_NOINLINE void attend_unit(const uint32_t* keys, const uint32_t* values, int unit_keys, int num_keys,
+                                const float* bias) {
+    constexpr D d;
+    // A policy that scales the queries has logits in log2 units right away; so has a biased unit, where the scale is
+    // applied together with the bias. Otherwise the scale is folded into the exponent.
+    constexpr bool kInLog2Units = Policy::kScalesQueries || kBiased;
+    const V scale = hn::Set(d, job.scale_log2);
+    int spent = 0;
+    for (int key = 0; key < num_keys; key += kPanel) {
+      if (kBiased && is_masked(bias + key)) {
+        skip_keys(key, spent, values, unit_keys);
+        continue;
+      }
+      V s[kPanel][kVectors];
+      score_panel(keys + static_cast<int64_t>(key) * job.shape.depth, s);
+      if constexpr (kBiased) {
+        for (int i = 0; i < kPanel; ++i) {
+          const V b = hn::Set(d, bias[key + i]);
+          for (int v = 0; v < kVectors; ++v) {
+            s[i][v] = Policy::kScalesQueries ? hn::Add(s[i][v], b) : hn::MulAdd(s[i][v], scale, b);
+          }
+        }
+      }
+      V largest[kVectors];
+      bool exceeded = false;
+      for (int v = 0; v < kVectors; ++v) {
+        largest[v] = hn::Max(hn::Max(s[0][v], s[1][v]), hn::Max(s[2][v], s[3][v]));
+        if (!kInLog2Units) largest[v] = hn::Mul(largest[v], scale);
+        const V limit = hn::Add(hn::Load(d, scratch.reference + v * kLanes), hn::Set(d, kHeadroom));
+        exceeded |= !hn::AllFalse(d, hn::Gt(largest[v], limit));
+      }
+      if (HWY_UNLIKELY(exceeded)) {
+        add_values(values, unit_keys, spent, key);
+        spent = key;
+        float raised[kRows];
+        for (int v = 0; v < kVectors; ++v) hn::StoreU(largest[v], d, raised + v * kLanes);
+        raise_reference(raised);
+      }
+      for (int v = 0; v < kVectors; ++v) {
+        const V reference = hn::Load(d, scratch.reference + v * kLanes);
+        V p[kPanel];
+        for (int i = 0; i < kPanel; ++i) {
+          p[i] = exp2_or_zero<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s[i][v], reference)
+                                                               : hn::MulSub(s[i][v], scale, reference));
+        }
+        Policy::store_weights(p, scratch.weights + key / Policy::kPair * kRows + v * kLanes, kRows);
+        float* sum = sums + v * kLanes;
+        hn::Store(hn::Add(hn::Load(d, sum), hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3]))), d, sum);
+      }
+    }
+    add_values(values, unit_keys, spent, round_up_to_panel(num_keys));
+  }
+
+  // ---- the two products
+  // ----------------------------------------------------------------------------------------------------
+
+  /// s[i][·] = Σ over depth of queries · key i of the panel.
+  HWY_INLINE void score_panel(const uint32_t* panel, V (&s)[kPanel][kVectors]) {
+    constexpr D d;
+    for (int i = 0; i < kPanel; ++i) {
+      for (int v = 0; v < kVectors; ++v) s[i][v] = hn::Zero(d);
+    }
+    const uint32_t* query = scratch.queries;
+    const int depth = job.shape.depth;
+    for (int t = 0; t < depth; ++t) {
+      multiply_panel(query, panel, s);
+      query += kRows;
+      panel += kPanel;
+    }
+  }
+
+  /// output += weights of keys [begin, end) of the unit · their values.
+  HWY_NOINLINE void add_values(const uint32_t* values, int unit_keys, int begin, int end) {
+    constexpr D d;
+    const int first_word = begin / Policy::kPair, num_words = (end - begin) / Policy::kPair;
+    const int panel_words = unit_keys / Policy::kPair * kPanel;
+    const uint32_t* weights = scratch.weights + first_word * kRows;
+    const uint32_t* panels = values + first_word * kPanel;
+    float* output = scratch.output;
+    for (int dim = 0; dim < job.shape.padded_dim; dim += kPanel) {
+      V o[kPanel][kVectors];
+      for (int i = 0; i < kPanel; ++i) {
+        for (int v = 0; v < kVectors; ++v) o[i][v] = hn::Load(d, output + i * kRows + v * kLanes);
+      }
+      const uint32_t* weight = weights;
+      const uint32_t* panel = panels;
+      for (int t = 0; t < num_words; ++t) {
+        multiply_panel(weight, panel, o);
+        weight += kRows;
+        panel += kPanel;
+      }
+      for (int i = 0; i < kPanel; ++i) {
+        for (int v = 0; v < kVectors; ++v) hn::Store(o[i][v], d, output + i * kRows + v * kLanes);
+      }
+      output += kPanel * kRows;
+      panels += panel_words;
+    }
+  }
+
+  /// acc[i][v] += row[v] · panel[i]: the rank-1 (or rank-2, for pairs) update both products are made of.
+  HWY_INLINE static void multiply_panel(const uint32_t* row, const uint32_t* panel, V (&acc)[kPanel][kVectors]) {
+    typename Policy::Operand r[kVectors];
+    for (int v = 0; v < kVectors; ++v) r[v] = Policy::load(row + v * kLanes);
+    for (int i = 0; i < kPanel; ++i) {
+      const auto b = Policy::broadcast(panel + i);
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Policy::multiply_add(r[v], b, acc[i][v]);
+    }
+  }
+
+  // ---- rare paths
+  // ----------------------------------------------------------------------------------------------------------
+
+  static bool is_masked(const float* bias) {
+    return bias[0] == -HUGE_VALF && bias[1] == -HUGE_VALF && bias[2] == -HUGE_VALF && bias[3] == -HUGE_VALF;
+  }
+
+  /// A masked panel has no weights: spend those before it, and go on behind it.
+  void skip_keys(int key, int& spent, const uint32_t* values, int unit_keys) {
+    if (spent < key) add_values(values, unit_keys, spent, key);
+    spent = key + kPanel;
+  }
+
+  /// Raises the reference to `raised` where that exceeds the headroom, and rescales output and all sums to it.
+  HWY_NOINLINE void raise_reference(const float* raised) {
+    constexpr D d;
+    V factor[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      const V old = hn::Load(d, scratch.reference + v * kLanes);
+      const V largest = hn::LoadU(d, raised + v * kLanes);
+      const V now = hn::IfThenElse(hn::Gt(largest, hn::Add(old, hn::Set(d, kHeadroom))), largest, old);
+      factor[v] = exp2_or_zero<5>(hn::Sub(old, now));
+      hn::Store(now, d, scratch.reference + v * kLanes);
+    }
+    scale_rows(scratch.output, job.shape.padded_dim, factor);
+    scale_rows(scratch.sums, static_cast<int>((sums - scratch.sums) / kRows) + 1, factor);
+  }
+
+  static void scale_rows(float* rows, int num_rows, const V (&factor)[kVectors]) {
+    constexpr D d;
+    for (int row = 0; row < num_rows; ++row) {
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = rows + row * kRows + v * kLanes;
+        hn::Store(hn::Mul(hn::Load(d, at), factor[v]), d, at);
+      }
+    }
+  }
+
+  static void fill(float* rows, float value, int num_rows) {
+    constexpr D d;
+    for (int i = 0; i < num_rows * kVectors; ++i) hn::Store(hn::Set(d, value), d, rows + i * kLanes);
+  }
+
+  static int round_up_to_panel(int keys) { return (keys + kPanel - 1) / kPanel * kPanel; }
+
+  // ---- epilogue
+  // ------------------------------------------------------------------------------------------------------------
+
+  /// Divides by the softmax sum and writes every row to all its destinations. Leaves 1/sum in `reference`, 0 for the
+  /// lanes that are no queries.
+  void write_out() {
+    constexpr D d;
+    const int num_sums = job.energy ? job.num_key_blocks : 1;
+    for (int v = 0; v < kVectors; ++v) {
+      V total = hn::Zero(d);
+      for (int row = 0; row < num_sums; ++row)
+        total = hn::Add(total, hn::Load(d, scratch.sums + row * kRows + v * kLanes));
+      hn::Store(hn::Div(hn::Set(d, 1.0f), total), d, scratch.reference + v * kLanes);
+    }
+    for (int row = job.num_rows; row < kRows; ++row) scratch.reference[row] = 0.0f;
+    write_rows<kRows>(job, scratch.output, scratch.reference);
+  }
+
+  void write_energy() {
+    constexpr D d;
+    for (int block = 0; block < job.num_key_blocks; ++block) {
+      V mass = hn::Zero(d);
+      for (int v = 0; v < kVectors; ++v) {
+        mass = hn::MulAdd(hn::Load(d, scratch.sums + block * kRows + v * kLanes),
+                          hn::Load(d, scratch.reference + v * kLanes), mass);
+      }
+      job.energy[block] += hn::GetLane(hn::SumOfLanes(d, mass)) * job.energy_weight;
+    }
+  }
+};
+
+/// Vectors per tile: few queries (small query blocks, the last block) take a narrow tile instead of empty lanes.
+template <class Policy>
+void run_tile(const TileJob& job) {
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(hn::ScalableTag<float>()));
+  if constexpr (kLanes >= 16) {
+    if (job.num_rows > 2 * kLanes) return FlashTile<Policy, 4>(job).run();
+  }
+  if (job.num_rows > kLanes) return FlashTile<Policy, 2>(job).run();
+  FlashTile<Policy, 1>(job).run();
+}
+
+template <class Policy>
+TileOps make_tile_ops() {
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(hn::ScalableTag<float>()));
+  return {Policy::kPair,   kLanes >= 16 ? 4 * kLanes : 2 * kLanes, pack_keys<Policy>, pack_values<Policy>, average_rows,
+          run_tile<Policy>};
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace calibatt::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // CALIBATT_FLASH_TILE_INL_H

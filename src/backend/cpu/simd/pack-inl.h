@@ -1,0 +1,184 @@
+// Between the caller's rows and the packed layouts of tile_ops.h. Included once per target.
+#if defined(CALIBATT_PACK_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef CALIBATT_PACK_INL_H
+#undef CALIBATT_PACK_INL_H
+#else
+#define CALIBATT_PACK_INL_H
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "backend/cpu/simd/tile_ops.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace calibatt::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+HWY_INLINE float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+HWY_INLINE uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+/// Row `row` as floats times `factor`, zeros up to `size`.
+HWY_INLINE void load_float_row(const SourceRows& rows, int64_t row, int head_dim, int size, float factor, float* to) {
+  if (rows.is_bf16) {
+    const uint16_t* from = static_cast<const uint16_t*>(rows.data) + row * rows.stride;
+    for (int i = 0; i < head_dim; ++i) to[i] = bits_to_float(static_cast<uint32_t>(from[i]) << 16) * factor;
+  } else {
+    const float* from = static_cast<const float*>(rows.data) + row * rows.stride;
+    for (int i = 0; i < head_dim; ++i) to[i] = from[i] * factor;
+  }
+  for (int i = head_dim; i < size; ++i) to[i] = 0.0f;
+}
+
+HWY_INLINE void add_float_row(const SourceRows& rows, int64_t row, int head_dim, float* to) {
+  if (rows.is_bf16) {
+    const uint16_t* from = static_cast<const uint16_t*>(rows.data) + row * rows.stride;
+    for (int i = 0; i < head_dim; ++i) to[i] += bits_to_float(static_cast<uint32_t>(from[i]) << 16);
+  } else {
+    const float* from = static_cast<const float*>(rows.data) + row * rows.stride;
+    for (int i = 0; i < head_dim; ++i) to[i] += from[i];
+  }
+}
+
+/// Float → bfloat16, to nearest even; a NaN stays a quiet NaN.
+HWY_INLINE void store_bf16_row(const float* from, int size, uint16_t* to) {
+  for (int i = 0; i < size; ++i) {
+    const uint32_t word = float_to_bits(from[i]);
+    const uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
+    const uint32_t quieted = (word >> 16) | 0x40u;
+    to[i] = static_cast<uint16_t>((word & 0x7fffffffu) > 0x7f800000u ? quieted : rounded);
+  }
+}
+
+/// The 4×4 words at rows[0 … 3][0 … 3], transposed, to to[0 … 3 · to_stride].
+HWY_INLINE void transpose_4x4(const uint32_t* rows, int64_t stride, uint32_t* to, int64_t to_stride) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  constexpr hn::FixedTag<uint32_t, 4> d;
+  const auto r0 = hn::LoadU(d, rows), r1 = hn::LoadU(d, rows + stride);
+  const auto r2 = hn::LoadU(d, rows + 2 * stride), r3 = hn::LoadU(d, rows + 3 * stride);
+  const auto lower01 = hn::InterleaveLower(d, r0, r1), upper01 = hn::InterleaveUpper(d, r0, r1);
+  const auto lower23 = hn::InterleaveLower(d, r2, r3), upper23 = hn::InterleaveUpper(d, r2, r3);
+  hn::StoreU(hn::ConcatLowerLower(d, lower23, lower01), d, to);
+  hn::StoreU(hn::ConcatUpperUpper(d, lower23, lower01), d, to + to_stride);
+  hn::StoreU(hn::ConcatLowerLower(d, upper23, upper01), d, to + 2 * to_stride);
+  hn::StoreU(hn::ConcatUpperUpper(d, upper23, upper01), d, to + 3 * to_stride);
+}
+
+template <class Policy>
+void pack_keys(const SourceRows& rows, int64_t first, int count, const TileShape& shape, int /*unit_keys*/,
+               uint32_t* unit, float* staging) {
+  uint32_t* staged = reinterpret_cast<uint32_t*>(staging);
+  for (int key = 0; key < count; key += kPanel) {
+    for (int i = 0; i < kPanel; ++i) {
+      uint32_t* row = staged + i * shape.depth;
+      if (key + i < count) {
+        Policy::stage_row(rows, first + key + i, shape.head_dim, shape.depth, 1.0f, row);
+      } else {
+        std::memset(row, 0, shape.depth * sizeof(uint32_t));
+      }
+    }
+    for (int t = 0; t < shape.depth; t += 4) {
+      transpose_4x4(staged + t, shape.depth, unit + (static_cast<int64_t>(key) * shape.depth + t * kPanel), kPanel);
+    }
+  }
+}
+
+template <class Policy>
+void pack_values(const SourceRows& rows, int64_t first, int count, const TileShape& shape, int unit_keys,
+                 uint32_t* unit, float* staging) {
+  uint32_t* staged = reinterpret_cast<uint32_t*>(staging);
+  const int words_per_panel = unit_keys / Policy::kPair * kPanel;
+  const int padded_count = (count + kPanel - 1) / kPanel * kPanel;
+  for (int key = 0; key < padded_count; key += Policy::kPair) {
+    const int present = count - key < 0 ? 0 : count - key < Policy::kPair ? count - key : Policy::kPair;
+    Policy::stage_values(rows, first + key, present, shape.head_dim, shape.padded_dim, staged);
+    uint32_t* to = unit + key / Policy::kPair * kPanel;
+    for (int dim = 0; dim < shape.padded_dim; dim += kPanel, to += words_per_panel) {
+      std::memcpy(to, staged + dim, kPanel * sizeof(uint32_t));
+    }
+  }
+}
+
+inline void average_rows(const SourceRows& rows, int64_t first, int count, const TileShape& shape, float* mean) {
+  const float share = 1.0f / static_cast<float>(count);
+  for (int i = 0; i < shape.head_dim; ++i) mean[i] = 0.0f;
+  for (int row = 0; row < count; ++row) add_float_row(rows, first + row, shape.head_dim, mean);
+  for (int i = 0; i < shape.head_dim; ++i) mean[i] *= share;
+}
+
+/// The tile's queries to scratch.queries; lanes without a query become zero.
+template <class Policy, int kRows>
+void pack_queries(const TileJob& job) {
+  const int depth = job.shape.depth;
+  uint32_t* staged = reinterpret_cast<uint32_t*>(job.scratch.rows);
+  for (int row = 0; row < kRows; row += 4) {
+    for (int i = 0; i < 4; ++i) {
+      if (row + i < job.num_rows) {
+        const int64_t computed = job.first_row + row + i;
+        const int64_t token = job.query_tokens ? job.query_tokens[computed] : computed;
+        Policy::stage_row(job.queries, token, job.shape.head_dim, depth, Policy::kScalesQueries ? job.scale_log2 : 1.0f,
+                          staged + i * depth);
+      } else {
+        std::memset(staged + i * depth, 0, depth * sizeof(uint32_t));
+      }
+    }
+    for (int t = 0; t < depth; t += 4) {
+      transpose_4x4(staged + t, depth, job.scratch.queries + static_cast<int64_t>(t) * kRows + row, kRows);
+    }
+  }
+}
+
+HWY_INLINE void write_row(const TileJob& job, int64_t token, const float* row) {
+  if (job.out_is_bf16) {
+    store_bf16_row(row, job.shape.head_dim, static_cast<uint16_t*>(job.out) + token * job.out_stride);
+  } else {
+    std::memcpy(static_cast<float*>(job.out) + token * job.out_stride, row, job.shape.head_dim * sizeof(float));
+  }
+}
+
+/// output[dim][row] · factor[row], row by row, to the destinations of each row.
+template <int kRows>
+void write_rows(const TileJob& job, const float* output, const float* factor) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  constexpr hn::FixedTag<float, 4> d;
+  const int padded_dim = job.shape.padded_dim;
+  float* staged = job.scratch.rows;
+  for (int row = 0; row < job.num_rows; row += 4) {
+    const auto f = hn::LoadU(d, factor + row);
+    for (int dim = 0; dim < padded_dim; dim += 4) {
+      float scaled[16];
+      for (int i = 0; i < 4; ++i)
+        hn::StoreU(hn::Mul(hn::LoadU(d, output + (dim + i) * kRows + row), f), d, scaled + 4 * i);
+      transpose_4x4(reinterpret_cast<const uint32_t*>(scaled), 4, reinterpret_cast<uint32_t*>(staged + dim),
+                    padded_dim);
+    }
+    for (int i = 0; i < 4 && row + i < job.num_rows; ++i) {
+      const int64_t computed = job.first_row + row + i;
+      if (job.destinations == nullptr) {
+        write_row(job, computed, staged + i * padded_dim);
+        continue;
+      }
+      for (int32_t n = job.destination_offsets[computed]; n < job.destination_offsets[computed + 1]; ++n) {
+        write_row(job, job.destinations[n], staged + i * padded_dim);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace calibatt::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // CALIBATT_PACK_INL_H
