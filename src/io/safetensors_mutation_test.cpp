@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
 
@@ -25,7 +26,10 @@ std::string sound_file(const TestFolder& folder) {
 
 /// True when the bytes were accepted.
 bool try_reading(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;  // not the atomic writer: its fsync would dominate the test
+  // Not the atomic writer, whose fsync would dominate the test; and a new file, because file systems may sync an old
+  // one that is cut short and written again.
+  std::filesystem::remove(path);
+  std::ofstream(path, std::ios::binary) << bytes;
   try {
     const Safetensors file = Safetensors::open(path);
     unsigned sum = 0;

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace calibatt {
+
+/// What scheduler/scheduler_config.json of a flow-matching model says, under diffusers' names where they are the same.
+struct SchedulerConfig {
+  enum class Kind { kUniPC, kEuler };
+  Kind kind = Kind::kUniPC;
+  int num_train_timesteps = 1000;
+  double flow_shift = 1.0;  ///< "flow_shift" of UniPC, "shift" of Euler
+
+  // UniPC only.
+  enum class Basis { kBh1, kBh2 };  ///< "solver_type": B(h) = h or e^h − 1
+  Basis basis = Basis::kBh2;
+  int solver_order = 2;  ///< 1 to 3
+  bool lower_order_final = true;
+  bool final_sigma_zero = true;        ///< "final_sigmas_type": "zero", else "sigma_min"
+  std::vector<int> disable_corrector;  ///< steps after which the corrector is not applied
+};
+
+std::string_view scheduler_kind_name(SchedulerConfig::Kind kind);     ///< "unipc" or "euler"
+SchedulerConfig::Kind parse_scheduler_kind(const std::string& name);  ///< throws Error(kUsage)
+
+/// Reads scheduler_config.json (diffusers' UniPCMultistepScheduler with flow prediction, or
+/// FlowMatchEulerDiscreteScheduler). Throws Error(kFormat) for what this file's classes do not do: other classes, other
+/// kinds of prediction, dynamic shifting, Karras, exponential or beta noise levels, thresholding.
+SchedulerConfig load_scheduler_config(const std::string& path);
+
+/// Walks a sample from noise to data: x(σ) = (1 − σ)·data + σ·noise, σ falling from about 1 to 0; the model predicts
+/// noise − data. One instance serves one video at a time.
+///
+///   scheduler->set_timesteps(50);
+///   for (int i = 0; i < scheduler->num_steps(); ++i) x = scheduler->step(model(x, scheduler->timesteps()[i]), x);
+class Scheduler {
+ public:
+  /// `kind` overrides the config's, as the command line may ask for.
+  static std::unique_ptr<Scheduler> make(SchedulerConfig config, std::optional<SchedulerConfig::Kind> kind = {});
+  virtual ~Scheduler() = default;
+
+  /// Begins a new video. flow_shift: absent, the config's. Throws Error(kUsage) for 0 or more than 1,000 steps, or a
+  /// shift that is not a positive number.
+  void set_timesteps(int num_steps, std::optional<double> flow_shift = {});
+
+  /// Takes the model's output at `timesteps()[step_index()]` and the sample that the model saw; gives the next sample.
+  /// Both F32 on the host, of one shape. All num_steps() steps must be taken in order.
+  Tensor step(const Tensor& model_output, const Tensor& sample);
+
+  int num_steps() const { return static_cast<int>(timesteps_.size()); }
+  int step_index() const { return step_index_; }
+  const std::vector<float>& sigmas() const { return sigmas_; }  ///< num_steps + 1; the last is where the walk ends
+  const std::vector<float>& timesteps() const { return timesteps_; }  ///< what the model is told; UniPC: whole numbers
+  double flow_shift() const { return flow_shift_; }                   ///< in force since set_timesteps
+  const SchedulerConfig& config() const { return config_; }
+
+ protected:
+  explicit Scheduler(SchedulerConfig config) : config_(std::move(config)) {}
+  virtual void make_sigmas(int num_steps) = 0;  ///< fills sigmas_ and timesteps_, and forgets the last video
+  virtual Tensor advance(const Tensor& model_output, const Tensor& sample) = 0;
+
+  SchedulerConfig config_;
+  double flow_shift_ = 1.0;
+  std::vector<float> sigmas_, timesteps_;
+  int step_index_ = 0;
+};
+
+/// Σ weight · tensor, element by element, for F32 tensors of one shape: all that the schedulers do to samples.
+struct Term {
+  double weight;
+  const Tensor* tensor;
+};
+Tensor weighted_sum(const std::vector<Term>& terms);
+
+}  // namespace calibatt
