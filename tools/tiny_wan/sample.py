@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=64, help="prompts, from the first")
     parser.add_argument("--settings", nargs="+", default=["20,4,3"], help="steps,guidance,shift, each sampled and judged")
     parser.add_argument("--seed", type=int, default=1000, help="of the first prompt")
+    parser.add_argument("--frames", type=int, default=config.LATENT_FRAMES, help="latent frames")
     parser.add_argument("--sheet-rows", type=int, default=16)
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--device", default="cuda")
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     sampler = Sampler(state.load_parts(arguments.state), arguments.tokenizer, arguments.device)
     prompts, labels = read_prompts(arguments.heldout, arguments.count)
     seeds = [arguments.seed + i for i in range(len(prompts))]
-    size = dict(frames=2, size=8) if arguments.tiny else {}
+    size = dict(frames=2, size=8) if arguments.tiny else dict(frames=arguments.frames)
     log = state.Log(arguments.state / "samples.jsonl", stage="sample")
     for setting in arguments.settings:
         steps, guidance, shift = (float(v) for v in setting.split(","))

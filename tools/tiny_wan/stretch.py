@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=["20,4,3"])
     parser.add_argument("--heldout", default="tools/tiny_wan/heldout_prompts.json")
     parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--sample-frames", type=int, default=17, help="latent frames; fewer are not judged")
     parser.add_argument("--keep-pool", type=pathlib.Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
@@ -63,16 +64,21 @@ def main() -> None:
     more += ["--finish"] if arguments.finish else []
     more += ["--keep-pool", str(arguments.keep_pool)] if arguments.keep_pool else []
     more += ["--steps", "4"] if arguments.tiny else []
-    train_dit.main(dit + more)
-
+    try:
+        train_dit.main(dit + more)
+    except Exception:  # what is there must come back, whatever happened
+        traceback.print_exc()
     print(f"training over after {time.time() - start:.0f} s", flush=True)
     for name in ("vae.pt", "average.pt", "live.pt"):
-        state.split(arguments.state / name, arguments.output)
-    sampling = ["--state", str(arguments.state), "--tokenizer", arguments.tokenizer, "--device", arguments.device,
-                "-o", str(arguments.state / "samples"), "--count", str(arguments.count), "--heldout", arguments.heldout, *(["--tiny"] if arguments.tiny else [])]  # fmt: skip
+        if (arguments.state / name).exists():
+            state.split(arguments.state / name, arguments.output)
+    sampling = ["--state", str(arguments.state), "--tokenizer", arguments.tokenizer, "--device", arguments.device]
+    sampling += ["-o", str(arguments.state / "samples"), "--count", str(arguments.count), "--heldout", arguments.heldout]
+    sampling += ["--frames", str(arguments.sample_frames), *(["--no-judge"] if arguments.sample_frames < 17 else [])]
+    sampling += ["--tiny"] if arguments.tiny else []
     try:
         sample.main([*sampling, "--settings", *arguments.settings])
-    except Exception:  # what was trained must come back, whatever becomes of its pictures
+    except Exception:
         traceback.print_exc()
     with tarfile.open(arguments.output / "logs.tgz", "w:gz") as archive:
         for path in [*arguments.state.glob("*.jsonl"), *arguments.state.glob("samples/*")]:

@@ -32,7 +32,7 @@ VALIDATION_SIGMAS = (0.2, 0.5, 0.7, 0.85, 0.95)
 KINDS = {1: (512, 2.0, 12288), 5: (160, 2.5, 2048), 17: (48, 3.0, 3072)}
 TINY_KINDS = {1: (4, 2.0, 8), 3: (2, 3.0, 4)}
 # (seconds of this stage until which it applies, kinds taken in turn)
-PHASES = ((45, (1,)), (150, (5, 5, 5, 1)), (1e9, (17, 17, 17, 17, 17, 1, 17, 17, 17, 17, 17, 5)))
+PHASES = ((40, (1,)), (140, (5, 5, 5, 1)), (1e9, (17, 17, 17, 17, 17, 1, 17, 17, 17, 17, 17, 5)))
 TINY_PHASES = ((1e-3, (1,)), (1e9, (3, 1)))
 LAST_PHASE = {"real": (17,), "tiny": (3,)}  # once the rates fall
 REFRESH = 16  # clips drawn at once
@@ -221,11 +221,18 @@ def main(argv: list[str] | None = None) -> None:
             pool.add(pool.capacity - pool.filled)
             if on_gpu:
                 torch.cuda.synchronize()
-            log.write(event="pool", frames=frames, clips=pool.filled, seconds=round(time.perf_counter() - begin, 1))
+            seconds = time.perf_counter() - begin
+            clock["filling"] += seconds
+            log.write(event="pool", frames=frames, clips=pool.filled, seconds=round(seconds, 1))
         return pool
 
     stretch = arguments.minutes * 60
     begin, counts = time.perf_counter(), dict.fromkeys(kinds, 0)
+    clock = {"filling": 0.0}  # seconds of filling pools, which do not count as training
+
+    def seconds_trained() -> float:
+        return trained + time.perf_counter() - begin - clock["filling"]
+
     recent: dict[int, list[torch.Tensor]] = {frames: [] for frames in kinds}
     first_step, last_log, clips_seen = step, begin, 0
     phases, last_phase = (TINY_PHASES, LAST_PHASE["tiny"]) if arguments.tiny else (PHASES, LAST_PHASE["real"])
@@ -235,8 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         if elapsed >= stretch:
             break
         decay = max(0.0, min(1.0, (stretch - elapsed) / (stretch - fall_from))) if arguments.finish else 1.0
-        now = trained + time.perf_counter() - begin
-        cycle = last_phase if decay < 0.5 else next(cycle for until, cycle in phases if now <= until)
+        cycle = last_phase if decay < 0.5 else next(cycle for until, cycle in phases if seconds_trained() <= until)
         frames = cycle[step % len(cycle)]
         batch, shift, _ = kinds[frames]
         pool = pool_of(frames)
@@ -260,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
             log.write(step=step, loss={k: round(v[0], 4) for k, v in values.items()}, rate=round(arguments.muon_rate * warmup * decay, 6),
                       norm=round(max(v[1] for v in values.values()), 3), clips_per_second=round(clips_seen / seconds, 1),
                       steps_per_second=round(50 / seconds, 2), drawn=sum(p.drawn for p in pools.values()),
-                      seconds=round(trained + time.perf_counter() - begin, 1))  # fmt: skip
+                      seconds=round(seconds_trained(), 1))  # fmt: skip
             recent = {frames: [] for frames in kinds}
             last_log, clips_seen = time.perf_counter(), 0
         if step % 1000 == 0 and frames == longest:
@@ -268,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
             log.write(event="validation", step=step, loss=eager(validate, model, held.latents, held.ids))
             average.swap()
 
-    trained += time.perf_counter() - begin
+    trained = seconds_trained()
     average.swap()
     log.write(event="validation", step=step, loss=eager(validate, model, held.latents, held.ids), seconds=round(trained, 1))
     average.swap()

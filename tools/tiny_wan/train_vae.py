@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     pool = ClipPool(2, device, SEED + step, 9, 64) if arguments.tiny else ClipPool(arguments.pool, device, SEED + step)
     log.write(event="pool", clips=len(pool.clips), seconds=round(time.perf_counter() - start, 1))
 
-    reserve = 0.0 if arguments.tiny else 12.0  # seconds kept for the statistics and the last validation
+    reserve = 0.0 if arguments.tiny else 16.0  # seconds kept for the statistics and the last validation
     recent: list[torch.Tensor] = []
     first_step, last_log = step, time.perf_counter()
     while step - first_step < arguments.steps:
