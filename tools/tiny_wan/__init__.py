@@ -1,0 +1,1 @@
+"""The default model of calibatt: its clips, captions, judge and training."""
