@@ -43,8 +43,12 @@ struct PromptProfile {
   Tensor copy_error;   ///< F32 [S, L, H, anchor_rows]: error when every other row copies its anchor row's dense output
   Tensor similarity;   ///< F32 [S, L, H, anchor_rows]: mean cosine similarity of rows' block energies to their anchor row's
 
-  static PromptProfile allocate(const ProfileHeader& header, int prompt);
+  static PromptProfile allocate(const ProfileHeader& header, int prompt);  ///< zeros; error tensors only with output_errors
+  static PromptProfile shapes(const ProfileHeader& header);                ///< the same without memory
 };
+
+/// Throws Error(kUsage) naming the field that cannot be.
+void validate(const ProfileHeader& header);
 
 /// Dense runs of one or more prompts. Any number of plans can be compiled from it.
 struct Profile {
@@ -60,7 +64,9 @@ std::optional<PromptProfile> load_prompt(const std::string& folder, const Profil
 /// Everything in the folder, for compiling without the model. Throws Error(kNotFound) when there is no prompt.
 Profile load_profile(const std::string& folder);
 
-/// Mean over prompts of one head's matrix, f32 [R, C]: the block energies, or the squared harm (error of skipping the block alone).
+/// One head's matrix, f32 [R, C], of one prompt or averaged over prompts: the block energies, or the squared harm (error of
+/// skipping the block alone). site_head = (step · layers + layer) · heads + head; num_blocks = R · C.
+std::vector<float> energy_of(const PromptProfile& prompt, size_t site_head, int num_blocks);
 std::vector<float> mean_energy(const std::vector<PromptProfile>& prompts, size_t site_head, int num_blocks);
 std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head, int num_blocks);
 

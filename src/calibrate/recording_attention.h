@@ -8,6 +8,8 @@
 
 namespace calibatt {
 
+struct HeadErrors;
+
 /// Mean over the earlier prompts of this calibration: which blocks a plan made from them would keep.
 struct ReferenceRanking {
   int num_prompts = 0;
@@ -40,7 +42,8 @@ class RecordingAttention : public SelfAttention {
 
  private:
   void measure_errors(int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, ConstHeadsView out,
-                      const float* energy, const OutputContext& context);
+                      const OutputContext& context);
+  void store(const HeadErrors& errors, size_t site_head, size_t num_site_heads);
 
   Backend& backend_;
   const ProfileHeader& header_;

@@ -1,0 +1,366 @@
+#include "calibrate/profile.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <string_view>
+
+#include "base/error.h"
+#include "io/fingerprint.h"
+#include "io/safetensors.h"
+
+namespace calibatt {
+namespace {
+
+using Metadata = std::map<std::string, std::string>;
+
+constexpr std::string_view kFormat = "calibatt-profile";
+constexpr std::string_view kVersion = "1";
+constexpr std::string_view kSettingPrefix = "setting.";
+
+std::string number(double value) {
+  char text[40];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;  // shortest text that reads back as the same value
+  return {text, end};
+}
+
+template <class Range>
+std::string joined(const Range& values) {
+  std::string text;
+  for (const auto value : values) text += (text.empty() ? "" : ",") + number(value);
+  return text;
+}
+
+std::string file_of(const std::string& folder, int prompt) {
+  char name[32];
+  std::snprintf(name, sizeof name, "prompt_%04d.safetensors", prompt);
+  return (std::filesystem::path(folder) / name).string();
+}
+
+Metadata to_metadata(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  const PlanProvenance& p = header.provenance;
+  Metadata metadata{
+      {"frames", number(g.frames)},
+      {"height", number(g.height)},
+      {"width", number(g.width)},
+      {"text_tokens", number(g.text_tokens)},
+      {"heads", number(g.heads)},
+      {"head_dim", number(g.head_dim)},
+      {"block_q", number(g.block_q)},
+      {"block_k", number(g.block_k)},
+      {"token_order", g.order.to_string()},
+      {"num_layers", number(header.num_layers)},
+      {"sigmas", joined(header.sigmas)},
+      {"output_errors", header.output_errors ? "1" : "0"},
+      {"samples_per_block", number(header.samples_per_block)},
+      {"anchor_rows", joined(header.anchor_rows)},
+      {"energy_levels", joined(kEnergyLevels)},
+      {"density_levels", joined(kDensityLevels)},
+      {"model_name", p.model_name},
+      {"model_fingerprint", p.model_fingerprint},
+      {"prompts_hash", p.prompts_hash},
+      {"num_prompts", number(p.num_prompts)},
+      {"video_frames", number(p.video_frames)},
+      {"video_height", number(p.video_height)},
+      {"video_width", number(p.video_width)},
+      {"guidance_scale", number(p.guidance_scale)},
+      {"scheduler", p.scheduler},
+      {"flow_shift", number(p.flow_shift)},
+  };
+  for (const auto& [name, value] : p.settings) metadata[std::string(kSettingPrefix) + name] = value;
+  return metadata;
+}
+
+/// Reads fields back; every problem is an Error(kFormat) that names file and field.
+class Fields {
+ public:
+  Fields(const Metadata& metadata, const std::string& path) : metadata_(metadata), path_(path) {}
+
+  const std::string& text(const std::string& name) const {
+    const auto found = metadata_.find(name);
+    if (found == metadata_.end()) throw wrong(name, "is missing");
+    return found->second;
+  }
+  double real(const std::string& name) const { return parsed<double>(name, text(name)); }
+  int integer(const std::string& name) const { return parsed<int>(name, text(name)); }
+  template <class T>
+  std::vector<T> list(const std::string& name) const {
+    std::vector<T> values;
+    std::string_view rest = text(name);
+    while (!rest.empty()) {
+      const size_t comma = std::min(rest.find(','), rest.size());
+      values.push_back(parsed<T>(name, rest.substr(0, comma)));
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
+    }
+    return values;
+  }
+  Error wrong(const std::string& name, const std::string& what) const {
+    return Error(ErrorKind::kFormat, path_ + ": profile field \"" + name + "\" " + what + "; delete the file and calibrate again");
+  }
+
+ private:
+  template <class T>
+  T parsed(const std::string& name, std::string_view text) const {
+    T value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size()) {
+      throw wrong(name, "is not a number: \"" + std::string(text) + "\"");
+    }
+    return value;
+  }
+  const Metadata& metadata_;
+  const std::string& path_;
+};
+
+ProfileHeader from_metadata(const Metadata& metadata, const std::string& path) {
+  const Fields fields(metadata, path);
+  ProfileHeader header;
+  AttentionGeometry& g = header.geometry;
+  g.frames = fields.integer("frames");
+  g.height = fields.integer("height");
+  g.width = fields.integer("width");
+  g.text_tokens = fields.integer("text_tokens");
+  g.heads = fields.integer("heads");
+  g.head_dim = fields.integer("head_dim");
+  g.block_q = fields.integer("block_q");
+  g.block_k = fields.integer("block_k");
+  try {
+    g.order = TokenOrder::parse(fields.text("token_order"));
+    g.validate();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::kFormat, path + ": " + error.what() + "; delete the file and calibrate again");
+  }
+  header.num_layers = fields.integer("num_layers");
+  header.sigmas = fields.list<double>("sigmas");
+  header.output_errors = fields.text("output_errors") == "1";
+  header.samples_per_block = fields.integer("samples_per_block");
+  header.anchor_rows = fields.list<int>("anchor_rows");
+  PlanProvenance& p = header.provenance;
+  p.tool_version = fields.text("tool_version");
+  p.model_name = fields.text("model_name");
+  p.model_fingerprint = fields.text("model_fingerprint");
+  p.prompts_hash = fields.text("prompts_hash");
+  p.num_prompts = fields.integer("num_prompts");
+  p.video_frames = fields.integer("video_frames");
+  p.video_height = fields.integer("video_height");
+  p.video_width = fields.integer("video_width");
+  p.guidance_scale = fields.real("guidance_scale");
+  p.scheduler = fields.text("scheduler");
+  p.flow_shift = fields.real("flow_shift");
+  for (const auto& [name, value] : metadata) {
+    if (name.starts_with(kSettingPrefix)) p.settings[name.substr(kSettingPrefix.size())] = value;
+  }
+  constexpr int kMany = 1 << 16;
+  if (header.num_layers < 1 || header.num_layers > kMany) throw fields.wrong("num_layers", "is out of range");
+  if (header.sigmas.empty() || header.sigmas.size() > kMany) throw fields.wrong("sigmas", "is empty or far too long");
+  if (fields.text("energy_levels") != joined(kEnergyLevels) || fields.text("density_levels") != joined(kDensityLevels)) {
+    throw fields.wrong("energy_levels", "or \"density_levels\" is not this version's");
+  }
+  for (const int rows : header.anchor_rows) {
+    if (rows < 1 || rows > g.height) throw fields.wrong("anchor_rows", "is out of range");
+  }
+  return header;
+}
+
+void require_same(const Metadata& expected, const Metadata& found, const std::string& path) {
+  static const std::string kAbsent = "(absent)";
+  const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
+    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + theirs + ", this calibration has " + ours +
+                                           "; give another profile folder, or delete this one");
+  };
+  for (const auto& [name, value] : expected) {
+    const auto other = found.find(name);
+    if (other == found.end()) throw refuse(name, kAbsent, value);
+    if (other->second != value) throw refuse(name, other->second, value);
+  }
+  for (const auto& [name, value] : found) {
+    if (name.starts_with(kSettingPrefix) && !expected.contains(name)) throw refuse(name, value, kAbsent);
+  }
+}
+
+template <class Visit>  // visit(name, tensor)
+void for_each_tensor(PromptProfile& prompt, bool output_errors, const Visit& visit) {
+  visit("energy", prompt.energy);
+  if (!output_errors) return;
+  visit("harm", prompt.harm);
+  visit("harm_scale", prompt.harm_scale);
+  visit("level_error", prompt.level_error);
+  visit("copy_error", prompt.copy_error);
+  visit("similarity", prompt.similarity);
+}
+
+std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
+  Hasher hasher;
+  for (const auto& [name, tensor] : tensors) {
+    hasher.update(name);
+    hasher.update(tensor.raw(), tensor.size_bytes());
+  }
+  return hasher.hex();
+}
+
+// Everything in a profile is a finite number, and all but similarities are at least 0.
+bool all_valid(const std::string& name, const Tensor& tensor) {
+  if (tensor.dtype() == DType::kF16) {
+    const auto* values = tensor.data<uint16_t>();
+    return std::none_of(values, values + tensor.size(), [](uint16_t bits) { return bits >= 0x7c00u; });  // also negative ones
+  }
+  return std::all_of(tensor.f32(), tensor.f32() + tensor.size(),
+                     [&](float value) { return std::isfinite(value) && (value >= 0 || name == "similarity"); });
+}
+
+PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index) {
+  const Fields fields(file.metadata(), file.path());
+  if (fields.integer("prompt") != index) throw fields.wrong("prompt", "does not fit the file's name");
+  PromptProfile prompt;
+  prompt.prompt = index;
+  prompt.own_ranking = fields.text("own_ranking") == "1";
+  const PromptProfile expected = PromptProfile::shapes(header);
+  std::map<std::string, Tensor> tensors;
+  for_each_tensor(const_cast<PromptProfile&>(expected), header.output_errors, [&](const std::string& name, const Tensor& shape) {
+    Tensor tensor = file.get(name, shape.shape());
+    if (tensor.dtype() != shape.dtype()) throw fields.wrong(name, "has the wrong type");
+    tensors[name] = tensor;
+  });
+  if (checksum_of(tensors) != fields.text("checksum")) throw fields.wrong("checksum", "does not fit the content: the file was altered");
+  for_each_tensor(prompt, header.output_errors, [&](const std::string& name, Tensor& tensor) {
+    tensor = tensors[name];
+    if (!all_valid(name, tensor)) throw fields.wrong(name, "holds a value that cannot be");
+  });
+  return prompt;
+}
+
+Safetensors open_profile(const std::string& path) {
+  Safetensors file = Safetensors::open(path);
+  const auto format = file.metadata().find("format");
+  if (format == file.metadata().end() || format->second != kFormat) {
+    throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");
+  }
+  const std::string version = Fields(file.metadata(), path).text("version");
+  if (version != kVersion) {
+    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads " + std::string(kVersion) +
+                                        "; calibrate again into another profile folder");
+  }
+  return file;
+}
+
+}  // namespace
+
+void validate(const ProfileHeader& header) {
+  header.geometry.validate();
+  const auto require = [](bool condition, const std::string& what) {
+    if (!condition) throw Error(ErrorKind::kUsage, "calibration: " + what);
+  };
+  require(header.num_layers >= 1, "the model must have at least one layer");
+  require(!header.sigmas.empty(), "the run must have at least one step");
+  require(header.provenance.num_prompts >= 1, "give at least one prompt");
+  require(header.samples_per_block >= 1, "the samples per block must be at least 1, not " + number(header.samples_per_block));
+  for (const int rows : header.anchor_rows) {
+    require(rows >= 1 && rows <= header.geometry.height, "anchor rows per frame must be between 1 and the " +
+                                                             number(header.geometry.height) + " rows of a frame, not " + number(rows));
+  }
+}
+
+PromptProfile PromptProfile::shapes(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  const int64_t s = header.num_steps(), l = header.num_layers, h = g.heads, r = g.num_query_blocks(), c = g.num_key_blocks();
+  const auto levels = static_cast<int64_t>(kEnergyLevels.size()), anchors = static_cast<int64_t>(header.anchor_rows.size());
+  PromptProfile prompt;
+  const auto shaped = [](DType dtype, std::vector<int64_t> shape) { return Tensor(dtype, std::move(shape), nullptr); };
+  prompt.energy = shaped(DType::kF16, {s, l, h, r, c});
+  prompt.harm = shaped(DType::kF16, {2, s, l, h, r, c});
+  prompt.harm_scale = shaped(DType::kF32, {2, s, l, h});
+  prompt.level_error = shaped(DType::kF32, {s, l, h, 2, 2, levels});
+  prompt.copy_error = shaped(DType::kF32, {s, l, h, anchors});
+  prompt.similarity = shaped(DType::kF32, {s, l, h, anchors});
+  return prompt;
+}
+
+PromptProfile PromptProfile::allocate(const ProfileHeader& header, int prompt) {
+  PromptProfile profile = shapes(header);
+  profile.prompt = prompt;
+  for_each_tensor(profile, header.output_errors,
+                  [](const char*, Tensor& tensor) { tensor = Tensor::zeros(tensor.dtype(), tensor.shape()); });
+  return profile;
+}
+
+void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    throw Error(ErrorKind::kIo, "cannot create the profile folder " + folder + ": " + error.message() + "; choose another place");
+  }
+  std::map<std::string, Tensor> tensors;
+  for_each_tensor(const_cast<PromptProfile&>(prompt), header.output_errors,
+                  [&](const std::string& name, const Tensor& tensor) { tensors[name] = tensor; });
+  Metadata metadata = to_metadata(header);
+  metadata["format"] = kFormat;
+  metadata["version"] = kVersion;
+  metadata["tool_version"] = header.provenance.tool_version;
+  metadata["prompt"] = number(prompt.prompt);
+  metadata["own_ranking"] = prompt.own_ranking ? "1" : "0";
+  metadata["checksum"] = checksum_of(tensors);
+  write_safetensors(file_of(folder, prompt.prompt), tensors, metadata);
+}
+
+std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {
+  const std::string path = file_of(folder, prompt);
+  if (!std::filesystem::exists(path)) return std::nullopt;
+  const Safetensors file = open_profile(path);
+  require_same(to_metadata(header), file.metadata(), path);
+  return read_prompt(file, header, prompt);
+}
+
+Profile load_profile(const std::string& folder) {
+  Profile profile;
+  for (int prompt = 0;; ++prompt) {
+    const std::string path = file_of(folder, prompt);
+    if (!std::filesystem::exists(path)) break;
+    const Safetensors file = open_profile(path);
+    if (prompt == 0) {
+      profile.header = from_metadata(file.metadata(), path);
+    } else {
+      require_same(to_metadata(profile.header), file.metadata(), path);
+    }
+    profile.prompts.push_back(read_prompt(file, profile.header, prompt));
+  }
+  if (profile.prompts.empty()) {
+    throw Error(ErrorKind::kNotFound, "there is no calibration profile in " + folder + "; calibrate first");
+  }
+  return profile;
+}
+
+std::vector<float> energy_of(const PromptProfile& prompt, size_t site_head, int num_blocks) {
+  const auto* stored = prompt.energy.data<uint16_t>() + site_head * num_blocks;
+  std::vector<float> energy(num_blocks);
+  for (int i = 0; i < num_blocks; ++i) energy[i] = half_to_float(stored[i]);
+  return energy;
+}
+
+std::vector<float> mean_energy(const std::vector<PromptProfile>& prompts, size_t site_head, int num_blocks) {
+  std::vector<float> mean(num_blocks, 0.0f);
+  for (const PromptProfile& prompt : prompts) {
+    const auto* stored = prompt.energy.data<uint16_t>() + site_head * num_blocks;
+    for (int i = 0; i < num_blocks; ++i) mean[i] += half_to_float(stored[i]) / static_cast<float>(prompts.size());
+  }
+  return mean;
+}
+
+std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head, int num_blocks) {
+  std::vector<float> mean(num_blocks, 0.0f);
+  for (const PromptProfile& prompt : prompts) {
+    const size_t at = static_cast<size_t>(skipped) * (prompt.harm_scale.size() / 2) + site_head;
+    const auto* stored = prompt.harm.data<uint16_t>() + at * num_blocks;
+    const float scale = prompt.harm_scale.f32()[at];
+    for (int i = 0; i < num_blocks; ++i) {
+      const float root = half_to_float(stored[i]) * scale;
+      mean[i] += root * root / static_cast<float>(prompts.size());
+    }
+  }
+  return mean;
+}
+
+}  // namespace calibatt

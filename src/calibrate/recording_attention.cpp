@@ -1,0 +1,184 @@
+#include "calibrate/recording_attention.h"
+
+#include <chrono>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "calibrate/half.h"
+#include "calibrate/output_error.h"
+
+namespace calibatt {
+namespace {
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() { total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  double& total_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+double fraction(double value) { return value - std::floor(value); }
+
+// Only what says where tokens and blocks are; block sizes are the calibration's own choice, whatever the model says.
+void require_same_tokens(const AttentionGeometry& expected, const AttentionGeometry& actual) {
+  AttentionGeometry comparable = actual;
+  comparable.block_q = expected.block_q;
+  comparable.block_k = expected.block_k;
+  if (comparable == expected) return;
+  throw Error(ErrorKind::kMismatch, "the calibration is set up for " + expected.to_string() + ", but the model's attention has " +
+                                        actual.to_string() + "; give calibration the size that the model runs at");
+}
+
+}  // namespace
+
+void ReferenceRanking::add(const ProfileHeader& header, const PromptProfile& prompt) {
+  const auto accumulate = [count = num_prompts](std::vector<float>& mean, size_t at, float value) {
+    mean[at] += (value - mean[at]) / static_cast<float>(count + 1);
+  };
+  const auto size = static_cast<size_t>(prompt.energy.size());
+  if (energy.empty()) energy.assign(size, 0.0f);
+  const auto* stored = prompt.energy.data<uint16_t>();
+  for (size_t i = 0; i < size; ++i) accumulate(energy, i, half_to_float(stored[i]));
+  if (header.output_errors) {
+    if (harm.empty()) harm.assign(2 * size, 0.0f);
+    const auto* stored_harm = prompt.harm.data<uint16_t>();
+    const size_t per_head = static_cast<size_t>(prompt.energy.dim(3) * prompt.energy.dim(4));
+    for (size_t i = 0; i < 2 * size; ++i) {
+      const float root = half_to_float(stored_harm[i]) * prompt.harm_scale.f32()[i / per_head];
+      accumulate(harm, i, root * root);
+    }
+  }
+  ++num_prompts;
+}
+
+RecordingAttention::RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
+                                       PromptProfile& profile, std::function<void(int step)> on_forward)
+    : backend_(backend),
+      header_(header),
+      reference_(reference),
+      profile_(profile),
+      on_forward_(std::move(on_forward)),
+      recorded_(static_cast<size_t>(header.num_steps()) * header.num_layers, 0) {
+  const AttentionGeometry& g = header_.geometry;
+  const std::vector<int32_t> raster_of = g.raster_of_position();
+  position_of_raster_.resize(raster_of.size());
+  for (size_t p = 0; p < raster_of.size(); ++p) position_of_raster_[raster_of[p]] = static_cast<int32_t>(p);
+  for (const int rows : header_.anchor_rows) anchors_.push_back(make_anchor_rows(g, rows));
+  energy_.resize(static_cast<size_t>(g.heads) * g.num_query_blocks() * g.num_key_blocks());
+}
+
+bool RecordingAttention::wants_output_context() const {
+  return header_.output_errors && branch_ == GuidanceBranch::kConditional;
+}
+
+void RecordingAttention::begin_forward(int step, GuidanceBranch branch) {
+  SelfAttention::begin_forward(step, branch);
+  if (step < 0 || step >= header_.num_steps()) {
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_steps()) +
+                                          " steps, but the run has a step " + std::to_string(step) +
+                                          "; give calibration the step list of the run");
+  }
+  if (branch == GuidanceBranch::kConditional && on_forward_) on_forward_(step);
+}
+
+void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                                ConstHeadsView v, HeadsView out, const OutputContext& context) {
+  const AttentionGeometry& g = header_.geometry;
+  require_same_tokens(g, geometry);
+  if (layer < 0 || layer >= header_.num_layers) {
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_layers) +
+                                          " layers, but the model runs layer " + std::to_string(layer));
+  }
+  const bool recording = branch_ == GuidanceBranch::kConditional;
+  AttentionCall call;
+  call.q = q, call.k = k, call.v = v, call.out = out;
+  call.num_heads = g.heads;
+  call.head_dim = g.head_dim;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
+  call.block_q = g.block_q;
+  call.block_k = g.block_k;
+  call.block_energy = recording ? energy_.data() : nullptr;
+  {
+    const Stopwatch stopwatch(attention_seconds_);
+    backend_.attention(call);
+  }
+  if (!recording) return;
+
+  const Stopwatch stopwatch(recording_seconds_);
+  const size_t site = static_cast<size_t>(step_) * header_.num_layers + layer;
+  auto* stored = profile_.energy.data<uint16_t>() + site * energy_.size();
+  for (size_t i = 0; i < energy_.size(); ++i) {
+    if (!std::isfinite(energy_[i])) {
+      throw Error(ErrorKind::kNumeric, "the attention of step " + std::to_string(step_) + ", layer " + std::to_string(layer) +
+                                           " is not finite; check the model's weights, or calibrate in f32");
+    }
+    stored[i] = float_to_half(energy_[i]);
+  }
+  if (header_.output_errors) {
+    measure_errors(layer, q, k, v, {out.data, out.dtype, out.num_tokens, out.token_stride, out.head_stride}, context);
+  }
+  recorded_[site] = 1;
+}
+
+void RecordingAttention::measure_errors(int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, ConstHeadsView out,
+                                        const OutputContext& context) {
+  const AttentionGeometry& g = header_.geometry;
+  const size_t site = static_cast<size_t>(step_) * header_.num_layers + layer;
+  const size_t num_sites = recorded_.size(), heads = g.heads;
+  const size_t per_head = static_cast<size_t>(g.num_query_blocks()) * g.num_key_blocks();
+  constexpr double kGolden = 0.6180339887498949, kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
+  const MeasuredCall call{g, q, k, v, out, 1.0f / std::sqrt(static_cast<float>(g.head_dim)), context, header_.samples_per_block,
+                          fraction(kGolden * (profile_.prompt + 1) + kSilver * static_cast<double>(site)), anchors_,
+                          position_of_raster_};
+  const bool has_reference = reference_.num_prompts > 0;
+  SampledKeys keys;
+  for (size_t head = 0; head < heads; ++head) {
+    const size_t site_head = site * heads + head;
+    HeadReference ranking;
+    ranking.energy = {has_reference ? reference_.energy.data() + site_head * per_head : energy_.data() + head * per_head, per_head};
+    for (size_t skipped = 0; has_reference && skipped < 2; ++skipped) {
+      ranking.harm[skipped] = {reference_.harm.data() + (skipped * num_sites * heads + site_head) * per_head, per_head};
+    }
+    const HeadErrors errors = measure_head(call, static_cast<int>(head), ranking, keys);
+    store(errors, site_head, num_sites * heads);
+  }
+}
+
+void RecordingAttention::store(const HeadErrors& errors, size_t site_head, size_t num_site_heads) {
+  const size_t per_head = errors.harm[0].size();
+  for (size_t skipped = 0; skipped < 2; ++skipped) {
+    // Roots over the largest: halves keep what matters of values of any magnitude.
+    const size_t at = skipped * num_site_heads + site_head;
+    float largest = 0;
+    for (const float harm : errors.harm[skipped]) largest = std::max(largest, harm);
+    if (!std::isfinite(largest)) throw Error(ErrorKind::kNumeric, "an attention output is not finite; check the model's weights");
+    const float scale = std::sqrt(largest);
+    profile_.harm_scale.f32()[at] = scale;
+    auto* stored = profile_.harm.data<uint16_t>() + at * per_head;
+    for (size_t i = 0; i < per_head; ++i) {
+      stored[i] = float_to_half(scale > 0 ? std::sqrt(errors.harm[skipped][i]) / scale : 0.0f);
+    }
+  }
+  const auto copy = [site_head](const std::vector<double>& from, Tensor& to) {
+    for (size_t i = 0; i < from.size(); ++i) to.f32()[site_head * from.size() + i] = static_cast<float>(from[i]);
+  };
+  copy(errors.level_error, profile_.level_error);
+  copy(errors.copy_error, profile_.copy_error);
+  copy(errors.similarity, profile_.similarity);
+}
+
+void RecordingAttention::finish() const {
+  for (size_t site = 0; site < recorded_.size(); ++site) {
+    if (recorded_[site]) continue;
+    throw Error(ErrorKind::kUsage, "the run ended without the conditional attention of step " +
+                                       std::to_string(site / header_.num_layers) + ", layer " +
+                                       std::to_string(site % header_.num_layers) + "; nothing can be calibrated from it");
+  }
+}
+
+}  // namespace calibatt
