@@ -12,7 +12,6 @@ struct WanVaeConfig {
   int z_dim = 16;
   std::vector<int> dim_mult = {1, 2, 4, 4};
   int num_res_blocks = 2;
-  std::vector<float> attn_scales;  ///< encoder scales (1, 1/2, …) with an attention block after each residual block
   std::vector<bool> temporal_downsample = {false, true, true};  ///< "temperal_downsample" in the file
   int in_channels = 3, out_channels = 3;                        ///< after patchify: 3 · patch_size²
   int patch_size = 1;                                           ///< null in the file: 1

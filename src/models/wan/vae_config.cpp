@@ -1,0 +1,95 @@
+#include "models/wan/vae_config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "io/json_config.h"
+
+namespace calibatt {
+namespace {
+
+constexpr int kMaxChannels = 1 << 14;
+
+std::vector<float> latent_statistics(const JsonConfig& json, const std::string& key, int z_dim, bool positive) {
+  const std::vector<double> values = json.numbers(key);
+  if (static_cast<int>(values.size()) != z_dim) {
+    json.fail(key, "expected z_dim = " + std::to_string(z_dim) + " numbers, found " + std::to_string(values.size()));
+  }
+  for (const double value : values) {
+    if (!std::isfinite(value) || (positive && value <= 0)) {
+      json.fail(key, std::string("expected ") + (positive ? "positive" : "finite") + " numbers, found " +
+                         std::to_string(value));
+    }
+  }
+  return {values.begin(), values.end()};
+}
+
+}  // namespace
+
+WanVaeConfig WanVaeConfig::load(const std::string& path) {
+  const JsonConfig json = JsonConfig::load(path);
+  if (const std::string name = json.string("_class_name", "AutoencoderKLWan"); name != "AutoencoderKLWan") {
+    json.fail("_class_name", "expected AutoencoderKLWan, found " + name);
+  }
+  if (json.boolean("is_residual", false)) {
+    json.fail("is_residual", "the residual autoencoder of Wan 2.2 (5B) is not supported; expected false");
+  }
+  WanVaeConfig config;
+  config.base_dim = json.integer_in("base_dim", 1, kMaxChannels, 96);
+  config.decoder_base_dim = json.integer_in("decoder_base_dim", 1, kMaxChannels, config.base_dim);
+  config.z_dim = json.integer_in("z_dim", 1, kMaxChannels, 16);
+  config.num_res_blocks = json.integer_in("num_res_blocks", 1, 64, 2);
+  config.patch_size = json.integer_in("patch_size", 1, 16, 1);
+  config.in_channels = json.integer_in("in_channels", 1, kMaxChannels, 3);
+  config.out_channels = json.integer_in("out_channels", 1, kMaxChannels, 3);
+  config.scale_factor_temporal = json.integer_in("scale_factor_temporal", 1, 256, 4);
+  config.scale_factor_spatial = json.integer_in("scale_factor_spatial", 1, 256, 8);
+
+  config.dim_mult.clear();
+  for (const int64_t factor : json.integers("dim_mult", {1, 2, 4, 4})) {
+    if (factor < 1 || factor > 64)
+      json.fail("dim_mult", "expected factors of 1 to 64, found " + std::to_string(factor));
+    config.dim_mult.push_back(static_cast<int>(factor));
+  }
+  if (config.dim_mult.empty() || config.levels() > 8) {
+    json.fail("dim_mult", "expected 1 to 8 levels, found " + std::to_string(config.levels()));
+  }
+  config.temporal_downsample = json.booleans("temperal_downsample", {false, true, true});
+  if (static_cast<int>(config.temporal_downsample.size()) != config.levels() - 1) {
+    json.fail("temperal_downsample", "expected one value per level of dim_mult but the last (" +
+                                         std::to_string(config.levels() - 1) + "), found " +
+                                         std::to_string(config.temporal_downsample.size()));
+  }
+  if (!json.numbers("attn_scales", {}).empty()) {
+    json.fail("attn_scales", "attention outside the middle block is not supported; expected []");
+  }
+
+  const int pixel_channels = 3 * config.patch_size * config.patch_size;
+  if (config.in_channels != pixel_channels || config.out_channels != pixel_channels) {
+    json.fail("out_channels",
+              "expected in_channels and out_channels of 3 · patch_size² = " + std::to_string(pixel_channels) +
+                  ", found " + std::to_string(config.in_channels) + " and " + std::to_string(config.out_channels));
+  }
+  if (config.scale_factor_spatial != config.pixels_per_latent() ||
+      config.scale_factor_temporal != config.frames_per_latent()) {
+    json.fail("scale_factor_spatial",
+              "expected scale factors (spatial, temporal) of " + std::to_string(config.pixels_per_latent()) + " and " +
+                  std::to_string(config.frames_per_latent()) +
+                  ", as dim_mult, temperal_downsample and patch_size make " + "them; found " +
+                  std::to_string(config.scale_factor_spatial) + " and " + std::to_string(config.scale_factor_temporal));
+  }
+  config.latents_mean = latent_statistics(json, "latents_mean", config.z_dim, false);
+  config.latents_std = latent_statistics(json, "latents_std", config.z_dim, true);
+  return config;
+}
+
+int WanVaeConfig::frames_per_latent() const {
+  return 1 << std::count(temporal_downsample.begin(), temporal_downsample.end(), true);
+}
+
+int WanVaeConfig::pixels_per_latent() const {
+  return patch_size << (levels() - 1);
+}
+
+}  // namespace calibatt
