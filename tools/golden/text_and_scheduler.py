@@ -87,7 +87,56 @@ def make_scheduler():
         (DATA / "scheduler" / f"{name}.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-MAKERS = {"random": make_random, "scheduler": make_scheduler}
+TOKENIZER_TEXTS = [
+    "a red circle moves left", "A Red Circle, drifting!", "", "  two   spaces  ", "naïve café", "ﬁne flow ﬂ",
+    "漢字 русский", "emoji 😀😀 🦊", "a</s>b <pad> <unk> c", "x <extra_id_0> y", "ＦＵＬＬ width", "tab\tnew\nline",
+    "a\u00a0b\u3000c", "zero\u200bwidth", "a▁b", "don't", "e\u0301te\u0301", "1234567890", "ÄÖÜß", "< /s>",
+    "</s>", "a</s>", "</s></s> </s>a", "🦊🦊 🦊", "\u00ad soft", "--prompt", "ab\u0300\u0301c", "क्षि नमस्ते", "한국어 테스트",
+    "the large green hexagon orbits around the centre over a background of stripes while the camera pans", "...", "a" * 40,
+    "<pad", "pad>", "red,blue;green.yellow",
+]
+
+
+def make_tokenizer():
+    """A small SentencePiece model of captions, and what transformers' T5Tokenizer makes of some texts with it."""
+    import itertools
+    import tempfile
+
+    import sentencepiece
+    from transformers import T5Tokenizer
+
+    folder = DATA / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    colours = "red green blue yellow orange purple cyan white".split()
+    shapes = "circle square triangle hexagon star ring".split()
+    motions = ["moves to the left", "moves right", "bounces up and down", "orbits around the centre", "grows slowly",
+               "rotates", "shrinks"]
+    captions = [f"a {c} {s} {m} over a background of {b}" for (c, s, m), b in zip(
+        itertools.product(colours, shapes, motions), itertools.cycle(["stripes", "dots", "clouds", "waves, softly", "bricks"]))]
+    captions += ["The camera pans, 0123456789 frames!", "don't stop; it's ABCDEFGHIJKLMNOPQRSTUVWXYZ - jqxvz <extra_id_/>"] * 3
+    rules = [(chr(0xFEE0 + i), chr(i)) for i in range(0x21, 0x7F)]  # full-width forms
+    rules += [("\u00a0", " "), ("\u3000", " "), ("\t", " "), ("\n", " "), ("\u200b", ""), ("ﬁ", "fi"), ("ﬂ", "fl"), ("e\u0301", "é")]
+    with tempfile.TemporaryDirectory() as temporary:
+        temporary = pathlib.Path(temporary)
+        (temporary / "rules.tsv").write_text(
+            "".join(" ".join(f"{ord(c):X}" for c in a) + "\t" + " ".join(f"{ord(c):X}" for c in b) + "\n" for a, b in rules))
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(captions), model_prefix=str(temporary / "spiece"), vocab_size=120, model_type="unigram",
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, normalization_rule_tsv=str(temporary / "rules.tsv"),
+            character_coverage=1.0, minloglevel=2)
+        (folder / "spiece.model").write_bytes((temporary / "spiece.model").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 0,
+         "additional_special_tokens": []}, indent=2) + "\n")
+    tokenizer = T5Tokenizer.from_pretrained(folder)
+    cases = []
+    for text in TOKENIZER_TEXTS:
+        cut = tokenizer(text, padding="max_length", max_length=8, truncation=True, add_special_tokens=True)
+        cases.append({"text": text, "ids": tokenizer(text).input_ids, "ids_of_8": cut.input_ids})
+    (folder / "cases.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+
+
+MAKERS = {"random": make_random, "scheduler": make_scheduler, "tokenizer": make_tokenizer}
 
 if __name__ == "__main__":
     DATA.mkdir(parents=True, exist_ok=True)
