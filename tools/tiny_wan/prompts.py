@@ -1,6 +1,6 @@
 """Writes the prompt files under models/tiny-wan/prompts: fixed seeds, so the same files every time.
 
-  heldout.json, heldout.txt              64 prompts of combinations that training never sees, with what they ask for
+  heldout_prompts.json, heldout.txt      64 prompts of combinations that training never sees, with what they ask for
   heldout_two_objects.json, .txt         8 more with a second object; looked at, not counted
   calibration_prompts.txt                16 prompts of training's kind, for making a plan
 
@@ -55,9 +55,9 @@ def entries(scenes: list[Scene], seed: int) -> list[dict]:
     ]
 
 
-def write(folder: pathlib.Path, name: str, records: list[dict]) -> None:
-    (folder / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
-    (folder / f"{name}.txt").write_text("".join(record["prompt"] + "\n" for record in records))
+def write(folder: pathlib.Path, json_name: str, text_name: str, records: list[dict]) -> None:
+    (folder / f"{json_name}.json").write_text(json.dumps(records, indent=1) + "\n")
+    (folder / f"{text_name}.txt").write_text("".join(record["prompt"] + "\n" for record in records))
 
 
 def main() -> None:
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=pathlib.Path, default=DEFAULT_FOLDER)
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, "heldout", entries(held_out_scenes(), seed=1))
+    write(folder, "heldout_prompts", "heldout", entries(held_out_scenes(), seed=1))
     rng = random.Random(7)
     pairs = [sample_scene(rng, "heldout", second_share=1.0) for _ in range(NUM_TWO_OBJECTS)]
-    write(folder, "heldout_two_objects", entries(pairs, seed=2))
+    write(folder, "heldout_two_objects", "heldout_two_objects", entries(pairs, seed=2))
     rng = random.Random(11)
     lines = [caption(sample_scene(rng), rng) for _ in range(NUM_CALIBRATION)]
     (folder / "calibration_prompts.txt").write_text("".join(line + "\n" for line in lines))
