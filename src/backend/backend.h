@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -37,8 +38,8 @@ struct RopeTable {
   Tensor cos, signed_sin;
 };
 
-/// How a latent video [channels, frames, height, width] is cut into tokens: each token is one patch (frames × height × width
-/// cells), tokens are stored in the order given by raster_of_position (AttentionGeometry).
+/// How a latent video [channels, frames, height, width] is cut into tokens: each token is one patch (frames × height ×
+/// width cells), tokens are stored in the order given by raster_of_position (AttentionGeometry).
 struct PatchLayout {
   std::array<int, 3> patch{1, 2, 2};
   std::span<const int32_t> raster_of_position;  ///< host memory, one entry per token
@@ -52,34 +53,40 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;
+  /// Whether bfloat16 products run in hardware here: the precision to choose when nobody asked for one.
+  virtual bool has_fast_bf16() const { return false; }
+  /// Name of the kernel that `attention` would run for dense calls of this dtype and head size; for reports.
+  virtual std::string attention_kernel(DType, int /*head_dim*/) const { return "unknown"; }
 
   // ---- memory ------------------------------------------------------------------------------------------------------
   virtual Tensor empty(DType dtype, std::vector<int64_t> shape) = 0;
-  virtual Tensor from_host(const Tensor& host) = 0;    ///< may share storage where host memory is the device's
-  virtual Tensor to_host(const Tensor& device) = 0;    ///< likewise
+  virtual Tensor from_host(const Tensor& host) = 0;  ///< may share storage where host memory is the device's
+  virtual Tensor to_host(const Tensor& device) = 0;  ///< likewise
 
   // ---- linear ------------------------------------------------------------------------------------------------------
   /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32 or kBF16, of weights and inputs
   /// (the bias stays float32). The host tensors may be freed afterwards.
   virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) = 0;
   /// input [rows, in] of layer.dtype() → out [rows, out] F32 or BF16.
-  virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue = {}) = 0;
+  virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out,
+                      const LinearEpilogue& epilogue = {}) = 0;
 
   // ---- normalisation and position ----------------------------------------------------------------------------------
-  /// out = (x − mean)/√(variance + eps) · scale + shift per row; one_plus_scale: ·(1 + scale), the form of adaptive norms.
-  /// x [rows, channels] F32; scale, shift [channels] F32, null: identity; out F32 or BF16 (the cast is fused).
+  /// out = (x − mean)/√(variance + eps) · scale + shift per row; one_plus_scale: ·(1 + scale), the form of adaptive
+  /// norms. x [rows, channels] F32; scale, shift [channels] F32, null: identity; out F32 or BF16 (the cast is fused).
   virtual void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                           Tensor& out) = 0;
   /// out = x/√(mean(x²) + eps) · weight per row. x, out F32 or BF16; may be the same tensor.
   virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) = 0;
-  /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32; null:
-  /// none), then rotation (null: none). What becomes of a query or key between its projection and the attention.
+  /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32;
+  /// null: none), then rotation (null: none). What becomes of a query or key between its projection and the attention.
   virtual void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                                const RopeTable* rope) = 0;
 
   // ---- elementwise -------------------------------------------------------------------------------------------------
   virtual void activate(Activation activation, const Tensor& x, Tensor& out) = 0;  ///< F32/BF16, shapes equal
-  virtual void multiply(const Tensor& a, const Tensor& b, Tensor& out) = 0;        ///< F32/BF16 (all alike); out may be a or b
+  virtual void multiply(const Tensor& a, const Tensor& b,
+                        Tensor& out) = 0;  ///< F32/BF16 (all alike); out may be a or b
   /// out = a + b, F32; b may have fewer elements than a and then repeats (a row added to every row). out may be a.
   virtual void add(const Tensor& a, const Tensor& b, Tensor& out) = 0;
   virtual void convert(const Tensor& x, Tensor& out) = 0;  ///< F32 ↔ BF16, or a copy
@@ -89,15 +96,16 @@ class Backend {
   /// latents [channels, frames, height, width] F32 → tokens [n, channels·patch volume] F32; a row is ordered
   /// (channel, patch frame, patch row, patch column), as a convolution kernel's weights are.
   virtual void patchify(const Tensor& latents, const PatchLayout& layout, Tensor& tokens) = 0;
-  /// tokens [n, patch volume·channels] F32, a row ordered (patch frame, patch row, patch column, channel) → latents F32.
+  /// tokens [n, patch volume·channels] F32, a row ordered (patch frame, patch row, patch column, channel) → latents
+  /// F32.
   virtual void unpatchify(const Tensor& tokens, const PatchLayout& layout, Tensor& latents) = 0;
 
   // ---- attention ---------------------------------------------------------------------------------------------------
   /// softmax(QKᵀ)V by the fastest kernel that takes the call; the reference is the last resort and takes any.
   /// Throws Error(kUsage) when shapes, dtypes or schedules do not fit together, before anything is written.
   virtual void attention(const AttentionCall& call) = 0;
-  /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h], unscaled.
-  /// bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
+  /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h],
+  /// unscaled. bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                                 int head_dim, HeadsView out) = 0;
 

@@ -8,7 +8,6 @@
 
 #include "backend/backend.h"
 #include "base/tensor.h"
-#include "models/weights.h"
 
 namespace calibatt {
 
@@ -28,19 +27,22 @@ struct Umt5Config {
   static Umt5Config load(const std::string& folder);
 };
 
-/// The encoder of UMT5 (Chung et al. 2023, arXiv 2304.09151), as transformers' UMT5EncoderModel computes it: pre-norm blocks
-/// of RMS-normalised, unscaled self-attention with a relative position bias per layer, and a gated-GELU feed-forward.
+/// The encoder of UMT5 (Chung et al. 2023, arXiv 2304.09151), as transformers' UMT5EncoderModel computes it: pre-norm
+/// blocks of RMS-normalised, unscaled self-attention with a relative position bias per layer, and a gated-GELU
+/// feed-forward.
 class Umt5Encoder {
  public:
   /// folder: config.json and model.safetensors (or its shards). dtype: kF32 or kBF16, of weights and linear inputs; the
-  /// residual stream is always float32. Throws Error naming file and tensor when something is missing, misshaped or not finite.
+  /// residual stream is always float32. Throws Error naming file and tensor when something is missing, misshaped or not
+  /// finite.
   static Umt5Encoder load(Backend& backend, const std::string& folder, DType dtype);
 
   const Umt5Config& config() const { return config_; }
 
-  /// token_ids: the prompt's real tokens alone, end-of-sequence included, without padding. The attention mask of a padded
-  /// prompt hides padding from every real token, so the rows of the real tokens come out the same.
-  /// Returns [token_ids.size(), d_model] F32 on the host. Throws Error(kUsage) for an id outside the vocabulary or an empty list.
+  /// token_ids: the prompt's real tokens alone, end-of-sequence included, without padding. The attention mask of a
+  /// padded prompt hides padding from every real token, so the rows of the real tokens come out the same. Returns
+  /// [token_ids.size(), d_model] F32 on the host. Throws Error(kUsage) for an id outside the vocabulary or an empty
+  /// list.
   Tensor encode(std::span<const int32_t> token_ids) const;
 
  private:
@@ -54,7 +56,6 @@ class Umt5Encoder {
 
   Umt5Encoder() = default;
   Tensor embed(std::span<const int32_t> token_ids) const;
-  Tensor position_bias(const Block& block, int64_t num_tokens) const;
   void self_attention(const Block& block, Tensor& residual) const;
   void feed_forward(const Block& block, Tensor& residual) const;
 

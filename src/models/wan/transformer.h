@@ -14,6 +14,8 @@
 
 namespace calibatt {
 
+class Weights;
+
 /// Where a forward's time went, in seconds; forwards add to it.
 struct TransformerTimes {
   double self_attention = 0;  ///< inside SelfAttention::attend
@@ -21,37 +23,37 @@ struct TransformerTimes {
   double total() const { return self_attention + other; }
 };
 
-/// What the transformer needs of one prompt, the same in every step: each block's cross-attention keys and values. Made by
-/// WanTransformer::prepare_prompt once per prompt (and branch of guidance); immutable.
+/// What the transformer needs of one prompt, the same in every step: each block's cross-attention keys and values. Made
+/// by WanTransformer::prepare_prompt once per prompt (and branch of guidance); immutable.
 ///
-/// Wan pads the text embeddings with zero rows up to max_sequence_length and lets every token attend to all of them, padding
-/// included. All padding rows are equal, hence so are their keys and values: n of them weigh n·exp(logit) in the softmax, which is
-/// one row with log n added to its logit. So there are L + 1 rows here, not 512; the result is the same up to rounding.
+/// Wan pads the text embeddings with zero rows up to max_sequence_length and lets every token attend to all of them,
+/// padding included. All padding rows are equal, hence so are their keys and values: n of them weigh n·exp(logit) in
+/// the softmax, which is one row with log n added to its logit. So there are L + 1 rows here, not 512; the result is
+/// the same up to rounding.
 struct WanPrompt {
-  struct KeysValues {
-    Tensor keys_values;  // [rows, 2·dim]: keys (normalised), then values
-  };
-  std::vector<KeysValues> blocks;
-  std::vector<float> key_bias;  ///< [rows]; zeros and, for the padding row, log(number of padding rows)
+  std::vector<Tensor> keys_values;  ///< one per block, [rows, 2·dim]: keys (normalised), then values
+  std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows)
 };
 
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.
 class WanTransformer {
  public:
-  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards). dtype kF32: all in float32. kBF16: weights of
-  /// the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms, timestep path, patch embedding
-  /// and output projection stay float32. Throws Error naming file and tensor when something is missing, misshaped or not finite.
+  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards). dtype kF32: all in float32. kBF16:
+  /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms,
+  /// timestep path, patch embedding and output projection stay float32. Throws Error naming file and tensor when
+  /// something is missing, misshaped or not finite.
   static WanTransformer load(Backend& backend, const std::string& folder, DType dtype);
 
   const WanTransformerConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
 
-  /// The attention problem of a latent video of this size. Throws Error(kUsage) when the patches do not divide it or it is
-  /// longer along an axis than rope_max_seq_len.
+  /// The attention problem of a latent video of this size. Throws Error(kUsage) when the patches do not divide it or it
+  /// is longer along an axis than rope_max_seq_len.
   AttentionGeometry geometry(int latent_frames, int latent_height, int latent_width,
                              const TokenOrder& order = TokenOrder::raster()) const;
 
-  /// text_embeddings: host, F32 [1 … max_sequence_length, text_dim], the prompt's real tokens only (Umt5Encoder::encode).
+  /// text_embeddings: host, F32 [1 … max_sequence_length, text_dim], the prompt's real tokens only
+  /// (Umt5Encoder::encode).
   WanPrompt prepare_prompt(const Tensor& text_embeddings, int max_sequence_length = 512) const;
 
   /// Called after each block with the residual stream [tokens, dim] F32, tokens in the order of the run.
@@ -62,6 +64,9 @@ class WanTransformer {
   /// which forward this is (begin_forward). Not to be called from two threads at once.
   Tensor forward(const Tensor& latents, double timestep, const WanPrompt& prompt, SelfAttention& self_attention,
                  TransformerTimes* times = nullptr, const BlockObserver& observer = {});
+
+  /// Frees the activations kept from forward to forward (the VAE may need the memory); the next forward allocates anew.
+  void release_buffers() { work_ = {}; }
 
  private:
   struct Block {
@@ -80,18 +85,26 @@ class WanTransformer {
     std::vector<int32_t> raster_of_position;
     RopeTable rope;
   };
-  /// Activations of one forward, allocated once and reused by every block.
-  struct Workspace;
+  /// Activations, reused by every block of every forward of one size.
+  struct Workspace {
+    Tensor residual;  // [tokens, dim] F32
+    Tensor normed;    // [tokens, dim]: a linear layer's input
+    Tensor qkv;       // [tokens, 3·dim]
+    Tensor query;     // [tokens, dim] of cross-attention
+    Tensor attended;  // [tokens, dim]
+    Tensor hidden;    // [a chunk of tokens, ffn_dim]
+  };
 
   WanTransformer() = default;
-  void load_block(const class Weights& weights, int layer);
+  Block load_block(const Weights& weights, int layer) const;
   const Layout& layout_for(const AttentionGeometry& geometry);
+  void prepare_workspace(int64_t num_tokens);
   /// → temb [dim] and its projection [6, dim].
   std::pair<Tensor, Tensor> embed_timestep(double timestep) const;
-  void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention, Workspace& work,
+  void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention,
                            TransformerTimes& times);
-  void cross_attention_step(int layer, const WanPrompt& prompt, Workspace& work);
-  void feed_forward_step(int layer, const Tensor& modulation, Workspace& work);
+  void cross_attention_step(int layer, const WanPrompt& prompt);
+  void feed_forward_step(int layer, const Tensor& modulation);
 
   Backend* backend_ = nullptr;
   DType dtype_ = DType::kF32;
@@ -102,6 +115,7 @@ class WanTransformer {
   Tensor output_modulation_;  // scale_shift_table [2, dim]
   std::shared_ptr<const LinearLayer> output_projection_;
   std::unique_ptr<Layout> layout_;  // of the last forward
+  Workspace work_;
 };
 
 }  // namespace calibatt

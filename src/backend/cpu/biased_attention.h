@@ -1,0 +1,10 @@
+#pragma once
+
+#include "backend/backend.h"
+
+namespace calibatt::cpu {
+
+void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
+                      int head_dim, HeadsView out);
+
+}  // namespace calibatt::cpu

@@ -1,0 +1,218 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backend/cpu/attention.h"
+#include "backend/cpu/biased_attention.h"
+#include "backend/cpu/clip_ops.h"
+#include "backend/cpu/linear.h"
+#include "backend/cpu/patches.h"
+#include "backend/cpu/row_kernels.h"
+#include "base/thread_pool.h"
+
+namespace calibatt::cpu {
+namespace {
+
+/// Rows per chunk of a memory-bound pass: about 64 KiB of float32, so that handing it out costs nothing beside it.
+int64_t row_grain(int64_t channels) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, channels));
+}
+constexpr int64_t kElementGrain = 16384;
+
+float activated(Activation activation, float x) {
+  switch (activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kGeluTanh:
+      return 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+    case Activation::kSiLU:
+      return x / (1.0f + std::exp(-x));
+  }
+  return x;
+}
+
+/// fn(pointer) with the tensor's data as float* or bfloat16*.
+template <class Fn>
+void with_data(const Tensor& tensor, const Fn& fn) {
+  CALIBATT_ASSERT(tensor.dtype() == DType::kF32 || tensor.dtype() == DType::kBF16);
+  if (tensor.dtype() == DType::kF32) {
+    fn(tensor.data<float>());
+  } else {
+    fn(tensor.data<bfloat16>());
+  }
+}
+template <class Fn>
+void with_data(Tensor& tensor, const Fn& fn) {
+  CALIBATT_ASSERT(tensor.dtype() == DType::kF32 || tensor.dtype() == DType::kBF16);
+  if (tensor.dtype() == DType::kF32) {
+    fn(tensor.data<float>());
+  } else {
+    fn(tensor.data<bfloat16>());
+  }
+}
+
+class CpuBackend final : public Backend {
+ public:
+  std::string_view name() const override { return "cpu"; }
+
+  Tensor empty(DType dtype, std::vector<int64_t> shape) override { return {dtype, std::move(shape)}; }
+  Tensor from_host(const Tensor& host) override { return host; }
+  Tensor to_host(const Tensor& device) override { return device; }
+
+  std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
+    return cpu::make_linear(weight, bias, dtype);
+  }
+  void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
+    cpu::linear(layer, input, out, epilogue);
+  }
+
+  void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
+                  Tensor& out) override {
+    const int64_t channels = x.dim(-1), rows = x.size() / channels;
+    CALIBATT_ASSERT(out.size() == x.size() && (scale == nullptr || scale->size() == channels) &&
+                    (shift == nullptr || shift->size() == channels));
+    const LayerNormTerms terms{scale ? scale->f32() : nullptr, shift ? shift->f32() : nullptr, one_plus_scale, eps};
+    const float* in = x.f32();
+    with_data(out, [&](auto* to) {
+      parallel_for(rows, row_grain(channels), [=](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row) {
+          layer_norm_row(in + row * channels, terms, to + row * channels, channels);
+        }
+      });
+    });
+  }
+
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) override {
+    const int64_t channels = x.dim(-1), rows = x.size() / channels;
+    CALIBATT_ASSERT(out.size() == x.size() && weight.size() == channels);
+    CALIBATT_ASSERT(x.dtype() == DType::kF32 || out.dtype() == DType::kBF16);
+    const float* factors = weight.f32();
+    const auto run = [&](auto* from, auto* to) {
+      parallel_for(rows, row_grain(channels), [=](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row) {
+          rms_norm_row(from + row * channels, factors, eps, to + row * channels, channels);
+        }
+      });
+    };
+    if (x.dtype() == DType::kBF16) {
+      run(x.data<bfloat16>(), out.data<bfloat16>());
+    } else {
+      with_data(out, [&](auto* to) { run(x.f32(), to); });
+    }
+  }
+
+  void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
+                       const RopeTable* rope) override {
+    CALIBATT_ASSERT(x.head_stride == head_dim && head_dim % 2 == 0);
+    CALIBATT_ASSERT(weight == nullptr || weight->size() == int64_t{num_heads} * head_dim);
+    CALIBATT_ASSERT(rope == nullptr || rope->cos.size() == x.num_tokens * head_dim);
+    const float* factors = weight ? weight->f32() : nullptr;
+    const float* cos = rope ? rope->cos.f32() : nullptr;
+    const float* signed_sin = rope ? rope->signed_sin.f32() : nullptr;
+    const auto run = [&](auto* data) {
+      parallel_for(x.num_tokens, row_grain(x.head_stride * num_heads), [=](int64_t begin, int64_t end, int) {
+        for (int64_t token = begin; token < end; ++token) {
+          norm_and_rotate_row(data + token * x.token_stride, factors, eps, cos ? cos + token * head_dim : nullptr,
+                              signed_sin ? signed_sin + token * head_dim : nullptr, num_heads, head_dim);
+        }
+      });
+    };
+    if (x.dtype == DType::kF32) {
+      run(static_cast<float*>(x.data));
+    } else {
+      run(static_cast<bfloat16*>(x.data));
+    }
+  }
+
+  void activate(Activation activation, const Tensor& x, Tensor& out) override {
+    CALIBATT_ASSERT(x.size() == out.size() && x.dtype() == out.dtype());
+    with_data(x, [&](const auto* from) {
+      using Element = std::remove_cvref_t<decltype(*from)>;
+      Element* to = out.data<Element>();
+      parallel_for(x.size(), kElementGrain, [=](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) to[i] = Element(activated(activation, static_cast<float>(from[i])));
+      });
+    });
+  }
+
+  void multiply(const Tensor& a, const Tensor& b, Tensor& out) override {
+    CALIBATT_ASSERT(a.size() == b.size() && a.size() == out.size() && a.dtype() == b.dtype() &&
+                    a.dtype() == out.dtype());
+    with_data(a, [&](const auto* first) {
+      using Element = std::remove_cvref_t<decltype(*first)>;
+      const Element* second = b.data<Element>();
+      Element* to = out.data<Element>();
+      parallel_for(a.size(), kElementGrain, [=](int64_t begin, int64_t end, int) {
+        cpu::multiply(first + begin, second + begin, to + begin, end - begin);
+      });
+    });
+  }
+
+  void add(const Tensor& a, const Tensor& b, Tensor& out) override {
+    const int64_t period = b.size();
+    CALIBATT_ASSERT(a.size() == out.size() && period > 0 && a.size() % period == 0);
+    parallel_for(a.size() / period, row_grain(period), [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) {
+        cpu::add(a.f32() + row * period, b.f32(), out.f32() + row * period, period);
+      }
+    });
+  }
+
+  void convert(const Tensor& x, Tensor& out) override {
+    CALIBATT_ASSERT(x.size() == out.size());
+    parallel_for(x.size(), kElementGrain, [&](int64_t begin, int64_t end, int) {
+      const int64_t count = end - begin;
+      if (x.dtype() == out.dtype()) {
+        const size_t element = dtype_size(x.dtype());
+        std::memcpy(static_cast<char*>(out.raw()) + begin * element,
+                    static_cast<const char*>(x.raw()) + begin * element, count * element);
+      } else if (x.dtype() == DType::kF32) {
+        narrow(x.f32() + begin, out.data<bfloat16>() + begin, count);
+      } else {
+        widen(x.data<bfloat16>() + begin, out.f32() + begin, count);
+      }
+    });
+  }
+
+  double sum_of_squares(const Tensor& x) override {
+    const int64_t size = x.size(), chunks = (size + kElementGrain - 1) / kElementGrain;
+    std::vector<double> partial(static_cast<size_t>(chunks));  // summed in order: the same for any number of threads
+    parallel_for(chunks, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t first = chunk * kElementGrain;
+        partial[chunk] = cpu::sum_of_squares(x.f32() + first, std::min(kElementGrain, size - first));
+      }
+    });
+    double sum = 0;
+    for (const double part : partial) sum += part;
+    return sum;
+  }
+
+  void patchify(const Tensor& latents, const PatchLayout& layout, Tensor& tokens) override {
+    cpu::patchify(latents, layout, tokens);
+  }
+  void unpatchify(const Tensor& tokens, const PatchLayout& layout, Tensor& latents) override {
+    cpu::unpatchify(tokens, layout, latents);
+  }
+
+  void attention(const AttentionCall& call) override { cpu::attention(call); }
+  void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
+                        int head_dim, HeadsView out) override {
+    cpu::biased_attention(q, k, v, bias, num_heads, head_dim, out);
+  }
+
+  ClipOps& clip_ops() override { return *clip_ops_; }
+
+ private:
+  std::unique_ptr<ClipOps> clip_ops_ = make_clip_ops();
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend() {
+  return std::make_unique<CpuBackend>();
+}
+
+}  // namespace calibatt::cpu

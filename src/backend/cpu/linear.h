@@ -1,0 +1,19 @@
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace calibatt::cpu {
+
+/// Linear layers on oneDNN. The weights are reordered once to the layout oneDNN asks for. Rows are cut into chunks of
+/// about a hundred; each chunk is one single-threaded oneDNN matmul on a thread of our own pool: a chunk's output stays
+/// in its core's cache, and there is no second pool whose idle threads spin on the same cores. Where the processor has
+/// no bfloat16 dot product, kBF16 layers compute in float32 from the rounded weights and inputs.
+std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype);
+void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
+
+/// The processor multiplies bfloat16 natively (and oneDNN is not told otherwise by ONEDNN_MAX_CPU_ISA).
+bool has_native_bf16();
+
+}  // namespace calibatt::cpu

@@ -1,0 +1,10 @@
+#pragma once
+
+#include "backend/backend.h"
+
+namespace calibatt::cpu {
+
+void patchify(const Tensor& latents, const PatchLayout& layout, Tensor& tokens);
+void unpatchify(const Tensor& tokens, const PatchLayout& layout, Tensor& latents);
+
+}  // namespace calibatt::cpu

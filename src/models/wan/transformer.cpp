@@ -1,0 +1,258 @@
+#include "models/wan/transformer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "nn/heads.h"
+#include "nn/rope.h"
+#include "nn/tensor_rows.h"
+#include "nn/timestep_embedding.h"
+
+namespace calibatt {
+namespace {
+
+/// Rows of a block's modulation [6, dim], and of the output's [2, dim].
+enum ModulationRow { kShift, kScale, kGate, kFeedForwardShift, kFeedForwardScale, kFeedForwardGate };
+
+/// Tokens that go through the feed-forward at a time: its wide hidden layer is the largest activation of all.
+constexpr int64_t kFeedForwardChunk = 4096;
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+const Tensor* or_null(const Tensor& tensor) {
+  return tensor.empty() ? nullptr : &tensor;
+}
+
+}  // namespace
+
+AttentionGeometry WanTransformer::geometry(int latent_frames, int latent_height, int latent_width,
+                                           const TokenOrder& order) const {
+  const std::array<int, 3> latent{latent_frames, latent_height, latent_width};
+  constexpr std::array<const char*, 3> kAxis{"frames", "rows", "columns"};
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const int patch = config_.patch_size[axis];
+    if (latent[axis] < patch || latent[axis] % patch != 0) {
+      throw Error(ErrorKind::kUsage, "video size: " + std::to_string(latent[axis]) + " latent " + kAxis[axis] +
+                                         " cannot be cut into patches of " + std::to_string(patch) +
+                                         "; choose a size that is a multiple");
+    }
+    if (latent[axis] / patch > config_.rope_max_seq_len) {
+      throw Error(ErrorKind::kUsage, "video size: " + std::to_string(latent[axis] / patch) + " tokens along its " +
+                                         kAxis[axis] + "; this model knows " +
+                                         std::to_string(config_.rope_max_seq_len) + " positions: choose a smaller one");
+    }
+  }
+  AttentionGeometry geometry;
+  geometry.frames = latent_frames / config_.patch_size[0];
+  geometry.height = latent_height / config_.patch_size[1];
+  geometry.width = latent_width / config_.patch_size[2];
+  geometry.heads = config_.num_attention_heads;
+  geometry.head_dim = config_.attention_head_dim;
+  geometry.order = order;
+  geometry.validate();
+  return geometry;
+}
+
+WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_sequence_length) const {
+  CALIBATT_ASSERT(text_embeddings.rank() == 2 && text_embeddings.dtype() == DType::kF32);
+  const int64_t num_tokens = text_embeddings.dim(0), dim = config_.dim();
+  if (text_embeddings.dim(1) != config_.text_dim) {
+    throw Error(ErrorKind::kMismatch, "text embeddings are " + std::to_string(text_embeddings.dim(1)) +
+                                          " wide, the transformer takes " + std::to_string(config_.text_dim) +
+                                          "; text encoder and transformer do not belong together");
+  }
+  if (num_tokens < 1 || num_tokens > max_sequence_length) {
+    throw Error(ErrorKind::kUsage,
+                "prompt: " + std::to_string(num_tokens) + " tokens; give 1 to " + std::to_string(max_sequence_length));
+  }
+  const int64_t num_padding = max_sequence_length - num_tokens;
+  const int64_t rows = num_tokens + (num_padding > 0 ? 1 : 0);  // one row for all the padding
+
+  Tensor padded = Tensor::zeros(DType::kF32, {rows, config_.text_dim});
+  std::memcpy(padded.raw(), text_embeddings.raw(), text_embeddings.size_bytes());
+  WanPrompt prompt;
+  prompt.key_bias.assign(static_cast<size_t>(rows), 0.0f);
+  if (num_padding > 0) prompt.key_bias.back() = std::log(static_cast<float>(num_padding));
+
+  Tensor input = backend_->empty(dtype_, padded.shape());
+  Tensor hidden = backend_->empty(dtype_, {rows, dim}), text = backend_->empty(dtype_, {rows, dim});
+  backend_->convert(backend_->from_host(padded), input);
+  backend_->linear(*text_in_, input, hidden, {.activation = Activation::kGeluTanh});
+  backend_->linear(*text_out_, hidden, text);
+  for (const Block& block : blocks_) {
+    Tensor keys_values = backend_->empty(dtype_, {rows, 2 * dim});
+    backend_->linear(*block.cross_keys_values, text, keys_values);
+    backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
+                              config_.attention_head_dim, or_null(block.cross_key_norm), config_.eps, nullptr);
+    prompt.keys_values.push_back(std::move(keys_values));
+  }
+  return prompt;
+}
+
+Tensor WanTransformer::forward(const Tensor& latents, double timestep, const WanPrompt& prompt,
+                               SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer) {
+  CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
+  CALIBATT_ASSERT(prompt.keys_values.size() == blocks_.size());
+  const double start = now_seconds();
+  TransformerTimes spent;
+
+  const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
+            width = static_cast<int>(latents.dim(3));
+  const Layout& layout = layout_for(geometry(frames, height, width, self_attention.token_order()));
+  const PatchLayout patches{config_.patch_size, layout.raster_of_position};
+  const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim();
+  prepare_workspace(num_tokens);
+
+  // The tokens take the order of the run here, and leave it in unpatchify: nothing in between depends on it but the
+  // rotary embedding, which is in the same order.
+  Tensor tokens = backend_->empty(DType::kF32, {num_tokens, int64_t{config_.in_channels} * config_.patch_volume()});
+  backend_->patchify(backend_->from_host(latents), patches, tokens);
+  backend_->linear(*patch_embedding_, tokens, work_.residual);
+  const auto [time_embedding, time_modulation] = embed_timestep(timestep);
+
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    Tensor modulation = backend_->empty(DType::kF32, {6, dim});
+    backend_->add(blocks_[layer].modulation, time_modulation, modulation);
+    self_attention_step(layer, modulation, layout, self_attention, spent);
+    cross_attention_step(layer, prompt);
+    feed_forward_step(layer, modulation);
+    if (observer) observer(layer, work_.residual);
+  }
+
+  Tensor modulation = backend_->empty(DType::kF32, {2, dim});
+  backend_->add(output_modulation_, time_embedding, modulation);
+  const Tensor shift = tensor_row(modulation, kShift), scale = tensor_row(modulation, kScale);
+  backend_->layer_norm(work_.residual, &scale, &shift, true, config_.eps, work_.residual);
+  Tensor patches_out =
+      backend_->empty(DType::kF32, {num_tokens, int64_t{config_.out_channels} * config_.patch_volume()});
+  backend_->linear(*output_projection_, work_.residual, patches_out);
+  Tensor prediction = backend_->empty(DType::kF32, {config_.out_channels, frames, height, width});
+  backend_->unpatchify(patches_out, patches, prediction);
+
+  if (times != nullptr) {
+    times->self_attention += spent.self_attention;
+    times->other += now_seconds() - start - spent.self_attention;
+  }
+  return backend_->to_host(prediction);
+}
+
+/// residual += gate ⊙ W_o · attention(norm_rotate(W_q x), norm_rotate(W_k x), W_v x), x = norm(residual)·(1 + scale) +
+/// shift
+void WanTransformer::self_attention_step(int layer, const Tensor& modulation, const Layout& layout,
+                                         SelfAttention& attention, TransformerTimes& times) {
+  const Block& block = blocks_[layer];
+  const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim, dim = config_.dim();
+  const Tensor shift = tensor_row(modulation, kShift), scale = tensor_row(modulation, kScale),
+               gate = tensor_row(modulation, kGate);
+
+  backend_->layer_norm(work_.residual, &scale, &shift, true, config_.eps, work_.normed);
+  backend_->linear(*block.qkv, work_.normed, work_.qkv);
+  const HeadsView query = heads_view(work_.qkv, 0, head_dim), key = heads_view(work_.qkv, dim, head_dim),
+                  value = heads_view(work_.qkv, 2 * dim, head_dim);
+  backend_->norm_and_rotate(query, heads, head_dim, or_null(block.query_norm), config_.eps, &layout.rope);
+  backend_->norm_and_rotate(key, heads, head_dim, or_null(block.key_norm), config_.eps, &layout.rope);
+
+  OutputContext context;
+  Tensor host_gate;
+  if (attention.wants_output_context()) {
+    host_gate = backend_->to_host(gate);
+    context.output_weight = &block.output_weight;
+    context.gate = {host_gate.f32(), static_cast<size_t>(dim)};
+    context.residual_square_sum = backend_->sum_of_squares(work_.residual);
+  }
+  const double start = now_seconds();
+  attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value),
+                   heads_view(work_.attended, 0, head_dim), context);
+  times.self_attention += now_seconds() - start;
+
+  backend_->linear(*block.output, work_.attended, work_.residual, {.accumulate = true, .gate = &gate});
+}
+
+/// residual += W_o · attention(norm(W_q x), keys and values of the prompt), x = norm(residual)
+void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
+  const Block& block = blocks_[layer];
+  const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
+
+  if (config_.cross_attn_norm) {
+    backend_->layer_norm(work_.residual, &block.cross_norm_weight, &block.cross_norm_bias, false, config_.eps,
+                         work_.normed);
+  } else {
+    backend_->convert(work_.residual, work_.normed);
+  }
+  backend_->linear(*block.cross_query, work_.normed, work_.query);
+  const HeadsView query = heads_view(work_.query, 0, head_dim);
+  backend_->norm_and_rotate(query, heads, head_dim, or_null(block.cross_query_norm), config_.eps, nullptr);
+
+  AttentionCall call;
+  call.q = as_const(query);
+  call.k = heads_view(prompt.keys_values[layer], 0, head_dim);
+  call.v = heads_view(prompt.keys_values[layer], config_.dim(), head_dim);
+  call.out = heads_view(work_.attended, 0, head_dim);
+  call.num_heads = heads;
+  call.head_dim = head_dim;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  call.key_bias = prompt.key_bias;
+  backend_->attention(call);
+  backend_->linear(*block.cross_output, work_.attended, work_.residual, {.accumulate = true});
+}
+
+/// residual += gate ⊙ W_2 · gelu(W_1 x), x = norm(residual)·(1 + scale) + shift
+void WanTransformer::feed_forward_step(int layer, const Tensor& modulation) {
+  const Block& block = blocks_[layer];
+  const Tensor shift = tensor_row(modulation, kFeedForwardShift), scale = tensor_row(modulation, kFeedForwardScale),
+               gate = tensor_row(modulation, kFeedForwardGate);
+
+  backend_->layer_norm(work_.residual, &scale, &shift, true, config_.eps, work_.normed);
+  const int64_t num_tokens = work_.residual.dim(0), chunk = work_.hidden.dim(0);
+  for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
+    const int64_t count = std::min(chunk, num_tokens - begin);
+    Tensor hidden = tensor_rows(work_.hidden, 0, count), residual = tensor_rows(work_.residual, begin, count);
+    backend_->linear(*block.feed_forward_in, tensor_rows(work_.normed, begin, count), hidden,
+                     {.activation = Activation::kGeluTanh});
+    backend_->linear(*block.feed_forward_out, hidden, residual, {.accumulate = true, .gate = &gate});
+  }
+}
+
+std::pair<Tensor, Tensor> WanTransformer::embed_timestep(double timestep) const {
+  const int64_t dim = config_.dim();
+  const Tensor sinusoids = backend_->from_host(timestep_embedding(timestep, config_.freq_dim));
+  Tensor hidden = backend_->empty(DType::kF32, {dim}), embedding = backend_->empty(DType::kF32, {dim});
+  backend_->linear(*time_in_, sinusoids, hidden, {.activation = Activation::kSiLU});
+  backend_->linear(*time_out_, hidden, embedding);
+  backend_->activate(Activation::kSiLU, embedding, hidden);
+  Tensor modulation = backend_->empty(DType::kF32, {6 * dim});
+  backend_->linear(*time_projection_, hidden, modulation);
+  return {embedding, modulation};
+}
+
+const WanTransformer::Layout& WanTransformer::layout_for(const AttentionGeometry& geometry) {
+  if (layout_ == nullptr || !(layout_->geometry == geometry)) {
+    auto layout = std::make_unique<Layout>();
+    layout->geometry = geometry;
+    layout->raster_of_position = geometry.raster_of_position();
+    const RopeTable rope = make_video_rope({geometry.frames, geometry.height, geometry.width}, geometry.head_dim,
+                                           layout->raster_of_position);
+    layout->rope = {backend_->from_host(rope.cos), backend_->from_host(rope.signed_sin)};
+    layout_ = std::move(layout);
+  }
+  return *layout_;
+}
+
+void WanTransformer::prepare_workspace(int64_t num_tokens) {
+  if (!work_.residual.empty() && work_.residual.dim(0) == num_tokens) return;
+  work_ = {};  // before the new one is made: never both
+  const int64_t dim = config_.dim();
+  work_.residual = backend_->empty(DType::kF32, {num_tokens, dim});
+  work_.normed = backend_->empty(dtype_, {num_tokens, dim});
+  work_.qkv = backend_->empty(dtype_, {num_tokens, 3 * dim});
+  work_.query = backend_->empty(dtype_, {num_tokens, dim});
+  work_.attended = backend_->empty(dtype_, {num_tokens, dim});
+  work_.hidden = backend_->empty(dtype_, {std::min(num_tokens, kFeedForwardChunk), config_.ffn_dim});
+}
+
+}  // namespace calibatt

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "backend/backend.h"
+
+namespace calibatt {
+
+/// Channels of a head that each axis rotates: {frames, rows, columns}. Rows and columns take 2·⌊head_dim/6⌋ each,
+/// frames the rest.
+std::array<int, 3> video_rope_split(int head_dim);
+
+/// Wan's rotary embedding of a grid of tokens (frames × height × width): axis by axis, angle of pair i of an axis with
+/// d channels = index · 10000^(−2i/d), computed in double. Row p belongs to the token raster_of_position[p]. In host
+/// memory.
+RopeTable make_video_rope(std::array<int, 3> grid, int head_dim, std::span<const int32_t> raster_of_position);
+
+}  // namespace calibatt
