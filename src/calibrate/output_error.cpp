@@ -32,6 +32,8 @@ std::vector<float> gathered(ConstHeadsView view, std::span<const int> tokens, in
   return rows;
 }
 
+constexpr double kGolden = 0.6180339887498949, kSilver = 0.4142135623730951;  // multiples spread evenly over [0, 1)
+
 double fraction(double value) { return value - std::floor(value); }
 
 // The sampled queries of all query blocks.
@@ -41,12 +43,11 @@ struct Sample {
 };
 
 Sample sample_queries(const MeasuredCall& call, double phase) {
-  constexpr double kGolden = 0.6180339887498949;  // consecutive multiples spread evenly over [0, 1)
   Sample sample;
   for (int r = 0; r < call.geometry.num_query_blocks(); ++r) {
     sample.first.push_back(static_cast<int>(sample.tokens.size()));
     const int size = call.geometry.query_block_size(r);
-    stratified_tokens(r * call.geometry.block_q, size, std::min(call.samples_per_block, size), fraction(phase + r * kGolden),
+    stratified_tokens(r * call.geometry.block_q, size, std::min(call.samples_per_block, size), fraction(phase + r * kSilver),
                       sample.tokens);
   }
   sample.first.push_back(static_cast<int>(sample.tokens.size()));
@@ -206,8 +207,9 @@ std::vector<float> output_projection(const OutputContext& context, int head, int
 }
 
 void stratified_tokens(int begin, int size, int count, double phase, std::vector<int>& tokens) {
+  // Each stretch has a place of its own: equal strides would meet the strides of rows and tiles, and see one column only.
   for (int i = 0; i < count; ++i) {
-    const auto offset = static_cast<int>((i + phase) * size / count);
+    const auto offset = static_cast<int>((i + fraction(phase + i * kGolden)) * size / count);
     tokens.push_back(begin + std::min(offset, size - 1));
   }
 }
