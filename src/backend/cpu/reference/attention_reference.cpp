@@ -106,8 +106,9 @@ void attend_row(const AttentionCall& call, const HeadSchedule& schedule, const H
   for (Candidate& candidate : candidates) sum += candidate.weight = std::exp(candidate.weight - maximum);
   std::fill(output, output + call.head_dim, 0.0);
   for (const Candidate& candidate : candidates) {
-    for (int d = 0; d < call.head_dim; ++d) output[d] += candidate.weight / sum * candidate.value[d];
-    block_mass[candidate.key_block] += candidate.weight / sum;
+    const double probability = candidate.weight / sum;
+    for (int d = 0; d < call.head_dim; ++d) output[d] += probability * candidate.value[d];
+    block_mass[candidate.key_block] += probability;
   }
 }
 

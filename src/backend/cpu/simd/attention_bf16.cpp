@@ -31,15 +31,20 @@ struct Bf16PairWords {
   }
   static HWY_INLINE V multiply_add(__m512bh a, __m512bh b, V acc) { return V{_mm512_dpbf16_ps(acc.raw, a, b)}; }
 
-  /// Weights of keys 2i and 2i + 1 side by side, lane by lane.
-  static HWY_INLINE void store_weights(const V (&p)[kPanel], uint32_t* to, int stride) {
+  /// Stores the weights of four keys, those of keys 2i and 2i + 1 side by side in each lane, and returns `sum` plus the
+  /// *rounded* weights: what is divided by then is what was multiplied with, and a lone large weight costs no accuracy.
+  static HWY_INLINE V store_weights(const V (&p)[kPanel], uint32_t* to, int stride, V sum) {
     alignas(64) static constexpr uint16_t kZip[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i zip = _mm512_load_si512(kZip);
+    const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
     for (int i = 0; i < kPanel; i += 2) {
       const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(p[i + 1].raw, p[i].raw);
-      _mm512_store_si512(to + i / 2 * stride, _mm512_permutexvar_epi16(zip, halves));
+      const __m512i pairs = _mm512_permutexvar_epi16(zip, halves);
+      _mm512_store_si512(to + i / 2 * stride, pairs);
+      sum.raw = _mm512_dpbf16_ps(sum.raw, (__m512bh)pairs, ones);
     }
+    return sum;
   }
 
   /// Copies when the row is BF16; rounds when it is float (means of blocks).

@@ -31,8 +31,10 @@ struct FloatWords {
   static HWY_INLINE V load(const uint32_t* words) { return hn::Load(D(), reinterpret_cast<const float*>(words)); }
   static HWY_INLINE V broadcast(const uint32_t* word) { return hn::Set(D(), *reinterpret_cast<const float*>(word)); }
   static HWY_INLINE V multiply_add(V a, V b, V acc) { return hn::MulAdd(a, b, acc); }
-  static HWY_INLINE void store_weights(const V (&p)[kPanel], uint32_t* to, int stride) {
+  /// Stores the weights of four keys and returns `sum` plus them.
+  static HWY_INLINE V store_weights(const V (&p)[kPanel], uint32_t* to, int stride, V sum) {
     for (int i = 0; i < kPanel; ++i) hn::Store(p[i], D(), reinterpret_cast<float*>(to + i * stride));
+    return hn::Add(sum, hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3])));
   }
 
   static HWY_INLINE void stage_row(const SourceRows& rows, int64_t row, int head_dim, int words, float factor,

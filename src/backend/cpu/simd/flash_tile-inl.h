@@ -137,9 +137,9 @@ struct FlashTile {
           p[i] = exp2_or_zero<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s[i][v], reference)
                                                                : hn::MulSub(s[i][v], scale, reference));
         }
-        Policy::store_weights(p, scratch.weights + key / Policy::kPair * kRows + v * kLanes, kRows);
         float* sum = sums + v * kLanes;
-        hn::Store(hn::Add(hn::Load(d, sum), hn::Add(hn::Add(p[0], p[1]), hn::Add(p[2], p[3]))), d, sum);
+        uint32_t* to = scratch.weights + key / Policy::kPair * kRows + v * kLanes;
+        hn::Store(Policy::store_weights(p, to, kRows, hn::Load(d, sum)), d, sum);
       }
     }
     add_values(values, unit_keys, spent, round_up_to_panel(num_keys));

@@ -1,0 +1,370 @@
+// Every attention kernel of this machine × dtype × case against the reference, which accumulates in double; and the
+// reference against a softmax written out as a matrix.
+//
+// Tolerances, in relative L2 error of a head (and, tenfold, of every row of it):
+//   float kernels: 1e-5, or twice the error of a plain float softmax on the same rows where logits are so large that
+//   float itself
+//     is coarser than that (a logit of 115 in log2 units has an ulp of 7.6e-6);
+//   bf16 kernels: twice the error of a plain bf16 run, which rounds the softmax weights to bfloat16 and nothing else;
+//   BF16 output: that of rounding the reference's output, added.
+#include "backend/cpu/attention.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+
+#include "attention_cases.h"
+#include "base/thread_pool.h"
+
+namespace calibatt {
+namespace {
+
+using cpu::AttentionKernel;
+
+struct Expected {
+  std::vector<float> outputs, energy;
+  double plain_error = 0;  ///< of a plain run in the precision of the inputs
+};
+
+double norm(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double x : values) sum += x * x;
+  return std::sqrt(sum);
+}
+
+float element(const ConstHeadsView& view, int64_t token, int head, int dim) {
+  const int64_t index = token * view.token_stride + head * view.head_stride + dim;
+  return view.dtype == DType::kF32 ? static_cast<const float*>(view.data)[index]
+                                   : static_cast<float>(static_cast<const bfloat16*>(view.data)[index]);
+}
+
+/// Relative error of a plain softmax over all keys on some rows of a head: in float, or with weights rounded to
+/// bfloat16.
+double plain_error(const AttentionCall& call, int head) {
+  const bool bf16 = call.q.dtype == DType::kBF16;
+  std::vector<double> exact, difference;
+  const int64_t stride = std::max<int64_t>(1, call.q.num_tokens / 16);
+  for (int64_t row = 0; row < call.q.num_tokens; row += stride) {
+    std::vector<double> logits(call.k.num_tokens);
+    std::vector<float> plain_logits(call.k.num_tokens);
+    for (int64_t s = 0; s < call.k.num_tokens; ++s) {
+      for (int d = 0; d < call.head_dim; ++d) {
+        const float q = element(call.q, row, head, d);
+        const float k = element(call.k, s, head, d);
+        logits[s] += static_cast<double>(q) * k;
+        plain_logits[s] += q * k;
+      }
+      logits[s] *= call.scale;
+      plain_logits[s] *= call.scale;
+    }
+    const double maximum = *std::ranges::max_element(logits);
+    const float plain_maximum = *std::ranges::max_element(plain_logits);
+    std::vector<double> output(call.head_dim), plain(call.head_dim);
+    double sum = 0, plain_sum = 0;
+    for (int64_t s = 0; s < call.k.num_tokens; ++s) {
+      const double p = std::exp(logits[s] - maximum);
+      const float plain_p = std::exp(plain_logits[s] - plain_maximum);
+      const float rounded_p = bf16 ? static_cast<float>(bfloat16(plain_p)) : plain_p;
+      sum += p;
+      plain_sum += plain_p;
+      for (int d = 0; d < call.head_dim; ++d) {
+        output[d] += p * element(call.v, s, head, d);
+        plain[d] += static_cast<double>(rounded_p) * element(call.v, s, head, d);
+      }
+    }
+    for (int d = 0; d < call.head_dim; ++d) {
+      exact.push_back(output[d] / sum);
+      difference.push_back(plain[d] / plain_sum - output[d] / sum);
+    }
+  }
+  return norm(difference) / norm(exact);
+}
+
+/// Reference results of a case, computed once for all kernels.
+const Expected& expected(const AttentionCase& attention_case, DType dtype) {
+  static std::map<std::pair<std::string, DType>, Expected> cache;
+  Expected& result = cache[{attention_case.name, dtype}];
+  if (result.outputs.empty()) {
+    AttentionProblem problem(attention_case, dtype, DType::kF32);
+    cpu::attention(problem.call(), "reference");
+    result = {problem.outputs(), problem.energy(), 0};
+    for (int head = 0; head < attention_case.num_heads; ++head) {
+      result.plain_error = std::max(result.plain_error, plain_error(problem.call(), head));
+    }
+  }
+  return result;
+}
+
+/// Relative L2 error of the worst head and, against the head's mean row norm at least, of the worst row.
+struct Errors {
+  double head = 0, row = 0;
+};
+
+Errors relative_errors(const std::vector<float>& actual, const std::vector<float>& wanted, int num_heads,
+                       int row_size) {
+  Errors errors;
+  const size_t head_size = wanted.size() / static_cast<size_t>(num_heads);
+  for (size_t head = 0; head < wanted.size(); head += head_size) {
+    double total = 0, total_difference = 0;
+    for (size_t i = head; i < head + head_size; ++i) total += double{wanted[i]} * wanted[i];
+    const double mean_row = total * row_size / static_cast<double>(head_size);
+    for (size_t row = head; row < head + head_size; row += static_cast<size_t>(row_size)) {
+      double size = 0, difference = 0;
+      for (size_t i = row; i < row + static_cast<size_t>(row_size); ++i) {
+        size += double{wanted[i]} * wanted[i];
+        difference += (double{actual[i]} - wanted[i]) * (double{actual[i]} - wanted[i]);
+      }
+      total_difference += difference;
+      errors.row = std::max(errors.row, std::sqrt(difference / std::max(size, mean_row)));
+    }
+    errors.head = std::max(errors.head, std::sqrt(total_difference / total));
+  }
+  return errors;
+}
+
+double tolerance(const AttentionKernel& kernel, const Expected& wanted, DType out_dtype) {
+  const bool bf16_arithmetic = kernel.name == "avx512_bf16";
+  const double arithmetic = bf16_arithmetic ? 2 * wanted.plain_error + 1e-4 : std::max(1e-5, 2 * wanted.plain_error);
+  // Rounding to nearest moves each element by at most 2^-9 of it.
+  return arithmetic + (out_dtype == DType::kBF16 ? 0x1p-9 : 0.0);
+}
+
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  const AttentionProblem problem({.name = "probe", .num_queries = 1}, DType::kBF16, DType::kF32);
+  for (const AttentionKernel& kernel : cpu::attention_kernels()) {
+    if (kernel.refusal(const_cast<AttentionProblem&>(problem).call()).empty()) names.emplace_back(kernel.name);
+  }
+  return names;
+}
+
+class AttentionConformance : public testing::TestWithParam<std::pair<std::string, AttentionCase>> {};
+
+/// All kernels × all cases; the reference itself, which is slow, on the short ones.
+std::vector<std::pair<std::string, AttentionCase>> kernels_and_cases() {
+  std::vector<std::pair<std::string, AttentionCase>> result;
+  for (const std::string& kernel : kernel_names()) {
+    for (const AttentionCase& attention_case : attention_cases()) {
+      if (kernel != "reference" || attention_case.num_queries <= 300) result.emplace_back(kernel, attention_case);
+    }
+  }
+  return result;
+}
+
+TEST_P(AttentionConformance, MatchesTheReference) {
+  const auto& [kernel_name, attention_case] = GetParam();
+  for (const auto& [dtype, out_dtype] : {std::pair{DType::kF32, DType::kF32}, std::pair{DType::kBF16, DType::kBF16},
+                                         std::pair{DType::kBF16, DType::kF32}}) {
+    AttentionProblem problem(attention_case, dtype, out_dtype);
+    const AttentionKernel& kernel = *std::ranges::find(cpu::attention_kernels(), kernel_name, &AttentionKernel::name);
+    if (!kernel.refusal(problem.call()).empty()) continue;  // bf16 arithmetic on F32 inputs
+    SCOPED_TRACE(std::string(dtype_name(dtype)) + " to " + std::string(dtype_name(out_dtype)));
+
+    // Poison where outputs go, and different numbers of threads; the results must not depend on either.
+    std::vector<float> outputs, energy;
+    for (const int threads : {1, 2, 3}) {
+      set_num_threads(threads);
+      problem.poison();
+      cpu::attention(problem.call(), kernel_name);
+      if (threads > 1) {
+        const std::vector<float> again = problem.outputs();
+        EXPECT_EQ(std::memcmp(again.data(), outputs.data(), outputs.size() * sizeof(float)), 0)
+            << threads << " threads";
+        EXPECT_EQ(problem.energy(), energy) << threads << " threads";
+      }
+      outputs = problem.outputs();
+      energy = problem.energy();
+      if (attention_case.num_queries > 2000) break;
+    }
+    set_num_threads(0);
+    EXPECT_EQ(std::ranges::count_if(outputs, [](float x) { return std::isnan(x); }), 0) << "elements never written";
+    EXPECT_EQ(problem.num_touched_gaps(), 0) << "elements written outside the rows";
+
+    const Expected& wanted = expected(attention_case, dtype);
+    const double limit = tolerance(kernel, wanted, out_dtype);
+    const Errors errors = relative_errors(outputs, wanted.outputs, attention_case.num_heads, attention_case.head_dim);
+    EXPECT_LE(errors.head, limit);
+    EXPECT_LE(errors.row, 10 * limit);
+    if (!attention_case.energy) continue;
+
+    const int key_blocks = (attention_case.keys() + attention_case.block_k - 1) / attention_case.block_k;
+    EXPECT_LE(relative_errors(energy, wanted.energy, attention_case.num_heads, key_blocks).head,
+              tolerance(kernel, wanted, DType::kF32));
+    for (size_t row = 0; row < energy.size(); row += static_cast<size_t>(key_blocks)) {
+      double sum = 0;
+      for (int c = 0; c < key_blocks; ++c) sum += energy[row + static_cast<size_t>(c)];
+      ASSERT_NEAR(sum, 1.0, 1e-5) << "energy row " << row / static_cast<size_t>(key_blocks);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionConformance, testing::ValuesIn(kernels_and_cases()),
+                         [](const auto& info) { return info.param.first + "_" + info.param.second.name; });
+
+/// The reference against P·V with P written out, column by column: keys, then summary tokens.
+TEST(AttentionReference, MatchesAWrittenOutSoftmax) {
+  for (const char* name :
+       {"seven", "key_bias", "planned_one_block", "planned_odd_blocks", "summary_partial_tail_skipped",
+        "summary_mixed_heads", "anchors_planned_summary", "energy_uneven"}) {
+    SCOPED_TRACE(name);
+    AttentionProblem problem(*std::ranges::find(attention_cases(), name, &AttentionCase::name), DType::kF32,
+                             DType::kF32);
+    const AttentionCall& call = problem.call();
+    cpu::attention(call, "reference");
+    const int64_t num_keys = call.k.num_tokens, key_blocks = (num_keys + call.block_k - 1) / call.block_k;
+    for (int head = 0; head < call.num_heads; ++head) {
+      const HeadSchedule schedule = call.heads.empty() ? HeadSchedule{} : call.heads[head];
+      for (int64_t token = 0; token < call.q.num_tokens; token += 5) {
+        const int64_t computed = schedule.anchors ? schedule.anchors->source_of[token] : token;
+        const int64_t query = schedule.anchors ? schedule.anchors->query_tokens[computed] : token;
+        const auto query_block = static_cast<int>(computed / call.block_q);
+        BlockMask mask(query_block + 1, static_cast<int>(key_blocks), true);
+        if (schedule.intervals) mask = schedule.intervals->to_mask();
+        std::vector<double> weight, numerator(call.head_dim);
+        double denominator = 0;
+        const auto add = [&](double logit_scale_free, double bias, const std::vector<double>& value) {
+          const double p = std::exp(call.scale * logit_scale_free + bias);
+          denominator += p;
+          for (int d = 0; d < call.head_dim; ++d) numerator[d] += p * value[d];
+        };
+        for (int64_t block = 0; block < key_blocks; ++block) {
+          const int64_t end = std::min<int64_t>((block + 1) * call.block_k, num_keys);
+          const double count = static_cast<double>(end - block * call.block_k);
+          std::vector<double> mean_value(call.head_dim);
+          double mean_dot = 0;
+          for (int64_t s = block * call.block_k; s < end; ++s) {
+            double dot = 0;
+            std::vector<double> value(call.head_dim);
+            for (int d = 0; d < call.head_dim; ++d) {
+              dot += double{element(call.q, query, head, d)} * element(call.k, s, head, d);
+              value[d] = element(call.v, s, head, d);
+              mean_value[d] += value[d] / count;
+            }
+            mean_dot += dot / count;
+            if (mask.kept(query_block, static_cast<int>(block))) {
+              add(dot, call.key_bias.empty() ? 0.0 : double{call.key_bias[s]}, value);
+            }
+          }
+          if (!mask.kept(query_block, static_cast<int>(block)) && schedule.summarize_skipped) {
+            add(mean_dot, std::log(count), mean_value);
+          }
+        }
+        for (int d = 0; d < call.head_dim; ++d) {
+          ASSERT_NEAR(problem.output(token, head, d), numerator[d] / denominator, 1e-6)
+              << "token " << token << " dim " << d;
+        }
+      }
+    }
+  }
+}
+
+/// Values that are not numbers must come out as such, not vanish in a maximum or a flushed exponential.
+TEST(AttentionKernels, NaNInAKeyReachesEveryRow) {
+  for (const std::string& kernel : kernel_names()) {
+    AttentionProblem problem({.name = "nan", .num_queries = 200}, DType::kBF16, DType::kF32);
+    auto* keys = static_cast<bfloat16*>(const_cast<void*>(problem.call().k.data));
+    keys[150 * problem.call().k.token_stride + 3] = bfloat16(NAN);
+    cpu::attention(problem.call(), kernel);
+    for (int token = 0; token < 200; ++token) {
+      ASSERT_TRUE(std::isnan(problem.output(token, 0, 0))) << kernel << ", token " << token;
+      ASSERT_FALSE(std::isnan(problem.output(token, 1, 0))) << kernel << ", token " << token;
+    }
+  }
+}
+
+struct InvalidCall {
+  std::string message;  ///< part of what the error says
+  std::function<void(AttentionCall&)> spoil;
+};
+
+TEST(AttentionKernels, InvalidCallsAreRefusedBeforeAnythingIsWritten) {
+  const AttentionCase dense{.name = "invalid", .num_queries = 200, .num_keys = 130};
+  const BlockIntervals intervals = BlockIntervals::dense(4, 3), too_few = BlockIntervals::dense(3, 3);
+  const AnchorRows no_anchors, short_anchors{{0, 5}, {0, 1, 1}, 0};
+  const AnchorRows wild_query{{0, 200}, std::vector<int32_t>(200, 0), 0},
+      wild_source{{0, 5}, std::vector<int32_t>(200, 2), 0};
+  const std::vector<float> zeros(130, 0.0f), short_bias(129, 0.0f), all_masked(130, -INFINITY), nan_bias(130, NAN);
+  std::vector<float> energy(8 * 3, NAN);
+  std::vector<HeadSchedule> heads(2);
+  const auto with = [&](HeadSchedule schedule) {
+    heads.assign(2, schedule);
+    return std::span<const HeadSchedule>(heads);
+  };
+  const std::vector<InvalidCall> calls = {
+      {"num_heads", [](AttentionCall& c) { c.num_heads = 0; }},
+      {"head_dim", [](AttentionCall& c) { c.head_dim = 0; }},
+      {"block sizes", [](AttentionCall& c) { c.block_q = 0; }},
+      {"block sizes", [](AttentionCall& c) { c.block_k = -64; }},
+      {"scale", [](AttentionCall& c) { c.scale = NAN; }},
+      {"q has no data", [](AttentionCall& c) { c.q.data = nullptr; }},
+      {"out has no data", [](AttentionCall& c) { c.out.data = nullptr; }},
+      {"only F32 and BF16", [](AttentionCall& c) { c.k.dtype = DType::kF16; }},
+      {"different dtypes", [](AttentionCall& c) { c.v.dtype = DType::kBF16; }},
+      {"out must have the dtype", [](AttentionCall& c) { c.out.dtype = DType::kBF16; }},
+      {"q has 0 tokens", [](AttentionCall& c) { c.q.num_tokens = 0; }},
+      {"v has 129", [](AttentionCall& c) { c.v.num_tokens = 129; }},
+      {"out has 199", [](AttentionCall& c) { c.out.num_tokens = 199; }},
+      {"strides", [](AttentionCall& c) { c.q.token_stride = 63; }},
+      {"strides", [](AttentionCall& c) { c.v.head_stride = -64; }},
+      {"overlap", [](AttentionCall& c) { c.out.token_stride = c.out.head_stride; }},
+      {"schedules for 1 heads", [&](AttentionCall& c) { c.heads = with({}).first(1); }},
+      {"intervals are for 3 x 3", [&](AttentionCall& c) { c.heads = with({.intervals = &too_few}); }},
+      {"intervals are for 4 x 3", [&](AttentionCall& c) { c.heads = with({.intervals = &intervals}), c.block_k = 32; }},
+      {"needs intervals", [&](AttentionCall& c) { c.heads = with({.summarize_skipped = true}); }},
+      {"no query tokens", [&](AttentionCall& c) { c.heads = with({.anchors = &no_anchors}); }},
+      {"anchors are for 3 tokens", [&](AttentionCall& c) { c.heads = with({.anchors = &short_anchors}); }},
+      {"query token 200", [&](AttentionCall& c) { c.heads = with({.anchors = &wild_query}); }},
+      {"source 2", [&](AttentionCall& c) { c.heads = with({.anchors = &wild_source}); }},
+      {"key_bias has 129", [&](AttentionCall& c) { c.key_bias = short_bias; }},
+      {"for every key", [&](AttentionCall& c) { c.key_bias = all_masked; }},
+      {"NaN", [&](AttentionCall& c) { c.key_bias = nan_bias; }},
+      {"dense heads only", [&](AttentionCall& c) { c.heads = with({.intervals = &intervals}), c.key_bias = zeros; }},
+      {"dense heads only",
+       [&](AttentionCall& c) { c.heads = with({.intervals = &intervals}), c.block_energy = energy.data(); }},
+  };
+  for (const InvalidCall& invalid : calls) {
+    for (const std::string kernel : {"", "reference"}) {
+      AttentionProblem problem(dense, DType::kF32, DType::kF32);
+      AttentionCall call = problem.call();
+      invalid.spoil(call);
+      try {
+        cpu::attention(call, kernel);
+        ADD_FAILURE() << "not refused: " << invalid.message;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+        EXPECT_THAT(error.what(), testing::HasSubstr(invalid.message));
+      }
+      EXPECT_TRUE(problem.is_poisoned()) << invalid.message;
+    }
+  }
+  EXPECT_TRUE(std::ranges::all_of(energy, [](float x) { return std::isnan(x); }));
+}
+
+TEST(AttentionKernels, AreChosenInOrderOrByName) {
+  AttentionProblem problem({.name = "choice", .num_queries = 10}, DType::kF32, DType::kF32);
+  const AttentionKernel& chosen = cpu::choose_attention_kernel(problem.call());
+  for (const AttentionKernel& kernel : cpu::attention_kernels()) {
+    if (&kernel == &chosen) break;
+    EXPECT_FALSE(kernel.refusal(problem.call()).empty()) << kernel.name;
+  }
+  EXPECT_EQ(cpu::attention_kernels().back().name, "reference");
+  EXPECT_EQ(cpu::choose_attention_kernel(problem.call(), "reference").name, "reference");
+  try {
+    cpu::choose_attention_kernel(problem.call(), "fast");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("fast"), testing::HasSubstr("reference")));
+  }
+  problem.call().scale = -1.0f;  // only the reference multiplies by a negative scale
+  EXPECT_EQ(cpu::choose_attention_kernel(problem.call()).name, "reference");
+}
+
+}  // namespace
+}  // namespace calibatt
