@@ -1,0 +1,126 @@
+#pragma once
+
+// Plans for tests.
+
+#include <limits>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "plan/plan.h"
+
+namespace calibatt::test {
+
+inline BlockMask random_mask(std::mt19937& random, int num_query_blocks, int num_key_blocks, double density) {
+  BlockMask mask(num_query_blocks, num_key_blocks);
+  for (int r = 0; r < num_query_blocks; ++r) {
+    for (int c = 0; c < num_key_blocks; ++c) mask.set(r, c, static_cast<double>(random() % 1000) < density * 1000);
+    mask.set(r, static_cast<int>(random() % static_cast<unsigned>(num_key_blocks)), true);
+  }
+  return mask;
+}
+
+/// Every kind of head, in a geometry whose last blocks are partial. Deterministic on every machine (no std
+/// distributions).
+inline Plan::Parts random_parts(unsigned seed) {
+  std::mt19937 random(seed);
+  const auto number = [&](int min, int max) {
+    return min + static_cast<int>(random() % static_cast<unsigned>(max - min + 1));
+  };
+  Plan::Parts parts;
+  AttentionGeometry& geometry = parts.geometry;
+  geometry.frames = number(1, 5);
+  geometry.height = number(2, 6);
+  geometry.width = number(1, 7);
+  geometry.text_tokens = number(0, 1) * number(1, 9);
+  geometry.heads = number(1, 3);
+  geometry.head_dim = 64;
+  geometry.block_q = number(3, 9);
+  geometry.block_k = number(3, 9);
+  if (number(0, 1) == 1) geometry.order = TokenOrder::tiles(number(1, 4), number(1, 3), number(1, 3));
+  parts.num_layers = number(1, 3);
+  parts.anchor_rows_per_frame = number(1, geometry.height);
+  parts.summarize_skipped = number(0, 1) == 1;
+
+  const int num_steps = number(1, 6);
+  int entry = 0;
+  for (int step = 0; step < num_steps; ++step) {
+    if (step > 0) entry += number(0, 1);
+    parts.step_entry.push_back(entry);
+    parts.sigmas.push_back(1.0 - step / 7.0);
+    parts.energy_targets.push_back(number(0, 2) == 0 ? std::numeric_limits<double>::quiet_NaN() : 0.9 - step / 100.0);
+  }
+  const AnchorRows anchors = make_anchor_rows(geometry, parts.anchor_rows_per_frame);
+  for (int i = 0; i < (entry + 1) * parts.num_layers * geometry.heads; ++i) {
+    HeadPlan& head = parts.heads.emplace_back();
+    head.anchored = number(0, 2) == 0;
+    if (number(0, 3) == 0) continue;
+    const int rows = head.anchored ? anchors.num_query_blocks(geometry.block_q) : geometry.num_query_blocks();
+    head.intervals =
+        BlockIntervals::from_mask(random_mask(random, rows, geometry.num_key_blocks(), number(0, 10) / 10.0));
+  }
+  PlanProvenance& provenance = parts.provenance;
+  provenance.tool_version = "0.1.0";
+  provenance.model_name = "WanTransformer3DModel (tiny \"wan\" ü)";
+  provenance.model_fingerprint = "0123456789abcdef0123456789abcdef";
+  provenance.prompts_hash = "fedcba9876543210fedcba9876543210";
+  provenance.num_prompts = number(1, 9);
+  provenance.video_frames = 4 * geometry.frames - 3;
+  provenance.video_height = 16 * geometry.height;
+  provenance.video_width = 16 * geometry.width;
+  provenance.guidance_scale = 5.5;
+  provenance.scheduler = "unipc";
+  provenance.flow_shift = 3.1;
+  provenance.settings = {{"--budget", "error"}, {"--density", "0.35"}};
+  return parts;
+}
+
+/// The worked example of docs/plan_format.md: 1×4×3 tokens in blocks of 4 (3×3 blocks), two heads, one layer, three
+/// steps of which the last two share an entry; one head is anchored to rows 1 and 3.
+inline Plan::Parts example_parts() {
+  Plan::Parts parts;
+  parts.geometry.frames = 1;
+  parts.geometry.height = 4;
+  parts.geometry.width = 3;
+  parts.geometry.heads = 2;
+  parts.geometry.head_dim = 64;
+  parts.geometry.block_q = parts.geometry.block_k = 4;
+  parts.num_layers = 1;
+  parts.sigmas = {1.0, 0.75, 0.25};
+  parts.step_entry = {0, 1, 1};
+  parts.energy_targets = {0.99, 0.9, 0.84};
+  parts.anchor_rows_per_frame = 2;
+  parts.heads.resize(4);
+  parts.heads[0].intervals = BlockIntervals(3, {0, 1, 3, 4}, {{0, 3}, {0, 1}, {2, 3}, {1, 3}});
+  parts.heads[3].anchored = true;
+  parts.heads[3].intervals = BlockIntervals(3, {0, 1, 2}, {{0, 2}, {1, 3}});
+  parts.provenance.tool_version = "0.1.0";
+  parts.provenance.model_name = "example";
+  parts.provenance.model_fingerprint = "00112233445566778899aabbccddeeff";
+  parts.provenance.prompts_hash = "ffeeddccbbaa99887766554433221100";
+  parts.provenance.num_prompts = 1;
+  parts.provenance.video_frames = 1;
+  parts.provenance.video_height = 64;
+  parts.provenance.video_width = 48;
+  parts.provenance.guidance_scale = 5;
+  parts.provenance.scheduler = "unipc";
+  parts.provenance.flow_shift = 3;
+  parts.provenance.settings = {{"--budget", "energy"}};
+  return parts;
+}
+
+/// Equal in every number and text; NaN equals NaN.
+inline bool same_plan(const Plan& a, const Plan& b) {
+  const Plan::Parts &x = a.parts(), &y = b.parts();
+  if (x.energy_targets.size() != y.energy_targets.size()) return false;
+  for (size_t i = 0; i < x.energy_targets.size(); ++i) {
+    const double p = x.energy_targets[i], q = y.energy_targets[i];
+    if (p != q && !(p != p && q != q)) return false;
+  }
+  return x.geometry == y.geometry && x.num_layers == y.num_layers && x.sigmas == y.sigmas &&
+         x.step_entry == y.step_entry && x.heads == y.heads && x.summarize_skipped == y.summarize_skipped &&
+         x.anchor_rows_per_frame == y.anchor_rows_per_frame && x.provenance == y.provenance;
+}
+
+}  // namespace calibatt::test
