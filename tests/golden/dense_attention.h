@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cmath>
+
+#include "attention/self_attention.h"
+
+namespace calibatt {
+
+/// Plain dense self-attention in a given token order, that remembers the context it was given.
+class GoldenDenseAttention final : public SelfAttention {
+ public:
+  explicit GoldenDenseAttention(Backend& backend, TokenOrder order = {}, bool wants_context = false)
+      : backend_(backend), order_(order), wants_context_(wants_context) {}
+
+  TokenOrder token_order() const override { return order_; }
+  bool wants_output_context() const override { return wants_context_; }
+  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+              HeadsView out, const OutputContext& context) override {
+    AttentionCall call;
+    call.q = q;
+    call.k = k;
+    call.v = v;
+    call.out = out;
+    call.num_heads = geometry.heads;
+    call.head_dim = geometry.head_dim;
+    call.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
+    call.block_q = geometry.block_q;
+    call.block_k = geometry.block_k;
+    backend_.attention(call);
+    last_layer = layer;
+    last_gate.assign(context.gate.begin(), context.gate.end());
+    last_square_sum = context.residual_square_sum;
+    last_output_weight = context.output_weight;
+  }
+
+  int last_layer = -1;
+  std::vector<float> last_gate;
+  double last_square_sum = 0;
+  const Tensor* last_output_weight = nullptr;
+
+ private:
+  Backend& backend_;
+  TokenOrder order_;
+  bool wants_context_;
+};
+
+}  // namespace calibatt

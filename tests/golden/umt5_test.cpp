@@ -1,0 +1,63 @@
+// The text encoder against transformers' UMT5EncoderModel (tools/golden/umt5.py).
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "io/safetensors.h"
+#include "models/umt5/encoder.h"
+#include "relative_error.h"
+
+namespace calibatt {
+namespace {
+
+const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/umt5/";
+
+class Umt5Golden : public testing::TestWithParam<const char*> {
+ protected:
+  std::unique_ptr<Backend> backend_ = make_backend("cpu");
+  Safetensors golden_ = Safetensors::open(kData + GetParam() + "/golden.safetensors");
+
+  Tensor encode(const Umt5Encoder& encoder, const std::string& name) const {
+    const Tensor ids = golden_.get(name + ".ids");
+    return encoder.encode({ids.data<int32_t>(), static_cast<size_t>(ids.size())});
+  }
+};
+
+TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
+  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, kData + GetParam(), DType::kF32);
+  for (const char* name : {"one", "short", "long"}) {
+    const double error = relative_error(encode(encoder, name), golden_.get(std::string(name) + ".embeddings"));
+    EXPECT_LT(error, 1e-5) << name;
+    RecordProperty(name, std::to_string(error));
+  }
+}
+
+TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
+  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, kData + GetParam(), DType::kBF16);
+  // Rounding to 8 bits has a relative error of 2⁻⁹/√3 rms. Each layer adds about eight roundings (norm, q, k, v,
+  // attention, gate, up, product) to the residual; independent, they add in squares. Twice that is allowed.
+  const double one_rounding = std::ldexp(1.0, -9) / std::sqrt(3.0);
+  const double allowed = 2 * one_rounding * std::sqrt(8.0 * encoder.config().num_layers + 1);
+  for (const char* name : {"one", "short", "long"}) {
+    EXPECT_LT(relative_error(encode(encoder, name), golden_.get(std::string(name) + ".embeddings")), allowed) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden, testing::Values("square", "narrow", "wide"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Umt5Encoder, RefusesATokenOutsideItsVocabulary) {
+  const std::unique_ptr<Backend> backend = make_backend("cpu");
+  const Umt5Encoder encoder = Umt5Encoder::load(*backend, kData + "square", DType::kF32);
+  const std::vector<int32_t> ids{5, 96};
+  try {
+    encoder.encode(ids);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("96"), testing::HasSubstr("vocabulary")));
+  }
+  EXPECT_THROW(encoder.encode({}), Error);
+}
+
+}  // namespace
+}  // namespace calibatt
