@@ -15,7 +15,7 @@ endif()
 
 add_library(calibatt_options INTERFACE)
 target_include_directories(calibatt_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(calibatt_options INTERFACE -Wall -Wextra -Wno-psabi)
+target_compile_options(calibatt_options INTERFACE -Wall -Wextra -Wno-psabi -Wno-restrict)
 target_compile_definitions(calibatt_options INTERFACE CALIBATT_VERSION="${PROJECT_VERSION}")
 target_link_libraries(calibatt_options INTERFACE Threads::Threads)
 if(CALIBATT_SANITIZE)

@@ -20,7 +20,6 @@ struct CalibrateOptions {
   std::string token_order;  ///< "raster", "tiles:FxHxW", or empty: the default
   int block_q = 64, block_k = 64;
   int anchor_rows_per_frame = 5;
-  int error_prompts = 3;  ///< prompts on which output errors are measured
 
   // How the plan is compiled.
   std::string budget = "error";                                  ///< "energy" (the paper) or "error"
@@ -29,6 +28,7 @@ struct CalibrateOptions {
   double agreement_threshold = 0.5;                              ///< ρ
   std::optional<double> density;                                 ///< global target; default with budget error
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
+  std::string ranking = "harm";  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"
   double step_weight_decay = 3;                                  ///< w of weight(t) = exp(−w t/T); budget error only
   std::string repetition = "error";                              ///< "off", "error" or "similarity"
   double similarity_threshold = 0.87;

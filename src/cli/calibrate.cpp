@@ -97,10 +97,6 @@ void add_calibrate(CLI::App& app) {
   command->add_option("--anchors", knobs.anchor_rows_per_frame, "Anchor rows per frame of repetitive heads (k)")
       ->capture_default_str()
       ->group(measured);
-  command->add_option("--error-prompts", knobs.error_prompts, "Prompts on which output errors are measured")
-      ->capture_default_str()
-      ->group(measured);
-
   command
       ->add_option("--budget", knobs.budget, "error: least output error under one global density; energy: the paper's")
       ->check(CLI::IsMember({"error", "energy"}))
@@ -125,6 +121,11 @@ void add_calibrate(CLI::App& app) {
       ->capture_default_str()
       ->group(compiled);
   command->add_option("--schedule-k", knobs.schedule_k, "Decay of the energy schedule (k)")
+      ->capture_default_str()
+      ->group(compiled);
+  command
+      ->add_option("--ranking", knobs.ranking, "Error budget: rank blocks by measured harm to the output, or by energy")
+      ->check(CLI::IsMember({"harm", "energy"}))
       ->capture_default_str()
       ->group(compiled);
   command->add_option("--step-weight", knobs.step_weight_decay, "Error budget: weight of a step is exp(-w t/T)")

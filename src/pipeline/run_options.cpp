@@ -12,17 +12,6 @@ namespace calibatt {
 namespace {
 namespace fs = std::filesystem;
 
-// A component's class as model_index.json gives it: ["library", "Class"].
-std::string component_class(const JsonConfig& index, const std::string& component) {
-  const auto& json = index.json();
-  if (!json.contains(component) || !json[component].is_array() || json[component].size() != 2 ||
-      !json[component][1].is_string()) {
-    throw Error(ErrorKind::kFormat,
-                index.where() + ": key \"" + component + "\": expected [library, class], as diffusers writes it");
-  }
-  return json[component][1].get<std::string>();
-}
-
 void require_multiple(const char* flag, int value, int factor) {
   if (value >= factor && value % factor == 0) return;
   const int below = std::max(1, value / factor) * factor;
@@ -66,16 +55,7 @@ ModelFolder ModelFolder::open(const std::string& path) {
   ModelFolder folder;
   folder.path = path;
   folder.name = fs::weakly_canonical(root).filename().string();
-  const std::string scheduler = component_class(index, "scheduler");
-  if (scheduler == "FlowMatchEulerDiscreteScheduler") {
-    folder.scheduler = "euler";
-  } else if (scheduler != "UniPCMultistepScheduler") {
-    throw Error(ErrorKind::kMismatch,
-                index_path + ": scheduler " + scheduler +
-                    " is not known; expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler");
-  }
-  const JsonConfig scheduler_config = JsonConfig::load((root / "scheduler" / "scheduler_config.json").string());
-  folder.flow_shift = scheduler_config.number(folder.scheduler == "euler" ? "shift" : "flow_shift", 1.0);
+  folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string());
 
   if (const fs::path defaults_path = root / "generation_config.json"; fs::exists(defaults_path)) {
     const JsonConfig defaults = JsonConfig::load(defaults_path.string());
@@ -84,7 +64,6 @@ ModelFolder ModelFolder::open(const std::string& path) {
     folder.video_frames = defaults.integer_in("num_frames", 1, 65536, folder.video_frames);
     folder.steps = defaults.integer_in("num_inference_steps", 1, 1000, folder.steps);
     folder.cfg_scale = defaults.number("guidance_scale", folder.cfg_scale);
-    folder.flow_shift = defaults.number("flow_shift", folder.flow_shift);
     folder.fps = defaults.number("fps", folder.fps);
   }
   return folder;
@@ -95,12 +74,12 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelFolde
   GenerateOptions result = options;
   result.steps = options.steps.value_or(folder.steps);
   result.cfg_scale = options.cfg_scale.value_or(folder.cfg_scale);
-  result.flow_shift = options.flow_shift.value_or(folder.flow_shift);
+  result.flow_shift = options.flow_shift.value_or(folder.scheduler.flow_shift);
   result.width = options.width.value_or(folder.width);
   result.height = options.height.value_or(folder.height);
   result.video_frames = options.video_frames.value_or(folder.video_frames);
   result.fps = options.fps.value_or(folder.fps);
-  result.scheduler = options.scheduler.value_or(folder.scheduler);
+  result.scheduler = options.scheduler.value_or(std::string(scheduler_kind_name(folder.scheduler.kind)));
 
   require_multiple("--width", *result.width, vae.pixels_per_latent() * transformer.patch_size[2]);
   require_multiple("--height", *result.height, vae.pixels_per_latent() * transformer.patch_size[1]);
@@ -124,9 +103,7 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelFolde
   require_finite("--cfg-scale", *result.cfg_scale, 0, 1000);
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);
-  if (*result.scheduler != "unipc" && *result.scheduler != "euler") {
-    throw Error(ErrorKind::kUsage, "--scheduler " + *result.scheduler + ": must be unipc or euler");
-  }
+  parse_scheduler_kind(*result.scheduler);  // throws
   return result;
 }
 

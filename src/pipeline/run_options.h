@@ -5,15 +5,15 @@
 #include "calibatt/pipeline.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
+#include "pipeline/scheduler.h"
 
 namespace calibatt {
 
 /// What a model folder says about itself, apart from its components.
 struct ModelFolder {
   std::string path;
-  std::string name;                 ///< the folder's own name
-  std::string scheduler = "unipc";  ///< what its scheduler_config.json asks for
-  double flow_shift = 1;
+  std::string name;  ///< the folder's own name
+  SchedulerConfig scheduler;
   // generation_config.json (calibatt's own, optional); else the defaults of Wan 2.1.
   int width = 832, height = 480, video_frames = 81, steps = 50;
   double cfg_scale = 5, fps = 16;

@@ -56,6 +56,15 @@ void with_data(Tensor& tensor, const Fn& fn) {
 class CpuBackend final : public Backend {
  public:
   std::string_view name() const override { return "cpu"; }
+  bool has_fast_bf16() const override { return attention_kernel(DType::kBF16, 64) == "avx512_bf16"; }
+  std::string attention_kernel(DType dtype, int head_dim) const override {
+    std::vector<float> row(static_cast<size_t>(head_dim));
+    AttentionCall call;
+    call.q = call.k = call.v = {row.data(), dtype, 1, head_dim, head_dim};
+    call.out = {row.data(), dtype, 1, head_dim, head_dim};
+    call.head_dim = head_dim;
+    return std::string(choose_attention_kernel(call).name);
+  }
 
   Tensor empty(DType dtype, std::vector<int64_t> shape) override { return {dtype, std::move(shape)}; }
   Tensor from_host(const Tensor& host) override { return host; }

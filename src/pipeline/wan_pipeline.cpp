@@ -1,0 +1,224 @@
+#include "pipeline/wan_pipeline.h"
+
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "attention/run_attention.h"
+#include "base/random.h"
+#include "base/thread_pool.h"
+#include "io/fingerprint.h"
+#include "models/umt5/encoder.h"
+#include "pipeline/text_clean.h"
+#include "plan/plan.h"
+
+namespace calibatt {
+
+namespace {
+
+constexpr int kMaxPromptTokens = 512;  // WanPipeline's max_sequence_length
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void report(const ProgressCallback& progress, const char* stage, int done, int total) {
+  if (progress) progress(stage, done, total);
+}
+
+DType choose_dtype(Precision precision, const Backend& backend) {
+  switch (precision) {
+    case Precision::kF32:
+      return DType::kF32;
+    case Precision::kBF16:
+      return DType::kBF16;
+    case Precision::kAuto:
+      break;
+  }
+  return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
+}
+
+bool guided(const GenerateOptions& options) {
+  return *options.cfg_scale > 1;
+}
+
+}  // namespace
+
+std::unique_ptr<Pipeline> Pipeline::load(const LoadOptions& options) {
+  return WanPipeline::load(options);
+}
+
+std::unique_ptr<WanPipeline> WanPipeline::load(const LoadOptions& options) {
+  set_num_threads(options.threads);
+  ModelFolder folder = ModelFolder::open(options.model_dir);
+  std::unique_ptr<Backend> backend = make_backend(options.backend);
+  const DType dtype = choose_dtype(options.precision, *backend);
+  return std::unique_ptr<WanPipeline>(new WanPipeline(options, std::move(folder), std::move(backend), dtype));
+}
+
+WanPipeline::WanPipeline(const LoadOptions&, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype)
+    : folder_(std::move(folder)),
+      backend_(std::move(backend)),
+      dtype_(dtype),
+      tokenizer_(Tokenizer::load(folder_.path + "/tokenizer")),
+      transformer_(WanTransformer::load(*backend_, folder_.path + "/transformer", dtype_)),
+      vae_(WanVae::load(folder_.path + "/vae", *backend_, dtype_)) {
+  if (vae_.config().z_dim != transformer_.config().in_channels) {
+    throw Error(ErrorKind::kMismatch, folder_.path + ": the VAE has " + std::to_string(vae_.config().z_dim) +
+                                          " latent channels and the transformer takes " +
+                                          std::to_string(transformer_.config().in_channels) +
+                                          "; they are not of one model");
+  }
+}
+
+GenerateOptions WanPipeline::resolved(const GenerateOptions& options) const {
+  return resolve_options(options, folder_, vae_.config(), transformer_.config());
+}
+
+AttentionGeometry WanPipeline::geometry(const GenerateOptions& options, const TokenOrder& order) const {
+  const WanVaeConfig& vae = vae_.config();
+  return transformer_.geometry((*options.video_frames - 1) / vae.frames_per_latent() + 1,
+                               *options.height / vae.pixels_per_latent(), *options.width / vae.pixels_per_latent(),
+                               order);
+}
+
+std::unique_ptr<Scheduler> WanPipeline::make_scheduler(const GenerateOptions& options) const {
+  auto scheduler = Scheduler::make(folder_.scheduler, parse_scheduler_kind(*options.scheduler));
+  scheduler->set_timesteps(*options.steps, *options.flow_shift);
+  return scheduler;
+}
+
+std::vector<double> WanPipeline::sigmas(const GenerateOptions& options) const {
+  const auto scheduler = make_scheduler(options);
+  std::vector<double> sigmas(scheduler->sigmas().begin(), scheduler->sigmas().end());
+  sigmas.resize(static_cast<size_t>(*options.steps));  // without the final zero
+  return sigmas;
+}
+
+const std::string& WanPipeline::transformer_fingerprint() {
+  if (fingerprint_.empty()) {
+    const std::string folder = folder_.path + "/transformer";
+    fingerprint_ = model_fingerprint(JsonConfig::load(folder + "/config.json"), Safetensors::open_folder(folder));
+  }
+  return fingerprint_;
+}
+
+Tensor WanPipeline::encode_text(const std::string& prompt, const char* flag) {
+  const std::vector<int32_t> ids = tokenizer_.encode(clean_prompt(prompt));
+  if (static_cast<int>(ids.size()) > kMaxPromptTokens) {
+    throw Error(ErrorKind::kUsage, std::string(flag) + ": is " + std::to_string(ids.size()) +
+                                       " tokens long and the model reads " + std::to_string(kMaxPromptTokens) +
+                                       "; shorten it");
+  }
+  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, folder_.path + "/text_encoder", dtype_);
+  return encoder.encode(ids);
+}
+
+WanPipeline::Conditioning WanPipeline::encode(const GenerateOptions& options) {
+  if (clean_prompt(options.prompt).empty()) {
+    throw Error(ErrorKind::kUsage, "--prompt: is empty; say what the video should show");
+  }
+  Conditioning result;
+  result.conditional = transformer_.prepare_prompt(encode_text(options.prompt, "--prompt"), kMaxPromptTokens);
+  if (guided(options)) {
+    result.unconditional =
+        transformer_.prepare_prompt(encode_text(options.negative_prompt, "--negative-prompt"), kMaxPromptTokens);
+  }
+  return result;
+}
+
+Tensor WanPipeline::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
+                            TransformerTimes& times, const ProgressCallback& progress) {
+  const WanVaeConfig& vae = vae_.config();
+  const auto scheduler = make_scheduler(options);
+
+  TorchGenerator generator(options.seed);
+  Tensor latents =
+      generator.randn({vae.z_dim, (*options.video_frames - 1) / vae.frames_per_latent() + 1,
+                       *options.height / vae.pixels_per_latent(), *options.width / vae.pixels_per_latent()});
+
+  const auto scale = static_cast<float>(*options.cfg_scale);
+  for (int step = 0; step < *options.steps; ++step) {
+    report(progress, "denoise", step, *options.steps);
+    const double timestep = scheduler->timesteps()[static_cast<size_t>(step)];
+    attention.begin_forward(step, GuidanceBranch::kConditional);
+    Tensor prediction = transformer_.forward(latents, timestep, conditioning.conditional, attention, &times);
+    if (conditioning.unconditional) {
+      attention.begin_forward(step, GuidanceBranch::kUnconditional);
+      const Tensor unconditional =
+          transformer_.forward(latents, timestep, *conditioning.unconditional, attention, &times);
+      float* guided = prediction.f32();
+      const float* base = unconditional.f32();
+      for (int64_t i = 0; i < prediction.size(); ++i) guided[i] = base[i] + scale * (guided[i] - base[i]);
+    }
+    latents = scheduler->step(prediction, latents);
+  }
+  report(progress, "denoise", *options.steps, *options.steps);
+  return latents;
+}
+
+RunDescription WanPipeline::describe_attention(const GenerateOptions& options) {
+  RunDescription run;
+  run.model_name = folder_.name;
+  run.geometry = geometry(options);
+  run.num_layers = transformer_.config().num_layers;
+  run.video_frames = *options.video_frames;
+  run.video_height = *options.height;
+  run.video_width = *options.width;
+  run.sigmas = sigmas(options);
+  run.flow_shift = *options.flow_shift;
+  if (!options.plan_path.empty()) run.model_fingerprint = transformer_fingerprint();
+  return run;
+}
+
+RunReport WanPipeline::describe_run(const GenerateOptions& options) const {
+  RunReport report;
+  report.options = options;
+  report.model_name = folder_.name;
+  report.precision = dtype_ == DType::kBF16 ? "bf16" : "f32";
+  report.backend = backend_->name();
+  report.attention_kernel = backend_->attention_kernel(dtype_, transformer_.config().attention_head_dim);
+  report.threads = num_threads();
+  report.num_layers = transformer_.config().num_layers;
+  report.num_tokens = geometry(options).num_tokens();
+  return report;
+}
+
+Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const ProgressCallback& progress) {
+  const GenerateOptions options = resolved(unresolved);
+  Result result{{}, describe_run(options)};
+  RunReport& run = result.report;
+
+  // The plan is checked before anything slow starts.
+  const auto attention =
+      make_run_attention(*backend_, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
+                         describe_attention(options), options.on_mismatch);
+
+  double start = now_seconds();
+  const auto lap = [&start] {
+    const double previous = std::exchange(start, now_seconds());
+    return start - previous;
+  };
+  report(progress, "text", 0, 1);
+  const Conditioning conditioning = encode(options);
+  run.seconds.text = lap();
+
+  TransformerTimes times;
+  const Tensor latents = denoise(options, conditioning, *attention, times, progress);
+  run.seconds.attention = times.self_attention;
+  run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
+
+  result.video = vae_.decode(latents, [&](int done, int total) { report(progress, "decode", done, total); });
+  run.seconds.vae = lap();
+
+  const AttentionReport accounts = attention->report();
+  run.density = accounts.density;
+  run.density_map = accounts.density_map;
+  run.attention_calls = accounts.calls;
+  run.dense_fallback_calls = accounts.dense_fallback_calls;
+  run.fallback_reason = accounts.fallback_reason;
+  run.step_mapping = accounts.step_mapping;
+  return result;
+}
+
+}  // namespace calibatt

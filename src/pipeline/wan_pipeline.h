@@ -1,0 +1,66 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attention/run_attention.h"
+#include "backend/backend.h"
+#include "calibatt/pipeline.h"
+#include "models/wan/transformer.h"
+#include "models/wan/vae.h"
+#include "pipeline/run_options.h"
+#include "pipeline/tokenizer.h"
+
+namespace calibatt {
+
+/// Text to video with a Wan 2.1 model, step by step as diffusers' WanPipeline does it: clean and tokenize the prompt,
+/// encode it, draw the initial noise, denoise under classifier-free guidance, decode. The text encoder, by far the
+/// largest part of the public checkpoints, is loaded for each prompt and released before denoising starts.
+class WanPipeline : public Pipeline {
+ public:
+  static std::unique_ptr<WanPipeline> load(const LoadOptions& options);
+
+  Result generate(const GenerateOptions& options, const ProgressCallback& progress) override;
+  GenerateOptions resolved(const GenerateOptions& options) const override;
+
+  // The parts of generate(), for calibration and tests. `options` are resolved ones.
+
+  /// Both branches' cross-attention keys and values; the unconditional one only under guidance.
+  struct Conditioning {
+    WanPrompt conditional;
+    std::optional<WanPrompt> unconditional;
+  };
+  Conditioning encode(const GenerateOptions& options);
+
+  /// The whole denoising run → latents [channels, F, h, w] F32, normalised. Adds the transformer's seconds to `times`.
+  Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
+                 TransformerTimes& times, const ProgressCallback& progress);
+
+  AttentionGeometry geometry(const GenerateOptions& options, const TokenOrder& order = TokenOrder::raster()) const;
+  std::vector<double> sigmas(const GenerateOptions& options) const;  ///< noise level of each step
+  const std::string& transformer_fingerprint();                      ///< computed on first use: reads every weight
+  const ModelFolder& folder() const { return folder_; }
+  const WanTransformerConfig& transformer_config() const { return transformer_.config(); }
+  const WanVae& vae() const { return vae_; }
+  Backend& backend() { return *backend_; }
+
+ private:
+  WanPipeline(const LoadOptions& options, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype);
+  Tensor encode_text(const std::string& prompt, const char* flag);
+  std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options) const;
+  RunDescription describe_attention(const GenerateOptions& options);
+  RunReport describe_run(const GenerateOptions& options) const;
+
+  ModelFolder folder_;
+  std::unique_ptr<Backend> backend_;
+  DType dtype_;
+  Tokenizer tokenizer_;
+  WanTransformer transformer_;
+  WanVae vae_;
+  std::string fingerprint_;
+};
+
+}  // namespace calibatt
