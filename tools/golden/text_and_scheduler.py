@@ -136,7 +136,43 @@ def make_tokenizer():
     (folder / "cases.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
 
 
-MAKERS = {"random": make_random, "scheduler": make_scheduler, "tokenizer": make_tokenizer}
+PROMPTS = [
+    "a red circle moves to the left", "  two   spaces \t and\nlines  ", "", "   ", "it\u2019s \u201cquoted\u201d \u2018text\u2019 \u201elow\u201c",
+    "ﬁne ﬂow o\ufb03ce ﬀ ﬆ ĳ ŉ Ǆ", "ＦＵＬＬ　ＷＩＤＴＨ １２３！", "ﾊﾝｶｸ ｶﾞﾀｶﾅ", "a &amp; b &lt;c&gt; &quot;d&quot;", "&amp;amp;amp; twice",
+    "caf&eacute; &EACUTE;COLE &szlig; STRA&SZLIG;E &NTILDE;", "&#233; &#xe9; &#XE9; &#8217; &#150; &#0; &#xD83D; &#x1F98A;",
+    "a <b>bold</b> &amp; word", "first &amp; line\nsecond <i> &amp; line\nthird &amp; line", "AT&T &ampx &notit; &nosuch; &;& &#; &#x;",
+    "&hellip; &checkmark; &mdash;", "&lt;tag&gt; then &amp;lt;", "line\r\nbreak\rand\u2028two\u2029three\x85end",
+    "\x1b[31mred\x1b[0m text \x1b[1;32m!", "bell\x07 nul\x00 esc\x1b x\x7f", "\ufeffbom \ufff9annotation\ufffb \ufffc", "joiner 👨\u200d👩\u200d👧 flag 🇩🇪",
+    "e\u0301te\u0301 a\u030a \u1100\u1161", "zero\u200bwidth soft\xadhyphen", "no\xa0break\u3000ideographic\u2003em",
+    "naÃ¯ve cafÃ©", "l\u00e2\u20ac\u2122art", "Ã¤Ã¶Ã¼ ÃŸ", "â€œquotedâ€\x9d", "schÃƒÂ¶n", "Ã©", "voilÃ\xa0 le travail", "ðŸ¦Š fox", "æ¼¢å\xad—",
+    "Ø§Ù„Ø¹Ø±Ø¨", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "naïve café déjà vu", "ÄÖÜß Ñandú São Paulo", "10² m³ ½ cup ±5°C", "© 2024 ACME® ™ “TM”", "50 € or £40 ¥100",
+    "CAFÉ®", "Œuvre œuf", "«guillemets» ‹single›", "\x91curly\x92 \x93C1\x94 \x96 \x85", "\x81\x8d odd C1", "漢字 русский ελληνικά עברית العربية",
+    "emoji 😀😀 🦊", "₂ ² ﹪ ①", "a\u0300\u0301b", "trailing entity &amp", "&copy2024 &COPY; &times;2", "½ &frac12; &#189;", "“”‘’‛‟ʼ",
+    "a--b – c — d", "100% sure; 5 > 3 & 2 < 4", "&amp;#x27;hi&amp;#39;", "\x0b vertical \x0c form", "\x1c\x1d\x1e\x1f separators", "×²", "Ãœber", "à²\xa0", "Ð°Ð±Ð²",
+    "Ã\xa0 la carte", "don´t ´quote´ ¨", "&nbsp;edges&nbsp;", "&Tab;&NewLine;x", "ﷺ ﬅ ſt", "\u212b \u2126 \uf900",
+]
+HTML_TEXTS = [
+    "&amp", "&ampx", "&amp;", "&notit;", "&notin;", "&not", "&n;", "&", "&&amp;", "&#", "&#x", "&#;", "&#65", "&#65;", "&#x41", "&#x41g", "&#00065;",
+    "&#99999999999999999999999;", "&#x110000;", "&#xD800;", "&#0;", "&#13;", "&#128;", "&#129;", "&#11;", "&#127;", "&#xFDD0;", "&#xFFFE;", "&#x1FFFF;",
+    "&AElig", "&AEligx;", "&CounterClockwiseContourIntegral;", "&NotEqualTilde;", "&aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa;", "&lt<", "&gt &gt;", "&#59;",
+]
+
+
+def make_text():
+    """What diffusers' Wan pipeline makes of prompts before it tokenizes them."""
+    import html
+
+    from diffusers.pipelines.wan import pipeline_wan
+
+    assert pipeline_wan.is_ftfy_available()
+    lines = lambda pairs: ",\n".join(json.dumps(pair) for pair in pairs)
+    clean = [(text, pipeline_wan.prompt_clean(text)) for text in PROMPTS]
+    plain = [(text, html.unescape(text)) for text in HTML_TEXTS]
+    (DATA / "text_clean.json").write_text('{"clean": [\n' + lines(clean) + '\n], "html": [\n' + lines(plain) + "\n]}\n")
+
+
+MAKERS = {"random": make_random, "scheduler": make_scheduler, "text": make_text, "tokenizer": make_tokenizer}
+
 
 if __name__ == "__main__":
     DATA.mkdir(parents=True, exist_ok=True)

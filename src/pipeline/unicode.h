@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace calibatt {
+
+/// UTF-8 → code points. Bytes that are not UTF-8 (overlong forms, surrogates and numbers beyond U+10FFFF included)
+/// become U+FFFD, one for each byte that begins nothing.
+std::u32string to_code_points(std::string_view utf8);
+/// The same, but false at the first such byte.
+bool to_code_points_strictly(std::string_view utf8, std::u32string& text);
+std::string to_utf8(std::u32string_view text);
+
+std::u32string normalized_nfc(std::u32string_view text);
+std::u32string normalized_nfkc(std::u32string_view text);
+
+bool is_white_space(char32_t character);  ///< as Python's str.isspace: all of Unicode's, and U+001C to U+001F
+
+}  // namespace calibatt
