@@ -52,10 +52,11 @@ TEST(Plan, DensityMatchesCountedPairs) {
       for (int h = 0; h < geometry.heads; ++h) {
         const HeadPlan& head = plan.head(0, layer, h);
         const int queries = head.anchored ? static_cast<int>(plan.anchor_rows().query_tokens.size()) : tokens;
+        const BlockMask mask = head.intervals ? head.intervals->to_mask() : BlockMask();
         int64_t pairs = 0;
         for (int q = 0; q < queries; ++q) {
           for (int k = 0; k < tokens; ++k) {
-            pairs += !head.intervals || head.intervals->to_mask().kept(q / geometry.block_q, k / geometry.block_k);
+            pairs += !head.intervals || mask.kept(q / geometry.block_q, k / geometry.block_k);
           }
         }
         EXPECT_DOUBLE_EQ(plan.density(0, layer, h), static_cast<double>(pairs) / tokens / tokens);

@@ -1,0 +1,88 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "plan/picture.h"
+
+namespace calibatt {
+namespace {
+
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  char text[512];
+  std::snprintf(text, sizeof(text), pattern, args...);
+  return text;
+}
+
+// Text from a file, fit for a terminal.
+std::string printable(const std::string& text) {
+  std::string result;
+  for (const char c : text.substr(0, 200)) result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  return result;
+}
+
+std::string line(const char* title, const std::string& text) {
+  return format("%-12s", title) + text + "\n";
+}
+
+}  // namespace
+
+std::string describe(const Plan& plan) {
+  const Plan::Parts& parts = plan.parts();
+  const PlanProvenance& made = parts.provenance;
+  std::string text;
+  text += line("model", printable(made.model_name) + " (fingerprint " + printable(made.model_fingerprint) + ")");
+  text += line("video", format("%d frames of %d×%d", made.video_frames, made.video_width, made.video_height));
+  text += line("attention", parts.geometry.to_string() + format(", %d layers", parts.num_layers));
+  text += line("steps", format("%d (%s, flow shift %g, guidance %g), noise %.4g to %.4g, %d distinct", plan.num_steps(),
+                               printable(made.scheduler).c_str(), made.flow_shift, made.guidance_scale,
+                               parts.sigmas.front(), parts.sigmas.back(), plan.num_entries()));
+  text += line("made from", format("%d prompts (hash %s) by calibatt %s", made.num_prompts,
+                                   printable(made.prompts_hash).c_str(), printable(made.tool_version).c_str()));
+  for (const auto& [key, value] : made.settings) text += line("", printable(key) + " " + printable(value));
+  text += line("skipped", parts.summarize_skipped ? "one summary token per block" : "dropped");
+
+  int anchored = 0, dense = 0;
+  int64_t intervals = 0, rows = 0;
+  for (const HeadPlan& head : parts.heads) {
+    anchored += head.anchored;
+    dense += !head.anchored && !head.intervals;
+    if (!head.intervals) continue;
+    intervals += static_cast<int64_t>(head.intervals->intervals().size());
+    rows += head.intervals->num_query_blocks();
+  }
+  text += line("heads", format("%zu (entries × layers × heads): %d repetitive (%d anchor rows per frame), %d dense",
+                               parts.heads.size(), anchored, parts.anchor_rows_per_frame, dense));
+  if (rows > 0)
+    text +=
+        line("intervals", format("%.2f per query block", static_cast<double>(intervals) / static_cast<double>(rows)));
+  text += line("density", format("%.4f of all query-key pairs are computed", plan.density()));
+
+  // Density by step (down) and layer (right); at most so many of each, evenly spread.
+  constexpr int kMaxRows = 25, kMaxColumns = 16;
+  const auto spread = [](int count, int limit) {
+    std::vector<int> chosen;
+    for (int i = 0; i < std::min(count, limit); ++i) {
+      chosen.push_back(count <= limit ? i : static_cast<int>(std::lround(i * (count - 1.0) / (limit - 1))));
+    }
+    return chosen;
+  };
+  const std::vector<int> layers = spread(plan.num_layers(), kMaxColumns);
+  text += "\nstep  noise  energy | mean | layer";
+  for (const int layer : layers) text += format("%5d", layer);
+  text += "\n";
+  for (const int step : spread(plan.num_steps(), kMaxRows)) {
+    double sum = 0;
+    for (int layer = 0; layer < plan.num_layers(); ++layer) sum += plan.density(step, layer);
+    const double energy = parts.energy_targets[static_cast<size_t>(step)];
+    text += format("%4d  %.3f  %6s | %.2f |      ", step, parts.sigmas[static_cast<size_t>(step)],
+                   std::isnan(energy) ? "-" : format("%.3f", energy).c_str(), sum / plan.num_layers());
+    for (const int layer : layers) text += format("%5.2f", plan.density(step, layer));
+    text += "\n";
+  }
+  return text;
+}
+
+}  // namespace calibatt

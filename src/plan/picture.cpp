@@ -1,0 +1,198 @@
+#include "plan/picture.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "plan/pixel_font.h"
+
+namespace calibatt {
+namespace {
+
+constexpr Colour kInk{32, 32, 40}, kFaintInk{120, 120, 130}, kWhite{255, 255, 255};
+constexpr Colour kKept{38, 92, 168}, kAnchored{222, 122, 20}, kSkipped{233, 236, 240};
+constexpr int kMargin = 16;
+
+std::string format_number(const char* format, double value) {
+  char text[64];
+  std::snprintf(text, sizeof(text), format, value);
+  return text;
+}
+
+// ".37"; "1.0" for one.
+std::string short_density(double density) {
+  const std::string text = format_number("%.2f", density);
+  return text == "1.00" ? "1.0" : text.substr(1);
+}
+
+// Dark violet to yellow, evenly rising in lightness and readable without colour vision (the usual "viridis", sampled).
+Colour density_colour(double density) {
+  constexpr Colour kStops[] = {{68, 1, 84},    {71, 44, 122}, {59, 81, 139},  {44, 113, 142}, {33, 144, 141},
+                               {39, 173, 129}, {92, 200, 99}, {170, 220, 50}, {253, 231, 37}};
+  constexpr int kLast = static_cast<int>(std::size(kStops)) - 1;
+  const double position = std::clamp(density, 0.0, 1.0) * kLast;
+  const int stop = std::min(static_cast<int>(position), kLast - 1);
+  Colour colour;
+  for (size_t i = 0; i < 3; ++i) {
+    const double from = kStops[stop][i], to = kStops[stop + 1][i];
+    colour[i] = static_cast<uint8_t>(std::lround(from + (to - from) * (position - stop)));
+  }
+  return colour;
+}
+
+// The smallest of 1, 2, 5, 10, … that leaves `pixels` between labelled ticks of `cell` pixels each.
+int tick_step(int cell, int pixels) {
+  int64_t decade = 1;
+  while (true) {
+    for (const int factor : {1, 2, 5}) {
+      if (decade * factor * cell >= pixels) return static_cast<int>(decade * factor);
+    }
+    decade *= 10;
+  }
+}
+
+void draw_centred(Image& image, int centre_x, int y, const std::string& text, Colour colour, int scale = 1) {
+  draw_text(image, centre_x - text_width(text, scale) / 2, y, text, colour, scale);
+}
+
+void draw_right(Image& image, int right, int y, const std::string& text, Colour colour, int scale = 1) {
+  draw_text(image, right - text_width(text, scale), y, text, colour, scale);
+}
+
+void check_site(const Plan& plan, int step, int layer, int head) {
+  const auto check = [](const char* what, int value, int count) {
+    if (value < 0 || value >= count) {
+      throw Error(ErrorKind::kUsage, std::string(what) + " " + std::to_string(value) +
+                                         " is not in this plan, which has " + std::to_string(count) + " (0 to " +
+                                         std::to_string(count - 1) + ")");
+    }
+  };
+  check("step", step, plan.num_steps());
+  check("layer", layer, plan.num_layers());
+  check("head", head, plan.geometry().heads);
+}
+
+}  // namespace
+
+Image render_head(const Plan& plan, int step, int layer, int head_number) {
+  check_site(plan, step, layer, head_number);
+  const HeadPlan& head = plan.head(step, layer, head_number);
+  const AttentionGeometry& geometry = plan.geometry();
+  const int columns = geometry.num_key_blocks();
+  const int rows = head.anchored ? plan.anchor_rows().num_query_blocks(geometry.block_q) : geometry.num_query_blocks();
+  const BlockMask mask = head.intervals ? head.intervals->to_mask() : BlockMask(rows, columns, true);
+
+  constexpr int kTop = 74, kLeft = 66, kBottom = 26, kMinWidth = 520;
+  const int cell = std::clamp(700 / std::max(columns, rows), 1, 24);
+  Image image = blank_image(std::max(kLeft + columns * cell + kMargin, kMinWidth), kTop + rows * cell + kBottom);
+  draw_text(
+      image, kMargin, 12,
+      "step " + std::to_string(step) + "  layer " + std::to_string(layer) + "  head " + std::to_string(head_number),
+      kInk, 2);
+  std::string facts = "noise " + format_number("%.3f", plan.parts().sigmas[static_cast<size_t>(step)]) + "  density " +
+                      format_number("%.3f", plan.density(step, layer, head_number)) + "  blocks of " +
+                      std::to_string(geometry.block_q) + "x" + std::to_string(geometry.block_k) + " tokens  " +
+                      geometry.order.to_string();
+  if (head.anchored) {
+    facts +=
+        "  " + std::to_string(plan.parts().anchor_rows_per_frame) + " of " + std::to_string(geometry.height) + " rows";
+  }
+  draw_text(image, kMargin, 32, facts, kFaintInk);
+
+  // Legend: what the colours mean.
+  const Colour kept_colour = head.anchored ? kAnchored : kKept;
+  int x = kMargin;
+  const auto legend = [&](Colour colour, const std::string& text) {
+    fill_rectangle(image, x, 45, 9, 9, colour);
+    draw_text(image, x + 13, 46, text, kInk);
+    x += 13 + text_width(text) + 16;
+  };
+  legend(kept_colour, head.anchored ? "computed, queries of the anchor rows only" : "computed");
+  legend(kSkipped, plan.parts().summarize_skipped ? "skipped, one summary key each" : "skipped");
+
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < columns; ++c) {
+      const int gap = cell >= 6 ? 1 : 0;
+      fill_rectangle(image, kLeft + c * cell, kTop + r * cell, cell - gap, cell - gap,
+                     mask.kept(r, c) ? kept_colour : kSkipped);
+    }
+  }
+  for (int c = 0; c < columns; c += tick_step(cell, 34)) {
+    fill_rectangle(image, kLeft + c * cell + cell / 2, kTop - 4, 1, 4, kFaintInk);
+    draw_centred(image, kLeft + c * cell + cell / 2, kTop - 13, std::to_string(c), kFaintInk);
+  }
+  for (int r = 0; r < rows; r += tick_step(cell, 16)) {
+    fill_rectangle(image, kLeft - 4, kTop + r * cell + cell / 2, 4, 1, kFaintInk);
+    draw_right(image, kLeft - 7, kTop + r * cell + cell / 2 - 3, std::to_string(r), kFaintInk);
+  }
+  draw_text(image, kLeft, kTop + rows * cell + 10, "right: key blocks   down: query blocks", kFaintInk);
+  return image;
+}
+
+Image render_density_map(const Plan& plan) {
+  const int steps = plan.num_steps(), layers = plan.num_layers();
+  // Numbers are written into cells while the picture stays of a size that a screen shows.
+  const int cell_width = std::clamp(1200 / steps, 4, 44);
+  const int cell_height = std::clamp(800 / layers, 4, 26);
+  const int scale = cell_width >= 40 && cell_height >= 20 ? 2 : 1;
+  const bool numbers = cell_width >= 3 * kGlyphAdvance + 2 && cell_height >= kGlyphHeight + 4;
+  constexpr int kTop = 66, kLeft = 70, kBottom = 84, kGap = 8, kMeanWidth = 52, kMinWidth = 440;
+  const int right = kLeft + steps * cell_width, bottom = kTop + layers * cell_height;
+  Image image =
+      blank_image(std::max(right + kGap + kMeanWidth + kMargin, kMinWidth), bottom + kGap + cell_height + kBottom);
+
+  draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
+  draw_text(
+      image, kMargin, 32,
+      "computed query-key pairs of each layer and step, mean of " + std::to_string(plan.geometry().heads) + " heads",
+      kFaintInk);
+
+  const auto draw_cell = [&](int x, int y, int width, double density, bool number) {
+    fill_rectangle(image, x, y, width, cell_height, density_colour(density));
+    if (number) {
+      draw_centred(image, x + width / 2, y + (cell_height - kGlyphHeight * scale) / 2, short_density(density),
+                   density > 0.6 ? kInk : kWhite, scale);
+    }
+  };
+  std::vector<double> step_sum(static_cast<size_t>(steps), 0.0);
+  for (int layer = 0; layer < layers; ++layer) {
+    double layer_sum = 0;
+    const int y = kTop + layer * cell_height;
+    for (int step = 0; step < steps; ++step) {
+      const double density = plan.density(step, layer);
+      layer_sum += density;
+      step_sum[static_cast<size_t>(step)] += density;
+      draw_cell(kLeft + step * cell_width, y, cell_width, density, numbers);
+    }
+    draw_cell(right + kGap, y, kMeanWidth, layer_sum / steps, cell_height >= kGlyphHeight * scale + 2);
+    if (layer % tick_step(cell_height, 11) == 0) {
+      draw_right(image, kLeft - 6, y + (cell_height - kGlyphHeight) / 2, std::to_string(layer), kInk);
+    }
+  }
+  for (int step = 0; step < steps; ++step) {
+    const int x = kLeft + step * cell_width;
+    draw_cell(x, bottom + kGap, cell_width, step_sum[static_cast<size_t>(step)] / layers, numbers);
+    if (step % tick_step(cell_width, 20) == 0)
+      draw_centred(image, x + cell_width / 2, kTop - 10, std::to_string(step), kInk);
+  }
+  draw_text(image, kMargin, kTop - 10, "layer", kFaintInk);
+  draw_centred(image, (kLeft + right) / 2, kTop - 22, "step (0: noisiest)", kFaintInk);
+  draw_centred(image, right + kGap + kMeanWidth / 2, kTop - 10, "mean", kFaintInk);
+  draw_text(image, kMargin, bottom + kGap + (cell_height - kGlyphHeight) / 2, "mean", kFaintInk);
+
+  // The colour scale.
+  constexpr int kScaleWidth = 256;
+  const int scale_y = bottom + kGap + cell_height + 32;
+  for (int i = 0; i < kScaleWidth; ++i) {
+    fill_rectangle(image, kLeft + i, scale_y, 1, 12, density_colour(i / (kScaleWidth - 1.0)));
+  }
+  for (const double tick : {0.0, 0.25, 0.5, 0.75, 1.0}) {
+    const int x = kLeft + static_cast<int>(std::lround(tick * (kScaleWidth - 1)));
+    fill_rectangle(image, x, scale_y + 12, 1, 4, kFaintInk);
+    draw_centred(image, x, scale_y + 19, format_number("%.2f", tick), kInk);
+  }
+  return image;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+
+#include "io/image.h"
+#include "plan/plan.h"
+
+namespace calibatt {
+
+/// What one head computes: a square per (query block, key block), kept ones coloured (blue; orange in an anchored head,
+/// whose query blocks are packed from its anchor rows). Throws Error(kUsage) when step, layer or head is out of range.
+Image render_head(const Plan& plan, int step, int layer, int head);
+
+/// Density of every step (columns) and layer (rows), with the means of both.
+Image render_density_map(const Plan& plan);
+
+/// The plan in some lines of text: what it was made for and how, its densities, what is shared and repetitive.
+std::string describe(const Plan& plan);
+
+}  // namespace calibatt
