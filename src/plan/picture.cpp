@@ -26,12 +26,13 @@ std::string short_density(double density) {
   return text == "1.00" ? "1.0" : text.substr(1);
 }
 
-// Dark violet to yellow, evenly rising in lightness and readable without colour vision (the usual "viridis", sampled).
-Colour density_colour(double density) {
+// `fraction` from 0 to 1: dark violet to yellow, evenly rising in lightness and readable without colour vision (the
+// usual "viridis", sampled).
+Colour scale_colour(double fraction) {
   constexpr Colour kStops[] = {{68, 1, 84},    {71, 44, 122}, {59, 81, 139},  {44, 113, 142}, {33, 144, 141},
                                {39, 173, 129}, {92, 200, 99}, {170, 220, 50}, {253, 231, 37}};
   constexpr int kLast = static_cast<int>(std::size(kStops)) - 1;
-  const double position = std::clamp(density, 0.0, 1.0) * kLast;
+  const double position = std::clamp(fraction, 0.0, 1.0) * kLast;
   const int stop = std::min(static_cast<int>(position), kLast - 1);
   Colour colour;
   for (size_t i = 0; i < 3; ++i) {
@@ -148,11 +149,19 @@ Image render_density_map(const Plan& plan) {
       "computed query-key pairs of each layer and step, mean of " + std::to_string(plan.geometry().heads) + " heads",
       kFaintInk);
 
+  // The scale ends at the densest cell, rounded up to a tenth, so that plans of any density show their differences.
+  double densest = 0;
+  for (int step = 0; step < steps; ++step) {
+    for (int layer = 0; layer < layers; ++layer) densest = std::max(densest, plan.density(step, layer));
+  }
+  const double scale_end = std::clamp(std::ceil(densest * 10 - 1e-9) / 10, 0.1, 1.0);
+
   const auto draw_cell = [&](int x, int y, int width, double density, bool number) {
-    fill_rectangle(image, x, y, width, cell_height, density_colour(density));
+    const int gap = cell_height >= 8 ? 1 : 0;
+    fill_rectangle(image, x, y, width - gap, cell_height - gap, scale_colour(density / scale_end));
     if (number) {
       draw_centred(image, x + width / 2, y + (cell_height - kGlyphHeight * scale) / 2, short_density(density),
-                   density > 0.6 ? kInk : kWhite, scale);
+                   density > 0.6 * scale_end ? kInk : kWhite, scale);
     }
   };
   std::vector<double> step_sum(static_cast<size_t>(steps), 0.0);
@@ -185,12 +194,12 @@ Image render_density_map(const Plan& plan) {
   constexpr int kScaleWidth = 256;
   const int scale_y = bottom + kGap + cell_height + 32;
   for (int i = 0; i < kScaleWidth; ++i) {
-    fill_rectangle(image, kLeft + i, scale_y, 1, 12, density_colour(i / (kScaleWidth - 1.0)));
+    fill_rectangle(image, kLeft + i, scale_y, 1, 12, scale_colour(i / (kScaleWidth - 1.0)));
   }
   for (const double tick : {0.0, 0.25, 0.5, 0.75, 1.0}) {
     const int x = kLeft + static_cast<int>(std::lround(tick * (kScaleWidth - 1)));
     fill_rectangle(image, x, scale_y + 12, 1, 4, kFaintInk);
-    draw_centred(image, x, scale_y + 19, format_number("%.2f", tick), kInk);
+    draw_centred(image, x, scale_y + 19, format_number("%.3g", tick * scale_end), kInk);
   }
   return image;
 }
