@@ -15,8 +15,6 @@ namespace calibatt {
 namespace {
 
 constexpr int kColors = 3;
-/// Frames of latents per group: more of them spare copies of convolution histories, fewer save memory.
-constexpr int64_t kGroupPixels = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& what, const std::string& expected, const Tensor& found) {
   throw Error(ErrorKind::kMismatch, what + ": expected " + expected + ", found " + found.describe());
@@ -31,19 +29,17 @@ int patch_channel(int color, int row, int column, int patch) {
   return (color * patch + column) * patch + row;
 }
 
-/// Latents [z, F, h, w] → frames [begin, begin + count) as the decoder wants them: [h, count, w, z], not normalised.
-Tensor gather_latents(const Tensor& latents, const WanVaeConfig& config, int64_t begin, int64_t count) {
+/// Latents [z, F, h, w] → one frame as the decoder wants it: [h, 1, w, z], not normalised.
+Tensor gather_latents(const Tensor& latents, const WanVaeConfig& config, int64_t frame) {
   const int64_t channels = config.z_dim, frames = latents.dim(1), height = latents.dim(2), width = latents.dim(3);
-  Tensor group(DType::kF32, {height, count, width, channels});
+  Tensor group(DType::kF32, {height, 1, width, channels});
   const float* from = latents.f32();
   float* to = group.f32();
   for (int64_t row = 0; row < height; ++row) {
-    for (int64_t frame = 0; frame < count; ++frame) {
-      for (int64_t column = 0; column < width; ++column) {
-        for (int64_t channel = 0; channel < channels; ++channel) {
-          const float z = from[((channel * frames + begin + frame) * height + row) * width + column];
-          *to++ = z * config.latents_std[channel] + config.latents_mean[channel];
-        }
+    for (int64_t column = 0; column < width; ++column) {
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const float z = from[((channel * frames + frame) * height + row) * width + column];
+        *to++ = z * config.latents_std[channel] + config.latents_mean[channel];
       }
     }
   }
@@ -196,17 +192,13 @@ void WanVae::decode_groups(const Tensor& latents, const FrameSink& sink) const {
   }
   require_finite(latents, "latents to decode");
   const int64_t frames = latents.dim(1);
-  const int64_t pixels_per_frame = latents.dim(2) * latents.dim(3) * config.pixels_per_latent() *
-                                   config.pixels_per_latent() * config.frames_per_latent();
-  const int64_t group = std::max<int64_t>(1, kGroupPixels / pixels_per_frame);
 
   CodingState state(*impl_->backend, impl_->compute, impl_->decoder_histories);
   int frames_done = 0;
-  for (int64_t begin = 0; begin < frames;) {
-    const int64_t count = begin == 0 ? 1 : std::min(group, frames - begin);
-    state.first_group = begin == 0;
+  for (int64_t frame = 0; frame < frames; ++frame) {  // longer groups were measured: no faster, and more memory
+    state.first_group = frame == 0;
     const Clip patches =
-        wan_vae::run(impl_->decoder, state, impl_->upload(state, gather_latents(latents, config, begin, count)));
+        wan_vae::run(impl_->decoder, state, impl_->upload(state, gather_latents(latents, config, frame)));
     Tensor pixels(DType::kF32, {patches.view().frames, kColors, patches.view().height * config.patch_size,
                                 patches.view().width * config.patch_size});
     if (!scatter_pixels(impl_->download(state, patches), config.patch_size, pixels)) {
@@ -215,7 +207,6 @@ void WanVae::decode_groups(const Tensor& latents, const FrameSink& sink) const {
     }
     sink(frames_done, pixels);
     frames_done += static_cast<int>(pixels.dim(0));
-    begin += count;
   }
 }
 

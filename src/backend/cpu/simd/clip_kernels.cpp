@@ -10,7 +10,7 @@
 // clang-format off
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
+#include "backend/cpu/simd/exp2-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
@@ -57,13 +57,21 @@ float sum_of_squares(D d, const In* in, int64_t begin, int64_t end) {
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
+/// x·sigmoid(x); the exponential as exact as the result's type can show.
+template <class Out, class D>
+hn::Vec<D> silu(D d, hn::Vec<D> x) {
+  // Bounded, so that it does not overflow to infinity: x/2^126 is as good as zero.
+  const auto exponent = hn::Min(hn::Mul(x, hn::Set(d, -1.44269504f)), hn::Set(d, 126.0f));
+  const auto e = exp2_or_zero < sizeof(Out) == 2 ? 3 : 5 > (exponent);
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), e));
+}
+
 template <bool kSilu, class D, class In, class Out>
 void scale_channels(D d, const In* in, const float* gamma, float factor, Out* out, int64_t begin, int64_t end) {
   const auto factors = hn::Set(d, factor);
-  const auto one = hn::Set(d, 1.0f);
   for (int64_t i = begin; i < end; i += static_cast<int64_t>(hn::Lanes(d))) {
     auto x = hn::Mul(hn::Mul(load(d, in + i), factors), hn::LoadU(d, gamma + i));
-    if constexpr (kSilu) x = hn::Div(x, hn::Add(one, hn::Exp(d, hn::Neg(x))));
+    if constexpr (kSilu) x = silu<Out>(d, x);
     store(d, x, out + i);
   }
 }

@@ -1,0 +1,225 @@
+#include "backend/clip_ops.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "backend/cpu/clip_ops.h"
+#include "base/dtype.h"
+#include "base/thread_pool.h"
+
+namespace calibatt::cpu {
+namespace {
+
+/// A clip with its memory; rows may lie further apart than they are long.
+struct TestClip {
+  Tensor storage;
+  ClipView view;
+
+  TestClip(DType dtype, int64_t height, int64_t frames, int64_t width, int64_t channels, int64_t gap = 0)
+      : storage(Tensor::zeros(dtype, {height * (frames * width * channels + gap)})),
+        view{storage.raw(), dtype, height, frames, width, channels, frames * width * channels + gap} {}
+
+  int64_t index(int64_t row, int64_t frame, int64_t column, int64_t channel) const {
+    return row * view.row_stride + (frame * view.width + column) * view.channels + channel;
+  }
+  float get(int64_t row, int64_t frame, int64_t column, int64_t channel) const {
+    const int64_t i = index(row, frame, column, channel);
+    return view.dtype == DType::kF32 ? storage.data<float>()[i] : static_cast<float>(storage.data<bfloat16>()[i]);
+  }
+  void fill_random(uint32_t seed) {
+    std::mt19937 generator(seed);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < storage.size(); ++i) {
+      if (view.dtype == DType::kF32) storage.data<float>()[i] = normal(generator);
+      if (view.dtype == DType::kBF16) storage.data<bfloat16>()[i] = bfloat16(normal(generator));
+    }
+  }
+};
+
+Tensor random_tensor(std::vector<int64_t> shape, uint32_t seed, float scale = 1) {
+  Tensor tensor(DType::kF32, std::move(shape));
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0, scale);
+  for (int64_t i = 0; i < tensor.size(); ++i) tensor.f32()[i] = normal(generator);
+  return tensor;
+}
+
+/// The definition, in double.
+double convolve_at(const ConvolutionSpec& spec, const TestClip& in, const Tensor& weight, const Tensor& bias,
+                   int64_t row, int64_t frame, int64_t column, int64_t out_channel) {
+  double sum = bias.f32()[out_channel];
+  for (int64_t y = 0; y < spec.kernel[0]; ++y) {
+    for (int64_t t = 0; t < spec.kernel[1]; ++t) {
+      for (int64_t x = 0; x < spec.kernel[2]; ++x) {
+        const int64_t from = column * spec.stride[2] + x - spec.pad_left;
+        if (from < 0 || from >= in.view.width) continue;
+        for (int64_t c = 0; c < spec.in_channels; ++c) {
+          const int64_t w =
+              (((out_channel * spec.in_channels + c) * spec.kernel[1] + t) * spec.kernel[0] + y) * spec.kernel[2] + x;
+          sum += static_cast<double>(in.get(row * spec.stride[0] + y, frame * spec.stride[1] + t, from, c)) *
+                 weight.f32()[w];
+        }
+      }
+    }
+  }
+  return sum;
+}
+
+struct ConvolutionCase {
+  ConvolutionSpec spec;
+  int64_t height, frames, width;  // of the input
+};
+
+std::vector<ConvolutionCase> convolution_cases() {
+  return {
+      {{16, 32, {3, 3, 3}, {1, 1, 1}, 1, 1}, 11, 5, 9},  {{5, 7, {3, 3, 3}, {1, 1, 1}, 1, 1}, 4, 3, 3},
+      {{32, 12, {3, 3, 3}, {1, 1, 1}, 1, 1}, 37, 4, 20}, {{24, 24, {3, 1, 3}, {2, 1, 2}, 0, 1}, 9, 2, 8},
+      {{8, 16, {1, 3, 1}, {1, 1, 1}, 0, 0}, 6, 4, 5},    {{8, 8, {1, 3, 1}, {1, 2, 1}, 0, 0}, 6, 5, 5},
+      {{48, 144, {1, 1, 1}, {1, 1, 1}, 0, 0}, 5, 2, 7},
+  };
+}
+
+class ClipOpsOnThreads : public testing::TestWithParam<int> {
+ protected:
+  void SetUp() override { set_num_threads(GetParam()); }
+  void TearDown() override { set_num_threads(0); }
+  std::unique_ptr<ClipOps> ops = make_clip_ops();
+};
+
+TEST_P(ClipOpsOnThreads, ConvolutionIsItsDefinition) {
+  for (const DType compute : {DType::kF32, DType::kBF16}) {
+    if (!ops->supports(compute)) continue;  // the model asks the same, and takes kF32 then
+    for (const auto& [spec, height, frames, width] : convolution_cases()) {
+      TestClip in(compute, height, frames, width, spec.in_channels);
+      in.fill_random(1);
+      const float scale =
+          1 / std::sqrt(static_cast<float>(spec.in_channels * spec.kernel[0] * spec.kernel[1] * spec.kernel[2]));
+      const Tensor weight = random_tensor(
+          {spec.out_channels, spec.in_channels, spec.kernel[1], spec.kernel[0], spec.kernel[2]}, 2, scale);
+      const Tensor bias = random_tensor({spec.out_channels}, 3);
+      const auto convolution = ops->make_convolution(spec, weight, bias, compute);
+      const int64_t height_out = (height - spec.kernel[0]) / spec.stride[0] + 1;
+      const int64_t frames_out = (frames - spec.kernel[1]) / spec.stride[1] + 1;
+      const int64_t width_out = (width + spec.pad_left + spec.pad_right - spec.kernel[2]) / spec.stride[2] + 1;
+      for (const DType out_type : {DType::kF32, compute}) {
+        TestClip out(out_type, height_out, frames_out, width_out, spec.out_channels);
+        convolution->run(in.view, out.view, false);
+        convolution->run(in.view, out.view, true);  // twice the sum, biases too
+        double worst = 0;
+        for (int64_t row = 0; row < height_out; ++row) {
+          for (int64_t frame = 0; frame < frames_out; ++frame) {
+            for (int64_t column = 0; column < width_out; ++column) {
+              for (int64_t channel = 0; channel < spec.out_channels; ++channel) {
+                const double expected = 2 * convolve_at(spec, in, weight, bias, row, frame, column, channel);
+                worst = std::max(worst, std::abs(out.get(row, frame, column, channel) - expected));
+              }
+            }
+          }
+        }
+        // bfloat16: weights and results rounded to 8 bits, values up to about 8.
+        EXPECT_LT(worst, compute == DType::kF32 ? 2e-5 : 0.08)
+            << spec.in_channels << "→" << spec.out_channels << " " << dtype_name(compute);
+      }
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, RmsNormIsItsDefinition) {
+  for (const int64_t channels : {1, 7, 16, 32, 45, 96}) {
+    for (const DType in_type : {DType::kF32, DType::kBF16}) {
+      for (const DType out_type : {DType::kF32, DType::kBF16}) {
+        for (const Activation activation : {Activation::kNone, Activation::kSiLU}) {
+          TestClip in(in_type, 5, 3, 4, channels), out(out_type, 5, 3, 4, channels, 13);
+          in.fill_random(4);
+          std::fill_n(static_cast<char*>(in.view.at(2, 1)), static_cast<size_t>(channels) * dtype_size(in_type), 0);
+          const Tensor gamma = random_tensor({channels}, 5);
+          ops->rms_norm(in.view, {gamma.f32(), static_cast<size_t>(channels)}, activation, out.view);
+          for (int64_t pixel = 0; pixel < 60; ++pixel) {
+            const int64_t row = pixel / 12, frame = pixel / 4 % 3, column = pixel % 4;
+            double squares = 0;
+            for (int64_t c = 0; c < channels; ++c) squares += std::pow(in.get(row, frame, column, c), 2);
+            for (int64_t c = 0; c < channels; ++c) {
+              double expected = in.get(row, frame, column, c) / std::max(std::sqrt(squares), 1e-12) *
+                                std::sqrt(static_cast<double>(channels)) * gamma.f32()[c];
+              if (activation == Activation::kSiLU) expected /= 1 + std::exp(-expected);
+              const double tolerance = (out_type == DType::kF32 ? 2e-6 : 0.004) * (1 + std::abs(expected));
+              ASSERT_NEAR(out.get(row, frame, column, c), expected, tolerance)
+                  << channels << " channels, pixel " << pixel;
+            }
+          }
+          EXPECT_EQ(out.storage.size() - out.view.row_stride * 4, out.view.row_stride);
+          for (int64_t i = 0; i < 13; ++i) {  // the gap between rows is not touched
+            const int64_t at = 3 * out.view.row_stride - 13 + i;
+            EXPECT_EQ(
+                out_type == DType::kF32 ? out.storage.f32()[at] : static_cast<float>(out.storage.data<bfloat16>()[at]),
+                0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, ExtremeValuesSurviveTheActivation) {
+  TestClip in(DType::kF32, 1, 1, 4, 2), out(DType::kF32, 1, 1, 4, 2);
+  const float values[] = {1e30f, -1e30f, 1e-30f, 0, NAN, 1, INFINITY, 1};
+  std::copy_n(values, 8, in.storage.f32());
+  const std::vector<float> gamma = {300, 300};
+  ops->rms_norm(in.view, gamma, Activation::kSiLU, out.view);
+  EXPECT_TRUE(std::isnan(out.get(0, 0, 2, 0)));  // trouble stays visible
+  EXPECT_TRUE(std::isnan(out.get(0, 0, 3, 0)));
+  TestClip ordinary(DType::kF32, 1, 1, 1, 2), result(DType::kF32, 1, 1, 1, 2);
+  ordinary.storage.f32()[0] = 1;
+  ordinary.storage.f32()[1] = -1;
+  ops->rms_norm(ordinary.view, gamma, Activation::kSiLU, result.view);
+  EXPECT_NEAR(result.get(0, 0, 0, 0), 300, 1e-3);
+  EXPECT_NEAR(result.get(0, 0, 0, 1), 0, 1e-30);  // exp(300) overflows; the quotient must not
+}
+
+TEST_P(ClipOpsOnThreads, UpsampleRepeatsPixelsAndSplitsChannelsOverTime) {
+  for (const int time_factor : {1, 2}) {
+    const int64_t channels = 6;
+    TestClip in(DType::kBF16, 3, 2, 5, channels * time_factor), out(DType::kBF16, 6, 2 * time_factor, 10, channels, 8);
+    in.fill_random(6);
+    ops->upsample(in.view, time_factor, out.view);
+    for (int64_t row = 0; row < 6; ++row) {
+      for (int64_t frame = 0; frame < out.view.frames; ++frame) {
+        for (int64_t column = 0; column < 10; ++column) {
+          for (int64_t c = 0; c < channels; ++c) {
+            ASSERT_EQ(out.get(row, frame, column, c),
+                      in.get(row / 2, frame / time_factor, column / 2, frame % time_factor * channels + c));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, CopyRoundsToNearestEvenAndZeroClears) {
+  TestClip wide(DType::kF32, 70, 2, 9, 19), narrow(DType::kBF16, 70, 2, 9, 19, 3), again(DType::kF32, 70, 2, 9, 19);
+  wide.fill_random(7);
+  ops->copy(wide.view, narrow.view);
+  ops->copy(narrow.view, again.view);
+  for (int64_t row = 0; row < 70; ++row) {
+    for (int64_t i = 0; i < 2 * 9 * 19; ++i) {
+      const float expected = static_cast<float>(bfloat16(wide.storage.f32()[row * wide.view.row_stride + i]));
+      ASSERT_EQ(again.storage.f32()[row * again.view.row_stride + i], expected);
+    }
+  }
+  ops->zero(again.view.row_range(1, 68).frame_range(1, 1));
+  for (int64_t row = 0; row < 70; ++row) {
+    for (int64_t frame = 0; frame < 2; ++frame) {
+      const bool cleared = row >= 1 && row < 69 && frame == 1;
+      EXPECT_EQ(again.get(row, frame, 4, 5) == 0, cleared) << row << " " << frame;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ClipOpsOnThreads, testing::Values(1, 3));
+
+}  // namespace
+}  // namespace calibatt::cpu
