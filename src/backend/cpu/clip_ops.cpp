@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/cpu/conv.h"
+#include "backend/cpu/linear.h"
 #include "backend/cpu/simd/clip_kernels.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -25,7 +26,9 @@ bool same_size(const ClipView& a, const ClipView& b) {
 
 class CpuClipOps : public ClipOps {
  public:
-  bool supports(DType compute) const override { return convolution_is_native(compute); }
+  bool supports(DType compute) const override {
+    return compute == DType::kF32 || (compute == DType::kBF16 && has_native_bf16());
+  }
 
   std::unique_ptr<Convolution> make_convolution(const ConvolutionSpec& spec, const Tensor& weight, const Tensor& bias,
                                                 DType compute) override {

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/cpu/scratch.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -140,20 +141,14 @@ class OneDnnConvolution : public Convolution {
 
   void run_piece(const Piece& piece, void* in, void* out) const {
     const ConvolutionPrimitive& primitive = *piece.primitive;
-    thread_local std::vector<std::byte> scratchpad;
-    const size_t scratchpad_size = primitive.scratchpad.get_size() + 64;
-    if (scratchpad.size() < scratchpad_size) scratchpad.resize(scratchpad_size);
-    void* aligned = scratchpad.data();
-    size_t space = scratchpad.size();
-    std::align(64, primitive.scratchpad.get_size(), aligned, space);
-
+    void* const scratchpad = thread_scratch(Scratch::kOneDnn, primitive.scratchpad.get_size());
     const dnnl::engine& engine = onednn_engine();
     primitive.primitive.execute(onednn_stream(),
                                 {{DNNL_ARG_SRC, memory(primitive.src, engine, in)},
                                  {DNNL_ARG_WEIGHTS, *piece.weights},
                                  {DNNL_ARG_BIAS, memory(primitive.bias, engine, const_cast<void*>(bias_.raw()))},
                                  {DNNL_ARG_DST, memory(primitive.dst, engine, out)},
-                                 {DNNL_ARG_SCRATCHPAD, memory(primitive.scratchpad, engine, aligned)}});
+                                 {DNNL_ARG_SCRATCHPAD, memory(primitive.scratchpad, engine, scratchpad)}});
     onednn_stream().wait();
   }
 
@@ -196,13 +191,6 @@ std::unique_ptr<Convolution> make_convolution(std::shared_ptr<ConvolutionPrimiti
                                               const ConvolutionSpec& spec, const Tensor& weight, const Tensor& bias,
                                               DType compute) {
   return std::make_unique<OneDnnConvolution>(std::move(primitives), spec, weight, bias, compute);
-}
-
-bool convolution_is_native(DType compute) {
-  if (compute == DType::kF32) return true;
-  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  const auto needed = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
-  return compute == DType::kBF16 && (isa & needed) == needed;
 }
 
 }  // namespace calibatt::cpu

@@ -38,7 +38,4 @@ std::unique_ptr<Convolution> make_convolution(std::shared_ptr<ConvolutionPrimiti
                                               const ConvolutionSpec& spec, const Tensor& weight, const Tensor& bias,
                                               DType compute);
 
-/// True when the processor multiplies this dtype in hardware.
-bool convolution_is_native(DType compute);
-
 }  // namespace calibatt::cpu
