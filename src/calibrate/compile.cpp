@@ -16,6 +16,7 @@ namespace calibatt {
 namespace {
 
 constexpr double kDefaultErrorDensity = 0.3;
+constexpr double kDensityTolerance = 0.003;   // relative
 constexpr double kSkippingEfficiency = 0.93;  // dense time × density / sparse time of the kernels; only for predictions
 
 void require(bool condition, const std::string& what) {
@@ -53,16 +54,18 @@ class Compiler {
     Candidate best = candidate(target);
     if (!target) return finished(std::move(best));
     // Filled gaps and shared steps add blocks, and levels come in steps: aim lower or higher until the plan itself has the density.
-    double aim = *target;
-    for (int attempt = 0; attempt < 6; ++attempt) {
+    double aim = *target, low = 0, high = 1;
+    for (int attempt = 0; attempt < 10; ++attempt) {
       const double miss = best.plan.density() - *target;
-      if (std::abs(miss) <= 0.002 * *target) break;
-      aim = std::clamp(aim - miss, 1e-4, 1.0);
+      if (std::abs(miss) <= kDensityTolerance * *target) break;
       Candidate next = candidate(aim);
-      if (std::abs(next.plan.density() - *target) < std::abs(miss)) best = std::move(next);
-      else break;
+      const double next_miss = next.plan.density() - *target;
+      (next_miss > 0 ? high : low) = aim;
+      aim -= next_miss;
+      if (aim <= low || aim >= high) aim = (low + high) / 2;
+      if (std::abs(next_miss) < std::abs(miss)) best = std::move(next);
     }
-    require(best.plan.density() <= *target * 1.01 + 1e-9,
+    require(best.plan.density() <= *target * 1.05,
             "the density " + std::to_string(*target) + " cannot be reached, the least with these settings is about " +
                 std::to_string(best.plan.density()) + "; ask for more, or use smaller blocks or a smaller merge gap");
     return finished(std::move(best));
@@ -106,10 +109,28 @@ class Compiler {
       hulls[head] = convex_hull(std::move(options));
     }
     std::vector<HeadChoice> choices;
-    for (const HeadOption& option : allocate(hulls, density * static_cast<double>(hulls.size()))) {
+    double left = density * static_cast<double>(hulls.size());
+    for (const HeadOption& option : allocate(hulls, left)) {
       choices.push_back({option.level, option.anchored});
+      left -= option.cost;
     }
+    spend_rest(left, choices);
     return choices;
+  }
+
+  // What is left is too little for any head's next step on its hull: levels between the steps take it.
+  void spend_rest(double left, std::vector<HeadChoice>& choices) const {
+    for (size_t head = 0; head < choices.size() && left > 0; ++head) {
+      HeadChoice& choice = choices[head];
+      const double now = table_.density(head, choice);
+      for (size_t i = table_.levels().size(); i-- > 0 && table_.levels()[i] > choice.level;) {
+        const double price = table_.density_at(head, i, choice.anchored) - now;
+        if (price > left) continue;
+        left -= price;
+        choice.level = table_.levels()[i];
+        break;
+      }
+    }
   }
 
   std::vector<HeadChoice> choose_by_energy(const std::vector<double>& targets) const {

@@ -10,7 +10,7 @@
 namespace calibatt {
 namespace {
 
-constexpr int kStepsPerLevel = 4;  // options per interval of measured levels
+constexpr int kStepsPerLevel = 8;  // options per interval of measured levels
 
 std::vector<double> with_interpolated(std::span<const double> ladder) {
   std::vector<double> levels;

@@ -182,15 +182,27 @@ void require_same(const Metadata& expected, const Metadata& found, const std::st
   }
 }
 
-template <class Visit>  // visit(name, tensor)
-void for_each_tensor(PromptProfile& prompt, bool output_errors, const Visit& visit) {
-  visit("energy", prompt.energy);
-  if (!output_errors) return;
-  visit("harm", prompt.harm);
-  visit("harm_scale", prompt.harm_scale);
-  visit("level_error", prompt.level_error);
-  visit("copy_error", prompt.copy_error);
-  visit("similarity", prompt.similarity);
+struct Part {
+  std::string name;
+  Tensor PromptProfile::*field;
+  DType dtype;
+  std::vector<int64_t> shape;
+};
+
+// What a prompt's profile consists of (profile.h says what the axes are).
+std::vector<Part> parts_of(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  const int64_t s = header.num_steps(), l = header.num_layers, h = g.heads, r = g.num_query_blocks(), c = g.num_key_blocks();
+  const auto levels = static_cast<int64_t>(kEnergyLevels.size()), anchors = static_cast<int64_t>(header.anchor_rows.size());
+  std::vector<Part> parts{{"energy", &PromptProfile::energy, DType::kF16, {s, l, h, r, c}}};
+  if (!header.output_errors) return parts;
+  parts.push_back({"harm", &PromptProfile::harm, DType::kF16, {2, s, l, h, r, c}});
+  parts.push_back({"harm_scale", &PromptProfile::harm_scale, DType::kF32, {2, s, l, h}});
+  parts.push_back({"level_error", &PromptProfile::level_error, DType::kF32, {s, l, h, 2, 2, levels}});
+  if (anchors == 0) return parts;
+  parts.push_back({"copy_error", &PromptProfile::copy_error, DType::kF32, {s, l, h, anchors}});
+  parts.push_back({"similarity", &PromptProfile::similarity, DType::kF32, {s, l, h, anchors}});
+  return parts;
 }
 
 std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
@@ -218,18 +230,17 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
   PromptProfile prompt;
   prompt.prompt = index;
   prompt.own_ranking = fields.text("own_ranking") == "1";
-  const PromptProfile expected = PromptProfile::shapes(header);
   std::map<std::string, Tensor> tensors;
-  for_each_tensor(const_cast<PromptProfile&>(expected), header.output_errors, [&](const std::string& name, const Tensor& shape) {
-    Tensor tensor = file.get(name, shape.shape());
-    if (tensor.dtype() != shape.dtype()) throw fields.wrong(name, "has the wrong type");
-    tensors[name] = tensor;
-  });
+  for (const Part& part : parts_of(header)) {
+    const Tensor tensor = file.get(part.name, part.shape);
+    if (tensor.dtype() != part.dtype) throw fields.wrong(part.name, "has the wrong type");
+    tensors[part.name] = tensor;
+    prompt.*part.field = tensor;
+  }
   if (checksum_of(tensors) != fields.text("checksum")) throw fields.wrong("checksum", "does not fit the content: the file was altered");
-  for_each_tensor(prompt, header.output_errors, [&](const std::string& name, Tensor& tensor) {
-    tensor = tensors[name];
+  for (const auto& [name, tensor] : tensors) {
     if (!all_valid(name, tensor)) throw fields.wrong(name, "holds a value that cannot be");
-  });
+  }
   return prompt;
 }
 
@@ -264,26 +275,10 @@ void validate(const ProfileHeader& header) {
   }
 }
 
-PromptProfile PromptProfile::shapes(const ProfileHeader& header) {
-  const AttentionGeometry& g = header.geometry;
-  const int64_t s = header.num_steps(), l = header.num_layers, h = g.heads, r = g.num_query_blocks(), c = g.num_key_blocks();
-  const auto levels = static_cast<int64_t>(kEnergyLevels.size()), anchors = static_cast<int64_t>(header.anchor_rows.size());
-  PromptProfile prompt;
-  const auto shaped = [](DType dtype, std::vector<int64_t> shape) { return Tensor(dtype, std::move(shape), nullptr); };
-  prompt.energy = shaped(DType::kF16, {s, l, h, r, c});
-  prompt.harm = shaped(DType::kF16, {2, s, l, h, r, c});
-  prompt.harm_scale = shaped(DType::kF32, {2, s, l, h});
-  prompt.level_error = shaped(DType::kF32, {s, l, h, 2, 2, levels});
-  prompt.copy_error = shaped(DType::kF32, {s, l, h, anchors});
-  prompt.similarity = shaped(DType::kF32, {s, l, h, anchors});
-  return prompt;
-}
-
 PromptProfile PromptProfile::allocate(const ProfileHeader& header, int prompt) {
-  PromptProfile profile = shapes(header);
+  PromptProfile profile;
   profile.prompt = prompt;
-  for_each_tensor(profile, header.output_errors,
-                  [](const char*, Tensor& tensor) { tensor = Tensor::zeros(tensor.dtype(), tensor.shape()); });
+  for (const Part& part : parts_of(header)) profile.*part.field = Tensor::zeros(part.dtype, part.shape);
   return profile;
 }
 
@@ -294,8 +289,7 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
     throw Error(ErrorKind::kIo, "cannot create the profile folder " + folder + ": " + error.message() + "; choose another place");
   }
   std::map<std::string, Tensor> tensors;
-  for_each_tensor(const_cast<PromptProfile&>(prompt), header.output_errors,
-                  [&](const std::string& name, const Tensor& tensor) { tensors[name] = tensor; });
+  for (const Part& part : parts_of(header)) tensors[part.name] = prompt.*part.field;
   Metadata metadata = to_metadata(header);
   metadata["format"] = kFormat;
   metadata["version"] = kVersion;

@@ -44,7 +44,6 @@ struct PromptProfile {
   Tensor similarity;   ///< F32 [S, L, H, anchor_rows]: mean cosine similarity of rows' block energies to their anchor row's
 
   static PromptProfile allocate(const ProfileHeader& header, int prompt);  ///< zeros; error tensors only with output_errors
-  static PromptProfile shapes(const ProfileHeader& header);                ///< the same without memory
 };
 
 /// Throws Error(kUsage) naming the field that cannot be.
