@@ -26,6 +26,7 @@ from .scene import BACKGROUNDS, COLORS, MOTIONS, SHAPES
 
 ASPECTS = ("colour", "shape", "motion", "background")
 MIN_FOUND = 0.8  # share of the frames in which the object must be seen
+MIN_AGREEMENT = 0.6  # share of the object's pixels (colour) or frames (shape) that must say the same
 DEFAULT_LABELS = pathlib.Path("models/tiny-wan/prompts/heldout_prompts.json")
 
 
@@ -61,9 +62,11 @@ def observe(video: np.ndarray, labels: dict) -> dict:
     seen["found"] = float(parts.found.mean())
     if seen["found"] < MIN_FOUND:
         return seen
-    votes = judge_segment.color_votes(parts)
-    seen["color"] = judge_segment.COLOR_NAMES[int(votes.argmax())]
-    seen["color_votes"] = float(votes.max() / votes.sum())
+    votes = parts.votes / np.maximum(parts.votes.sum(1, keepdims=True), 1)  # every frame counts the same
+    votes = votes[parts.found].mean(0)
+    if votes.max() >= MIN_AGREEMENT:
+        seen["color"] = judge_segment.COLOR_NAMES[int(votes.argmax())]
+    seen["color_votes"] = {name: float(v) for name, v in zip(judge_segment.COLOR_NAMES, votes) if v >= 0.02}
     seen["lab"] = [float(v) for v in np.nanmedian(parts.color, 0)]
 
     times = np.nonzero(parts.found)[0]
@@ -74,7 +77,8 @@ def observe(video: np.ndarray, labels: dict) -> dict:
     large = area >= 0.35 * area.max()  # the outline of a shrunken object says less
     mean_overlap = overlap[large].mean(0)
     shape = SHAPES[int(mean_overlap.argmax())]
-    if mean_overlap.max() >= judge_shape.MIN_OVERLAP:
+    seen["shape_votes"] = float((overlap[large].argmax(1) == mean_overlap.argmax()).mean())
+    if mean_overlap.max() >= judge_shape.MIN_OVERLAP and seen["shape_votes"] >= MIN_AGREEMENT:
         seen["shape"] = shape
     seen["shape_overlaps"] = dict(zip(SHAPES, mean_overlap.tolist()))
 

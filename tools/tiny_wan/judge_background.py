@@ -105,7 +105,7 @@ def classify(scores: dict[str, float]) -> str:
     return "clouds" if scores["clouds"] >= 0.5 else "none"
 
 
-def pan_track(lightness: np.ndarray, foreground: np.ndarray, step: int = 8, reach: int = 14) -> np.ndarray:
+def pan_track(lightness: np.ndarray, foreground: np.ndarray, step: int = 4, reach: int = 14) -> np.ndarray:
     """How far the background has slid to the right since the first frame, pixels, for each frame [T].
 
     Compares frames `step` apart at every horizontal shift up to `reach`, where both show background.

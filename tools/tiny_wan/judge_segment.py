@@ -14,6 +14,8 @@ from .scene import COLORS
 
 MIN_CHROMA = 20.0  # distance in (a, b) from the background's median that makes a pixel part of an object
 MIN_AREA = 150  # pixels; an object smaller than this is not seen
+MIN_CORE = 0.15  # share of an object's pixels two or more pixels away from its border; less is speckle
+MAX_SHARE = 0.5  # of the frame; more saturated pixels than this are no object on a background (training's cover up to .25)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
@@ -38,6 +40,7 @@ class Segmentation:
     mask: np.ndarray  # [T, H, W] bool: the object, empty in frames where it was not found
     foreground: np.ndarray  # [T, H, W] bool: everything that is not background, generously
     color: np.ndarray  # [T, 3]: the object's median Lab, NaN where not found
+    votes: np.ndarray  # [T, 8]: how many of the pixels looked at inside the object are nearest to each palette colour
     found: np.ndarray  # [T] bool
 
 
@@ -49,6 +52,7 @@ def segment(video: np.ndarray, ignored_color: str | None = None) -> Segmentation
         mask=np.zeros((num_frames, height, width), bool),
         foreground=np.zeros((num_frames, height, width), bool),
         color=np.full((num_frames, 3), np.nan, np.float32),
+        votes=np.zeros((num_frames, len(COLOR_NAMES)), np.int64),
         found=np.zeros(num_frames, bool),
     )
     widen = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
@@ -63,8 +67,8 @@ def segment(video: np.ndarray, ignored_color: str | None = None) -> Segmentation
         if ignored_color is not None:
             wanted = nearest_color(smooth) != COLOR_NAMES.index(ignored_color)
             seeds = _large_parts(seeds & wanted)
-        core = _core(seeds)
-        if core.sum() < MIN_AREA / 4:
+        core = _inside(seeds)
+        if core.sum() < max(MIN_AREA / 4, MIN_CORE * seeds.sum()) or seeds.mean() > MAX_SHARE:
             continue
         color = np.median(smooth[core], 0)
         # The border is where the colour is halfway between the background's and the object's.
@@ -77,13 +81,14 @@ def segment(video: np.ndarray, ignored_color: str | None = None) -> Segmentation
         mask = _large_parts(mask)
         if mask.sum() >= MIN_AREA:
             result.mask[t], result.color[t], result.found[t] = mask, color, True
+            pixels = smooth[core & mask][::4]
+            result.votes[t] = np.bincount(nearest_color(pixels), minlength=len(COLOR_NAMES))
     return result
 
 
-def _core(mask: np.ndarray) -> np.ndarray:
-    """The inside of a mask, where colours are not mixed with the background's; the mask itself when it is thin."""
-    inside = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    return inside if inside.sum() >= 0.15 * mask.sum() else mask
+def _inside(mask: np.ndarray) -> np.ndarray:
+    """A mask without its border, where colours are mixed with the background's."""
+    return cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
 
 
 def _large_parts(mask: np.ndarray) -> np.ndarray:
@@ -94,8 +99,3 @@ def _large_parts(mask: np.ndarray) -> np.ndarray:
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0
     return (areas >= 0.25 * areas.max())[labels] & mask
-
-
-def color_votes(segmentation: Segmentation) -> np.ndarray:
-    """Frames that vote for each palette colour, [8]."""
-    return np.bincount(nearest_color(segmentation.color[segmentation.found]), minlength=len(COLOR_NAMES))

@@ -12,7 +12,7 @@ from collections import defaultdict
 import torch
 import torch.nn.functional as F
 
-from .scene import COLORS, NUM_FRAMES, PAN_PIXELS_PER_FRAME, SIZE, Scene, pose
+from .scene import COLORS, NUM_FRAMES, SIZE, Scene, pan_offset, pose
 
 EDGE = 1.5  # pixels over which an object's border fades
 SOFT = 3.0  # the same for textures
@@ -154,12 +154,15 @@ def _canvas(scene: Scene, width: int, height: int, device) -> torch.Tensor:
 # ---- frames -----------------------------------------------------------------------------------------------------------
 
 
-def _coverage(shape: str, poses: torch.Tensor, size: int) -> torch.Tensor:
-    """How much of each pixel an object covers: poses [N, 4] (x, y, size, angle) -> [N, H, W] in [0, 1]."""
+def _coverage(shape: str, poses: torch.Tensor, size: int, turned: bool = False) -> torch.Tensor:
+    """How much of each pixel an object covers: poses [N, 4] (x, y, size, angle) -> [N, H, W] in [0, 1].
+
+    `turned`: whether any angle is not zero, known to the caller without asking the device.
+    """
     x, y, r, angle = (poses[:, i, None, None] for i in range(4))
     grid = torch.arange(size, device=poses.device, dtype=torch.float32) + 0.5
     dx, dy = grid[None, None, :] - x, grid[None, :, None] - y
-    if bool((angle != 0).any()):
+    if turned:
         cos, sin = torch.cos(angle), torch.sin(angle)
         dx, dy = cos * dx + sin * dy, cos * dy - sin * dx
     return (0.5 - SHAPE_DISTANCE[shape](dx, dy, r) / EDGE).clamp(0, 1)
@@ -178,15 +181,14 @@ def _poses(scene: Scene, num_frames: int, scale: float) -> list[list[float]]:
     return rows
 
 
-def _background(scene: Scene, num_frames: int, size: int, device) -> torch.Tensor:
-    """[1 or T, H, W, 3]: a view of one picture, shifted by a whole number of pixels per frame when the camera pans."""
-    span = PAN_PIXELS_PER_FRAME * (num_frames - 1) if scene.pan != "none" else 0
+def _background(scene: Scene, num_frames: int, size: int, scale: float, device) -> torch.Tensor:
+    """[1 or T, H, W, 3]: a view of one picture, shifted by whole pixels when the camera pans (one a frame at 65 frames)."""
+    if scene.pan == "none":
+        return _canvas(scene, size, size, device)[None]
+    slid = [pan_offset(scene.pan, t / max(1, num_frames - 1)) * scale for t in range(num_frames)]  # to the right
+    span = math.ceil(max(slid) - min(slid))
     canvas = _canvas(scene, size + span, size, device)
-    if span == 0:
-        return canvas[None]
-    starts = range(0, span + 1, PAN_PIXELS_PER_FRAME)
-    if scene.pan == "left":
-        starts = reversed(starts)
+    starts = [min(span, max(0, round(max(slid) - offset))) for offset in slid]
     return torch.stack([canvas[:, start : start + size] for start in starts])
 
 
@@ -207,7 +209,8 @@ def render(scenes: list[Scene], device="cpu", num_frames: int = NUM_FRAMES, size
         for first in range(0, len(indices), at_once):
             chosen = indices[first : first + at_once]
             poses = torch.tensor([_poses(scenes[i], num_frames, scale) for i in chosen], device=device)
-            coverage = _coverage(shape, poses.flatten(0, 1), size).view(len(chosen), num_frames, size, size)
+            turned = any(scenes[i].motion == "rotate" for i in chosen)
+            coverage = _coverage(shape, poses.flatten(0, 1), size, turned).view(len(chosen), num_frames, size, size)
             for row, i in enumerate(chosen):
                 _paint(scenes[i], coverage[row], out[i], scale, device)
     return out
@@ -216,7 +219,7 @@ def render(scenes: list[Scene], device="cpu", num_frames: int = NUM_FRAMES, size
 def _paint(scene: Scene, coverage: torch.Tensor, out: torch.Tensor, scale: float, device) -> None:
     """Writes one clip: background, then the still object, then the moving one."""
     num_frames, size = coverage.shape[:2]
-    picture = _background(scene, num_frames, size, device)
+    picture = _background(scene, num_frames, size, scale, device)
     if scene.second is not None:
         still = scene.second
         where = torch.tensor([[still.x * scale, still.y * scale, still.radius * scale, 0.0]], device=device)
