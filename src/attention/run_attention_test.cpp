@@ -1,0 +1,269 @@
+#include "attention/run_attention.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "plan/test_plans.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+// q, k, v and out of one layer, [tokens, heads, head_dim], small enough to check in obvious loops.
+struct Layer {
+  explicit Layer(const AttentionGeometry& geometry, unsigned seed) : geometry(geometry) {
+    std::mt19937 random(seed);
+    for (auto* array : {&q, &k, &v}) {
+      array->resize(static_cast<size_t>(geometry.num_tokens()) * row());
+      for (float& x : *array) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    }
+    out.assign(q.size(), std::nanf(""));
+  }
+  size_t row() const { return static_cast<size_t>(geometry.heads) * static_cast<size_t>(geometry.head_dim); }
+  template <class View, class Array>
+  View view(Array& array) const {
+    View result;
+    result.data = array.data();
+    result.num_tokens = geometry.num_tokens();
+    result.token_stride = static_cast<int64_t>(row());
+    result.head_stride = geometry.head_dim;
+    return result;
+  }
+  void run(SelfAttention& attention, int layer) {
+    attention.attend(layer, geometry, view<ConstHeadsView>(q), view<ConstHeadsView>(k), view<ConstHeadsView>(v),
+                     view<HeadsView>(out), {});
+  }
+  double dot(int query, int head, const double* key) const {
+    double sum = 0;
+    for (int d = 0; d < geometry.head_dim; ++d) sum += q[at(query, head, d)] * key[d];
+    return sum / std::sqrt(geometry.head_dim);
+  }
+  size_t at(int token, int head, int d) const {
+    return static_cast<size_t>(token) * row() + static_cast<size_t>(head * geometry.head_dim + d);
+  }
+
+  // What the plan's head says the output row of this token is, in obvious loops.
+  std::vector<double> expected(const Plan& plan, const HeadPlan& plan_of_head, int head, int token) const {
+    const int packed = plan_of_head.anchored ? plan.anchor_rows().source_of[static_cast<size_t>(token)] : token;
+    const int query = plan_of_head.anchored ? plan.anchor_rows().query_tokens[static_cast<size_t>(packed)] : token;
+    const int block_k = plan.geometry().block_k, dim = geometry.head_dim;
+    double weight_sum = 0;
+    std::vector<double> result(static_cast<size_t>(dim)), key(result), value(result);
+    const auto add = [&](double bias) {
+      const double weight = std::exp(dot(query, head, key.data()) + bias);
+      weight_sum += weight;
+      for (int d = 0; d < dim; ++d) result[static_cast<size_t>(d)] += weight * value[static_cast<size_t>(d)];
+    };
+    const BlockMask mask = plan_of_head.intervals ? plan_of_head.intervals->to_mask() : BlockMask();
+    for (int block = 0; block < plan.geometry().num_key_blocks(); ++block) {
+      const int begin = block * block_k, size = plan.geometry().key_block_size(block);
+      const bool kept = !plan_of_head.intervals || mask.kept(packed / plan.geometry().block_q, block);
+      if (!kept && !plan.parts().summarize_skipped) continue;
+      std::fill(key.begin(), key.end(), 0.0);
+      std::fill(value.begin(), value.end(), 0.0);
+      for (int s = begin; s < begin + size; ++s) {
+        for (int d = 0; d < dim; ++d) {
+          const double share = kept ? 1.0 : 1.0 / size;
+          key[static_cast<size_t>(d)] = (kept ? 0 : key[static_cast<size_t>(d)]) + share * k[at(s, head, d)];
+          value[static_cast<size_t>(d)] = (kept ? 0 : value[static_cast<size_t>(d)]) + share * v[at(s, head, d)];
+        }
+        if (kept) add(0);
+      }
+      if (!kept) add(std::log(size));
+    }
+    for (double& x : result) x /= weight_sum;
+    return result;
+  }
+
+  AttentionGeometry geometry;
+  std::vector<float> q, k, v, out;
+};
+
+// The run that the plan was made for.
+RunDescription run_of(const Plan& plan) {
+  const PlanProvenance& made = plan.parts().provenance;
+  RunDescription run;
+  run.model_name = "this model";
+  run.model_fingerprint = made.model_fingerprint;
+  run.geometry = plan.geometry();
+  run.num_layers = plan.num_layers();
+  run.video_frames = made.video_frames;
+  run.video_height = made.video_height;
+  run.video_width = made.video_width;
+  run.sigmas = plan.parts().sigmas;
+  run.flow_shift = made.flow_shift;
+  return run;
+}
+
+std::shared_ptr<const Plan> example() {
+  return std::make_shared<const Plan>(test::example_parts());
+}
+
+class RunAttentionTest : public ::testing::Test {
+ protected:
+  std::string refusal(auto&& change) {
+    RunDescription run = run_of(*example());
+    change(run);
+    try {
+      PlannedAttention attention(*backend_, example(), run);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kMismatch);
+      EXPECT_THAT(error.what(), HasSubstr("the plan does not fit"));
+      return error.what();
+    }
+    return "accepted";
+  }
+  std::unique_ptr<Backend> backend_ = make_backend("cpu");
+};
+
+TEST_F(RunAttentionTest, EverySiteComputesWhatItsHeadsSay) {
+  for (unsigned seed = 0; seed < 12; ++seed) {
+    const auto plan = std::make_shared<const Plan>(test::random_parts(seed));
+    PlannedAttention attention(*backend_, plan, run_of(*plan));
+    EXPECT_EQ(attention.token_order(), plan->geometry().order);
+    for (int step = 0; step < plan->num_steps(); ++step) {
+      attention.begin_forward(step, GuidanceBranch::kConditional);
+      for (int layer = 0; layer < plan->num_layers(); ++layer) {
+        Layer data(plan->geometry(), seed * 100 + static_cast<unsigned>(step * 10 + layer));
+        data.geometry.block_q = data.geometry.block_k = 64;  // the model's idea of blocks does not matter
+        data.run(attention, layer);
+        for (int token = 0; token < data.geometry.num_tokens(); token += 5) {
+          for (int head = 0; head < data.geometry.heads; ++head) {
+            const auto expected = data.expected(*plan, plan->head(step, layer, head), head, token);
+            for (int d = 0; d < 64; d += 9) {
+              ASSERT_NEAR(data.out[data.at(token, head, d)], expected[static_cast<size_t>(d)], 1e-5)
+                  << "seed " << seed << " step " << step << " layer " << layer << " head " << head << " token "
+                  << token;
+            }
+          }
+        }
+      }
+    }
+    const AttentionReport report = attention.report();
+    EXPECT_EQ(report.calls, plan->num_steps() * plan->num_layers());
+    EXPECT_EQ(report.dense_fallback_calls, 0);
+    EXPECT_THAT(report.fallback_reason, IsEmpty());
+    EXPECT_THAT(report.step_mapping, IsEmpty());
+    EXPECT_NEAR(report.density, plan->density(), 1e-12);
+    for (int step = 0; step < plan->num_steps(); ++step) {
+      for (int layer = 0; layer < plan->num_layers(); ++layer) {
+        EXPECT_NEAR(report.density_map[static_cast<size_t>(step)][static_cast<size_t>(layer)],
+                    plan->density(step, layer), 1e-12);
+      }
+    }
+  }
+}
+
+TEST_F(RunAttentionTest, EveryMismatchNamesBothValues) {
+  EXPECT_EQ(refusal([](auto&) {}), "accepted");
+  EXPECT_THAT(refusal([](auto& r) { r.model_fingerprint = "abc"; }),
+              AllOf(HasSubstr("00112233445566778899aabbccddeeff"), HasSubstr("'this model' with fingerprint abc")));
+  EXPECT_THAT(refusal([](auto& r) { r.video_frames = 5; }),
+              AllOf(HasSubstr("1 frames of 48×64"), HasSubstr("5 frames of 48×64")));
+  EXPECT_THAT(refusal([](auto& r) { r.video_width = 80; }), AllOf(HasSubstr("48×64"), HasSubstr("80×64")));
+  EXPECT_THAT(refusal([](auto& r) { r.geometry.height = 5; }),
+              AllOf(HasSubstr("1×4×3 tokens"), HasSubstr("1×5×3 tokens")));
+  EXPECT_THAT(refusal([](auto& r) { r.geometry.text_tokens = 7; }), HasSubstr("7 text tokens"));
+  EXPECT_THAT(refusal([](auto& r) { r.geometry.heads = 3; }), AllOf(HasSubstr("2 heads × 64"), HasSubstr("3 × 64")));
+  EXPECT_THAT(refusal([](auto& r) { r.geometry.head_dim = 32; }), HasSubstr("2 × 32"));
+  EXPECT_THAT(refusal([](auto& r) { r.num_layers = 8; }), AllOf(HasSubstr("1 layers"), HasSubstr("8")));
+  EXPECT_THAT(refusal([](auto& r) { r.block_k = 128; }), AllOf(HasSubstr("4×4"), HasSubstr("4×128")));
+  EXPECT_THAT(refusal([](auto& r) { r.order = TokenOrder::tiles(1, 2, 2); }),
+              AllOf(HasSubstr("raster"), HasSubstr("tiles:1x2x2")));
+  EXPECT_EQ(refusal([](auto& r) { r.geometry.block_q = 128; }), "accepted") << "the plan brings the blocks";
+}
+
+TEST_F(RunAttentionTest, OnMismatchDenseRunsDenseAndCountsEveryCall) {
+  RunDescription run = run_of(*example());
+  run.model_fingerprint = "abc";
+  PlannedAttention attention(*backend_, example(), run, OnMismatch::kDense);
+  DenseAttention dense(*backend_, 3, 1);
+  EXPECT_EQ(attention.token_order(), TokenOrder::raster());
+  for (int step = 0; step < 3; ++step) {
+    Layer planned_data(run.geometry, 1), dense_data(run.geometry, 1);
+    attention.begin_forward(step, GuidanceBranch::kConditional);
+    dense.begin_forward(step, GuidanceBranch::kConditional);
+    planned_data.run(attention, 0);
+    dense_data.run(dense, 0);
+    EXPECT_EQ(planned_data.out, dense_data.out);
+  }
+  const AttentionReport report = attention.report();
+  EXPECT_EQ(report.calls, 3);
+  EXPECT_EQ(report.dense_fallback_calls, 3);
+  EXPECT_EQ(report.density, 1.0);
+  EXPECT_THAT(report.fallback_reason, HasSubstr("fingerprint abc"));
+  EXPECT_EQ(dense.report().dense_fallback_calls, 0) << "dense by choice is no fallback";
+  EXPECT_EQ(dense.report().calls, 3);
+  EXPECT_EQ(dense.report().density_map, (std::vector<std::vector<double>>{{1}, {1}, {1}}));
+}
+
+TEST_F(RunAttentionTest, ACallOfAnotherSizeIsCaughtToo) {
+  const auto plan = example();
+  AttentionGeometry other = plan->geometry();
+  other.width = 5;
+  Layer data(other, 1);
+
+  PlannedAttention strict(*backend_, plan, run_of(*plan));
+  EXPECT_THROW(data.run(strict, 0), Error);
+
+  PlannedAttention lenient(*backend_, plan, run_of(*plan), OnMismatch::kDense);
+  data.run(lenient, 0);
+  Layer fitting(plan->geometry(), 1);
+  fitting.run(lenient, 0);
+  EXPECT_EQ(lenient.report().calls, 2);
+  EXPECT_EQ(lenient.report().dense_fallback_calls, 1);
+  EXPECT_THAT(lenient.report().fallback_reason, AllOf(HasSubstr("1×4×3"), HasSubstr("1×4×5")));
+}
+
+TEST_F(RunAttentionTest, OtherStepsAreMappedByNoiseLevel) {
+  const auto plan = example();  // noise 1, 0.75, 0.25
+  RunDescription run = run_of(*plan);
+  run.sigmas = {1.0, 0.9, 0.7, 0.52, 0.3, 0.1};
+  run.flow_shift = 5;
+  EXPECT_EQ(map_steps(*plan, run.sigmas), (std::vector<int>{0, 0, 1, 1, 2, 2}));
+  PlannedAttention attention(*backend_, plan, run);
+  for (int step = 0; step < 6; ++step) {
+    attention.begin_forward(step, GuidanceBranch::kConditional);
+    Layer(run.geometry, 1).run(attention, 0);
+  }
+  const AttentionReport report = attention.report();
+  EXPECT_EQ(
+      report.step_mapping,
+      "6 steps (flow shift 5) use the plan's 3 steps (flow shift 3) of the nearest noise level, at most 0.23 away: "
+      "0–1→0, 2–3→1, 4–5→2");
+  for (size_t step = 0; step < 6; ++step) {
+    EXPECT_NEAR(report.density_map[step][0], plan->density(static_cast<int>(step / 2), 0), 1e-12) << step;
+  }
+  EXPECT_NEAR(report.layer_density[0], plan->density(), 1e-12);
+
+  run.sigmas = plan->parts().sigmas;
+  run.sigmas[1] += 1e-7;  // rounding is no difference
+  EXPECT_THAT(PlannedAttention(*backend_, plan, run).report().step_mapping, IsEmpty());
+}
+
+TEST_F(RunAttentionTest, TheFactoryChoosesByThePlan) {
+  const auto plan = example();
+  EXPECT_EQ(dynamic_cast<PlannedAttention*>(make_run_attention(*backend_, nullptr, run_of(*plan)).get()), nullptr);
+  EXPECT_NE(dynamic_cast<PlannedAttention*>(make_run_attention(*backend_, plan, run_of(*plan)).get()), nullptr);
+}
+
+TEST(AttentionMeter, WeighsByPairsAndKeepsStrayCallsOutOfTheMap) {
+  AttentionMeter meter(1, 2);
+  meter.add(0, 0, 10, 100, 1.0);
+  meter.add(0, 0, 30, 100, 2.0);
+  meter.add(7, 0, 0, 200, 4.0);
+  const AttentionReport report = meter.report();
+  EXPECT_EQ(report.calls, 3);
+  EXPECT_DOUBLE_EQ(report.seconds, 7.0);
+  EXPECT_DOUBLE_EQ(report.density, 0.1);
+  EXPECT_DOUBLE_EQ(report.density_map[0][0], 0.2);
+  EXPECT_DOUBLE_EQ(report.density_map[0][1], 1.0) << "no call was made there";
+  EXPECT_DOUBLE_EQ(report.layer_density[0], 0.2);
+}
+
+}  // namespace
+}  // namespace calibatt
