@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
-#include <string>
-#include <tuple>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
@@ -54,6 +53,7 @@ class OneDnnLinear final : public LinearLayer {
                                         Format::ba);  // [out, in] seen as its transpose
     constexpr int64_t kTypicalRows = 128;
     packed_ = preferred_weights(kTypicalRows);
+    fuses_gate_ = gate_is_fused(kTypicalRows);
     weights_ = Tensor(DType::kU8, {static_cast<int64_t>(packed_.get_size())});
     dnnl::memory from = wrap(plain_desc, plain.raw()), to = wrap(packed_, weights_.raw());
     dnnl::reorder(from, to).execute(onednn_stream(), from, to);
@@ -64,6 +64,8 @@ class OneDnnLinear final : public LinearLayer {
   int64_t out_features() const override { return out_; }
   DType dtype() const override { return dtype_; }
   DType compute() const { return compute_; }
+  /// oneDNN's kernels for this processor can multiply by the gate and add to the output themselves.
+  bool fuses_gate() const { return fuses_gate_; }
 
   void run(int64_t rows, const void* input, void* out, DType out_dtype, const LinearEpilogue& epilogue) const {
     const OneThread one_thread;
@@ -107,6 +109,11 @@ class OneDnnLinear final : public LinearLayer {
     return describe({rows, compute_}, any).weights_desc();
   }
 
+  bool gate_is_fused(int64_t rows) const {
+    const MatmulKey gated{.rows = rows, .accumulate = true, .gated = true};
+    return std::string_view(describe(gated, packed_).impl_info_str()).find("ref") == std::string_view::npos;
+  }
+
   const Matmul& matmul_for(const MatmulKey& key) const {
     const std::lock_guard lock(mutex_);
     const auto found = matmuls_.find(key);
@@ -120,6 +127,7 @@ class OneDnnLinear final : public LinearLayer {
 
   int64_t in_, out_;
   DType dtype_, compute_;
+  bool fuses_gate_ = true;
   Tensor bias_;
   Tensor weights_;  // bytes, in the layout packed_
   dnnl::memory::desc packed_;
@@ -137,14 +145,6 @@ int64_t chunk_rows(int64_t rows) {
 
 }  // namespace
 
-bool has_native_bf16() {
-  static const bool native = [] {
-    const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
-    return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx || isa == dnnl::cpu_isa::all;
-  }();
-  return native;
-}
-
 std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) {
   CALIBATT_ASSERT(weight.rank() == 2);
   return std::make_shared<OneDnnLinear>(weight, bias, dtype);
@@ -161,6 +161,7 @@ void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const Li
 
   const bool convert_input = linear.dtype() != linear.compute();  // bfloat16 on a processor without it
   const bool convert_output = out.dtype() == DType::kBF16 && linear.compute() == DType::kF32;
+  const bool gate_apart = epilogue.gate != nullptr && !linear.fuses_gate();
   const int64_t input_row_bytes = in_features * static_cast<int64_t>(dtype_size(input.dtype()));
   const int64_t out_row_bytes = out_features * static_cast<int64_t>(dtype_size(out.dtype()));
   parallel_for(rows, chunk_rows(rows), [&](int64_t begin, int64_t end, int) {
@@ -169,16 +170,23 @@ void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const Li
     char* destination = static_cast<char*>(out.raw()) + begin * out_row_bytes;
     const void* operand = source;
     if (convert_input) {
-      float* buffer = thread_scratch_floats(Scratch::kLinearInput, count * in_features);
-      widen(reinterpret_cast<const bfloat16*>(source), buffer, count * in_features);
-      operand = buffer;
+      float* wide = thread_scratch_floats(Scratch::kLinearInput, count * in_features);
+      widen(reinterpret_cast<const bfloat16*>(source), wide, count * in_features);
+      operand = wide;
     }
-    if (convert_output) {
-      float* buffer = thread_scratch_floats(Scratch::kLinearOutput, count * out_features);
-      linear.run(count, operand, buffer, DType::kF32, epilogue);
-      narrow(buffer, reinterpret_cast<bfloat16*>(destination), count * out_features);
-    } else {
+    if (!convert_output && !gate_apart) {
       linear.run(count, operand, destination, out.dtype(), epilogue);
+      return;
+    }
+    float* result = thread_scratch_floats(Scratch::kLinearOutput, count * out_features);
+    linear.run(count, operand, result, DType::kF32, {.activation = epilogue.activation});
+    if (convert_output) {
+      narrow(result, reinterpret_cast<bfloat16*>(destination), count * out_features);
+      return;
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      multiply_add(result + row * out_features, epilogue.gate->f32(),
+                   reinterpret_cast<float*>(destination) + row * out_features, out_features);
     }
   });
 }

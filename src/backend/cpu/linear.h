@@ -13,7 +13,4 @@ namespace calibatt::cpu {
 std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype);
 void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
 
-/// The processor multiplies bfloat16 natively (and oneDNN is not told otherwise by ONEDNN_MAX_CPU_ISA).
-bool has_native_bf16();
-
 }  // namespace calibatt::cpu

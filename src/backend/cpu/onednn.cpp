@@ -21,6 +21,13 @@ dnnl::memory::data_type onednn_type(DType dtype) {
   return dtype == DType::kF32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
 }
 
+bool has_native_bf16() {
+  // Instruction sets are bit masks, a larger one containing the smaller.
+  constexpr auto kNeeded = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
+  static const bool native = (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kNeeded) == kNeeded;
+  return native;
+}
+
 OneThread::OneThread() : previous_(omp_get_max_threads()) {
   if (previous_ != 1) omp_set_num_threads(1);
 }

@@ -12,6 +12,10 @@ dnnl::stream& onednn_stream();
 
 dnnl::memory::data_type onednn_type(DType dtype);  ///< kF32 or kBF16
 
+/// The processor multiplies bfloat16 itself (and ONEDNN_MAX_CPU_ISA does not forbid it). Elsewhere oneDNN refuses
+/// bfloat16 or emulates it slowly: compute in float32 there.
+bool has_native_bf16();
+
 /// While it lives, oneDNN makes and runs primitives on the calling thread alone. oneDNN (as packaged) runs on OpenMP,
 /// whose idle threads go on spinning for milliseconds after each primitive and take the processors from parallel_for
 /// (measured on 2 cores: 35 % lost when the two alternate). So work is cut into pieces inside parallel_for, and each

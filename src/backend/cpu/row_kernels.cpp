@@ -200,6 +200,11 @@ void multiply_bf16(const bfloat16* a, const bfloat16* b, bfloat16* out, int64_t 
 void add(const float* a, const float* b, float* out, int64_t count) {
   for_lanes(count, [=](auto d, int64_t i) HWY_ATTR { store(d, hn::Add(load(d, a + i), load(d, b + i)), out + i); });
 }
+void multiply_add(const float* a, const float* b, float* out, int64_t count) {
+  for_lanes(count, [=](auto d, int64_t i) HWY_ATTR {
+    store(d, hn::MulAdd(load(d, a + i), load(d, b + i), load(d, out + i)), out + i);
+  });
+}
 float sum_of_squares(const float* x, int64_t count) {
   return sum_of_squares_of(x, count);
 }
@@ -238,6 +243,7 @@ HWY_EXPORT(norm_and_rotate_bf16);
 HWY_EXPORT(multiply_f32);
 HWY_EXPORT(multiply_bf16);
 HWY_EXPORT(add);
+HWY_EXPORT(multiply_add);
 HWY_EXPORT(sum_of_squares);
 HWY_EXPORT(dot);
 HWY_EXPORT(add_scaled);
@@ -280,6 +286,9 @@ void multiply(const bfloat16* a, const bfloat16* b, bfloat16* out, int64_t count
 }
 void add(const float* a, const float* b, float* out, int64_t count) {
   HWY_DYNAMIC_DISPATCH(add)(a, b, out, count);
+}
+void multiply_add(const float* a, const float* b, float* out, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(multiply_add)(a, b, out, count);
 }
 float sum_of_squares(const float* x, int64_t count) {
   return HWY_DYNAMIC_DISPATCH(sum_of_squares)(x, count);

@@ -39,6 +39,7 @@ void norm_and_rotate_row(bfloat16* x, const float* weight, float eps, const floa
 void multiply(const float* a, const float* b, float* out, int64_t count);
 void multiply(const bfloat16* a, const bfloat16* b, bfloat16* out, int64_t count);
 void add(const float* a, const float* b, float* out, int64_t count);
+void multiply_add(const float* a, const float* b, float* out, int64_t count);  ///< out += a · b
 float sum_of_squares(const float* x, int64_t count);
 
 float dot(const float* a, const float* b, int64_t count);
