@@ -1,0 +1,129 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "base/random.h"
+
+namespace calibatt::cpu {
+namespace {
+
+TEST(MakeBackend, NamesThoseThereAre) {
+  EXPECT_EQ(make_backend("cpu")->name(), "cpu");
+  try {
+    make_backend("abacus");
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("abacus"), testing::HasSubstr("cpu")));
+  }
+}
+
+TEST(CpuBackend, PatchifyOrdersARowAsAConvolutionKernel) {
+  const auto backend = make_cpu_backend();
+  // 2 channels, 2 frames of 4 × 6; every cell holds its own index.
+  Tensor latents(DType::kF32, {2, 2, 4, 6});
+  std::iota(latents.f32(), latents.f32() + latents.size(), 0.0f);
+  std::vector<int32_t> order(2 * 2 * 3);
+  std::iota(order.rbegin(), order.rend(), 0);  // tokens backwards
+  const PatchLayout layout{{1, 2, 2}, order};
+  Tensor tokens(DType::kF32, {12, 8});
+  backend->patchify(latents, layout, tokens);
+  // The last position is raster token 0: frame 0, rows 0–1, columns 0–1, channel by channel.
+  const std::vector<float> last(tokens.f32() + 11 * 8, tokens.f32() + 12 * 8);
+  EXPECT_THAT(last, testing::ElementsAre(0, 1, 6, 7, 48, 49, 54, 55));
+  // The first is frame 1, rows 2–3, columns 4–5.
+  const std::vector<float> first(tokens.f32(), tokens.f32() + 8);
+  EXPECT_THAT(first, testing::ElementsAre(40, 41, 46, 47, 88, 89, 94, 95));
+}
+
+TEST(CpuBackend, UnpatchifyTakesChannelsLast) {
+  const auto backend = make_cpu_backend();
+  const std::vector<int32_t> order{1, 0};
+  const PatchLayout layout{{2, 1, 3}, order};
+  Tensor tokens(DType::kF32, {2, 12});  // (frame, row, column, channel) = (2, 1, 3, 2)
+  std::iota(tokens.f32(), tokens.f32() + tokens.size(), 0.0f);
+  Tensor latents(DType::kF32, {2, 2, 2, 3});
+  backend->unpatchify(tokens, layout, latents);
+  const std::vector<float> values(latents.f32(), latents.f32() + latents.size());
+  EXPECT_THAT(values, testing::ElementsAre(12, 14, 16, 0, 2, 4, 18, 20, 22, 6, 8, 10,  // channel 0
+                                           13, 15, 17, 1, 3, 5, 19, 21, 23, 7, 9, 11));
+}
+
+TEST(CpuBackend, AddRepeatsAShorterOperand) {
+  const auto backend = make_cpu_backend();
+  Tensor a(DType::kF32, {3, 20}), b(DType::kF32, {20});
+  std::iota(a.f32(), a.f32() + 60, 0.0f);
+  std::iota(b.f32(), b.f32() + 20, 100.0f);
+  Tensor out(DType::kF32, {3, 20});
+  backend->add(a, b, out);
+  for (int i = 0; i < 60; ++i) EXPECT_EQ(out.f32()[i], static_cast<float>(i + 100 + i % 20));
+}
+
+TEST(CpuBackend, SumOfSquaresOfMillionsKeepsItsPrecision) {
+  const auto backend = make_cpu_backend();
+  Tensor x(DType::kF32, {3'000'001});
+  std::fill_n(x.f32(), x.size(), 0.1f);
+  const double expected = 3'000'001 * (double{0.1f} * 0.1f);
+  EXPECT_NEAR(backend->sum_of_squares(x), expected, 1e-6 * expected);
+}
+
+TEST(CpuBackend, ActivateAndConvert) {
+  const auto backend = make_cpu_backend();
+  Tensor x(DType::kF32, {3});
+  x.f32()[0] = -2, x.f32()[1] = 0, x.f32()[2] = 3;
+  Tensor out(DType::kF32, {3});
+  backend->activate(Activation::kSiLU, x, out);
+  EXPECT_NEAR(out.f32()[0], -0.2384058, 1e-6);
+  EXPECT_EQ(out.f32()[1], 0);
+  EXPECT_NEAR(out.f32()[2], 2.8577224, 1e-6);
+  Tensor half(DType::kBF16, {3}), gelu(DType::kBF16, {3});
+  backend->convert(x, half);
+  backend->activate(Activation::kGeluTanh, half, gelu);
+  EXPECT_NEAR(static_cast<float>(gelu.data<bfloat16>()[0]), -0.0454023, 2e-4);
+  EXPECT_NEAR(static_cast<float>(gelu.data<bfloat16>()[2]), 2.9963627, 1e-2);
+}
+
+TEST(CpuBackend, BiasedAttentionIsTheObviousSum) {
+  const auto backend = make_cpu_backend();
+  constexpr int kTokens = 37, kHeads = 3, kDim = 20, kWidth = kHeads * kDim;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    TorchGenerator random(3);
+    const Tensor qkv = converted(random.randn({kTokens, 3 * kWidth}), dtype),
+                 bias = random.randn({kHeads, kTokens, kTokens});
+    const Tensor exact = converted(qkv, DType::kF32);
+    const auto part = [&](int index) {
+      const char* data = static_cast<const char*>(qkv.raw()) + static_cast<size_t>(index * kWidth) * dtype_size(dtype);
+      return ConstHeadsView{data, dtype, kTokens, 3 * kWidth, kDim};
+    };
+    Tensor out(dtype, {kTokens, kWidth});
+    backend->biased_attention(part(0), part(1), part(2), bias, kHeads, kDim, {out.raw(), dtype, kTokens, kWidth, kDim});
+    const Tensor result = converted(out, DType::kF32);
+    const auto at = [&](int index, int token, int head, int c) {
+      return double{exact.f32()[token * 3 * kWidth + index * kWidth + head * kDim + c]};
+    };
+    for (int head = 0; head < kHeads; ++head) {
+      for (int t = 0; t < kTokens; ++t) {
+        std::vector<double> weight(kTokens);
+        double sum = 0;
+        for (int s = 0; s < kTokens; ++s) {
+          double logit = bias.f32()[(head * kTokens + t) * kTokens + s];
+          for (int c = 0; c < kDim; ++c) logit += at(0, t, head, c) * at(1, s, head, c);
+          sum += weight[s] = std::exp(logit);
+        }
+        for (int c = 0; c < kDim; ++c) {
+          double expected = 0;
+          for (int s = 0; s < kTokens; ++s) expected += weight[s] / sum * at(2, s, head, c);
+          const double tolerance = dtype == DType::kF32 ? 1e-5 : std::ldexp(1.0, -8);
+          ASSERT_NEAR(result.f32()[t * kWidth + head * kDim + c], expected, tolerance * (1 + std::abs(expected)));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace calibatt::cpu

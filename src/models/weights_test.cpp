@@ -1,0 +1,143 @@
+#include "models/weights.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "models/umt5/encoder.h"
+#include "models/wan/transformer.h"
+
+namespace calibatt {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+/// A model folder of one test.
+class ModelFolder : public testing::Test {
+ protected:
+  ModelFolder() {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    path_ = std::filesystem::temp_directory_path() / (std::string("calibatt_weights_") + info->name());
+    std::filesystem::create_directories(path_);
+  }
+  ~ModelFolder() override { std::filesystem::remove_all(path_); }
+
+  std::string folder() const { return path_.string(); }
+  void write_weights(const std::map<std::string, Tensor>& tensors) const {
+    write_safetensors(folder() + "/diffusion_pytorch_model.safetensors", tensors);
+  }
+  void write_config(const std::string& text) const { std::ofstream(path_ / "config.json") << text; }
+
+  /// The error that `action` throws: its kind is checked, its message returned.
+  template <class Action>
+  std::string message_of(ErrorKind kind, const Action& action) const {
+    try {
+      action();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), kind) << error.what();
+      return error.what();
+    }
+    ADD_FAILURE() << "no error";
+    return "";
+  }
+
+  std::filesystem::path path_;
+};
+
+Tensor filled(DType dtype, std::vector<int64_t> shape, float value) {
+  Tensor tensor(DType::kF32, std::move(shape));
+  std::fill_n(tensor.f32(), tensor.size(), value);
+  return converted(tensor, dtype);
+}
+
+TEST_F(ModelFolder, NotFiniteIsFoundWhereverItIs) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      Tensor tensor = filled(DType::kF32, {3, 333}, 3.3e38f);  // the largest finite exponent is fine
+      EXPECT_TRUE(all_finite(tensor));
+      tensor = filled(DType::kF32, {3, 333}, 1e30f);
+      tensor.f32()[tensor.size() - 1] = bad;
+      EXPECT_FALSE(all_finite(converted(tensor, dtype)));
+    }
+  }
+  Tensor half(DType::kF16, {5});
+  std::fill_n(half.data<uint16_t>(), 5, uint16_t{0x7bff});  // the largest finite one
+  EXPECT_TRUE(all_finite(half));
+  half.data<uint16_t>()[2] = 0x7c00;
+  EXPECT_FALSE(all_finite(half));
+}
+
+TEST_F(ModelFolder, ErrorsNameFileTensorExpectedAndFound) {
+  write_weights({{"good", filled(DType::kBF16, {2, 3}, 1)},
+                 {"bad", filled(DType::kF32, {4}, NAN)},
+                 {"integers", Tensor::zeros(DType::kI32, {4})}});
+  const Weights weights = Weights::open(folder());
+  EXPECT_EQ(weights.get("good", {2, 3}).dtype(), DType::kBF16);
+  EXPECT_THAT(message_of(ErrorKind::kFormat,
+                         [&] {
+                           weights.get("good", {3, 2});
+                         }),
+              AllOf(HasSubstr(folder()), HasSubstr("good"), HasSubstr("[2, 3]"), HasSubstr("[3, 2]")));
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { weights.get("absent", {1}); }),
+              AllOf(HasSubstr(folder()), HasSubstr("absent")));
+  EXPECT_THAT(message_of(ErrorKind::kNumeric, [&] { weights.get_f32("bad", {4}); }),
+              AllOf(HasSubstr(folder()), HasSubstr("bad"), HasSubstr("NaN")));
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { weights.get("integers", {4}); }), HasSubstr("I32"));
+}
+
+TEST_F(ModelFolder, StackedJoinsRows) {
+  write_weights({{"a", filled(DType::kBF16, {1, 2}, 1)}, {"b", filled(DType::kF32, {1, 2}, 2)}});
+  const Tensor joined = Weights::open(folder()).stacked({"b", "a"}, {1, 2}, DType::kF32);
+  EXPECT_EQ(joined.shape(), (std::vector<int64_t>{2, 2}));
+  EXPECT_EQ(std::vector<float>(joined.f32(), joined.f32() + 4), (std::vector<float>{2, 2, 1, 1}));
+}
+
+constexpr const char* kTransformer =
+    R"("num_attention_heads": 2, "attention_head_dim": 8, "ffn_dim": 16, "num_layers": 1,
+    "text_dim": 8, "freq_dim": 8)";
+
+TEST_F(ModelFolder, TransformerConfigurationsItCannotRunAreRefused) {
+  const auto load = [&] { WanTransformerConfig::load(folder()); };
+  const auto message = [&](const std::string& extra) {
+    write_config(std::string("{") + kTransformer + extra + "}");
+    return message_of(ErrorKind::kFormat, load);
+  };
+  EXPECT_THAT(message(R"(, "image_dim": 1280)"),
+              AllOf(HasSubstr("config.json"), HasSubstr("image_dim"), HasSubstr("image-to-video")));
+  EXPECT_THAT(message(R"(, "added_kv_proj_dim": 64)"), HasSubstr("added_kv_proj_dim"));
+  EXPECT_THAT(message(R"(, "qk_norm": "layer_norm")"), AllOf(HasSubstr("qk_norm"), HasSubstr("layer_norm")));
+  EXPECT_THAT(message(R"(, "patch_size": [1, 2])"), HasSubstr("patch_size"));
+  EXPECT_THAT(message(R"(, "patch_size": [1, 0, 2])"), HasSubstr("patch_size"));
+  EXPECT_THAT(message(R"(, "_class_name": "FluxTransformer2DModel")"), HasSubstr("FluxTransformer2DModel"));
+  write_config(std::string("{") + kTransformer + R"(, "qk_norm": null})");
+  EXPECT_FALSE(WanTransformerConfig::load(folder()).qk_norm);
+  write_config(R"({"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1})");
+  EXPECT_THAT(message_of(ErrorKind::kFormat, load), HasSubstr("ffn_dim"));
+}
+
+TEST_F(ModelFolder, TransformerNamesTheMissingTensor) {
+  write_config(std::string("{") + kTransformer + "}");
+  write_weights({{"patch_embedding.weight", filled(DType::kF32, {16, 16, 1, 2, 2}, 0)}});
+  const auto backend = make_backend("cpu");
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { WanTransformer::load(*backend, folder(), DType::kF32); }),
+              HasSubstr("patch_embedding.bias"));
+}
+
+TEST_F(ModelFolder, TextEncoderConfigurationsItCannotRunAreRefused) {
+  const auto message = [&](const std::string& extra) {
+    write_config(R"({"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2)" + extra +
+                 "}");
+    return message_of(ErrorKind::kFormat, [&] { Umt5Config::load(folder()); });
+  };
+  EXPECT_THAT(message(R"(, "model_type": "t5")"), HasSubstr("t5"));
+  EXPECT_THAT(message(R"(, "feed_forward_proj": "relu")"), AllOf(HasSubstr("feed_forward_proj"), HasSubstr("relu")));
+  EXPECT_THAT(message(R"(, "num_buckets": 1, "relative_attention_num_buckets": 1)"),
+              HasSubstr("relative_attention_num_buckets"));
+}
+
+}  // namespace
+}  // namespace calibatt
