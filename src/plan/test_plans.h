@@ -110,6 +110,42 @@ inline Plan::Parts example_parts() {
   return parts;
 }
 
+/// The plans behind tests/golden/data/plan_v1_NAME.safetensors: "example", and "tiles" with every feature (tile order,
+/// text tokens, anchors, summaries, shared steps, an absent energy target).
+inline Plan::Parts fixture_parts(const std::string& name) {
+  if (name == "example") return example_parts();
+  Plan::Parts parts = example_parts();
+  parts.provenance.model_name = "tiny \"wan\" ü";
+  AttentionGeometry& geometry = parts.geometry;
+  geometry = {};
+  geometry.frames = 3;
+  geometry.height = 5;
+  geometry.width = 7;
+  geometry.text_tokens = 4;
+  geometry.heads = 3;
+  geometry.block_q = 8;
+  geometry.block_k = 6;
+  geometry.order = TokenOrder::tiles(2, 2, 2);
+  parts.num_layers = 2;
+  parts.summarize_skipped = true;
+  parts.anchor_rows_per_frame = 2;
+  parts.sigmas = {0.999, 0.8, 0.6, 0.1};
+  parts.step_entry = {0, 1, 1, 0};
+  parts.energy_targets = {0.99, std::numeric_limits<double>::quiet_NaN(), 0.85, 0.84};
+  parts.heads.assign(12, {});
+  std::mt19937 random(7);
+  const int packed_blocks = make_anchor_rows(geometry, 2).num_query_blocks(geometry.block_q);
+  for (size_t i = 0; i < parts.heads.size(); ++i) {
+    HeadPlan& head = parts.heads[i];
+    head.anchored = i % 4 == 3;
+    if (i % 5 == 2 || i == 7) continue;
+    const int rows = head.anchored ? packed_blocks : geometry.num_query_blocks();
+    const double density = 0.1 * static_cast<double>(i % 9);
+    head.intervals = BlockIntervals::from_mask(random_mask(random, rows, geometry.num_key_blocks(), density));
+  }
+  return parts;
+}
+
 /// Equal in every number and text; NaN equals NaN.
 inline bool same_plan(const Plan& a, const Plan& b) {
   const Plan::Parts &x = a.parts(), &y = b.parts();

@@ -1,0 +1,40 @@
+"""Holds tools/plan_reader.py, which knows the plan format from its documentation only, against what the C++ library wrote.
+
+    python3 plan_reader_test.py TOOLS_FOLDER GOLDEN_FOLDER
+"""
+import pathlib
+import sys
+import tempfile
+import unittest
+
+TOOLS, GOLDEN = map(pathlib.Path, sys.argv[1:3])
+sys.path.insert(0, str(TOOLS))
+import plan_reader  # noqa: E402
+
+
+class PlanReader(unittest.TestCase):
+    fixtures = sorted(GOLDEN.glob("plan_v1_*.safetensors"))
+
+    def test_there_are_fixtures(self):
+        self.assertEqual([path.stem for path in self.fixtures], ["plan_v1_example", "plan_v1_tiles"])
+
+    def test_masks_anchors_and_steps_are_those_of_the_library(self):
+        for path in self.fixtures:
+            plan = plan_reader.read_plan(path)
+            self.assertEqual(plan_reader.dump(plan), path.with_suffix(".txt").read_text())
+            self.assertTrue(plan.checksum_verified)
+
+    def test_every_altered_byte_of_a_tensor_and_every_truncation_is_refused(self):
+        content = self.fixtures[0].read_bytes()
+        data_begin = 8 + int.from_bytes(content[:8], "little")
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "plan.safetensors"
+            for at in range(data_begin, len(content)):
+                path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+                self.assertRaises(plan_reader.PlanError, plan_reader.read_plan, path)
+                path.write_bytes(content[:at])
+                self.assertRaises(plan_reader.PlanError, plan_reader.read_plan, path)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

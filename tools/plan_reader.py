@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Reads a calibatt plan file by its published format (docs/plan_format.md), without any of the C++ code.
+
+    python3 tools/plan_reader.py plan.safetensors            # what is in it
+    python3 tools/plan_reader.py --dump plan.safetensors     # every step, every mask, every anchor, as text
+
+As a module: `plan = read_plan(path)`, then `plan.mask(entry, layer, head)` is a list of rows (query blocks) of 0/1 per key block,
+which numpy.array() takes as it is. Needs nothing but Python; the checksum is verified where libxxhash or the xxhash package is
+installed, and `plan.checksum_verified` says whether it was.
+"""
+import argparse
+import ctypes
+import itertools
+import json
+import struct
+import sys
+from dataclasses import dataclass
+
+FORMAT_VERSION = 1
+HAS_INTERVALS, ANCHORED = 1, 2
+CODES = {"U8": "B", "U16": "H", "U32": "I", "F64": "d"}  # dtypes that occur in plans → struct codes
+
+
+class PlanError(Exception):
+    pass
+
+
+@dataclass
+class Tensor:
+    dtype: str
+    shape: list
+    raw: memoryview
+
+    def values(self):
+        return self.raw.cast(CODES[self.dtype]) if self.raw.nbytes else ()
+
+    def tolist(self):
+        return list(self.values())
+
+
+def read_safetensors(path):
+    """→ (tensors by name, metadata). Refuses what does not add up."""
+    with open(path, "rb") as file:
+        content = file.read()
+    if len(content) < 8:
+        raise PlanError("shorter than 8 bytes")
+    (header_bytes,) = struct.unpack_from("<Q", content)
+    if header_bytes > len(content) - 8:
+        raise PlanError("truncated: the header is longer than the file")
+    header = json.loads(content[8 : 8 + header_bytes])
+    metadata = header.pop("__metadata__", {})
+    data = memoryview(content)[8 + header_bytes :]
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        count = 1
+        for extent in entry["shape"]:
+            count *= extent
+        if entry["dtype"] not in CODES:
+            raise PlanError(f"{name}: dtype {entry['dtype']} does not occur in plans")
+        size = count * struct.calcsize(CODES[entry["dtype"]])
+        if first != end or last - first != size or last > len(data):
+            raise PlanError(f"{name}: its bytes are not where the header says")
+        tensors[name] = Tensor(entry["dtype"], entry["shape"], memoryview(bytes(data[first:last])))
+        end = last
+    if end != len(data):
+        raise PlanError("bytes that belong to no tensor")
+    return tensors, metadata
+
+
+def xxh3_128(content):
+    """Hex digits of XXH3-128, or None where no library has it."""
+    try:
+        import xxhash
+
+        return xxhash.xxh3_128_hexdigest(content)
+    except ImportError:
+        pass
+
+    class Hash(ctypes.Structure):
+        _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
+
+    try:
+        function = ctypes.CDLL("libxxhash.so.0").XXH3_128bits
+    except (OSError, AttributeError):
+        return None
+    function.restype, function.argtypes = Hash, [ctypes.c_char_p, ctypes.c_size_t]
+    result = function(content, len(content))
+    return f"{result.high:016x}{result.low:016x}"
+
+
+def checksummed_bytes(tensors, metadata):
+    number = struct.Struct("<q").pack
+    parts = [number(len(tensors))]
+
+    def text(content):
+        parts.extend((number(len(content)), content))
+
+    for name in sorted(tensors, key=str.encode):
+        tensor = tensors[name]
+        text(name.encode())
+        text(tensor.dtype.encode())
+        parts.append(number(len(tensor.shape)))
+        parts.extend(map(number, tensor.shape))
+        text(tensor.raw.tobytes())
+    for key in sorted(metadata, key=str.encode):
+        if key != "checksum":
+            text(key.encode())
+            text(metadata[key].encode())
+    return b"".join(parts)
+
+
+class Plan:
+    def __init__(self, tensors, metadata):
+        self.info = json.loads(metadata["plan"])
+        self.geometry = self.info["geometry"]
+        g = self.geometry
+        self.num_tokens = g["frames"] * g["height"] * g["width"] + g["text_tokens"]
+        self.num_key_blocks = -(-self.num_tokens // g["block_k"])
+        self.sigmas = tensors["sigmas"].tolist()
+        self.energy_targets = tensors["energy_targets"].tolist()
+        self.step_entry = tensors["step_entry"].tolist()
+        self.num_entries, self.num_layers, self.num_heads = tensors["head_kind"].shape
+        self.kinds = tensors["head_kind"].tolist()
+        if "raster_of_position" in tensors:
+            self.raster_of_position = tensors["raster_of_position"].tolist()
+        else:
+            self.raster_of_position = list(range(self.num_tokens))
+        self.query_tokens, self.source_of = self._anchors(tensors)
+        self._rows = self._read_rows(tensors)
+
+    def _anchors(self, tensors):
+        """Which tokens an anchored head computes, and whose output each token receives (index into the former)."""
+        if "anchor_rows" not in tensors:
+            return [], []
+        g, rows = self.geometry, tensors["anchor_rows"].tolist()
+        nearest = [min(rows, key=lambda anchor: (abs(anchor - row), anchor)) for row in range(g["height"])]
+        num_video_tokens = g["frames"] * g["height"] * g["width"]
+
+        def anchor_of(raster):
+            if raster >= num_video_tokens:
+                return raster
+            line, column = divmod(raster, g["width"])
+            frame, row = divmod(line, g["height"])
+            return (frame * g["height"] + nearest[row]) * g["width"] + column
+
+        queries = [p for p, raster in enumerate(self.raster_of_position) if anchor_of(raster) == raster]
+        index = {self.raster_of_position[p]: i for i, p in enumerate(queries)}
+        return queries, [index[anchor_of(raster)] for raster in self.raster_of_position]
+
+    def num_queries(self, kind):
+        return len(self.query_tokens) if kind & ANCHORED else self.num_tokens
+
+    def num_query_blocks(self, kind):
+        return -(-self.num_queries(kind) // self.geometry["block_q"])
+
+    def _read_rows(self, tensors):
+        """Per head: None (all key blocks) or, per query block, the list of kept (begin, end)."""
+        counts = iter(tensors["interval_counts"].tolist() if "interval_counts" in tensors else ())
+        bounds = iter(tensors["intervals"].tolist() if "intervals" in tensors else ())
+        heads = []
+        for kind in self.kinds:
+            if not kind & HAS_INTERVALS:
+                heads.append(None)
+                continue
+            rows = []
+            for _ in range(self.num_query_blocks(kind)):
+                flat = list(itertools.islice(bounds, 2 * next(counts)))
+                row = list(zip(flat[::2], flat[1::2]))
+                last = -1
+                for begin, end in row:
+                    if not last < begin < end <= self.num_key_blocks:
+                        raise PlanError(f"interval [{begin}, {end}) is out of order or out of range")
+                    last = end
+                if not row:
+                    raise PlanError("a query block keeps no key block")
+                rows.append(row)
+            heads.append(rows)
+        if next(counts, None) is not None or next(bounds, None) is not None:
+            raise PlanError("more intervals than the heads have rows")
+        return heads
+
+    def _index(self, entry, layer, head):
+        return (entry * self.num_layers + layer) * self.num_heads + head
+
+    def kind(self, entry, layer, head):
+        return self.kinds[self._index(entry, layer, head)]
+
+    def intervals(self, entry, layer, head):
+        rows = self._rows[self._index(entry, layer, head)]
+        if rows is None:
+            return [[(0, self.num_key_blocks)]] * self.num_query_blocks(self.kind(entry, layer, head))
+        return rows
+
+    def mask(self, entry, layer, head):
+        """Rows: query blocks (an anchored head's are packed from its anchor tokens), columns: key blocks; 1 = computed."""
+        result = []
+        for row in self.intervals(entry, layer, head):
+            bits = bytearray(self.num_key_blocks)
+            for begin, end in row:
+                bits[begin:end] = b"\x01" * (end - begin)
+            result.append(list(bits))
+        return result
+
+    def token_pairs(self, entry, layer, head):
+        """Computed (query, key) token pairs."""
+        block_q, block_k = self.geometry["block_q"], self.geometry["block_k"]
+        num_queries, pairs = self.num_queries(self.kind(entry, layer, head)), 0
+        for block, row in enumerate(self.intervals(entry, layer, head)):
+            queries = min(block_q, num_queries - block * block_q)
+            pairs += queries * sum(min(end * block_k, self.num_tokens) - begin * block_k for begin, end in row)
+        return pairs
+
+    def density(self):
+        all_pairs = self.num_tokens**2 * self.num_layers * self.num_heads
+        entry_pairs = [
+            sum(self.token_pairs(entry, layer, head) for layer in range(self.num_layers) for head in range(self.num_heads))
+            for entry in range(self.num_entries)
+        ]
+        return sum(entry_pairs[entry] for entry in self.step_entry) / (all_pairs * len(self.step_entry))
+
+
+def read_plan(path):
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != "calibatt.plan":
+        raise PlanError("this is not a calibatt plan")
+    if int(metadata["format_version"]) > FORMAT_VERSION:
+        raise PlanError(f"format version {metadata['format_version']} is newer than {FORMAT_VERSION}")
+    checksum = xxh3_128(checksummed_bytes(tensors, metadata))
+    if checksum is not None and checksum != metadata.get("checksum"):
+        raise PlanError("altered or damaged: the checksum does not fit")
+    plan = Plan(tensors, metadata)
+    plan.checksum_verified = checksum is not None
+    return plan
+
+
+def dump(plan):
+    """Everything that a kernel would need, as text."""
+    lines = []
+    for step, (sigma, entry) in enumerate(zip(plan.sigmas, plan.step_entry)):
+        lines.append(f"step {step} noise {sigma:.6f} entry {entry}")
+    lines.append("order " + " ".join(map(str, plan.raster_of_position)))
+    if plan.query_tokens:
+        lines.append("anchor queries " + " ".join(map(str, plan.query_tokens)))
+        lines.append("anchor sources " + " ".join(map(str, plan.source_of)))
+    for entry, layer, head in itertools.product(range(plan.num_entries), range(plan.num_layers), range(plan.num_heads)):
+        anchored = " anchored" if plan.kind(entry, layer, head) & ANCHORED else ""
+        lines.append(f"entry {entry} layer {layer} head {head}{anchored} pairs {plan.token_pairs(entry, layer, head)}")
+        lines += ["".join(".#"[bit] for bit in row) for row in plan.mask(entry, layer, head)]
+    return "\n".join(lines) + "\n"
+
+
+def summary(plan):
+    lines = [f"{key}: {value}" for key, value in plan.info["provenance"].items()]
+    lines.append("geometry: " + ", ".join(f"{key} {value}" for key, value in plan.geometry.items()))
+    lines.append(f"{len(plan.sigmas)} steps, {plan.num_entries} entries, {plan.num_layers} layers, {plan.num_heads} heads")
+    lines.append(f"density: {plan.density():.4f}")
+    lines.append("checksum: " + ("right" if plan.checksum_verified else "not verified (install libxxhash)"))
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan")
+    parser.add_argument("--dump", action="store_true", help="every step, mask and anchor as text")
+    arguments = parser.parse_args()
+    try:
+        plan = read_plan(arguments.plan)
+    except (OSError, PlanError, ValueError, KeyError, StopIteration) as error:
+        sys.exit(f"{arguments.plan}: {error}")
+    sys.stdout.write(dump(plan) if arguments.dump else summary(plan))
+
+
+if __name__ == "__main__":
+    main()
