@@ -125,6 +125,63 @@ std::optional<std::string> single_bytes(std::u32string_view text) {
   return std::nullopt;
 }
 
+/// All of the text decoded once, if it can be.
+std::optional<std::u32string> decoded_whole(std::u32string_view text) {
+  const auto bytes = single_bytes(text);
+  std::u32string decoded;
+  if (!bytes || !to_code_points_strictly(*bytes, decoded) || decoded == text) return std::nullopt;
+  return decoded;
+}
+
+/// The byte that a character was, 0 when it was none. C1 controls come from Latin-1, the others above U+00FF from
+/// Windows-1252.
+unsigned any_byte(char32_t c) {
+  return c >= 0x80 && c <= 0x9f ? c : windows_1252_byte(c).value_or(0);
+}
+
+/// Length of the run of characters from `begin` on that are, as bytes, whole multi-byte sequences of UTF-8.
+size_t sequence_run(std::u32string_view text, size_t begin) {
+  size_t i = begin;
+  while (i < text.size()) {
+    const unsigned lead = any_byte(text[i]);
+    const size_t followers = lead >= 0xc2 && lead <= 0xdf   ? 1
+                             : lead >= 0xe0 && lead <= 0xef ? 2
+                             : lead == 0xf0 || lead == 0xf3 ? 3
+                                                            : 0;
+    if (followers == 0 || i + followers >= text.size()) break;
+    for (size_t k = 1; k <= followers; ++k) {
+      const unsigned byte = any_byte(text[i + k]);
+      if (byte < 0x80 || byte > 0xbf) return i - begin;
+    }
+    i += 1 + followers;
+  }
+  return i - begin;
+}
+
+/// A character that is one in the middle of a sequence and seldom stands for itself: what follows it is not a
+/// beginning.
+bool is_inside_sequence(char32_t c) {
+  const unsigned byte = any_byte(c);
+  return byte >= 0x80 && byte <= 0xbf && std::u32string_view(U"–—‘’‚“”„•…").find(c) == std::u32string_view::npos;
+}
+
+/// The parts that look wrong by themselves decoded, where the text as a whole cannot be: it was put together from
+/// several.
+std::u32string decoded_in_parts(std::u32string_view text) {
+  std::u32string result;
+  for (size_t i = 0; i < text.size();) {
+    const size_t length = i > 0 && is_inside_sequence(text[i - 1]) ? 0 : sequence_run(text, i);
+    if (length == 0) {
+      result.push_back(text[i++]);
+      continue;
+    }
+    std::u32string part(text.substr(i, length));
+    result += length < text.size() && looks_like_mojibake(part) ? without_mojibake(part) : part;
+    i += length;
+  }
+  return result;
+}
+
 }  // namespace
 
 char32_t windows_1252_character(unsigned char byte) {
@@ -132,11 +189,11 @@ char32_t windows_1252_character(unsigned char byte) {
 }
 
 std::u32string without_mojibake(std::u32string text) {
-  while (looks_like_mojibake(text)) {  // twice encoded text is decoded twice; each round makes it shorter
-    const auto bytes = single_bytes(text);
-    std::u32string decoded;
-    if (!bytes || !to_code_points_strictly(*bytes, decoded) || decoded == text) break;
-    text = std::move(decoded);
+  while (looks_like_mojibake(text)) {  // text encoded twice is decoded twice; each round makes it shorter
+    const auto whole = decoded_whole(text);
+    std::u32string next = whole ? *whole : decoded_in_parts(text);
+    if (next == text) break;
+    text = std::move(next);
   }
   return text;
 }

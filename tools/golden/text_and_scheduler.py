@@ -148,7 +148,7 @@ PROMPTS = [
     "Ø§Ù„Ø¹Ø±Ø¨", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "naïve café déjà vu", "ÄÖÜß Ñandú São Paulo", "10² m³ ½ cup ±5°C", "© 2024 ACME® ™ “TM”", "50 € or £40 ¥100",
     "CAFÉ®", "Œuvre œuf", "«guillemets» ‹single›", "\x91curly\x92 \x93C1\x94 \x96 \x85", "\x81\x8d odd C1", "漢字 русский ελληνικά עברית العربية",
     "emoji 😀😀 🦊", "₂ ² ﹪ ①", "a\u0300\u0301b", "trailing entity &amp", "&copy2024 &COPY; &times;2", "½ &frac12; &#189;", "“”‘’‛‟ʼ",
-    "a--b – c — d", "100% sure; 5 > 3 & 2 < 4", "&amp;#x27;hi&amp;#39;", "\x0b vertical \x0c form", "\x1c\x1d\x1e\x1f separators", "×²", "Ãœber", "à²\xa0", "Ð°Ð±Ð²",
+    "a--b – c — d", "100% sure; 5 > 3 & 2 < 4", "&amp;#x27;hi&amp;#39;", "\x0b vertical \x0c form", "\x1c\x1d\x1e\x1f separators", "×²", "Ãœber", "&eacute; faÃ§ade", "🦊 naÃ¯ve – Ã©", "漢字 cafÃƒÂ©", "“â€™” Ã", "é Ã\x97 â\x84¢", "à²\xa0", "Ð°Ð±Ð²",
     "Ã\xa0 la carte", "don´t ´quote´ ¨", "&nbsp;edges&nbsp;", "&Tab;&NewLine;x", "ﷺ ﬅ ſt", "\u212b \u2126 \uf900",
 ]
 HTML_TEXTS = [
