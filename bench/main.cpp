@@ -238,6 +238,7 @@ int main(int argc, char** argv) {
   CLI::App app("Attention kernels against their targets; exit code 1 when one is missed");
   app.add_option("--rounds", options.rounds, "Rounds; a figure is the median over them")->check(CLI::Range(1, 1000));
   app.add_option("--threads", options.threads, "Threads (0: all processors)");
+  using calibatt::bench::Clock;
   const std::map<std::string, Clock> clocks = {{"wall", Clock::kWall}, {"cpu", Clock::kCpu}};
   app.add_option("--clock", options.clock,
                  "wall, or cpu: processor time over threads, for a machine that others use too")

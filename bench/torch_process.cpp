@@ -76,8 +76,8 @@ double TorchProcess::check(const Workload& workload, const std::string& name) {
   return workload.difference(rows);
 }
 
-double TorchProcess::run(const std::string& name) {
-  return std::stod(ask("run " + name));
+double TorchProcess::run(const std::string& name, Clock clock) {
+  return std::stod(ask((clock == Clock::kWall ? "run wall " : "run cpu ") + name));
 }
 
 }  // namespace calibatt::bench

@@ -52,21 +52,27 @@ struct Bf16PairWords {
                                    uint32_t* to) {
     uint16_t* halves = reinterpret_cast<uint16_t*>(to);
     if (rows.is_bf16) {
-      std::memcpy(halves, static_cast<const uint16_t*>(rows.data) + row * rows.stride, head_dim * sizeof(uint16_t));
+      copy_row(static_cast<const uint16_t*>(rows.data) + row * rows.stride, head_dim, halves);
     } else {
       store_bf16_row(static_cast<const float*>(rows.data) + row * rows.stride, head_dim, halves);
     }
-    std::memset(halves + head_dim, 0, (2 * words - head_dim) * sizeof(uint16_t));
+    for (int i = head_dim; i < 2 * words; ++i) halves[i] = 0;
   }
 
   static HWY_INLINE void stage_values(const SourceRows& rows, int64_t row, int present, int head_dim, int padded_dim,
                                       uint32_t* to) {
-    for (int i = head_dim; i < padded_dim; ++i) to[i] = 0;
-    for (int i = 0; i < head_dim; ++i) {
-      const uint32_t low = present > 0 ? half(rows, row, i) : 0;
-      const uint32_t high = present > 1 ? half(rows, row + 1, i) : 0;
-      to[i] = low | high << 16;
+    if (rows.is_bf16 && present == 2) {
+      const uint16_t* low = static_cast<const uint16_t*>(rows.data) + row * rows.stride;
+      const uint16_t* high = low + rows.stride;
+      for (int i = 0; i < head_dim; ++i) to[i] = low[i] | static_cast<uint32_t>(high[i]) << 16;
+    } else {
+      for (int i = 0; i < head_dim; ++i) {
+        const uint32_t low = present > 0 ? half(rows, row, i) : 0;
+        const uint32_t high = present > 1 ? half(rows, row + 1, i) : 0;
+        to[i] = low | high << 16;
+      }
     }
+    for (int i = head_dim; i < padded_dim; ++i) to[i] = 0;
   }
 
  private:

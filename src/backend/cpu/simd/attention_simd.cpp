@@ -153,7 +153,11 @@ class TileScheduler {
       pack(first, last);
       const std::vector<Task> tasks = make_tasks(first, last);
       parallel_for(static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end, int thread) {
-        for (int64_t i = begin; i < end; ++i) attend(tasks[i], first, workers_[thread]);
+        for (int64_t i = begin; i < end; ++i) {
+          // With threads in step, this is the thread's next task.
+          const int64_t later = i + num_threads();
+          attend(tasks[i], later < static_cast<int64_t>(tasks.size()) ? &tasks[later] : nullptr, first, workers_[thread]);
+        }
       });
     }
   }
@@ -162,6 +166,8 @@ class TileScheduler {
   struct Worker {
     TileScratch tile;
     float* summary_bias = nullptr;
+    const void** next_queries = nullptr;  ///< [kMaxTileRows], see RowList
+    const void** own_outputs = nullptr;   ///< [kMaxTileRows]
   };
 
   const HeadSchedule schedule(int head) const { return call_.heads.empty() ? HeadSchedule{} : call_.heads[head]; }
@@ -191,6 +197,8 @@ class TileScheduler {
           carver.template take<float>(size_t(layout_.measures_energy ? layout_.num_key_blocks : 1) * kMaxTileRows);
       worker.tile.reference = carver.template take<float>(kMaxTileRows);
       worker.tile.rows = carver.template take<float>(size_t{4} * std::max(shape.padded_dim, shape.depth));
+      worker.next_queries = carver.template take<const void*>(kMaxTileRows);
+      worker.own_outputs = carver.template take<const void*>(kMaxTileRows);
       worker.summary_bias = carver.template take<float>(layout_.num_summary_units * kMaxUnitKeys);
     }
     size_bytes_ = carver.size_bytes();
@@ -293,7 +301,7 @@ class TileScheduler {
     return tasks;
   }
 
-  void attend(const Task& task, int first_head, Worker& worker) const {
+  void attend(const Task& task, const Task* later, int first_head, Worker& worker) const {
     const HeadSchedule head = schedule(task.head);
     const int slot = task.head - first_head;
     const int64_t first_row = int64_t{task.query_block} * block_q(task.head);
@@ -338,7 +346,34 @@ class TileScheduler {
     for (int64_t row = first_row; row < last_row; row += ops_.max_rows) {
       job.first_row = row;
       job.num_rows = static_cast<int>(std::min<int64_t>(ops_.max_rows, last_row - row));
+      list_rows_to_fetch(job, task, last_row, later, worker);
       ops_.run_tile(job);
+    }
+  }
+
+  /// What the tile fetches on the side: the queries of the tile that comes next on this thread (the rest of this query block, or
+  /// those of a later task), and the rows it writes itself.
+  void list_rows_to_fetch(TileJob& job, const Task& task, int64_t last_row, const Task* later, Worker& worker) const {
+    const int64_t q_bytes = static_cast<int64_t>(dtype_size(call_.q.dtype));
+    const int64_t out_bytes = static_cast<int64_t>(dtype_size(call_.out.dtype));
+    job.next_queries = {worker.next_queries, 0, static_cast<int>(call_.head_dim * q_bytes)};
+    job.own_outputs = {worker.own_outputs, 0, static_cast<int>(call_.head_dim * out_bytes)};
+    int head = task.head;
+    int64_t next_row = job.first_row + job.num_rows;
+    if (next_row == last_row && later != nullptr) {
+      head = later->head;
+      next_row = int64_t{later->query_block} * block_q(head);
+      last_row = std::min(next_row + block_q(head), num_queries(head));
+    }
+    last_row = std::min<int64_t>(last_row, next_row + ops_.max_rows);
+    const AnchorRows* anchors = schedule(head).anchors;
+    for (int64_t row = next_row; row < last_row; ++row) {
+      const int64_t token = anchors ? anchors->query_tokens[row] : row;
+      job.next_queries.rows[job.next_queries.count++] = head_data(call_.q, head) + token * call_.q.token_stride * q_bytes;
+    }
+    if (job.destinations) return;  // copies: too many, and not in order
+    for (int64_t row = job.first_row; row < job.first_row + job.num_rows; ++row) {
+      job.own_outputs.rows[job.own_outputs.count++] = static_cast<const char*>(job.out) + row * job.out_stride * out_bytes;
     }
   }
 

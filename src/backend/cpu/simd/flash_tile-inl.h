@@ -36,12 +36,17 @@ struct FlashTile {
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kRows = kVectors * kLanes;  ///< queries of the tile, also the stride of its arrays
   static_assert(kRows <= kMaxTileRows);
+  static constexpr int kDepthStep = 4;                        ///< divides every depth (TileShape)
+  static constexpr int kWordStep = kPanel / Policy::kPair;  ///< words of one panel of keys
 
   const TileJob& job;
   const TileScratch& scratch;
 
   /// Where one unit's weights are summed, and the first of the sums that a rescale must reach.
   float* sums;
+
+  bool output_is_empty = true;  ///< nothing was added yet; then it is not zeros but undefined
+  int num_fetched_rows = 0;
 
   explicit FlashTile(const TileJob& tile_job) : job(tile_job), scratch(tile_job.scratch), sums(tile_job.scratch.sums) {}
 
@@ -51,7 +56,6 @@ struct FlashTile {
   void run() {
     pack_queries<Policy, kRows>(job);
     const int num_sums = job.energy ? job.num_key_blocks : 1;
-    fill(scratch.output, 0.0f, job.shape.padded_dim);
     fill(scratch.sums, 0.0f, num_sums);
     fill(scratch.reference, kNoReference, 1);
     for (int i = 0; i < job.num_intervals; ++i) {
@@ -67,6 +71,7 @@ struct FlashTile {
 
   HWY_INLINE void attend_block(int64_t block) {
     const int64_t first = block * job.units_per_block;
+    fetch_rows();
     for (int64_t unit = first; unit < first + job.units_per_block; ++unit) {
       const int num_keys = job.keys_in_unit[unit];
       if (num_keys == 0) continue;
@@ -78,6 +83,19 @@ struct FlashTile {
         attend_unit<false>(keys, values, job.units.unit_keys, num_keys, nullptr);
       }
     }
+  }
+
+  /// A few rows per key block: all at once would stall on the number of outstanding misses.
+  HWY_INLINE void fetch_rows() {
+    constexpr int kRowsPerBlock = 8;
+    const int last = num_fetched_rows + kRowsPerBlock;
+    for (int i = num_fetched_rows; i < HWY_MIN(last, job.next_queries.count); ++i) {
+      fetch_row(job.next_queries.rows[i], job.next_queries.row_bytes);
+    }
+    for (int i = num_fetched_rows; i < HWY_MIN(last, job.own_outputs.count); ++i) {
+      fetch_row(job.own_outputs.rows[i], job.own_outputs.row_bytes);
+    }
+    num_fetched_rows = last;
   }
 
   void attend_summaries() {
@@ -124,7 +142,7 @@ struct FlashTile {
         exceeded |= !hn::AllFalse(d, hn::Gt(largest[v], limit));
       }
       if (HWY_UNLIKELY(exceeded)) {
-        add_values(values, unit_keys, spent, key);
+        if (spent < key) add_values(values, unit_keys, spent, key);
         spent = key;
         float raised[kRows];
         for (int v = 0; v < kVectors; ++v) hn::StoreU(largest[v], d, raised + v * kLanes);
@@ -142,7 +160,7 @@ struct FlashTile {
         hn::Store(Policy::store_weights(p, to, kRows, hn::Load(d, sum)), d, sum);
       }
     }
-    add_values(values, unit_keys, spent, round_up_to_panel(num_keys));
+    if (spent < num_keys) add_values(values, unit_keys, spent, round_up_to_panel(num_keys));
   }
 
   // ---- the two products
@@ -156,10 +174,10 @@ struct FlashTile {
     }
     const uint32_t* query = scratch.queries;
     const int depth = job.shape.depth;
-    for (int t = 0; t < depth; ++t) {
-      multiply_panel(query, panel, s);
-      query += kRows;
-      panel += kPanel;
+    for (int t = 0; t < depth; t += kDepthStep) {
+      for (int u = 0; u < kDepthStep; ++u) multiply_panel(query + u * kRows, panel + u * kPanel, s);
+      query += kDepthStep * kRows;
+      panel += kDepthStep * kPanel;
     }
   }
 
@@ -171,17 +189,19 @@ struct FlashTile {
     const uint32_t* weights = scratch.weights + first_word * kRows;
     const uint32_t* panels = values + first_word * kPanel;
     float* output = scratch.output;
+    const bool is_empty = output_is_empty;
+    output_is_empty = false;
     for (int dim = 0; dim < job.shape.padded_dim; dim += kPanel) {
       V o[kPanel][kVectors];
       for (int i = 0; i < kPanel; ++i) {
-        for (int v = 0; v < kVectors; ++v) o[i][v] = hn::Load(d, output + i * kRows + v * kLanes);
+        for (int v = 0; v < kVectors; ++v) o[i][v] = is_empty ? hn::Zero(d) : hn::Load(d, output + i * kRows + v * kLanes);
       }
       const uint32_t* weight = weights;
       const uint32_t* panel = panels;
-      for (int t = 0; t < num_words; ++t) {
-        multiply_panel(weight, panel, o);
-        weight += kRows;
-        panel += kPanel;
+      for (int t = 0; t < num_words; t += kWordStep) {
+        for (int u = 0; u < kWordStep; ++u) multiply_panel(weight + u * kRows, panel + u * kPanel, o);
+        weight += kWordStep * kRows;
+        panel += kWordStep * kPanel;
       }
       for (int i = 0; i < kPanel; ++i) {
         for (int v = 0; v < kVectors; ++v) hn::Store(o[i][v], d, output + i * kRows + v * kLanes);
@@ -225,7 +245,7 @@ struct FlashTile {
       factor[v] = exp2_or_zero<5>(hn::Sub(old, now));
       hn::Store(now, d, scratch.reference + v * kLanes);
     }
-    scale_rows(scratch.output, job.shape.padded_dim, factor);
+    if (!output_is_empty) scale_rows(scratch.output, job.shape.padded_dim, factor);
     scale_rows(scratch.sums, static_cast<int>((sums - scratch.sums) / kRows) + 1, factor);
   }
 

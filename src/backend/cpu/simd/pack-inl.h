@@ -17,6 +17,8 @@ namespace calibatt::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
+constexpr int kRowsAhead = 16;  ///< rows fetched ahead of the one that is packed
+
 HWY_INLINE float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
@@ -27,6 +29,28 @@ HWY_INLINE uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
+}
+
+/// Asks for a row, to be read soon.
+HWY_INLINE void fetch_row(const void* row, int size_bytes) {
+  for (int byte = 0; byte < size_bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
+}
+
+HWY_INLINE void fetch_row(const SourceRows& rows, int64_t row, int head_dim) {
+  const int64_t element_bytes = rows.is_bf16 ? 2 : 4;
+  fetch_row(static_cast<const char*>(rows.data) + row * rows.stride * element_bytes,
+            static_cast<int>(head_dim * element_bytes));
+}
+
+/// memcpy for rows of one or two hundred bytes, inline and without its alignment ladder.
+template <class T>
+HWY_INLINE void copy_row(const T* from, int size, T* to) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  constexpr hn::ScalableTag<T> d;
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(d));
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) hn::StoreU(hn::LoadU(d, from + i), d, to + i);
+  for (; i < size; ++i) to[i] = from[i];
 }
 
 /// Row `row` as floats times `factor`, zeros up to `size`.
@@ -61,18 +85,25 @@ HWY_INLINE void store_bf16_row(const float* from, int size, uint16_t* to) {
   }
 }
 
-/// The 4×4 words at rows[0 … 3][0 … 3], transposed, to to[0 … 3 · to_stride].
-HWY_INLINE void transpose_4x4(const uint32_t* rows, int64_t stride, uint32_t* to, int64_t to_stride) {
+/// Four vectors of four words as the rows of a matrix, transposed, to to[0 … 3 · to_stride].
+template <class V>
+HWY_INLINE void store_transposed(V r0, V r1, V r2, V r3, uint32_t* to, int64_t to_stride) {
   namespace hn = hwy::HWY_NAMESPACE;
   constexpr hn::FixedTag<uint32_t, 4> d;
-  const auto r0 = hn::LoadU(d, rows), r1 = hn::LoadU(d, rows + stride);
-  const auto r2 = hn::LoadU(d, rows + 2 * stride), r3 = hn::LoadU(d, rows + 3 * stride);
   const auto lower01 = hn::InterleaveLower(d, r0, r1), upper01 = hn::InterleaveUpper(d, r0, r1);
   const auto lower23 = hn::InterleaveLower(d, r2, r3), upper23 = hn::InterleaveUpper(d, r2, r3);
   hn::StoreU(hn::ConcatLowerLower(d, lower23, lower01), d, to);
   hn::StoreU(hn::ConcatUpperUpper(d, lower23, lower01), d, to + to_stride);
   hn::StoreU(hn::ConcatLowerLower(d, upper23, upper01), d, to + 2 * to_stride);
   hn::StoreU(hn::ConcatUpperUpper(d, upper23, upper01), d, to + 3 * to_stride);
+}
+
+/// The 4×4 words at rows[0 … 3][0 … 3], transposed.
+HWY_INLINE void transpose_4x4(const uint32_t* rows, int64_t stride, uint32_t* to, int64_t to_stride) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  constexpr hn::FixedTag<uint32_t, 4> d;
+  store_transposed(hn::LoadU(d, rows), hn::LoadU(d, rows + stride), hn::LoadU(d, rows + 2 * stride),
+                   hn::LoadU(d, rows + 3 * stride), to, to_stride);
 }
 
 template <class Policy>
@@ -82,6 +113,7 @@ void pack_keys(const SourceRows& rows, int64_t first, int count, const TileShape
   for (int key = 0; key < count; key += kPanel) {
     for (int i = 0; i < kPanel; ++i) {
       uint32_t* row = staged + i * shape.depth;
+      if (key + i + kRowsAhead < count) fetch_row(rows, first + key + i + kRowsAhead, shape.head_dim);
       if (key + i < count) {
         Policy::stage_row(rows, first + key + i, shape.head_dim, shape.depth, 1.0f, row);
       } else {
@@ -102,6 +134,9 @@ void pack_values(const SourceRows& rows, int64_t first, int count, const TileSha
   const int padded_count = (count + kPanel - 1) / kPanel * kPanel;
   for (int key = 0; key < padded_count; key += Policy::kPair) {
     const int present = count - key < 0 ? 0 : count - key < Policy::kPair ? count - key : Policy::kPair;
+    for (int i = 0; i < Policy::kPair; ++i) {
+      if (key + i + kRowsAhead < count) fetch_row(rows, first + key + i + kRowsAhead, shape.head_dim);
+    }
     Policy::stage_values(rows, first + key, present, shape.head_dim, shape.padded_dim, staged);
     uint32_t* to = unit + key / Policy::kPair * kPanel;
     for (int dim = 0; dim < shape.padded_dim; dim += kPanel, to += words_per_panel) {
@@ -143,7 +178,7 @@ HWY_INLINE void write_row(const TileJob& job, int64_t token, const float* row) {
   if (job.out_is_bf16) {
     store_bf16_row(row, job.shape.head_dim, static_cast<uint16_t*>(job.out) + token * job.out_stride);
   } else {
-    std::memcpy(static_cast<float*>(job.out) + token * job.out_stride, row, job.shape.head_dim * sizeof(float));
+    copy_row(row, job.shape.head_dim, static_cast<float*>(job.out) + token * job.out_stride);
   }
 }
 
@@ -152,16 +187,16 @@ template <int kRows>
 void write_rows(const TileJob& job, const float* output, const float* factor) {
   namespace hn = hwy::HWY_NAMESPACE;
   constexpr hn::FixedTag<float, 4> d;
+  constexpr hn::FixedTag<uint32_t, 4> du;
   const int padded_dim = job.shape.padded_dim;
   float* staged = job.scratch.rows;
   for (int row = 0; row < job.num_rows; row += 4) {
     const auto f = hn::LoadU(d, factor + row);
     for (int dim = 0; dim < padded_dim; dim += 4) {
-      float scaled[16];
-      for (int i = 0; i < 4; ++i)
-        hn::StoreU(hn::Mul(hn::LoadU(d, output + (dim + i) * kRows + row), f), d, scaled + 4 * i);
-      transpose_4x4(reinterpret_cast<const uint32_t*>(scaled), 4, reinterpret_cast<uint32_t*>(staged + dim),
-                    padded_dim);
+      const auto scaled = [&](int i) HWY_ATTR {
+        return hn::BitCast(du, hn::Mul(hn::LoadU(d, output + (dim + i) * kRows + row), f));
+      };
+      store_transposed(scaled(0), scaled(1), scaled(2), scaled(3), reinterpret_cast<uint32_t*>(staged + dim), padded_dim);
     }
     for (int i = 0; i < 4 && row + i < job.num_rows; ++i) {
       const int64_t computed = job.first_row + row + i;

@@ -56,6 +56,13 @@ struct TileScratch {
   float* rows = nullptr;        ///< [4][padded_dim + depth · 2] staging of single rows
 };
 
+/// Rows that are needed soon. Their addresses jump by whole tokens, which no hardware prefetcher follows.
+struct RowList {
+  const void** rows = nullptr;
+  int count = 0;
+  int row_bytes = 0;
+};
+
 /// One tile: up to max_rows queries of one query block against the key blocks this block keeps.
 struct TileJob {
   TileShape shape;
@@ -90,6 +97,10 @@ struct TileJob {
   float* energy = nullptr;  ///< [num_key_blocks], added to; null: none. Then `sums` has one row per key block.
   int num_key_blocks = 0;
   float energy_weight = 0;  ///< 1 / queries of this query block
+
+  // Fetched into the second-level cache while keys are visited.
+  RowList next_queries;  ///< of the tile that this thread computes next
+  RowList own_outputs;
 
   TileScratch scratch;
 };
