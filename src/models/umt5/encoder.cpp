@@ -84,7 +84,8 @@ void Umt5Encoder::self_attention(const Block& block, Tensor& residual) const {
   const Tensor bias = backend_->from_host(
       relative_position_bias(block.relative_bias, config_.relative_attention_max_distance, num_tokens));
   Tensor normed = backend_->empty(dtype_, residual.shape());
-  Tensor qkv = backend_->empty(dtype_, {num_tokens, 3 * inner});
+  // float32 also in a bfloat16 run: logits are not scaled, and rounded queries and keys would show in them.
+  Tensor qkv = backend_->empty(DType::kF32, {num_tokens, 3 * inner});
   Tensor attended = backend_->empty(dtype_, {num_tokens, inner});
 
   backend_->rms_norm(residual, block.attention_norm, config_.layer_norm_epsilon, normed);
@@ -98,14 +99,16 @@ void Umt5Encoder::self_attention(const Block& block, Tensor& residual) const {
 /// residual += W_down · (gelu(W_gate · x) ⊙ (W_up · x)), x = norm(residual)
 void Umt5Encoder::feed_forward(const Block& block, Tensor& residual) const {
   Tensor normed = backend_->empty(dtype_, residual.shape());
-  Tensor gate = backend_->empty(dtype_, {residual.dim(0), config_.d_ff});
-  Tensor up = backend_->empty(dtype_, gate.shape());
+  Tensor gate = backend_->empty(DType::kF32, {residual.dim(0), config_.d_ff});
+  Tensor up = backend_->empty(DType::kF32, gate.shape());
+  Tensor hidden = backend_->empty(dtype_, gate.shape());
 
   backend_->rms_norm(residual, block.feed_forward_norm, config_.layer_norm_epsilon, normed);
   backend_->linear(*block.gate, normed, gate, {.activation = Activation::kGeluTanh});
   backend_->linear(*block.up, normed, up);
   backend_->multiply(gate, up, gate);
-  backend_->linear(*block.down, gate, residual, {.accumulate = true});
+  backend_->convert(gate, hidden);
+  backend_->linear(*block.down, hidden, residual, {.accumulate = true});
 }
 
 }  // namespace calibatt
