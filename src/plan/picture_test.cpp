@@ -1,0 +1,117 @@
+#include "plan/picture.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+
+#include "plan/pixel_font.h"
+#include "plan/test_plans.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr Colour kBlue{38, 92, 168}, kOrange{222, 122, 20}, kGrey{233, 236, 240};
+constexpr int kCellPixels = 23 * 23, kLegendPixels = 9 * 9;  // of pictures with few blocks
+
+int count_pixels(const Image& image, Colour colour) {
+  int count = 0;
+  for (size_t i = 0; i < image.rgb.size(); i += 3) count += std::equal(colour.begin(), colour.end(), &image.rgb[i]);
+  return count;
+}
+
+TEST(Picture, AHeadShowsOneSquarePerBlock) {
+  const Image image = render_head(Plan(test::example_parts()), 0, 0, 0);  // 7 of 9 blocks
+  ASSERT_EQ(image.rgb.size(), static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3);
+  EXPECT_EQ(count_pixels(image, kBlue), 7 * kCellPixels + kLegendPixels);
+  EXPECT_EQ(count_pixels(image, kGrey), 2 * kCellPixels + kLegendPixels);
+  EXPECT_EQ(count_pixels(image, kOrange), 0);
+}
+
+TEST(Picture, AnAnchoredHeadIsShownInItsPackedBlocks) {
+  const Image image = render_head(Plan(test::example_parts()), 2, 0, 1);  // 4 of 6 blocks
+  EXPECT_EQ(count_pixels(image, kOrange), 4 * kCellPixels + kLegendPixels);
+  EXPECT_EQ(count_pixels(image, kGrey), 2 * kCellPixels + kLegendPixels);
+  EXPECT_EQ(count_pixels(image, kBlue), 0);
+}
+
+TEST(Picture, ADenseHeadIsFull) {
+  EXPECT_EQ(count_pixels(render_head(Plan(test::example_parts()), 0, 0, 1), kBlue), 9 * kCellPixels + kLegendPixels);
+}
+
+TEST(Picture, AnAbsentHeadIsRefusedWithTheRange) {
+  const Plan plan(test::example_parts());
+  const auto refusal = [&](int step, int layer, int head) -> std::string {
+    try {
+      render_head(plan, step, layer, head);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      return error.what();
+    }
+    return "drawn";
+  };
+  EXPECT_THAT(refusal(3, 0, 0), HasSubstr("step 3 is not in this plan, which has 3 (0 to 2)"));
+  EXPECT_THAT(refusal(0, 1, 0), HasSubstr("layer 1"));
+  EXPECT_THAT(refusal(0, 0, -1), HasSubstr("head -1"));
+}
+
+TEST(Picture, EveryPlanCanBeDrawnAndDescribed) {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    const Plan plan(test::random_parts(seed));
+    const Image map = render_density_map(plan);
+    EXPECT_EQ(map.rgb.size(), static_cast<size_t>(map.width) * static_cast<size_t>(map.height) * 3);
+    EXPECT_GT(render_head(plan, 0, 0, 0).height, 0);
+    EXPECT_THAT(describe(plan), HasSubstr(plan.geometry().to_string()));
+  }
+}
+
+TEST(Picture, DenserCellsAreLighter) {
+  Plan::Parts parts = test::example_parts();
+  parts.heads.assign(4, HeadPlan{});
+  parts.heads[0].intervals = parts.heads[1].intervals = BlockIntervals(3, {0, 1, 2, 3}, {{0, 1}, {0, 1}, {0, 1}});
+  const Image image = render_density_map(Plan(parts));
+  constexpr Colour kFull{253, 231, 37};  // steps 1 and 2, each the only layer's and so the mean's
+  EXPECT_GT(count_pixels(image, kFull), 4 * 600);
+  // A third of the scale, between violet and green.
+  int dark = 0;
+  for (size_t i = 0; i < image.rgb.size(); i += 3)
+    dark += image.rgb[i] < 60 && image.rgb[i + 1] > 80 && image.rgb[i + 1] < 140;
+  EXPECT_GT(dark, 2 * 600);
+}
+
+TEST(PixelFont, DrawsInsideThePictureOnly) {
+  constexpr Colour kBlack{0, 0, 0};
+  Image image = blank_image(20, 10);
+  draw_text(image, -3, -3, "HHHHHHHH", kBlack, 3);
+  draw_text(image, 18, 8, "H", kBlack, 2);
+  EXPECT_EQ(image.rgb.size(), 600u);
+  Image one = blank_image(10, 10);
+  draw_text(one, 1, 1, "1", kBlack);
+  EXPECT_EQ(count_pixels(one, kBlack), 1 + 2 + 1 + 1 + 1 + 1 + 3);
+  Image small = blank_image(10, 10), capital = small;
+  draw_text(small, 1, 1, "a", kBlack);
+  draw_text(capital, 1, 1, "A", kBlack);
+  EXPECT_EQ(small.rgb, capital.rgb);
+  EXPECT_EQ(text_width("ab", 2), 22);
+}
+
+TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
+  const std::string text = describe(Plan(test::example_parts()));
+  for (const char* fact :
+       {"fingerprint 00112233445566778899aabbccddeeff", "1 frames of 48×64", "3 (unipc, flow shift 3, guidance 5)",
+        "2 distinct", "1 repetitive (2 anchor rows per frame)", "2 dense", "--budget energy", "0.7407"}) {
+    EXPECT_THAT(text, HasSubstr(fact));
+  }
+}
+
+TEST(Describe, ControlCharactersFromAFileDoNotReachTheTerminal) {
+  Plan::Parts parts = test::example_parts();
+  parts.provenance.model_name = "\x1b[31mred\n";
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("?[31mred?"));
+}
+
+}  // namespace
+}  // namespace calibatt
