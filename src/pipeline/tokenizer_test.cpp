@@ -21,15 +21,23 @@ using testing::HasSubstr;
 
 const std::string kFolder = std::string(CALIBATT_GOLDEN_DIR) + "/tokenizer";
 
-TEST(Tokenizer, GivesTheIdsOfTransformers) {
-  const Tokenizer tokenizer = Tokenizer::load(kFolder);
-  const nlohmann::json cases = parse_json(read_text_file(kFolder + "/cases.json"), "cases.json");
+void expect_ids(const std::string& folder, const std::string& cases_name) {
+  const Tokenizer tokenizer = Tokenizer::load(folder);
+  const nlohmann::json cases = parse_json(read_text_file(kFolder + "/" + cases_name), cases_name);
   EXPECT_GE(cases.size(), 30u);
   for (const auto& item : cases) {
     const auto text = item["text"].get<std::string>();
     EXPECT_EQ(tokenizer.encode(text), item["ids"].get<std::vector<int32_t>>()) << text;
     EXPECT_EQ(tokenizer.encode_padded(text, 8).ids, item["ids_of_8"].get<std::vector<int32_t>>()) << text;
   }
+}
+
+TEST(Tokenizer, GivesTheIdsOfTransformers) {
+  expect_ids(kFolder, "cases.json");
+}
+
+TEST(Tokenizer, GivesTheIdsOfTransformersWithTheShippedModel) {
+  expect_ids(std::string(CALIBATT_GOLDEN_DIR) + "/../../../models/tiny-wan/tokenizer", "tiny_wan_cases.json");
 }
 
 TEST(Tokenizer, CutsAndPads) {

@@ -103,7 +103,7 @@ def make_tokenizer():
     import tempfile
 
     import sentencepiece
-    from transformers import T5Tokenizer
+    from sentencepiece import sentencepiece_model_pb2
 
     folder = DATA / "tokenizer"
     folder.mkdir(exist_ok=True)
@@ -124,16 +124,30 @@ def make_tokenizer():
             sentence_iterator=iter(captions), model_prefix=str(temporary / "spiece"), vocab_size=120, model_type="unigram",
             pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, normalization_rule_tsv=str(temporary / "rules.tsv"),
             character_coverage=1.0, minloglevel=2)
-        (folder / "spiece.model").write_bytes((temporary / "spiece.model").read_bytes())
+        model = sentencepiece_model_pb2.ModelProto.FromString((temporary / "spiece.model").read_bytes())
+        model.trainer_spec.model_prefix = "spiece"  # not the temporary folder, which is another one each time
+        model.normalizer_spec.normalization_rule_tsv = ""
+        (folder / "spiece.model").write_bytes(model.SerializeToString(deterministic=True))
     (folder / "tokenizer_config.json").write_text(json.dumps(
         {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 0,
          "additional_special_tokens": []}, indent=2) + "\n")
-    tokenizer = T5Tokenizer.from_pretrained(folder)
+    write_token_cases(folder, TOKENIZER_TEXTS, folder / "cases.json")
+
+    shipped = DATA.parents[2] / "models/tiny-wan"
+    prompts = (shipped / "prompts/heldout.txt").read_text().splitlines()[:16]
+    write_token_cases(shipped / "tokenizer", prompts + TOKENIZER_TEXTS, folder / "tiny_wan_cases.json")
+
+
+def write_token_cases(tokenizer_folder, texts, path):
+    from transformers import T5Tokenizer
+
+    tokenizer = T5Tokenizer.from_pretrained(tokenizer_folder)
     cases = []
-    for text in TOKENIZER_TEXTS:
+    for text in texts:
         cut = tokenizer(text, padding="max_length", max_length=8, truncation=True, add_special_tokens=True)
         cases.append({"text": text, "ids": tokenizer(text).input_ids, "ids_of_8": cut.input_ids})
-    (folder / "cases.json").write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
+
 
 
 PROMPTS = [
