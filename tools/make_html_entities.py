@@ -1,4 +1,4 @@
-"""Writes src/pipeline/html_entities.inc: the named character references of HTML 5, as Python's html.entities lists them.
+"""Writes src/pipeline/html_entities.inc: the named character references of HTML 5, as Python's html.entities has them.
 
     python tools/make_html_entities.py
 """
@@ -29,11 +29,14 @@ def lines(entries):
 capitals = {}
 for name, text in html5.items():
     upper = name.upper()
-    if name.endswith(";") and name == name.lower() and text != text.upper() and html.unescape("&" + upper) == "&" + upper:
+    free = html.unescape("&" + upper) == "&" + upper
+    if name.endswith(";") and name == name.lower() and text != text.upper() and free:
         capitals[upper] = text.upper()
 
+plain_rows = "\n".join(lines(entry(name, html5[name]) for name in sorted(html5)))
+capital_rows = "\n".join(lines(entry(name, capitals[name]) for name in sorted(capitals)))
 TARGET.write_text(
     "// Made by tools/make_html_entities.py: {name, its one to three code points}, sorted by name.\n"
-    "constexpr Entity kEntities[] = {\n" + "\n".join(lines(entry(n, html5[n]) for n in sorted(html5))) + "\n};\n"
-    "constexpr Entity kCapitalEntities[] = {\n" + "\n".join(lines(entry(n, capitals[n]) for n in sorted(capitals))) + "\n};\n"
+    f"constexpr Entity kEntities[] = {{\n{plain_rows}\n}};\n"
+    f"constexpr Entity kCapitalEntities[] = {{\n{capital_rows}\n}};\n"
 )

@@ -90,10 +90,10 @@ def make_scheduler():
 TOKENIZER_TEXTS = [
     "a red circle moves left", "A Red Circle, drifting!", "", "  two   spaces  ", "naïve café", "ﬁne flow ﬂ",
     "漢字 русский", "emoji 😀😀 🦊", "a</s>b <pad> <unk> c", "x <extra_id_0> y", "ＦＵＬＬ width", "tab\tnew\nline",
-    "a\u00a0b\u3000c", "zero\u200bwidth", "a▁b", "don't", "e\u0301te\u0301", "1234567890", "ÄÖÜß", "< /s>",
-    "</s>", "a</s>", "</s></s> </s>a", "🦊🦊 🦊", "\u00ad soft", "--prompt", "ab\u0300\u0301c", "क्षि नमस्ते", "한국어 테스트",
-    "the large green hexagon orbits around the centre over a background of stripes while the camera pans", "...", "a" * 40,
-    "<pad", "pad>", "red,blue;green.yellow",
+    "a\u00a0b\u3000c", "zero\u200bwidth", "a▁b", "don't", "e\u0301te\u0301", "1234567890", "ÄÖÜß", "< /s>", "</s>",
+    "a</s>", "</s></s> </s>a", "🦊🦊 🦊", "\u00ad soft", "--prompt", "ab\u0300\u0301c", "क्षि नमस्ते", "한국어 테스트",
+    "the large green hexagon orbits around the centre over a background of stripes while the camera pans", "...",
+    "a" * 40, "<pad", "pad>", "red,blue;green.yellow",
 ]
 
 
@@ -111,17 +111,21 @@ def make_tokenizer():
     shapes = "circle square triangle hexagon star ring".split()
     motions = ["moves to the left", "moves right", "bounces up and down", "orbits around the centre", "grows slowly",
                "rotates", "shrinks"]
-    captions = [f"a {c} {s} {m} over a background of {b}" for (c, s, m), b in zip(
-        itertools.product(colours, shapes, motions), itertools.cycle(["stripes", "dots", "clouds", "waves, softly", "bricks"]))]
-    captions += ["The camera pans, 0123456789 frames!", "don't stop; it's ABCDEFGHIJKLMNOPQRSTUVWXYZ - jqxvz <extra_id_/>"] * 3
+    backgrounds = itertools.cycle(["stripes", "dots", "clouds", "waves, softly", "bricks"])
+    captions = [f"a {colour} {shape} {motion} over a background of {next(backgrounds)}"
+                for colour, shape, motion in itertools.product(colours, shapes, motions)]
+    captions += 3 * ["The camera pans, 0123456789 frames!",
+                     "don't stop; it's ABCDEFGHIJKLMNOPQRSTUVWXYZ - jqxvz <extra_id_/>"]
     rules = [(chr(0xFEE0 + i), chr(i)) for i in range(0x21, 0x7F)]  # full-width forms
-    rules += [("\u00a0", " "), ("\u3000", " "), ("\t", " "), ("\n", " "), ("\u200b", ""), ("ﬁ", "fi"), ("ﬂ", "fl"), ("e\u0301", "é")]
+    rules += [(blank, " ") for blank in "\u00a0\u3000\t\n"]
+    rules += [("\u200b", ""), ("ﬁ", "fi"), ("ﬂ", "fl"), ("e\u0301", "é")]
+    points = lambda text: " ".join(f"{ord(character):X}" for character in text)
     with tempfile.TemporaryDirectory() as temporary:
         temporary = pathlib.Path(temporary)
-        (temporary / "rules.tsv").write_text(
-            "".join(" ".join(f"{ord(c):X}" for c in a) + "\t" + " ".join(f"{ord(c):X}" for c in b) + "\n" for a, b in rules))
+        (temporary / "rules.tsv").write_text("".join(f"{points(a)}\t{points(b)}\n" for a, b in rules))
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions), model_prefix=str(temporary / "spiece"), vocab_size=120, model_type="unigram",
+            sentence_iterator=iter(captions), model_prefix=str(temporary / "spiece"), vocab_size=120,
+            model_type="unigram",
             pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, normalization_rule_tsv=str(temporary / "rules.tsv"),
             character_coverage=1.0, minloglevel=2)
         model = sentencepiece_model_pb2.ModelProto.FromString((temporary / "spiece.model").read_bytes())
@@ -129,8 +133,8 @@ def make_tokenizer():
         model.normalizer_spec.normalization_rule_tsv = ""
         (folder / "spiece.model").write_bytes(model.SerializeToString(deterministic=True))
     (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 0,
-         "additional_special_tokens": []}, indent=2) + "\n")
+        {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+         "extra_ids": 0, "additional_special_tokens": []}, indent=2) + "\n")
     write_token_cases(folder, TOKENIZER_TEXTS, folder / "cases.json")
 
     shipped = DATA.parents[2] / "models/tiny-wan"
@@ -151,24 +155,32 @@ def write_token_cases(tokenizer_folder, texts, path):
 
 
 PROMPTS = [
-    "a red circle moves to the left", "  two   spaces \t and\nlines  ", "", "   ", "it\u2019s \u201cquoted\u201d \u2018text\u2019 \u201elow\u201c",
-    "ﬁne ﬂow o\ufb03ce ﬀ ﬆ ĳ ŉ Ǆ", "ＦＵＬＬ　ＷＩＤＴＨ １２３！", "ﾊﾝｶｸ ｶﾞﾀｶﾅ", "a &amp; b &lt;c&gt; &quot;d&quot;", "&amp;amp;amp; twice",
-    "caf&eacute; &EACUTE;COLE &szlig; STRA&SZLIG;E &NTILDE;", "&#233; &#xe9; &#XE9; &#8217; &#150; &#0; &#xD83D; &#x1F98A;",
-    "a <b>bold</b> &amp; word", "first &amp; line\nsecond <i> &amp; line\nthird &amp; line", "AT&T &ampx &notit; &nosuch; &;& &#; &#x;",
+    "a red circle moves to the left", "  two   spaces \t and\nlines  ", "", "   ",
+    "it\u2019s \u201cquoted\u201d \u2018text\u2019 \u201elow\u201c", "ﬁne ﬂow o\ufb03ce ﬀ ﬆ ĳ ŉ Ǆ", "ＦＵＬＬ　ＷＩＤＴＨ １２３！",
+    "ﾊﾝｶｸ ｶﾞﾀｶﾅ", "a &amp; b &lt;c&gt; &quot;d&quot;", "&amp;amp;amp; twice",
+    "caf&eacute; &EACUTE;COLE &szlig; STRA&SZLIG;E &NTILDE;",
+    "&#233; &#xe9; &#XE9; &#8217; &#150; &#0; &#xD83D; &#x1F98A;", "a <b>bold</b> &amp; word",
+    "first &amp; line\nsecond <i> &amp; line\nthird &amp; line", "AT&T &ampx &notit; &nosuch; &;& &#; &#x;",
     "&hellip; &checkmark; &mdash;", "&lt;tag&gt; then &amp;lt;", "line\r\nbreak\rand\u2028two\u2029three\x85end",
-    "\x1b[31mred\x1b[0m text \x1b[1;32m!", "bell\x07 nul\x00 esc\x1b x\x7f", "\ufeffbom \ufff9annotation\ufffb \ufffc", "joiner 👨\u200d👩\u200d👧 flag 🇩🇪",
+    "\x1b[31mred\x1b[0m text \x1b[1;32m!", "bell\x07 nul\x00 esc\x1b x\x7f",
+    "\ufeffbom \ufff9annotation\ufffb \ufffc", "joiner 👨\u200d👩\u200d👧 flag 🇩🇪",
     "e\u0301te\u0301 a\u030a \u1100\u1161", "zero\u200bwidth soft\xadhyphen", "no\xa0break\u3000ideographic\u2003em",
-    "naÃ¯ve cafÃ©", "l\u00e2\u20ac\u2122art", "Ã¤Ã¶Ã¼ ÃŸ", "â€œquotedâ€\x9d", "schÃƒÂ¶n", "Ã©", "voilÃ\xa0 le travail", "ðŸ¦Š fox", "æ¼¢å\xad—",
-    "Ø§Ù„Ø¹Ø±Ø¨", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "naïve café déjà vu", "ÄÖÜß Ñandú São Paulo", "10² m³ ½ cup ±5°C", "© 2024 ACME® ™ “TM”", "50 € or £40 ¥100",
-    "CAFÉ®", "Œuvre œuf", "«guillemets» ‹single›", "\x91curly\x92 \x93C1\x94 \x96 \x85", "\x81\x8d odd C1", "漢字 русский ελληνικά עברית العربية",
-    "emoji 😀😀 🦊", "₂ ² ﹪ ①", "a\u0300\u0301b", "trailing entity &amp", "&copy2024 &COPY; &times;2", "½ &frac12; &#189;", "“”‘’‛‟ʼ",
-    "a--b – c — d", "100% sure; 5 > 3 & 2 < 4", "&amp;#x27;hi&amp;#39;", "\x0b vertical \x0c form", "\x1c\x1d\x1e\x1f separators", "×²", "Ãœber", "&eacute; faÃ§ade", "🦊 naÃ¯ve – Ã©", "漢字 cafÃƒÂ©", "“â€™” Ã", "é Ã\x97 â\x84¢", "à²\xa0", "Ð°Ð±Ð²",
+    "naÃ¯ve cafÃ©", "l\u00e2\u20ac\u2122art", "Ã¤Ã¶Ã¼ ÃŸ", "â€œquotedâ€\x9d", "schÃƒÂ¶n", "Ã©",
+    "voilÃ\xa0 le travail", "ðŸ¦Š fox", "æ¼¢å\xad—", "Ø§Ù„Ø¹Ø±Ø¨", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "naïve café déjà vu",
+    "ÄÖÜß Ñandú São Paulo", "10² m³ ½ cup ±5°C", "© 2024 ACME® ™ “TM”", "50 € or £40 ¥100", "CAFÉ®", "Œuvre œuf",
+    "«guillemets» ‹single›", "\x91curly\x92 \x93C1\x94 \x96 \x85", "\x81\x8d odd C1",
+    "漢字 русский ελληνικά עברית العربية", "emoji 😀😀 🦊", "₂ ² ﹪ ①", "a\u0300\u0301b", "trailing entity &amp",
+    "&copy2024 &COPY; &times;2", "½ &frac12; &#189;", "“”‘’‛‟ʼ", "a--b – c — d", "100% sure; 5 > 3 & 2 < 4",
+    "&amp;#x27;hi&amp;#39;", "\x0b vertical \x0c form", "\x1c\x1d\x1e\x1f separators", "×²", "Ãœber",
+    "&eacute; faÃ§ade", "🦊 naÃ¯ve – Ã©", "漢字 cafÃƒÂ©", "“â€™” Ã", "é Ã\x97 â\x84¢", "à²\xa0", "Ð°Ð±Ð²",
     "Ã\xa0 la carte", "don´t ´quote´ ¨", "&nbsp;edges&nbsp;", "&Tab;&NewLine;x", "ﷺ ﬅ ſt", "\u212b \u2126 \uf900",
 ]
 HTML_TEXTS = [
-    "&amp", "&ampx", "&amp;", "&notit;", "&notin;", "&not", "&n;", "&", "&&amp;", "&#", "&#x", "&#;", "&#65", "&#65;", "&#x41", "&#x41g", "&#00065;",
-    "&#99999999999999999999999;", "&#x110000;", "&#xD800;", "&#0;", "&#13;", "&#128;", "&#129;", "&#11;", "&#127;", "&#xFDD0;", "&#xFFFE;", "&#x1FFFF;",
-    "&AElig", "&AEligx;", "&CounterClockwiseContourIntegral;", "&NotEqualTilde;", "&aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa;", "&lt<", "&gt &gt;", "&#59;",
+    "&amp", "&ampx", "&amp;", "&notit;", "&notin;", "&not", "&n;", "&", "&&amp;", "&#", "&#x", "&#;", "&#65", "&#65;",
+    "&#x41", "&#x41g", "&#00065;", "&#99999999999999999999999;", "&#x110000;", "&#xD800;", "&#0;", "&#13;", "&#128;",
+    "&#129;", "&#11;", "&#127;", "&#xFDD0;", "&#xFFFE;", "&#x1FFFF;", "&AElig", "&AEligx;",
+    "&CounterClockwiseContourIntegral;", "&NotEqualTilde;", "&aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa;", "&lt<",
+    "&gt &gt;", "&#59;",
 ]
 
 
