@@ -198,6 +198,11 @@ TEST_F(DamagedVae, ContradictingScaleFactorsAreRefused) {
   expect_error(ErrorKind::kFormat, {"config.json", "scale_factor_spatial", "4", "8"});
 }
 
+TEST_F(DamagedVae, ChannelsThatCannotBeHalvedAreRefused) {
+  edit_config("\"decoder_base_dim\": 8", "\"decoder_base_dim\": 7");
+  expect_error(ErrorKind::kFormat, {"config.json", "dim_mult", "21"});
+}
+
 TEST_F(DamagedVae, LatentStatisticsOfAnotherLengthAreRefused) {
   edit_config("\"z_dim\": 3", "\"z_dim\": 4");
   expect_error(ErrorKind::kFormat, {"config.json", "latents_mean", "4", "3"});

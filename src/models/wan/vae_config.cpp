@@ -55,6 +55,12 @@ WanVaeConfig WanVaeConfig::load(const std::string& path) {
   if (config.dim_mult.empty() || config.levels() > 8) {
     json.fail("dim_mult", "expected 1 to 8 levels, found " + std::to_string(config.levels()));
   }
+  for (int level = 1; level < config.levels(); ++level) {
+    if (const int channels = config.decoder_base_dim * config.dim_mult[level]; channels % 2 != 0) {
+      json.fail("dim_mult", "level " + std::to_string(level) + " of the decoder halves " + std::to_string(channels) +
+                                " channels; expected an even number");
+    }
+  }
   config.temporal_downsample = json.booleans("temperal_downsample", {false, true, true});
   if (static_cast<int>(config.temporal_downsample.size()) != config.levels() - 1) {
     json.fail("temperal_downsample", "expected one value per level of dim_mult but the last (" +
