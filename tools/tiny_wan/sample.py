@@ -1,6 +1,6 @@
 """Videos of the model in training or exported, on a GPU in batches: contact sheets to look at, accuracy by the judge.
 
-  python -m tools.tiny_wan.sample --state training_state --heldout heldout_prompts.json -o DIR
+  python -m tools.tiny_wan.sample --state training_state -o DIR
 
 Noise comes from torch's CPU generator, a seed per prompt, so a video equals WanPipeline's of that prompt and seed up to
 arithmetic.
@@ -127,10 +127,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", default="training_state", type=pathlib.Path)
     parser.add_argument("--tokenizer", default="models/tiny-wan/tokenizer", type=pathlib.Path)
-    parser.add_argument("--heldout", type=pathlib.Path, default=pathlib.Path("tools/tiny_wan/heldout_prompts.json"))
+    parser.add_argument("--heldout", type=pathlib.Path, default=pathlib.Path("models/tiny-wan/prompts/heldout_prompts.json"))
     parser.add_argument("-o", "--output", required=True, type=pathlib.Path)
     parser.add_argument("--count", type=int, default=64, help="prompts, from the first")
-    parser.add_argument("--settings", nargs="+", default=["20,4,3"], help="steps,guidance,shift, each sampled and judged")
+    parser.add_argument("--settings", nargs="+", default=["20,4,5"], help="steps,guidance,shift, each sampled and judged")
     parser.add_argument("--seed", type=int, default=1000, help="of the first prompt")
     parser.add_argument("--frames", type=int, default=config.LATENT_FRAMES, help="latent frames")
     parser.add_argument("--sheet-rows", type=int, default=16)

@@ -59,6 +59,18 @@ def load_parts(folder: pathlib.Path):
     return transformer.eval(), text_encoder.eval(), load_vae(folder)
 
 
+def from_model(model: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes a state to go on from out of an exported model: vae.pt and average.pt. The optimiser starts anew."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5EncoderModel
+
+    vae = AutoencoderKLWan.from_pretrained(model / "vae")
+    save(folder / "vae.pt", {"vae": halved(vae.state_dict()), "mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)})
+    transformer = WanTransformer3DModel.from_pretrained(model / "transformer")
+    text_encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder")
+    save(folder / "average.pt", {"transformer": halved(transformer.state_dict()), "text_encoder": halved(text_encoder.state_dict())})
+
+
 class Log:
     """JSON lines, appended; also printed."""
 
@@ -92,8 +104,13 @@ def join(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Join the pieces that a stretch left in a folder into a training state.")
-    parser.add_argument("--join", required=True, type=pathlib.Path)
+    parser = argparse.ArgumentParser(description="Makes a training state of what a stretch left, or of an exported model.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--join", type=pathlib.Path, help="the folder a stretch left, in pieces")
+    source.add_argument("--from-model", type=pathlib.Path, help="models/tiny-wan, for a warm start")
     parser.add_argument("--state", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
-    join(arguments.join, arguments.state)
+    if arguments.join:
+        join(arguments.join, arguments.state)
+    else:
+        from_model(arguments.from_model, arguments.state)

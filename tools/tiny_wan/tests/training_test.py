@@ -1,0 +1,111 @@
+"""Parts of the training: optimiser, noise levels, latent pool, resuming."""
+
+import json
+
+import pytest
+import torch
+
+from tools.tiny_wan import config, state, tokenizer, train_dit, train_vae
+from tools.tiny_wan.export import export, random_parts
+from tools.tiny_wan.latent_pool import LatentPool
+from tools.tiny_wan.optim import Average, Optimiser, orthogonalise
+from tools.tiny_wan.whole_clip import WholeClip
+
+
+def test_orthogonalise_evens_out_singular_values():
+    torch.manual_seed(0)
+    for shape in ((3, 32, 64), (2, 64, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)).float())
+        assert values.min() > 0.5
+        assert values.max() < 1.4
+
+
+def test_optimiser_survives_gradients_that_are_not_finite():
+    weight, bias = torch.nn.Parameter(torch.randn(8, 8)), torch.nn.Parameter(torch.zeros(8))
+    optimiser, before = Optimiser([weight], [bias]), weight.detach().clone()
+    weight.grad, bias.grad = torch.full((8, 8), float("nan")), torch.zeros(8)
+    assert not optimiser.step(0.01, 0.01).isfinite()
+    assert weight.isfinite().all()
+    assert torch.allclose(weight, before)
+
+
+def test_optimiser_fits_a_line():
+    torch.manual_seed(0)
+    target, layer = torch.randn(16, 16), torch.nn.Linear(16, 16)
+    optimiser = Optimiser([layer.weight], [layer.bias])
+    first = last = None
+    for step in range(200):
+        x = torch.randn(64, 16)
+        loss = (layer(x) - x @ target.T).square().mean()
+        loss.backward()
+        optimiser.step(0.1 * (1 - step / 200), 0.01)
+        first, last = first if first is not None else float(loss.detach()), float(loss.detach())
+    assert last < 0.01 * first
+
+
+def test_average_follows_and_swaps():
+    layer = torch.nn.Linear(2, 2)
+    average = Average([layer], 0.9)
+    live = layer.weight.detach().clone() + 1
+    with torch.no_grad():
+        layer.weight.add_(1)
+    for _ in range(200):
+        average.update()
+    average.swap()
+    assert torch.allclose(layer.weight, live, atol=1e-4)
+    average.swap()
+    assert torch.equal(layer.weight, live)
+
+
+def test_noise_levels_reach_pure_noise():
+    levels = train_dit.sigmas(1000, 3.0, "cpu", torch.Generator().manual_seed(0))
+    assert levels.min() > 0
+    assert levels.max() <= 1
+    assert (levels > 0.98).float().mean() > 0.04  # without the even share: under 0.01
+    assert 0.5 < levels.median() < 0.9
+
+
+def test_short_latents_are_the_start_of_long_ones(tmp_path):
+    torch.manual_seed(0)
+    tokenizer.write(tmp_path / "tokenizer")
+    vae = WholeClip(config.make_vae().eval())
+    zeros, ones = [0.0] * 16, [1.0] * 16
+    caption_tokenizer = tokenizer.CaptionTokenizer(tmp_path / "tokenizer")
+    pools = [LatentPool(2, frames, vae, zeros, ones, caption_tokenizer, torch.device("cpu"), 7, 9, 64) for frames in (2, 3)]
+    for pool in pools:
+        pool.add(2)
+    assert torch.allclose(pools[0].latents.float(), pools[1].latents[:, :, :2].float(), atol=0.02)
+    assert torch.equal(pools[0].ids, pools[1].ids)
+    assert (pools[0].ids[..., -1] == 0).all()
+
+
+@pytest.fixture
+def tiny_state(tmp_path):
+    tokenizer.write(tmp_path / "tokenizer")
+    train_vae.main(["--state", str(tmp_path / "state"), "--device", "cpu", "--tiny", "--minutes", "1", "--steps", "1"])
+    return tmp_path
+
+
+def test_training_resumes_and_exports(tiny_state):
+    arguments = ["--state", str(tiny_state / "state"), "--device", "cpu", "--tiny", "--minutes", "2"]
+    arguments += ["--tokenizer", str(tiny_state / "tokenizer"), "--steps", "2"]
+    train_dit.main(arguments)
+    train_dit.main([*arguments, "--finish"])
+    rows = [json.loads(line) for line in (tiny_state / "state" / "dit.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "rate" in row] == [1, 2, 3, 4]
+    parts = state.load_parts(tiny_state / "state")
+    expected = {name: value.clone() for name, value in parts[0].state_dict().items()}
+    export(tiny_state / "model", *parts)
+    state.from_model(tiny_state / "model", tiny_state / "again")
+    again = state.load_parts(tiny_state / "again")
+    for name, value in again[0].state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_pieces_join(tmp_path):
+    (tmp_path / "a.pt").write_bytes(bytes(range(256)) * 10)
+    (tmp_path / "out").mkdir()
+    state.split(tmp_path / "a.pt", tmp_path / "out", limit=1000)
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    state.join(tmp_path / "out", tmp_path / "joined")
+    assert (tmp_path / "joined" / "a.pt").read_bytes() == (tmp_path / "a.pt").read_bytes()
