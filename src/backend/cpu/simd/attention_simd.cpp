@@ -156,7 +156,8 @@ class TileScheduler {
         for (int64_t i = begin; i < end; ++i) {
           // With threads in step, this is the thread's next task.
           const int64_t later = i + num_threads();
-          attend(tasks[i], later < static_cast<int64_t>(tasks.size()) ? &tasks[later] : nullptr, first, workers_[thread]);
+          attend(tasks[i], later < static_cast<int64_t>(tasks.size()) ? &tasks[later] : nullptr, first,
+                 workers_[thread]);
         }
       });
     }
@@ -351,8 +352,8 @@ class TileScheduler {
     }
   }
 
-  /// What the tile fetches on the side: the queries of the tile that comes next on this thread (the rest of this query block, or
-  /// those of a later task), and the rows it writes itself.
+  /// What the tile fetches on the side: the queries of the tile that comes next on this thread (the rest of this query
+  /// block, or those of a later task), and the rows it writes itself.
   void list_rows_to_fetch(TileJob& job, const Task& task, int64_t last_row, const Task* later, Worker& worker) const {
     const int64_t q_bytes = static_cast<int64_t>(dtype_size(call_.q.dtype));
     const int64_t out_bytes = static_cast<int64_t>(dtype_size(call_.out.dtype));
@@ -369,11 +370,13 @@ class TileScheduler {
     const AnchorRows* anchors = schedule(head).anchors;
     for (int64_t row = next_row; row < last_row; ++row) {
       const int64_t token = anchors ? anchors->query_tokens[row] : row;
-      job.next_queries.rows[job.next_queries.count++] = head_data(call_.q, head) + token * call_.q.token_stride * q_bytes;
+      job.next_queries.rows[job.next_queries.count++] =
+          head_data(call_.q, head) + token * call_.q.token_stride * q_bytes;
     }
     if (job.destinations) return;  // copies: too many, and not in order
     for (int64_t row = job.first_row; row < job.first_row + job.num_rows; ++row) {
-      job.own_outputs.rows[job.own_outputs.count++] = static_cast<const char*>(job.out) + row * job.out_stride * out_bytes;
+      job.own_outputs.rows[job.own_outputs.count++] =
+          static_cast<const char*>(job.out) + row * job.out_stride * out_bytes;
     }
   }
 

@@ -36,7 +36,7 @@ struct FlashTile {
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kRows = kVectors * kLanes;  ///< queries of the tile, also the stride of its arrays
   static_assert(kRows <= kMaxTileRows);
-  static constexpr int kDepthStep = 4;                        ///< divides every depth (TileShape)
+  static constexpr int kDepthStep = 4;                      ///< divides every depth (TileShape)
   static constexpr int kWordStep = kPanel / Policy::kPair;  ///< words of one panel of keys
 
   const TileJob& job;
@@ -117,47 +117,57 @@ struct FlashTile {
     // applied together with the bias. Otherwise the scale is folded into the exponent.
     constexpr bool kInLog2Units = Policy::kScalesQueries || kBiased;
     const V scale = hn::Set(d, job.scale_log2);
+    // Local copies: the compiler must assume that stores through pointers change members.
+    float* const reference = scratch.reference;
+    float* const sum = sums;
+    uint32_t* weight = scratch.weights;
+    const int64_t panel_words = int64_t{kPanel} * job.shape.depth;
     int spent = 0;
-    for (int key = 0; key < num_keys; key += kPanel) {
+    for (int key = 0; key < num_keys; key += kPanel, keys += panel_words, weight += kWordStep * kRows) {
       if (kBiased && is_masked(bias + key)) {
         skip_keys(key, spent, values, unit_keys);
         continue;
       }
       V s[kPanel][kVectors];
-      score_panel(keys + static_cast<int64_t>(key) * job.shape.depth, s);
+      score_panel(keys, s);
       if constexpr (kBiased) {
+        HWY_UNROLL(4)
         for (int i = 0; i < kPanel; ++i) {
           const V b = hn::Set(d, bias[key + i]);
+          HWY_UNROLL(4)
           for (int v = 0; v < kVectors; ++v) {
             s[i][v] = Policy::kScalesQueries ? hn::Add(s[i][v], b) : hn::MulAdd(s[i][v], scale, b);
           }
         }
       }
       V largest[kVectors];
-      bool exceeded = false;
+      hn::Mask<D> exceeded;
+      HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) {
         largest[v] = hn::Max(hn::Max(s[0][v], s[1][v]), hn::Max(s[2][v], s[3][v]));
         if (!kInLog2Units) largest[v] = hn::Mul(largest[v], scale);
-        const V limit = hn::Add(hn::Load(d, scratch.reference + v * kLanes), hn::Set(d, kHeadroom));
-        exceeded |= !hn::AllFalse(d, hn::Gt(largest[v], limit));
+        const V limit = hn::Add(hn::Load(d, reference + v * kLanes), hn::Set(d, kHeadroom));
+        const auto exceeds = hn::Gt(largest[v], limit);
+        exceeded = v == 0 ? exceeds : hn::Or(exceeded, exceeds);
       }
-      if (HWY_UNLIKELY(exceeded)) {
+      if (HWY_UNLIKELY(!hn::AllFalse(d, exceeded))) {
         if (spent < key) add_values(values, unit_keys, spent, key);
         spent = key;
         float raised[kRows];
         for (int v = 0; v < kVectors; ++v) hn::StoreU(largest[v], d, raised + v * kLanes);
         raise_reference(raised);
       }
+      HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) {
-        const V reference = hn::Load(d, scratch.reference + v * kLanes);
+        const V minus = hn::Load(d, reference + v * kLanes);
         V p[kPanel];
+        HWY_UNROLL(4)
         for (int i = 0; i < kPanel; ++i) {
-          p[i] = exp2_or_zero<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s[i][v], reference)
-                                                               : hn::MulSub(s[i][v], scale, reference));
+          p[i] = exp2_clamped<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s[i][v], minus)
+                                                               : hn::MulSub(s[i][v], scale, minus));
         }
-        float* sum = sums + v * kLanes;
-        uint32_t* to = scratch.weights + key / Policy::kPair * kRows + v * kLanes;
-        hn::Store(Policy::store_weights(p, to, kRows, hn::Load(d, sum)), d, sum);
+        const V before = hn::Load(d, sum + v * kLanes);
+        hn::Store(Policy::store_weights(p, weight + v * kLanes, kRows, before), d, sum + v * kLanes);
       }
     }
     if (spent < num_keys) add_values(values, unit_keys, spent, round_up_to_panel(num_keys));
@@ -169,12 +179,15 @@ struct FlashTile {
   /// s[i][·] = Σ over depth of queries · key i of the panel.
   HWY_INLINE void score_panel(const uint32_t* panel, V (&s)[kPanel][kVectors]) {
     constexpr D d;
+    HWY_UNROLL(4)
     for (int i = 0; i < kPanel; ++i) {
+      HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) s[i][v] = hn::Zero(d);
     }
     const uint32_t* query = scratch.queries;
     const int depth = job.shape.depth;
     for (int t = 0; t < depth; t += kDepthStep) {
+      HWY_UNROLL(4)
       for (int u = 0; u < kDepthStep; ++u) multiply_panel(query + u * kRows, panel + u * kPanel, s);
       query += kDepthStep * kRows;
       panel += kDepthStep * kPanel;
@@ -194,11 +207,13 @@ struct FlashTile {
     for (int dim = 0; dim < job.shape.padded_dim; dim += kPanel) {
       V o[kPanel][kVectors];
       for (int i = 0; i < kPanel; ++i) {
-        for (int v = 0; v < kVectors; ++v) o[i][v] = is_empty ? hn::Zero(d) : hn::Load(d, output + i * kRows + v * kLanes);
+        for (int v = 0; v < kVectors; ++v)
+          o[i][v] = is_empty ? hn::Zero(d) : hn::Load(d, output + i * kRows + v * kLanes);
       }
       const uint32_t* weight = weights;
       const uint32_t* panel = panels;
       for (int t = 0; t < num_words; t += kWordStep) {
+        HWY_UNROLL(4)
         for (int u = 0; u < kWordStep; ++u) multiply_panel(weight + u * kRows, panel + u * kPanel, o);
         weight += kWordStep * kRows;
         panel += kWordStep * kPanel;
@@ -214,9 +229,12 @@ struct FlashTile {
   /// acc[i][v] += row[v] · panel[i]: the rank-1 (or rank-2, for pairs) update both products are made of.
   HWY_INLINE static void multiply_panel(const uint32_t* row, const uint32_t* panel, V (&acc)[kPanel][kVectors]) {
     typename Policy::Operand r[kVectors];
+    HWY_UNROLL(4)
     for (int v = 0; v < kVectors; ++v) r[v] = Policy::load(row + v * kLanes);
+    HWY_UNROLL(4)
     for (int i = 0; i < kPanel; ++i) {
       const auto b = Policy::broadcast(panel + i);
+      HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) acc[i][v] = Policy::multiply_add(r[v], b, acc[i][v]);
     }
   }
@@ -242,7 +260,7 @@ struct FlashTile {
       const V old = hn::Load(d, scratch.reference + v * kLanes);
       const V largest = hn::LoadU(d, raised + v * kLanes);
       const V now = hn::IfThenElse(hn::Gt(largest, hn::Add(old, hn::Set(d, kHeadroom))), largest, old);
-      factor[v] = exp2_or_zero<5>(hn::Sub(old, now));
+      factor[v] = exp2_clamped<5>(hn::Sub(old, now));
       hn::Store(now, d, scratch.reference + v * kLanes);
     }
     if (!output_is_empty) scale_rows(scratch.output, job.shape.padded_dim, factor);

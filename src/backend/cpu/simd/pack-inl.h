@@ -196,7 +196,8 @@ void write_rows(const TileJob& job, const float* output, const float* factor) {
       const auto scaled = [&](int i) HWY_ATTR {
         return hn::BitCast(du, hn::Mul(hn::LoadU(d, output + (dim + i) * kRows + row), f));
       };
-      store_transposed(scaled(0), scaled(1), scaled(2), scaled(3), reinterpret_cast<uint32_t*>(staged + dim), padded_dim);
+      store_transposed(scaled(0), scaled(1), scaled(2), scaled(3), reinterpret_cast<uint32_t*>(staged + dim),
+                       padded_dim);
     }
     for (int i = 0; i < 4 && row + i < job.num_rows; ++i) {
       const int64_t computed = job.first_row + row + i;
