@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
       "NaN, 1 other.",
       "calibatt");
   app.require_subcommand(1);
+  // A flag given twice: the last one counts, so that scripts can append to a command.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.set_version_flag("--version", "calibatt " CALIBATT_VERSION);
   calibatt::cli::add_generate(app);
   calibatt::cli::add_calibrate(app);

@@ -1,0 +1,138 @@
+// calibrate → plan → generate, through the command line.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "command.h"
+
+namespace calibatt::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Calibrate : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n# no prompt\na green star\n");
+  }
+
+  std::string arguments(const std::string& plan, const std::string& more = "") const {
+    return "calibrate" + kSmall +
+           "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --density 0.5 --prompts " +
+           folder_.file("prompts.txt") + " -o " + folder_.file(plan) + " " + more;
+  }
+  void make_plan(const std::string& plan, const std::string& more = "") const {
+    const CommandResult result = run_calibatt(arguments(plan, more));
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Calibrate, PlanRunsAndReportsItsDensity) {
+  make_plan("plan.safetensors", "--report " + folder_.file("calibration.json"));
+  const auto calibration = nlohmann::json::parse(read_file(folder_.file("calibration.json")));
+  EXPECT_EQ(calibration["prompts_recorded"], 3);
+  EXPECT_NEAR(calibration["density"].get<double>(), 0.5, 0.05);
+
+  const CommandResult result =
+      run_calibatt("generate" + kSmall + "-p 'a pink heart' --plan " + folder_.file("plan.safetensors") + " -o " +
+                   folder_.file("v.mp4") + " --report " + folder_.file("run.json"));
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  const auto run = nlohmann::json::parse(read_file(folder_.file("run.json")));
+  EXPECT_NEAR(run["density"].get<double>(), calibration["density"].get<double>(), 1e-6);
+  EXPECT_EQ(run["dense_fallback_calls"], 0);
+}
+
+TEST_F(Calibrate, ProfileIsMeasuredOnceAndCompiledMany) {
+  make_plan("a.safetensors", "--profile " + folder_.file("profile"));
+  for (const std::string knobs :
+       {"--density 0.8", "--budget energy --agreement vote --skipped drop --repetition off"}) {
+    const CommandResult result =
+        run_calibatt(arguments("b.safetensors", "--profile " + folder_.file("profile") + " " + knobs));
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+    EXPECT_THAT(result.output, HasSubstr("3 prompts (3 from the saved profile)"));
+    EXPECT_NE(read_file(folder_.file("a.safetensors")), read_file(folder_.file("b.safetensors")));
+  }
+}
+
+TEST_F(Calibrate, KilledRunGoesOnAndEndsWithTheSamePlan) {
+  make_plan("whole.safetensors");
+  // Killed right after the first prompt's file appears: the plan must not exist, and the rest must follow.
+  const std::string profile = folder_.file("killed.safetensors.profile");
+  std::string first_file;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_.file("whole.safetensors.profile"))) {
+    const std::string name = entry.path().filename().string();
+    if (first_file.empty() || name < first_file) first_file = name;
+  }
+  ASSERT_TRUE(kill_calibatt_once(arguments("killed.safetensors"), profile + "/" + first_file));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("killed.safetensors")));
+  const CommandResult resumed = run_calibatt(arguments("killed.safetensors"));
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, ::testing::Not(HasSubstr("(0 from the saved profile)")));
+  EXPECT_EQ(read_file(folder_.file("killed.safetensors")), read_file(folder_.file("whole.safetensors")));
+}
+
+TEST_F(Calibrate, ProfileOfSomethingElseIsRefused) {
+  make_plan("plan.safetensors");
+  const CommandResult result = run_calibatt(arguments("plan.safetensors", "--flow-shift 1.5"));
+  EXPECT_EQ(result.exit_code, 5) << result.output;
+}
+
+TEST_F(Calibrate, PlanIsBoundToWhatItWasMadeFor) {
+  make_plan("plan.safetensors");
+  const std::string run = "generate --model " + kModel + " --steps 2 -p 'a red circle' --plan " +
+                          folder_.file("plan.safetensors") + " -o " + folder_.file("v.mp4") + " ";
+  const CommandResult refused = run_calibatt(run + "-W 96 -H 64 --video-frames 9");
+  EXPECT_EQ(refused.exit_code, 5) << refused.output;
+  EXPECT_THAT(refused.output, HasSubstr("96"));
+  EXPECT_THAT(refused.output, HasSubstr("64"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("v.mp4")));
+
+  const CommandResult dense =
+      run_calibatt(run + "-W 96 -H 64 --video-frames 9 --on-mismatch dense --report " + folder_.file("r.json"));
+  ASSERT_EQ(dense.exit_code, 0) << dense.output;
+  EXPECT_THAT(dense.output, HasSubstr("32 of 32 self-attention calls ran dense"));
+  const auto report = nlohmann::json::parse(read_file(folder_.file("r.json")));
+  EXPECT_EQ(report["dense_fallback_calls"], report["attention_calls"]);
+  EXPECT_EQ(report["density"], 1.0);
+
+  const CommandResult mapped =
+      run_calibatt(run + "-W 64 -H 64 --video-frames 9 --steps 3 --report " + folder_.file("m.json"));
+  ASSERT_EQ(mapped.exit_code, 0) << mapped.output;
+  EXPECT_THAT(mapped.output, HasSubstr("plan steps"));
+  EXPECT_NE(nlohmann::json::parse(read_file(folder_.file("m.json")))["step_mapping"], "");
+}
+
+TEST_F(Calibrate, InspectShowsAndDraws) {
+  make_plan("plan.safetensors");
+  const CommandResult result =
+      run_calibatt("inspect " + folder_.file("plan.safetensors") + " --site 1 3 2 --head-png " + folder_.file("h.png") +
+                   " --density-png " + folder_.file("d.png"));
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("tiles:2x2x2"));
+  EXPECT_EQ(read_file(folder_.file("h.png")).substr(1, 3), "PNG");
+  EXPECT_EQ(read_file(folder_.file("d.png")).substr(1, 3), "PNG");
+  EXPECT_EQ(
+      run_calibatt("inspect " + folder_.file("plan.safetensors") + " --site 9 0 0 --head-png " + folder_.file("x.png"))
+          .exit_code,
+      2);
+}
+
+TEST_F(Calibrate, BenchComparesDenseAndCalibrated) {
+  make_plan("plan.safetensors");
+  const CommandResult result =
+      run_calibatt("bench" + kSmall + "--plan " + folder_.file("plan.safetensors") + " --prompts " +
+                   folder_.file("prompts.txt") + " --max-prompts 2 -o " + folder_.file("out"));
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  const auto report = nlohmann::json::parse(read_file(folder_.file("out/report.json")));
+  for (const char* key : {"speedup_transformer", "speedup_total", "density", "psnr_db", "ssim"})
+    EXPECT_TRUE(report[key].is_number()) << key;
+  EXPECT_EQ(report["prompts"].size(), 2u);
+  EXPECT_GT(report["psnr_db"], 10.0);
+  EXPECT_TRUE(std::filesystem::exists(folder_.file("out/prompt_1_side_by_side.mp4")));
+}
+
+}  // namespace
+}  // namespace calibatt::test

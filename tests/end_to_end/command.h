@@ -1,0 +1,35 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace calibatt::test {
+
+struct CommandResult {
+  int exit_code = -1;
+  std::string output;  ///< stdout and stderr together
+};
+
+/// Runs `calibatt ARGUMENTS` through the shell.
+CommandResult run_calibatt(const std::string& arguments);
+
+/// Starts it, and kills it with SIGKILL as soon as `file` exists. Returns false when it ended before that.
+bool kill_calibatt_once(const std::string& arguments, const std::filesystem::path& file);
+
+/// A folder that is there while the object lives.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  std::filesystem::path path;
+  std::string file(const std::string& name) const { return (path / name).string(); }
+};
+
+std::string read_file(const std::string& path);
+void write_file(const std::string& path, const std::string& text);
+
+/// Flags that make tiny-wan run in well under a second: 48 tokens of attention in two steps.
+inline const std::string kModel = CALIBATT_MODELS_DIR "/tiny-wan";
+inline const std::string kSmall = " --model " + kModel + " -W 64 -H 64 --video-frames 9 --steps 2 --threads 2 ";
+
+}  // namespace calibatt::test
