@@ -187,7 +187,8 @@ WanVae WanVae::load(const std::string& folder, Backend& backend, DType compute) 
 
 void WanVae::decode_groups(const Tensor& latents, const FrameSink& sink) const {
   const WanVaeConfig& config = impl_->config;
-  if (latents.rank() != 4 || latents.dtype() != DType::kF32 || latents.dim(0) != config.z_dim || std::ranges::min(latents.shape()) < 1) {
+  if (latents.rank() != 4 || latents.dtype() != DType::kF32 || latents.dim(0) != config.z_dim ||
+      std::ranges::min(latents.shape()) < 1) {
     refuse("latents to decode", "F32 [" + std::to_string(config.z_dim) + ", frames, height, width]", latents);
   }
   require_finite(latents, "latents to decode");
@@ -241,8 +242,9 @@ Tensor WanVae::decode_to_float(const Tensor& latents, const Progress& progress) 
 Tensor WanVae::encode(const Tensor& video) const {
   const WanVaeConfig& config = impl_->config;
   const int unit = config.pixels_per_latent(), group = config.frames_per_latent();
-  if (video.rank() != 4 || video.dtype() != DType::kF32 || std::ranges::min(video.shape()) < 1 || video.dim(1) != kColors ||
-      (video.dim(0) - 1) % group != 0 || video.dim(2) % unit != 0 || video.dim(3) % unit != 0) {
+  if (video.rank() != 4 || video.dtype() != DType::kF32 || std::ranges::min(video.shape()) < 1 ||
+      video.dim(1) != kColors || (video.dim(0) - 1) % group != 0 || video.dim(2) % unit != 0 ||
+      video.dim(3) % unit != 0) {
     refuse("video to encode",
            "F32 [1 + a multiple of " + std::to_string(group) +
                ", 3, height, width] with height and width multiples of " + std::to_string(unit),
