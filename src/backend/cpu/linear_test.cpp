@@ -26,6 +26,7 @@ double activated(Activation activation, double x) {
 /// A layer of random weights whose outputs are about 1, and an input for it.
 struct Problem {
   Tensor weight, bias, input;
+  Tensor exact_weight, exact_input;  // what the layer sees, in float32
 
   Problem(int64_t rows, int64_t in, int64_t out, DType dtype) {
     TorchGenerator random(static_cast<uint64_t>(rows * 31 + in * 7 + out));
@@ -35,13 +36,16 @@ struct Problem {
     for (int64_t i = 0; i < weight.size(); ++i) weight.f32()[i] /= std::sqrt(static_cast<float>(in));
     weight = converted(weight, dtype);
     input = converted(input, dtype);
+    exact_weight = converted(weight, DType::kF32);
+    exact_input = converted(input, DType::kF32);
   }
 
   double expected(int64_t row, int64_t column, const LinearEpilogue& epilogue, double before) const {
-    const Tensor w = converted(weight, DType::kF32), x = converted(input, DType::kF32);
     const int64_t in = weight.dim(1);
+    const float* w = exact_weight.f32() + column * in;
+    const float* x = exact_input.f32() + row * in;
     double sum = bias.f32()[column];
-    for (int64_t i = 0; i < in; ++i) sum += double{x.f32()[row * in + i]} * w.f32()[column * in + i];
+    for (int64_t i = 0; i < in; ++i) sum += double{x[i]} * w[i];
     const double y = activated(epilogue.activation, sum);
     if (!epilogue.accumulate) return y;
     return before + y * (epilogue.gate ? epilogue.gate->f32()[column] : 1.0);
