@@ -13,13 +13,14 @@ struct HeadOption {
   bool anchored = false;
 };
 
-/// The options on the lower convex hull of (cost, error), by rising cost and falling error: no mixture of others is better.
+/// The options on the lower convex hull of (cost, error), by rising cost and falling error: no mixture of others is
+/// better.
 std::vector<HeadOption> convex_hull(std::vector<HeadOption> options);
 
-/// Chooses one option per head so that the sum of errors is least while the sum of costs is at most `budget`: on convex hulls,
-/// taking the steps with the greatest fall of error per cost first is optimal for each sum of costs that it passes through. The
-/// last steps fill what is left where they fit. Every hull must have an option; the cheapest ones are taken even if they exceed
-/// the budget.
+/// Chooses one option per head so that the sum of errors is least while the sum of costs is at most `budget`: on convex
+/// hulls, taking the steps with the greatest fall of error per cost first is optimal for each sum of costs that it
+/// passes through. The last steps fill what is left where they fit. Every hull must have an option; the cheapest ones
+/// are taken even if they exceed the budget.
 std::vector<HeadOption> allocate(const std::vector<std::vector<HeadOption>>& hulls, double budget);
 
 }  // namespace calibatt

@@ -11,7 +11,8 @@ namespace calibatt {
 namespace {
 
 double total(const std::vector<HeadOption>& options, double HeadOption::*field) {
-  return std::accumulate(options.begin(), options.end(), 0.0, [field](double sum, const HeadOption& o) { return sum + o.*field; });
+  return std::accumulate(options.begin(), options.end(), 0.0,
+                         [field](double sum, const HeadOption& o) { return sum + o.*field; });
 }
 
 std::vector<HeadOption> random_options(std::mt19937& engine) {
@@ -30,7 +31,8 @@ double brute_force(const std::vector<std::vector<HeadOption>>& heads, double bud
   if (head == heads.size()) return 0;
   double best = std::numeric_limits<double>::infinity();
   for (const HeadOption& option : heads[head]) {
-    if (option.cost <= budget + 1e-9) best = std::min(best, option.error + brute_force(heads, budget - option.cost, head + 1));
+    if (option.cost <= budget + 1e-9)
+      best = std::min(best, option.error + brute_force(heads, budget - option.cost, head + 1));
   }
   return best;
 }
@@ -65,8 +67,9 @@ TEST(Allocate, IsOptimalAtTheCostsThatItPassesThrough) {
       for (const auto& hull : hulls) least += hull[0].cost;
       if (least > budget) continue;
       EXPECT_LE(cost, budget + 1e-6);
-      // What greedy steps over whole hulls can miss is at most the gain of one more step; with its own cost as the budget,
-      // before the filling of the rest, nothing is better. Here: never worse than the optimum of a budget one step smaller.
+      // What greedy steps over whole hulls can miss is at most the gain of one more step; with its own cost as the
+      // budget, before the filling of the rest, nothing is better. Here: never worse than the optimum of a budget one
+      // step smaller.
       double largest_step = 0;
       for (const auto& hull : hulls) {
         for (size_t i = 1; i < hull.size(); ++i) largest_step = std::max(largest_step, hull[i].cost - hull[i - 1].cost);

@@ -7,15 +7,16 @@
 
 namespace calibatt {
 
-RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder, const RunPrompt& run,
-                               const std::function<void(const RecordingProgress&)>& progress) {
+RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder,
+                               const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress) {
   validate(header);
   RecordedProfile recorded;
   recorded.profile.header = header;
   RecordingProgress state;
   state.num_prompts = header.provenance.num_prompts;
   state.num_steps = header.num_steps();
-  ReferenceRanking reference;  // from the saved prompts alone, so that it is the same whether they were run now or earlier
+  ReferenceRanking
+      reference;  // from the saved prompts alone, so that it is the same whether they were run now or earlier
   for (int prompt = 0; prompt < state.num_prompts; ++prompt) {
     state.prompt = prompt;
     if (std::optional<PromptProfile> saved = load_prompt(folder, header, prompt)) {

@@ -15,7 +15,8 @@ struct RecordingProgress {
   int prompts_resumed = 0;      ///< read from the folder instead of run
 };
 
-/// The front end's part: denoises prompt `prompt` from its first step to its last, every self-attention through `attention`.
+/// The front end's part: denoises prompt `prompt` from its first step to its last, every self-attention through
+/// `attention`.
 using RunPrompt = std::function<void(int prompt, SelfAttention& attention)>;
 
 struct RecordedProfile {
@@ -25,10 +26,11 @@ struct RecordedProfile {
   double recording_seconds = 0;  ///< what recording cost beyond it
 };
 
-/// Runs the prompts that `folder` lacks and saves each when it is done. Killed at any moment, the same call goes on where it was,
-/// and ends with the same files bit for bit. header.provenance.num_prompts says how many. Throws Error(kMismatch) when the folder
-/// holds a profile of something else, and what `run` throws.
-RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder, const RunPrompt& run,
+/// Runs the prompts that `folder` lacks and saves each when it is done. Killed at any moment, the same call goes on
+/// where it was, and ends with the same files bit for bit. header.provenance.num_prompts says how many. Throws
+/// Error(kMismatch) when the folder holds a profile of something else, and what `run` throws.
+RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder,
+                               const RunPrompt& run,
                                const std::function<void(const RecordingProgress&)>& progress = {});
 
 }  // namespace calibatt

@@ -211,8 +211,9 @@ TEST_F(Calibration, AnotherGeometryThanAnnouncedIsRefused) {
   AttentionGeometry other = header.geometry;
   other.height = 4;
   try {
-    record_profile(*backend, header, folder.path(),
-                   [&](int prompt, SelfAttention& attention) { run_synthetic(other, kSteps, kLayers, prompt, attention); });
+    record_profile(*backend, header, folder.path(), [&](int prompt, SelfAttention& attention) {
+      run_synthetic(other, kSteps, kLayers, prompt, attention);
+    });
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kMismatch);
@@ -228,7 +229,8 @@ TEST_F(Calibration, NotANumberIsReported) {
   Tensor out(DType::kF32, call.q.shape());
   attention.begin_forward(0, GuidanceBranch::kConditional);
   try {
-    attention.attend(0, header.geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(out), {});
+    attention.attend(0, header.geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(out),
+                     {});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kNumeric);
@@ -243,10 +245,12 @@ TEST_F(Calibration, TheRecordedRunIsTheDenseRun) {
   Tensor recorded(DType::kF32, call.q.shape()), unconditional(DType::kF32, call.q.shape());
   attention.begin_forward(0, GuidanceBranch::kConditional);
   EXPECT_TRUE(attention.wants_output_context());
-  attention.attend(1, header.geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(recorded), {});
+  attention.attend(1, header.geometry, call.view(call.q), call.view(call.k), call.view(call.v),
+                   call.output_view(recorded), {});
   attention.begin_forward(0, GuidanceBranch::kUnconditional);
   EXPECT_FALSE(attention.wants_output_context());
-  attention.attend(1, header.geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(unconditional), {});
+  attention.attend(1, header.geometry, call.view(call.q), call.view(call.k), call.view(call.v),
+                   call.output_view(unconditional), {});
   for (int64_t i = 0; i < recorded.size(); ++i) ASSERT_NEAR(recorded.f32()[i], unconditional.f32()[i], 1e-5);
 }
 

@@ -53,7 +53,8 @@ class Compiler {
         options_.budget == Budget::kError ? options_.density.value_or(kDefaultErrorDensity) : options_.density;
     Candidate best = candidate(target);
     if (!target) return finished(std::move(best));
-    // Filled gaps and shared steps add blocks, and levels come in steps: aim lower or higher until the plan itself has the density.
+    // Filled gaps and shared steps add blocks, and levels come in steps: aim lower or higher until the plan itself has
+    // the density.
     double aim = *target, low = 0, high = 1;
     for (int attempt = 0; attempt < 10; ++attempt) {
       const double miss = best.plan.density() - *target;
@@ -103,7 +104,8 @@ class Compiler {
         if (anchored ? !may_anchor : similar) continue;
         for (size_t i = 0; i < table_.levels().size(); ++i) {
           const double error = table_.error_at(head, i) + (anchored ? table_.copy_error(head) : 0.0);
-          options.push_back({table_.density_at(head, i, anchored), weight_of(head) * error, table_.levels()[i], anchored});
+          options.push_back(
+              {table_.density_at(head, i, anchored), weight_of(head) * error, table_.levels()[i], anchored});
         }
       }
       hulls[head] = convex_hull(std::move(options));
@@ -162,7 +164,8 @@ class Compiler {
     const auto schedule = [&](double a) {
       std::vector<double> targets;
       const double c = std::max(a, options_.schedule_c);
-      for (int step = 0; step < steps; ++step) targets.push_back(scheduled_energy(a, c, options_.schedule_k, step, steps));
+      for (int step = 0; step < steps; ++step)
+        targets.push_back(scheduled_energy(a, c, options_.schedule_k, step, steps));
       return targets;
     };
     if (!density) return schedule(options_.schedule_a);
@@ -181,7 +184,8 @@ class Compiler {
     if (low == 0) {
       for (double c = options_.schedule_c; c > 0.01; c *= 0.97) {
         std::vector<double> targets;
-        for (int step = 0; step < steps; ++step) targets.push_back(scheduled_energy(0, c, options_.schedule_k, step, steps));
+        for (int step = 0; step < steps; ++step)
+          targets.push_back(scheduled_energy(0, c, options_.schedule_k, step, steps));
         if (density_of(targets) <= *density) return targets;
       }
     }
@@ -242,7 +246,8 @@ class Compiler {
           const HeadPlan& one = plan.head(step, layer, head);
           summary.repetitive_heads += one.anchored;
           if (!one.intervals || !plan.parts().summarize_skipped) continue;
-          const double queries = one.anchored ? static_cast<double>(plan.anchor_rows().query_tokens.size()) : plan.geometry().num_tokens();
+          const double queries =
+              one.anchored ? static_cast<double>(plan.anchor_rows().query_tokens.size()) : plan.geometry().num_tokens();
           const double tokens = plan.geometry().num_tokens();
           summaries += queries / tokens * plan.geometry().num_key_blocks() / tokens;
         }

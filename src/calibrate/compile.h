@@ -24,7 +24,8 @@ enum class Repetition : uint8_t {
 struct CompileOptions {
   Budget budget = Budget::kError;
   Skipped skipped = Skipped::kSummary;
-  std::optional<double> density;  ///< global target; budget kError: 0.3 when absent; kEnergy: the schedule as given when absent
+  std::optional<double>
+      density;  ///< global target; budget kError: 0.3 when absent; kEnergy: the schedule as given when absent
 
   // Budget kEnergy.
   Agreement agreement = Agreement::kMean;
@@ -36,7 +37,7 @@ struct CompileOptions {
   double step_weight_decay = 3;  ///< w of weight(t) = exp(−w t/T)
 
   Repetition repetition = Repetition::kError;
-  int anchor_rows_per_frame = 5;      ///< k; one of the profile's anchor_rows
+  int anchor_rows_per_frame = 5;       ///< k; one of the profile's anchor_rows
   double similarity_threshold = 0.87;  ///< γ
   int merge_gap = 0;                   ///< gaps of so many skipped blocks are kept
   double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
@@ -51,9 +52,11 @@ struct CompileSummary {
   int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
   int num_entries = 0;                        ///< distinct steps after sharing
   double predicted_speedup = 1;               ///< of the transformer
-  /// √(mean over sites of the summed errors of its heads): relative change of the residual stream per block. NaN when not measured.
+  /// √(mean over sites of the summed errors of its heads): relative change of the residual stream per block. NaN when
+  /// not measured.
   double held_out_error = 0;
-  bool error_is_held_out = false;  ///< false: only one prompt, so the errors are of the very prompt that chose the blocks
+  bool error_is_held_out =
+      false;  ///< false: only one prompt, so the errors are of the very prompt that chose the blocks
 };
 
 struct CompiledPlan {

@@ -53,7 +53,9 @@ CompileOptions options_of(Budget budget, std::optional<double> density) {
   return options;
 }
 
-double density_of(const CompiledPlan& compiled) { return Plan(compiled.parts).density(); }
+double density_of(const CompiledPlan& compiled) {
+  return Plan(compiled.parts).density();
+}
 
 TEST(CompilePlan, EveryCombinationMeetsItsDensity) {
   const Profile& profile = synthetic_profile();
@@ -66,7 +68,8 @@ TEST(CompilePlan, EveryCombinationMeetsItsDensity) {
         const CompiledPlan compiled = compile_plan(profile, options);
         // One A for all heads moves many equal energies of these small heads at once; a budget per head does not.
         const double tolerance = budget == Budget::kError ? 0.01 : 0.025;
-        EXPECT_NEAR(density_of(compiled), density, tolerance * density) << static_cast<int>(budget) << static_cast<int>(repetition);
+        EXPECT_NEAR(density_of(compiled), density, tolerance * density)
+            << static_cast<int>(budget) << static_cast<int>(repetition);
         EXPECT_DOUBLE_EQ(compiled.summary.density, density_of(compiled));
       }
     }
@@ -150,7 +153,9 @@ TEST(CompilePlan, RepetitionIsFoundWhereRowsAttendAlike) {
   EXPECT_EQ(compiled.summary.total_heads, kSteps * kLayers * 3);
   const AnchorRows anchors = make_anchor_rows(compiled.parts.geometry, 2);
   for (const HeadPlan& head : compiled.parts.heads) {
-    if (head.anchored && head.intervals) { EXPECT_EQ(head.intervals->num_query_blocks(), anchors.num_query_blocks(24)); }
+    if (head.anchored && head.intervals) {
+      EXPECT_EQ(head.intervals->num_query_blocks(), anchors.num_query_blocks(24));
+    }
   }
 }
 

@@ -15,7 +15,8 @@ constexpr int kStepsPerLevel = 8;  // options per interval of measured levels
 std::vector<double> with_interpolated(std::span<const double> ladder) {
   std::vector<double> levels;
   for (size_t i = 0; i + 1 < ladder.size(); ++i) {
-    for (int j = 0; j < kStepsPerLevel; ++j) levels.push_back(ladder[i] + (ladder[i + 1] - ladder[i]) * j / kStepsPerLevel);
+    for (int j = 0; j < kStepsPerLevel; ++j)
+      levels.push_back(ladder[i] + (ladder[i + 1] - ladder[i]) * j / kStepsPerLevel);
   }
   levels.push_back(ladder.back());
   return levels;
@@ -26,8 +27,9 @@ int index_of_anchor_rows(const ProfileHeader& header, int rows) {
   if (found != header.anchor_rows.end()) return static_cast<int>(found - header.anchor_rows.begin());
   std::string measured;
   for (const int k : header.anchor_rows) measured += (measured.empty() ? "" : ", ") + std::to_string(k);
-  throw Error(ErrorKind::kUsage, "repetition was not measured for " + std::to_string(rows) + " anchor rows per frame (measured: " +
-                                     (measured.empty() ? "none" : measured) + "); take one of these, or calibrate anew");
+  throw Error(ErrorKind::kUsage, "repetition was not measured for " + std::to_string(rows) +
+                                     " anchor rows per frame (measured: " + (measured.empty() ? "none" : measured) +
+                                     "); take one of these, or calibrate anew");
 }
 
 }  // namespace
@@ -61,7 +63,8 @@ HeadTable::HeadTable(const Profile& profile, const CompileOptions& options)
   parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end, int) {
     for (auto head = static_cast<size_t>(begin); head < static_cast<size_t>(end); ++head) {
       densities_[0][head] = measured_densities(inclusion(head, false), false);
-      if (options_.repetition != Repetition::kOff) densities_[1][head] = measured_densities(inclusion(head, true), true);
+      if (options_.repetition != Repetition::kOff)
+        densities_[1][head] = measured_densities(inclusion(head, true), true);
       errors_[head] = interpolated_errors(head);
     }
   });
@@ -74,7 +77,8 @@ InclusionLevels HeadTable::inclusion(size_t head, bool anchored) const {
   const auto used = [&](std::vector<float> matrix) { return anchored ? packed_rows(g, anchors_, matrix) : matrix; };
   InclusionLevels levels;
   if (ranking_ == Ranking::kHarm) {
-    levels = harm_inclusion(used(mean_harm(profile_.prompts, options_.skipped, head, rows * columns)), used_rows, columns);
+    levels =
+        harm_inclusion(used(mean_harm(profile_.prompts, options_.skipped, head, rows * columns)), used_rows, columns);
   } else if (options_.budget == Budget::kEnergy && options_.agreement == Agreement::kVote) {
     std::vector<InclusionLevels> prompts;
     for (const PromptProfile& prompt : profile_.prompts) {
@@ -114,12 +118,14 @@ double HeadTable::mean_of(Tensor PromptProfile::*field, size_t at) const {
   return sum / static_cast<double>(error_prompts_.size());
 }
 
-// Between two measured levels the error falls about exponentially; towards level 1, where it is 0, it falls quadratically.
+// Between two measured levels the error falls about exponentially; towards level 1, where it is 0, it falls
+// quadratically.
 std::vector<double> HeadTable::interpolated_errors(size_t head) const {
   const size_t num_measured = levels_of(ranking_).size();
   const size_t curve = (head * 2 + static_cast<size_t>(ranking_)) * 2 + static_cast<size_t>(options_.skipped);
   std::vector<double> measured(num_measured), errors;
-  for (size_t i = 0; i < num_measured; ++i) measured[i] = mean_of(&PromptProfile::level_error, curve * num_measured + i);
+  for (size_t i = 0; i < num_measured; ++i)
+    measured[i] = mean_of(&PromptProfile::level_error, curve * num_measured + i);
   // Sampling leaves small bumps; an error that a lower level does not make, a higher one need not make either.
   for (size_t i = 1; i < num_measured; ++i) measured[i] = std::min(measured[i], measured[i - 1]);
   for (size_t i = 0; i + 1 < num_measured; ++i) {

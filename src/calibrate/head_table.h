@@ -14,8 +14,9 @@ struct HeadChoice {
   bool anchored = false;
 };
 
-/// What a profile says about every (step, layer, head) under the options' ranking and treatment of skipped blocks: density and
-/// held-out error as functions of the level, with and without anchor rows. Heads are numbered (step · layers + layer) · heads + head.
+/// What a profile says about every (step, layer, head) under the options' ranking and treatment of skipped blocks:
+/// density and held-out error as functions of the level, with and without anchor rows. Heads are numbered (step ·
+/// layers + layer) · heads + head.
 class HeadTable {
  public:
   /// Both must outlive the table. Uses all threads.

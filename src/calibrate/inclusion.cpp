@@ -12,7 +12,8 @@ namespace {
 // Below 1, so that level 1 keeps everything whatever a sum was rounded to.
 constexpr float kLastLevel = 0.9999999f;
 
-// Indices of `values`, greatest first; equal ones in their own order, so that the result depends on nothing but the values.
+// Indices of `values`, greatest first; equal ones in their own order, so that the result depends on nothing but the
+// values.
 std::vector<int> descending(std::span<const float> values) {
   std::vector<int> order(values.size());
   std::iota(order.begin(), order.end(), 0);
@@ -69,7 +70,8 @@ InclusionLevels harm_inclusion(std::span<const float> harm, int num_query_blocks
 InclusionLevels agreed_inclusion(std::span<const InclusionLevels> prompts, double agreement) {
   CALIBATT_ASSERT(!prompts.empty());
   const int rows = prompts[0].num_query_blocks(), columns = prompts[0].num_key_blocks();
-  // Eq. 8: the mean of n masks reaches ρ when at least ⌈ρ n⌉ keep the block: at levels above the ⌈ρ n⌉-th smallest of theirs.
+  // Eq. 8: the mean of n masks reaches ρ when at least ⌈ρ n⌉ keep the block: at levels above the ⌈ρ n⌉-th smallest of
+  // theirs.
   const auto num_prompts = static_cast<double>(prompts.size());
   const auto votes = static_cast<size_t>(std::clamp(std::ceil(agreement * num_prompts - 1e-9), 1.0, num_prompts));
   InclusionLevels agreed(rows, columns);
@@ -91,7 +93,8 @@ double scheduled_energy(double a, double c, double k, int step, int num_steps) {
   return a + (c - a) * std::exp(-k * step / num_steps);
 }
 
-std::vector<float> packed_rows(const AttentionGeometry& geometry, const AnchorRows& anchors, std::span<const float> matrix) {
+std::vector<float> packed_rows(const AttentionGeometry& geometry, const AnchorRows& anchors,
+                               std::span<const float> matrix) {
   const int columns = geometry.num_key_blocks(), block_q = geometry.block_q;
   const auto num_tokens = static_cast<int>(anchors.query_tokens.size());
   std::vector<float> packed(static_cast<size_t>(anchors.num_query_blocks(block_q)) * columns, 0.0f);

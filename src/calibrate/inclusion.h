@@ -17,14 +17,15 @@ enum class Ranking : uint8_t {
 };
 
 /// The levels at which output errors are measured, ascending. 1 = everything is kept.
-inline constexpr std::array<double, 16> kEnergyLevels{.05, .15, .3, .4,  .5,   .58, .65, .71,
+inline constexpr std::array<double, 16> kEnergyLevels{.05, .15, .3,  .4,  .5,   .58, .65,  .71,
                                                       .76, .81, .85, .89, .925, .95, .975, 1.0};
 inline constexpr std::array<double, 16> kDensityLevels{.02, .04, .06, .09, .12, .16, .2,  .25,
                                                        .3,  .36, .43, .51, .6,  .71, .85, 1.0};
 std::span<const double> levels_of(Ranking ranking);
 
-/// One head's masks of all levels at once: key block c of query block r is kept at level x iff at(r, c) < x. So masks of rising
-/// levels are nested, and the density of any level is a count. Every row has a 0: no query block ends without a key block.
+/// One head's masks of all levels at once: key block c of query block r is kept at level x iff at(r, c) < x. So masks
+/// of rising levels are nested, and the density of any level is a count. Every row has a 0: no query block ends without
+/// a key block.
 class InclusionLevels {
  public:
   InclusionLevels() = default;
@@ -52,11 +53,12 @@ class InclusionLevels {
   std::vector<float> at_;
 };
 
-/// Ranking::kEnergy. energy: [num_query_blocks, num_key_blocks], any non-negative scale (rows are normalised here). The level of a
-/// block is the energy of those before it in its row (Eq. 6).
+/// Ranking::kEnergy. energy: [num_query_blocks, num_key_blocks], any non-negative scale (rows are normalised here). The
+/// level of a block is the energy of those before it in its row (Eq. 6).
 InclusionLevels energy_inclusion(std::span<const float> energy, int num_query_blocks, int num_key_blocks);
-/// Ranking::kHarm. harm: [num_query_blocks, num_key_blocks] ≥ 0, what skipping this block alone does to the output (squared). The
-/// level of a block is the share of the head's blocks that do more; the worst block of each row comes first of all.
+/// Ranking::kHarm. harm: [num_query_blocks, num_key_blocks] ≥ 0, what skipping this block alone does to the output
+/// (squared). The level of a block is the share of the head's blocks that do more; the worst block of each row comes
+/// first of all.
 InclusionLevels harm_inclusion(std::span<const float> harm, int num_query_blocks, int num_key_blocks);
 /// Eq. 8–9 for all levels at once: kept at level x where at least ρ of the prompts keep it.
 InclusionLevels agreed_inclusion(std::span<const InclusionLevels> prompts, double agreement);
@@ -66,7 +68,8 @@ double scheduled_energy(double a, double c, double k, int step, int num_steps);
 
 /// Averages rows of a per-query-block matrix over the tokens of the query blocks that anchor tokens are packed into:
 /// [num_query_blocks, num_key_blocks] → [anchors.num_query_blocks(block_q), num_key_blocks].
-std::vector<float> packed_rows(const AttentionGeometry& geometry, const AnchorRows& anchors, std::span<const float> matrix);
+std::vector<float> packed_rows(const AttentionGeometry& geometry, const AnchorRows& anchors,
+                               std::span<const float> matrix);
 /// Keeps every key block that holds one of the query block's own tokens (anchors: null = every token is a query).
 void keep_own_blocks(InclusionLevels& levels, const AttentionGeometry& geometry, const AnchorRows* anchors);
 

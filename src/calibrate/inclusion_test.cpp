@@ -103,7 +103,8 @@ TEST(HarmInclusion, EveryRowKeepsItsWorstBlock) {
 TEST(AgreedInclusion, EqualsTheVoteOverMasks) {
   const int rows = 6, columns = 17;
   std::vector<InclusionLevels> prompts;
-  for (unsigned p = 0; p < 5; ++p) prompts.push_back(energy_inclusion(random_energy(rows, columns, 10 + p), rows, columns));
+  for (unsigned p = 0; p < 5; ++p)
+    prompts.push_back(energy_inclusion(random_energy(rows, columns, 10 + p), rows, columns));
   for (const double agreement : {0.2, 0.5, 0.6, 1.0}) {
     const InclusionLevels agreed = agreed_inclusion(prompts, agreement);
     for (const double level : {0.3, 0.8, 0.95}) {
@@ -116,7 +117,9 @@ TEST(AgreedInclusion, EqualsTheVoteOverMasks) {
           const bool elected = votes / 5.0 >= agreement - 1e-9;
           voted += elected;
           kept += mask.kept(r, c);
-          if (elected) { EXPECT_TRUE(mask.kept(r, c)); }
+          if (elected) {
+            EXPECT_TRUE(mask.kept(r, c));
+          }
         }
         EXPECT_LE(kept, std::max(voted + 1, 1)) << "only the guard may add a block";
         EXPECT_GE(kept, 1);
@@ -167,13 +170,14 @@ TEST(KeepOwnBlocks, CoversEveryQueryTokenAlsoInTheTailAndWhenPacked) {
   const AnchorRows anchors = make_anchor_rows(geometry, 2);
   keep_own_blocks(packed_levels, geometry, &anchors);
   const BlockMask packed = packed_levels.mask(0.1);
-  for (size_t i = 0; i < anchors.query_tokens.size(); ++i) EXPECT_TRUE(packed.kept(static_cast<int>(i) / 16, anchors.query_tokens[i] / 24));
+  for (size_t i = 0; i < anchors.query_tokens.size(); ++i)
+    EXPECT_TRUE(packed.kept(static_cast<int>(i) / 16, anchors.query_tokens[i] / 24));
 }
 
 TEST(PackedRows, AveragesTheRowsOfTheTokensSourceBlocks) {
   AttentionGeometry geometry;
   geometry.frames = 2, geometry.height = 4, geometry.width = 3;
-  geometry.block_q = 6, geometry.block_k = 12;  // 4 query blocks, 2 key blocks
+  geometry.block_q = 6, geometry.block_k = 12;               // 4 query blocks, 2 key blocks
   const AnchorRows anchors = make_anchor_rows(geometry, 1);  // one row of three tokens per frame
   ASSERT_EQ(anchors.query_tokens.size(), 6u);
   const std::vector<float> matrix{0, 1, 10, 11, 20, 21, 30, 31};

@@ -34,7 +34,9 @@ std::vector<float> gathered(ConstHeadsView view, std::span<const int> tokens, in
 
 constexpr double kGolden = 0.6180339887498949, kSilver = 0.4142135623730951;  // multiples spread evenly over [0, 1)
 
-double fraction(double value) { return value - std::floor(value); }
+double fraction(double value) {
+  return value - std::floor(value);
+}
 
 // The sampled queries of all query blocks.
 struct Sample {
@@ -47,8 +49,8 @@ Sample sample_queries(const MeasuredCall& call, double phase) {
   for (int r = 0; r < call.geometry.num_query_blocks(); ++r) {
     sample.first.push_back(static_cast<int>(sample.tokens.size()));
     const int size = call.geometry.query_block_size(r);
-    stratified_tokens(r * call.geometry.block_q, size, std::min(call.samples_per_block, size), fraction(phase + r * kSilver),
-                      sample.tokens);
+    stratified_tokens(r * call.geometry.block_q, size, std::min(call.samples_per_block, size),
+                      fraction(phase + r * kSilver), sample.tokens);
   }
   sample.first.push_back(static_cast<int>(sample.tokens.size()));
   return sample;
@@ -74,24 +76,27 @@ void rank_row(const Curve& curve, int r, std::vector<int>& order, std::array<int
   }
 }
 
-// Runs the sampled queries through the prepared head, one group of query blocks after another; `each(r, partial, first, count)`
-// sees the partial results of query block r, which start at query `first` of `partial`.
+// Runs the sampled queries through the prepared head, one group of query blocks after another; `each(r, partial, first,
+// count)` sees the partial results of query block r, which start at query `first` of `partial`.
 template <class Each>
-void for_each_query_block(const MeasuredCall& call, int head, const SampledKeys& keys, const Sample& sample, const Each& each) {
+void for_each_query_block(const MeasuredCall& call, int head, const SampledKeys& keys, const Sample& sample,
+                          const Each& each) {
   const int num_blocks = call.geometry.num_query_blocks(), dim = call.geometry.head_dim;
   const int grain = std::max(1, kQueriesPerGroup / std::max(1, call.samples_per_block));
   parallel_for(num_blocks, grain, [&](int64_t begin, int64_t end, int) {
     thread_local PartialAttention partial;
-    const std::span<const int> tokens(sample.tokens.data() + sample.first[begin], sample.first[end] - sample.first[begin]);
-    partial_attention(keys, gathered(call.q, tokens, head, dim), static_cast<int>(tokens.size()), call.scale, true, partial);
+    const std::span<const int> tokens(sample.tokens.data() + sample.first[begin],
+                                      sample.first[end] - sample.first[begin]);
+    partial_attention(keys, gathered(call.q, tokens, head, dim), static_cast<int>(tokens.size()), call.scale, true,
+                      partial);
     for (int64_t r = begin; r < end; ++r) {
       each(static_cast<int>(r), partial, sample.first[r] - sample.first[begin], sample.first[r + 1] - sample.first[r]);
     }
   });
 }
 
-void measure_copies(const MeasuredCall& call, int head, const Sample& sample, std::span<const float> projection, double per_unit,
-                    HeadErrors& errors) {
+void measure_copies(const MeasuredCall& call, int head, const Sample& sample, std::span<const float> projection,
+                    double per_unit, HeadErrors& errors) {
   const int dim = call.geometry.head_dim;
   errors.copy_error.assign(call.anchors.size(), 0.0);
   std::vector<float> own(dim), change(dim);
@@ -135,7 +140,8 @@ void measure_similarity(const MeasuredCall& call, int head, const SampledKeys& k
   parallel_for(g.height, 4, [&](int64_t begin, int64_t end, int) {
     PartialAttention partial;
     const std::span<const int> rows(tokens.data() + begin * per_row, (end - begin) * per_row);
-    partial_attention(keys, gathered(call.q, rows, head, g.head_dim), static_cast<int>(rows.size()), call.scale, false, partial);
+    partial_attention(keys, gathered(call.q, rows, head, g.head_dim), static_cast<int>(rows.size()), call.scale, false,
+                      partial);
     for (size_t i = 0; i < rows.size(); ++i) {
       float* sum = energy.data() + (begin + static_cast<int64_t>(i) / per_row) * blocks;
       for (int c = 0; c < blocks; ++c) sum[c] += partial.mass[i * blocks + c];
@@ -151,7 +157,8 @@ void measure_similarity(const MeasuredCall& call, int head, const SampledKeys& k
       int source = 0;
       while (position(source, 0) != source_token) ++source;
       if (source == row) continue;
-      const float *x = energy.data() + static_cast<size_t>(row) * blocks, *y = energy.data() + static_cast<size_t>(source) * blocks;
+      const float *x = energy.data() + static_cast<size_t>(row) * blocks,
+                  *y = energy.data() + static_cast<size_t>(source) * blocks;
       const double xy = std::inner_product(x, x + blocks, y, 0.0), xx = std::inner_product(x, x + blocks, x, 0.0);
       const double yy = std::inner_product(y, y + blocks, y, 0.0);
       sum += xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0.0;
@@ -207,7 +214,8 @@ std::vector<float> output_projection(const OutputContext& context, int head, int
 }
 
 void stratified_tokens(int begin, int size, int count, double phase, std::vector<int>& tokens) {
-  // Each stretch has a place of its own: equal strides would meet the strides of rows and tiles, and see one column only.
+  // Each stretch has a place of its own: equal strides would meet the strides of rows and tiles, and see one column
+  // only.
   for (int i = 0; i < count; ++i) {
     const auto offset = static_cast<int>((i + fraction(phase + i * kGolden)) * size / count);
     tokens.push_back(begin + std::min(offset, size - 1));
@@ -229,8 +237,9 @@ HeadErrors measure_head(const MeasuredCall& call, int head, const HeadReference&
     by_harm[skipped] = harm_inclusion(harm, rows, columns);
     keep_own_blocks(by_harm[skipped], g, nullptr);
   };
-  const std::array<Curve, kNumCurves> curves{Curve{&by_energy, Ranking::kEnergy, false}, Curve{&by_energy, Ranking::kEnergy, true},
-                                             Curve{&by_harm[0], Ranking::kHarm, false}, Curve{&by_harm[1], Ranking::kHarm, true}};
+  const std::array<Curve, kNumCurves> curves{
+      Curve{&by_energy, Ranking::kEnergy, false}, Curve{&by_energy, Ranking::kEnergy, true},
+      Curve{&by_harm[0], Ranking::kHarm, false}, Curve{&by_harm[1], Ranking::kHarm, true}};
   std::vector<std::array<double, kNumCurves * kNumLevels>> row_errors(rows);
   const auto harm_of_block = [&](int r, const PartialAttention& partial, int first, int count) {
     for (int skipped = 0; skipped < 2; ++skipped) {
@@ -247,8 +256,8 @@ HeadErrors measure_head(const MeasuredCall& call, int head, const HeadReference&
     for (int curve = 0; curve < kNumCurves; ++curve) {
       rank_row(curves[curve], r, order, kept);
       for (int i = 0; i < count; ++i) {
-        add_level_errors(keys, partial, first + i, order, kept, curves[curve].summary, per_unit * g.query_block_size(r) / count,
-                         row_errors[r].data() + curve * kNumLevels);
+        add_level_errors(keys, partial, first + i, order, kept, curves[curve].summary,
+                         per_unit * g.query_block_size(r) / count, row_errors[r].data() + curve * kNumLevels);
       }
     }
   };

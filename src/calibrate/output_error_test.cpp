@@ -23,7 +23,8 @@ AttentionGeometry odd_geometry() {
 }
 
 struct Case {
-  explicit Case(const AttentionGeometry& g) : geometry(g), call(geometry, 0, 0, 0), dense({DType::kF32, {g.num_tokens(), g.heads, g.head_dim}}) {
+  explicit Case(const AttentionGeometry& g)
+      : geometry(g), call(geometry, 0, 0, 0), dense({DType::kF32, {g.num_tokens(), g.heads, g.head_dim}}) {
     run(dense, {});
     energy.resize(static_cast<size_t>(g.heads) * g.num_query_blocks() * g.num_key_blocks());
     AttentionCall with_energy = attention_call(dense, {});
@@ -59,12 +60,14 @@ struct Case {
   double residual_change(const Tensor& changed, int head, int first, int last) const {
     double sum = 0;
     const int dim = geometry.head_dim, width = geometry.heads * dim;
-    for (int token = first * geometry.block_q; token < std::min(last * geometry.block_q, geometry.num_tokens()); ++token) {
+    for (int token = first * geometry.block_q; token < std::min(last * geometry.block_q, geometry.num_tokens());
+         ++token) {
       for (int row = 0; row < 48; ++row) {
         double value = 0;
         for (int i = 0; i < dim; ++i) {
           const int64_t at = static_cast<int64_t>(token) * width + head * dim + i;
-          value += (static_cast<double>(changed.f32()[at]) - dense.f32()[at]) * weight.f32()[row * width + head * dim + i];
+          value +=
+              (static_cast<double>(changed.f32()[at]) - dense.f32()[at]) * weight.f32()[row * width + head * dim + i];
         }
         sum += value * value * gate.f32()[row] * gate.f32()[row];
       }
@@ -73,8 +76,10 @@ struct Case {
   }
 
   MeasuredCall measured(int samples) const {
-    return {geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.view(dense),
-            1 / std::sqrt(static_cast<float>(geometry.head_dim)), context, samples, 0.3, anchors, position_of_raster};
+    return {geometry,          call.view(call.q), call.view(call.k),
+            call.view(call.v), call.view(dense),  1 / std::sqrt(static_cast<float>(geometry.head_dim)),
+            context,           samples,           0.3,
+            anchors,           position_of_raster};
   }
 
   AttentionGeometry geometry;
@@ -116,7 +121,9 @@ TEST(OutputProjection, ARankDeficientWeightDoesNoHarm) {
   const auto projection = output_projection({&weight, {}, 0}, 0, 4);
   EXPECT_NEAR(projection[1 * 4 + 1], std::sqrt(55.0), 1e-4);
   for (int i = 0; i < 16; ++i) {
-    if (i != 5) { EXPECT_EQ(projection[i], 0) << i; }
+    if (i != 5) {
+      EXPECT_EQ(projection[i], 0) << i;
+    }
   }
 }
 
@@ -160,7 +167,8 @@ TEST(MeasureHead, LevelErrorsEqualThoseOfTheReferenceKernel) {
           test.run(sparse, schedule);
           const double expected = test.residual_change(sparse, head, 0, g.num_query_blocks());
           const double actual = errors.level_error[(static_cast<size_t>(ranking) * 2 + summary) * levels + level];
-          EXPECT_NEAR(actual, expected, 1e-3 * expected + 1e-10) << "head " << head << " level " << level << " summary " << summary;
+          EXPECT_NEAR(actual, expected, 1e-3 * expected + 1e-10)
+              << "head " << head << " level " << level << " summary " << summary;
         }
       }
     }
@@ -186,7 +194,8 @@ TEST(MeasureHead, HarmIsTheChangeFromSkippingOneBlock) {
         const double expected = test.residual_change(sparse, head, r, r + 1) / g.query_block_size(r);
         const double energy = test.head_energy(head)[r * columns + skipped];
         // First order: exact up to the factor 1/(1 − energy of the query) by which the rest is renormalised.
-        EXPECT_NEAR(errors.harm[summary][r * columns + skipped] / expected, 1.0, 8 * energy + 1e-3) << r << " " << skipped;
+        EXPECT_NEAR(errors.harm[summary][r * columns + skipped] / expected, 1.0, 8 * energy + 1e-3)
+            << r << " " << skipped;
       }
     }
   }
@@ -223,7 +232,8 @@ TEST(MeasureHead, FindsTheHeadWhoseRowsAttendAlike) {
 
 TEST(MeasureHead, AFewSampledQueriesEstimateAll) {
   AttentionGeometry geometry = odd_geometry();
-  geometry.frames = 8, geometry.height = 8, geometry.width = 8, geometry.head_dim = 16, geometry.block_q = 64, geometry.block_k = 32;
+  geometry.frames = 8, geometry.height = 8, geometry.width = 8, geometry.head_dim = 16, geometry.block_q = 64,
+  geometry.block_k = 32;
   geometry.order = TokenOrder::tiles(4, 4, 4);
   Case test(geometry);
   SampledKeys keys;
@@ -246,7 +256,7 @@ TEST(FloatToHalf, ComesBackAndRoundsToNearest) {
   for (uint32_t bits = 0; bits < 0x7c00u; ++bits) {
     ASSERT_EQ(float_to_half(half_to_float(static_cast<uint16_t>(bits))), bits);
   }
-  EXPECT_EQ(float_to_half(1.0f + 0x1p-11f), 0x3c00);          // a tie goes to even
+  EXPECT_EQ(float_to_half(1.0f + 0x1p-11f), 0x3c00);  // a tie goes to even
   EXPECT_EQ(float_to_half(1.0f + 0x1.8p-10f), 0x3c02);
   EXPECT_EQ(float_to_half(-2.0f), 0xc000);
   EXPECT_EQ(float_to_half(1e6f), 0x7c00);

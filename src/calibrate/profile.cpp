@@ -23,7 +23,8 @@ constexpr std::string_view kSettingPrefix = "setting.";
 
 std::string number(double value) {
   char text[40];
-  const auto end = std::to_chars(text, text + sizeof text, value).ptr;  // shortest text that reads back as the same value
+  const auto end =
+      std::to_chars(text, text + sizeof text, value).ptr;  // shortest text that reads back as the same value
   return {text, end};
 }
 
@@ -99,7 +100,8 @@ class Fields {
     return values;
   }
   Error wrong(const std::string& name, const std::string& what) const {
-    return Error(ErrorKind::kFormat, path_ + ": profile field \"" + name + "\" " + what + "; delete the file and calibrate again");
+    return Error(ErrorKind::kFormat,
+                 path_ + ": profile field \"" + name + "\" " + what + "; delete the file and calibrate again");
   }
 
  private:
@@ -157,7 +159,8 @@ ProfileHeader from_metadata(const Metadata& metadata, const std::string& path) {
   constexpr int kMany = 1 << 16;
   if (header.num_layers < 1 || header.num_layers > kMany) throw fields.wrong("num_layers", "is out of range");
   if (header.sigmas.empty() || header.sigmas.size() > kMany) throw fields.wrong("sigmas", "is empty or far too long");
-  if (fields.text("energy_levels") != joined(kEnergyLevels) || fields.text("density_levels") != joined(kDensityLevels)) {
+  if (fields.text("energy_levels") != joined(kEnergyLevels) ||
+      fields.text("density_levels") != joined(kDensityLevels)) {
     throw fields.wrong("energy_levels", "or \"density_levels\" is not this version's");
   }
   for (const int rows : header.anchor_rows) {
@@ -169,7 +172,8 @@ ProfileHeader from_metadata(const Metadata& metadata, const std::string& path) {
 void require_same(const Metadata& expected, const Metadata& found, const std::string& path) {
   static const std::string kAbsent = "(absent)";
   const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
-    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + theirs + ", this calibration has " + ours +
+    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + theirs +
+                                           ", this calibration has " + ours +
                                            "; give another profile folder, or delete this one");
   };
   for (const auto& [name, value] : expected) {
@@ -192,8 +196,10 @@ struct Part {
 // What a prompt's profile consists of (profile.h says what the axes are).
 std::vector<Part> parts_of(const ProfileHeader& header) {
   const AttentionGeometry& g = header.geometry;
-  const int64_t s = header.num_steps(), l = header.num_layers, h = g.heads, r = g.num_query_blocks(), c = g.num_key_blocks();
-  const auto levels = static_cast<int64_t>(kEnergyLevels.size()), anchors = static_cast<int64_t>(header.anchor_rows.size());
+  const int64_t s = header.num_steps(), l = header.num_layers, h = g.heads, r = g.num_query_blocks(),
+                c = g.num_key_blocks();
+  const auto levels = static_cast<int64_t>(kEnergyLevels.size()),
+             anchors = static_cast<int64_t>(header.anchor_rows.size());
   std::vector<Part> parts{{"energy", &PromptProfile::energy, DType::kF16, {s, l, h, r, c}}};
   if (!header.output_errors) return parts;
   parts.push_back({"harm", &PromptProfile::harm, DType::kF16, {2, s, l, h, r, c}});
@@ -218,7 +224,8 @@ std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
 bool all_valid(const std::string& name, const Tensor& tensor) {
   if (tensor.dtype() == DType::kF16) {
     const auto* values = tensor.data<uint16_t>();
-    return std::none_of(values, values + tensor.size(), [](uint16_t bits) { return bits >= 0x7c00u; });  // also negative ones
+    return std::none_of(values, values + tensor.size(),
+                        [](uint16_t bits) { return bits >= 0x7c00u; });  // also negative ones
   }
   return std::all_of(tensor.f32(), tensor.f32() + tensor.size(),
                      [&](float value) { return std::isfinite(value) && (value >= 0 || name == "similarity"); });
@@ -237,7 +244,8 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
     tensors[part.name] = tensor;
     prompt.*part.field = tensor;
   }
-  if (checksum_of(tensors) != fields.text("checksum")) throw fields.wrong("checksum", "does not fit the content: the file was altered");
+  if (checksum_of(tensors) != fields.text("checksum"))
+    throw fields.wrong("checksum", "does not fit the content: the file was altered");
   for (const auto& [name, tensor] : tensors) {
     if (!all_valid(name, tensor)) throw fields.wrong(name, "holds a value that cannot be");
   }
@@ -252,8 +260,8 @@ Safetensors open_profile(const std::string& path) {
   }
   const std::string version = Fields(file.metadata(), path).text("version");
   if (version != kVersion) {
-    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads " + std::string(kVersion) +
-                                        "; calibrate again into another profile folder");
+    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads " +
+                                        std::string(kVersion) + "; calibrate again into another profile folder");
   }
   return file;
 }
@@ -268,10 +276,12 @@ void validate(const ProfileHeader& header) {
   require(header.num_layers >= 1, "the model must have at least one layer");
   require(!header.sigmas.empty(), "the run must have at least one step");
   require(header.provenance.num_prompts >= 1, "give at least one prompt");
-  require(header.samples_per_block >= 1, "the samples per block must be at least 1, not " + number(header.samples_per_block));
+  require(header.samples_per_block >= 1,
+          "the samples per block must be at least 1, not " + number(header.samples_per_block));
   for (const int rows : header.anchor_rows) {
     require(rows >= 1 && rows <= header.geometry.height, "anchor rows per frame must be between 1 and the " +
-                                                             number(header.geometry.height) + " rows of a frame, not " + number(rows));
+                                                             number(header.geometry.height) + " rows of a frame, not " +
+                                                             number(rows));
   }
 }
 
@@ -286,7 +296,8 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) {
-    throw Error(ErrorKind::kIo, "cannot create the profile folder " + folder + ": " + error.message() + "; choose another place");
+    throw Error(ErrorKind::kIo,
+                "cannot create the profile folder " + folder + ": " + error.message() + "; choose another place");
   }
   std::map<std::string, Tensor> tensors;
   for (const Part& part : parts_of(header)) tensors[part.name] = prompt.*part.field;
@@ -343,7 +354,8 @@ std::vector<float> mean_energy(const std::vector<PromptProfile>& prompts, size_t
   return mean;
 }
 
-std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head, int num_blocks) {
+std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head,
+                             int num_blocks) {
   std::vector<float> mean(num_blocks, 0.0f);
   for (const PromptProfile& prompt : prompts) {
     const size_t at = static_cast<size_t>(skipped) * (prompt.harm_scale.size() / 2) + site_head;

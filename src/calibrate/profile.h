@@ -21,29 +21,33 @@ enum class Skipped : uint8_t {
 struct ProfileHeader {
   AttentionGeometry geometry;  ///< including token order and block sizes
   int num_layers = 0;
-  std::vector<double> sigmas;  ///< noise level of each step
-  bool output_errors = true;   ///< false: block energy only (budget energy without repetition)
-  int samples_per_block = 4;   ///< queries of each query block on which output errors are measured
+  std::vector<double> sigmas;       ///< noise level of each step
+  bool output_errors = true;        ///< false: block energy only (budget energy without repetition)
+  int samples_per_block = 4;        ///< queries of each query block on which output errors are measured
   std::vector<int> anchor_rows{5};  ///< numbers of anchor rows per frame for which repetition is measured
-  PlanProvenance provenance;   ///< tool_version may differ between runs
+  PlanProvenance provenance;        ///< tool_version may differ between runs
 
   int num_steps() const { return static_cast<int>(sigmas.size()); }
 };
 
 /// What one dense run taught. S steps, L layers, H heads, R query blocks, C key blocks.
-/// Errors are ‖ΔO·W_o·diag(gate)‖² / ‖x‖² of one head: what a change of its output does to the residual stream, squared, relative.
+/// Errors are ‖ΔO·W_o·diag(gate)‖² / ‖x‖² of one head: what a change of its output does to the residual stream,
+/// squared, relative.
 struct PromptProfile {
   int prompt = 0;
   /// No earlier prompt told which blocks to keep, so level_error was measured with this prompt's own ranking: too good.
   bool own_ranking = false;
-  Tensor energy;       ///< F16 [S, L, H, R, C]: block energy (Eq. 5)
-  Tensor harm;         ///< F16 [2, S, L, H, R, C] per Skipped: √ of the error per query from skipping this block alone, over harm_scale
+  Tensor energy;  ///< F16 [S, L, H, R, C]: block energy (Eq. 5)
+  Tensor harm;  ///< F16 [2, S, L, H, R, C] per Skipped: √ of the error per query from skipping this block alone, over
+                ///< harm_scale
   Tensor harm_scale;   ///< F32 [2, S, L, H]
   Tensor level_error;  ///< F32 [S, L, H, 2, 2, levels] per Ranking, Skipped, level of the ranking's ladder
   Tensor copy_error;   ///< F32 [S, L, H, anchor_rows]: error when every other row copies its anchor row's dense output
-  Tensor similarity;   ///< F32 [S, L, H, anchor_rows]: mean cosine similarity of rows' block energies to their anchor row's
+  Tensor
+      similarity;  ///< F32 [S, L, H, anchor_rows]: mean cosine similarity of rows' block energies to their anchor row's
 
-  static PromptProfile allocate(const ProfileHeader& header, int prompt);  ///< zeros; error tensors only with output_errors
+  static PromptProfile allocate(const ProfileHeader& header,
+                                int prompt);  ///< zeros; error tensors only with output_errors
 };
 
 /// Throws Error(kUsage) naming the field that cannot be.
@@ -55,18 +59,20 @@ struct Profile {
   std::vector<PromptProfile> prompts;
 };
 
-/// One safetensors file per prompt in `folder`, each of them whole: it appears complete or not at all. Throws Error(kIo).
+/// One safetensors file per prompt in `folder`, each of them whole: it appears complete or not at all. Throws
+/// Error(kIo).
 void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt);
-/// The saved profile of this prompt, or nothing. Throws Error(kMismatch) naming both values when it was measured on something else
-/// than `header`, Error(kFormat) when the file is damaged.
+/// The saved profile of this prompt, or nothing. Throws Error(kMismatch) naming both values when it was measured on
+/// something else than `header`, Error(kFormat) when the file is damaged.
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt);
 /// Everything in the folder, for compiling without the model. Throws Error(kNotFound) when there is no prompt.
 Profile load_profile(const std::string& folder);
 
-/// One head's matrix, f32 [R, C], of one prompt or averaged over prompts: the block energies, or the squared harm (error of
-/// skipping the block alone). site_head = (step · layers + layer) · heads + head; num_blocks = R · C.
+/// One head's matrix, f32 [R, C], of one prompt or averaged over prompts: the block energies, or the squared harm
+/// (error of skipping the block alone). site_head = (step · layers + layer) · heads + head; num_blocks = R · C.
 std::vector<float> energy_of(const PromptProfile& prompt, size_t site_head, int num_blocks);
 std::vector<float> mean_energy(const std::vector<PromptProfile>& prompts, size_t site_head, int num_blocks);
-std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head, int num_blocks);
+std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head,
+                             int num_blocks);
 
 }  // namespace calibatt

@@ -22,7 +22,9 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
-double fraction(double value) { return value - std::floor(value); }
+double fraction(double value) {
+  return value - std::floor(value);
+}
 
 // Only what says where tokens and blocks are; block sizes are the calibration's own choice, whatever the model says.
 void require_same_tokens(const AttentionGeometry& expected, const AttentionGeometry& actual) {
@@ -30,8 +32,9 @@ void require_same_tokens(const AttentionGeometry& expected, const AttentionGeome
   comparable.block_q = expected.block_q;
   comparable.block_k = expected.block_k;
   if (comparable == expected) return;
-  throw Error(ErrorKind::kMismatch, "the calibration is set up for " + expected.to_string() + ", but the model's attention has " +
-                                        actual.to_string() + "; give calibration the size that the model runs at");
+  throw Error(ErrorKind::kMismatch, "the calibration is set up for " + expected.to_string() +
+                                        ", but the model's attention has " + actual.to_string() +
+                                        "; give calibration the size that the model runs at");
 }
 
 }  // namespace
@@ -114,7 +117,8 @@ void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, Co
   auto* stored = profile_.energy.data<uint16_t>() + site * energy_.size();
   for (size_t i = 0; i < energy_.size(); ++i) {
     if (!std::isfinite(energy_[i])) {
-      throw Error(ErrorKind::kNumeric, "the attention of step " + std::to_string(step_) + ", layer " + std::to_string(layer) +
+      throw Error(ErrorKind::kNumeric, "the attention of step " + std::to_string(step_) + ", layer " +
+                                           std::to_string(layer) +
                                            " is not finite; check the model's weights, or calibrate in f32");
     }
     stored[i] = float_to_half(energy_[i]);
@@ -125,22 +129,32 @@ void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, Co
   recorded_[site] = 1;
 }
 
-void RecordingAttention::measure_errors(int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, ConstHeadsView out,
-                                        const OutputContext& context) {
+void RecordingAttention::measure_errors(int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+                                        ConstHeadsView out, const OutputContext& context) {
   const AttentionGeometry& g = header_.geometry;
   const size_t site = static_cast<size_t>(step_) * header_.num_layers + layer;
   const size_t num_sites = recorded_.size(), heads = g.heads;
   const size_t per_head = static_cast<size_t>(g.num_query_blocks()) * g.num_key_blocks();
-  constexpr double kGolden = 0.6180339887498949, kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
-  const MeasuredCall call{g, q, k, v, out, 1.0f / std::sqrt(static_cast<float>(g.head_dim)), context, header_.samples_per_block,
-                          fraction(kGolden * (profile_.prompt + 1) + kSilver * static_cast<double>(site)), anchors_,
+  constexpr double kGolden = 0.6180339887498949,
+                   kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
+  const MeasuredCall call{g,
+                          q,
+                          k,
+                          v,
+                          out,
+                          1.0f / std::sqrt(static_cast<float>(g.head_dim)),
+                          context,
+                          header_.samples_per_block,
+                          fraction(kGolden * (profile_.prompt + 1) + kSilver * static_cast<double>(site)),
+                          anchors_,
                           position_of_raster_};
   const bool has_reference = reference_.num_prompts > 0;
   SampledKeys keys;
   for (size_t head = 0; head < heads; ++head) {
     const size_t site_head = site * heads + head;
     HeadReference ranking;
-    ranking.energy = {has_reference ? reference_.energy.data() + site_head * per_head : energy_.data() + head * per_head, per_head};
+    ranking.energy = {
+        has_reference ? reference_.energy.data() + site_head * per_head : energy_.data() + head * per_head, per_head};
     for (size_t skipped = 0; has_reference && skipped < 2; ++skipped) {
       ranking.harm[skipped] = {reference_.harm.data() + (skipped * num_sites * heads + site_head) * per_head, per_head};
     }
@@ -156,7 +170,8 @@ void RecordingAttention::store(const HeadErrors& errors, size_t site_head, size_
     const size_t at = skipped * num_site_heads + site_head;
     float largest = 0;
     for (const float harm : errors.harm[skipped]) largest = std::max(largest, harm);
-    if (!std::isfinite(largest)) throw Error(ErrorKind::kNumeric, "an attention output is not finite; check the model's weights");
+    if (!std::isfinite(largest))
+      throw Error(ErrorKind::kNumeric, "an attention output is not finite; check the model's weights");
     const float scale = std::sqrt(largest);
     profile_.harm_scale.f32()[at] = scale;
     auto* stored = profile_.harm.data<uint16_t>() + at * per_head;
@@ -175,9 +190,9 @@ void RecordingAttention::store(const HeadErrors& errors, size_t site_head, size_
 void RecordingAttention::finish() const {
   for (size_t site = 0; site < recorded_.size(); ++site) {
     if (recorded_[site]) continue;
-    throw Error(ErrorKind::kUsage, "the run ended without the conditional attention of step " +
-                                       std::to_string(site / header_.num_layers) + ", layer " +
-                                       std::to_string(site % header_.num_layers) + "; nothing can be calibrated from it");
+    throw Error(ErrorKind::kUsage,
+                "the run ended without the conditional attention of step " + std::to_string(site / header_.num_layers) +
+                    ", layer " + std::to_string(site % header_.num_layers) + "; nothing can be calibrated from it");
   }
 }
 

@@ -19,21 +19,23 @@ struct ReferenceRanking {
   void add(const ProfileHeader& header, const PromptProfile& prompt);
 };
 
-/// A dense run that fills a PromptProfile: block energy in the same pass as the output and, on sampled queries, what skipping
-/// blocks and copying rows would do to the output. The conditional branch is recorded; the unconditional one runs dense.
+/// A dense run that fills a PromptProfile: block energy in the same pass as the output and, on sampled queries, what
+/// skipping blocks and copying rows would do to the output. The conditional branch is recorded; the unconditional one
+/// runs dense.
 class RecordingAttention : public SelfAttention {
  public:
-  /// `reference` may be empty (the first prompt). All arguments must outlive the object. `on_forward(step)` is called at the
-  /// beginning of each conditional forward.
-  RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference, PromptProfile& profile,
-                     std::function<void(int step)> on_forward = {});
+  /// `reference` may be empty (the first prompt). All arguments must outlive the object. `on_forward(step)` is called
+  /// at the beginning of each conditional forward.
+  RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
+                     PromptProfile& profile, std::function<void(int step)> on_forward = {});
 
   TokenOrder token_order() const override { return header_.geometry.order; }
   bool wants_output_context() const override;
   void begin_forward(int step, GuidanceBranch branch) override;
-  /// Throws Error(kMismatch) when the model's geometry is not the header's, Error(kNumeric) when energies are not finite.
-  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, HeadsView out,
-              const OutputContext& context) override;
+  /// Throws Error(kMismatch) when the model's geometry is not the header's, Error(kNumeric) when energies are not
+  /// finite.
+  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+              HeadsView out, const OutputContext& context) override;
 
   /// Throws Error(kUsage) unless every step and layer was recorded.
   void finish() const;

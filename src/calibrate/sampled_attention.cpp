@@ -8,11 +8,13 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 
+// clang-format off: foreach_target.h comes before highway.h; it compiles this file once per instruction set.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "calibrate/sampled_attention.cpp"
-#include "hwy/foreach_target.h"  // compiles this file once per instruction set
+#include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace calibatt::HWY_NAMESPACE {
@@ -22,8 +24,8 @@ using Floats = hn::CappedTag<float, 16>;  // divides the padding of SampledKeys
 using Vector = hn::Vec<Floats>;
 
 // out[i][j] = Σ_t a[i·a_stride + t] · b[t·b_stride + j] for 4 rows i and all j < columns (a multiple of 16).
-void multiply_4_rows(const float* a, size_t a_stride, const float* b, size_t b_stride, int depth, int columns, float* out,
-                     size_t out_stride) {
+void multiply_4_rows(const float* a, size_t a_stride, const float* b, size_t b_stride, int depth, int columns,
+                     float* out, size_t out_stride) {
   const Floats d;
   const auto lanes = static_cast<int>(hn::Lanes(d));
   const int step = columns % (2 * lanes) == 0 ? 2 : 1;
@@ -125,7 +127,8 @@ void FourQueries(const SampledKeys& keys, const float* queries, bool with_values
     scale[i] = 1 / total;
     for (int c = 0; c < blocks; ++c) {
       mass[i * blocks + c] *= scale[i];
-      const float logit = dot(queries + i * keys.dim, keys.summary_keys.data() + static_cast<size_t>(c) * keys.dim, keys.dim);
+      const float logit =
+          dot(queries + i * keys.dim, keys.summary_keys.data() + static_cast<size_t>(c) * keys.dim, keys.dim);
       summary_mass[i * blocks + c] = static_cast<float>(keys.block_size(c)) * std::exp(logit - shift[i]) * scale[i];
     }
   }
@@ -135,8 +138,8 @@ void FourQueries(const SampledKeys& keys, const float* queries, bool with_values
   for (int c = 0; c < blocks; ++c) {
     float* here = value + static_cast<size_t>(c) * value_dim;
     multiply_4_rows(logits + static_cast<size_t>(c) * padded, logit_stride,
-                    keys.values.data() + static_cast<size_t>(c) * padded * value_dim, value_dim, keys.block_size(c), value_dim,
-                    here, value_stride);
+                    keys.values.data() + static_cast<size_t>(c) * padded * value_dim, value_dim, keys.block_size(c),
+                    value_dim, here, value_stride);
     for (int i = 0; i < 4; ++i) {
       for (int j = 0; j < value_dim; ++j) {
         const float scaled = here[i * value_stride + j] * scale[i];
@@ -159,8 +162,9 @@ float squared_change(const float* sum, float inverse_mass, const float* output, 
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-void LevelErrors(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value, const float* output,
-                 const int* order, const int* kept, int num_levels, bool summary, double weight, float* sum, double* error) {
+void LevelErrors(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value,
+                 const float* output, const int* order, const int* kept, int num_levels, bool summary, double weight,
+                 float* sum, double* error) {
   const int blocks = keys.num_blocks, size = keys.padded_dim;
   std::fill(sum, sum + size, 0.0f);
   double total_mass = 0;  // in double: levels take masses away again
@@ -186,21 +190,22 @@ void LevelErrors(const SampledKeys& keys, const float* mass, const float* summar
       }
     }
     if (done == blocks) break;  // nothing is skipped: no error
-    // A query may have (next to) no mass on the blocks it keeps; the softmax over them is still a softmax, so its sum is bounded
-    // by the values, but here it would be 0/0.
+    // A query may have (next to) no mass on the blocks it keeps; the softmax over them is still a softmax, so its sum
+    // is bounded by the values, but here it would be 0/0.
     const auto inverse = static_cast<float>(1 / std::max(total_mass, 1e-12));
     error[level] += weight * squared_change(sum, inverse, output, size);
   }
 }
 
-void Harm(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value, const float* output,
-          bool summary, float weight, float* harm) {
+void Harm(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value,
+          const float* output, bool summary, float weight, float* harm) {
   const Floats d;
   const int size = keys.padded_dim;
   for (int c = 0; c < keys.num_blocks; ++c) {
     const float* exact = value + static_cast<size_t>(c) * size;
     const float* mean = keys.summary_values.data() + static_cast<size_t>(c) * size;
-    // Removing (mass m, value sum s) from an output o = S/Z changes it by (m·o − s)/Z to first order; adding undoes that.
+    // Removing (mass m, value sum s) from an output o = S/Z changes it by (m·o − s)/Z to first order; adding undoes
+    // that.
     const float added = summary ? summary_mass[c] : 0.0f;
     const Vector out_factor = hn::Set(d, mass[c] - added), mean_factor = hn::Set(d, added);
     Vector total = hn::Zero(d);
@@ -225,7 +230,9 @@ HWY_EXPORT(FourQueries);
 HWY_EXPORT(LevelErrors);
 HWY_EXPORT(Harm);
 
-int rounded_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+int rounded_up(int value, int multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 void read_row(ConstHeadsView view, int64_t token, int head, int head_dim, float* out) {
   const int64_t start = token * view.token_stride + head * view.head_stride;
@@ -239,8 +246,8 @@ void read_row(ConstHeadsView view, int64_t token, int head, int head_dim, float*
 
 }  // namespace
 
-void prepare_keys(ConstHeadsView k, ConstHeadsView v, int head, int head_dim, int block_k, std::span<const float> projection,
-                  SampledKeys& keys) {
+void prepare_keys(ConstHeadsView k, ConstHeadsView v, int head, int head_dim, int block_k,
+                  std::span<const float> projection, SampledKeys& keys) {
   CALIBATT_ASSERT(projection.empty() || projection.size() == static_cast<size_t>(head_dim) * head_dim);
   keys.num_tokens = static_cast<int>(k.num_tokens);
   keys.block_k = block_k;
@@ -283,14 +290,15 @@ void prepare_keys(ConstHeadsView k, ConstHeadsView v, int head, int head_dim, in
       (raw.data(), padded_projection.data(), keys.padded_block, head_dim, keys.padded_dim, values);
       float* mean_value = keys.summary_values.data() + c * keys.padded_dim;
       for (int t = 0; t < size; ++t) {
-        for (int j = 0; j < keys.padded_dim; ++j) mean_value[j] += values[static_cast<size_t>(t) * keys.padded_dim + j] * share;
+        for (int j = 0; j < keys.padded_dim; ++j)
+          mean_value[j] += values[static_cast<size_t>(t) * keys.padded_dim + j] * share;
       }
     }
   });
 }
 
-void partial_attention(const SampledKeys& keys, std::span<const float> queries, int num_queries, float scale, bool with_values,
-                       PartialAttention& result) {
+void partial_attention(const SampledKeys& keys, std::span<const float> queries, int num_queries, float scale,
+                       bool with_values, PartialAttention& result) {
   CALIBATT_ASSERT(queries.size() >= static_cast<size_t>(num_queries) * keys.dim);
   const int padded = rounded_up(num_queries, 4);
   const auto blocks = static_cast<size_t>(keys.num_blocks), value_dim = static_cast<size_t>(keys.padded_dim);
@@ -303,8 +311,9 @@ void partial_attention(const SampledKeys& keys, std::span<const float> queries, 
   if (with_values) result.output.resize(padded * value_dim);
   for (int i = 0; i < padded; i += 4) {
     HWY_DYNAMIC_DISPATCH(FourQueries)
-    (keys, scaled.data() + static_cast<size_t>(i) * keys.dim, with_values, logits.data(), result.mass.data() + i * blocks,
-     result.summary_mass.data() + i * blocks, with_values ? result.value.data() + i * blocks * value_dim : nullptr,
+    (keys, scaled.data() + static_cast<size_t>(i) * keys.dim, with_values, logits.data(),
+     result.mass.data() + i * blocks, result.summary_mass.data() + i * blocks,
+     with_values ? result.value.data() + i * blocks * value_dim : nullptr,
      with_values ? result.output.data() + i * value_dim : nullptr);
   }
 }
@@ -316,11 +325,12 @@ void add_level_errors(const SampledKeys& keys, const PartialAttention& partial, 
   std::vector<float> sum(value_dim);
   HWY_DYNAMIC_DISPATCH(LevelErrors)
   (keys, partial.mass.data() + query * blocks, partial.summary_mass.data() + query * blocks,
-   partial.value.data() + query * blocks * value_dim, partial.output.data() + query * value_dim, order.data(), kept.data(),
-   static_cast<int>(kept.size()), summary, weight, sum.data(), error);
+   partial.value.data() + query * blocks * value_dim, partial.output.data() + query * value_dim, order.data(),
+   kept.data(), static_cast<int>(kept.size()), summary, weight, sum.data(), error);
 }
 
-void add_harm(const SampledKeys& keys, const PartialAttention& partial, int query, bool summary, float weight, float* harm) {
+void add_harm(const SampledKeys& keys, const PartialAttention& partial, int query, bool summary, float weight,
+              float* harm) {
   const auto blocks = static_cast<size_t>(keys.num_blocks), value_dim = static_cast<size_t>(keys.padded_dim);
   HWY_DYNAMIC_DISPATCH(Harm)
   (keys, partial.mass.data() + query * blocks, partial.summary_mass.data() + query * blocks,

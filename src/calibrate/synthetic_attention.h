@@ -10,20 +10,24 @@
 
 namespace calibatt {
 
-/// For tests: queries, keys and values of a call whose heads have the structures that calibration looks for. Head 0 attends to
-/// where the token is (frame, row, column), head 1 to columns only (so all rows of a frame attend alike), head 2 to a few tokens
-/// that everybody looks at, further heads to nothing in particular. The prompt changes it a little, steps and layers more.
+/// For tests: queries, keys and values of a call whose heads have the structures that calibration looks for. Head 0
+/// attends to where the token is (frame, row, column), head 1 to columns only (so all rows of a frame attend alike),
+/// head 2 to a few tokens that everybody looks at, further heads to nothing in particular. The prompt changes it a
+/// little, steps and layers more.
 class SyntheticAttention {
  public:
   SyntheticAttention(const AttentionGeometry& geometry, int prompt, int step, int layer) : geometry_(geometry) {
     const int64_t tokens = geometry.num_tokens(), heads = geometry.heads, dim = geometry.head_dim;
-    TorchGenerator common(static_cast<uint64_t>(1000 + 17 * step + layer)), own(static_cast<uint64_t>(7 + prompt * 5000 + 17 * step + layer));
+    TorchGenerator common(static_cast<uint64_t>(1000 + 17 * step + layer)),
+        own(static_cast<uint64_t>(7 + prompt * 5000 + 17 * step + layer));
     q = common.randn({tokens, heads, dim});
     k = common.randn({tokens, heads, dim});
     v = common.randn({tokens, heads, dim});
     const Tensor noise = own.randn({tokens, heads, dim});
     const std::vector<int32_t> raster_of = geometry.raster_of_position();
-    const auto at = [&](Tensor& tensor, int64_t token, int64_t head) { return tensor.f32() + (token * heads + head) * dim; };
+    const auto at = [&](Tensor& tensor, int64_t token, int64_t head) {
+      return tensor.f32() + (token * heads + head) * dim;
+    };
     for (int64_t token = 0; token < tokens; ++token) {
       const int raster = raster_of[token];
       const int column = raster % geometry.width, row = raster / geometry.width % geometry.height;
@@ -36,7 +40,8 @@ class SyntheticAttention {
                                : head == 1 ? std::cos(phase * 4 * column + i)
                                            : 0.0;
           const float random = noise.f32()[(token * heads + head) * dim + i];
-          query[i] = static_cast<float>(head < 2 ? 2.2 * place + 0.15 * query[i] + 0.1 * random : query[i] + 0.3 * random);
+          query[i] =
+              static_cast<float>(head < 2 ? 2.2 * place + 0.15 * query[i] + 0.1 * random : query[i] + 0.3 * random);
           key[i] = static_cast<float>(head < 2 ? 2.2 * place + 0.15 * key[i] : key[i] + 0.3 * random);
           if (head == 2 && token % 37 == 5) key[i] = query[i] = 1.2f + 0.2f * random;
           if (head == 2) query[i] += 0.5f;
@@ -62,7 +67,8 @@ class SyntheticAttention {
 };
 
 /// For tests: a "model" of `layers` self-attention calls, run for all `steps` under classifier-free guidance.
-inline void run_synthetic(const AttentionGeometry& geometry, int steps, int layers, int prompt, SelfAttention& attention) {
+inline void run_synthetic(const AttentionGeometry& geometry, int steps, int layers, int prompt,
+                          SelfAttention& attention) {
   TorchGenerator generator(3);
   const int64_t width = static_cast<int64_t>(geometry.heads) * geometry.head_dim;
   const Tensor weight = generator.randn({width, width}), gate = generator.randn({width});
@@ -76,7 +82,8 @@ inline void run_synthetic(const AttentionGeometry& geometry, int steps, int laye
         if (attention.wants_output_context()) {
           context = {&weight, {gate.f32(), static_cast<size_t>(width)}, 1e4 * (1 + layer)};
         }
-        attention.attend(layer, geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(out), context);
+        attention.attend(layer, geometry, call.view(call.q), call.view(call.k), call.view(call.v),
+                         call.output_view(out), context);
       }
     }
   }
