@@ -8,7 +8,8 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 
-// clang-format off: foreach_target.h comes before highway.h; it compiles this file once per instruction set.
+// foreach_target.h compiles this file once per instruction set; it has to come before highway.h.
+// clang-format off
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "calibrate/sampled_attention.cpp"
 #include "hwy/foreach_target.h"
