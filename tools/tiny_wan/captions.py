@@ -132,7 +132,9 @@ def caption(scene: Scene, rng: random.Random) -> str:
     second = scene.second
     if second is not None and second.place == "center":
         other = _object(second.color, second.shape, rng)
-        does, doing = rng.choice(((f"circles around {other}", f"circling around {other}"), (f"orbits {other}", f"orbiting {other}")))
+        does, doing = rng.choice(
+            ((f"circles around {other}", f"circling around {other}"), (f"orbits {other}", f"orbiting {other}"))
+        )
     text = rng.choice(TEMPLATES).format(a=a, does=does, doing=doing, ground=ground, behind=behind)
     if second is not None and second.place != "center":
         other = _object(second.color, second.shape, rng)

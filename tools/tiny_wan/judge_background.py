@@ -1,7 +1,7 @@
 """Names a background's texture from lightness alone, and measures how far the camera panned.
 
-Every window of a few frames is compared with each texture at every shift (masked normalised correlation). Clouds have no
-template: they are what correlates with none and is smooth.
+Every window of a few frames is compared with each texture at every shift (masked normalised correlation). Clouds have
+no template: they are what correlates with none and is smooth.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from .scene import COLORS
 MIN_CHROMA = 20.0  # distance in (a, b) from the background's median that makes a pixel part of an object
 MIN_AREA = 150  # pixels; an object smaller than this is not seen
 MIN_CORE = 0.15  # share of an object's pixels two or more pixels away from its border; less is speckle
-MAX_SHARE = 0.5  # of the frame; more saturated pixels than this are no object on a background (training's cover up to .25)
+MAX_SHARE = (
+    0.5  # of the frame; more saturated pixels than this are no object on a background (training's cover up to .25)
+)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
 
 
 def overlaps(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Overlap of a polar mask with every template [shapes], and the angle of the best fit [shapes] (radians, clockwise)."""
+    """Overlap of a polar mask with every template, and the angle of best fit (radians, clockwise); [shapes] each."""
     spectra, areas = _templates()
     weights = np.arange(RADII)[:, None] + 0.5
     own = np.fft.rfft(grid, axis=-1)

@@ -1,9 +1,10 @@
-"""Validates the judge on rendered clips, whose truth is known: clean, and damaged in the ways that generated clips are."""
+"""Validates the judge on rendered clips, whose truth is known: clean, and damaged as generated clips are."""
 
 from __future__ import annotations
 
 import multiprocessing
 import random
+import sys
 import time
 
 import cv2
@@ -45,7 +46,9 @@ def _soft(video: np.ndarray, seed: int) -> np.ndarray:
         small = cv2.resize(near, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
         frame = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
         moved = cv2.resize(waver[t].reshape(8, 8, 2), (width, height), interpolation=cv2.INTER_CUBIC)
-        frame = cv2.remap(frame, columns + moved[..., 0], rows + moved[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        frame = cv2.remap(
+            frame, columns + moved[..., 0], rows + moved[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
         frames.append(0.85 * frame + 0.15 * frame.mean())
     return np.stack(frames).round().clip(0, 255).astype(np.uint8)
 
@@ -61,7 +64,7 @@ DAMAGES = {
 
 
 def scenes(count: int) -> list[Scene]:
-    """Every motion, shape, colour and background about equally often; one object; a pan in one of five where it can be."""
+    """Every motion, shape, colour and background about equally often; one object; a pan in some where it can be."""
     rng = random.Random(99)
     result = []
     for index in range(count):
@@ -98,8 +101,12 @@ def validate(count: int, workers: int) -> dict:
     from .judge import ASPECTS, summarise
 
     labels = [scene.to_dict() for scene in scenes(count)]
+    results = []
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        results = pool.map(_check, list(enumerate(labels)), chunksize=4)
+        for result in pool.imap(_check, list(enumerate(labels)), chunksize=4):
+            results.append(result)
+            print(f"\r{len(results)}/{count}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     every = list(range(count))
     groups = {"clean": ("clean", every), "damaged": ("damaged", every)}
     groups |= {name: ("damaged", [i for i in every if results[i]["damage"] == name]) for name in DAMAGES}
@@ -109,7 +116,9 @@ def validate(count: int, workers: int) -> dict:
         if not chosen:
             continue
         summary = summarise([results[i][kind] for i in chosen], [labels[i] for i in chosen])
-        report[name] = summary if name in ("clean", "damaged") else {key: summary[key] for key in ("videos", *ASPECTS, "all")}
+        report[name] = (
+            summary if name in ("clean", "damaged") else {key: summary[key] for key in ("videos", *ASPECTS, "all")}
+        )
         print(f"{name:14}{len(chosen):6}" + "".join(f"{summary[aspect]:12.2f}" for aspect in ASPECTS))
     report["mistakes"] = []
     for i, result in enumerate(results):

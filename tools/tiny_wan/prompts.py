@@ -24,7 +24,7 @@ NUM_CALIBRATION = 16
 
 
 def held_out_scenes() -> list[Scene]:
-    """Every held-out triple once, then further ones evenly over motions; backgrounds in turn, a pan in about one in eight."""
+    """Every held-out triple once, then further ones over motions; backgrounds in turn, a pan in about one in eight."""
     rng = random.Random(2026)
     triples = combinations("heldout")
     rng.shuffle(triples)

@@ -28,7 +28,7 @@ PALETTES = {
 }
 
 
-# ---- shapes: signed distance in pixels for positions (x, y) relative to the centre, of size r -------------------------
+# ---- shapes: signed distance in pixels for positions (x, y) relative to the centre, of size r ----
 
 
 def _circle(x, y, r):
@@ -82,7 +82,7 @@ SHAPE_DISTANCE = {
 }
 
 
-# ---- textures: values in [0, 1] for positions in pixels ---------------------------------------------------------------
+# ---- textures: values in [0, 1] for positions in pixels ----
 
 
 def _step(distance: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def _canvas(scene: Scene, width: int, height: int, device) -> torch.Tensor:
     return torch.lerp(dark, light, texture(scene, width, height, device)[..., None])
 
 
-# ---- frames -----------------------------------------------------------------------------------------------------------
+# ---- frames ----
 
 
 def _coverage(shape: str, poses: torch.Tensor, size: int, turned: bool = False) -> torch.Tensor:
@@ -182,7 +182,7 @@ def _poses(scene: Scene, num_frames: int, scale: float) -> list[list[float]]:
 
 
 def _background(scene: Scene, num_frames: int, size: int, scale: float, device) -> torch.Tensor:
-    """[1 or T, H, W, 3]: a view of one picture, shifted by whole pixels when the camera pans (one a frame at 65 frames)."""
+    """[1 or T, H, W, 3]: a view of one picture, shifted by whole pixels when the camera pans (one a frame of 65)."""
     if scene.pan == "none":
         return _canvas(scene, size, size, device)[None]
     slid = [pan_offset(scene.pan, t / max(1, num_frames - 1)) * scale for t in range(num_frames)]  # to the right
@@ -223,6 +223,8 @@ def _paint(scene: Scene, coverage: torch.Tensor, out: torch.Tensor, scale: float
     if scene.second is not None:
         still = scene.second
         where = torch.tensor([[still.x * scale, still.y * scale, still.radius * scale, 0.0]], device=device)
-        picture = torch.lerp(picture, _rgb(still.color, (0, 0, 0), device), _coverage(still.shape, where, size)[..., None])
+        picture = torch.lerp(
+            picture, _rgb(still.color, (0, 0, 0), device), _coverage(still.shape, where, size)[..., None]
+        )
     picture = torch.lerp(picture, _rgb(scene.color, scene.color_shift, device), coverage[..., None])
     out.copy_(picture.add_(0.5))  # the conversion to uint8 cuts the fraction off

@@ -126,7 +126,9 @@ def _by_motion(split: str) -> dict[str, list[tuple[str, str, str]]]:
     return _COMBINATIONS[split]
 
 
-def sample_scene(rng: random.Random, split: str = "train", second_share: float = 0.15, pan_share: float = 0.25) -> Scene:
+def sample_scene(
+    rng: random.Random, split: str = "train", second_share: float = 0.15, pan_share: float = 0.25
+) -> Scene:
     """A random scene of a split. Motions are equally likely. Every clip is described fully by what this returns."""
     motion = rng.choice(MOTIONS)
     shape, color, motion = rng.choice(_by_motion(split)[motion])
@@ -255,7 +257,7 @@ def pose(scene: Scene, u: float) -> tuple[float, float, float, float]:
 
 
 def pan_offset(pan: str, u: float) -> float:
-    """How far the world has slid along x at time u, zero in the middle of the clip. A camera that pans left moves it right."""
+    """How far the world has slid along x at time u, zero in mid-clip. A camera that pans left moves it right."""
     if pan == "none":
         return 0.0
     span = PAN_PIXELS_PER_FRAME * (NUM_FRAMES - 1)

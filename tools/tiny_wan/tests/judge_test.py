@@ -77,7 +77,9 @@ def test_a_colour_or_shape_that_changes_halfway_is_not_accepted():
 def test_a_shapeless_blob_is_not_a_shape():
     rows, columns = np.mgrid[0:256, 0:256] - 128.0
     turn = np.arctan2(rows, columns)
-    blob = np.hypot(rows, columns) < 50 * (1 + 0.35 * np.cos(2 * turn + 1) + 0.3 * np.cos(3 * turn) + 0.2 * np.sin(7 * turn))
+    blob = np.hypot(rows, columns) < 50 * (
+        1 + 0.35 * np.cos(2 * turn + 1) + 0.3 * np.cos(3 * turn) + 0.2 * np.sin(7 * turn)
+    )
     assert judge_shape.overlaps(judge_shape.polar(blob)[0])[0].max() < judge_shape.MIN_OVERLAP
 
 
