@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <tuple>
 
 #include "backend/cpu/attention.h"
 #include "sparsity/block_mask.h"
@@ -14,12 +16,16 @@ namespace {
 
 constexpr int kFrameTokens = 256, kRowTokens = 16;
 
+/// Normally distributed, and the same storage each time it is asked for: cases that are compared read the same memory.
 Tensor random_tensor(const Case& c, uint32_t seed) {
+  static std::map<std::tuple<DType, int, int, int, uint32_t>, Tensor> made;
+  Tensor& result = made[{c.dtype, c.num_tokens, c.num_heads, c.head_dim, seed}];
+  if (!result.empty()) return result;
   Tensor tensor(DType::kF32, {c.num_tokens, c.num_heads, c.head_dim});
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   for (int64_t i = 0; i < tensor.size(); ++i) tensor.f32()[i] = normal(random);
-  return converted(tensor, c.dtype);
+  return result = converted(tensor, c.dtype);
 }
 
 /// The kept key blocks of each query block: the first `density` of them by a preference that depends on the kind of

@@ -33,7 +33,7 @@ class Workload {
   double check_block(int head, int query_block);
 
   Case case_;
-  Tensor q_, k_, v_, out_;
+  Tensor q_, k_, v_, out_;  ///< inputs are shared by all cases of one shape and dtype
   std::vector<BlockIntervals> intervals_;
   AnchorRows anchors_;
   std::vector<HeadSchedule> schedules_;

@@ -39,6 +39,18 @@ struct FlashTile {
   static constexpr int kDepthStep = 4;                      ///< divides every depth (TileShape)
   static constexpr int kWordStep = kPanel / Policy::kPair;  ///< words of one panel of keys
 
+  static constexpr int kLinesPerPanel = 16;  ///< enough for 64 floats of 64 keys within 16 panels
+
+  /// Memory that is fetched into the second-level cache bit by bit.
+  struct Stream {
+    const char* at = nullptr;
+    int64_t num_bytes = 0;
+
+    HWY_INLINE void fetch(int num_lines) {
+      for (int i = 0; i < num_lines && num_bytes > 0; ++i, at += 64, num_bytes -= 64) __builtin_prefetch(at, 0, 2);
+    }
+  };
+
   const TileJob& job;
   const TileScratch& scratch;
 
@@ -48,47 +60,86 @@ struct FlashTile {
   bool output_is_empty = true;  ///< nothing was added yet; then it is not zeros but undefined
   int num_fetched_rows = 0;
 
+  Stream own_values, next_unit_keys;
+
   explicit FlashTile(const TileJob& tile_job) : job(tile_job), scratch(tile_job.scratch), sums(tile_job.scratch.sums) {}
 
-  // ---- mainloop
-  // ------------------------------------------------------------------------------------------------------------
+  // ---- mainloop -----------------------------------------------------------------------------------------------------
+
+  /// Up to 64 keys and values, packed.
+  struct Unit {
+    const uint32_t* keys = nullptr;
+    const uint32_t* values = nullptr;
+    int num_keys = 0;             ///< 0: no unit
+    int unit_keys = 0;            ///< keys it has room for
+    const float* bias = nullptr;  ///< log2 units; null: all zero
+    float* sums = nullptr;        ///< where its weights are summed
+  };
 
   void run() {
     pack_queries<Policy, kRows>(job);
     const int num_sums = job.energy ? job.num_key_blocks : 1;
     fill(scratch.sums, 0.0f, num_sums);
     fill(scratch.reference, kNoReference, 1);
+    Unit current;
+    const auto attend_current = [&](const Unit& next) HWY_ATTR {
+      if (current.num_keys > 0) attend(current, next.keys);
+      current = next;
+    };
     for (int i = 0; i < job.num_intervals; ++i) {
-      for (uint32_t block = job.intervals[i].begin; block < job.intervals[i].end; ++block) {
-        if (job.energy) sums = scratch.sums + static_cast<int64_t>(block) * kRows;
-        attend_block(block);
+      for (int64_t block = job.intervals[i].begin; block < job.intervals[i].end; ++block) {
+        const int64_t first = block * job.units_per_block;
+        for (int64_t unit = first; unit < first + job.units_per_block; ++unit) {
+          if (job.keys_in_unit[unit] > 0) attend_current(key_unit(unit, block));
+        }
       }
     }
-    if (job.summary_bias) attend_summaries();
+    for (int first = 0; job.summary_bias && first < job.num_summaries; first += job.summary.unit_keys) {
+      attend_current(summary_unit(first));
+    }
+    attend_current({});
     write_out();
     if (job.energy) write_energy();
   }
 
-  HWY_INLINE void attend_block(int64_t block) {
-    const int64_t first = block * job.units_per_block;
+  HWY_INLINE Unit key_unit(int64_t unit, int64_t block) const {
+    return {job.units.keys + unit * job.units.key_unit_words,
+            job.units.values + unit * job.units.value_unit_words,
+            job.keys_in_unit[unit],
+            job.units.unit_keys,
+            job.unit_is_biased[unit] ? job.key_bias + unit * job.units.unit_keys : nullptr,
+            job.energy ? scratch.sums + block * kRows : scratch.sums};
+  }
+
+  Unit summary_unit(int first) const {
+    const int64_t unit = first / job.summary.unit_keys;
+    return {job.summary.keys + unit * job.summary.key_unit_words,
+            job.summary.values + unit * job.summary.value_unit_words,
+            HWY_MIN(job.summary.unit_keys, job.num_summaries - first),
+            job.summary.unit_keys,
+            job.summary_bias + first,
+            scratch.sums};
+  }
+
+  HWY_INLINE void attend(const Unit& unit, const uint32_t* next_keys) {
     fetch_rows();
-    for (int64_t unit = first; unit < first + job.units_per_block; ++unit) {
-      const int num_keys = job.keys_in_unit[unit];
-      if (num_keys == 0) continue;
-      const uint32_t* keys = job.units.keys + unit * job.units.key_unit_words;
-      const uint32_t* values = job.units.values + unit * job.units.value_unit_words;
-      if (job.unit_is_biased[unit]) {
-        attend_unit<true>(keys, values, job.units.unit_keys, num_keys, job.key_bias + unit * job.units.unit_keys);
-      } else {
-        attend_unit<false>(keys, values, job.units.unit_keys, num_keys, nullptr);
-      }
+    sums = unit.sums;
+    // Values are needed in a moment, the next keys after that; with skipped blocks in between no hardware prefetcher
+    // sees either coming.
+    own_values = {reinterpret_cast<const char*>(unit.values), job.units.value_unit_words * 4};
+    next_unit_keys = {reinterpret_cast<const char*>(next_keys), next_keys ? job.units.key_unit_words * 4 : 0};
+    if (unit.bias) {
+      attend_unit<true>(unit);
+    } else {
+      attend_unit<false>(unit);
     }
   }
 
-  /// A few rows per key block: all at once would stall on the number of outstanding misses.
+  /// A few rows per unit: all at once would stall on the number of outstanding misses, and one per panel measured
+  /// slower.
   HWY_INLINE void fetch_rows() {
-    constexpr int kRowsPerBlock = 8;
-    const int last = num_fetched_rows + kRowsPerBlock;
+    constexpr int kRowsPerUnit = 8;
+    const int last = num_fetched_rows + kRowsPerUnit;
     for (int i = num_fetched_rows; i < HWY_MIN(last, job.next_queries.count); ++i) {
       fetch_row(job.next_queries.rows[i], job.next_queries.row_bytes);
     }
@@ -98,20 +149,10 @@ struct FlashTile {
     num_fetched_rows = last;
   }
 
-  void attend_summaries() {
-    for (int first = 0, unit = 0; first < job.num_summaries; first += job.summary.unit_keys, ++unit) {
-      const int count = HWY_MIN(job.summary.unit_keys, job.num_summaries - first);
-      attend_unit<true>(job.summary.keys + unit * job.summary.key_unit_words,
-                        job.summary.values + unit * job.summary.value_unit_words, job.summary.unit_keys, count,
-                        job.summary_bias + first);
-    }
-  }
-
   /// Scores, softmax weights and weighted values of one unit. Weights are relative to `reference`; when a logit exceeds
   /// it by more than the headroom, the weights so far are spent first, and then everything is rescaled.
   template <bool kBiased>
-  HWY_NOINLINE void attend_unit(const uint32_t* keys, const uint32_t* values, int unit_keys, int num_keys,
-                                const float* bias) {
+  HWY_NOINLINE void attend_unit(const Unit& unit) {
     constexpr D d;
     // A policy that scales the queries has logits in log2 units right away; so has a biased unit, where the scale is
     // applied together with the bias. Otherwise the scale is folded into the exponent.
@@ -122,13 +163,18 @@ struct FlashTile {
     float* const sum = sums;
     uint32_t* weight = scratch.weights;
     const int64_t panel_words = int64_t{kPanel} * job.shape.depth;
+    const uint32_t* keys = unit.keys;
+    const float* const bias = unit.bias;
+    const int num_keys = unit.num_keys;
+    Stream values = own_values;
     int spent = 0;
     for (int key = 0; key < num_keys; key += kPanel, keys += panel_words, weight += kWordStep * kRows) {
       if (kBiased && is_masked(bias + key)) {
-        skip_keys(key, spent, values, unit_keys);
+        skip_keys(key, spent, unit);
         continue;
       }
       V s[kPanel][kVectors];
+      values.fetch(kLinesPerPanel);
       score_panel(keys, s);
       if constexpr (kBiased) {
         HWY_UNROLL(4)
@@ -151,7 +197,7 @@ struct FlashTile {
         exceeded = v == 0 ? exceeds : hn::Or(exceeded, exceeds);
       }
       if (HWY_UNLIKELY(!hn::AllFalse(d, exceeded))) {
-        if (spent < key) add_values(values, unit_keys, spent, key);
+        if (spent < key) add_values(unit, spent, key);
         spent = key;
         float raised[kRows];
         for (int v = 0; v < kVectors; ++v) hn::StoreU(largest[v], d, raised + v * kLanes);
@@ -170,7 +216,7 @@ struct FlashTile {
         hn::Store(Policy::store_weights(p, weight + v * kLanes, kRows, before), d, sum + v * kLanes);
       }
     }
-    if (spent < num_keys) add_values(values, unit_keys, spent, round_up_to_panel(num_keys));
+    if (spent < num_keys) add_values(unit, spent, round_up_to_panel(num_keys));
   }
 
   // ---- the two products
@@ -195,12 +241,12 @@ struct FlashTile {
   }
 
   /// output += weights of keys [begin, end) of the unit · their values.
-  HWY_NOINLINE void add_values(const uint32_t* values, int unit_keys, int begin, int end) {
+  HWY_NOINLINE void add_values(const Unit& unit, int begin, int end) {
     constexpr D d;
     const int first_word = begin / Policy::kPair, num_words = (end - begin) / Policy::kPair;
-    const int panel_words = unit_keys / Policy::kPair * kPanel;
+    const int panel_words = unit.unit_keys / Policy::kPair * kPanel;
     const uint32_t* weights = scratch.weights + first_word * kRows;
-    const uint32_t* panels = values + first_word * kPanel;
+    const uint32_t* panels = unit.values + first_word * kPanel;
     float* output = scratch.output;
     const bool is_empty = output_is_empty;
     output_is_empty = false;
@@ -210,6 +256,7 @@ struct FlashTile {
         for (int v = 0; v < kVectors; ++v)
           o[i][v] = is_empty ? hn::Zero(d) : hn::Load(d, output + i * kRows + v * kLanes);
       }
+      next_unit_keys.fetch(kLinesPerPanel);
       const uint32_t* weight = weights;
       const uint32_t* panel = panels;
       for (int t = 0; t < num_words; t += kWordStep) {
@@ -247,8 +294,8 @@ struct FlashTile {
   }
 
   /// A masked panel has no weights: spend those before it, and go on behind it.
-  void skip_keys(int key, int& spent, const uint32_t* values, int unit_keys) {
-    if (spent < key) add_values(values, unit_keys, spent, key);
+  void skip_keys(int key, int& spent, const Unit& unit) {
+    if (spent < key) add_values(unit, spent, key);
     spent = key + kPanel;
   }
 
