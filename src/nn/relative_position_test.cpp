@@ -41,7 +41,7 @@ TEST(RelativePosition, BiasIsLookedUpByKeyMinusQuery) {
 
 TEST(TimestepEmbedding, CosinesFirst) {
   const Tensor embedding = timestep_embedding(500, 256);
-  EXPECT_FLOAT_EQ(embedding.f32()[0], -0.88384927f);    // cos 500
+  EXPECT_FLOAT_EQ(embedding.f32()[0], -0.88384927f);   // cos 500
   EXPECT_FLOAT_EQ(embedding.f32()[128], -0.4677718f);  // sin 500
   EXPECT_NEAR(embedding.f32()[64], 0.2836622, 1e-5);   // cos(500 / 100)
   EXPECT_NEAR(embedding.f32()[192], -0.9589243, 1e-5);

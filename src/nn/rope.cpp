@@ -43,7 +43,7 @@ std::array<int, 3> video_rope_split(int head_dim) {
 }
 
 RopeTable make_video_rope(std::array<int, 3> grid, int head_dim, std::span<const int32_t> raster_of_position) {
-  const auto [frames, height, width] = grid;
+  const int frames = grid[0], height = grid[1], width = grid[2];
   const auto split = video_rope_split(head_dim);
   const AxisTable by_frame(frames, split[0]), by_row(height, split[1]), by_column(width, split[2]);
   const auto num_tokens = static_cast<int64_t>(raster_of_position.size());

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -34,7 +35,10 @@ struct MatmulKey {
   DType out = DType::kF32;
   Activation activation = Activation::kNone;
   bool accumulate = false, gated = false;
-  auto operator<=>(const MatmulKey&) const = default;
+  bool operator<(const MatmulKey& other) const {
+    return std::tie(rows, out, activation, accumulate, gated) <
+           std::tie(other.rows, other.out, other.activation, other.accumulate, other.gated);
+  }
 };
 
 class OneDnnLinear final : public LinearLayer {

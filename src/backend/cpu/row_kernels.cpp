@@ -201,9 +201,8 @@ void add(const float* a, const float* b, float* out, int64_t count) {
   for_lanes(count, [=](auto d, int64_t i) HWY_ATTR { store(d, hn::Add(load(d, a + i), load(d, b + i)), out + i); });
 }
 void multiply_add(const float* a, const float* b, float* out, int64_t count) {
-  for_lanes(count, [=](auto d, int64_t i) HWY_ATTR {
-    store(d, hn::MulAdd(load(d, a + i), load(d, b + i), load(d, out + i)), out + i);
-  });
+  for_lanes(count, [=](auto d, int64_t i)
+                       HWY_ATTR { store(d, hn::MulAdd(load(d, a + i), load(d, b + i), load(d, out + i)), out + i); });
 }
 float sum_of_squares(const float* x, int64_t count) {
   return sum_of_squares_of(x, count);

@@ -70,6 +70,7 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   };
   const auto fused = [&](const std::vector<std::string>& names) {
     std::vector<std::string> full;
+    full.reserve(names.size());
     for (const std::string& name : names) full.push_back(prefix + name);
     return load_fused(backend, weights, full, dim, dim, dtype_);
   };
