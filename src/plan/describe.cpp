@@ -64,6 +64,7 @@ std::string describe(const Plan& plan) {
   constexpr int kMaxRows = 25, kMaxColumns = 16;
   const auto spread = [](int count, int limit) {
     std::vector<int> chosen;
+    chosen.reserve(static_cast<size_t>(std::min(count, limit)));
     for (int i = 0; i < std::min(count, limit); ++i) {
       chosen.push_back(count <= limit ? i : static_cast<int>(std::lround(i * (count - 1.0) / (limit - 1))));
     }
