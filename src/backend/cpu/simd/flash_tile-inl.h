@@ -64,7 +64,7 @@ struct FlashTile {
 
   explicit FlashTile(const TileJob& tile_job) : job(tile_job), scratch(tile_job.scratch), sums(tile_job.scratch.sums) {}
 
-  // ---- mainloop -----------------------------------------------------------------------------------------------------
+  // ---- mainloop --------------------------------------------------------------------------------------------
 
   /// Up to 64 keys and values, packed.
   struct Unit {
@@ -219,8 +219,7 @@ struct FlashTile {
     if (spent < num_keys) add_values(unit, spent, round_up_to_panel(num_keys));
   }
 
-  // ---- the two products
-  // ----------------------------------------------------------------------------------------------------
+  // ---- the two products ------------------------------------------------------------------------------------
 
   /// s[i][·] = Σ over depth of queries · key i of the panel.
   HWY_INLINE void score_panel(const uint32_t* panel, V (&s)[kPanel][kVectors]) {
@@ -286,8 +285,7 @@ struct FlashTile {
     }
   }
 
-  // ---- rare paths
-  // ----------------------------------------------------------------------------------------------------------
+  // ---- rare paths ------------------------------------------------------------------------------------------
 
   static bool is_masked(const float* bias) {
     return bias[0] == -HUGE_VALF && bias[1] == -HUGE_VALF && bias[2] == -HUGE_VALF && bias[3] == -HUGE_VALF;
@@ -331,8 +329,7 @@ struct FlashTile {
 
   static int round_up_to_panel(int keys) { return (keys + kPanel - 1) / kPanel * kPanel; }
 
-  // ---- epilogue
-  // ------------------------------------------------------------------------------------------------------------
+  // ---- epilogue --------------------------------------------------------------------------------------------
 
   /// Divides by the softmax sum and writes every row to all its destinations. Leaves 1/sum in `reference`, 0 for the
   /// lanes that are no queries.

@@ -17,8 +17,6 @@ namespace calibatt::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int kRowsAhead = 16;  ///< rows fetched ahead of the one that is packed
-
 HWY_INLINE float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
@@ -36,10 +34,13 @@ HWY_INLINE void fetch_row(const void* row, int size_bytes) {
   for (int byte = 0; byte < size_bytes; byte += 64) __builtin_prefetch(static_cast<const char*>(row) + byte, 0, 2);
 }
 
-HWY_INLINE void fetch_row(const SourceRows& rows, int64_t row, int head_dim) {
+/// Asks for the row that will be packed some rows after this one. Near the end there is none: then it asks for an
+/// address that is nobody's, which a prefetch may do.
+HWY_INLINE void fetch_row_ahead(const SourceRows& rows, int64_t row, int head_dim) {
+  constexpr int kRowsAhead = 24;
   const int64_t element_bytes = rows.is_bf16 ? 2 : 4;
-  fetch_row(static_cast<const char*>(rows.data) + row * rows.stride * element_bytes,
-            static_cast<int>(head_dim * element_bytes));
+  const auto address = reinterpret_cast<uintptr_t>(rows.data) + (row + kRowsAhead) * rows.stride * element_bytes;
+  fetch_row(reinterpret_cast<const void*>(address), static_cast<int>(head_dim * element_bytes));
 }
 
 /// memcpy for rows of one or two hundred bytes, inline and without its alignment ladder.
@@ -113,7 +114,7 @@ void pack_keys(const SourceRows& rows, int64_t first, int count, const TileShape
   for (int key = 0; key < count; key += kPanel) {
     for (int i = 0; i < kPanel; ++i) {
       uint32_t* row = staged + i * shape.depth;
-      if (key + i + kRowsAhead < count) fetch_row(rows, first + key + i + kRowsAhead, shape.head_dim);
+      fetch_row_ahead(rows, first + key + i, shape.head_dim);
       if (key + i < count) {
         Policy::stage_row(rows, first + key + i, shape.head_dim, shape.depth, 1.0f, row);
       } else {
@@ -135,7 +136,7 @@ void pack_values(const SourceRows& rows, int64_t first, int count, const TileSha
   for (int key = 0; key < padded_count; key += Policy::kPair) {
     const int present = count - key < 0 ? 0 : count - key < Policy::kPair ? count - key : Policy::kPair;
     for (int i = 0; i < Policy::kPair; ++i) {
-      if (key + i + kRowsAhead < count) fetch_row(rows, first + key + i + kRowsAhead, shape.head_dim);
+      fetch_row_ahead(rows, first + key + i, shape.head_dim);
     }
     Policy::stage_values(rows, first + key, present, shape.head_dim, shape.padded_dim, staged);
     uint32_t* to = unit + key / Policy::kPair * kPanel;
