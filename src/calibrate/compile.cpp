@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -35,6 +36,8 @@ void check(const Profile& profile, const CompileOptions& options) {
               std::to_string(options.schedule_c));
   require(std::isfinite(options.schedule_k) && options.schedule_k >= 0, "the decay k must be at least 0");
   require(std::isfinite(options.step_weight_decay), "the step weight's decay must be a number");
+  require(in_unit(options.step_weight_floor),
+          "the step weight's floor must be between 0 and 1, not " + std::to_string(options.step_weight_floor));
   require(options.merge_gap >= 0, "the merge gap must be at least 0, not " + std::to_string(options.merge_gap));
   require(in_unit(options.share_steps_iou), "the IoU from which steps share must be between 0 and 1 (0: off)");
   const bool needs_errors = options.budget == Budget::kError || options.repetition != Repetition::kOff;
@@ -79,7 +82,8 @@ class Compiler {
   };
 
   double weight_of(size_t head) const {
-    return std::exp(-options_.step_weight_decay * table_.step_of(head) / profile_.header.num_steps());
+    return scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, table_.step_of(head),
+                            profile_.header.num_steps());
   }
 
   Candidate candidate(std::optional<double> density) const {
@@ -259,9 +263,12 @@ class Compiler {
     summary.held_out_error = std::numeric_limits<double>::quiet_NaN();
     summary.error_is_held_out = table_.errors_are_held_out();
     if (table_.has_errors()) {
-      double sum = 0;
-      for (size_t head = 0; head < candidate.choices.size(); ++head) sum += table_.error(head, candidate.choices[head]);
-      summary.held_out_error = std::sqrt(sum / (static_cast<double>(steps) * layers));
+      std::vector<double> step_sums(steps, 0.0);
+      for (size_t head = 0; head < candidate.choices.size(); ++head) {
+        step_sums[table_.step_of(head)] += table_.error(head, candidate.choices[head]) / layers;
+      }
+      summary.held_out_error = std::sqrt(std::accumulate(step_sums.begin(), step_sums.end(), 0.0) / steps);
+      for (const double sum : step_sums) summary.step_error.push_back(std::sqrt(sum));
     }
     return {plan.parts(), std::move(summary)};
   }

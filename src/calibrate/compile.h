@@ -34,7 +34,9 @@ struct CompileOptions {
 
   // Budget kError.
   Ranking ranking = Ranking::kHarm;
-  double step_weight_decay = 3;  ///< w of weight(t) = exp(−w t/T)
+  double step_weight_decay = 8;  ///< w, and
+  double step_weight_floor =
+      0.1;  ///< b of weight(t) = b + (1 − b)·exp(−w t/T): what an error of step t does to the video
 
   Repetition repetition = Repetition::kError;
   int anchor_rows_per_frame = 5;       ///< k; one of the profile's anchor_rows
@@ -49,6 +51,7 @@ struct CompileSummary {
   double density = 1;
   std::vector<std::vector<double>> density_map;  ///< [step][layer], mean over heads
   std::vector<double> step_density, layer_density;
+  std::vector<double> step_error;             ///< held_out_error of each step alone; empty when not measured
   int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
   int num_entries = 0;                        ///< distinct steps after sharing
   double predicted_speedup = 1;               ///< of the transformer

@@ -358,13 +358,18 @@ std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped 
                              int num_blocks) {
   std::vector<float> mean(num_blocks, 0.0f);
   for (const PromptProfile& prompt : prompts) {
-    const size_t at = static_cast<size_t>(skipped) * (prompt.harm_scale.size() / 2) + site_head;
-    const auto* stored = prompt.harm.data<uint16_t>() + at * num_blocks;
-    const float scale = prompt.harm_scale.f32()[at];
-    for (int i = 0; i < num_blocks; ++i) {
-      const float root = half_to_float(stored[i]) * scale;
-      mean[i] += root * root / static_cast<float>(prompts.size());
-    }
+    const auto heads_per_step = static_cast<size_t>(prompt.energy.dim(1) * prompt.energy.dim(2));
+    const auto num_heads = static_cast<size_t>(prompt.harm_scale.size() / 2);
+    for_each_neighbouring_step(site_head, heads_per_step, num_heads, [&](size_t neighbour, float share) {
+      const size_t at = static_cast<size_t>(skipped) * num_heads + neighbour;
+      const auto* stored = prompt.harm.data<uint16_t>() + at * num_blocks;
+      const float scale = prompt.harm_scale.f32()[at];
+      const float weight = share * scale * scale / static_cast<float>(prompts.size());
+      for (int i = 0; i < num_blocks; ++i) {
+        const float root = half_to_float(stored[i]);
+        mean[i] += weight * root * root;
+      }
+    });
   }
   return mean;
 }

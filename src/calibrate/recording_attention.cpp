@@ -59,6 +59,18 @@ void ReferenceRanking::add(const ProfileHeader& header, const PromptProfile& pro
   ++num_prompts;
 }
 
+std::vector<float> ReferenceRanking::harm_of(const ProfileHeader& header, Skipped skipped, size_t site_head) const {
+  const AttentionGeometry& g = header.geometry;
+  const size_t num_blocks = static_cast<size_t>(g.num_query_blocks()) * g.num_key_blocks();
+  const size_t per_step = static_cast<size_t>(header.num_layers) * g.heads, count = per_step * header.num_steps();
+  std::vector<float> mixed(num_blocks, 0.0f);
+  for_each_neighbouring_step(site_head, per_step, count, [&](size_t neighbour, float share) {
+    const float* one = harm.data() + (static_cast<size_t>(skipped) * count + neighbour) * num_blocks;
+    for (size_t i = 0; i < num_blocks; ++i) mixed[i] += share * one[i];
+  });
+  return mixed;
+}
+
 RecordingAttention::RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
                                        PromptProfile& profile, std::function<void(int step)> on_forward)
     : backend_(backend),
@@ -155,8 +167,10 @@ void RecordingAttention::measure_errors(int layer, ConstHeadsView q, ConstHeadsV
     HeadReference ranking;
     ranking.energy = {
         has_reference ? reference_.energy.data() + site_head * per_head : energy_.data() + head * per_head, per_head};
+    std::vector<float> harm[2];
     for (size_t skipped = 0; has_reference && skipped < 2; ++skipped) {
-      ranking.harm[skipped] = {reference_.harm.data() + (skipped * num_sites * heads + site_head) * per_head, per_head};
+      harm[skipped] = reference_.harm_of(header_, static_cast<Skipped>(skipped), site_head);
+      ranking.harm[skipped] = harm[skipped];
     }
     const HeadErrors errors = measure_head(call, static_cast<int>(head), ranking, keys);
     store(errors, site_head, num_sites * heads);

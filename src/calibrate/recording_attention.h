@@ -17,6 +17,8 @@ struct ReferenceRanking {
   std::vector<float> harm;    ///< [2, S, L, H, R, C], squared
 
   void add(const ProfileHeader& header, const PromptProfile& prompt);
+  /// One head's harm with its neighbouring steps' mixed in (profile.h), [R, C].
+  std::vector<float> harm_of(const ProfileHeader& header, Skipped skipped, size_t site_head) const;
 };
 
 /// A dense run that fills a PromptProfile: block energy in the same pass as the output and, on sampled queries, what
