@@ -193,6 +193,7 @@ class TileScheduler {
     for (Worker& worker : workers_) {
       worker.tile.queries = carver.template take<uint32_t>(size_t(shape.depth) * kMaxTileRows);
       worker.tile.weights = carver.template take<uint32_t>(size_t{kMaxUnitKeys} * kMaxTileRows);
+      worker.tile.scores = carver.template take<float>(size_t{kPanel} * kMaxTileRows);
       worker.tile.output = carver.template take<float>(size_t(shape.padded_dim) * kMaxTileRows);
       worker.tile.sums =
           carver.template take<float>(size_t(layout_.measures_energy ? layout_.num_key_blocks : 1) * kMaxTileRows);

@@ -36,7 +36,6 @@ struct FlashTile {
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kRows = kVectors * kLanes;  ///< queries of the tile, also the stride of its arrays
   static_assert(kRows <= kMaxTileRows);
-  static constexpr int kDepthStep = 4;                      ///< divides every depth (TileShape)
   static constexpr int kWordStep = kPanel / Policy::kPair;  ///< words of one panel of keys
 
   static constexpr int kLinesPerPanel = 16;  ///< enough for 64 floats of 64 keys within 16 panels
@@ -149,8 +148,9 @@ struct FlashTile {
     num_fetched_rows = last;
   }
 
-  /// Scores, softmax weights and weighted values of one unit. Weights are relative to `reference`; when a logit exceeds
-  /// it by more than the headroom, the weights so far are spent first, and then everything is rescaled.
+  /// Scores, softmax weights and weighted values of one unit, four keys (a panel) at a time. Weights are relative to
+  /// `reference`; when a logit exceeds it by more than the headroom, the weights so far are spent first, and then
+  /// everything is rescaled.
   template <bool kBiased>
   HWY_NOINLINE void attend_unit(const Unit& unit) {
     constexpr D d;
@@ -162,20 +162,49 @@ struct FlashTile {
     float* const reference = scratch.reference;
     float* const sum = sums;
     uint32_t* weight = scratch.weights;
+    float* const scores = scratch.scores;
+    const int depth_share = job.shape.depth / kVectors;
     const int64_t panel_words = int64_t{kPanel} * job.shape.depth;
     const uint32_t* keys = unit.keys;
     const float* const bias = unit.bias;
     const int num_keys = unit.num_keys;
     Stream values = own_values;
     int spent = 0;
-    for (int key = 0; key < num_keys; key += kPanel, keys += panel_words, weight += kWordStep * kRows) {
+    bool has_scores = false;  // of the panel before, whose weights are `weight`
+    const auto weigh = [&](int v) HWY_ATTR {
+      const V minus = hn::Load(d, reference + v * kLanes);
+      V p[kPanel];
+      HWY_UNROLL(4)
+      for (int i = 0; i < kPanel; ++i) {
+        const V s = hn::Load(d, scores + i * kRows + v * kLanes);
+        p[i] = exp2_clamped<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s, minus) : hn::MulSub(s, scale, minus));
+      }
+      const V before = hn::Load(d, sum + v * kLanes);
+      hn::Store(Policy::store_weights(p, weight + v * kLanes, kRows, before), d, sum + v * kLanes);
+    };
+    for (int key = 0; key < num_keys; key += kPanel, keys += panel_words) {
       if (kBiased && is_masked(bias + key)) {
+        for (int v = 0; has_scores && v < kVectors; ++v) weigh(v);
+        has_scores = false;
         skip_keys(key, spent, unit);
         continue;
       }
       V s[kPanel][kVectors];
+      HWY_UNROLL(4)
+      for (int i = 0; i < kPanel; ++i) {
+        HWY_UNROLL(4)
+        for (int v = 0; v < kVectors; ++v) s[i][v] = hn::Zero(d);
+      }
+      // The exponentials of the panel before are spread over this panel's products, which keep the multipliers busy
+      // meanwhile.
       values.fetch(kLinesPerPanel);
-      score_panel(keys, s);
+      const uint32_t* query = scratch.queries;
+      const uint32_t* panel = keys;
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) {
+        for (int t = 0; t < depth_share; ++t, query += kRows, panel += kPanel) multiply_panel(query, panel, s);
+        if (has_scores) weigh(v);
+      }
       if constexpr (kBiased) {
         HWY_UNROLL(4)
         for (int i = 0; i < kPanel; ++i) {
@@ -196,6 +225,13 @@ struct FlashTile {
         const auto exceeds = hn::Gt(largest[v], limit);
         exceeded = v == 0 ? exceeds : hn::Or(exceeded, exceeds);
       }
+      HWY_UNROLL(4)
+      for (int i = 0; i < kPanel; ++i) {
+        HWY_UNROLL(4)
+        for (int v = 0; v < kVectors; ++v) hn::Store(s[i][v], d, scores + i * kRows + v * kLanes);
+      }
+      has_scores = true;
+      weight = scratch.weights + key / Policy::kPair * kRows;
       if (HWY_UNLIKELY(!hn::AllFalse(d, exceeded))) {
         if (spent < key) add_values(unit, spent, key);
         spent = key;
@@ -203,41 +239,12 @@ struct FlashTile {
         for (int v = 0; v < kVectors; ++v) hn::StoreU(largest[v], d, raised + v * kLanes);
         raise_reference(raised);
       }
-      HWY_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) {
-        const V minus = hn::Load(d, reference + v * kLanes);
-        V p[kPanel];
-        HWY_UNROLL(4)
-        for (int i = 0; i < kPanel; ++i) {
-          p[i] = exp2_clamped<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s[i][v], minus)
-                                                               : hn::MulSub(s[i][v], scale, minus));
-        }
-        const V before = hn::Load(d, sum + v * kLanes);
-        hn::Store(Policy::store_weights(p, weight + v * kLanes, kRows, before), d, sum + v * kLanes);
-      }
     }
+    for (int v = 0; has_scores && v < kVectors; ++v) weigh(v);
     if (spent < num_keys) add_values(unit, spent, round_up_to_panel(num_keys));
   }
 
   // ---- the two products ------------------------------------------------------------------------------------
-
-  /// s[i][·] = Σ over depth of queries · key i of the panel.
-  HWY_INLINE void score_panel(const uint32_t* panel, V (&s)[kPanel][kVectors]) {
-    constexpr D d;
-    HWY_UNROLL(4)
-    for (int i = 0; i < kPanel; ++i) {
-      HWY_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) s[i][v] = hn::Zero(d);
-    }
-    const uint32_t* query = scratch.queries;
-    const int depth = job.shape.depth;
-    for (int t = 0; t < depth; t += kDepthStep) {
-      HWY_UNROLL(4)
-      for (int u = 0; u < kDepthStep; ++u) multiply_panel(query + u * kRows, panel + u * kPanel, s);
-      query += kDepthStep * kRows;
-      panel += kDepthStep * kPanel;
-    }
-  }
 
   /// output += weights of keys [begin, end) of the unit · their values.
   HWY_NOINLINE void add_values(const Unit& unit, int begin, int end) {

@@ -50,6 +50,7 @@ struct PackedUnits {
 struct TileScratch {
   uint32_t* queries = nullptr;  ///< [depth][kMaxTileRows]
   uint32_t* weights = nullptr;  ///< [kMaxUnitKeys][kMaxTileRows]
+  float* scores = nullptr;      ///< [kPanel][kMaxTileRows]
   float* output = nullptr;      ///< [padded_dim][kMaxTileRows]
   float* sums = nullptr;        ///< [num_key_blocks, or 1][kMaxTileRows] softmax sums relative to `reference`
   float* reference = nullptr;   ///< [kMaxTileRows] the logit (log2 units) that weights are relative to
