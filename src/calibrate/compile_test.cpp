@@ -177,12 +177,14 @@ TEST(CompilePlan, FullDensityIsDense) {
   EXPECT_EQ(compiled.summary.held_out_error, 0.0);
 }
 
-TEST(CompilePlan, SharedStepsKeepTheDensity) {
+TEST(CompilePlan, SharedStepsStayWithinTheDensity) {
   CompileOptions options = options_of(Budget::kError, 0.5);
   options.share_steps_iou = 0.2;
   const CompiledPlan compiled = compile_plan(synthetic_profile(), options);
   EXPECT_LT(compiled.summary.num_entries, kSteps);
-  EXPECT_NEAR(density_of(compiled), 0.5, 0.005);
+  // Whole steps merge or do not, which with three of them leaves large jumps.
+  EXPECT_LE(density_of(compiled), 0.505);
+  EXPECT_GE(density_of(compiled), 0.375);
 }
 
 TEST(CompilePlan, ErrorsAreHeldOutFromTheSecondPromptOn) {
