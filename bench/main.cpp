@@ -87,8 +87,16 @@ Samples take_samples(const std::vector<std::unique_ptr<Workload>>& workloads, To
   std::vector<std::pair<std::string, std::function<double()>>> runs = {
       {kFmaPeak, [clock] { return fma_peak(clock); }}, {kBf16Peak, [clock] { return bf16_peak(clock); }}};
   for (const auto& workload : workloads) {
-    runs.emplace_back(workload->bench_case().name,
-                      [&workload, clock] { return seconds_of(clock, [&] { workload->run(); }); });
+    // A sparse call is repeated until it takes about as long as the dense one: an interruption then weighs the same in
+    // both.
+    const int repeats = std::max(1, static_cast<int>(std::lround(1.0 / workload->density())));
+    runs.emplace_back(workload->bench_case().name, [&workload, clock, repeats] {
+      return seconds_of(clock,
+                        [&] {
+                          for (int i = 0; i < repeats; ++i) workload->run();
+                        }) /
+             repeats;
+    });
   }
   if (torch) {
     for (const char* name : {kTorchF32, kTorchBf16})
