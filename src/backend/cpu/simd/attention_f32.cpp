@@ -73,7 +73,8 @@ namespace calibatt::cpu {
 namespace {
 
 bool cpu_has(int64_t target) {
-  return (hwy::SupportedTargets() & target) != 0;
+  static const int64_t targets = hwy::SupportedTargets();  // asks the processor, which a virtual machine answers slowly
+  return (targets & target) != 0;
 }
 
 template <int64_t kTarget, TileOps (*kOps)()>

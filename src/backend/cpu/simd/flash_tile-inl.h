@@ -205,26 +205,9 @@ struct FlashTile {
         for (int t = 0; t < depth_share; ++t, query += kRows, panel += kPanel) multiply_panel(query, panel, s);
         if (has_scores) weigh(v);
       }
-      if constexpr (kBiased) {
-        HWY_UNROLL(4)
-        for (int i = 0; i < kPanel; ++i) {
-          const V b = hn::Set(d, bias[key + i]);
-          HWY_UNROLL(4)
-          for (int v = 0; v < kVectors; ++v) {
-            s[i][v] = Policy::kScalesQueries ? hn::Add(s[i][v], b) : hn::MulAdd(s[i][v], scale, b);
-          }
-        }
-      }
+      if constexpr (kBiased) add_bias(bias + key, scale, s);
       V largest[kVectors];
-      hn::Mask<D> exceeded;
-      HWY_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) {
-        largest[v] = hn::Max(hn::Max(s[0][v], s[1][v]), hn::Max(s[2][v], s[3][v]));
-        if (!kInLog2Units) largest[v] = hn::Mul(largest[v], scale);
-        const V limit = hn::Add(hn::Load(d, reference + v * kLanes), hn::Set(d, kHeadroom));
-        const auto exceeds = hn::Gt(largest[v], limit);
-        exceeded = v == 0 ? exceeds : hn::Or(exceeded, exceeds);
-      }
+      const auto exceeded = find_exceeding<kInLog2Units>(s, scale, reference, largest);
       HWY_UNROLL(4)
       for (int i = 0; i < kPanel; ++i) {
         HWY_UNROLL(4)
@@ -242,6 +225,36 @@ struct FlashTile {
     }
     for (int v = 0; has_scores && v < kVectors; ++v) weigh(v);
     if (spent < num_keys) add_values(unit, spent, round_up_to_panel(num_keys));
+  }
+
+  /// Scores to biased logits in log2 units.
+  HWY_INLINE static void add_bias(const float* bias, V scale, V (&s)[kPanel][kVectors]) {
+    HWY_UNROLL(4)
+    for (int i = 0; i < kPanel; ++i) {
+      const V b = hn::Set(D(), bias[i]);
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) {
+        s[i][v] = Policy::kScalesQueries ? hn::Add(s[i][v], b) : hn::MulAdd(s[i][v], scale, b);
+      }
+    }
+  }
+
+  /// The largest logit of each query in log2 units; returns in which lanes any exceeds the reference by more than the
+  /// headroom.
+  template <bool kInLog2Units>
+  HWY_INLINE static hn::Mask<D> find_exceeding(const V (&s)[kPanel][kVectors], V scale, const float* reference,
+                                               V (&largest)[kVectors]) {
+    constexpr D d;
+    hn::Mask<D> exceeded;
+    HWY_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) {
+      largest[v] = hn::Max(hn::Max(s[0][v], s[1][v]), hn::Max(s[2][v], s[3][v]));
+      if (!kInLog2Units) largest[v] = hn::Mul(largest[v], scale);
+      const V limit = hn::Add(hn::Load(d, reference + v * kLanes), hn::Set(d, kHeadroom));
+      const auto exceeds = hn::Gt(largest[v], limit);
+      exceeded = v == 0 ? exceeds : hn::Or(exceeded, exceeds);
+    }
+    return exceeded;
   }
 
   // ---- the two products ------------------------------------------------------------------------------------
