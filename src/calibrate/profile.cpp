@@ -169,11 +169,19 @@ ProfileHeader from_metadata(const Metadata& metadata, const std::string& path) {
   return header;
 }
 
+// Long lists (a run's noise levels) by their number, beginning and end: both values have to fit into one message.
+std::string shortened(const std::string& value) {
+  if (value.size() <= 60 || value.find(',') == std::string::npos) return value;
+  const auto count = 1 + std::count(value.begin(), value.end(), ',');
+  const std::string second = value.substr(0, value.find(',', value.find(',') + 1));
+  return std::to_string(count) + " values, " + second + ",…" + value.substr(value.rfind(','));
+}
+
 void require_same(const Metadata& expected, const Metadata& found, const std::string& path) {
   static const std::string kAbsent = "(absent)";
   const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
     return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + theirs +
-                                           ", this calibration has " + ours +
+                                           ", this calibration has " + shortened(ours) +
                                            "; give another profile folder, or delete this one");
   };
   for (const auto& [name, value] : expected) {
