@@ -180,7 +180,7 @@ std::string shortened(const std::string& value) {
 void require_same(const Metadata& expected, const Metadata& found, const std::string& path) {
   static const std::string kAbsent = "(absent)";
   const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
-    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + theirs +
+    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + shortened(theirs) +
                                            ", this calibration has " + shortened(ours) +
                                            "; give another profile folder, or delete this one");
   };
