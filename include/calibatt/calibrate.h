@@ -28,9 +28,9 @@ struct CalibrateOptions {
   double agreement_threshold = 0.5;                              ///< ρ
   std::optional<double> density;                                 ///< global target; default with budget error
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
-  std::string ranking = "harm";  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"
-  double step_weight_decay = 3;                                  ///< w of weight(t) = exp(−w t/T); budget error only
-  std::string repetition = "error";                              ///< "off", "error" or "similarity"
+  std::string ranking = "harm";      ///< budget error: blocks ranked by measured "harm" to the output or by "energy"
+  double step_weight_decay = 8;      ///< w of weight(t) = 0.1 + 0.9·exp(−w t/T); budget error only
+  std::string repetition = "error";  ///< "off", "error" or "similarity"
   double similarity_threshold = 0.87;
   int merge_gap = 0;
   double share_steps_iou = 0;  ///< merge adjacent steps whose masks agree at least so much; 0: off

@@ -128,7 +128,8 @@ void add_calibrate(CLI::App& app) {
       ->check(CLI::IsMember({"harm", "energy"}))
       ->capture_default_str()
       ->group(compiled);
-  command->add_option("--step-weight", knobs.step_weight_decay, "Error budget: weight of a step is exp(-w t/T)")
+  command
+      ->add_option("--step-weight", knobs.step_weight_decay, "Error budget: w of a step's weight 0.1 + 0.9 exp(-w t/T)")
       ->capture_default_str()
       ->group(compiled);
   command
