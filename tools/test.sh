@@ -13,5 +13,5 @@ ctest --preset cpu -j "$jobs"
 
 echo "== unit tests (address and undefined-behaviour sanitizers)"
 cmake --preset asan-ubsan >/dev/null
-cmake --build --preset asan-ubsan -j "$jobs"
+cmake --build --preset asan-ubsan -j "$jobs" --target unit_tests
 ctest --preset asan-ubsan -j "$jobs" -L unit
