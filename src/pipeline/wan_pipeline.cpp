@@ -175,7 +175,9 @@ RunReport WanPipeline::describe_run(const GenerateOptions& options) const {
   RunReport report;
   report.options = options;
   report.model_name = folder_.name;
-  report.precision = dtype_ == DType::kBF16 ? "bf16" : "f32";
+  report.precision = dtype_ == DType::kF32       ? "f32"
+                     : backend_->has_fast_bf16() ? "bf16"
+                                                 : "bf16 weights, f32 arithmetic";
   report.backend = backend_->name();
   report.attention_kernel = backend_->attention_kernel(dtype_, transformer_.config().attention_head_dim);
   report.threads = num_threads();
