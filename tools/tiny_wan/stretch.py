@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--vae-minutes", type=float, default=0.0, help="0: the autoencoder is trained already")
     parser.add_argument("--reserve", type=float, default=60.0, help="seconds for sampling, judging and packing")
     parser.add_argument("--finish", action="store_true")
+    parser.add_argument("--muon-rate", type=float, help="default: train_dit's")
+    parser.add_argument("--high-noise-share", type=float, help="default: train_dit's")
     parser.add_argument("--settings", nargs="+", default=["20,4,5"])
     parser.add_argument("--heldout", default="models/tiny-wan/prompts/heldout_prompts.json")
     parser.add_argument("--count", type=int, default=64)
@@ -62,6 +64,8 @@ def main() -> None:
     minutes = (end - time.time() - arguments.reserve) / 60
     more = ["--minutes", str(minutes)]
     more += ["--finish"] if arguments.finish else []
+    more += ["--muon-rate", str(arguments.muon_rate)] if arguments.muon_rate is not None else []
+    more += ["--high-noise-share", str(arguments.high_noise_share)] if arguments.high_noise_share is not None else []
     more += ["--keep-pool", str(arguments.keep_pool)] if arguments.keep_pool else []
     more += ["--steps", "4"] if arguments.tiny else []
     try:
