@@ -22,10 +22,10 @@ test: build
 	@JOBS=$(JOBS) tools/test.sh
 
 format:
-	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 
 format-check:
-	@git ls-files '*.h' '*.cpp' | xargs clang-format --dry-run --Werror
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
 
 tidy: dependencies
 	@cmake --preset tidy >/dev/null

@@ -16,7 +16,7 @@ endif()
 
 add_library(calibatt_options INTERFACE)
 target_include_directories(calibatt_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(calibatt_options INTERFACE -Wall -Wextra -Wno-psabi -Wno-restrict)
+target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-psabi;-Wno-restrict>")
 target_compile_definitions(calibatt_options INTERFACE CALIBATT_VERSION="${PROJECT_VERSION}")
 target_link_libraries(calibatt_options INTERFACE Threads::Threads)
 if(CALIBATT_SANITIZE)
@@ -24,14 +24,21 @@ if(CALIBATT_SANITIZE)
   target_link_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE})
 endif()
 
-# calibatt_library(name dir [RECURSE] [DEPENDS floors...] [LINK targets...]): the library calibatt_<name> of all sources
-# in the folder, and calibatt_<name>_test of the *_test.cpp beside them. A floor without sources yet is header-only.
+# calibatt_library(name dir [RECURSE] [EXCLUDE regex] [ONLY regex] [DEPENDS floors...] [LINK targets...]): the library
+# calibatt_<name> of all sources in the folder, and calibatt_<name>_test of the *_test.cpp beside them. A floor without
+# sources yet is header-only. EXCLUDE and ONLY select among the sources by their paths.
 function(calibatt_library name dir)
-  cmake_parse_arguments(ARG "RECURSE" "" "DEPENDS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "RECURSE" "EXCLUDE;ONLY" "DEPENDS;LINK" ${ARGN})
   if(ARG_RECURSE)
     file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
   else()
     file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
+  endif()
+  if(ARG_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX "${ARG_EXCLUDE}")
+  endif()
+  if(ARG_ONLY)
+    list(FILTER sources INCLUDE REGEX "${ARG_ONLY}")
   endif()
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")

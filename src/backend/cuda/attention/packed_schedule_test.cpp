@@ -1,0 +1,301 @@
+#include "backend/cuda/attention/packed_schedule.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "base/error.h"
+
+namespace calibatt::cuda {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+BlockIntervals random_intervals(int query_blocks, int key_blocks, uint32_t seed, double density) {
+  std::mt19937 random(seed);
+  std::bernoulli_distribution kept(density);
+  BlockMask mask(query_blocks, key_blocks);
+  for (int r = 0; r < query_blocks; ++r) {
+    for (int c = 0; c < key_blocks; ++c) mask.set(r, c, kept(random));
+    mask.set(r, static_cast<int>(random() % static_cast<uint32_t>(key_blocks)), true);
+  }
+  return BlockIntervals::from_mask(mask);
+}
+
+std::vector<std::pair<uint32_t, uint32_t>> ranges_of(const PackedSchedule& packed, const Tile& tile) {
+  std::vector<std::pair<uint32_t, uint32_t>> ranges;
+  for (uint32_t i = 0; i < tile.num_ranges; ++i) {
+    const ChunkRange& range = packed.ranges.at(tile.first_range + i);
+    ranges.emplace_back(range.begin, range.end);
+  }
+  return ranges;
+}
+
+const Tile& tile_of_row(const PackedSchedule& packed, uint32_t head, uint32_t row) {
+  for (const Tile& tile : packed.tiles) {
+    if (tile.head == head && tile.first_row <= row && row < tile.first_row + tile.num_rows) return tile;
+  }
+  throw std::out_of_range("no tile computes the row");
+}
+
+std::string message_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+/// Everything the header promises, decoded again from the packed form and compared with the schedules.
+void expect_represents(const PackedSchedule& packed, std::span<const HeadSchedule> heads, int num_queries, int num_keys,
+                       int block_q, int block_k) {
+  const auto num_chunks = static_cast<uint32_t>((num_keys + kChunkKeys - 1) / kChunkKeys);
+  std::map<uint32_t, std::set<uint32_t>> rows_of_head;
+  std::map<uint32_t, std::vector<int>> writes_of_head;
+  uint32_t last_head = 0, last_length = ~0u;
+  for (const Tile& tile : packed.tiles) {
+    ASSERT_LT(tile.head, heads.size());
+    ASSERT_GE(tile.head, last_head) << "tiles are ordered by head";
+    if (tile.head != last_head) last_length = ~0u;
+    ASSERT_LE(tile.num_chunks, last_length) << "longest first";
+    last_head = tile.head;
+    last_length = tile.num_chunks;
+
+    const HeadSchedule& head = heads[tile.head];
+    ASSERT_GE(tile.num_rows, 1u);
+    ASSERT_LE(tile.num_rows, static_cast<uint32_t>(kTileRows));
+    uint32_t first_row = tile.first_row;
+    ASSERT_EQ((tile.flags & Tile::kAnchors) != 0, head.anchors != nullptr);
+    if (head.anchors) {
+      while (packed.anchor_tokens.at(first_row) != head.anchors->query_tokens[0]) --first_row;
+      first_row = tile.first_row - first_row;  // now counted inside the head's anchors
+      for (uint32_t i = 0; i < tile.num_rows; ++i) {
+        ASSERT_EQ(packed.anchor_tokens.at(tile.first_row + i), head.anchors->query_tokens.at(first_row + i));
+        auto& writes = writes_of_head[tile.head];
+        writes.resize(static_cast<size_t>(num_queries));
+        for (uint32_t d = packed.destination_offsets.at(tile.first_row + i);
+             d < packed.destination_offsets.at(tile.first_row + i + 1); ++d) {
+          const int32_t token = packed.destinations.at(d);
+          ++writes.at(static_cast<size_t>(token));
+          ASSERT_EQ(head.anchors->source_of[static_cast<size_t>(token)], static_cast<int32_t>(first_row + i));
+        }
+      }
+    }
+    for (uint32_t i = 0; i < tile.num_rows; ++i) {
+      ASSERT_TRUE(rows_of_head[tile.head].insert(first_row + i).second) << "row computed twice";
+    }
+
+    std::set<uint32_t> chunks;
+    uint32_t last_end = 0;
+    for (const auto& [begin, end] : ranges_of(packed, tile)) {
+      ASSERT_LT(begin, end);
+      ASSERT_TRUE(chunks.empty() || begin > last_end) << "ranges rise and do not touch";
+      for (uint32_t chunk = begin; chunk < end; ++chunk) chunks.insert(chunk);
+      last_end = end;
+    }
+    ASSERT_EQ(chunks.size(), tile.num_chunks);
+    bool skips = false;
+    const uint32_t query_block = first_row / static_cast<uint32_t>(block_q);
+    if (head.intervals) {
+      ASSERT_EQ((first_row + tile.num_rows - 1) / static_cast<uint32_t>(block_q), query_block);
+    }
+    const BlockMask mask = head.intervals ? head.intervals->to_mask() : BlockMask();
+    for (uint32_t chunk = 0; chunk < num_chunks; ++chunk) {
+      const auto key_block = static_cast<int>(chunk * kChunkKeys / static_cast<uint32_t>(block_k));
+      const bool kept = !head.intervals || mask.kept(static_cast<int>(query_block), key_block);
+      skips |= !kept;
+      ASSERT_EQ(chunks.contains(chunk), kept) << "chunk " << chunk;
+    }
+    ASSERT_EQ((tile.flags & Tile::kSummaries) != 0, head.summarize_skipped && skips);
+    if ((tile.flags & Tile::kSummaries) == 0) continue;
+    const uint32_t whole_chunks = static_cast<uint32_t>((mask.num_key_blocks() + kChunkKeys - 1) / kChunkKeys);
+    for (uint32_t c = 0; c < whole_chunks * kChunkKeys; ++c) {
+      const bool bit = packed.kept_bits.at(tile.kept_bits + c / 32) >> (c % 32) & 1;
+      if (c < static_cast<uint32_t>(mask.num_key_blocks())) {
+        ASSERT_EQ(bit, mask.kept(static_cast<int>(query_block), static_cast<int>(c))) << "key block " << c;
+      } else if (c < static_cast<uint32_t>(mask.num_key_blocks() + 31) / 32 * 32) {
+        ASSERT_TRUE(bit) << "behind the last key block";
+      }
+    }
+  }
+  for (uint32_t head = 0; head < heads.size(); ++head) {
+    const auto wanted =
+        heads[head].anchors ? heads[head].anchors->query_tokens.size() : static_cast<size_t>(num_queries);
+    EXPECT_EQ(rows_of_head[head].size(), wanted) << "head " << head;
+    if (heads[head].anchors) {
+      EXPECT_THAT(writes_of_head[head], testing::Each(1)) << "head " << head;
+    }
+  }
+}
+
+AnchorRows every_third(int num_tokens) {
+  AnchorRows anchors;
+  for (int token = num_tokens - 1; token >= 0; token -= 3) anchors.query_tokens.push_back(token);
+  for (int token = 0; token < num_tokens; ++token) {
+    anchors.source_of.push_back(token * 7 % static_cast<int>(anchors.query_tokens.size()));
+  }
+  return anchors;
+}
+
+TEST(PackedSchedule, LongestTilesOfAHeadComeFirstAndEqualOnesKeepTheirOrder) {
+  const BlockIntervals intervals(4, {0, 1, 3, 4, 5}, {{1, 2}, {0, 1}, {2, 4}, {0, 3}, {3, 4}});
+  const HeadSchedule heads[] = {{.intervals = &intervals}, {.intervals = &intervals}};
+  const PackedSchedule packed = pack_schedule(heads, 512, 512, 128, 128);
+  std::vector<std::pair<uint32_t, uint32_t>> order;
+  for (const Tile& tile : packed.tiles) order.emplace_back(tile.head, tile.first_row / 128);
+  using Pair = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(order, ElementsAre(Pair(0, 1), Pair(0, 2), Pair(0, 0), Pair(0, 3), Pair(1, 1), Pair(1, 2), Pair(1, 0),
+                                 Pair(1, 3)));
+  EXPECT_THAT(ranges_of(packed, packed.tiles[0]), ElementsAre(Pair(0, 2), Pair(4, 8)));
+  EXPECT_EQ(packed.tiles[0].num_chunks, 6u);
+  EXPECT_EQ(packed.ranges.size(), 5u) << "two heads with the same intervals share their ranges";
+}
+
+TEST(PackedSchedule, NeighbouringBlocksAreOneRange) {
+  BlockMask mask(1, 5);
+  for (const int block : {0, 1, 3, 4}) mask.set(0, block, true);
+  const BlockIntervals intervals = BlockIntervals::from_mask(mask);
+  const HeadSchedule head{.intervals = &intervals};
+  const PackedSchedule packed = pack_schedule({&head, 1}, 64, 5 * 192, 64, 192);
+  using Pair = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(ranges_of(packed, packed.tiles[0]), ElementsAre(Pair(0, 6), Pair(9, 15)));
+}
+
+TEST(PackedSchedule, TheLastBlockEndsWithTheLastChunk) {
+  // 130 keys in blocks of 128: the second block is one chunk of two tokens, not two chunks.
+  const BlockIntervals intervals(2, {0, 1, 2}, {{1, 2}, {0, 2}});
+  const HeadSchedule head{.intervals = &intervals};
+  const PackedSchedule packed = pack_schedule({&head, 1}, 65, 130, 64, 128);
+  using Pair = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(ranges_of(packed, tile_of_row(packed, 0, 0)), ElementsAre(Pair(2, 3)));
+  EXPECT_THAT(ranges_of(packed, tile_of_row(packed, 0, 64)), ElementsAre(Pair(0, 3)));
+  EXPECT_EQ(tile_of_row(packed, 0, 64).num_rows, 1u);
+}
+
+TEST(PackedSchedule, QueryBlocksLongerThanATileAreCut) {
+  const BlockIntervals intervals(2, {0, 1, 2}, {{0, 1}, {1, 2}});
+  const HeadSchedule head{.intervals = &intervals};
+  const PackedSchedule packed = pack_schedule({&head, 1}, 256 + 130, 128, 256, 64);
+  std::vector<std::pair<uint32_t, uint32_t>> rows;
+  for (const Tile& tile : packed.tiles) rows.emplace_back(tile.first_row, tile.num_rows);
+  using Pair = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(rows, ElementsAre(Pair(0, 128), Pair(128, 128), Pair(256, 128), Pair(384, 2)));
+  EXPECT_EQ(packed.tiles[0].first_range, packed.tiles[1].first_range);
+  EXPECT_NE(packed.tiles[1].first_range, packed.tiles[2].first_range);
+}
+
+TEST(PackedSchedule, DenseHeadsAmongPlannedOnesTakeAllKeysInWholeTiles) {
+  const BlockIntervals intervals = random_intervals(10, 10, 1, 0.3);
+  const HeadSchedule heads[] = {{}, {.intervals = &intervals}, {}};
+  const PackedSchedule packed = pack_schedule(heads, 600, 610, 64, 64);
+  expect_represents(packed, heads, 600, 610, 64, 64);
+  const Tile& tile = tile_of_row(packed, 2, 599);
+  EXPECT_EQ(tile.num_rows, 600u % 128);
+  using Pair = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(ranges_of(packed, tile), ElementsAre(Pair(0, 10)));
+}
+
+TEST(PackedSchedule, AnchorsNameTheirTokensAndDestinations) {
+  const AnchorRows first{{4, 1}, {1, 1, 0, 0, 0}, 0}, second{{2}, {0, 0, 0, 0, 0}, 0};
+  const HeadSchedule heads[] = {{.anchors = &first}, {.anchors = &second}, {.anchors = &first}};
+  const PackedSchedule packed = pack_schedule(heads, 5, 100, 64, 64);
+  EXPECT_THAT(packed.anchor_tokens, ElementsAre(4, 1, 2));
+  EXPECT_THAT(packed.destination_offsets, ElementsAre(0, 3, 5, 10));
+  EXPECT_THAT(packed.destinations, ElementsAre(2, 3, 4, 0, 1, 0, 1, 2, 3, 4));
+  ASSERT_EQ(packed.tiles.size(), 3u);
+  EXPECT_EQ(packed.tiles[1].first_row, 2u);
+  EXPECT_EQ(packed.tiles[2].first_row, 0u) << "heads with the same anchors share them";
+  EXPECT_EQ(packed.tiles[2].num_rows, 2u);
+}
+
+TEST(PackedSchedule, AnAnchorNobodyCopiesHasNoDestination) {
+  const AnchorRows anchors{{0, 1, 2}, {0, 2, 2}, 0};
+  const HeadSchedule head{.anchors = &anchors};
+  EXPECT_THAT(pack_schedule({&head, 1}, 3, 3, 64, 64).destination_offsets, ElementsAre(0, 1, 1, 3));
+}
+
+TEST(PackedSchedule, KeptBitsBelongToQueryBlocksThatSkip) {
+  // 33 key blocks: two words per query block. The second query block keeps everything.
+  const BlockIntervals intervals(33, {0, 2, 3}, {{0, 1}, {31, 33}, {0, 33}});
+  const HeadSchedule heads[] = {{.intervals = &intervals}, {.intervals = &intervals, .summarize_skipped = true}};
+  const PackedSchedule packed = pack_schedule(heads, 128, 33 * 64, 64, 64);
+  EXPECT_TRUE(packed.has_summaries());
+  EXPECT_EQ(tile_of_row(packed, 0, 0).flags, 0u);
+  EXPECT_EQ(tile_of_row(packed, 1, 64).flags, 0u);
+  const Tile& tile = tile_of_row(packed, 1, 0);
+  EXPECT_EQ(tile.flags, Tile::kSummaries);
+  EXPECT_EQ(packed.kept_bits.at(tile.kept_bits), 0x80000001u);
+  EXPECT_EQ(packed.kept_bits.at(tile.kept_bits + 1), 0xffffffffu);
+  EXPECT_EQ(packed.kept_bits.size(), 4u + kChunkKeys / 32) << "a chunk of ones ends the array";
+  EXPECT_EQ(packed.kept_bits.back(), 0xffffffffu);
+  EXPECT_FALSE(pack_schedule({heads, 1}, 128, 33 * 64, 64, 64).has_summaries());
+}
+
+TEST(PackedSchedule, RepresentsMixedSchedulesOfManySizes) {
+  for (const auto& [num_queries, num_keys, block_q, block_k] :
+       {std::tuple{1, 1, 128, 128}, std::tuple{127, 129, 128, 64}, std::tuple{1000, 1000, 64, 64},
+        std::tuple{1000, 3000, 128, 128}, std::tuple{700, 450, 256, 64}, std::tuple{500, 5000, 100, 192},
+        std::tuple{300, 70, 50, 64}}) {
+    SCOPED_TRACE(testing::Message() << num_queries << " x " << num_keys << ", blocks " << block_q << " x " << block_k);
+    const AnchorRows anchors = every_third(num_queries);
+    const int key_blocks = (num_keys + block_k - 1) / block_k;
+    const int query_blocks = (num_queries + block_q - 1) / block_q;
+    const BlockIntervals planned = random_intervals(query_blocks, key_blocks, 2, 0.3);
+    const BlockIntervals anchored = random_intervals(anchors.num_query_blocks(block_q), key_blocks, 3, 0.6);
+    const HeadSchedule heads[] = {{},
+                                  {.intervals = &planned},
+                                  {.intervals = &planned, .summarize_skipped = true},
+                                  {.anchors = &anchors},
+                                  {.intervals = &anchored, .summarize_skipped = true, .anchors = &anchors}};
+    EXPECT_TRUE(needs_schedule(heads));
+    const PackedSchedule packed = pack_schedule(heads, num_queries, num_keys, block_q, block_k);
+    expect_represents(packed, heads, num_queries, num_keys, block_q, block_k);
+
+    // The image that goes to the device says the same as the vectors.
+    std::vector<Tile> storage(packed.size_bytes() / sizeof(Tile) + 1);
+    const auto image = std::as_writable_bytes(std::span(storage)).first(packed.size_bytes());
+    packed.write_image(image);
+    const DeviceSchedule device = packed.at(image.data());
+    ASSERT_EQ(device.num_tiles, packed.tiles.size());
+    EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(device.tiles, device.num_tiles)),
+                                   std::as_bytes(std::span(packed.tiles))));
+    EXPECT_EQ(device.ranges[packed.ranges.size() - 1].end, packed.ranges.back().end);
+    EXPECT_EQ(device.kept_bits != nullptr, packed.has_summaries());
+    EXPECT_TRUE(std::equal(packed.anchor_tokens.begin(), packed.anchor_tokens.end(), device.anchor_tokens));
+    EXPECT_TRUE(
+        std::equal(packed.destination_offsets.begin(), packed.destination_offsets.end(), device.destination_offsets));
+    EXPECT_TRUE(std::equal(packed.destinations.begin(), packed.destinations.end(), device.destinations));
+    EXPECT_LE(reinterpret_cast<const std::byte*>(device.destinations + packed.destinations.size()),
+              image.data() + image.size());
+  }
+}
+
+TEST(PackedSchedule, DenseCallsNeedNone) {
+  const HeadSchedule heads[2] = {};
+  EXPECT_FALSE(needs_schedule(heads));
+  EXPECT_FALSE(needs_schedule({}));
+}
+
+TEST(PackedSchedule, RefusesWhatItCannotExpress) {
+  const BlockIntervals intervals = BlockIntervals::dense(2, 3);
+  const HeadSchedule heads[] = {{}, {.intervals = &intervals}};
+  EXPECT_THAT(message_of([&] { pack_schedule(heads, 100, 300, 64, 100); }),
+              testing::AllOf(HasSubstr("head 1"), HasSubstr("key blocks of 100 tokens"), HasSubstr("multiples of 64")));
+  EXPECT_THAT(message_of([&] { pack_schedule(heads, 100, 300, 64, 64); }),
+              HasSubstr("head 1: intervals are for 2 x 3 blocks, the call has 2 x 5"));
+  EXPECT_THAT(message_of([&] { pack_schedule(heads, 0, 300, 64, 64); }), HasSubstr("at least one query"));
+  const AnchorRows wild{{9}, std::vector<int32_t>(9, 0), 0};
+  const HeadSchedule anchored{.anchors = &wild};
+  EXPECT_THAT(message_of([&] { pack_schedule({&anchored, 1}, 9, 9, 64, 64); }), HasSubstr("query token 9"));
+  const HeadSchedule summarized{.summarize_skipped = true};
+  EXPECT_THAT(message_of([&] { pack_schedule({&summarized, 1}, 9, 9, 64, 64); }), HasSubstr("needs intervals"));
+}
+
+}  // namespace
+}  // namespace calibatt::cuda
