@@ -13,6 +13,7 @@ enum class ErrorKind {
   kMismatch,  ///< sound in itself but made for something else: another model, size, block size
   kIo,        ///< reading or writing failed; also "no space left"
   kNumeric,   ///< NaN or infinity where there must be none
+  kDevice,    ///< a GPU that is not there, lost, out of memory, or refused by its driver
 };
 
 /// The one exception type of the library. `what()` is one line: what, where, and what to do about it.

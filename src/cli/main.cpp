@@ -19,6 +19,7 @@ int exit_code(calibatt::ErrorKind kind) {
     case calibatt::ErrorKind::kIo:
       return 6;
     case calibatt::ErrorKind::kNumeric:
+    case calibatt::ErrorKind::kDevice:
       return 7;
   }
   return 1;

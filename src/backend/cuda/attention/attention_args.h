@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+
+/// What every CUDA attention kernel is given: plain data, device pointers, sizes. Made by the host side
+/// (attention.cpp, packed_schedule.cpp), read by the kernels of sm80/, sm90/ and generic/. No CUDA types, so that the
+/// packing is tested on machines without CUDA.
+namespace calibatt::cuda {
+
+/// Keys are read in chunks of this many consecutive tokens; a key block is one or more whole chunks (block_k is a
+/// multiple), except the last of the sequence, which may be partial.
+inline constexpr int kChunkKeys = 64;
+/// A tile computes at most this many query rows, all of one query block.
+inline constexpr int kTileRows = 128;
+
+/// Strided [batch, tokens, heads, head_dim] array in device memory; head_dim is contiguous; strides in elements.
+struct DeviceHeads {
+  void* data = nullptr;
+  int64_t batch_stride = 0, token_stride = 0, head_stride = 0;
+};
+
+/// Consecutive key chunks [begin, end), in units of kChunkKeys tokens.
+struct ChunkRange {
+  uint32_t begin = 0, end = 0;
+};
+
+/// One unit of work of a planned call: query rows of one query block of one head, and the keys they see. The kernel
+/// visits the ranges from the last chunk to the first, so that the only chunk that may be partial (the last of the
+/// sequence) comes first and the mainloop needs no mask.
+struct alignas(16) Tile {
+  uint32_t head = 0;
+  uint32_t first_row = 0;    ///< query token, or index into the head's anchor rows (rows + first_row) when kAnchors
+  uint32_t num_rows = 0;     ///< 1 … kTileRows
+  uint32_t flags = 0;        ///< kAnchors, kSummaries
+  uint32_t first_range = 0;  ///< into ranges
+  uint32_t num_ranges = 0;   ///< ≥ 1
+  uint32_t num_chunks = 0;   ///< the sum over the ranges, ≥ 1
+  uint32_t kept_bits = 0;  ///< kSummaries: first word in kept_bits of this query block's ⌈num_key_blocks / 32⌉ words
+
+  static constexpr uint32_t kAnchors = 1, kSummaries = 2;
+};
+static_assert(sizeof(Tile) == 32);
+
+/// The device form of a planned call's schedule: what differs between heads and query blocks. Tiles are ordered by head
+/// and, inside a head, longest first: resident CTAs then share one head's keys in L2 (measured: 4 times less DRAM
+/// traffic than round robin), and the last ones to finish are short.
+struct DeviceSchedule {
+  const Tile* tiles = nullptr;
+  uint32_t num_tiles = 0;
+  const ChunkRange* ranges = nullptr;
+  const uint32_t* kept_bits = nullptr;  ///< bit c of a query block: key block c is kept; its summary takes no part
+
+  /// Anchors. anchor_tokens[a]: query token of anchor a of the call (all heads' anchors behind each other; a tile's
+  /// first_row counts from the start of that array). The output row of anchor a goes to the tokens
+  /// destinations[destination_offsets[a] … destination_offsets[a + 1]).
+  const int32_t* anchor_tokens = nullptr;
+  const uint32_t* destination_offsets = nullptr;
+  const int32_t* destinations = nullptr;
+};
+
+/// out[b, t, h] = Σ_s softmax_s(scale · q[b, t, h] · k[b, s, h]) v[b, s, h], with what a plan leaves out left out.
+struct AttentionArgs {
+  DeviceHeads q, k, v, out;  ///< q, k, v: 16-bit floats; out: the same type, or float when out_f32
+  bool is_fp16 = false;      ///< fp16, else bf16
+  bool out_f32 = false;
+  int batch = 1, num_heads = 1, head_dim = 128;
+  int num_queries = 0, num_keys = 0;
+  float scale_log2 = 0;  ///< scale · log2(e): logits in powers of two
+
+  /// Planned calls: the schedule, the same for every batch entry. tiles == nullptr: dense, all rows, all keys.
+  DeviceSchedule schedule;
+  int block_k = 128;  ///< tokens of a key block: of a summary, and of an energy column
+
+  /// Summaries (schedule tiles with kSummaries): [batch, num_summaries, num_heads, head_dim] mean keys and values of
+  /// the key blocks, in q's type; summary c has the logit bias log2(tokens of block c).
+  DeviceHeads summary_k, summary_v;
+  int num_summaries = 0;
+
+  /// Dense calls: receives E[b, h, r, c], the mean over the rows of query block r of the softmax mass on key block c,
+  /// [batch, num_heads, num_query_blocks, num_key_blocks] float; block_q ≤ kTileRows then. Null: not wanted.
+  float* block_energy = nullptr;
+  int block_q = 128;  ///< tokens of a query block (energy rows); tiles of a dense call are cut by it
+  /// Dense calls: receives the natural log of each row's sum of exponentials, [batch, num_heads, num_queries]. Or null.
+  float* row_lse = nullptr;
+
+  /// Workspace of the call, of the size the kernel asks for. The first word is the tile counter, zero at launch.
+  void* workspace = nullptr;
+};
+
+}  // namespace calibatt::cuda

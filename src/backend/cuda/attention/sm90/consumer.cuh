@@ -1,0 +1,208 @@
+#pragma once
+
+#include "backend/cuda/attention/sm90/energy.cuh"
+#include "backend/cuda/attention/sm90/epilogue.cuh"
+#include "backend/cuda/attention/sm90/layout.cuh"
+#include "backend/cuda/attention/sm90/softmax.cuh"
+#include "backend/cuda/ptx/mbarrier.cuh"
+#include "backend/cuda/ptx/tma.cuh"
+#include "backend/cuda/ptx/wgmma.cuh"
+
+/// The mainloop of a consumer warpgroup: 64 query rows against the steps that the producer copies.
+namespace calibatt::cuda::sm90 {
+
+/// The same value, known to the compiler to be alike in the warp: it then lives in uniform registers.
+__device__ __forceinline__ int uniform(int value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
+template <int kHeadDim, class Type, EnergyColumns kEnergyColumns>
+class Consumer {
+ public:
+  using Shared = SharedMemory<kHeadDim>;
+  using Output = float[kHeadDim / 2];
+
+  __device__ Consumer(const KernelParams& params, Shared& shared)
+      : params_(params),
+        shared_(shared),
+        group_(uniform(static_cast<int>(threadIdx.x) / 128 - 1)),
+        warp_(uniform(static_cast<int>(threadIdx.x) / 32 - 4)),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
+
+  __device__ void run() {
+    if (group_ == 1) pass_turn();  // the first turn is the first group's
+    for (uint32_t use = 0;; ++use) {
+      const uint32_t slot = use & 1;
+      ptx::mbarrier_wait(&shared_.queries_full[slot], use >> 1 & 1);
+      const TileHeader& header = shared_.headers[use & 3];
+      if (uniform(header.num_steps) == 0) return;
+      if (header.flags & Tile::kAnchors) gather_queries(slot, header);
+      tile(slot, header);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void tile(uint32_t slot, const TileHeader& header) {
+    const float scale = params_.args.scale_log2;
+    const int num_key_steps = uniform(header.num_steps);
+    const int num_steps = num_key_steps + uniform(header.num_summary_steps);
+    Scores s;
+    Output o;
+    uint32_t p[kStepKeys / 4];
+    RowSoftmax softmax;
+    float chunk_sum[2][2];
+#pragma unroll
+    for (float& x : o) x = 0;
+
+    wait_full(shared_.keys_full, step_);
+    take_turn();
+    issue_scores(s, slot, step_);
+    pass_turn();
+    ptx::wgmma_wait<0>();
+    ptx::pin(s);
+    release(shared_.keys_empty[step_ % kStages]);
+    const int valid[2] = {header.valid[0], header.valid[1]};
+    if (valid[0] < kChunkKeys || valid[1] < kChunkKeys) mask_missing(s, valid);
+    softmax.begin(s, scale, chunk_sum);
+    record(header, 0, softmax, chunk_sum);
+    pack_weights(s, p);
+
+    for (int step = 1; step < num_steps; ++step) {
+      // This step's scores, then the last step's values; the softmax of the scores runs under the values' product.
+      wait_full(shared_.keys_full, step_ + 1);
+      take_turn();
+      issue_scores(s, slot, step_ + 1);
+      wait_full(shared_.values_full, step_);
+      issue_values(o, p, step_);
+      pass_turn();
+      ptx::wgmma_wait<1>();
+      ptx::pin(s);
+      release(shared_.keys_empty[(step_ + 1) % kStages]);
+      if (step >= num_key_steps) {
+        const AttentionArgs& args = params_.args;
+        const int first = (step - num_key_steps) * kStepKeys;
+        const int last_size = args.num_keys - (args.num_summaries - 1) * args.block_k;
+        bias_summaries(s, first, args.num_summaries, args.schedule.kept_bits + header.kept_bits,
+                       log2_approx(static_cast<float>(args.block_k)) / scale,
+                       log2_approx(static_cast<float>(last_size)) / scale);
+      }
+      const bool rescale = softmax.update(s, scale, chunk_sum);
+      record(header, step, softmax, chunk_sum);
+      ptx::wgmma_wait<0>();
+      ptx::pin(o);
+      ptx::pin(p);
+      release(shared_.values_empty[step_ % kStages]);
+      if (rescale) {
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 2; ++i) o[i] *= softmax.factor[i / 2 % 2];
+      }
+      pack_weights(s, p);
+      ++step_;
+    }
+    release(shared_.queries_empty[slot]);
+
+    wait_full(shared_.values_full, step_);
+    issue_values(o, p, step_);
+    ptx::wgmma_wait<0>();
+    ptx::pin(o);
+    release(shared_.values_empty[step_ % kStages]);
+    ++step_;
+
+    const float sums[2] = {sum_of_row(softmax.sum[0]), sum_of_row(softmax.sum[1])};
+    const float factors[2] = {1.0f / sums[0], 1.0f / sums[1]};
+    const float lse[2] = {softmax.reference[0] + log2_approx(sums[0]), softmax.reference[1] + log2_approx(sums[1])};
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) o[i] *= factors[i / 2 % 2];
+    int lane = lane_;
+    asm volatile("" : "+r"(lane));  // or the epilogue's addresses, made once for all tiles, would spill
+    write_output<kHeadDim, Type>(params_.args, header, shared_.out[warp_], o, 16 * warp_, lane);
+    if (params_.args.row_lse != nullptr) write_lse(params_.args, header, lse, 16 * warp_, lane);
+    if constexpr (kEnergyColumns != EnergyColumns::kNone) {
+      reduce_energy<kEnergyColumns>(params_, header, lse, warp_, lane_);
+    }
+  }
+
+  // ---- products ----------------------------------------------------------------------------------------------------
+  /// s = Q Kᵀ for this group's rows, asynchronously.
+  __device__ __forceinline__ void issue_scores(Scores& s, uint32_t slot, uint32_t step) {
+    const uint32_t queries = ptx::shared_address(shared_.queries[slot]) + group_ * kGroupRows * kRowBytes;
+    const uint32_t keys = ptx::shared_address(shared_.keys[step % kStages]);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; ++k) {
+      const uint32_t panel = k / 4, inside = k % 4 * 32;
+      ptx::wgmma(Type{}, s, ptx::matrix_descriptor(queries + panel * kTileRows * kRowBytes + inside, 8 * kRowBytes, 16),
+                 ptx::matrix_descriptor(keys + panel * kStepKeys * kRowBytes + inside, 8 * kRowBytes, 16), k > 0);
+    }
+    ptx::wgmma_commit();
+  }
+
+  /// o += P V, asynchronously. p stays untouched until the product is waited for.
+  __device__ __forceinline__ void issue_values(Output& o, const uint32_t (&p)[kStepKeys / 4], uint32_t step) {
+    const uint32_t values = ptx::shared_address(shared_.values[step % kStages]);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kStepKeys / 16; ++k) {
+      ptx::wgmma(Type{}, o, p + 4 * k,
+                 ptx::matrix_descriptor(values + 16 * k * kRowBytes, 8 * kRowBytes, kStepKeys * kRowBytes), true);
+    }
+    ptx::wgmma_commit();
+  }
+
+  __device__ __forceinline__ void pack_weights(const Scores& s, uint32_t (&p)[kStepKeys / 4]) {
+#pragma unroll
+    for (int i = 0; i < kStepKeys / 4; ++i) p[i] = pack(Type{}, s[2 * i], s[2 * i + 1]);
+    ptx::pin(p);
+  }
+
+  // ---- barriers ----------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ void wait_full(uint64_t (&barriers)[kStages], uint32_t step) {
+    ptx::mbarrier_wait(&barriers[step % kStages], step / kStages & 1);
+  }
+  /// A warp has read what the barrier guards.
+  __device__ __forceinline__ void release(uint64_t& barrier) {
+    if (lane_ == 0) ptx::mbarrier_arrive(&barrier);
+  }
+  __device__ __forceinline__ void take_turn() {
+    if constexpr (kTakeTurns) ptx::named_barrier_sync(kTurn + group_, 128 * kGroups);
+  }
+  __device__ __forceinline__ void pass_turn() {
+    if constexpr (kTakeTurns) ptx::named_barrier_arrive(kTurn + 1 - group_, 128 * kGroups);
+  }
+
+  // ---- the rest ----------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ void record(const TileHeader& header, int step, const RowSoftmax& softmax,
+                                         const float (&chunk_sum)[2][2]) {
+    if constexpr (kEnergyColumns != EnergyColumns::kNone) {
+      record_energy<kEnergyColumns>(params_, header, step, softmax, chunk_sum, warp_, lane_);
+    }
+  }
+
+  /// Anchors: the tile's query rows lie scattered. Each group copies its own 64, in the copy engine's swizzle.
+  __device__ __forceinline__ void gather_queries(uint32_t slot, const TileHeader& header) {
+    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
+    const DeviceHeads& q = params_.args.q;
+    const char* base =
+        static_cast<const char*>(q.data) + 2 * (header.batch * q.batch_stride + header.head * q.head_stride);
+    const int* tokens = params_.args.schedule.anchor_tokens + header.first_row;
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    for (int i = thread; i < kGroupRows * kPieces; i += 128) {
+      const int row = group_ * kGroupRows + i / kPieces, piece = i % kPieces;
+      uint4 data = {};
+      if (row < header.num_rows) {
+        data = __ldg(reinterpret_cast<const uint4*>(base + 2 * __ldg(tokens + row) * q.token_stride) + piece);
+      }
+      uint8_t* panel = shared_.queries[slot][piece / 8];
+      *reinterpret_cast<uint4*>(panel + row * kRowBytes + ((piece % 8) ^ (row % 8)) * 16) = data;
+    }
+    ptx::fence_async_proxy();
+    ptx::named_barrier_sync(kGather + group_, 128);
+  }
+
+  const KernelParams& params_;
+  Shared& shared_;
+  const int group_, warp_, lane_;
+  uint32_t step_ = 0;  ///< steps whose values were consumed so far: stage and phase of the next
+};
+
+}  // namespace calibatt::cuda::sm90
