@@ -134,13 +134,10 @@ __device__ __forceinline__ void bias_summaries(Scores& s, int first, int count, 
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float add = 8 * i + c == last ? last_bias : bias;
-        const bool takes_part = skipped & (1u << (8 * i + c));
+        const float whole = 8 * i + c == last ? last_bias : bias;
+        const float add = skipped & (1u << (8 * i + c)) ? whole : -INFINITY;
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float& x = s[4 * (4 * word + i) + 2 * r + c];
-          x = takes_part ? x + add : -INFINITY;
-        }
+        for (int r = 0; r < 2; ++r) s[4 * (4 * word + i) + 2 * r + c] += add;
       }
     }
   }
