@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "backend/cuda/attention/sm90/attention_sm90.h"
@@ -104,6 +105,11 @@ KernelParams make_params(const AttentionArgs& args) {
   params.tiles_per_batch = args.schedule.tiles != nullptr ? args.schedule.num_tiles
                                                           : static_cast<uint32_t>(args.num_heads) *
                                                                 ceil_div(args.num_queries, params.rows_per_tile);
+  if (args.num_summaries > 0) {
+    const int last_size = args.num_keys - (args.num_summaries - 1) * args.block_k;
+    params.summary_bias = std::log2(static_cast<float>(args.block_k)) / args.scale_log2;
+    params.last_summary_bias = std::log2(static_cast<float>(last_size)) / args.scale_log2;
+  }
   const EnergyColumns kind = energy_kind(args);
   if (kind != EnergyColumns::kNone) {
     params.energy_columns = ceil_div(args.num_keys, kind == EnergyColumns::kSteps ? kStepKeys : kChunkKeys);

@@ -31,35 +31,69 @@ class Consumer {
 
   __device__ void run() {
     if (group_ == 1) pass_turn();  // the first turn is the first group's
-    for (uint32_t use = 0;; ++use) {
-      const uint32_t slot = use & 1;
-      ptx::mbarrier_wait(&shared_.queries_full[slot], use >> 1 & 1);
+    Scores s;
+    Output o;
+    uint32_t p[kStepKeys / 4];
+    uint32_t use = 0;
+    if (!await_tile(use, step_)) return;
+    take_turn();
+    issue_scores(s, use & 1, step_);
+    pass_turn();
+    ptx::wgmma_wait<0>();
+    ptx::pin(s);
+    for (;;) {
       const TileHeader& header = shared_.headers[use & 3];
-      if (uniform(header.num_steps) == 0) return;
-      if (header.flags & Tile::kAnchors) gather_queries(slot, header);
-      tile(slot, header);
+      RowSoftmax softmax;
+      steps(s, o, p, softmax, use, header);
+      const float sums[2] = {sum_of_row(softmax.sum[0]), sum_of_row(softmax.sum[1])};
+      const float factors[2] = {1.0f / sums[0], 1.0f / sums[1]};
+      const float lse[2] = {softmax.reference[0] + log2_approx(sums[0]), softmax.reference[1] + log2_approx(sums[1])};
+      // The last product, and behind it the next tile's first, which runs under this tile's epilogue. (No product may
+      // be under way where paths part or meet: the compiler then serialises all of them.)
+      wait_full(shared_.values_full, step_);
+      if (!await_tile(++use, step_ + 1)) {
+        issue_values(o, p, step_);
+        ptx::wgmma_wait<0>();
+        ptx::pin(o);
+        finish_tile(o, factors, lse, header);
+        return;
+      }
+      take_turn();
+      issue_values(o, p, step_);
+      issue_scores(s, use & 1, step_ + 1);
+      pass_turn();
+      ptx::wgmma_wait<1>();
+      ptx::pin(o);
+      finish_tile(o, factors, lse, header);
+      ptx::wgmma_wait<0>();
+      ptx::pin(s);
+      ++step_;
     }
   }
 
  private:
-  __device__ __forceinline__ void tile(uint32_t slot, const TileHeader& header) {
+  /// Waits for tile number `use` and its first keys, which are step `step`. False: there is no further tile.
+  __device__ __forceinline__ bool await_tile(uint32_t use, uint32_t step) {
+    const uint32_t slot = use & 1;
+    ptx::mbarrier_wait(&shared_.queries_full[slot], use >> 1 & 1);
+    const TileHeader& header = shared_.headers[use & 3];
+    if (uniform(header.num_steps) == 0) return false;
+    if (header.flags & Tile::kAnchors) gather_queries(slot, header);
+    wait_full(shared_.keys_full, step);
+    return true;
+  }
+
+  /// All steps of a tile from its first scores on, but for the product with the last step's values: its weights are in
+  /// p.
+  __device__ __forceinline__ void steps(Scores& s, Output& o, uint32_t (&p)[kStepKeys / 4], RowSoftmax& softmax,
+                                        uint32_t use, const TileHeader& header) {
     const float scale = params_.args.scale_log2;
     const int num_key_steps = uniform(header.num_steps);
     const int num_steps = num_key_steps + uniform(header.num_summary_steps);
-    Scores s;
-    Output o;
-    uint32_t p[kStepKeys / 4];
-    RowSoftmax softmax;
     float chunk_sum[2][2];
 #pragma unroll
     for (float& x : o) x = 0;
 
-    wait_full(shared_.keys_full, step_);
-    take_turn();
-    issue_scores(s, slot, step_);
-    pass_turn();
-    ptx::wgmma_wait<0>();
-    ptx::pin(s);
     release(shared_.keys_empty[step_ % kStages]);
     const int valid[2] = {header.valid[0], header.valid[1]};
     if (valid[0] < kChunkKeys || valid[1] < kChunkKeys) mask_missing(s, valid);
@@ -71,21 +105,14 @@ class Consumer {
       // This step's scores, then the last step's values; the softmax of the scores runs under the values' product.
       wait_full(shared_.keys_full, step_ + 1);
       take_turn();
-      issue_scores(s, slot, step_ + 1);
+      issue_scores(s, use & 1, step_ + 1);
       wait_full(shared_.values_full, step_);
       issue_values(o, p, step_);
       pass_turn();
       ptx::wgmma_wait<1>();
       ptx::pin(s);
       release(shared_.keys_empty[(step_ + 1) % kStages]);
-      if (step >= num_key_steps) {
-        const AttentionArgs& args = params_.args;
-        const int first = (step - num_key_steps) * kStepKeys;
-        const int last_size = args.num_keys - (args.num_summaries - 1) * args.block_k;
-        bias_summaries(s, first, args.num_summaries, args.schedule.kept_bits + header.kept_bits,
-                       log2_approx(static_cast<float>(args.block_k)) / scale,
-                       log2_approx(static_cast<float>(last_size)) / scale);
-      }
+      if (step >= num_key_steps) add_bias(s, step - num_key_steps, header);
       const bool rescale = softmax.update(s, scale, chunk_sum);
       record(header, step, softmax, chunk_sum);
       ptx::wgmma_wait<0>();
@@ -99,23 +126,20 @@ class Consumer {
       pack_weights(s, p);
       ++step_;
     }
-    release(shared_.queries_empty[slot]);
+    release(shared_.queries_empty[use & 1]);
+  }
 
-    wait_full(shared_.values_full, step_);
-    issue_values(o, p, step_);
-    ptx::wgmma_wait<0>();
-    ptx::pin(o);
-    release(shared_.values_empty[step_ % kStages]);
-    ++step_;
-
-    const float sums[2] = {sum_of_row(softmax.sum[0]), sum_of_row(softmax.sum[1])};
-    const float factors[2] = {1.0f / sums[0], 1.0f / sums[1]};
-    const float lse[2] = {softmax.reference[0] + log2_approx(sums[0]), softmax.reference[1] + log2_approx(sums[1])};
+  __device__ __forceinline__ void finish_tile(Output& o, const float (&factors)[2], const float (&lse)[2],
+                                              const TileHeader& header) {
+    // Out of the accumulators at once: the compiler does not follow them through the branches below.
+    float result[kHeadDim / 2];
 #pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i) o[i] *= factors[i / 2 % 2];
+    for (int i = 0; i < kHeadDim / 2; ++i) result[i] = o[i] * factors[i / 2 % 2];
+    ptx::pin(result);
+    release(shared_.values_empty[step_ % kStages]);
     int lane = lane_;
     asm volatile("" : "+r"(lane));  // or the epilogue's addresses, made once for all tiles, would spill
-    write_output<kHeadDim, Type>(params_.args, header, shared_.out[warp_], o, 16 * warp_, lane);
+    write_output<kHeadDim, Type>(params_.args, header, shared_.out[warp_], result, 16 * warp_, lane);
     if (params_.args.row_lse != nullptr) write_lse(params_.args, header, lse, 16 * warp_, lane);
     if constexpr (kEnergyColumns != EnergyColumns::kNone) {
       reduce_energy<kEnergyColumns>(params_, header, lse, warp_, lane_);
@@ -171,6 +195,12 @@ class Consumer {
   }
 
   // ---- the rest ----------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ void add_bias(Scores& s, int summary_step, const TileHeader& header) {
+    const AttentionArgs& args = params_.args;
+    bias_summaries(s, summary_step * kStepKeys, args.num_summaries, args.schedule.kept_bits + header.kept_bits,
+                   params_.summary_bias, params_.last_summary_bias);
+  }
+
   __device__ __forceinline__ void record(const TileHeader& header, int step, const RowSoftmax& softmax,
                                          const float (&chunk_sum)[2][2]) {
     if constexpr (kEnergyColumns != EnergyColumns::kNone) {

@@ -72,6 +72,7 @@ struct KernelParams {
   int rows_per_tile;   ///< dense calls
   int num_chunks;      ///< of all keys
   int energy_columns;  ///< of the scratch: steps or chunks of all keys
+  float summary_bias, last_summary_bias;  ///< log(tokens of a block) in units of raw scores
 };
 
 }  // namespace calibatt::cuda::sm90
