@@ -4,12 +4,11 @@
 #include <cmath>
 #include <random>
 
+#include "calibrate/half.h"
 #include "sparsity/block_mask.h"
 
 namespace calibatt {
 namespace {
-
-constexpr int kOutGap = 5;  ///< unused elements behind each output row
 
 std::vector<AttentionCase> make_cases() {
   using enum MaskKind;
@@ -22,6 +21,10 @@ std::vector<AttentionCase> make_cases() {
       {.name = "sixty_five", .num_queries = 65, .layout = Layout::kInterleaved},
       {.name = "thousand", .num_queries = 1000, .num_heads = 3, .layout = Layout::kInterleaved},
       {.name = "wan_default_plus_text", .num_queries = 4352 + 77, .num_heads = 1, .layout = Layout::kInterleaved},
+      {.name = "block_minus_one", .num_queries = 127, .head_dim = 128, .block_q = 128, .block_k = 128},
+      {.name = "block_exactly", .num_queries = 128, .head_dim = 128, .block_q = 128, .block_k = 128},
+      {.name = "block_plus_one", .num_queries = 129, .head_dim = 128, .block_q = 128, .block_k = 128},
+      {.name = "one_row_many_keys", .num_queries = 1, .num_keys = 20011, .num_heads = 1, .head_dim = 128},
       // Head dims.
       {.name = "dim_16", .num_queries = 130, .head_dim = 16},
       {.name = "dim_40", .num_queries = 131, .head_dim = 40, .layout = Layout::kHeadMajor},
@@ -33,6 +36,7 @@ std::vector<AttentionCase> make_cases() {
       // Cross attention.
       {.name = "few_keys", .num_queries = 300, .num_keys = 11, .num_heads = 4},
       {.name = "few_queries", .num_queries = 3, .num_keys = 500},
+      {.name = "cross_512", .num_queries = 700, .num_keys = 512, .num_heads = 3, .head_dim = 128},
       {.name = "key_bias", .num_queries = 200, .num_keys = 77, .num_heads = 4, .key_bias = true},
       {.name = "key_bias_long", .num_queries = 64, .num_keys = 640, .key_bias = true, .layout = Layout::kHeadMajor},
       // Plans.
@@ -48,6 +52,35 @@ std::vector<AttentionCase> make_cases() {
       {.name = "planned_blocks_exceed_tokens", .num_queries = 40, .block_q = 128, .block_k = 128, .mask = kFull},
       {.name = "planned_cross", .num_queries = 200, .num_keys = 450, .mask = kRandom},
       {.name = "planned_long", .num_queries = 4352 + 77, .num_heads = 1, .mask = kRandom},
+      {.name = "planned_one_token", .num_queries = 1, .mask = kFull},
+      {.name = "planned_block_minus_one",
+       .num_queries = 127,
+       .head_dim = 128,
+       .block_q = 128,
+       .block_k = 128,
+       .mask = kFull},
+      {.name = "planned_block_plus_one",
+       .num_queries = 129,
+       .num_heads = 4,
+       .head_dim = 128,
+       .block_q = 128,
+       .block_k = 128,
+       .mask = kOneBlock},
+      {.name = "planned_fine_keys", .num_queries = 777, .head_dim = 128, .block_q = 128, .mask = kRandom},
+      {.name = "planned_long_query_blocks",
+       .num_queries = 900,
+       .head_dim = 128,
+       .block_q = 256,
+       .block_k = 128,
+       .mask = kRandom},
+      {.name = "planned_mixed_heads_128",
+       .num_queries = 700,
+       .num_heads = 4,
+       .head_dim = 128,
+       .block_q = 128,
+       .block_k = 128,
+       .mask = kMixed,
+       .layout = Layout::kInterleaved},
       // Summary tokens.
       {.name = "summary_random", .num_queries = 1000, .num_heads = 3, .mask = kRandom, .summarize = true},
       {.name = "summary_partial_tail_skipped", .num_queries = 257, .mask = kNotLast, .summarize = true},
@@ -64,6 +97,21 @@ std::vector<AttentionCase> make_cases() {
        .block_k = 8,
        .mask = kRandom,
        .summarize = true},
+      // 66 and 151 summaries: more than one chunk of 64 of them, and the last of one token.
+      {.name = "summary_two_chunks",
+       .num_queries = 70,
+       .num_keys = 4200,
+       .num_heads = 1,
+       .mask = kRandom,
+       .summarize = true},
+      {.name = "summary_three_chunks",
+       .num_queries = 140,
+       .num_keys = 9601,
+       .num_heads = 1,
+       .head_dim = 128,
+       .block_q = 128,
+       .mask = kRandom,
+       .summarize = true},
       {.name = "summary_nothing_skipped", .num_queries = 200, .mask = kFull, .summarize = true},
       {.name = "summary_mixed_heads", .num_queries = 400, .num_heads = 4, .mask = kMixed, .summarize = true},
       // Anchors.
@@ -76,9 +124,26 @@ std::vector<AttentionCase> make_cases() {
        .summarize = true,
        .anchors = true,
        .layout = Layout::kHeadMajor},
+      {.name = "anchors_mixed_heads_128",
+       .num_queries = 1000,
+       .num_heads = 4,
+       .head_dim = 128,
+       .block_q = 128,
+       .block_k = 128,
+       .mask = kMixed,
+       .summarize = true,
+       .anchors = true},
       // Block energy.
       {.name = "energy", .num_queries = 1000, .num_heads = 3, .energy = true},
       {.name = "energy_128", .num_queries = 1000, .head_dim = 128, .block_q = 128, .block_k = 128, .energy = true},
+      {.name = "energy_fine_keys", .num_queries = 515, .head_dim = 128, .block_q = 128, .energy = true},
+      {.name = "energy_wide_keys", .num_queries = 700, .head_dim = 128, .block_q = 128, .block_k = 256, .energy = true},
+      {.name = "energy_block_plus_one",
+       .num_queries = 129,
+       .head_dim = 128,
+       .block_q = 128,
+       .block_k = 128,
+       .energy = true},
       {.name = "energy_uneven", .num_queries = 500, .block_q = 100, .block_k = 48, .energy = true},
       {.name = "energy_one_token", .num_queries = 1, .energy = true},
       {.name = "energy_cross", .num_queries = 100, .num_keys = 333, .energy = true},
@@ -88,6 +153,7 @@ std::vector<AttentionCase> make_cases() {
       {.name = "large_logits", .num_queries = 500, .values = kLarge},
       {.name = "rising_logits", .num_queries = 500, .values = kRising},
       {.name = "rising_logits_planned", .num_queries = 500, .mask = kRandom, .summarize = true, .values = kRising},
+      {.name = "rising_logits_128", .num_queries = 500, .head_dim = 128, .values = kRising},
       {.name = "rising_logits_energy", .num_queries = 500, .energy = true, .values = kRising},
       {.name = "large_logits_energy_128",
        .num_queries = 400,
@@ -121,17 +187,33 @@ void fill_queries(std::vector<float>& rows, const AttentionCase& c, std::mt19937
   }
 }
 
+float rounded(float value, DType dtype) {
+  if (dtype == DType::kBF16) return static_cast<float>(bfloat16(value));
+  return dtype == DType::kF16 ? half_to_float(float_to_half(value)) : value;
+}
+
 void store(Tensor& tensor, int64_t index, float value) {
-  if (tensor.dtype() == DType::kF32) {
-    tensor.data<float>()[index] = value;
-  } else {
-    tensor.data<bfloat16>()[index] = bfloat16(value);
+  switch (tensor.dtype()) {
+    case DType::kBF16:
+      tensor.data<bfloat16>()[index] = bfloat16(value);
+      break;
+    case DType::kF16:
+      tensor.data<uint16_t>()[index] = float_to_half(value);
+      break;
+    default:
+      tensor.f32()[index] = value;
   }
 }
 
 float load(const Tensor& tensor, int64_t index) {
-  return tensor.dtype() == DType::kF32 ? tensor.data<float>()[index]
-                                       : static_cast<float>(tensor.data<bfloat16>()[index]);
+  switch (tensor.dtype()) {
+    case DType::kBF16:
+      return static_cast<float>(tensor.data<bfloat16>()[index]);
+    case DType::kF16:
+      return half_to_float(tensor.data<uint16_t>()[index]);
+    default:
+      return tensor.f32()[index];
+  }
 }
 
 /// Rows given as [heads, tokens, head_dim] into a view of `storage`.
@@ -175,7 +257,7 @@ const std::vector<AttentionCase>& attention_cases() {
   return cases;
 }
 
-AttentionProblem::AttentionProblem(const AttentionCase& attention_case, DType dtype, DType out_dtype)
+AttentionProblem::AttentionProblem(const AttentionCase& attention_case, DType dtype, DType out_dtype, DType values)
     : case_(attention_case) {
   const AttentionCase& c = case_;
   std::mt19937 random(static_cast<uint32_t>(std::hash<std::string>()(c.name)));
@@ -186,6 +268,9 @@ AttentionProblem::AttentionProblem(const AttentionCase& attention_case, DType dt
   fill_queries(k, c, random, true);
   std::normal_distribution<float> normal(0.1f, 1.0f);
   for (float& x : v) x = normal(random);
+  for (std::vector<float>* rows : {&q, &k, &v}) {
+    for (float& x : *rows) x = rounded(x, values);
+  }
 
   const int64_t width = int64_t{c.num_heads} * c.head_dim;
   if (c.layout == Layout::kInterleaved && c.keys() == c.num_queries) {
@@ -204,9 +289,9 @@ AttentionProblem::AttentionProblem(const AttentionCase& attention_case, DType dt
     call_.k = make(k_, k, c.keys());
     call_.v = make(v_, v, c.keys());
   }
-  out_ = Tensor::zeros(out_dtype, {c.num_queries, c.num_heads, c.head_dim + kOutGap});
-  call_.out = {out_.raw(), out_dtype, c.num_queries, int64_t{c.num_heads} * (c.head_dim + kOutGap),
-               c.head_dim + kOutGap};
+  out_ = Tensor::zeros(out_dtype, {c.num_queries, c.num_heads, c.head_dim + c.out_gap});
+  call_.out = {out_.raw(), out_dtype, c.num_queries, int64_t{c.num_heads} * (c.head_dim + c.out_gap),
+               c.head_dim + c.out_gap};
   call_.num_heads = c.num_heads;
   call_.head_dim = c.head_dim;
   call_.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
@@ -268,13 +353,13 @@ void AttentionProblem::poison() {
 
 int64_t AttentionProblem::num_touched_gaps() const {
   int64_t touched = 0;
-  const int64_t row = case_.head_dim + kOutGap;
+  const int64_t row = case_.head_dim + case_.out_gap;
   for (int64_t i = 0; i < out_.size(); ++i) touched += i % row >= case_.head_dim && !std::isnan(load(out_, i));
   return touched;
 }
 
 float AttentionProblem::output(int64_t token, int head, int dim) const {
-  return load(out_, (token * case_.num_heads + head) * (case_.head_dim + kOutGap) + dim);
+  return load(out_, (token * case_.num_heads + head) * (case_.head_dim + case_.out_gap) + dim);
 }
 
 std::vector<float> AttentionProblem::outputs() const {

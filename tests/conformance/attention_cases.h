@@ -47,16 +47,21 @@ struct AttentionCase {
   bool energy = false;
   ValueKind values = ValueKind::kNormal;
   Layout layout = Layout::kTokenMajor;
+  int out_gap = 5;  ///< unused elements behind each output row
 
   int keys() const { return num_keys ? num_keys : num_queries; }
 };
 
 const std::vector<AttentionCase>& attention_cases();
 
-/// A case with its tensors: the call points into it.
+/// A case with its tensors in host memory: the call points into it.
 class AttentionProblem {
  public:
-  AttentionProblem(const AttentionCase& attention_case, DType dtype, DType out_dtype);
+  /// Inputs and outputs of these types (F32, BF16, F16). `values`: what the inputs are rounded to first, so that an F32
+  /// problem can hold exactly what a problem of that type holds.
+  AttentionProblem(const AttentionCase& attention_case, DType dtype, DType out_dtype, DType values);
+  AttentionProblem(const AttentionCase& attention_case, DType dtype, DType out_dtype)
+      : AttentionProblem(attention_case, dtype, out_dtype, dtype) {}
   AttentionProblem(const AttentionProblem&) = delete;
 
   const AttentionCase& attention_case() const { return case_; }
@@ -69,7 +74,14 @@ class AttentionProblem {
   float output(int64_t token, int head, int dim) const;
   std::vector<float> outputs() const;  ///< [heads, tokens, head_dim]
   const std::vector<float>& energy() const { return energy_; }
+  std::vector<float>& energy() { return energy_; }
   bool is_poisoned() const;  ///< whether nothing at all was written
+
+  /// What the views of the call point into; one tensor may hold several of them.
+  const Tensor& q_storage() const { return q_; }
+  const Tensor& k_storage() const { return k_; }
+  const Tensor& v_storage() const { return v_; }
+  Tensor& out_storage() { return out_; }
 
  private:
   void make_schedules();

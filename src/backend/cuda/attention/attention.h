@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <string_view>
+
+#include "backend/attention_call.h"
+#include "backend/cuda/attention/attention_args.h"
+#include "backend/cuda/attention/kernel_table.h"
+#include "backend/cuda/attention/packed_schedule.h"
+#include "backend/cuda/device.h"
+
+/// Attention on the current GPU. The steps of a caller:
+///   1. pack_schedule, ResidentSchedule: once per plan entry, not per call;
+///   2. make_args: kernel arguments of an AttentionCall whose views hold device pointers;
+///   3. attention_workspace_bytes: ask, and provide so much device memory (256-byte aligned, as cudaMalloc's is);
+///   4. attention: validates, chooses a kernel, enqueues. Allocates nothing and waits for nothing, so that it can be
+///      captured in a CUDA graph.
+namespace calibatt::cuda {
+
+/// A packed schedule in device memory. The constructor returns once it is there.
+class ResidentSchedule {
+ public:
+  ResidentSchedule() = default;  ///< of a dense call
+  explicit ResidentSchedule(const PackedSchedule& packed);
+  /// Of these heads; empty when all of them are dense. Arguments and errors: pack_schedule.
+  ResidentSchedule(std::span<const HeadSchedule> heads, int num_queries, int num_keys, int block_q, int block_k);
+
+  const DeviceSchedule& device() const { return device_; }
+  bool has_summaries() const { return has_summaries_; }
+  size_t size_bytes() const { return buffer_.size_bytes(); }
+
+ private:
+  DeviceBuffer buffer_;
+  DeviceSchedule device_;
+  bool has_summaries_ = false;
+};
+
+/// Kernel arguments of one sample's call: views (BF16 or F16, out alike or F32) and block_energy are device pointers,
+/// `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; key_bias is not computed here.
+AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule);
+
+/// Throws Error(kUsage), naming the field, when sizes, strides or pointers do not fit together. A schedule's arrays are
+/// taken on trust: they are in device memory, and pack_schedule checks what it packs.
+void validate(const AttentionArgs& args);
+
+/// Bytes of device memory that `attention` needs beside the arguments: the kernel's own, and the summaries when
+/// args.num_summaries > 0 and args.summary_k.data is null. Errors: as of `attention`.
+size_t attention_workspace_bytes(const AttentionArgs& args, std::string_view kernel = {});
+
+/// Validates, chooses (the first kernel that takes the call, or the one of that name), makes summaries where they are
+/// asked for and not given, and enqueues the kernel; args.workspace is ignored in favour of `workspace`. Nothing is
+/// enqueued when it throws Error(kUsage). Throws Error(kDevice) when the GPU refuses a launch.
+void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cudaStream_t stream,
+               std::string_view kernel = {});
+
+}  // namespace calibatt::cuda

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "backend/cuda/attention/attention_args.h"
+#include "backend/cuda/device.h"
+
+namespace calibatt::cuda {
+
+/// A way to compute an attention call on a GPU.
+struct AttentionKernel {
+  std::string_view name;  ///< "sm90", "sm80", "generic"
+  /// Why this kernel cannot take a (valid) call on a GPU of this compute capability (90 is 9.0); empty when it can.
+  std::string (*refusal)(const AttentionArgs& args, int compute_capability);
+  /// Of args.workspace, for `launch`.
+  size_t (*workspace_bytes)(const AttentionArgs& args, int num_sms);
+  /// Enqueues the call; allocates nothing, so that it can be captured in a CUDA graph.
+  void (*launch)(const AttentionArgs& args, int num_sms, cudaStream_t stream);
+};
+
+/// Every kernel, the fastest first. The last one is slow and obvious and refuses nothing.
+std::span<const AttentionKernel> attention_kernels();
+
+/// The first kernel of the table that takes the call on this device, or the one of that name. Throws Error(kUsage) when
+/// there is no kernel of that name, or when it refuses the call (with its reason).
+const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const DeviceInfo& device,
+                                               std::string_view name = {});
+
+}  // namespace calibatt::cuda

@@ -1,0 +1,97 @@
+#include "backend/cuda/device.h"
+
+#include <map>
+#include <mutex>
+
+#include "base/error.h"
+
+namespace calibatt::cuda {
+namespace {
+
+const char* advice(cudaError_t status) {
+  switch (status) {
+    case cudaErrorMemoryAllocation:
+      return "; close other programs on the GPU, or use a smaller size";
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInitializationError:
+      return "; check that nvidia-smi sees a GPU and that its driver is for CUDA 13 or newer, or use the CPU backend";
+    case cudaErrorNoKernelImageForDevice:
+      return "; this GPU is older than compute capability 8.0";
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+      return "; the process must be restarted, the GPU's state is lost";
+    default:
+      return "";
+  }
+}
+
+DeviceInfo read_device(int index) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, index), "reading the properties of the GPU");
+  return {.index = index,
+          .name = properties.name,
+          .compute_capability = 10 * properties.major + properties.minor,
+          .num_sms = properties.multiProcessorCount,
+          .memory_bytes = properties.totalGlobalMem,
+          .l2_bytes = static_cast<size_t>(properties.l2CacheSize)};
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // or the next, unrelated check would report it again
+  throw Error(ErrorKind::kDevice, "GPU: " + std::string(what) + ": " + cudaGetErrorString(status) + advice(status));
+}
+
+int num_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  static_cast<void>(cudaGetLastError());
+  return 0;
+}
+
+const DeviceInfo& current_device() {
+  static std::mutex mutex;
+  static std::map<int, DeviceInfo> known;  // its elements never move
+  int index = 0;
+  check(cudaGetDevice(&index), "asking for the current GPU");
+  const std::lock_guard lock(mutex);
+  const auto found = known.find(index);
+  return found != known.end() ? found->second : known.emplace(index, read_device(index)).first->second;
+}
+
+DeviceBuffer::DeviceBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
+  if (size_bytes == 0) return;
+  const std::string what = "allocating " + std::to_string(size_bytes) + " bytes";
+  check(cudaMalloc(&data_, size_bytes), what.c_str());
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr) static_cast<void>(cudaFree(data_));
+}
+
+void DeviceBuffer::copy_from_host(const void* host, cudaStream_t stream) {
+  if (size_bytes_ == 0) return;
+  check(cudaMemcpyAsync(data_, host, size_bytes_, cudaMemcpyHostToDevice, stream), "copying to the GPU");
+}
+
+void DeviceBuffer::copy_to_host(void* host, cudaStream_t stream) const {
+  if (size_bytes_ == 0) return;
+  check(cudaMemcpyAsync(host, data_, size_bytes_, cudaMemcpyDeviceToHost, stream), "copying from the GPU");
+}
+
+Stream::Stream() {
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+}
+
+Stream::~Stream() {
+  if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
+}
+
+void Stream::synchronize() const {
+  check(cudaStreamSynchronize(stream_), "running");
+}
+
+}  // namespace calibatt::cuda
