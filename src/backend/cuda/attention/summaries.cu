@@ -8,7 +8,8 @@
 #include <type_traits>
 
 #include "backend/cuda/attention/summaries.h"
-#include "calibatt/error.h"
+#include "backend/cuda/device.h"
+#include "base/error.h"
 
 namespace calibatt::cuda {
 namespace {
@@ -138,10 +139,7 @@ void make_summaries(const DeviceHeads& keys_or_values, DeviceHeads out, bool is_
   } else {
     enqueue(wide ? &summaries_kernel<__nv_bfloat16> : &unaligned_summaries_kernel<__nv_bfloat16>);
   }
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    throw Error(ErrorKind::kDevice, std::string("summaries: launch: ") + cudaGetErrorString(status));
-  }
+  check(cudaGetLastError(), "summaries: launch");
 }
 
 }  // namespace calibatt::cuda

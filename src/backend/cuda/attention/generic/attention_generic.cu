@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "backend/cuda/attention/generic/attention_generic.h"
-#include "calibatt/error.h"
+#include "backend/cuda/device.h"
 
 namespace calibatt::cuda::generic {
 namespace {
@@ -220,12 +220,6 @@ __global__ void energy_kernel(const __grid_constant__ KernelCall call) {
   }
 }
 
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw Error(ErrorKind::kDevice,
-              std::string("attention, generic kernel: ") + what + ": " + cudaGetErrorString(status));
-}
-
 uint32_t ceil_div(int64_t a, int64_t b) {
   return static_cast<uint32_t>((a + b - 1) / b);
 }
@@ -242,11 +236,11 @@ void launch_typed(const KernelCall& call, cudaStream_t stream) {
   const int warps = num_warps(args);
   const size_t shared_bytes = sizeof(float) * 2 * args.head_dim * warps;
   attention_kernel<T><<<dim3(num_tiles, args.batch), 32 * warps, shared_bytes, stream>>>(call);
-  check(cudaGetLastError(), "launch");
+  check(cudaGetLastError(), "attention, generic kernel: launch");
   if (args.block_energy == nullptr) return;
   const dim3 grid(call.num_query_blocks, ceil_div(call.num_key_blocks, kMaxWarps), args.batch * args.num_heads);
   energy_kernel<T><<<grid, 32 * kMaxWarps, 0, stream>>>(call);
-  check(cudaGetLastError(), "launch for the block energy");
+  check(cudaGetLastError(), "attention, generic kernel: launch for the block energy");
 }
 
 }  // namespace

@@ -26,7 +26,9 @@ __device__ __forceinline__ void multiply_queries_keys(ScoreTile& scores, uint32_
     }
   }
 #pragma unroll
-  for (int step = 0; step < Shape::kDimSteps; ++step) {
+  for (int number = 0; number < Shape::kDimSteps; ++number) {
+    // 0, 4, 1, 5, …: addresses of steps 4 apart differ by a constant (at_unit_pair), so this order keeps fewer of them.
+    const int step = Shape::kDimSteps > 4 ? number / 2 + number % 2 * 4 : number;
     uint32_t q[2][4];
     ptx::ldmatrix_x4(q[0], at_unit_pair(queries, step));
     ptx::ldmatrix_x4(q[1], at_unit_pair(queries, step) + 16 * Shape::kRowBytes);
@@ -156,7 +158,7 @@ __device__ __forceinline__ void store_rows(const KernelCall& call, const WorkUni
 }
 
 template <class Shape, class T, bool kEnergy>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::blocks_per_sm(kEnergy))
     attention_kernel(const __grid_constant__ KernelCall call) {
   extern __shared__ __align__(128) char shared[];
   auto* const log_sums = reinterpret_cast<float*>(shared + Shape::kStatisticsOffset);

@@ -5,18 +5,13 @@
 
 #include "backend/cuda/attention/sm80/attention_kernel.cuh"
 #include "backend/cuda/attention/sm80/attention_sm80.h"
-#include "calibatt/error.h"
+#include "backend/cuda/device.h"
 
 namespace calibatt::cuda::sm80 {
 namespace {
 
 constexpr int64_t kScratchOffset = 256;  ///< of the workspace: behind the tile counter
 constexpr int64_t kMaxTokenStride = std::numeric_limits<int32_t>::max() / 2;  ///< elements: bytes fit 32 bits
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw Error(ErrorKind::kDevice, std::string("attention, sm80 kernel: ") + what + ": " + cudaGetErrorString(status));
-}
 
 /// Calls visit(kernel, shape) with the kernel for the call's types and sizes.
 template <class Visit>
@@ -56,7 +51,10 @@ int64_t num_units(const AttentionArgs& args) {
 }
 
 int64_t grid_size(const AttentionArgs& args, int num_sms) {
-  return std::min(num_units(args), static_cast<int64_t>(num_sms) * TileShape<128>::kBlocksPerSm);
+  const bool energy = args.block_energy != nullptr;
+  const int blocks_per_sm =
+      args.head_dim == 64 ? TileShape<64>::blocks_per_sm(energy) : TileShape<128>::blocks_per_sm(energy);
+  return std::min(num_units(args), static_cast<int64_t>(num_sms) * blocks_per_sm);
 }
 
 /// Whether every row begins at a multiple of 16 bytes.
@@ -127,12 +125,13 @@ size_t workspace_bytes(const AttentionArgs& args, int num_sms) {
 
 void launch(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
   const KernelCall call = kernel_call(args);
-  check(cudaMemsetAsync(args.workspace, 0, sizeof(uint32_t), stream), "clearing the tile counter");
+  check(cudaMemsetAsync(args.workspace, 0, sizeof(uint32_t), stream),
+        "attention, sm80 kernel: clearing the tile counter");
   visit_kernel(args, [&]<class Shape>(auto* kernel, Shape) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes),
-          "asking for shared memory");
+          "attention, sm80 kernel: asking for shared memory");
     kernel<<<static_cast<unsigned>(grid_size(args, num_sms)), Shape::kThreads, Shape::kSharedBytes, stream>>>(call);
-    check(cudaGetLastError(), "launch");
+    check(cudaGetLastError(), "attention, sm80 kernel: launch");
   });
 }
 

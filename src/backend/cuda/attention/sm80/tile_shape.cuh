@@ -5,6 +5,7 @@
 namespace calibatt::cuda::sm80 {
 
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
+inline constexpr int kWorkBytes = 128;  ///< shared memory for two WorkUnits
 
 /// x, computed here and now: what follows from it is then not carried through the mainloop, which needs the registers.
 __device__ __forceinline__ int recomputed(int x) {
@@ -41,10 +42,10 @@ struct TileShape {
   static constexpr int kRingOffset = kQueryBytes;
   static constexpr int kStatisticsOffset = kRingOffset + kSlots * kSlotBytes;  ///< kTileRows floats
   static constexpr int kWorkOffset = kStatisticsOffset + kTileRows * 4;        ///< two WorkUnits
-  static constexpr int kSharedBytes = kWorkOffset + 128;
+  static constexpr int kSharedBytes = kWorkOffset + kWorkBytes;
 
-  /// Two blocks of four warps: one's softmax hides behind the other's products. More do not fit the registers.
-  static constexpr int kBlocksPerSm = 2;
+  /// Resident blocks, as many as the registers allow: one's softmax hides behind the others' products.
+  static constexpr int blocks_per_sm(bool energy) { return kHeadDim == 64 && !energy ? 3 : 2; }
 };
 
 }  // namespace calibatt::cuda::sm80

@@ -32,6 +32,7 @@ struct WorkUnit {
   const char* keys;         ///< of the tile's head and batch entry
   const char* values;
 };
+static_assert(2 * sizeof(WorkUnit) <= kWorkBytes);
 
 /// From a [batch, token, head, dim] array to one head of a batch entry.
 __device__ __forceinline__ char* head_of(const DeviceHeads& array, int batch, uint32_t head, int element_bytes = 2) {
