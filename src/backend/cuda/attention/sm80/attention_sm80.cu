@@ -130,6 +130,9 @@ void launch(const AttentionArgs& args, int num_sms, cudaStream_t stream) {
   visit_kernel(args, [&]<class Shape>(auto* kernel, Shape) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes),
           "attention, sm80 kernel: asking for shared memory");
+    // All blocks must fit at once; the first-level cache is hardly used.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          "attention, sm80 kernel: asking for shared memory");
     kernel<<<static_cast<unsigned>(grid_size(args, num_sms)), Shape::kThreads, Shape::kSharedBytes, stream>>>(call);
     check(cudaGetLastError(), "attention, sm80 kernel: launch");
   });
