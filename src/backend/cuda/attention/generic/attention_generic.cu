@@ -75,21 +75,24 @@ struct RowSoftmax {
   template <class T, class Bias>
   __device__ void visit(const Rows<T>& rows, int64_t begin, int64_t end, const Bias& bias) {
     for (int64_t first = begin; first < end; first += 32) {
-      const int64_t row = first + lane;  // each lane has the logit of another row
-      float logit = -INFINITY;
-      if (row < end) {
-        const float row_bias = bias(row);
-        const T* const key = rows.keys + row * rows.key_stride;
+      const int num_rows = static_cast<int>(min(end - first, int64_t{32}));
+      float logit = -INFINITY;  // of row first + lane
+      for (int i = 0; i < num_rows; ++i) {
+        const T* const key = rows.keys + (first + i) * rows.key_stride;
         float product = 0;
-        for (int d = 0; d < head_dim; ++d) product += query[d] * to_float(key[d]);
-        if (row_bias != -INFINITY) logit = product * scale_log2 + row_bias;
+        for (int d = lane; d < head_dim; d += 32) product += query[d] * to_float(key[d]);
+        product = warp_sum(product);
+        if (lane == i) logit = product * scale_log2;
+      }
+      if (lane < num_rows) {
+        const float row_bias = bias(first + lane);
+        logit = row_bias == -INFINITY ? -INFINITY : logit + row_bias;  // also when the logit is not a number
       }
       const float raised = fmaxf(maximum, warp_max(logit));
       const float reference = raised == -INFINITY ? 0.0f : raised;  // −∞ − −∞ would be NaN
       const float factor = exp2f(maximum - reference), weight = exp2f(logit - reference);
       maximum = raised;
       sum = sum * factor + warp_sum(weight);
-      const int num_rows = static_cast<int>(min(end - first, int64_t{32}));
       for (int d = lane; d - lane < head_dim; d += 32) {  // each lane has other dims of the output
         float value = d < head_dim ? output[d] * factor : 0.0f;
         for (int i = 0; i < num_rows; ++i) {
