@@ -363,7 +363,8 @@ def main():
         torch.cuda.empty_cache()
     for shape_name, entries in report["times"].items():
         for name, entry in entries.items():
-            print(f"{shape_name:>6} {name:<18} {entry['kernel']:<8} {entry['median_ms']:9.3f} ms {entry['tflops']:7.1f} TFLOP/s of {entry['share']:.4f}")
+            speed = f"{entry['median_ms']:9.3f} ms {entry['tflops']:7.1f} TFLOP/s"
+            print(f"{shape_name:>6} {name:<18} {entry['kernel']:<8} {speed} of {entry['share']:.4f}")
         for name, reason in report["left_out"][shape_name].items():
             print(f"{shape_name:>6} {name:<18} left out: {reason}")
     for figure in report["figures"]:

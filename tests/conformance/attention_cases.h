@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,11 @@ struct AttentionCase {
 
   int keys() const { return num_keys ? num_keys : num_queries; }
 };
+
+/// googletest prints a parameter's name instead of its bytes.
+inline void PrintTo(const AttentionCase& attention_case, std::ostream* out) {
+  *out << attention_case.name;
+}
 
 const std::vector<AttentionCase>& attention_cases();
 

@@ -3,14 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace calibatt {
 namespace {
 
-constexpr size_t kGuardBytes = 4096;
+const size_t kGuardBytes = std::getenv("CALIBATT_NO_GUARDS") != nullptr ? 0 : 4096;
 
 void memcpy_checked(void* to, const void* from, size_t size_bytes) {
   cuda::check(cudaMemcpy(to, from, size_bytes, cudaMemcpyDefault), "copying test data");
+  // A copy from pageable memory returns when it is staged, and the kernels' stream does not wait for it.
+  cuda::check(cudaDeviceSynchronize(), "copying test data");
 }
 
 /// The device address of what a host view points to.

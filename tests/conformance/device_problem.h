@@ -10,7 +10,8 @@
 namespace calibatt {
 
 /// Device memory between two guards of ones (NaN in every float type): reading across an end spoils results, writing
-/// across it is seen.
+/// across it is seen. Under compute-sanitizer, set the environment variable CALIBATT_NO_GUARDS: it then sees every
+/// access outside the memory proper.
 class GuardedBuffer {
  public:
   explicit GuardedBuffer(size_t size_bytes);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,11 @@ struct TestKernel {
   /// Computes the call: results are in the problem's own (host) tensors afterwards. The outputs may hold poison before.
   std::function<void(AttentionProblem& problem)> run;
 };
+
+/// googletest prints a parameter's name instead of its bytes.
+inline void PrintTo(const TestKernel& kernel, std::ostream* out) {
+  *out << kernel.name;
+}
 
 /// Those that run on this machine. CUDA: none without a GPU, or in a build without CUDA.
 std::vector<TestKernel> cpu_kernels();
