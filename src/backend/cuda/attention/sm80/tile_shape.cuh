@@ -26,7 +26,6 @@ struct TileShape {
   static constexpr int kWarps = kTileRows / kWarpRows;
   static constexpr int kThreads = 32 * kWarps;
 
-  static constexpr int kRowGroups = kWarpRows / 16;  ///< m16 products of a warp
   static constexpr int kKeyGroups = kChunkKeys / 8;  ///< n8 products of a chunk's scores
   static constexpr int kDimGroups = kHeadDim / 8;    ///< n8 products of the output
   static constexpr int kKeySteps = kChunkKeys / 16;  ///< k16 steps of weights · values
