@@ -11,6 +11,7 @@ Needs torch (CUDA) and numpy. Usage: attention.py --library PATH/libcalibatt_att
 
 import argparse
 import json
+import math
 import platform
 import random
 import re
@@ -200,6 +201,7 @@ def check_only(data, options):
             result |= check_case(shape, prepared, cases[case_name].get("summarize", False))
         except Exception as error:
             result |= {"ok": False, "usable": False, "reason": " ".join(str(error).split())[:500]}
+        result = {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in result.items()}
         print(json.dumps(result), flush=True)
         summary = {key: value for key, value in result.items() if key not in ("shape", "case")}
         print(f"check {shape_name} {case_name}: {summary}", file=sys.stderr, flush=True)
