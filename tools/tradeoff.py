@@ -128,10 +128,11 @@ class Prompt:
 
     def measure(self, deadline):
         missing = [name for name in self.plans if not (self.results / f"{name}.json").exists()]
-        if missing and time.time() < deadline:
-            dense_folder, before = self.generate("dense")
-            if not (self.results / "dense.json").exists():
-                self.write("dense", before, dense_folder, {})
+        if not missing or time.time() > deadline:
+            return
+        dense_folder, before = self.generate("dense")
+        if not (self.results / "dense.json").exists():
+            self.write("dense", before, dense_folder, {})
         for first in range(0, len(missing), GROUP):
             group = []
             for name in missing[first : first + GROUP]:

@@ -19,15 +19,14 @@ __device__ __forceinline__ float* energy_notes(const KernelParams& params) {
 
 template <EnergyColumns kColumns>
 __device__ __forceinline__ void record_energy(const KernelParams& params, const TileHeader& header, int step,
-                                              const RowSoftmax& softmax, const float (&chunk_sum)[2][2], int warp,
+                                              const float (&reference)[2], const float (&chunk_sum)[2][2], int warp,
                                               int lane) {
   float* notes = energy_notes(params) + warp * 16 + lane / 4;
   const auto note = [&](int column, const float(&sums)[2]) {
     const float whole[2] = {sum_of_row(sums[0]), sum_of_row(sums[1])};
     const int r = lane % 4;
-    if (r == 0) __stcg(notes + static_cast<int64_t>(column) * kTileRows, log2_approx(whole[0]) + softmax.reference[0]);
-    if (r == 1)
-      __stcg(notes + static_cast<int64_t>(column) * kTileRows + 8, log2_approx(whole[1]) + softmax.reference[1]);
+    if (r == 0) __stcg(notes + static_cast<int64_t>(column) * kTileRows, log2_approx(whole[0]) + reference[0]);
+    if (r == 1) __stcg(notes + static_cast<int64_t>(column) * kTileRows + 8, log2_approx(whole[1]) + reference[1]);
   };
   if constexpr (kColumns == EnergyColumns::kSteps) {
     const float sums[2] = {chunk_sum[0][0] + chunk_sum[0][1], chunk_sum[1][0] + chunk_sum[1][1]};
@@ -57,6 +56,7 @@ __device__ __forceinline__ void reduce_energy(const KernelParams& params, const 
     row_lse[row] = 16 * warp + row < header.num_rows ? value : INFINITY;
   }
   __syncwarp();
+#pragma unroll 2
   for (int column = lane; column < columns; column += 32) {
     const float4* notes =
         reinterpret_cast<const float4*>(all_notes + static_cast<int64_t>(column) * kTileRows + 16 * warp);

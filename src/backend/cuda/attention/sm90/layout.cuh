@@ -23,12 +23,6 @@ inline constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 inline constexpr int kPanelColumns = 64;  ///< 128 bytes: the swizzle's row. Tiles are stored panel by panel
 inline constexpr int kRowBytes = 128;     ///< of a panel
 
-/// The consumer warpgroups take turns with the tensor cores, so that one's softmax runs under the other's products.
-#ifndef CALIBATT_SM90_TURNS
-#define CALIBATT_SM90_TURNS true
-#endif
-inline constexpr bool kTakeTurns = CALIBATT_SM90_TURNS;
-
 /// Named barriers; kTurn and kGather: one per consumer warpgroup. 0 is __syncthreads().
 enum NamedBarrier { kTurn = 1, kGather = 3, kEnergyNotes = 5 };
 
@@ -69,9 +63,9 @@ enum class EnergyColumns { kNone, kSteps, kChunks };
 struct KernelParams {
   AttentionArgs args;
   uint32_t tiles_per_batch;
-  int rows_per_tile;   ///< dense calls
-  int num_chunks;      ///< of all keys
-  int energy_columns;  ///< of the scratch: steps or chunks of all keys
+  int rows_per_tile;                      ///< dense calls
+  int num_chunks;                         ///< of all keys
+  int energy_columns;                     ///< of the scratch: steps or chunks of all keys
   float summary_bias, last_summary_bias;  ///< log(tokens of a block) in units of raw scores
 };
 

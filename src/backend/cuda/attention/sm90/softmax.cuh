@@ -11,6 +11,8 @@ namespace calibatt::cuda::sm90 {
 
 /// One step's scores, then its softmax weights: element (r, column 8·i + 2·(lane mod 4) + c) is at 4·i + 2·r + c.
 using Scores = float[kStepKeys / 2];
+/// The weights in 16 bits, two columns a register: wgmma's operand in registers.
+using Weights = uint32_t[kStepKeys / 4];
 
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -27,33 +29,43 @@ __device__ __forceinline__ float sum_of_row(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-/// Running softmax of two rows. Weights are relative to a reference logit that lags behind the maximum: it moves only
-/// when a logit exceeds it by kSlack, which after the first steps is rare; then the accumulated output is rescaled,
-/// otherwise nothing is. Floats and bfloat16 are equally precise at any scale, and 2^8 is far from overflow in half.
-struct RowSoftmax {
-  static constexpr float kSlack = 8.0f;  // log2
+__device__ __forceinline__ uint32_t pack(ptx::Bf16, float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+__device__ __forceinline__ uint32_t pack(ptx::Fp16, float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
 
-  float reference[2];  ///< logits in log2 units
-  float sum[2];        ///< of this thread's weights
-  float factor[2];     ///< by which the output must be multiplied when `update` says so
+/// Running softmax of two rows. Weights are relative to a reference logit: the maximum of the first step, which later
+/// steps seldom exceed by much. So no maximum is looked for at all; a thread whose weights sum to more than kLimit
+/// reports it, and only then are the step's maxima found, the weights made again and the output rescaled. Floats and
+/// bfloat16 are equally precise at any scale, and 2^12 is far from overflow in half.
+template <class Type>
+struct RowSoftmax {
+  static constexpr float kLimit = 4096.0f;
+
+  float reference[2];     ///< logits in log2 units
+  float sum[2];           ///< of this thread's weights
+  float factor[2];        ///< by which the output must be multiplied when `update` says so
+  float chunk_sum[2][2];  ///< of the last step, per row and half
 
   __device__ __forceinline__ void maxima(const Scores& s, float (&top)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float a = fmaxf(s[2 * r], s[2 * r + 1]), b = fmaxf(s[4 + 2 * r], s[4 + 2 * r + 1]);
+      float a = fmaxf(s[2 * r], s[2 * r + 1]);
 #pragma unroll
-      for (int i = 2; i < kStepKeys / 8; i += 2) {
-        a = fmaxf(a, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
-        b = fmaxf(b, fmaxf(s[4 * i + 4 + 2 * r], s[4 * i + 4 + 2 * r + 1]));
-      }
-      a = fmaxf(a, b);
+      for (int i = 1; i < kStepKeys / 8; ++i) a = fmaxf(a, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
       a = fmaxf(a, __shfl_xor_sync(0xffffffffu, a, 1));
       top[r] = fmaxf(a, __shfl_xor_sync(0xffffffffu, a, 2));
     }
   }
 
-  /// Scores become weights. Returns per row and half (chunk) this thread's sums in `chunk_sum`.
-  __device__ __forceinline__ void weigh(Scores& s, float scale_log2, float (&chunk_sum)[2][2]) {
+  /// The scores' weights, packed as an operand of the next product, and their sums.
+  __device__ __forceinline__ void weigh(const Scores& s, float scale_log2, Weights& p) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -61,35 +73,35 @@ struct RowSoftmax {
         float a = 0, b = 0;
 #pragma unroll
         for (int i = half * 8; i < half * 8 + 8; ++i) {
-          float& x = s[4 * i + 2 * r];
-          float& y = s[4 * i + 2 * r + 1];
-          x = exp2_approx(fmaf(x, scale_log2, -reference[r]));
-          y = exp2_approx(fmaf(y, scale_log2, -reference[r]));
+          const float x = exp2_approx(fmaf(s[4 * i + 2 * r], scale_log2, -reference[r]));
+          const float y = exp2_approx(fmaf(s[4 * i + 2 * r + 1], scale_log2, -reference[r]));
           a += x;
           b += y;
+          p[2 * i + r] = pack(Type{}, x, y);
         }
         chunk_sum[r][half] = a + b;
       }
     }
   }
 
-  __device__ __forceinline__ void begin(Scores& s, float scale_log2, float (&chunk_sum)[2][2]) {
+  __device__ __forceinline__ void begin(const Scores& s, float scale_log2, Weights& p) {
     float top[2];
     maxima(s, top);
 #pragma unroll
     for (int r = 0; r < 2; ++r) reference[r] = top[r] * scale_log2;
-    weigh(s, scale_log2, chunk_sum);
+    weigh(s, scale_log2, p);
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = chunk_sum[r][0] + chunk_sum[r][1];
   }
 
   /// Returns (alike in the whole warp) whether the output must be multiplied by `factor`.
-  __device__ __forceinline__ bool update(Scores& s, float scale_log2, float (&chunk_sum)[2][2]) {
-    float top[2];
-    maxima(s, top);
-    const bool exceeds = top[0] * scale_log2 > reference[0] + kSlack || top[1] * scale_log2 > reference[1] + kSlack;
-    const bool moved = __any_sync(0xffffffffu, exceeds);
+  __device__ __forceinline__ bool update(const Scores& s, float scale_log2, Weights& p) {
+    weigh(s, scale_log2, p);
+    const bool within = chunk_sum[0][0] + chunk_sum[0][1] <= kLimit && chunk_sum[1][0] + chunk_sum[1][1] <= kLimit;
+    const bool moved = __any_sync(0xffffffffu, !within);
     if (moved) {
+      float top[2];
+      maxima(s, top);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float higher = fmaxf(reference[r], top[r] * scale_log2);
@@ -97,8 +109,8 @@ struct RowSoftmax {
         sum[r] *= factor[r];
         reference[r] = higher;
       }
+      weigh(s, scale_log2, p);
     }
-    weigh(s, scale_log2, chunk_sum);
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] += chunk_sum[r][0] + chunk_sum[r][1];
     return moved;
@@ -141,17 +153,6 @@ __device__ __forceinline__ void bias_summaries(Scores& s, int first, int count, 
       }
     }
   }
-}
-
-__device__ __forceinline__ uint32_t pack(ptx::Bf16, float low, float high) {
-  uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-__device__ __forceinline__ uint32_t pack(ptx::Fp16, float low, float high) {
-  uint32_t both;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
 }
 
 }  // namespace calibatt::cuda::sm90
