@@ -35,7 +35,7 @@ class Shape:
     """Inputs of one shape, and the competitors on them."""
 
     def __init__(self, name, spec, library, kernels):
-        self.name, self.spec, self.library, self.kernels = name, spec, library, kernels
+        self.name, self.spec, self.lib, self.kernels = name, spec, library, kernels
         self.heads, self.tokens, self.head_dim = spec["heads"], spec["tokens"], spec["head_dim"]
         generator = torch.Generator(device=DEVICE).manual_seed(1)
         size = (1, self.tokens, self.heads, self.head_dim)
@@ -71,13 +71,13 @@ class Shape:
             prepared["anchors"] = make_anchors(self.tokens, self.spec["frame"], self.spec["rows"], case["anchor_rows"])
             prepared["share"] = case["anchor_rows"] / self.spec["rows"]
         if prepared["mask"] is not None or prepared["anchors"] is not None:
-            prepared["schedule"] = self.library.make_schedule(
+            prepared["schedule"] = self.lib.make_schedule(
                 prepared["mask"], self.heads, self.tokens, self.tokens, 128, block_k, case.get("summarize", False), prepared["anchors"]
             )
         if case.get("energy"):
             size = (1, self.heads, blocks(self.tokens, 128), blocks(self.tokens, block_k))
             prepared["energy"] = torch.empty(size, device=DEVICE, dtype=torch.float32)
-        call = self.library.attention(
+        call = self.lib.attention(
             self.q, self.k, self.v, self.out, scale=self.scale, block_k=block_k, schedule=prepared["schedule"],
             energy=prepared["energy"], kernel=self.kernel_of(case),
         )  # fmt: skip
@@ -188,7 +188,7 @@ def run_checks(data, options, deadline):
 
 def check_only(data, options):
     """The child: one JSON line per case, in the order asked for."""
-    library, shape = Library(options.library), None
+    library, shape = Library(options.shared_object), None
     cases = {case["name"]: case for case in data["cases"]}
     for shape_name, case_name in json.loads(options.check_only):
         if shape is None or shape.name != shape_name:
@@ -304,7 +304,7 @@ def commit_of_checkout():
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", required=True, help="libcalibatt_attention_bench.so")
+    parser.add_argument("--library", dest="shared_object", metavar="FILE.so", required=True, help="libcalibatt_attention_bench.so")
     parser.add_argument("--data", default=str(HERE / "cases.json"), help="shapes, cases and figures")
     parser.add_argument("--output", default="attention.json")
     parser.add_argument("--cases", default="", help="regular expression on 'SHAPE CASE', as '75600 dense'")
@@ -351,7 +351,7 @@ def main():
     for shape_name, case in cases:
         work = data["shapes"][shape_name]["heads"] * data["shapes"][shape_name]["tokens"] ** 2 * 512 / 5e14
         weights[shape_name] = weights.get(shape_name, 0) + max(options.burst, 3 * work * case.get("density", 1))
-    library = Library(options.library)
+    library = Library(options.shared_object)
     for index, shape_name in enumerate(weights):
         left = begin + options.seconds - time.monotonic()
         seconds = left * weights[shape_name] / sum(list(weights.values())[index:])

@@ -2,15 +2,12 @@
 
 #include <cstdint>
 
+#include "backend/cuda/ptx/shared_address.cuh"
+
 /// Shared memory → matrix fragments (PTX ISA, "ldmatrix", sm_75): four 8×8 matrices of 16-bit elements at once. Lane l
 /// gives the address of row l mod 8 of matrix l / 8 (16 bytes, 16-byte aligned); register i receives, of matrix i, the
 /// elements (l / 4, 2 (l mod 4) and the next), or with `trans` those of its transpose.
 namespace calibatt::cuda::ptx {
-
-/// The 32-bit address that shared-memory instructions take.
-__device__ __forceinline__ uint32_t to_shared(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

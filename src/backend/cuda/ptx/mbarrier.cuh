@@ -2,12 +2,10 @@
 
 #include <cstdint>
 
+#include "backend/cuda/ptx/shared_address.cuh"
+
 /// Shared-memory barriers of sm_90 (PTX ISA, "mbarrier"). All addresses are 32-bit shared-space addresses.
 namespace calibatt::cuda::ptx {
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));

@@ -179,13 +179,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::blocks_per_sm(kEnergy)
     const int num_rows = static_cast<int>(work.tile.num_rows) - first_row;  // of this warp; may be 0 or less
     char* const warp_queries = shared + first_row * Shape::kRowBytes;
 
-    copy_query_rows<Shape>(ptx::to_shared(warp_queries), call.args, work, first_row, num_rows);
-    Feed<Shape> feed(call, work, ptx::to_shared(shared) + Shape::kRingOffset);
+    copy_query_rows<Shape>(ptx::shared_address(warp_queries), call.args, work, first_row, num_rows);
+    Feed<Shape> feed(call, work, ptx::shared_address(shared) + Shape::kRingOffset);
     if (threadIdx.x == 0) take_work();
     if (num_rows > 0) {
       WarpState<Shape> state;
       state.begin();
-      attend<Shape, T, kEnergy>(call, work, feed, ptx::to_shared(warp_queries), state);
+      attend<Shape, T, kEnergy>(call, work, feed, ptx::shared_address(warp_queries), state);
       store_rows<Shape, T>(call, work, state, warp_queries, log_sums);
     } else {
 #pragma unroll 1
