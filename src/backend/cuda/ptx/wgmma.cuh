@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 /// Warpgroup matrix products of sm_90a (PTX ISA, "wgmma"): D[64 × n] += A[64 × 16] · B[16 × n], f32 accumulators,
@@ -47,13 +50,10 @@ __device__ __forceinline__ void pin(uint32_t (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
-struct Bf16 {};
-struct Fp16 {};
-
 // One overload per (columns, input type, place of A): an instruction's name and its list of registers must be literal.
 
 /// A and B in shared memory, both with the contraction along their rows: S = Q · Kᵀ.
-__device__ __forceinline__ void wgmma(Bf16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__nv_bfloat16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
@@ -67,7 +67,7 @@ __device__ __forceinline__ void wgmma(Bf16, float (&d)[32], uint64_t a, uint64_t
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A and B in shared memory, both with the contraction along their rows: S = Q · Kᵀ.
-__device__ __forceinline__ void wgmma(Fp16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__half, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
@@ -81,7 +81,7 @@ __device__ __forceinline__ void wgmma(Fp16, float (&d)[32], uint64_t a, uint64_t
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A in registers, B in shared memory with the contraction across its rows: O = P · V.
-__device__ __forceinline__ void wgmma(Bf16, float (&d)[32], const uint32_t* a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__nv_bfloat16, float (&d)[32], const uint32_t* a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
@@ -95,7 +95,7 @@ __device__ __forceinline__ void wgmma(Bf16, float (&d)[32], const uint32_t* a, u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A in registers, B in shared memory with the contraction across its rows: O = P · V.
-__device__ __forceinline__ void wgmma(Fp16, float (&d)[32], const uint32_t* a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__half, float (&d)[32], const uint32_t* a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
@@ -109,7 +109,7 @@ __device__ __forceinline__ void wgmma(Fp16, float (&d)[32], const uint32_t* a, u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A and B in shared memory, both with the contraction along their rows: S = Q · Kᵀ.
-__device__ __forceinline__ void wgmma(Bf16, float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__nv_bfloat16, float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -129,7 +129,7 @@ __device__ __forceinline__ void wgmma(Bf16, float (&d)[64], uint64_t a, uint64_t
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A and B in shared memory, both with the contraction along their rows: S = Q · Kᵀ.
-__device__ __forceinline__ void wgmma(Fp16, float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__half, float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
@@ -149,7 +149,7 @@ __device__ __forceinline__ void wgmma(Fp16, float (&d)[64], uint64_t a, uint64_t
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A in registers, B in shared memory with the contraction across its rows: O = P · V.
-__device__ __forceinline__ void wgmma(Bf16, float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__nv_bfloat16, float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -169,7 +169,7 @@ __device__ __forceinline__ void wgmma(Bf16, float (&d)[64], const uint32_t* a, u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 /// A in registers, B in shared memory with the contraction across its rows: O = P · V.
-__device__ __forceinline__ void wgmma(Fp16, float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void wgmma(__half, float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "backend/cuda/attention/sm80/work.cuh"
+#include "backend/cuda/ptx/arithmetic.cuh"
 #include "backend/cuda/ptx/mma.cuh"
 
 /// Softmax over scores in registers. With g = lane / 4 and t = lane mod 4, a lane holds of its warp's 32 × 64 scores,

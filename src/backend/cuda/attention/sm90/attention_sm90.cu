@@ -140,7 +140,7 @@ void dispatch(const AttentionArgs& args, Visit visit) {
     }
   };
   const auto with_type = [&](auto head_dim) {
-    return args.is_fp16 ? with_energy(head_dim, ptx::Fp16{}) : with_energy(head_dim, ptx::Bf16{});
+    return args.is_fp16 ? with_energy(head_dim, __half{}) : with_energy(head_dim, __nv_bfloat16{});
   };
   return args.head_dim == 64 ? with_type(std::integral_constant<int, 64>{})
                              : with_type(std::integral_constant<int, 128>{});

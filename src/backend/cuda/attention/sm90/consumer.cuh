@@ -47,7 +47,8 @@ class Consumer {
       steps(s, o, p, softmax, use, header);
       const float sums[2] = {sum_of_row(softmax.sum[0]), sum_of_row(softmax.sum[1])};
       const float factors[2] = {1.0f / sums[0], 1.0f / sums[1]};
-      const float lse[2] = {softmax.reference[0] + log2_approx(sums[0]), softmax.reference[1] + log2_approx(sums[1])};
+      const float lse[2] = {softmax.reference[0] + ptx::log2_unit(sums[0]),
+                            softmax.reference[1] + ptx::log2_unit(sums[1])};
       // The last product, and behind it the next tile's first, which runs under this tile's epilogue. (No product may
       // be under way where paths part or meet: the compiler then serialises all of them.)
       wait_full(shared_.values_full, step_);

@@ -25,8 +25,8 @@ __device__ __forceinline__ void record_energy(const KernelParams& params, const 
   const auto note = [&](int column, const float(&sums)[2]) {
     const float whole[2] = {sum_of_row(sums[0]), sum_of_row(sums[1])};
     const int r = lane % 4;
-    if (r == 0) __stcg(notes + static_cast<int64_t>(column) * kTileRows, log2_approx(whole[0]) + reference[0]);
-    if (r == 1) __stcg(notes + static_cast<int64_t>(column) * kTileRows + 8, log2_approx(whole[1]) + reference[1]);
+    if (r == 0) __stcg(notes + static_cast<int64_t>(column) * kTileRows, ptx::log2_unit(whole[0]) + reference[0]);
+    if (r == 1) __stcg(notes + static_cast<int64_t>(column) * kTileRows + 8, ptx::log2_unit(whole[1]) + reference[1]);
   };
   if constexpr (kColumns == EnergyColumns::kSteps) {
     const float sums[2] = {chunk_sum[0][0] + chunk_sum[0][1], chunk_sum[1][0] + chunk_sum[1][1]};
@@ -64,8 +64,8 @@ __device__ __forceinline__ void reduce_energy(const KernelParams& params, const 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float4 note = __ldcg(notes + i);
-      sum += exp2_approx(note.x - row_lse[4 * i]) + exp2_approx(note.y - row_lse[4 * i + 1]) +
-             exp2_approx(note.z - row_lse[4 * i + 2]) + exp2_approx(note.w - row_lse[4 * i + 3]);
+      sum += ptx::exp2_unit(note.x - row_lse[4 * i]) + ptx::exp2_unit(note.y - row_lse[4 * i + 1]) +
+             ptx::exp2_unit(note.z - row_lse[4 * i + 2]) + ptx::exp2_unit(note.w - row_lse[4 * i + 3]);
     }
     __stcg(partial + static_cast<int64_t>(warp) * columns + column, sum);
   }

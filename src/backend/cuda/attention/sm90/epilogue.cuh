@@ -52,7 +52,7 @@ __device__ __forceinline__ void write_output(const AttentionArgs& args, const Ti
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       *reinterpret_cast<uint32_t*>(staging + row * kBytes + ((i ^ (row % 8)) * 16) + column * 2) =
-          pack(Type{}, o[4 * i + 2 * r], o[4 * i + 2 * r + 1]);
+          ptx::pack_pair<Type>(o[4 * i + 2 * r], o[4 * i + 2 * r + 1]);
     }
   }
   __syncwarp();

@@ -1,10 +1,7 @@
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "backend/cuda/attention/sm90/layout.cuh"
-#include "backend/cuda/ptx/wgmma.cuh"
+#include "backend/cuda/ptx/arithmetic.cuh"
 
 /// Softmax on accumulators: a thread holds two rows (r = 0, 1), four threads share a row.
 namespace calibatt::cuda::sm90 {
@@ -14,30 +11,9 @@ using Scores = float[kStepKeys / 2];
 /// The weights in 16 bits, two columns a register: wgmma's operand in registers.
 using Weights = uint32_t[kStepKeys / 4];
 
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float log2_approx(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ __forceinline__ float sum_of_row(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-__device__ __forceinline__ uint32_t pack(ptx::Bf16, float low, float high) {
-  uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-__device__ __forceinline__ uint32_t pack(ptx::Fp16, float low, float high) {
-  uint32_t both;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
 }
 
 /// Running softmax of two rows. Weights are relative to a reference logit: the maximum of the first step, which later
@@ -73,11 +49,11 @@ struct RowSoftmax {
         float a = 0, b = 0;
 #pragma unroll
         for (int i = half * 8; i < half * 8 + 8; ++i) {
-          const float x = exp2_approx(fmaf(s[4 * i + 2 * r], scale_log2, -reference[r]));
-          const float y = exp2_approx(fmaf(s[4 * i + 2 * r + 1], scale_log2, -reference[r]));
+          const float x = ptx::exp2_unit(fmaf(s[4 * i + 2 * r], scale_log2, -reference[r]));
+          const float y = ptx::exp2_unit(fmaf(s[4 * i + 2 * r + 1], scale_log2, -reference[r]));
           a += x;
           b += y;
-          p[2 * i + r] = pack(Type{}, x, y);
+          p[2 * i + r] = ptx::pack_pair<Type>(x, y);
         }
         chunk_sum[r][half] = a + b;
       }
@@ -105,7 +81,7 @@ struct RowSoftmax {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float higher = fmaxf(reference[r], top[r] * scale_log2);
-        factor[r] = exp2_approx(reference[r] - higher);
+        factor[r] = ptx::exp2_unit(reference[r] - higher);
         sum[r] *= factor[r];
         reference[r] = higher;
       }
