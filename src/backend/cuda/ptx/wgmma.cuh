@@ -16,14 +16,28 @@ namespace calibatt::cuda::ptx {
 
 /// Descriptor of an operand in shared memory in the copy engine's 128-byte swizzle: rows of 128 bytes, groups of 8 rows
 /// that start at multiples of 1,024 bytes.
-///   contraction along the row (Q, K): group_bytes = 1024, from 8 rows to the next 8; the other stride is not used;
-///   contraction across rows (V):      group_bytes = 1024, likewise; panel_bytes = from 64 columns to the next 64.
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t shared_address, uint32_t group_bytes,
-                                                      uint32_t panel_bytes) {
-  constexpr uint64_t kSwizzle128 = 1;
-  return ((shared_address & 0x3FFFF) >> 4) | (static_cast<uint64_t>(panel_bytes >> 4) << 16) |
-         (static_cast<uint64_t>(group_bytes >> 4) << 32) | (kSwizzle128 << 62);
-}
+///   contraction along the row (Q, K): kPanelBytes is not used;
+///   contraction across rows (V):      kPanelBytes from 64 columns to the next 64.
+/// Only the low half depends on the address, and linearly: to move on is one addition. (Shared memory ends below 2^18
+/// bytes, so nothing carries out of the address field.)
+template <uint32_t kPanelBytes = 16>
+struct MatrixDescriptor {
+  static constexpr uint32_t kGroupBytes = 1024, kSwizzle128 = 1;
+  static constexpr uint32_t kHigh = kGroupBytes >> 4 | kSwizzle128 << 30;
+
+  uint32_t low;
+
+  __device__ __forceinline__ explicit MatrixDescriptor(uint32_t shared_address)
+      : low((shared_address & 0x3FFFF) >> 4 | (kPanelBytes >> 4) << 16) {}
+  __device__ __forceinline__ MatrixDescriptor moved(uint32_t bytes) const {
+    MatrixDescriptor other = *this;
+    other.low += bytes >> 4;
+    return other;
+  }
+  __device__ __forceinline__ uint64_t at(uint32_t bytes) const {
+    return static_cast<uint64_t>(kHigh) << 32 | (low + (bytes >> 4));
+  }
+};
 
 /// Before the first product after registers that it uses were written.
 __device__ __forceinline__ void wgmma_fence() {

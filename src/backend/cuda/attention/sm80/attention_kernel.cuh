@@ -95,10 +95,10 @@ struct WarpState {
   }
 };
 
-/// All chunks of a tile, for a warp that has rows in it.
+/// All chunks of a tile. A warp without rows in it copies its share and waits with the others.
 template <class Shape, class T, bool kEnergy>
 __device__ __forceinline__ void attend(const KernelCall& call, const WorkUnit& work, Feed<Shape>& feed,
-                                       uint32_t warp_queries, WarpState<Shape>& state) {
+                                       uint32_t warp_queries, bool has_rows, WarpState<Shape>& state) {
   const float scale_log2 = call.args.scale_log2;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   // A lane's row and unit for ldmatrix, in 16 rows × 2 units. Queries and (transposed) values: all rows of one unit,
@@ -110,22 +110,26 @@ __device__ __forceinline__ void attend(const KernelCall& call, const WorkUnit& w
   for (auto left = static_cast<int>(work.tile.num_chunks); left > work.stop; --left) {
     feed.to_keys(call, work, left);
     ScoreTile scores;
-    multiply_queries_keys<Shape, T>(scores, warp_queries + lane_offset, feed.keys_slot() + key_lane_offset);
-    if (feed.has_tail() && left == static_cast<int>(work.tile.num_chunks)) mask_tail(scores, call.tail_keys);
-    if (left <= 0) bias_summaries(scores, call, work.tile, -left);
-    state.softmax.template follow<Shape::kDimGroups>(scores, scale_log2, state.output);
+    if (has_rows) {
+      multiply_queries_keys<Shape, T>(scores, warp_queries + lane_offset, feed.keys_slot() + key_lane_offset);
+      if (feed.has_tail() && left == static_cast<int>(work.tile.num_chunks)) mask_tail(scores, call.tail_keys);
+      if (left <= 0) bias_summaries(scores, call, work.tile, -left);
+      state.softmax.template follow<Shape::kDimGroups>(scores, scale_log2, state.output);
+    }
 
     feed.to_values(call, work, left);
-    float sums[4] = {};
-    multiply_weights_values<Shape, T>(state.output, scores, state.softmax, scale_log2, feed.values_slot() + lane_offset,
-                                      sums);
+    if (has_rows) {
+      float sums[4] = {};
+      multiply_weights_values<Shape, T>(state.output, scores, state.softmax, scale_log2,
+                                        feed.values_slot() + lane_offset, sums);
 #pragma unroll
-    for (int r = 0; r < 4; ++r) state.softmax.sum[r] += sums[r];
-    if constexpr (kEnergy) {
-      const float log_weight = ptx::log2_unit(sum_of_own_row(sums)) + own_row(state.softmax.reference);
-      const int64_t column = static_cast<int64_t>(blockIdx.x) * call.num_chunks + (left - 1);  // dense: all chunks
-      const int row = static_cast<int>(threadIdx.x) / 32 * Shape::kWarpRows + row_in_warp(lane, lane % 4);
-      call.chunk_weights[column * kTileRows + row] = log_weight;
+      for (int r = 0; r < 4; ++r) state.softmax.sum[r] += sums[r];
+      if constexpr (kEnergy) {
+        const float log_weight = ptx::log2_unit(sum_of_own_row(sums)) + own_row(state.softmax.reference);
+        const int64_t column = static_cast<int64_t>(blockIdx.x) * call.num_chunks + (left - 1);  // dense: all chunks
+        const int row = static_cast<int>(threadIdx.x) / 32 * Shape::kWarpRows + row_in_warp(lane, lane % 4);
+        call.chunk_weights[column * kTileRows + row] = log_weight;
+      }
     }
     feed.turn();
   }
@@ -182,19 +186,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::blocks_per_sm(kEnergy)
     copy_query_rows<Shape>(ptx::shared_address(warp_queries), call.args, work, first_row, num_rows);
     Feed<Shape> feed(call, work, ptx::shared_address(shared) + Shape::kRingOffset);
     if (threadIdx.x == 0) take_work();
-    if (num_rows > 0) {
-      WarpState<Shape> state;
-      state.begin();
-      attend<Shape, T, kEnergy>(call, work, feed, ptx::shared_address(warp_queries), state);
-      store_rows<Shape, T>(call, work, state, warp_queries, log_sums);
-    } else {
-#pragma unroll 1
-      for (auto left = static_cast<int>(work.tile.num_chunks); left > work.stop; --left) {
-        feed.to_keys(call, work, left);
-        feed.to_values(call, work, left);
-        feed.turn();
-      }
-    }
+    WarpState<Shape> state;
+    state.begin();
+    attend<Shape, T, kEnergy>(call, work, feed, ptx::shared_address(warp_queries), num_rows > 0, state);
+    if (num_rows > 0) store_rows<Shape, T>(call, work, state, warp_queries, log_sums);
     if constexpr (kEnergy) {
       __syncthreads();  // row sums and chunk weights of all warps
       store_energy<Shape>(call, work, log_sums);

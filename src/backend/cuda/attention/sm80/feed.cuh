@@ -2,7 +2,6 @@
 
 #include "backend/cuda/attention/sm80/shared_rows.cuh"
 #include "backend/cuda/attention/sm80/work.cuh"
-#include "backend/cuda/ptx/barrier.cuh"
 
 /// How keys and values come into shared memory. They alternate in one ring of three slots; a phase works on one slot
 /// while the next two fill:
@@ -61,7 +60,7 @@ class Feed {
  private:
   __device__ __forceinline__ static void arrive() {
     ptx::cp_async_wait<1>();
-    ptx::block_barrier<Shape::kThreads>();  // warps with rows and warps without wait in different loops
+    __syncthreads();
   }
   /// The third one; the addresses of all three have a constant sum.
   __device__ __forceinline__ uint32_t free_slot() const {

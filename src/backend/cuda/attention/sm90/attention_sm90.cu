@@ -110,10 +110,7 @@ KernelParams make_params(const AttentionArgs& args) {
     params.summary_bias = std::log2(static_cast<float>(args.block_k)) / args.scale_log2;
     params.last_summary_bias = std::log2(static_cast<float>(last_size)) / args.scale_log2;
   }
-  const EnergyColumns kind = energy_kind(args);
-  if (kind != EnergyColumns::kNone) {
-    params.energy_columns = ceil_div(args.num_keys, kind == EnergyColumns::kSteps ? kStepKeys : kChunkKeys);
-  }
+  params.energy_columns = energy_columns(energy_kind(args), params.num_chunks);
   return params;
 }
 
@@ -176,7 +173,7 @@ std::string refusal(const AttentionArgs& args, int compute_capability) {
 
 size_t workspace_bytes(const AttentionArgs& args, int num_multiprocessors) {
   const KernelParams params = make_params(args);
-  return 256 + sizeof(float) * num_multiprocessors * params.energy_columns * (kTileRows + kConsumerWarps);
+  return 256 + sizeof(float) * num_multiprocessors * energy_floats(params.energy_columns);
 }
 
 void launch(const AttentionArgs& args, int num_multiprocessors, cudaStream_t stream) {

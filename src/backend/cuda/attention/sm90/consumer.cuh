@@ -27,7 +27,11 @@ class Consumer {
         shared_(shared),
         group_(uniform(static_cast<int>(threadIdx.x) / 128 - 1)),
         warp_(uniform(static_cast<int>(threadIdx.x) / 32 - 4)),
-        lane_(static_cast<int>(threadIdx.x) % 32) {}
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        energy_(params, warp_, lane_),
+        queries_(ptx::shared_address(shared.queries[0]) + group_ * kGroupRows * kRowBytes),
+        keys_(ptx::shared_address(shared.keys[0])),
+        values_(ptx::shared_address(shared.values[0])) {}
 
   __device__ void run() {
     if (group_ == 1) pass_turn();  // the first turn is the first group's
@@ -56,7 +60,7 @@ class Consumer {
         issue_values(o, p, step_);
         ptx::wgmma_wait<0>();
         ptx::pin(o);
-        finish_tile(o, factors, lse, header);
+        finish_tile(o, factors, lse, header, use - 1);
         return;
       }
       take_turn();
@@ -65,7 +69,7 @@ class Consumer {
       pass_turn();
       ptx::wgmma_wait<1>();
       ptx::pin(o);
-      finish_tile(o, factors, lse, header);
+      finish_tile(o, factors, lse, header, use - 1);
       ptx::wgmma_wait<0>();
       ptx::pin(s);
       ++step_;
@@ -97,6 +101,7 @@ class Consumer {
     const int valid[2] = {header.valid[0], header.valid[1]};
     if (valid[0] < kChunkKeys || valid[1] < kChunkKeys) mask_missing(s, valid);
     softmax.begin(s, params_.args.scale_log2, p);
+    energy_.begin();
     ptx::pin(p);
 
     // Two sets of weights in turn: one is the running product's operand while the other is made.
@@ -112,7 +117,7 @@ class Consumer {
       for (int i = 0; i < kStepKeys / 4; ++i) p[i] = other[i];
       ptx::pin(p);
     }
-    record(header, num_steps - 1, softmax);
+    energy_.note(softmax.chunk_sum);
     release(shared_.queries_empty[use & 1]);
   }
 
@@ -127,7 +132,7 @@ class Consumer {
     wait_full(shared_.values_full, step_);
     issue_values(o, p, step_);
     pass_turn();
-    record(header, step - 1, softmax);  // there is nothing else to do until the scores come
+    energy_.note(softmax.chunk_sum);  // the last step's: there is nothing else to do until the scores come
     ptx::wgmma_wait<1>();
     ptx::pin(s);
     release(shared_.keys_empty[(step_ + 1) % kStages]);
@@ -141,12 +146,13 @@ class Consumer {
     if (rescale) {
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) o[i] *= softmax.factor[i / 2 % 2];
+      energy_.rescale(softmax.factor, step);
     }
     ++step_;
   }
 
   __device__ __forceinline__ void finish_tile(Output& o, const float (&factors)[2], const float (&lse)[2],
-                                              const TileHeader& header) {
+                                              const TileHeader& header, uint32_t use) {
     // Out of the accumulators at once: the compiler does not follow them through the branches below.
     float result[kHeadDim / 2];
 #pragma unroll
@@ -157,34 +163,31 @@ class Consumer {
     asm volatile("" : "+r"(lane));  // or the epilogue's addresses, made once for all tiles, would spill
     write_output<kHeadDim, Type>(params_.args, header, shared_.out[warp_], result, 16 * warp_, lane);
     if (params_.args.row_lse != nullptr) write_lse(params_.args, header, lse, 16 * warp_, lane);
-    if constexpr (kEnergyColumns != EnergyColumns::kNone) {
-      reduce_energy<kEnergyColumns>(params_, header, lse, warp_, lane_);
-    }
+    energy_.reduce(header, factors, use);
   }
 
   // ---- products ----------------------------------------------------------------------------------------------------
   /// s = Q Kᵀ for this group's rows, asynchronously.
   __device__ __forceinline__ void issue_scores(Scores& s, uint32_t slot, uint32_t step) {
-    const uint32_t queries = ptx::shared_address(shared_.queries[slot]) + group_ * kGroupRows * kRowBytes;
-    const uint32_t keys = ptx::shared_address(shared_.keys[step % kStages]);
+    const auto queries = queries_.moved(slot * Shared::kQueryBytes);
+    const auto keys = keys_.moved(step % kStages * Shared::kStepBytes);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
       const uint32_t panel = k / 4, inside = k % 4 * 32;
-      ptx::wgmma(Type{}, s, ptx::matrix_descriptor(queries + panel * kTileRows * kRowBytes + inside, 8 * kRowBytes, 16),
-                 ptx::matrix_descriptor(keys + panel * kStepKeys * kRowBytes + inside, 8 * kRowBytes, 16), k > 0);
+      ptx::wgmma(Type{}, s, queries.at(panel * kTileRows * kRowBytes + inside),
+                 keys.at(panel * kStepKeys * kRowBytes + inside), k > 0);
     }
     ptx::wgmma_commit();
   }
 
   /// o += P V, asynchronously. p stays untouched until the product is waited for.
   __device__ __forceinline__ void issue_values(Output& o, const Weights& p, uint32_t step) {
-    const uint32_t values = ptx::shared_address(shared_.values[step % kStages]);
+    const auto values = values_.moved(step % kStages * Shared::kStepBytes);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kStepKeys / 16; ++k) {
-      ptx::wgmma(Type{}, o, p + 4 * k,
-                 ptx::matrix_descriptor(values + 16 * k * kRowBytes, 8 * kRowBytes, kStepKeys * kRowBytes), true);
+      ptx::wgmma(Type{}, o, p + 4 * k, values.at(16 * k * kRowBytes), true);
     }
     ptx::wgmma_commit();
   }
@@ -213,12 +216,6 @@ class Consumer {
                    params_.summary_bias, params_.last_summary_bias);
   }
 
-  __device__ __forceinline__ void record(const TileHeader& header, int step, const RowSoftmax<Type>& softmax) {
-    if constexpr (kEnergyColumns != EnergyColumns::kNone) {
-      record_energy<kEnergyColumns>(params_, header, step, softmax.reference, softmax.chunk_sum, warp_, lane_);
-    }
-  }
-
   /// Anchors: the tile's query rows lie scattered. Each group copies its own 64, in the copy engine's swizzle.
   __device__ __forceinline__ void gather_queries(uint32_t slot, const TileHeader& header) {
     constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
@@ -243,6 +240,9 @@ class Consumer {
   const KernelParams& params_;
   Shared& shared_;
   const int group_, warp_, lane_;
+  const ptx::MatrixDescriptor<> queries_, keys_;  ///< this group's rows of the first slot; the first stage
+  const ptx::MatrixDescriptor<kStepKeys * kRowBytes> values_;
+  EnergyNotes<kEnergyColumns> energy_;
   uint32_t step_ = 0;  ///< steps whose values were consumed so far: stage and phase of the next
 };
 

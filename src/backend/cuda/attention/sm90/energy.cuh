@@ -4,91 +4,155 @@
 #include "backend/cuda/attention/sm90/softmax.cuh"
 #include "backend/cuda/ptx/mbarrier.cuh"
 
-/// Block energy in the same pass: while keys stream by, log2(sum of a row's weights on a column) + reference is noted
-/// per row; at the end of the tile, when the rows' log-sum-exp is known, the mean of exp2(note − lse) over the rows is
-/// the energy (method paper, Eq. 5). Notes live in the workspace: 128 rows × columns per resident block, which stays in
-/// L2.
+/// Block energy in the same pass: while keys stream by, the sum of each row's weights on a column is noted; at the end
+/// of the tile, when the rows' sums over everything are known, the mean over the rows of note / sum is the energy
+/// (method paper, Eq. 5). Notes are relative to the row's reference, as the weights are; when that moves, which is
+/// rare, the row's earlier notes are multiplied by the same factor as its output. They live in the workspace: 128 rows
+/// × columns per resident block.
 namespace calibatt::cuda::sm90 {
 
-/// The block's own notes [columns][128 rows], then the warps' partial results [8][columns].
-__device__ __forceinline__ float* energy_notes(const KernelParams& params) {
-  constexpr int64_t kCounterFloats = 64;
-  return static_cast<float*>(params.args.workspace) + kCounterFloats +
-         blockIdx.x * static_cast<int64_t>(params.energy_columns) * (kTileRows + kConsumerWarps);
+/// Columns of a tile's notes: steps, or chunks rounded up to whole steps.
+__host__ __device__ inline int energy_columns(EnergyColumns kind, int num_chunks) {
+  const int num_steps = (num_chunks + 1) / 2;
+  return kind == EnergyColumns::kNone ? 0 : kind == EnergyColumns::kSteps ? num_steps : 2 * num_steps;
+}
+/// Floats of workspace per resident block: notes [columns][128 rows], then two sets (tiles alternate) of the warps'
+/// partial results [8][columns].
+__host__ __device__ inline int64_t energy_floats(int columns) {
+  return static_cast<int64_t>(columns) * (kTileRows + 2 * kConsumerWarps);
 }
 
+/// One warp's notes on its 16 rows.
 template <EnergyColumns kColumns>
-__device__ __forceinline__ void record_energy(const KernelParams& params, const TileHeader& header, int step,
-                                              const float (&reference)[2], const float (&chunk_sum)[2][2], int warp,
-                                              int lane) {
-  float* notes = energy_notes(params) + warp * 16 + lane / 4;
-  const auto note = [&](int column, const float(&sums)[2]) {
-    const float whole[2] = {sum_of_row(sums[0]), sum_of_row(sums[1])};
-    const int r = lane % 4;
-    if (r == 0) __stcg(notes + static_cast<int64_t>(column) * kTileRows, ptx::log2_unit(whole[0]) + reference[0]);
-    if (r == 1) __stcg(notes + static_cast<int64_t>(column) * kTileRows + 8, ptx::log2_unit(whole[1]) + reference[1]);
-  };
-  if constexpr (kColumns == EnergyColumns::kSteps) {
-    const float sums[2] = {chunk_sum[0][0] + chunk_sum[0][1], chunk_sum[1][0] + chunk_sum[1][1]};
-    note(header.num_steps - 1 - step, sums);
-  } else {
-    // Steps go down from the last chunk; an odd number of chunks leaves one alone in the first step.
-    const int odd = params.num_chunks & 1;
-    const int high = step == 0 ? params.num_chunks - 1 : params.num_chunks - 1 - 2 * step + odd;
-    const float first[2] = {chunk_sum[0][0], chunk_sum[1][0]}, second[2] = {chunk_sum[0][1], chunk_sum[1][1]};
-    note(high, first);
-    if (step > 0 || !odd) note(high - 1, second);
-  }
-}
+class EnergyNotes {
+ public:
+  static constexpr int kColumnsPerStep = kColumns == EnergyColumns::kSteps ? 1 : 2;
 
-template <EnergyColumns kColumns>
-__device__ __forceinline__ void reduce_energy(const KernelParams& params, const TileHeader& header,
-                                              const float (&lse)[2], int warp, int lane) {
-  const AttentionArgs& args = params.args;
-  const int columns = params.energy_columns;
-  float* all_notes = energy_notes(params);
-  float* partial = all_notes + static_cast<int64_t>(columns) * kTileRows;
+  __device__ EnergyNotes(const KernelParams& params, int warp, int lane)
+      : params_(params), warp_(warp), lane_(lane), in_row_(lane % 4) {}
 
-  float row_lse[16];  // of the warp's rows; rows that do not exist weigh nothing
-#pragma unroll
-  for (int row = 0; row < 16; ++row) {
-    const float value = __shfl_sync(0xffffffffu, lse[row / 8], row % 8 * 4);
-    row_lse[row] = 16 * warp + row < header.num_rows ? value : INFINITY;
-  }
-  __syncwarp();
-#pragma unroll 2
-  for (int column = lane; column < columns; column += 32) {
-    const float4* notes =
-        reinterpret_cast<const float4*>(all_notes + static_cast<int64_t>(column) * kTileRows + 16 * warp);
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 note = __ldcg(notes + i);
-      sum += ptx::exp2_unit(note.x - row_lse[4 * i]) + ptx::exp2_unit(note.y - row_lse[4 * i + 1]) +
-             ptx::exp2_unit(note.z - row_lse[4 * i + 2]) + ptx::exp2_unit(note.w - row_lse[4 * i + 3]);
+  __device__ __forceinline__ void begin() {
+    const int last_step = params_.energy_columns / kColumnsPerStep - 1;
+    place_ = row_notes() + 8 * (in_row_ % 2) + static_cast<int64_t>(last_step * kColumnsPerStep) * kTileRows;
+    if constexpr (kColumns == EnergyColumns::kChunks) {
+      // Steps go down from the last chunk, and so do the chunks inside a step; but an odd number of chunks leaves the
+      // first step's second chunk empty, and its first one is the lower column then.
+      const int second = in_row_ / 2, odd = params_.num_chunks & 1;
+      place_ += (second ^ 1 ^ odd) * kTileRows;
+      move_ = -2 * kTileRows + (odd ? (1 - 2 * second) * kTileRows : 0);
     }
-    __stcg(partial + static_cast<int64_t>(warp) * columns + column, sum);
   }
-  ptx::named_barrier_sync(kEnergyNotes, 128 * kGroups);
 
-  const int columns_per_block =
-      kColumns == EnergyColumns::kSteps ? args.block_k / kStepKeys : args.block_k / kChunkKeys;
-  const int num_key_blocks = (args.num_keys + args.block_k - 1) / args.block_k;
-  const int num_query_blocks = (args.num_queries + args.block_q - 1) / args.block_q;
-  const int64_t row = (static_cast<int64_t>(header.batch) * args.num_heads + header.head) * num_query_blocks +
-                      header.first_row / args.block_q;
-  float* energy = args.block_energy + row * num_key_blocks;
-  const float share = 1.0f / static_cast<float>(header.num_rows);
-  for (int block = static_cast<int>(threadIdx.x) - 128; block < num_key_blocks; block += 128 * kGroups) {
-    float sum = 0;
-    const int end = min((block + 1) * columns_per_block, columns);
-    for (int column = block * columns_per_block; column < end; ++column) {
-#pragma unroll
-      for (int i = 0; i < kConsumerWarps; ++i) sum += __ldcg(partial + static_cast<int64_t>(i) * columns + column);
+  /// The next step's sums of weights, per row and chunk, this thread's columns. Four lanes share a row; they exchange
+  /// halves, so that each ends up with one row (and chunk) to write.
+  __device__ __forceinline__ void note(const float (&chunk_sum)[2][2]) {
+    const bool odd = in_row_ % 2;
+    const auto of_row = [&](float first, float second) {
+      return (odd ? second : first) + __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+    };
+    if constexpr (kColumns == EnergyColumns::kSteps) {
+      float sum = of_row(chunk_sum[0][0] + chunk_sum[0][1], chunk_sum[1][0] + chunk_sum[1][1]);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (in_row_ < 2) __stcg(place_, sum);
+      place_ -= kTileRows;
+    } else {
+      const float first = of_row(chunk_sum[0][0], chunk_sum[1][0]), second = of_row(chunk_sum[0][1], chunk_sum[1][1]);
+      const bool high = in_row_ / 2;
+      __stcg(place_, (high ? second : first) + __shfl_xor_sync(0xffffffffu, high ? first : second, 2));
+      place_ += move_;
+      move_ = -2 * kTileRows;
     }
-    energy[block] = sum * share;
   }
-  ptx::named_barrier_sync(kEnergyNotes, 128 * kGroups);  // before the next tile's notes
-}
+
+  /// The references of this thread's two rows moved after `steps` steps were noted.
+  __device__ __forceinline__ void rescale(const float (&factor)[2], int steps) {
+    float* notes = row_notes();
+    const int end = params_.energy_columns;
+    __syncwarp();
+    // The same number of turns for all lanes: where they part, the compiler gives up uniform registers for the
+    // mainloop.
+    for (int first = end - steps * kColumnsPerStep; first < end; first += 4) {
+      const int column = first + in_row_;
+      if (column >= end) continue;
+      float* note = notes + static_cast<int64_t>(column) * kTileRows;
+      __stcg(note, __ldcg(note) * factor[0]);
+      __stcg(note + 8, __ldcg(note + 8) * factor[1]);
+    }
+    __syncwarp();
+  }
+
+  /// Energies of the tile. factors: one over the sum of this thread's two rows; use: number of the tile in this block.
+  __device__ __forceinline__ void reduce(const TileHeader& header, const float (&factors)[2], uint32_t use) const {
+    const AttentionArgs& args = params_.args;
+    const int columns = params_.energy_columns;
+    float* partial = block_notes() + static_cast<int64_t>(columns) * (kTileRows + (use & 1) * kConsumerWarps);
+
+    const float share = 1.0f / static_cast<float>(header.num_rows);
+    float weight[16];  // of the warp's rows; rows that do not exist weigh nothing
+#pragma unroll
+    for (int row = 0; row < 16; ++row) {
+      const float value = __shfl_sync(0xffffffffu, factors[row / 8], row % 8 * 4);
+      weight[row] = 16 * warp_ + row < header.num_rows ? value * share : 0.0f;
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int column = lane_; column < columns; column += 32) {
+      const float4* notes =
+          reinterpret_cast<const float4*>(block_notes() + static_cast<int64_t>(column) * kTileRows + 16 * warp_);
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4 note = __ldcg(notes + i);
+        sum += note.x * weight[4 * i] + note.y * weight[4 * i + 1] + note.z * weight[4 * i + 2] +
+               note.w * weight[4 * i + 3];
+      }
+      __stcg(partial + warp_ * columns + column, sum);
+    }
+    // One barrier a tile: the next tile's partial results go to the other set, and notes are the warp's own.
+    ptx::named_barrier_sync(kEnergyNotes, 128 * kGroups);
+
+    const int columns_per_block = kColumns == EnergyColumns::kSteps ? args.block_k / kStepKeys : 1;
+    const int num_key_blocks = (args.num_keys + args.block_k - 1) / args.block_k;
+    const int num_query_blocks = (args.num_queries + args.block_q - 1) / args.block_q;
+    const int64_t row = (static_cast<int64_t>(header.batch) * args.num_heads + header.head) * num_query_blocks +
+                        header.first_row / args.block_q;
+    float* energy = args.block_energy + row * num_key_blocks;
+    for (int block = static_cast<int>(threadIdx.x) - 128; block < num_key_blocks; block += 128 * kGroups) {
+      float sum = 0;
+      const int end = min((block + 1) * columns_per_block, columns);
+      for (int column = block * columns_per_block; column < end; ++column) {
+#pragma unroll
+        for (int i = 0; i < kConsumerWarps; ++i) sum += __ldcg(partial + i * columns + column);
+      }
+      energy[block] = sum;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ float* block_notes() const {
+    constexpr int64_t kCounterFloats = 64;
+    return static_cast<float*>(params_.args.workspace) + kCounterFloats +
+           blockIdx.x * energy_floats(params_.energy_columns);
+  }
+  /// The first of this thread's two rows in column 0.
+  __device__ __forceinline__ float* row_notes() const {
+    return block_notes() + 16 * warp_ + lane_ / 4;
+  }
+
+  const KernelParams& params_;
+  const int warp_, lane_, in_row_;  ///< in_row_: which of the four lanes of a row
+  float* place_ = nullptr;          ///< of this lane's next note
+  int move_ = 0;                    ///< kChunks: to the one after
+};
+
+template <>
+class EnergyNotes<EnergyColumns::kNone> {
+ public:
+  __device__ EnergyNotes(const KernelParams&, int, int) {}
+  __device__ void begin() {}
+  __device__ void note(const float (&)[2][2]) {}
+  __device__ void rescale(const float (&)[2], int) {}
+  __device__ void reduce(const TileHeader&, const float (&)[2], uint32_t) const {}
+};
 
 }  // namespace calibatt::cuda::sm90

@@ -35,6 +35,12 @@ struct TileHeader {
   uint32_t kept_bits, flags;
 };
 
+/// What the producer reads of a planned tile before its turn.
+struct TileAhead {
+  Tile tile;
+  alignas(16) ChunkRange last_range;  ///< where the walk begins
+};
+
 template <int kHeadDim>
 struct SharedMemory {
   static constexpr int kPanels = kHeadDim / kPanelColumns;
@@ -46,7 +52,8 @@ struct SharedMemory {
   alignas(1024) uint8_t keys[kStages][kPanels][kStepKeys * kRowBytes];
   alignas(1024) uint8_t values[kStages][kPanels][kStepKeys * kRowBytes];
   alignas(1024) uint8_t out[kConsumerWarps][kOutBytes];
-  TileHeader headers[4];                       ///< one more lap than the queries: an epilogue still reads its own
+  TileHeader headers[4];  ///< one more lap than the queries: an epilogue still reads its own
+  TileAhead tile_ahead;
   uint64_t queries_full[2], queries_empty[2];  ///< header and queries
   uint64_t keys_full[kStages], keys_empty[kStages];
   uint64_t values_full[kStages], values_empty[kStages];
@@ -65,7 +72,7 @@ struct KernelParams {
   uint32_t tiles_per_batch;
   int rows_per_tile;                      ///< dense calls
   int num_chunks;                         ///< of all keys
-  int energy_columns;                     ///< of the scratch: steps or chunks of all keys
+  int energy_columns;                     ///< of a tile's notes (energy.cuh)
   float summary_bias, last_summary_bias;  ///< log(tokens of a block) in units of raw scores
 };
 
