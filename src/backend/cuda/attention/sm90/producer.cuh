@@ -77,7 +77,9 @@ class Producer {
   // ---- the tile ahead: its number here, what it is in shared memory (registers are few) ----------------------------
   __device__ bool exists() const { return unit_ < params_.tiles_per_batch * static_cast<uint32_t>(params_.args.batch); }
   __device__ bool must_read() const { return params_.args.schedule.tiles != nullptr && exists(); }
-  __device__ void claim_tile() { unit_ = gridDim.x + atomicAdd(static_cast<uint32_t*>(params_.args.workspace), 1u); }
+  __device__ void claim_tile() {
+    if (asks_) unit_ = gridDim.x + atomicAdd(static_cast<uint32_t*>(params_.args.workspace), 1u);
+  }
   __device__ void read_tile() {
     unit_ = static_cast<uint32_t>(uniform(static_cast<int>(unit_)));  // as claimed
     if (!must_read() || !asks_) return;
