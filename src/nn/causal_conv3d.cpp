@@ -9,9 +9,10 @@
 namespace calibatt {
 
 struct ClipPool::Buffers {
-  explicit Buffers(Backend& backend) : backend(backend) {}
+  explicit Buffers(Backend& backend) : backend(backend), needed(!backend.clip_ops().pools_memory()) {}
 
   Backend& backend;
+  const bool needed;
   std::mutex mutex;
   std::vector<Tensor> free;  // U8, by ascending size
 
@@ -37,6 +38,11 @@ ClipPool::ClipPool(Backend& backend) : buffers_(std::make_shared<Buffers>(backen
 Clip ClipPool::make(DType dtype, int64_t height, int64_t frames, int64_t width, int64_t channels) {
   CALIBATT_ASSERT(height > 0 && frames > 0 && width > 0 && channels > 0);
   const std::vector<int64_t> shape = {height, frames, width, channels};
+  if (!buffers_->needed) {
+    const Tensor storage = buffers_->backend.empty(dtype, shape);
+    return {storage,
+            {const_cast<void*>(storage.raw()), dtype, height, frames, width, channels, frames * width * channels}};
+  }
   Tensor buffer = buffers_->take(height * frames * width * channels * static_cast<int64_t>(dtype_size(dtype)));
   void* const data = buffer.raw();
   const std::shared_ptr<void> owner(

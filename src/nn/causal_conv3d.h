@@ -33,7 +33,7 @@ class Clip {
 };
 
 /// Memory for activations, used again as soon as a Clip is gone: coding a long video allocates in its first two groups
-/// only.
+/// only. A backend with a pool of its own is asked each time instead.
 class ClipPool {
  public:
   explicit ClipPool(Backend& backend);

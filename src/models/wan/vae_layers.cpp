@@ -1,6 +1,5 @@
 #include "models/wan/vae_layers.h"
 
-#include <cmath>
 #include <utility>
 
 #include "base/error.h"
@@ -46,9 +45,9 @@ class ResidualBlock : public Layer {
   }
 
  private:
-  std::vector<float> norm1_;
+  Tensor norm1_;
   CausalConv3d conv1_;
-  std::vector<float> norm2_;
+  Tensor norm2_;
   CausalConv3d conv2_;
   std::unique_ptr<CausalConv3d> shortcut_;
 };
@@ -68,13 +67,13 @@ class AttentionBlock : public Layer {
     state.ops.rms_norm(x.view(), norm_, Activation::kNone, attended.view());
     const Clip qkv = to_qkv_(state, attended.view());
     if (size.frames == 1) {
-      attend(state, qkv.view(), attended.view());
+      state.ops.attention(qkv.view(), attended.view());
     } else {  // the pixels of one frame have to follow one another
       const Clip frame_qkv = state.make(size.height, 1, size.width, 3 * channels_);
       const Clip frame_attended = state.make(size.height, 1, size.width, channels_);
       for (int64_t frame = 0; frame < size.frames; ++frame) {
         state.ops.copy(qkv.view().frame_range(frame, 1), frame_qkv.view());
-        attend(state, frame_qkv.view(), frame_attended.view());
+        state.ops.attention(frame_qkv.view(), frame_attended.view());
         state.ops.copy(frame_attended.view(), attended.view().frame_range(frame, 1));
       }
     }
@@ -83,25 +82,8 @@ class AttentionBlock : public Layer {
   }
 
  private:
-  void attend(CodingState& state, const ClipView& qkv, const ClipView& out) const {
-    const int64_t tokens = qkv.height * qkv.width;
-    const auto part = [&](int index) {
-      const size_t offset = static_cast<size_t>(index * channels_) * dtype_size(qkv.dtype);
-      return ConstHeadsView{static_cast<const char*>(qkv.data) + offset, qkv.dtype, tokens, 3 * channels_, channels_};
-    };
-    AttentionCall call;
-    call.q = part(0);
-    call.k = part(1);
-    call.v = part(2);
-    call.out = {out.data, out.dtype, tokens, channels_, channels_};
-    call.num_heads = 1;
-    call.head_dim = channels_;
-    call.scale = 1.0f / std::sqrt(static_cast<float>(channels_));
-    state.backend.attention(call);
-  }
-
   int channels_;
-  std::vector<float> norm_;
+  Tensor norm_;
   CausalConv3d to_qkv_, projection_;
 };
 
@@ -177,7 +159,7 @@ class Head : public Layer {
   }
 
  private:
-  std::vector<float> norm_;
+  Tensor norm_;
   CausalConv3d convolution_;
 };
 
@@ -235,11 +217,10 @@ CausalConv3d Builder::temporal(const std::string& name, int in_channels, int out
   return convolution(name, geometry, true);
 }
 
-std::vector<float> Builder::gamma(const std::string& name, int channels, bool per_image) {
+Tensor Builder::gamma(const std::string& name, int channels, bool per_image) {
   std::vector<int64_t> shape = {channels, 1, 1};
   if (!per_image) shape.push_back(1);
-  const Tensor tensor = weights_.get_f32(name + ".gamma", shape);
-  return {tensor.f32(), tensor.f32() + channels};
+  return backend_.from_host(weights_.get_f32(name + ".gamma", shape).reshaped({channels}));
 }
 
 Layers make_encoder(Builder& build, const WanVaeConfig& config) {

@@ -33,7 +33,7 @@ class Builder {
                        int pad_after, int stride);
   /// 3 frames, over time alone; stride 2 leaves the border to the caller: it reads one earlier frame, not two.
   CausalConv3d temporal(const std::string& name, int in_channels, int out_channels, int stride);
-  std::vector<float> gamma(const std::string& name, int channels, bool per_image);
+  Tensor gamma(const std::string& name, int channels, bool per_image);  ///< [channels] F32, on the backend
 
   int num_histories() const { return num_histories_; }
 
