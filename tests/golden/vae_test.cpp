@@ -14,6 +14,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backend/backend.h"
@@ -50,10 +51,21 @@ double psnr_db(const Tensor& found, const Tensor& expected) {
   return 10 * std::log10(4.0 * static_cast<double>(expected.size()) / difference);
 }
 
-struct GoldenVae : testing::TestWithParam<const char*> {
-  std::string folder = kData + GetParam();
+/// Model and backend.
+struct GoldenVae : testing::TestWithParam<std::tuple<const char*, const char*>> {
+  std::string folder = kData + std::get<0>(GetParam());
   Safetensors golden = Safetensors::open(folder + "/golden.safetensors");
-  std::unique_ptr<Backend> backend = make_backend("cpu");
+  std::unique_ptr<Backend> backend;
+
+  void SetUp() override {
+    const std::string name = std::get<1>(GetParam());
+    try {
+      backend = make_backend(name);
+    } catch (const Error& error) {
+      if (name == "cpu") throw;
+      GTEST_SKIP() << "no " << name << " backend: " << error.what();
+    }
+  }
 
   std::set<std::string> cases() const {
     std::set<std::string> names;
@@ -129,8 +141,11 @@ TEST_P(GoldenVae, GivesFramesAsBytesAndReportsProgress) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GoldenVae, testing::Values("wan21", "tiny", "odd"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Models, GoldenVae,
+                         testing::Combine(testing::Values("wan21", "tiny", "odd"), testing::Values("cpu", "cuda")),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
+                         });
 
 /// A copy of a golden model that a test may damage.
 class DamagedVae : public testing::Test {
