@@ -26,7 +26,13 @@ from attention import commit_of_checkout, describe_machine, quartiles
 from diffusers import AutoencoderKLWan
 
 SIZES = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # latent frames, rows, columns
-OURS = {"ours": (0, 1), "ours-timed": (0, 4), "ours-fused": (1, 1), "ours-fused-timed": (1, 4)}  # fuse, candidates
+OURS = {  # fuse, candidates, latent_frames
+    "ours": (0, 1, 1),
+    "ours-pairs": (0, 1, 2),
+    "ours-timed": (0, 4, 1),
+    "ours-fused": (1, 1, 1),
+    "ours-fused-timed": (1, 4, 1),
+}
 CHANNELS = 16
 MAX_ERROR_RATIO, MAX_TIME_RATIO, MAX_PEAK_GB = 1.1, 0.8, 20
 
@@ -36,7 +42,7 @@ class Library:
         self.lib = ctypes.CDLL(str(path))
         for name, result, arguments in [
             ("calibatt_vae_error", c_char_p, []),
-            ("calibatt_vae_load", c_void_p, [c_char_p, c_int32, c_int32, c_int32]),
+            ("calibatt_vae_load", c_void_p, [c_char_p, c_int32, c_int32, c_int32, c_int32]),
             ("calibatt_vae_free", None, [c_void_p]),
             ("calibatt_vae_decode", c_int32, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
             ("calibatt_vae_peak_bytes", c_int64, [c_void_p]),
@@ -54,9 +60,9 @@ class Library:
 class Ours:
     """Our decoder. Latents: host, float32, [16, frames, rows, columns], normalised."""
 
-    def __init__(self, library, folder, bf16, fuse=0, candidates=1):
+    def __init__(self, library, folder, bf16, fuse=0, candidates=1, latent_frames=1):
         self.library = library
-        handle = library.lib.calibatt_vae_load(str(folder).encode(), int(bf16), fuse, candidates)
+        handle = library.lib.calibatt_vae_load(str(folder).encode(), int(bf16), fuse, candidates, latent_frames)
         self.handle = library.checked(handle, handle is None)
 
     def __del__(self):
@@ -258,7 +264,7 @@ def parse_options():
     parser.add_argument("--library", required=True, metavar="FILE.so", help="libcalibatt_vae_bench.so")
     parser.add_argument("--output", default="vae.json")
     parser.add_argument("--sizes", default="480p,720p")
-    parser.add_argument("--variants", default="ours,ours-timed", help=f"of {','.join(OURS)} (ConvolutionOptions)")
+    parser.add_argument("--variants", default="ours,ours-pairs,ours-timed", help=f"of {','.join(OURS)} (ClipOptions)")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--seconds", type=float, default=240, help="for everything; a round that has begun is finished")
     parser.add_argument("--cudnn-benchmark", action="store_true", help="diffusers with torch.backends.cudnn.benchmark, too")

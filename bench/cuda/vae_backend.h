@@ -15,7 +15,7 @@ namespace calibatt::bench {
 /// As much of a backend as the video autoencoder uses, with a Context whose memory can be asked about.
 class VaeBackend : public Backend {
  public:
-  explicit VaeBackend(const cuda::ConvolutionOptions& options) : ops_(cuda::make_clip_ops(context_, options)) {}
+  explicit VaeBackend(const cuda::ClipOptions& options) : ops_(cuda::make_clip_ops(context_, options)) {}
 
   cuda::Context& context() { return context_; }
   std::string_view name() const override { return "cuda (autoencoder alone)"; }

@@ -18,7 +18,7 @@ struct LoadedVae {
   std::unique_ptr<WanVae> vae;
   std::string report;
 
-  explicit LoadedVae(const cuda::ConvolutionOptions& options) : backend(options) {}
+  explicit LoadedVae(const cuda::ClipOptions& options) : backend(options) {}
 };
 
 /// Runs a body that may throw; `failed` is what the C caller sees then.
@@ -43,9 +43,9 @@ const char* calibatt_vae_error(void) {
   return bench::last_error.c_str();
 }
 
-void* calibatt_vae_load(const char* folder, int32_t is_bf16, int32_t fuse, int32_t candidates) {
+void* calibatt_vae_load(const char* folder, int32_t is_bf16, int32_t fuse, int32_t candidates, int32_t latent_frames) {
   return guarded(static_cast<void*>(nullptr), [&]() -> void* {
-    auto loaded = std::make_unique<LoadedVae>(cuda::ConvolutionOptions{fuse != 0, candidates});
+    auto loaded = std::make_unique<LoadedVae>(cuda::ClipOptions{fuse != 0, candidates, latent_frames});
     loaded->vae =
         std::make_unique<WanVae>(WanVae::load(folder, loaded->backend, is_bf16 != 0 ? DType::kBF16 : DType::kF32));
     return loaded.release();

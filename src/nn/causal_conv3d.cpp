@@ -59,7 +59,7 @@ CodingState::CodingState(Backend& backend, DType compute, int num_histories)
 
 CausalConv3d::CausalConv3d(Backend& backend, const Geometry& geometry, const Tensor& weight, const Tensor& bias,
                            DType compute)
-    : geometry_(geometry) {
+    : geometry_(geometry), bias_(bias) {
   const Geometry& g = geometry_;
   CALIBATT_ASSERT((g.history >= 0) == (g.history_frames() > 0));
   ConvolutionSpec spec;
@@ -94,8 +94,8 @@ CausalConv3d::Input CausalConv3d::prepare(CodingState& state, int64_t height, in
   return {std::move(buffer), fresh};
 }
 
-void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, bool accumulate) const {
-  convolution_->run(input.buffer.view(), out, accumulate);
+void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, bool accumulate, bool add_bias) const {
+  convolution_->run(input.buffer.view(), out, accumulate, add_bias);
   if (geometry_.history < 0) return;
   const ClipView all = input.buffer.view().row_range(geometry_.pad_before, input.frames.height);
   const int64_t kept = geometry_.history_frames();
@@ -105,15 +105,15 @@ void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, boo
   state.ops.copy(last, history.view());
 }
 
-Clip CausalConv3d::operator()(CodingState& state, const ClipView& in) const {
+Clip CausalConv3d::operator()(CodingState& state, const ClipView& in, bool add_bias) const {
   Clip out = state.make(height_out(in.height), frames_out(in.frames), width_out(in.width), geometry_.out_channels);
   if (reads_in_place() && in.dense() && in.dtype == state.compute) {
-    convolution_->run(in, out.view(), false);
+    convolution_->run(in, out.view(), false, add_bias);
     return out;
   }
   Input input = prepare(state, in.height, in.frames, in.width);
   state.ops.copy(in, input.frames);
-  run(state, std::move(input), out.view());
+  run(state, std::move(input), out.view(), false, add_bias);
   return out;
 }
 

@@ -95,6 +95,26 @@ TEST_P(GoldenVae, EncodesAsDiffusersDoes) {
   }
 }
 
+TEST_P(GoldenVae, IsTheSameWithBiasesAddedByNormsOrByConvolutions) {
+  const WanVae at_once = WanVae::load(folder, *backend, DType::kF32, {.defers_bias = false});
+  const WanVae deferred = WanVae::load(folder, *backend, DType::kF32, {.defers_bias = true});
+  for (const std::string& name : cases()) {
+    const Tensor latents = golden.get(name + ".latents"), video = golden.get(name + ".video");
+    EXPECT_LT(relative_error(deferred.decode_to_float(latents), at_once.decode_to_float(latents)), 1e-5) << name;
+    EXPECT_LT(relative_error(deferred.encode(video), at_once.encode(video)), 1e-5) << name;
+  }
+}
+
+TEST_P(GoldenVae, IsTheSameInLongerGroups) {
+  const WanVae one = WanVae::load(folder, *backend, DType::kF32);
+  const WanVae three = WanVae::load(folder, *backend, DType::kF32, {.defers_bias = {}, .latent_frames_at_once = 3});
+  for (const std::string& name : cases()) {
+    const Tensor latents = golden.get(name + ".latents");
+    EXPECT_LT(relative_error(three.decode_to_float(latents), one.decode_to_float(latents)), 1e-5) << name;
+    EXPECT_EQ(three.decode(latents).frames, golden.get(name + ".decoded").dim(0)) << name;
+  }
+}
+
 TEST_P(GoldenVae, InBfloat16StaysCloseToFloat32) {
   const WanVae vae = WanVae::load(folder, *backend, DType::kBF16);
   for (const std::string& name : cases()) {

@@ -75,13 +75,22 @@ class CpuClipOps : public ClipOps {
     return cpu::make_convolution(primitives_, spec, weight, bias, compute);
   }
 
-  void rms_norm(const ClipView& in, const Tensor& gamma, Activation activation, const ClipView& out) override {
+  void rms_norm(const ClipView& in, const Tensor* offset, const Tensor& gamma, Activation activation,
+                const ClipView& out) override {
     CALIBATT_ASSERT(same_size(in, out) && gamma.size() == in.channels);
     const std::span<const float> factors(gamma.f32(), static_cast<size_t>(in.channels));
     CALIBATT_ASSERT(activation == Activation::kNone || activation == Activation::kSiLU);
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == in.channels);
     parallel_for(in.height, rows_per_piece(in), [&](int64_t begin, int64_t end, int) {
+      std::vector<float> shifted(offset != nullptr ? static_cast<size_t>(in.frames * in.frame_stride()) : 0);
       for (int64_t row = begin; row < end; ++row) {
-        rms_norm_pixels({in.at(row, 0), in.dtype}, {out.at(row, 0), out.dtype}, in.frames * in.width, factors,
+        ConstElements from = {in.at(row, 0), in.dtype};
+        if (offset != nullptr) {
+          convert_elements(from, {shifted.data(), DType::kF32}, static_cast<int64_t>(shifted.size()));
+          add_to_pixels(shifted, *offset);
+          from = {shifted.data(), DType::kF32};
+        }
+        rms_norm_pixels(from, {out.at(row, 0), out.dtype}, in.frames * in.width, factors,
                         activation == Activation::kSiLU);
       }
     });
@@ -128,6 +137,18 @@ class CpuClipOps : public ClipOps {
     });
   }
 
+  void add_bias(const Tensor& bias, const ClipView& x) override {
+    CALIBATT_ASSERT(bias.size() == x.channels && x.dense());
+    parallel_for(x.height, rows_per_piece(x), [&](int64_t begin, int64_t end, int) {
+      std::vector<float> row_of_x(static_cast<size_t>(x.row_stride));
+      for (int64_t row = begin; row < end; ++row) {
+        convert_elements({x.at(row, 0), x.dtype}, {row_of_x.data(), DType::kF32}, x.row_stride);
+        add_to_pixels(row_of_x, bias);
+        convert_elements({row_of_x.data(), DType::kF32}, {x.at(row, 0), x.dtype}, x.row_stride);
+      }
+    });
+  }
+
   void attention(const ClipView& qkv, const ClipView& out) override {
     CALIBATT_ASSERT(qkv.frames == 1 && out.frames == 1 && qkv.dense() && out.dense() && qkv.dtype == out.dtype);
     CALIBATT_ASSERT(qkv.height == out.height && qkv.width == out.width && qkv.channels == 3 * out.channels);
@@ -151,6 +172,14 @@ class CpuClipOps : public ClipOps {
   }
 
  private:
+  static void add_to_pixels(std::vector<float>& pixels, const Tensor& bias) {
+    const float* const b = bias.f32();
+    const auto channels = static_cast<size_t>(bias.size());
+    for (size_t i = 0; i < pixels.size(); i += channels) {
+      for (size_t c = 0; c < channels; ++c) pixels[i + c] += b[c];
+    }
+  }
+
   std::shared_ptr<ConvolutionPrimitives> primitives_ = std::make_shared<ConvolutionPrimitives>();
 };
 

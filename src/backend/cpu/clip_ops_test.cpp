@@ -136,15 +136,18 @@ TEST_P(ClipOpsOnThreads, RmsNormIsItsDefinition) {
           TestClip in(in_type, 5, 3, 4, channels), out(out_type, 5, 3, 4, channels, 13);
           in.fill_random(4);
           std::fill_n(static_cast<char*>(in.view.at(2, 1)), static_cast<size_t>(channels) * dtype_size(in_type), 0);
-          const Tensor gamma = random_tensor({channels}, 5);
-          ops->rms_norm(in.view, gamma, activation, out.view);
+          const Tensor gamma = random_tensor({channels}, 5), offset = random_tensor({channels}, 6);
+          ops->rms_norm(in.view, channels == 45 ? &offset : nullptr, gamma, activation, out.view);
           for (int64_t pixel = 0; pixel < 60; ++pixel) {
             const int64_t row = pixel / 12, frame = pixel / 4 % 3, column = pixel % 4;
+            const auto x = [&](int64_t c) {
+              return in.get(row, frame, column, c) + (channels == 45 ? offset.f32()[c] : 0.0f);
+            };
             double squares = 0;
-            for (int64_t c = 0; c < channels; ++c) squares += std::pow(in.get(row, frame, column, c), 2);
+            for (int64_t c = 0; c < channels; ++c) squares += std::pow(x(c), 2);
             for (int64_t c = 0; c < channels; ++c) {
-              double expected = in.get(row, frame, column, c) / std::max(std::sqrt(squares), 1e-12) *
-                                std::sqrt(static_cast<double>(channels)) * gamma.f32()[c];
+              double expected = x(c) / std::max(std::sqrt(squares), 1e-12) * std::sqrt(static_cast<double>(channels)) *
+                                gamma.f32()[c];
               if (activation == Activation::kSiLU) expected /= 1 + std::exp(-expected);
               const double tolerance = (out_type == DType::kF32 ? 2e-6 : 0.004) * (1 + std::abs(expected));
               ASSERT_NEAR(out.get(row, frame, column, c), expected, tolerance)
@@ -170,13 +173,13 @@ TEST_P(ClipOpsOnThreads, ExtremeValuesSurviveTheActivation) {
   std::copy_n(values, 8, in.storage.f32());
   Tensor gamma(DType::kF32, {2});
   std::fill_n(gamma.f32(), 2, 300.0f);
-  ops->rms_norm(in.view, gamma, Activation::kSiLU, out.view);
+  ops->rms_norm(in.view, nullptr, gamma, Activation::kSiLU, out.view);
   EXPECT_TRUE(std::isnan(out.get(0, 0, 2, 0)));  // trouble stays visible
   EXPECT_TRUE(std::isnan(out.get(0, 0, 3, 0)));
   TestClip ordinary(DType::kF32, 1, 1, 1, 2), result(DType::kF32, 1, 1, 1, 2);
   ordinary.storage.f32()[0] = 1;
   ordinary.storage.f32()[1] = -1;
-  ops->rms_norm(ordinary.view, gamma, Activation::kSiLU, result.view);
+  ops->rms_norm(ordinary.view, nullptr, gamma, Activation::kSiLU, result.view);
   EXPECT_NEAR(result.get(0, 0, 0, 0), 300, 1e-3);
   EXPECT_NEAR(result.get(0, 0, 0, 1), 0, 1e-30);  // exp(300) overflows; the quotient must not
 }
@@ -217,6 +220,21 @@ TEST_P(ClipOpsOnThreads, CopyRoundsToNearestEvenAndZeroClears) {
       const bool cleared = row >= 1 && row < 69 && frame == 1;
       EXPECT_EQ(again.get(row, frame, 4, 5) == 0, cleared) << row << " " << frame;
     }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, BiasMayBeLeftToLater) {
+  const ConvolutionSpec spec = {8, 12, {3, 1, 3}, {1, 1, 1}, 1, 1};
+  const Tensor weight = random_tensor({12, 8, 1, 3, 3}, 1), bias = random_tensor({12}, 2);
+  const auto convolution = ops->make_convolution(spec, weight, bias, DType::kF32);
+  TestClip in(DType::kF32, 7, 2, 6, 8), at_once(DType::kF32, 5, 2, 6, 12), later(DType::kF32, 5, 2, 6, 12);
+  in.fill_random(3);
+  convolution->run(in.view, at_once.view, false);
+  convolution->run(in.view, later.view, false, false);
+  EXPECT_GT(std::abs(later.get(1, 1, 1, 1) - at_once.get(1, 1, 1, 1)), 0.01);
+  ops->add_bias(bias, later.view);
+  for (int64_t i = 0; i < later.storage.size(); ++i) {
+    EXPECT_NEAR(later.storage.f32()[i], at_once.storage.f32()[i], 1e-5);
   }
 }
 

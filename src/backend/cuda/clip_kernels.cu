@@ -55,17 +55,19 @@ void with_type(DType dtype, Body body) {
 /// kLanes lanes take a pixel, each kEights groups of eight channels of it, which stay in registers between the sum of
 /// squares and the scaling. Consecutive lanes read consecutive 16 bytes.
 template <class In, class Out, int kLanes, int kEights>
-__global__ void __launch_bounds__(kThreads) rms_norm_kernel(Rows<const In> in, const float* gamma, bool silu,
-                                                            Rows<Out> out, uint32_t pixels, uint32_t channels) {
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_kernel(Rows<const In> in, const float* offset, const float* gamma, bool silu, Rows<Out> out,
+                    uint32_t pixels, uint32_t channels) {
   const uint32_t lane = threadIdx.x % kLanes, eights = channels / kEight;
   const float root = sqrtf(static_cast<float>(channels));
   const In* const from = in.row(blockIdx.y);
   Out* const to = out.row(blockIdx.y);
-  float factor[kEights][kEight];
+  float factor[kEights][kEight], shift[kEights][kEight] = {};
 #pragma unroll
   for (int i = 0; i < kEights; ++i) {
     const uint32_t eight = lane + i * kLanes;
     if (eight < eights) load_eight(gamma + eight * kEight, factor[i]);
+    if (eight < eights && offset != nullptr) load_eight(offset + eight * kEight, shift[i]);
   }
   // All lanes of a warp take the same number of turns, because the sums below need all of them.
   const uint32_t stride = gridDim.x * (kThreads / kLanes);
@@ -80,7 +82,10 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(Rows<const In> in, c
       if (!inside || eight >= eights) continue;
       load_eight(from + pixel * channels + eight * kEight, x[i]);
 #pragma unroll
-      for (int c = 0; c < kEight; ++c) squares += x[i][c] * x[i][c];
+      for (int c = 0; c < kEight; ++c) {
+        x[i][c] += shift[i][c];
+        squares += x[i][c] * x[i][c];
+      }
     }
 #pragma unroll
     for (int distance = kLanes / 2; distance > 0; distance /= 2) {
@@ -103,35 +108,40 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(Rows<const In> in, c
 
 /// Any number of channels: a warp per pixel, which reads it twice.
 template <class In, class Out>
-__global__ void __launch_bounds__(kThreads) rms_norm_any_kernel(Rows<const In> in, const float* gamma, bool silu,
-                                                                Rows<Out> out, uint32_t pixels, uint32_t channels) {
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_any_kernel(Rows<const In> in, const float* offset, const float* gamma, bool silu, Rows<Out> out,
+                        uint32_t pixels, uint32_t channels) {
   const uint32_t lane = threadIdx.x % 32, pixel = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
   if (pixel >= pixels) return;  // whole warps
   const In* const from = in.row(blockIdx.y) + static_cast<size_t>(pixel) * channels;
   Out* const to = out.row(blockIdx.y) + static_cast<size_t>(pixel) * channels;
   float squares = 0;
-  for (uint32_t c = lane; c < channels; c += 32) squares += to_float(from[c]) * to_float(from[c]);
+  const auto shifted = [&](uint32_t c) { return to_float(from[c]) + (offset != nullptr ? offset[c] : 0.0f); };
+  for (uint32_t c = lane; c < channels; c += 32) squares += shifted(c) * shifted(c);
   for (int distance = 16; distance > 0; distance /= 2) squares += __shfl_xor_sync(~0u, squares, distance);
   const float scale = sqrtf(static_cast<float>(channels)) / fmaxf(sqrtf(squares), 1e-12f);
   for (uint32_t c = lane; c < channels; c += 32) {
-    const float y = to_float(from[c]) * scale * gamma[c];
+    const float y = shifted(c) * scale * gamma[c];
     to[c] = from_float<Out>(silu ? silu_of<Out>(y) : y);
   }
 }
 
 template <class In, class Out>
-void rms_norm(const ClipView& in, const float* gamma, bool silu, const ClipView& out, cudaStream_t stream) {
+void rms_norm(const ClipView& in, const float* offset, const float* gamma, bool silu, const ClipView& out,
+              cudaStream_t stream) {
   const int64_t pixels = in.frames * in.width;
   const Rows<const In> from = rows_of<const In>(in);
   const Rows<Out> to = rows_of<Out>(out);
   const auto p = static_cast<uint32_t>(pixels), channels = static_cast<uint32_t>(in.channels);
   CALIBATT_ASSERT(pixels * in.channels < (int64_t{1} << 31));
-  const bool aligned = in_eights(in) && in_eights(out) && reinterpret_cast<uintptr_t>(gamma) % 16 == 0;
+  const bool aligned = in_eights(in) && in_eights(out) && reinterpret_cast<uintptr_t>(gamma) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(offset) % 16 == 0;
   const auto launch = [&](auto lanes, auto eights) {
     constexpr int kLanes = lanes, kEights = eights;
     constexpr int kTurns = 4;  // pixels per lane, over which reading gamma is spread
     const dim3 grid = row_grid(in, pixels, kTurns * kThreads / kLanes);
-    rms_norm_kernel<In, Out, kLanes, kEights><<<grid, kThreads, 0, stream>>>(from, gamma, silu, to, p, channels);
+    rms_norm_kernel<In, Out, kLanes, kEights>
+        <<<grid, kThreads, 0, stream>>>(from, offset, gamma, silu, to, p, channels);
   };
   const std::integral_constant<int, 3> three;
   if (aligned && channels <= 3 * 4 * kEight) {  // 96: Wan's widths are multiples of it
@@ -144,7 +154,7 @@ void rms_norm(const ClipView& in, const float* gamma, bool silu, const ClipView&
     launch(std::integral_constant<int, 32>(), std::integral_constant<int, 4>());
   } else {
     rms_norm_any_kernel<In, Out>
-        <<<row_grid(in, pixels, kThreads / 32), kThreads, 0, stream>>>(from, gamma, silu, to, p, channels);
+        <<<row_grid(in, pixels, kThreads / 32), kThreads, 0, stream>>>(from, offset, gamma, silu, to, p, channels);
   }
 }
 
@@ -352,9 +362,10 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void launch_rms_norm(const ClipView& in, const float* gamma, bool silu, const ClipView& out, cudaStream_t stream) {
+void launch_rms_norm(const ClipView& in, const float* offset, const float* gamma, bool silu, const ClipView& out,
+                     cudaStream_t stream) {
   with_type(in.dtype, [&]<class In>(In*) {
-    with_type(out.dtype, [&]<class Out>(Out*) { rms_norm<In, Out>(in, gamma, silu, out, stream); });
+    with_type(out.dtype, [&]<class Out>(Out*) { rms_norm<In, Out>(in, offset, gamma, silu, out, stream); });
   });
   check(cudaGetLastError(), "starting rms_norm");
 }

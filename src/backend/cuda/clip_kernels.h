@@ -11,8 +11,9 @@
 /// they move 16 bytes at a time; else single elements (small models, 3 colours).
 namespace calibatt::cuda {
 
-/// ClipOps::rms_norm; one read and one write of every element up to 1024 channels.
-void launch_rms_norm(const ClipView& in, const float* gamma, bool silu, const ClipView& out, cudaStream_t stream);
+/// ClipOps::rms_norm, offset may be null; one read and one write of every element up to 1024 channels.
+void launch_rms_norm(const ClipView& in, const float* offset, const float* gamma, bool silu, const ClipView& out,
+                     cudaStream_t stream);
 
 /// ClipOps::upsample.
 void launch_upsample(const ClipView& in, int time_factor, const ClipView& out, cudaStream_t stream);

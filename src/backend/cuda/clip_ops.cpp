@@ -91,9 +91,11 @@ class CudaRgb : public PendingRgb {
 
 class CudaClipOps : public ClipOps {
  public:
-  CudaClipOps(Context& context, const ConvolutionOptions& options) : context_(context), options_(options) {}
+  CudaClipOps(Context& context, const ClipOptions& options) : context_(context), options_(options) {}
 
   bool pools_memory() const override { return true; }
+  bool defers_bias() const override { return !options_.fuse; }
+  int64_t latent_frames_at_once() const override { return options_.latent_frames; }
 
   bool supports(DType compute) const override { return compute == DType::kF32 || compute == DType::kBF16; }
 
@@ -103,10 +105,13 @@ class CudaClipOps : public ClipOps {
     return ConvolutionEngine::make(convolutions_, spec, weight, bias, compute);
   }
 
-  void rms_norm(const ClipView& in, const Tensor& gamma, Activation activation, const ClipView& out) override {
+  void rms_norm(const ClipView& in, const Tensor* offset, const Tensor& gamma, Activation activation,
+                const ClipView& out) override {
+    CALIBATT_ASSERT(offset == nullptr || (offset->size() == in.channels && offset->dtype() == DType::kF32));
     CALIBATT_ASSERT(same_size(in, out) && gamma.size() == in.channels && gamma.dtype() == DType::kF32);
     CALIBATT_ASSERT(activation == Activation::kNone || activation == Activation::kSiLU);
-    launch_rms_norm(in, gamma.f32(), activation == Activation::kSiLU, out, context_.stream());
+    launch_rms_norm(in, offset != nullptr ? offset->f32() : nullptr, gamma.f32(), activation == Activation::kSiLU, out,
+                    context_.stream());
   }
 
   void upsample(const ClipView& in, int time_factor, const ClipView& out) override {
@@ -129,6 +134,11 @@ class CudaClipOps : public ClipOps {
           "clearing memory");
   }
 
+  void add_bias(const Tensor& bias, const ClipView& x) override {
+    CALIBATT_ASSERT(bias.size() == x.channels && bias.dtype() == DType::kF32 && x.dense());
+    launch_add_bias(x, bias.f32(), false, x, context_.stream());
+  }
+
   void attention(const ClipView& qkv, const ClipView& out) override {
     CALIBATT_ASSERT(qkv.frames == 1 && out.frames == 1 && qkv.dense() && out.dense() && qkv.dtype == out.dtype);
     CALIBATT_ASSERT(qkv.height == out.height && qkv.width == out.width && qkv.channels == 3 * out.channels);
@@ -147,7 +157,7 @@ class CudaClipOps : public ClipOps {
 
  private:
   Context& context_;
-  ConvolutionOptions options_;
+  ClipOptions options_;
   std::shared_ptr<ConvolutionEngine> convolutions_;
   std::unique_ptr<PixelAttention> attention_;
   std::shared_ptr<PinnedBuffers> spare_ = std::make_shared<PinnedBuffers>();
@@ -155,7 +165,7 @@ class CudaClipOps : public ClipOps {
 
 }  // namespace
 
-std::unique_ptr<ClipOps> make_clip_ops(Context& context, const ConvolutionOptions& options) {
+std::unique_ptr<ClipOps> make_clip_ops(Context& context, const ClipOptions& options) {
   return std::make_unique<CudaClipOps>(context, options);
 }
 

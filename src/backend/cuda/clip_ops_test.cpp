@@ -161,6 +161,27 @@ TEST_F(CudaClipOps, FusedAndTimedConvolutionsAreThoseOfTheCpu) {
   EXPECT_FALSE(convolution_report(*fused).empty());
 }
 
+TEST_F(CudaClipOps, BiasMayBeLeftToLater) {
+  for (const DType compute : {DType::kF32, DType::kBF16}) {
+    for (const int64_t channels : {12, 96}) {  // padded, and in place
+      const ConvolutionSpec spec = {channels, channels, {3, 3, 3}, {1, 1, 1}, 1, 1};
+      const float scale = 1 / std::sqrt(27.0f * static_cast<float>(channels));
+      const Tensor weight = random_tensor(DType::kF32, {channels, channels, 3, 3, 3}, 1, scale);
+      const Tensor bias = random_tensor(DType::kF32, {channels}, 2), device_bias = to_device(bias);
+      const auto convolution = gpu->make_convolution(spec, weight, bias, compute);
+      TwinClip in(*context, compute, 12, 4, 9, channels, 3);
+      for (const bool accumulate : {false, true}) {
+        TwinClip at_once(*context, compute, 10, 2, 9, channels, 4), later(*context, compute, 10, 2, 9, channels, 4);
+        convolution->run(in.device_view, at_once.device_view, accumulate);
+        convolution->run(in.device_view, later.device_view, accumulate, false);
+        gpu->add_bias(device_bias, later.device_view);
+        later.host = at_once.downloaded();
+        EXPECT_LT(later.worst_difference(), compute == DType::kF32 ? 1e-5 : 0.02) << channels << " " << accumulate;
+      }
+    }
+  }
+}
+
 TEST_F(CudaClipOps, ConvolutionsAreReported) {
   EXPECT_TRUE(convolution_report(*gpu).empty());
   EXPECT_TRUE(convolution_report(*cpu).empty());
@@ -175,7 +196,8 @@ TEST_F(CudaClipOps, ConvolutionsAreReported) {
 TEST_F(CudaClipOps, RmsNormIsThatOfTheCpu) {
   for (const int64_t channels : {1, 7, 16, 24, 96, 192, 384, 768, 1032}) {
     const Tensor gamma = random_tensor(DType::kF32, {channels}, 5);
-    const Tensor device_gamma = to_device(gamma);
+    const Tensor offset = random_tensor(DType::kF32, {channels}, 18);
+    const Tensor device_gamma = to_device(gamma), device_offset = to_device(offset);
     for (const DType in_type : {DType::kF32, DType::kBF16}) {
       for (const DType out_type : {DType::kF32, DType::kBF16}) {
         for (const Activation activation : {Activation::kNone, Activation::kSiLU}) {
@@ -183,8 +205,9 @@ TEST_F(CudaClipOps, RmsNormIsThatOfTheCpu) {
           TwinClip out(*context, out_type, 5, 3, 37, channels, 7, 16);
           for (int64_t c = 0; c < channels; ++c) set(in.host, 2 * in.host_view.row_stride + channels + c, 0);
           in.upload();
-          cpu->rms_norm(in.host_view, gamma, activation, out.host_view);
-          gpu->rms_norm(in.device_view, device_gamma, activation, out.device_view);
+          const bool shifts = activation == Activation::kSiLU;
+          cpu->rms_norm(in.host_view, shifts ? &offset : nullptr, gamma, activation, out.host_view);
+          gpu->rms_norm(in.device_view, shifts ? &device_offset : nullptr, device_gamma, activation, out.device_view);
           EXPECT_LT(out.worst_difference(), out_type == DType::kF32 ? 4e-6 : 0.008)
               << channels << " channels, " << dtype_name(in_type) << " to " << dtype_name(out_type);
         }
@@ -199,7 +222,7 @@ TEST_F(CudaClipOps, RmsNormKeepsNaNVisible) {
   in.host.f32()[16] = INFINITY;
   std::fill_n(in.host.f32() + 24, 4, -1e4f);
   in.upload();
-  gpu->rms_norm(in.device_view, to_device(random_tensor(DType::kF32, {8}, 3, 1000)), Activation::kSiLU,
+  gpu->rms_norm(in.device_view, nullptr, to_device(random_tensor(DType::kF32, {8}, 3, 1000)), Activation::kSiLU,
                 out.device_view);
   const Tensor found = out.downloaded();
   EXPECT_TRUE(std::isnan(get(found, 8)));

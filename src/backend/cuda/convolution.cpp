@@ -75,11 +75,12 @@ class CudnnConvolution : public Convolution {
     const Tensor host = arranged(weight, spec_, wide_, compute_);
     weight_ = upload(host);
     bias_ = upload(bias);
+    no_bias_ = upload(Tensor::zeros(DType::kF32, bias.shape()));
   }
 
   const ConvolutionSpec& spec() const override { return spec_; }
 
-  void run(const ClipView& in, const ClipView& out, bool accumulate) const override {
+  void run(const ClipView& in, const ClipView& out, bool accumulate, bool add_bias) const override {
     CALIBATT_ASSERT(in.dense() && out.dense() && in.dtype == compute_);
     CALIBATT_ASSERT(out.dtype == compute_ || out.dtype == DType::kF32);
     CALIBATT_ASSERT(in.channels == spec_.in_channels && out.channels == spec_.out_channels);
@@ -98,19 +99,19 @@ class CudnnConvolution : public Convolution {
       launch_copy(in, left, input, stream);
     }
 
-    ConvolutionShape shape{wide_, compute_, out.dtype, input.height, input.frames, input.width, true, accumulate};
+    ConvolutionShape shape{wide_, compute_, out.dtype, input.height, input.frames, input.width, add_bias, accumulate};
     CALIBATT_ASSERT(shape.size_out(0) == out.height && shape.size_out(1) == out.frames &&
                     shape.size_out(2) == out.width);
     ConvolutionData data;
     data.in = input.data;
     data.weight = weight_.raw();
-    if (wide_.out_channels == spec_.out_channels && engine_->fuses(shape)) {
+    if (wide_.out_channels == spec_.out_channels && out.dtype == compute_ && engine_->in_one_step(shape)) {
       data.bias = bias_.f32();
       data.out = out.data;
       engine_->run(shape, data);
       return;
     }
-    // Two steps: the product, in place where that is possible; then the bias and the sum, in float32.
+    // Two steps: the product, in place where that is possible; then bias and sum, in float32.
     shape.add_bias = shape.accumulate = false;
     shape.out = compute_;
     ClipView product = out;
@@ -121,7 +122,7 @@ class CudnnConvolution : public Convolution {
     }
     data.out = product.data;
     engine_->run(shape, data);
-    launch_add_bias(product, bias_.f32(), accumulate, out, stream);
+    launch_add_bias(product, add_bias ? bias_.f32() : no_bias_.f32(), accumulate, out, stream);
   }
 
  private:
@@ -136,7 +137,7 @@ class CudnnConvolution : public Convolution {
   std::shared_ptr<ConvolutionEngine> engine_;
   ConvolutionSpec spec_, wide_;
   DType compute_;
-  Tensor weight_, bias_;
+  Tensor weight_, bias_, no_bias_;
 };
 
 /// Two events around one piece of work on a stream.
@@ -167,7 +168,7 @@ class Stopwatch {
 
 }  // namespace
 
-ConvolutionEngine::ConvolutionEngine(Context& context, const ConvolutionOptions& options)
+ConvolutionEngine::ConvolutionEngine(Context& context, const ClipOptions& options)
     : context_(context), options_(options) {
   cudnn::check(cudnnCreate(&handle_), "starting");
   try {
@@ -218,8 +219,8 @@ std::vector<ConvolutionPlan>& ConvolutionEngine::plans_of(const ConvolutionShape
   return found->second;
 }
 
-bool ConvolutionEngine::fuses(const ConvolutionShape& shape) {
-  return options_.fuse && !plans_of(shape).empty();
+bool ConvolutionEngine::in_one_step(const ConvolutionShape& shape) {
+  return (options_.fuse || !shape.add_bias) && !plans_of(shape).empty();
 }
 
 void ConvolutionEngine::run(const ConvolutionShape& shape, ConvolutionData data) {

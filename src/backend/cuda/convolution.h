@@ -14,13 +14,15 @@
 
 namespace calibatt::cuda {
 
-struct ConvolutionOptions {
+struct ClipOptions {
   /// Bias and sum inside the convolution's kernel. cuDNN compiles such kernels at run time, about a quarter of a second
-  /// for each shape; without, they are a pass of our own over the result (clip_kernels.h), and plans are made in
-  /// milliseconds.
+  /// for each shape; without, a bias is added by the norm that reads the result or by a pass of our own
+  /// (clip_kernels.h), and plans are made in milliseconds.
   bool fuse = false;
   /// Plans of each shape to time on their first use; 1: the one that cuDNN's heuristics put first, untimed.
   int candidates = 1;
+  /// ClipOps::latent_frames_at_once: more need more memory, and copy less history per frame.
+  int latent_frames = 1;
 };
 
 /// Convolutions by cuDNN's graph API, in bfloat16 on tensor cores or in float32 without them (never TF32); sums are
@@ -29,7 +31,7 @@ struct ConvolutionOptions {
 class ConvolutionEngine {
  public:
   /// The context must outlive it. Throws Error(kDevice) when cuDNN cannot be used.
-  ConvolutionEngine(Context& context, const ConvolutionOptions& options);
+  ConvolutionEngine(Context& context, const ClipOptions& options);
   ConvolutionEngine(const ConvolutionEngine&) = delete;
   ConvolutionEngine& operator=(const ConvolutionEngine&) = delete;
   ~ConvolutionEngine();
@@ -43,8 +45,8 @@ class ConvolutionEngine {
   /// Enqueues out = conv(in), with bias and sum when the shape has them. Channels are the padded ones.
   /// Throws Error(kDevice) naming the shape when cuDNN has no engine for it.
   void run(const cudnn::ConvolutionShape& shape, cudnn::ConvolutionData data);
-  /// Whether the shape, which has a bias, can and should run as one kernel.
-  bool fuses(const cudnn::ConvolutionShape& shape);
+  /// Whether the shape can and should run as one kernel, bias and sum included.
+  bool in_one_step(const cudnn::ConvolutionShape& shape);
 
   /// One line per shape seen so far: the shape, its engine, its workspace; for reports.
   std::vector<std::string> report() const;
@@ -58,7 +60,7 @@ class ConvolutionEngine {
   std::vector<cudnn::ConvolutionPlan>& plans_of(const cudnn::ConvolutionShape& shape);
 
   Context& context_;
-  ConvolutionOptions options_;
+  ClipOptions options_;
   cudnnHandle_t handle_ = nullptr;
   cudnn::Descriptor device_;
   std::map<Key, std::vector<cudnn::ConvolutionPlan>> plans_;

@@ -125,6 +125,7 @@ struct WanVae::Impl {
   Backend* backend = nullptr;
   DType compute = DType::kF32;
   wan_vae::Layers encoder, decoder;
+  int64_t latent_frames_at_once = 0;  ///< 0: as the backend has it best
   int encoder_histories = 0, decoder_histories = 0;
 
   /// A tensor [height, frames, width, channels] F32, where the backend put it.
@@ -152,9 +153,12 @@ struct WanVae::Impl {
     require_finite(latents, "latents to decode");
     CodingState state(*backend, compute, decoder_histories);
     const Tensor all = backend->from_host(gather_latents(latents, config));
-    for (int64_t frame = 0; frame < latents.dim(1); ++frame) {  // longer groups were measured: no faster, more memory
+    const int64_t at_once = latent_frames_at_once > 0 ? latent_frames_at_once : state.ops.latent_frames_at_once();
+    for (int64_t frame = 0; frame < latents.dim(1);) {
       state.first_group = frame == 0;
-      sink(frame, wan_vae::run(decoder, state, as_input(state, view_of(all).frame_range(frame, 1))));
+      const int64_t count = frame == 0 ? 1 : std::min(at_once, latents.dim(1) - frame);
+      sink(frame, wan_vae::run(decoder, state, as_input(state, view_of(all).frame_range(frame, count))));
+      frame += count;
     }
   }
 
@@ -185,17 +189,19 @@ const WanVaeConfig& WanVae::config() const {
   return impl_->config;
 }
 
-WanVae WanVae::load(const std::string& folder, Backend& backend, DType compute) {
+WanVae WanVae::load(const std::string& folder, Backend& backend, DType compute, const WanVaeOptions& options) {
   CALIBATT_ASSERT(compute == DType::kF32 || compute == DType::kBF16);
   auto impl = std::make_unique<Impl>();
   impl->config = WanVaeConfig::load(folder + "/config.json");
   impl->backend = &backend;
+  impl->latent_frames_at_once = options.latent_frames_at_once;
   impl->compute = backend.clip_ops().supports(compute) ? compute : DType::kF32;
+  const bool defers = options.defers_bias.value_or(backend.clip_ops().defers_bias());
   const Weights weights = Weights::open(folder);
-  wan_vae::Builder build_encoder(weights, backend, impl->compute);
+  wan_vae::Builder build_encoder(weights, backend, impl->compute, defers);
   impl->encoder = wan_vae::make_encoder(build_encoder, impl->config);
   impl->encoder_histories = build_encoder.num_histories();
-  wan_vae::Builder build_decoder(weights, backend, impl->compute);
+  wan_vae::Builder build_decoder(weights, backend, impl->compute, defers);
   impl->decoder = wan_vae::make_decoder(build_decoder, impl->config);
   impl->decoder_histories = build_decoder.num_histories();
   return WanVae(std::move(impl));

@@ -60,10 +60,11 @@ Descriptor convolution(const ConvolutionSpec& spec) {
   return result;
 }
 
-Descriptor convolve(const Descriptor& spec, const Descriptor& in, const Descriptor& weight, const Descriptor& out) {
+Descriptor convolve(const Descriptor& spec, const Descriptor& in, const Descriptor& weight, const Descriptor& out,
+                    bool accumulate) {
   Descriptor result(CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
   result.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0f);
-  result.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0f);
+  result.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, accumulate ? 1.0f : 0.0f);
   result.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, spec);
   result.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, in);
   result.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, weight);
@@ -91,8 +92,9 @@ Descriptor add(const Descriptor& addition, const Descriptor& a, const Descriptor
   return result;
 }
 
-/// The operations of a shape: a convolution, or (convolution → F32 in registers) + bias [+ what the output holds].
-/// A graph copies what its descriptors say, so they need not outlive it.
+/// The operations of a shape: a convolution (with beta = 1 where it accumulates), which cuDNN has compiled beforehand;
+/// or (convolution → F32 in registers) + bias [+ what the output holds], which it compiles now. A graph copies what its
+/// descriptors say, so they need not outlive it.
 Descriptor operation_graph(const ConvolutionShape& shape) {
   const ConvolutionSpec& spec = shape.spec;
   const Dims out_dims = {1, spec.out_channels, shape.size_out(0), shape.size_out(1), shape.size_out(2)};
@@ -105,8 +107,7 @@ Descriptor operation_graph(const ConvolutionShape& shape) {
   const Descriptor description = convolution(spec);
   Descriptor graph(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
   if (!shape.add_bias) {
-    CALIBATT_ASSERT(!shape.accumulate);
-    const Descriptor product = convolve(description, in, weight, out);
+    const Descriptor product = convolve(description, in, weight, out, shape.accumulate);
     graph.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, {product.get()});
     graph.finalize("building a convolution");
     return graph;
@@ -114,7 +115,7 @@ Descriptor operation_graph(const ConvolutionShape& shape) {
   const Descriptor sum = addition();
   const Descriptor product = tensor(kProduct, out_dims, CUDNN_DATA_FLOAT, true);
   const Descriptor bias = tensor(kBias, {1, spec.out_channels, 1, 1, 1}, CUDNN_DATA_FLOAT);
-  const Descriptor multiply = convolve(description, in, weight, product);
+  const Descriptor multiply = convolve(description, in, weight, product, false);
   if (!shape.accumulate) {
     const Descriptor add_bias = add(sum, product, bias, out);
     graph.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, {multiply.get(), add_bias.get()});
@@ -206,7 +207,7 @@ void ConvolutionPlan::run(cudnnHandle_t handle, const ConvolutionData& data) con
   // Each output element is read by the thread that writes it, so what was there before may be the output itself.
   std::array<void*, 5> pointers = {const_cast<void*>(data.in), const_cast<void*>(data.weight), data.out,
                                    const_cast<float*>(data.bias), data.out};
-  const int64_t count = shape_.accumulate ? 5 : shape_.add_bias ? 4 : 3;
+  const int64_t count = !shape_.add_bias ? 3 : shape_.accumulate ? 5 : 4;
   Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
   pack.set_raw(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, uids.data());
   pack.set_raw(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, pointers.data());

@@ -23,7 +23,7 @@ struct ConvolutionShape {
   DType out = DType::kBF16;
   int64_t height_in = 0, frames_in = 0, width_in = 0;
   bool add_bias = false;    ///< [out] F32, in the same kernel
-  bool accumulate = false;  ///< adds what the output holds, in the same kernel; only with add_bias
+  bool accumulate = false;  ///< adds what the output holds, in the same kernel
 
   int64_t size_out(int axis) const;  ///< 0: rows, 1: frames, 2: columns
   std::string describe() const;  ///< "96→96 channels, 3×3×3, BF16 to BF16, 722×6×1282 pixels, bias, accumulated"

@@ -87,6 +87,9 @@ TEST_F(ConvolutionPlans, ExistForTheAutoencoderOnEveryGpu) {
       const auto plans = make_plans(*device, shape, 1, kMaxWorkspaceBytes);
       ASSERT_EQ(plans.size(), 1) << shape.describe();
       EXPECT_LT(plans[0].workspace_bytes(), int64_t{256} << 20) << shape.describe() << " " << plans[0].name();
+      ConvolutionShape accumulated = shape;
+      accumulated.accumulate = true;
+      EXPECT_EQ(make_plans(*device, accumulated, 1, kMaxWorkspaceBytes).size(), 1) << accumulated.describe();
     }
   }
 }

@@ -17,9 +17,8 @@ void check(cudnnStatus_t status, const char* what);
 std::string last_error();
 
 /// One object of cuDNN's graph ("backend") API: attributes are set, then it is finalized and never changes again.
-/// We speak this C API directly: the two graphs that we need (conv_plan.cpp) take fewer lines than a dependency on
-/// the header-only C++ frontend takes to find, and the legacy API can neither add a bias in float32 to a bfloat16
-/// convolution nor fuse the sum of a residual block.
+/// We speak this C API directly: the two graphs that we need (conv_plan.cpp) take fewer lines than finding the
+/// header-only C++ frontend would. Why not the legacy API: docs/decisions/0002.
 class Descriptor {
  public:
   Descriptor() = default;
