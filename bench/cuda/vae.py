@@ -102,7 +102,10 @@ class Theirs:
     def __init__(self, folder, dtype, channels_last=False, benchmark=False):
         self.vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype).cuda().eval()
         if channels_last:
-            self.vae.to(memory_format=torch.channels_last_3d)
+            for parameter in self.vae.parameters():  # Module.to() takes models without two-dimensional convolutions alone
+                formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+                if parameter.dim() in formats:
+                    parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
         self.channels_last, self.benchmark = channels_last, benchmark
         shape = (1, CHANNELS, 1, 1, 1)
         self.mean = torch.tensor(self.vae.config.latents_mean).view(shape)
