@@ -2,14 +2,60 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
 #include <cstdint>
 
+#include "backend/clip_ops.h"
 #include "backend/cuda/ptx/arithmetic.cuh"
+#include "base/error.h"
 
-/// Elements in and out of registers, eight at a time: 16 bytes of bfloat16, twice 16 of float.
+/// What the autoencoder's kernels share: launching on clips, and elements in and out of registers, eight at a time (16
+/// bytes of bfloat16, twice 16 of float).
 namespace calibatt::cuda {
 
 constexpr int kEight = 8;
+constexpr int kThreads = 256;
+
+// ---- host: how a kernel is launched on a clip ----
+
+/// A clip as the kernels see it: rows are blockIdx.y, everything within a row is an index of 32 bits.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t row_stride;
+  __device__ T* row(uint32_t index) const { return data + index * row_stride; }
+};
+
+template <class T>
+inline Rows<T> rows_of(const ClipView& view) {
+  return {static_cast<T*>(view.data), view.row_stride};
+}
+
+/// Whether every pixel starts at a multiple of 8 elements, 16 bytes at least.
+inline bool in_eights(const ClipView& view) {
+  return view.channels % kEight == 0 && view.row_stride % kEight == 0 &&
+         reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+}
+
+/// A grid with one blockIdx.y per row and enough blocks along x for `items` per row.
+inline dim3 row_grid(const ClipView& view, int64_t items, int64_t items_per_block) {
+  CALIBATT_ASSERT(view.height > 0 && view.height <= 65535 && items < (int64_t{1} << 31));
+  return {static_cast<unsigned>(std::max<int64_t>(1, (items + items_per_block - 1) / items_per_block)),
+          static_cast<unsigned>(view.height), 1};
+}
+
+/// Calls body with a T* null pointer of the dtype's type, as a tag.
+template <class Body>
+void with_type(DType dtype, Body body) {
+  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
+  if (dtype == DType::kF32) {
+    body(static_cast<float*>(nullptr));
+  } else {
+    body(static_cast<__nv_bfloat16*>(nullptr));
+  }
+}
+
+// ---- device ----
 
 __device__ __forceinline__ float to_float(float x) {
   return x;
