@@ -30,6 +30,32 @@ if(CALIBATT_HAVE_CUDA)
   set(CMAKE_CUDA_STANDARD 20)
   find_package(CUDAToolkit REQUIRED)
 endif()
+# cuDNN (convolutions of the video autoencoder). NVIDIA's packages put it beside CUDA or into the system's folders; PyPI's
+# nvidia-cudnn-cu13 into site-packages/nvidia/cudnn, without a libcudnn.so: name that folder with -DCUDNN_ROOT=…
+if(CALIBATT_HAVE_CUDA)
+  find_path(CUDNN_INCLUDE_DIR cudnn_backend.h HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+  set(cudnn_version "none")
+  if(CUDNN_INCLUDE_DIR AND CUDNN_LIBRARY)
+    file(STRINGS ${CUDNN_INCLUDE_DIR}/cudnn_version.h cudnn_lines REGEX "^#define CUDNN_(MAJOR|MINOR) ")
+    string(REGEX REPLACE "[^0-9;]" "" cudnn_numbers "${cudnn_lines}")
+    string(REPLACE ";" "." cudnn_version "${cudnn_numbers}")
+  endif()
+  if(cudnn_version STREQUAL "none" OR cudnn_version VERSION_LESS 9.8)
+    set(cudnn_advice "cuDNN 9.8 or newer is needed (found: ${cudnn_version}). Install NVIDIA's package cudnn9-cuda-13 or PyPI's \
+nvidia-cudnn-cu13, and name its folder with -DCUDNN_ROOT=… if it is not found; or configure with -DCALIBATT_CUDA=OFF.")
+    if(NOT CALIBATT_CUDA STREQUAL "AUTO")
+      message(FATAL_ERROR ${cudnn_advice})
+    endif()
+    message(WARNING "No CUDA: ${cudnn_advice}")
+    set(CALIBATT_HAVE_CUDA OFF)
+  else()
+    add_library(calibatt_cudnn INTERFACE)
+    target_include_directories(calibatt_cudnn SYSTEM INTERFACE ${CUDNN_INCLUDE_DIR})
+    target_link_libraries(calibatt_cudnn INTERFACE ${CUDNN_LIBRARY})
+    message(STATUS "cuDNN: ${cudnn_version}, ${CUDNN_LIBRARY}")
+  endif()
+endif()
 message(STATUS "CUDA kernels: ${CALIBATT_HAVE_CUDA}")
 add_custom_target(cuda_tests)  # what tools/test.sh builds of the preset `cuda`
 
@@ -52,11 +78,11 @@ endfunction()
 # The floor `cuda`: all of src/backend/cuda where there is a compiler for it; else the host code that needs none, with its tests.
 function(calibatt_cuda_library dir)
   if(CALIBATT_HAVE_CUDA)
-    calibatt_library(cuda ${dir} RECURSE DEPENDS backend LINK CUDA::cudart_static)
+    calibatt_library(cuda ${dir} RECURSE DEPENDS backend LINK calibatt_cudnn CUDA::cublas CUDA::cudart_static)
     target_compile_definitions(calibatt_cuda PUBLIC CALIBATT_HAVE_CUDA)
     # Binaries for Ampere and Hopper, and PTX for what comes after.
     calibatt_cuda_kernels(calibatt_cuda portable ARCHITECTURES 80-real 80-virtual 90-real
-      FILES attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
+      FILES *.cu attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
     # Hopper's own instructions exist in its binaries alone. (A flag, because CMake 3.25 does not know the name 90a.)
     calibatt_cuda_kernels(calibatt_cuda hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a
       FILES attention/sm90/*.cu)

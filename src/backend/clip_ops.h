@@ -3,7 +3,6 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <span>
 
 #include "backend/activation.h"
 #include "base/tensor.h"
@@ -46,16 +45,34 @@ class Convolution {
  public:
   virtual ~Convolution() = default;
   virtual const ConvolutionSpec& spec() const = 0;
-  /// out = conv(in) + bias, or out += conv(in) + bias when `accumulate`. `in` is dense, of the weights' dtype, and
-  /// holds the padding of rows and frames: (height_out − 1)·stride + kernel rows, likewise frames. `out` is dense, kF32
-  /// or of the weights' dtype.
-  virtual void run(const ClipView& in, const ClipView& out, bool accumulate) const = 0;
+  /// out = conv(in) + bias, or out += conv(in) + bias when `accumulate`; without the bias when not `add_bias`. `in` is
+  /// dense, of the weights' dtype, and holds the padding of rows and frames: (height_out − 1)·stride + kernel rows,
+  /// likewise frames. `out` is dense, kF32 or of the weights' dtype.
+  virtual void run(const ClipView& in, const ClipView& out, bool accumulate, bool add_bias = true) const = 0;
+};
+
+/// Frames on their way to the host, see ClipOps::start_rgb.
+class PendingRgb {
+ public:
+  virtual ~PendingRgb() = default;
+  /// Waits for them; to be called once. `rgb`: host, [frames, height, width, 3]. False when there is a NaN among them.
+  virtual bool finish(uint8_t* rgb) = 0;
 };
 
 /// The operators of a video autoencoder. `in` and `out` of the element-wise ones may differ in dtype and row stride.
+/// Clips and tensors live where the backend put them, unless a comment says "host".
 class ClipOps {
  public:
   virtual ~ClipOps() = default;
+
+  /// True when Backend::empty takes memory from a pool and is as cheap as a pool of our own (ClipPool) would be.
+  virtual bool pools_memory() const { return false; }
+
+  /// True when it saves time to leave the bias of a convolution to the norm that reads its result (`offset`).
+  virtual bool defers_bias() const { return false; }
+
+  /// Latent frames that a decoder had best take at a time (the first one comes alone always).
+  virtual int64_t latent_frames_at_once() const { return 1; }
 
   /// False when this processor would be slow at it, or cannot do it at all: ask for kF32 then.
   virtual bool supports(DType compute) const = 0;
@@ -66,13 +83,22 @@ class ClipOps {
                                                         const Tensor& bias, DType compute) = 0;
   /// `activation`: kNone or kSiLU. out[pixel] = activation(in[pixel] / max(‖in[pixel]‖, 1e-12) · √channels · gamma)
   /// (WanRMS_norm)
-  virtual void rms_norm(const ClipView& in, std::span<const float> gamma, Activation activation,
+  /// gamma: [channels] F32. offset: [channels] F32, added to `in` before; null: none.
+  virtual void rms_norm(const ClipView& in, const Tensor* offset, const Tensor& gamma, Activation activation,
                         const ClipView& out) = 0;
   /// Nearest neighbour, twice the rows and columns. With time_factor 2 the input has twice the channels of the output
   /// and frame t becomes frames 2t (its first half of the channels) and 2t + 1 (its second half).
   virtual void upsample(const ClipView& in, int time_factor, const ClipView& out) = 0;
   virtual void copy(const ClipView& in, const ClipView& out) = 0;  ///< with conversion between dtypes
   virtual void zero(const ClipView& out) = 0;
+  virtual void add_bias(const Tensor& bias, const ClipView& x) = 0;  ///< x += bias, [channels] F32; x is dense
+  /// Self-attention of one head among the pixels of one frame, scaled by 1/√channels. qkv: dense, one frame, 3 ·
+  /// channels (queries, keys, values, one behind the other); out: dense, of the same dtype.
+  virtual void attention(const ClipView& qkv, const ClipView& out) = 0;
+  /// Patches [rows, frames, columns, 3 · patch²] F32 in [-1, 1] (others are clamped), channels ordered (colour, column,
+  /// row), → RGB bytes, rounded to nearest even. `patches` must stay as it is until finish() has returned, which the
+  /// caller may put off while it has the next frames computed.
+  virtual std::unique_ptr<PendingRgb> start_rgb(const ClipView& patches, int patch) = 0;
 };
 
 }  // namespace calibatt

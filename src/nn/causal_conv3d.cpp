@@ -9,9 +9,10 @@
 namespace calibatt {
 
 struct ClipPool::Buffers {
-  explicit Buffers(Backend& backend) : backend(backend) {}
+  explicit Buffers(Backend& backend) : backend(backend), needed(!backend.clip_ops().pools_memory()) {}
 
   Backend& backend;
+  const bool needed;
   std::mutex mutex;
   std::vector<Tensor> free;  // U8, by ascending size
 
@@ -37,6 +38,11 @@ ClipPool::ClipPool(Backend& backend) : buffers_(std::make_shared<Buffers>(backen
 Clip ClipPool::make(DType dtype, int64_t height, int64_t frames, int64_t width, int64_t channels) {
   CALIBATT_ASSERT(height > 0 && frames > 0 && width > 0 && channels > 0);
   const std::vector<int64_t> shape = {height, frames, width, channels};
+  if (!buffers_->needed) {
+    const Tensor storage = buffers_->backend.empty(dtype, shape);
+    return {storage,
+            {const_cast<void*>(storage.raw()), dtype, height, frames, width, channels, frames * width * channels}};
+  }
   Tensor buffer = buffers_->take(height * frames * width * channels * static_cast<int64_t>(dtype_size(dtype)));
   void* const data = buffer.raw();
   const std::shared_ptr<void> owner(
@@ -53,7 +59,7 @@ CodingState::CodingState(Backend& backend, DType compute, int num_histories)
 
 CausalConv3d::CausalConv3d(Backend& backend, const Geometry& geometry, const Tensor& weight, const Tensor& bias,
                            DType compute)
-    : geometry_(geometry) {
+    : geometry_(geometry), bias_(bias) {
   const Geometry& g = geometry_;
   CALIBATT_ASSERT((g.history >= 0) == (g.history_frames() > 0));
   ConvolutionSpec spec;
@@ -88,8 +94,8 @@ CausalConv3d::Input CausalConv3d::prepare(CodingState& state, int64_t height, in
   return {std::move(buffer), fresh};
 }
 
-void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, bool accumulate) const {
-  convolution_->run(input.buffer.view(), out, accumulate);
+void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, bool accumulate, bool add_bias) const {
+  convolution_->run(input.buffer.view(), out, accumulate, add_bias);
   if (geometry_.history < 0) return;
   const ClipView all = input.buffer.view().row_range(geometry_.pad_before, input.frames.height);
   const int64_t kept = geometry_.history_frames();
@@ -99,15 +105,15 @@ void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, boo
   state.ops.copy(last, history.view());
 }
 
-Clip CausalConv3d::operator()(CodingState& state, const ClipView& in) const {
+Clip CausalConv3d::operator()(CodingState& state, const ClipView& in, bool add_bias) const {
   Clip out = state.make(height_out(in.height), frames_out(in.frames), width_out(in.width), geometry_.out_channels);
   if (reads_in_place() && in.dense() && in.dtype == state.compute) {
-    convolution_->run(in, out.view(), false);
+    convolution_->run(in, out.view(), false, add_bias);
     return out;
   }
   Input input = prepare(state, in.height, in.frames, in.width);
   state.ops.copy(in, input.frames);
-  run(state, std::move(input), out.view());
+  run(state, std::move(input), out.view(), false, add_bias);
   return out;
 }
 

@@ -33,7 +33,7 @@ class Clip {
 };
 
 /// Memory for activations, used again as soon as a Clip is gone: coding a long video allocates in its first two groups
-/// only.
+/// only. A backend with a pool of its own is asked each time instead.
 class ClipPool {
  public:
   explicit ClipPool(Backend& backend);
@@ -85,13 +85,15 @@ class CausalConv3d {
   CausalConv3d(Backend& backend, const Geometry& geometry, const Tensor& weight, const Tensor& bias, DType compute);
 
   const Geometry& geometry() const { return geometry_; }
+  const Tensor& bias() const { return bias_; }  ///< host F32 [out]
 
   Input prepare(CodingState& state, int64_t height, int64_t frames, int64_t width) const;
   /// Consumes the input; keeps its last frames as history. `accumulate`: adds to what `out` holds.
-  void run(CodingState& state, Input input, const ClipView& out, bool accumulate = false) const;
+  /// Without `add_bias` the bias is left to the caller.
+  void run(CodingState& state, Input input, const ClipView& out, bool accumulate = false, bool add_bias = true) const;
 
   /// The whole of it for frames that are somewhere else already; `out` is made.
-  Clip operator()(CodingState& state, const ClipView& in) const;
+  Clip operator()(CodingState& state, const ClipView& in, bool add_bias = true) const;
   /// Takes the last frames of `in` as history without computing anything.
   void remember(CodingState& state, const ClipView& in) const;
 
@@ -108,6 +110,7 @@ class CausalConv3d {
   bool reads_in_place() const { return geometry_.history < 0 && geometry_.kernel_size == 1; }
 
   Geometry geometry_;
+  Tensor bias_;
   std::unique_ptr<Convolution> convolution_;
 };
 

@@ -14,6 +14,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backend/backend.h"
@@ -50,10 +51,21 @@ double psnr_db(const Tensor& found, const Tensor& expected) {
   return 10 * std::log10(4.0 * static_cast<double>(expected.size()) / difference);
 }
 
-struct GoldenVae : testing::TestWithParam<const char*> {
-  std::string folder = kData + GetParam();
+/// Model and backend.
+struct GoldenVae : testing::TestWithParam<std::tuple<const char*, const char*>> {
+  std::string folder = kData + std::get<0>(GetParam());
   Safetensors golden = Safetensors::open(folder + "/golden.safetensors");
-  std::unique_ptr<Backend> backend = make_backend("cpu");
+  std::unique_ptr<Backend> backend;
+
+  void SetUp() override {
+    const std::string name = std::get<1>(GetParam());
+    try {
+      backend = make_backend(name);
+    } catch (const Error& error) {
+      if (name == "cpu") throw;
+      GTEST_SKIP() << "no " << name << " backend: " << error.what();
+    }
+  }
 
   std::set<std::string> cases() const {
     std::set<std::string> names;
@@ -80,6 +92,26 @@ TEST_P(GoldenVae, EncodesAsDiffusersDoes) {
     const Tensor found = vae.encode(golden.get(name + ".video"));
     ASSERT_EQ(found.shape(), expected.shape()) << name;
     EXPECT_LT(relative_error(found, expected), 1e-4) << name;
+  }
+}
+
+TEST_P(GoldenVae, IsTheSameWithBiasesAddedByNormsOrByConvolutions) {
+  const WanVae at_once = WanVae::load(folder, *backend, DType::kF32, {.defers_bias = false});
+  const WanVae deferred = WanVae::load(folder, *backend, DType::kF32, {.defers_bias = true});
+  for (const std::string& name : cases()) {
+    const Tensor latents = golden.get(name + ".latents"), video = golden.get(name + ".video");
+    EXPECT_LT(relative_error(deferred.decode_to_float(latents), at_once.decode_to_float(latents)), 1e-5) << name;
+    EXPECT_LT(relative_error(deferred.encode(video), at_once.encode(video)), 1e-5) << name;
+  }
+}
+
+TEST_P(GoldenVae, IsTheSameInLongerGroups) {
+  const WanVae one = WanVae::load(folder, *backend, DType::kF32);
+  const WanVae three = WanVae::load(folder, *backend, DType::kF32, {.defers_bias = {}, .latent_frames_at_once = 3});
+  for (const std::string& name : cases()) {
+    const Tensor latents = golden.get(name + ".latents");
+    EXPECT_LT(relative_error(three.decode_to_float(latents), one.decode_to_float(latents)), 1e-5) << name;
+    EXPECT_EQ(three.decode(latents).frames, golden.get(name + ".decoded").dim(0)) << name;
   }
 }
 
@@ -129,8 +161,11 @@ TEST_P(GoldenVae, GivesFramesAsBytesAndReportsProgress) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GoldenVae, testing::Values("wan21", "tiny", "odd"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Models, GoldenVae,
+                         testing::Combine(testing::Values("wan21", "tiny", "odd"), testing::Values("cpu", "cuda")),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
+                         });
 
 /// A copy of a golden model that a test may damage.
 class DamagedVae : public testing::Test {

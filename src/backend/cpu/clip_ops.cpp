@@ -1,9 +1,12 @@
 #include "backend/cpu/clip_ops.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "backend/cpu/attention.h"
 #include "backend/cpu/conv.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/simd/clip_kernels.h"
@@ -24,6 +27,43 @@ bool same_size(const ClipView& a, const ClipView& b) {
   return a.height == b.height && a.frames == b.frames && a.width == b.width && a.channels == b.channels;
 }
 
+/// Converts when it is asked for the bytes: there is nothing to wait for before.
+class CpuRgb : public PendingRgb {
+ public:
+  CpuRgb(const ClipView& patches, int patch) : patches_(patches), patch_(patch) {
+    CALIBATT_ASSERT(patches.dtype == DType::kF32 && patches.channels == 3 * patch * patch);
+  }
+
+  bool finish(uint8_t* rgb) override {
+    std::atomic<bool> is_sound = true;
+    const int64_t width = patches_.width * patch_, height = patches_.height * patch_;
+    parallel_for(height, 4, [&](int64_t begin, int64_t end, int) {
+      bool sound = true;
+      for (int64_t y = begin; y < end; ++y) {
+        for (int64_t frame = 0; frame < patches_.frames; ++frame) {
+          const float* const from = static_cast<const float*>(patches_.at(y / patch_, frame));
+          uint8_t* to = rgb + (frame * height + y) * width * 3;
+          for (int64_t x = 0; x < width; ++x) {
+            for (int color = 0; color < 3; ++color) {
+              const int64_t channel = (color * patch_ + x % patch_) * patch_ + y % patch_;
+              const float value = from[x / patch_ * patches_.channels + channel];
+              sound &= value == value;
+              const float grey = (std::clamp(value, -1.0f, 1.0f) * 0.5f + 0.5f) * 255.0f;
+              *to++ = value == value ? static_cast<uint8_t>(std::nearbyint(grey)) : uint8_t{0};
+            }
+          }
+        }
+      }
+      if (!sound) is_sound = false;
+    });
+    return is_sound;
+  }
+
+ private:
+  ClipView patches_;
+  int patch_;
+};
+
 class CpuClipOps : public ClipOps {
  public:
   bool supports(DType compute) const override {
@@ -35,12 +75,22 @@ class CpuClipOps : public ClipOps {
     return cpu::make_convolution(primitives_, spec, weight, bias, compute);
   }
 
-  void rms_norm(const ClipView& in, std::span<const float> gamma, Activation activation, const ClipView& out) override {
-    CALIBATT_ASSERT(same_size(in, out) && static_cast<int64_t>(gamma.size()) == in.channels);
+  void rms_norm(const ClipView& in, const Tensor* offset, const Tensor& gamma, Activation activation,
+                const ClipView& out) override {
+    CALIBATT_ASSERT(same_size(in, out) && gamma.size() == in.channels);
+    const std::span<const float> factors(gamma.f32(), static_cast<size_t>(in.channels));
     CALIBATT_ASSERT(activation == Activation::kNone || activation == Activation::kSiLU);
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == in.channels);
     parallel_for(in.height, rows_per_piece(in), [&](int64_t begin, int64_t end, int) {
+      std::vector<float> shifted(offset != nullptr ? static_cast<size_t>(in.frames * in.frame_stride()) : 0);
       for (int64_t row = begin; row < end; ++row) {
-        rms_norm_pixels({in.at(row, 0), in.dtype}, {out.at(row, 0), out.dtype}, in.frames * in.width, gamma,
+        ConstElements from = {in.at(row, 0), in.dtype};
+        if (offset != nullptr) {
+          convert_elements(from, {shifted.data(), DType::kF32}, static_cast<int64_t>(shifted.size()));
+          add_to_pixels(shifted, *offset);
+          from = {shifted.data(), DType::kF32};
+        }
+        rms_norm_pixels(from, {out.at(row, 0), out.dtype}, in.frames * in.width, factors,
                         activation == Activation::kSiLU);
       }
     });
@@ -87,7 +137,49 @@ class CpuClipOps : public ClipOps {
     });
   }
 
+  void add_bias(const Tensor& bias, const ClipView& x) override {
+    CALIBATT_ASSERT(bias.size() == x.channels && x.dense());
+    parallel_for(x.height, rows_per_piece(x), [&](int64_t begin, int64_t end, int) {
+      std::vector<float> row_of_x(static_cast<size_t>(x.row_stride));
+      for (int64_t row = begin; row < end; ++row) {
+        convert_elements({x.at(row, 0), x.dtype}, {row_of_x.data(), DType::kF32}, x.row_stride);
+        add_to_pixels(row_of_x, bias);
+        convert_elements({row_of_x.data(), DType::kF32}, {x.at(row, 0), x.dtype}, x.row_stride);
+      }
+    });
+  }
+
+  void attention(const ClipView& qkv, const ClipView& out) override {
+    CALIBATT_ASSERT(qkv.frames == 1 && out.frames == 1 && qkv.dense() && out.dense() && qkv.dtype == out.dtype);
+    CALIBATT_ASSERT(qkv.height == out.height && qkv.width == out.width && qkv.channels == 3 * out.channels);
+    const int64_t tokens = qkv.height * qkv.width, channels = out.channels;
+    const auto part = [&](int64_t index) {
+      const size_t offset = static_cast<size_t>(index * channels) * dtype_size(qkv.dtype);
+      return ConstHeadsView{static_cast<const char*>(qkv.data) + offset, qkv.dtype, tokens, 3 * channels, channels};
+    };
+    AttentionCall call;
+    call.q = part(0);
+    call.k = part(1);
+    call.v = part(2);
+    call.out = {out.data, out.dtype, tokens, channels, channels};
+    call.head_dim = static_cast<int>(channels);
+    call.scale = 1.0f / std::sqrt(static_cast<float>(channels));
+    cpu::attention(call);
+  }
+
+  std::unique_ptr<PendingRgb> start_rgb(const ClipView& patches, int patch) override {
+    return std::make_unique<CpuRgb>(patches, patch);
+  }
+
  private:
+  static void add_to_pixels(std::vector<float>& pixels, const Tensor& bias) {
+    const float* const b = bias.f32();
+    const auto channels = static_cast<size_t>(bias.size());
+    for (size_t i = 0; i < pixels.size(); i += channels) {
+      for (size_t c = 0; c < channels; ++c) pixels[i + c] += b[c];
+    }
+  }
+
   std::shared_ptr<ConvolutionPrimitives> primitives_ = std::make_shared<ConvolutionPrimitives>();
 };
 

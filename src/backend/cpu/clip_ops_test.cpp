@@ -136,15 +136,18 @@ TEST_P(ClipOpsOnThreads, RmsNormIsItsDefinition) {
           TestClip in(in_type, 5, 3, 4, channels), out(out_type, 5, 3, 4, channels, 13);
           in.fill_random(4);
           std::fill_n(static_cast<char*>(in.view.at(2, 1)), static_cast<size_t>(channels) * dtype_size(in_type), 0);
-          const Tensor gamma = random_tensor({channels}, 5);
-          ops->rms_norm(in.view, {gamma.f32(), static_cast<size_t>(channels)}, activation, out.view);
+          const Tensor gamma = random_tensor({channels}, 5), offset = random_tensor({channels}, 6);
+          ops->rms_norm(in.view, channels == 45 ? &offset : nullptr, gamma, activation, out.view);
           for (int64_t pixel = 0; pixel < 60; ++pixel) {
             const int64_t row = pixel / 12, frame = pixel / 4 % 3, column = pixel % 4;
+            const auto x = [&](int64_t c) {
+              return in.get(row, frame, column, c) + (channels == 45 ? offset.f32()[c] : 0.0f);
+            };
             double squares = 0;
-            for (int64_t c = 0; c < channels; ++c) squares += std::pow(in.get(row, frame, column, c), 2);
+            for (int64_t c = 0; c < channels; ++c) squares += std::pow(x(c), 2);
             for (int64_t c = 0; c < channels; ++c) {
-              double expected = in.get(row, frame, column, c) / std::max(std::sqrt(squares), 1e-12) *
-                                std::sqrt(static_cast<double>(channels)) * gamma.f32()[c];
+              double expected = x(c) / std::max(std::sqrt(squares), 1e-12) * std::sqrt(static_cast<double>(channels)) *
+                                gamma.f32()[c];
               if (activation == Activation::kSiLU) expected /= 1 + std::exp(-expected);
               const double tolerance = (out_type == DType::kF32 ? 2e-6 : 0.004) * (1 + std::abs(expected));
               ASSERT_NEAR(out.get(row, frame, column, c), expected, tolerance)
@@ -168,14 +171,15 @@ TEST_P(ClipOpsOnThreads, ExtremeValuesSurviveTheActivation) {
   TestClip in(DType::kF32, 1, 1, 4, 2), out(DType::kF32, 1, 1, 4, 2);
   const float values[] = {1e30f, -1e30f, 1e-30f, 0, NAN, 1, INFINITY, 1};
   std::copy_n(values, 8, in.storage.f32());
-  const std::vector<float> gamma = {300, 300};
-  ops->rms_norm(in.view, gamma, Activation::kSiLU, out.view);
+  Tensor gamma(DType::kF32, {2});
+  std::fill_n(gamma.f32(), 2, 300.0f);
+  ops->rms_norm(in.view, nullptr, gamma, Activation::kSiLU, out.view);
   EXPECT_TRUE(std::isnan(out.get(0, 0, 2, 0)));  // trouble stays visible
   EXPECT_TRUE(std::isnan(out.get(0, 0, 3, 0)));
   TestClip ordinary(DType::kF32, 1, 1, 1, 2), result(DType::kF32, 1, 1, 1, 2);
   ordinary.storage.f32()[0] = 1;
   ordinary.storage.f32()[1] = -1;
-  ops->rms_norm(ordinary.view, gamma, Activation::kSiLU, result.view);
+  ops->rms_norm(ordinary.view, nullptr, gamma, Activation::kSiLU, result.view);
   EXPECT_NEAR(result.get(0, 0, 0, 0), 300, 1e-3);
   EXPECT_NEAR(result.get(0, 0, 0, 1), 0, 1e-30);  // exp(300) overflows; the quotient must not
 }
@@ -215,6 +219,66 @@ TEST_P(ClipOpsOnThreads, CopyRoundsToNearestEvenAndZeroClears) {
     for (int64_t frame = 0; frame < 2; ++frame) {
       const bool cleared = row >= 1 && row < 69 && frame == 1;
       EXPECT_EQ(again.get(row, frame, 4, 5) == 0, cleared) << row << " " << frame;
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, BiasMayBeLeftToLater) {
+  const ConvolutionSpec spec = {8, 12, {3, 1, 3}, {1, 1, 1}, 1, 1};
+  const Tensor weight = random_tensor({12, 8, 1, 3, 3}, 1), bias = random_tensor({12}, 2);
+  const auto convolution = ops->make_convolution(spec, weight, bias, DType::kF32);
+  TestClip in(DType::kF32, 7, 2, 6, 8), at_once(DType::kF32, 5, 2, 6, 12), later(DType::kF32, 5, 2, 6, 12);
+  in.fill_random(3);
+  convolution->run(in.view, at_once.view, false);
+  convolution->run(in.view, later.view, false, false);
+  EXPECT_GT(std::abs(later.get(1, 1, 1, 1) - at_once.get(1, 1, 1, 1)), 0.01);
+  ops->add_bias(bias, later.view);
+  for (int64_t i = 0; i < later.storage.size(); ++i) {
+    EXPECT_NEAR(later.storage.f32()[i], at_once.storage.f32()[i], 1e-5);
+  }
+}
+
+TEST_P(ClipOpsOnThreads, RgbIsClampedRoundedAndInterleaved) {
+  const int patch = 2;
+  TestClip patches(DType::kF32, 3, 2, 4, 3 * patch * patch);
+  patches.fill_random(8);
+  std::vector<uint8_t> rgb(2 * 6 * 8 * 3);
+  EXPECT_TRUE(ops->start_rgb(patches.view, patch)->finish(rgb.data()));
+  for (int64_t frame = 0; frame < 2; ++frame) {
+    for (int64_t y = 0; y < 6; ++y) {
+      for (int64_t x = 0; x < 8; ++x) {
+        for (int64_t color = 0; color < 3; ++color) {
+          const float value = patches.get(y / 2, frame, x / 2, (color * 2 + x % 2) * 2 + y % 2);
+          const double grey = (std::clamp(value, -1.0f, 1.0f) * 0.5 + 0.5) * 255;
+          EXPECT_NEAR(rgb[static_cast<size_t>(((frame * 6 + y) * 8 + x) * 3 + color)], grey, 0.51);
+        }
+      }
+    }
+  }
+  patches.storage.f32()[77] = NAN;
+  EXPECT_FALSE(ops->start_rgb(patches.view, patch)->finish(rgb.data()));
+}
+
+TEST_P(ClipOpsOnThreads, AttentionIsItsDefinition) {
+  const int64_t channels = 24, tokens = 15;
+  TestClip qkv(DType::kF32, 3, 1, 5, 3 * channels), out(DType::kF32, 3, 1, 5, channels);
+  qkv.fill_random(9);
+  ops->attention(qkv.view, out.view);
+  const auto at = [&](int64_t token, int64_t part, int64_t c) {
+    return static_cast<double>(qkv.storage.f32()[token * 3 * channels + part * channels + c]);
+  };
+  for (int64_t q = 0; q < tokens; ++q) {
+    std::vector<double> weight(static_cast<size_t>(tokens));
+    double sum = 0;
+    for (int64_t k = 0; k < tokens; ++k) {
+      double logit = 0;
+      for (int64_t c = 0; c < channels; ++c) logit += at(q, 0, c) * at(k, 1, c);
+      sum += weight[static_cast<size_t>(k)] = std::exp(logit / std::sqrt(static_cast<double>(channels)));
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      double expected = 0;
+      for (int64_t k = 0; k < tokens; ++k) expected += weight[static_cast<size_t>(k)] / sum * at(k, 2, c);
+      EXPECT_NEAR(out.storage.f32()[q * channels + c], expected, 1e-5);
     }
   }
 }

@@ -58,7 +58,12 @@ class OneDnnConvolution : public Convolution {
  public:
   OneDnnConvolution(std::shared_ptr<ConvolutionPrimitives> primitives, const ConvolutionSpec& spec,
                     const Tensor& weight, const Tensor& bias, DType compute)
-      : primitives_(std::move(primitives)), spec_(spec), compute_(compute), bias_(bias), original_(weight) {
+      : primitives_(std::move(primitives)),
+        spec_(spec),
+        compute_(compute),
+        bias_(bias),
+        no_bias_(Tensor::zeros(DType::kF32, {spec.out_channels})),
+        original_(weight) {
     CALIBATT_ASSERT(bias.dtype() == DType::kF32);
     CALIBATT_ASSERT((weight.shape() == std::vector<int64_t>{spec.out_channels, spec.in_channels, spec.kernel[1],
                                                             spec.kernel[0], spec.kernel[2]}));
@@ -73,7 +78,7 @@ class OneDnnConvolution : public Convolution {
 
   const ConvolutionSpec& spec() const override { return spec_; }
 
-  void run(const ClipView& in, const ClipView& out, bool accumulate) const override {
+  void run(const ClipView& in, const ClipView& out, bool accumulate, bool add_bias) const override {
     CALIBATT_ASSERT(in.dense() && out.dense() && in.dtype == compute_);
     CALIBATT_ASSERT(in.channels == spec_.in_channels && out.channels == spec_.out_channels);
     CALIBATT_ASSERT(out.height == size_out(spec_, 0, in.height) && out.frames == size_out(spec_, 1, in.frames) &&
@@ -88,7 +93,7 @@ class OneDnnConvolution : public Convolution {
       const OneThread one_thread;
       for (int64_t index = begin; index < end; ++index) {
         run_piece(index == num_pieces - 1 ? last : whole, in.at(index * rows * spec_.stride[0], 0),
-                  out.at(index * rows, 0));
+                  add_bias ? bias_ : no_bias_, out.at(index * rows, 0));
       }
     });
   }
@@ -139,14 +144,14 @@ class OneDnnConvolution : public Convolution {
     return *weights_.back();
   }
 
-  void run_piece(const Piece& piece, void* in, void* out) const {
+  void run_piece(const Piece& piece, void* in, const Tensor& bias, void* out) const {
     const ConvolutionPrimitive& primitive = *piece.primitive;
     void* const scratchpad = thread_scratch(Scratch::kOneDnn, primitive.scratchpad.get_size());
     const dnnl::engine& engine = onednn_engine();
     primitive.primitive.execute(onednn_stream(),
                                 {{DNNL_ARG_SRC, memory(primitive.src, engine, in)},
                                  {DNNL_ARG_WEIGHTS, *piece.weights},
-                                 {DNNL_ARG_BIAS, memory(primitive.bias, engine, const_cast<void*>(bias_.raw()))},
+                                 {DNNL_ARG_BIAS, memory(primitive.bias, engine, const_cast<void*>(bias.raw()))},
                                  {DNNL_ARG_DST, memory(primitive.dst, engine, out)},
                                  {DNNL_ARG_SCRATCHPAD, memory(primitive.scratchpad, engine, scratchpad)}});
     onednn_stream().wait();
@@ -155,7 +160,7 @@ class OneDnnConvolution : public Convolution {
   std::shared_ptr<ConvolutionPrimitives> primitives_;
   ConvolutionSpec spec_;
   DType compute_;
-  Tensor bias_, original_;
+  Tensor bias_, no_bias_, original_;
   memory::desc original_desc_;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<memory>> weights_;

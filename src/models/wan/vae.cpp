@@ -29,21 +29,25 @@ int patch_channel(int color, int row, int column, int patch) {
   return (color * patch + column) * patch + row;
 }
 
-/// Latents [z, F, h, w] → one frame as the decoder wants it: [h, 1, w, z], not normalised.
-Tensor gather_latents(const Tensor& latents, const WanVaeConfig& config, int64_t frame) {
+/// Latents [z, F, h, w] → as the decoder wants them: [h, F, w, z], not normalised.
+Tensor gather_latents(const Tensor& latents, const WanVaeConfig& config) {
   const int64_t channels = config.z_dim, frames = latents.dim(1), height = latents.dim(2), width = latents.dim(3);
-  Tensor group(DType::kF32, {height, 1, width, channels});
+  Tensor result(DType::kF32, {height, frames, width, channels});
   const float* from = latents.f32();
-  float* to = group.f32();
-  for (int64_t row = 0; row < height; ++row) {
-    for (int64_t column = 0; column < width; ++column) {
-      for (int64_t channel = 0; channel < channels; ++channel) {
-        const float z = from[((channel * frames + frame) * height + row) * width + column];
-        *to++ = z * config.latents_std[channel] + config.latents_mean[channel];
+  parallel_for(height, 4, [&](int64_t begin, int64_t end, int) {
+    float* to = result.f32() + begin * frames * width * channels;
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t frame = 0; frame < frames; ++frame) {
+        for (int64_t column = 0; column < width; ++column) {
+          for (int64_t channel = 0; channel < channels; ++channel) {
+            const float z = from[((channel * frames + frame) * height + row) * width + column];
+            *to++ = z * config.latents_std[channel] + config.latents_mean[channel];
+          }
+        }
       }
     }
-  }
-  return group;
+  });
+  return result;
 }
 
 /// The encoder's [h, count, w, 2z] → its mean, normalised, into latents [z, F, h, w] from frame `begin` on.
@@ -114,23 +118,6 @@ bool scatter_pixels(const Tensor& group, int patch, Tensor& pixels) {
   return std::all_of(row_is_sound.begin(), row_is_sound.end(), [](char sound) { return sound != 0; });
 }
 
-/// [-1, 1] → 0 … 255, rounded to nearest even as numpy does; planes → interleaved RGB.
-void to_rgb(const Tensor& pixels, uint8_t* rgb) {
-  const int64_t plane = pixels.dim(2) * pixels.dim(3);
-  parallel_for(pixels.dim(0), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t frame = begin; frame < end; ++frame) {
-      const float* const from = pixels.f32() + frame * kColors * plane;
-      uint8_t* const to = rgb + frame * kColors * plane;
-      for (int64_t i = 0; i < plane; ++i) {
-        for (int color = 0; color < kColors; ++color) {
-          to[i * kColors + color] =
-              static_cast<uint8_t>(std::nearbyint((from[color * plane + i] * 0.5f + 0.5f) * 255.0f));
-        }
-      }
-    }
-  });
-}
-
 }  // namespace
 
 struct WanVae::Impl {
@@ -138,25 +125,58 @@ struct WanVae::Impl {
   Backend* backend = nullptr;
   DType compute = DType::kF32;
   wan_vae::Layers encoder, decoder;
+  int64_t latent_frames_at_once = 0;  ///< 0: as the backend has it best
   int encoder_histories = 0, decoder_histories = 0;
 
-  /// A host tensor [height, frames, width, channels] F32 as the first layer takes it.
-  Clip upload(CodingState& state, const Tensor& host) const {
-    const Tensor device = backend->from_host(host);
-    const int64_t height = host.dim(0), frames = host.dim(1), width = host.dim(2), channels = host.dim(3);
-    Clip clip = state.make(height, frames, width, channels);
-    state.ops.copy(
-        {const_cast<void*>(device.raw()), DType::kF32, height, frames, width, channels, frames * width * channels},
-        clip.view());
+  /// A tensor [height, frames, width, channels] F32, where the backend put it.
+  static ClipView view_of(const Tensor& tensor) {
+    const int64_t frames = tensor.dim(1), width = tensor.dim(2), channels = tensor.dim(3);
+    return {const_cast<void*>(tensor.raw()), DType::kF32, tensor.dim(0), frames, width, channels,
+            frames * width * channels};
+  }
+
+  /// Of the dtype that the first layer takes.
+  static Clip as_input(CodingState& state, const ClipView& frames) {
+    Clip clip = state.make(frames.height, frames.frames, frames.width, frames.channels);
+    state.ops.copy(frames, clip.view());
     return clip;
   }
 
-  Tensor download(CodingState& state, const Clip& clip) const {
+  using PatchSink = std::function<void(int64_t latent_frame, Clip patches)>;
+
+  /// Calls the sink with the patches of each group, which the backend may still be computing.
+  void decode(const Tensor& latents, const PatchSink& sink) const {
+    if (latents.rank() != 4 || latents.dtype() != DType::kF32 || latents.dim(0) != config.z_dim ||
+        std::ranges::min(latents.shape()) < 1) {
+      refuse("latents to decode", "F32 [" + std::to_string(config.z_dim) + ", frames, height, width]", latents);
+    }
+    require_finite(latents, "latents to decode");
+    CodingState state(*backend, compute, decoder_histories);
+    const Tensor all = backend->from_host(gather_latents(latents, config));
+    const int64_t at_once = latent_frames_at_once > 0 ? latent_frames_at_once : state.ops.latent_frames_at_once();
+    for (int64_t frame = 0; frame < latents.dim(1);) {
+      state.first_group = frame == 0;
+      const int64_t count = frame == 0 ? 1 : std::min(at_once, latents.dim(1) - frame);
+      sink(frame, wan_vae::run(decoder, state, as_input(state, view_of(all).frame_range(frame, count))));
+      frame += count;
+    }
+  }
+
+  int64_t first_frame_of(int64_t latent_frame) const {
+    return latent_frame == 0 ? 0 : 1 + (latent_frame - 1) * config.frames_per_latent();
+  }
+
+  /// To the host, F32.
+  Tensor download(const Clip& clip) const {
     if (clip.view().dtype == DType::kF32) return backend->to_host(clip.storage());
-    const ClipView& view = clip.view();
-    const Clip wide = state.pool.make(DType::kF32, view.height, view.frames, view.width, view.channels);
-    state.ops.copy(view, wide.view());
-    return backend->to_host(wide.storage());
+    Tensor wide = backend->empty(DType::kF32, clip.storage().shape());
+    backend->clip_ops().copy(clip.view(), view_of(wide));
+    return backend->to_host(wide);
+  }
+
+  [[noreturn]] static void refuse_nan(int64_t first_frame) {
+    throw Error(ErrorKind::kNumeric, "the decoded video holds NaN from frame " + std::to_string(first_frame) +
+                                         " on; check the autoencoder's weights, or decode in f32");
   }
 };
 
@@ -169,60 +189,65 @@ const WanVaeConfig& WanVae::config() const {
   return impl_->config;
 }
 
-WanVae WanVae::load(const std::string& folder, Backend& backend, DType compute) {
+WanVae WanVae::load(const std::string& folder, Backend& backend, DType compute, const WanVaeOptions& options) {
   CALIBATT_ASSERT(compute == DType::kF32 || compute == DType::kBF16);
   auto impl = std::make_unique<Impl>();
   impl->config = WanVaeConfig::load(folder + "/config.json");
   impl->backend = &backend;
+  impl->latent_frames_at_once = options.latent_frames_at_once;
   impl->compute = backend.clip_ops().supports(compute) ? compute : DType::kF32;
+  const bool defers = options.defers_bias.value_or(backend.clip_ops().defers_bias());
   const Weights weights = Weights::open(folder);
-  wan_vae::Builder build_encoder(weights, backend, impl->compute);
+  wan_vae::Builder build_encoder(weights, backend, impl->compute, defers);
   impl->encoder = wan_vae::make_encoder(build_encoder, impl->config);
   impl->encoder_histories = build_encoder.num_histories();
-  wan_vae::Builder build_decoder(weights, backend, impl->compute);
+  wan_vae::Builder build_decoder(weights, backend, impl->compute, defers);
   impl->decoder = wan_vae::make_decoder(build_decoder, impl->config);
   impl->decoder_histories = build_decoder.num_histories();
   return WanVae(std::move(impl));
 }
 
 void WanVae::decode_groups(const Tensor& latents, const FrameSink& sink) const {
-  const WanVaeConfig& config = impl_->config;
-  if (latents.rank() != 4 || latents.dtype() != DType::kF32 || latents.dim(0) != config.z_dim ||
-      std::ranges::min(latents.shape()) < 1) {
-    refuse("latents to decode", "F32 [" + std::to_string(config.z_dim) + ", frames, height, width]", latents);
-  }
-  require_finite(latents, "latents to decode");
-  const int64_t frames = latents.dim(1);
-
-  CodingState state(*impl_->backend, impl_->compute, impl_->decoder_histories);
-  int frames_done = 0;
-  for (int64_t frame = 0; frame < frames; ++frame) {  // longer groups were measured: no faster, and more memory
-    state.first_group = frame == 0;
-    const Clip patches =
-        wan_vae::run(impl_->decoder, state, impl_->upload(state, gather_latents(latents, config, frame)));
-    Tensor pixels(DType::kF32, {patches.view().frames, kColors, patches.view().height * config.patch_size,
-                                patches.view().width * config.patch_size});
-    if (!scatter_pixels(impl_->download(state, patches), config.patch_size, pixels)) {
-      throw Error(ErrorKind::kNumeric, "the decoded video holds NaN from frame " + std::to_string(frames_done) +
-                                           " on; check the autoencoder's weights, or decode in f32");
-    }
-    sink(frames_done, pixels);
-    frames_done += static_cast<int>(pixels.dim(0));
-  }
+  const int patch = impl_->config.patch_size;
+  impl_->decode(latents, [&](int64_t latent_frame, Clip patches) {
+    const ClipView& view = patches.view();
+    const int64_t first_frame = impl_->first_frame_of(latent_frame);
+    Tensor pixels(DType::kF32, {view.frames, kColors, view.height * patch, view.width * patch});
+    if (!scatter_pixels(impl_->download(patches), patch, pixels)) Impl::refuse_nan(first_frame);
+    sink(static_cast<int>(first_frame), pixels);
+  });
 }
 
 VideoFrames WanVae::decode(const Tensor& latents, const Progress& progress) const {
   VideoFrames video;
-  decode_groups(latents, [&](int first_frame, const Tensor& pixels) {
-    if (first_frame == 0) {
+  const int patch = impl_->config.patch_size;
+  struct Group {
+    int64_t first_frame = 0;
+    Clip patches;
+    std::unique_ptr<PendingRgb> rgb;
+  };
+  Group last;  // fetched while the backend computes the next one
+  const auto finish = [&](Group group) {
+    if (!group.rgb) return;
+    if (!group.rgb->finish(video.rgb.data() + static_cast<size_t>(group.first_frame) * video.frame_bytes())) {
+      Impl::refuse_nan(group.first_frame);
+    }
+    if (progress) progress(static_cast<int>(group.first_frame + group.patches.view().frames), video.frames);
+  };
+  impl_->decode(latents, [&](int64_t latent_frame, Clip patches) {
+    if (latent_frame == 0) {
       video.frames = 1 + static_cast<int>(latents.dim(1) - 1) * impl_->config.frames_per_latent();
-      video.height = static_cast<int>(pixels.dim(2));
-      video.width = static_cast<int>(pixels.dim(3));
+      video.height = static_cast<int>(patches.view().height * patch);
+      video.width = static_cast<int>(patches.view().width * patch);
       video.rgb.resize(static_cast<size_t>(video.frames) * video.frame_bytes());
     }
-    to_rgb(pixels, video.rgb.data() + static_cast<size_t>(first_frame) * video.frame_bytes());
-    if (progress) progress(first_frame + static_cast<int>(pixels.dim(0)), video.frames);
+    Group group;
+    group.first_frame = impl_->first_frame_of(latent_frame);
+    group.rgb = impl_->backend->clip_ops().start_rgb(patches.view(), patch);
+    group.patches = std::move(patches);
+    finish(std::exchange(last, std::move(group)));
   });
+  finish(std::move(last));
   return video;
 }
 
@@ -258,8 +283,9 @@ Tensor WanVae::encode(const Tensor& video) const {
     state.first_group = frame == 0;
     const Tensor pixels =
         gather_pixels(video, config.patch_size, frame == 0 ? 0 : 1 + (frame - 1) * group, frame == 0 ? 1 : group);
-    const Clip coded = wan_vae::run(impl_->encoder, state, impl_->upload(state, pixels));
-    scatter_latents(impl_->download(state, coded), config, frame, latents);
+    const Clip coded =
+        wan_vae::run(impl_->encoder, state, Impl::as_input(state, Impl::view_of(impl_->backend->from_host(pixels))));
+    scatter_latents(impl_->download(coded), config, frame, latents);
   }
   return latents;
 }

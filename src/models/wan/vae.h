@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/backend.h"
@@ -10,6 +11,12 @@
 #include "models/wan/vae_config.h"
 
 namespace calibatt {
+
+/// How the work is cut, which changes results by rounding alone. The defaults are what the backend has best (ClipOps).
+struct WanVaeOptions {
+  std::optional<bool> defers_bias;
+  int64_t latent_frames_at_once = 0;  ///< when decoding, all but the first; 0: the backend's
+};
 
 /// AutoencoderKLWan: the causal video autoencoder of Wan 2.1 (and of tiny-wan), numerically as diffusers runs it.
 /// A clip is coded in groups over time (the first frame alone, then groups of frames_per_latent); every causal
@@ -25,7 +32,7 @@ class WanVae {
   /// Reads `folder`/config.json and diffusion_pytorch_model.safetensors (or its shards). `compute` is kF32 or kBF16:
   /// the type of activations and weights; sums are F32 in both. The backend must outlive the object. Throws Error
   /// naming file and tensor: missing, of another shape (expected and found), or not finite.
-  static WanVae load(const std::string& folder, Backend& backend, DType compute);
+  static WanVae load(const std::string& folder, Backend& backend, DType compute, const WanVaeOptions& options = {});
 
   WanVae(WanVae&&) noexcept;
   WanVae& operator=(WanVae&&) noexcept;

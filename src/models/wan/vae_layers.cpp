@@ -1,12 +1,22 @@
 #include "models/wan/vae_layers.h"
 
-#include <cmath>
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
 
 namespace calibatt::wan_vae {
 namespace {
+
+/// Null for an empty tensor.
+const Tensor* pointer(const Tensor& tensor) {
+  return tensor.empty() ? nullptr : &tensor;
+}
+
+/// Adds biases that were left out to a clip that something other than a norm reads.
+void settle(CodingState& state, const Tensor& missing, const ClipView& x) {
+  if (!missing.empty()) state.ops.add_bias(missing, x);
+}
 
 class ConvolutionLayer : public Layer {
  public:
@@ -28,29 +38,42 @@ class ResidualBlock : public Layer {
     if (in_channels != out_channels) {
       shortcut_ = std::make_unique<CausalConv3d>(build.causal(name + ".conv_shortcut", in_channels, out_channels, 1));
     }
+    adds_bias_ = !build.defers_bias();
+    if (adds_bias_) return;
+    if (shortcut_) {  // reads x as it is
+      missing_ = build.settle();
+      build.leave_out(*shortcut_);
+    } else {
+      offset1_ = build.missing();
+    }
+    offset2_ = build.to_backend(conv1_.bias());
+    build.leave_out(conv2_);
   }
 
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
+    settle(state, missing_, size);
     CausalConv3d::Input input = conv1_.prepare(state, size.height, size.frames, size.width);
-    state.ops.rms_norm(x.view(), norm1_, Activation::kSiLU, input.frames);
-    Clip out = shortcut_ ? (*shortcut_)(state, x.view()) : std::move(x);
+    state.ops.rms_norm(x.view(), pointer(offset1_), norm1_, Activation::kSiLU, input.frames);
+    Clip out = shortcut_ ? (*shortcut_)(state, x.view(), adds_bias_) : std::move(x);
     Clip hidden = state.make(size.height, size.frames, size.width, conv1_.geometry().out_channels);
-    conv1_.run(state, std::move(input), hidden.view());
+    conv1_.run(state, std::move(input), hidden.view(), false, adds_bias_);
 
     input = conv2_.prepare(state, size.height, size.frames, size.width);
-    state.ops.rms_norm(hidden.view(), norm2_, Activation::kSiLU, input.frames);
+    state.ops.rms_norm(hidden.view(), pointer(offset2_), norm2_, Activation::kSiLU, input.frames);
     hidden = Clip();
-    conv2_.run(state, std::move(input), out.view(), /*accumulate=*/true);
+    conv2_.run(state, std::move(input), out.view(), /*accumulate=*/true, adds_bias_);
     return out;
   }
 
  private:
-  std::vector<float> norm1_;
+  Tensor norm1_;
   CausalConv3d conv1_;
-  std::vector<float> norm2_;
+  Tensor norm2_;
   CausalConv3d conv2_;
   std::unique_ptr<CausalConv3d> shortcut_;
+  bool adds_bias_ = true;
+  Tensor missing_, offset1_, offset2_;
 };
 
 /// Self-attention of one head among the pixels of each frame.
@@ -60,49 +83,38 @@ class AttentionBlock : public Layer {
       : channels_(channels),
         norm_(build.gamma(name + ".norm", channels, true)),
         to_qkv_(build.spatial(name + ".to_qkv", channels, 3 * channels, 1, 0, 0, 1)),
-        projection_(build.spatial(name + ".proj", channels, channels, 1, 0, 0, 1)) {}
+        projection_(build.spatial(name + ".proj", channels, channels, 1, 0, 0, 1)),
+        adds_bias_(!build.defers_bias()),
+        offset_(build.missing()) {
+    if (!adds_bias_) build.leave_out(projection_);
+  }
 
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
     Clip attended = state.make(size.height, size.frames, size.width, channels_);
-    state.ops.rms_norm(x.view(), norm_, Activation::kNone, attended.view());
+    state.ops.rms_norm(x.view(), pointer(offset_), norm_, Activation::kNone, attended.view());
     const Clip qkv = to_qkv_(state, attended.view());
     if (size.frames == 1) {
-      attend(state, qkv.view(), attended.view());
+      state.ops.attention(qkv.view(), attended.view());
     } else {  // the pixels of one frame have to follow one another
       const Clip frame_qkv = state.make(size.height, 1, size.width, 3 * channels_);
       const Clip frame_attended = state.make(size.height, 1, size.width, channels_);
       for (int64_t frame = 0; frame < size.frames; ++frame) {
         state.ops.copy(qkv.view().frame_range(frame, 1), frame_qkv.view());
-        attend(state, frame_qkv.view(), frame_attended.view());
+        state.ops.attention(frame_qkv.view(), frame_attended.view());
         state.ops.copy(frame_attended.view(), attended.view().frame_range(frame, 1));
       }
     }
-    projection_.run(state, {std::move(attended), {}}, x.view(), /*accumulate=*/true);
+    projection_.run(state, {std::move(attended), {}}, x.view(), /*accumulate=*/true, adds_bias_);
     return x;
   }
 
  private:
-  void attend(CodingState& state, const ClipView& qkv, const ClipView& out) const {
-    const int64_t tokens = qkv.height * qkv.width;
-    const auto part = [&](int index) {
-      const size_t offset = static_cast<size_t>(index * channels_) * dtype_size(qkv.dtype);
-      return ConstHeadsView{static_cast<const char*>(qkv.data) + offset, qkv.dtype, tokens, 3 * channels_, channels_};
-    };
-    AttentionCall call;
-    call.q = part(0);
-    call.k = part(1);
-    call.v = part(2);
-    call.out = {out.data, out.dtype, tokens, channels_, channels_};
-    call.num_heads = 1;
-    call.head_dim = channels_;
-    call.scale = 1.0f / std::sqrt(static_cast<float>(channels_));
-    state.backend.attention(call);
-  }
-
   int channels_;
-  std::vector<float> norm_;
+  Tensor norm_;
   CausalConv3d to_qkv_, projection_;
+  bool adds_bias_;
+  Tensor offset_;
 };
 
 /// Twice the rows and columns, half the channels; with `over_time` also twice the frames, all but the first of the
@@ -110,13 +122,18 @@ class AttentionBlock : public Layer {
 class Upsample : public Layer {
  public:
   Upsample(Builder& build, const std::string& name, int channels, bool over_time)
-      : channels_(channels), spatial_(build.spatial(name + ".resample.1", channels, channels / 2, 3, 1, 1, 1)) {
+      : channels_(channels),
+        spatial_(build.spatial(name + ".resample.1", channels, channels / 2, 3, 1, 1, 1)),
+        adds_bias_(!build.defers_bias()),
+        missing_(build.settle()) {
+    if (!adds_bias_) build.leave_out(spatial_);
     if (over_time) {
       temporal_ = std::make_unique<CausalConv3d>(build.temporal(name + ".time_conv", channels, 2 * channels, 1));
     }
   }
 
   Clip forward(CodingState& state, Clip x) const override {
+    settle(state, missing_, x.view());
     // The first frame stays one, and the convolution over time never sees it: its history begins after it.
     const bool double_frames = temporal_ && !state.first_group;
     if (double_frames) x = (*temporal_)(state, x.view());
@@ -127,13 +144,15 @@ class Upsample : public Layer {
     state.ops.upsample(x.view(), time_factor, input.frames);
     x = Clip();
     Clip out = state.make(2 * size.height, frames, 2 * size.width, spatial_.geometry().out_channels);
-    spatial_.run(state, std::move(input), out.view());
+    spatial_.run(state, std::move(input), out.view(), false, adds_bias_);
     return out;
   }
 
  private:
   int channels_;
   CausalConv3d spatial_;
+  bool adds_bias_;
+  Tensor missing_;
   std::unique_ptr<CausalConv3d> temporal_;
 };
 
@@ -141,13 +160,14 @@ class Upsample : public Layer {
 class Downsample : public Layer {
  public:
   Downsample(Builder& build, const std::string& name, int channels, bool over_time)
-      : spatial_(build.spatial(name + ".resample.1", channels, channels, 3, 0, 1, 2)) {
+      : spatial_(build.spatial(name + ".resample.1", channels, channels, 3, 0, 1, 2)), missing_(build.settle()) {
     if (over_time) {
       temporal_ = std::make_unique<CausalConv3d>(build.temporal(name + ".time_conv", channels, channels, 2));
     }
   }
 
   Clip forward(CodingState& state, Clip x) const override {
+    settle(state, missing_, x.view());
     x = spatial_(state, x.view());
     if (!temporal_) return x;
     if (!state.first_group) return (*temporal_)(state, x.view());
@@ -157,6 +177,7 @@ class Downsample : public Layer {
 
  private:
   CausalConv3d spatial_;
+  Tensor missing_;
   std::unique_ptr<CausalConv3d> temporal_;
 };
 
@@ -165,19 +186,20 @@ class Head : public Layer {
  public:
   Head(Builder& build, const std::string& name, int in_channels, int out_channels)
       : norm_(build.gamma(name + ".norm_out", in_channels, false)),
+        offset_(build.settle()),
         convolution_(build.causal(name + ".conv_out", in_channels, out_channels, 3)) {}
 
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
     CausalConv3d::Input input = convolution_.prepare(state, size.height, size.frames, size.width);
-    state.ops.rms_norm(x.view(), norm_, Activation::kSiLU, input.frames);
+    state.ops.rms_norm(x.view(), pointer(offset_), norm_, Activation::kSiLU, input.frames);
     Clip out = state.pool.make(DType::kF32, size.height, size.frames, size.width, convolution_.geometry().out_channels);
     convolution_.run(state, std::move(input), out.view());
     return out;
   }
 
  private:
-  std::vector<float> norm_;
+  Tensor norm_, offset_;
   CausalConv3d convolution_;
 };
 
@@ -235,11 +257,29 @@ CausalConv3d Builder::temporal(const std::string& name, int in_channels, int out
   return convolution(name, geometry, true);
 }
 
-std::vector<float> Builder::gamma(const std::string& name, int channels, bool per_image) {
+Tensor Builder::gamma(const std::string& name, int channels, bool per_image) {
   std::vector<int64_t> shape = {channels, 1, 1};
   if (!per_image) shape.push_back(1);
-  const Tensor tensor = weights_.get_f32(name + ".gamma", shape);
-  return {tensor.f32(), tensor.f32() + channels};
+  return backend_.from_host(weights_.get_f32(name + ".gamma", shape).reshaped({channels}));
+}
+
+void Builder::leave_out(const CausalConv3d& convolution) {
+  const Tensor& bias = convolution.bias();
+  missing_.resize(static_cast<size_t>(bias.size()), 0.0f);
+  for (size_t c = 0; c < missing_.size(); ++c) missing_[c] += bias.f32()[c];
+}
+
+Tensor Builder::missing() const {
+  if (missing_.empty()) return {};
+  Tensor host(DType::kF32, {static_cast<int64_t>(missing_.size())});
+  std::copy(missing_.begin(), missing_.end(), host.f32());
+  return backend_.from_host(host);
+}
+
+Tensor Builder::settle() {
+  Tensor result = missing();
+  missing_.clear();
+  return result;
 }
 
 Layers make_encoder(Builder& build, const WanVaeConfig& config) {

@@ -1,0 +1,92 @@
+#include "vae_bench.h"
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "models/wan/vae.h"
+#include "vae_backend.h"
+
+namespace calibatt::bench {
+namespace {
+
+thread_local std::string last_error;
+
+struct LoadedVae {
+  VaeBackend backend;
+  std::unique_ptr<WanVae> vae;
+  std::string report;
+
+  explicit LoadedVae(const cuda::ClipOptions& options) : backend(options) {}
+};
+
+/// Runs a body that may throw; `failed` is what the C caller sees then.
+template <class Result, class Body>
+Result guarded(Result failed, Body body) {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return failed;
+  }
+}
+
+}  // namespace
+}  // namespace calibatt::bench
+
+using namespace calibatt;
+using bench::guarded;
+using bench::LoadedVae;
+
+const char* calibatt_vae_error(void) {
+  return bench::last_error.c_str();
+}
+
+void* calibatt_vae_load(const char* folder, int32_t is_bf16, int32_t fuse, int32_t candidates, int32_t latent_frames) {
+  return guarded(static_cast<void*>(nullptr), [&]() -> void* {
+    auto loaded = std::make_unique<LoadedVae>(cuda::ClipOptions{fuse != 0, candidates, latent_frames});
+    loaded->vae =
+        std::make_unique<WanVae>(WanVae::load(folder, loaded->backend, is_bf16 != 0 ? DType::kBF16 : DType::kF32));
+    return loaded.release();
+  });
+}
+
+void calibatt_vae_free(void* vae) {
+  delete static_cast<LoadedVae*>(vae);
+}
+
+int32_t calibatt_vae_decode(void* vae, const float* latents, int64_t frames, int64_t height, int64_t width,
+                            uint8_t* rgb, float* pixels) {
+  return guarded(int32_t{-1}, [&] {
+    const WanVae& model = *static_cast<LoadedVae*>(vae)->vae;
+    const Tensor input(DType::kF32, {model.config().z_dim, frames, height, width},
+                       std::shared_ptr<void>(const_cast<float*>(latents), [](void*) {}));
+    if (rgb != nullptr) {
+      const VideoFrames video = model.decode(input);
+      std::copy(video.rgb.begin(), video.rgb.end(), rgb);
+    }
+    if (pixels != nullptr) {
+      const Tensor video = model.decode_to_float(input);
+      std::copy_n(video.f32(), video.size(), pixels);
+    }
+    return int32_t{0};
+  });
+}
+
+int64_t calibatt_vae_peak_bytes(void* vae) {
+  return guarded(int64_t{-1}, [&] {
+    cuda::Context& context = static_cast<LoadedVae*>(vae)->backend.context();
+    const auto bytes = static_cast<int64_t>(context.peak_bytes());
+    context.trim();
+    context.reset_peak();
+    return bytes;
+  });
+}
+
+const char* calibatt_vae_report(void* vae) {
+  auto& loaded = *static_cast<LoadedVae*>(vae);
+  loaded.report.clear();
+  for (const std::string& line : cuda::convolution_report(loaded.backend.clip_ops())) loaded.report += line + "\n";
+  return loaded.report.c_str();
+}

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "backend/clip_ops.h"
+
+/// The memory-bound kernels of the video autoencoder. Clips and pointers are in device memory; every function enqueues
+/// on the stream and throws Error(kDevice) when the launch fails. Where base addresses, strides and channels allow,
+/// they move 16 bytes at a time; else single elements (small models, 3 colours).
+namespace calibatt::cuda {
+
+/// ClipOps::rms_norm, offset may be null; one read and one write of every element up to 1024 channels.
+void launch_rms_norm(const ClipView& in, const float* offset, const float* gamma, bool silu, const ClipView& out,
+                     cudaStream_t stream);
+
+/// ClipOps::upsample.
+void launch_upsample(const ClipView& in, int time_factor, const ClipView& out, cudaStream_t stream);
+
+/// ClipOps::copy. `out` may be larger: it may have more channels, and more columns, of which `pad_left` come before the
+/// copied ones; these are zeroed.
+void launch_copy(const ClipView& in, int64_t pad_left, const ClipView& out, cudaStream_t stream);
+
+/// out = product + bias, or out += product + bias; F32 or BF16 each. `product` may have more channels than `out` (the
+/// first ones count), and may be `out` itself. Both dense. bias: [out.channels] F32.
+void launch_add_bias(const ClipView& product, const float* bias, bool accumulate, const ClipView& out,
+                     cudaStream_t stream);
+
+/// probabilities[r] = softmax(scores[r]) for `rows` rows of `columns` numbers, both with `stride` numbers (even) from
+/// row to row. scores: F32; probabilities: F32 (may be the scores) or BF16.
+void launch_softmax(const float* scores, int64_t rows, int64_t columns, int64_t stride, void* probabilities,
+                    DType dtype, cudaStream_t stream);
+
+/// ClipOps::start_rgb, to device memory; *has_nan becomes 1 when there is a NaN (it is not cleared).
+void launch_rgb(const ClipView& patches, int patch, uint8_t* rgb, int* has_nan, cudaStream_t stream);
+
+}  // namespace calibatt::cuda
