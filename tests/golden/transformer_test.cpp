@@ -106,8 +106,8 @@ INSTANTIATE_TEST_SUITE_P(Models, TransformerGolden,
                                                                      Case{"plain", "odd"}, Case{"plain", "full"},
                                                                      Case{"patches", "odd"}, Case{"patches", "one"})),
                          [](const auto& info) {
-                           const auto& [backend, one] = info.param;
-                           return std::string(backend) + "_" + one.model + "_" + one.name;
+                           const Case one = std::get<Case>(info.param);
+                           return std::string(std::get<0>(info.param)) + "_" + one.model + "_" + one.name;
                          });
 
 }  // namespace
