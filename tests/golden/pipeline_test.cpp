@@ -11,7 +11,7 @@
 namespace calibatt {
 namespace {
 
-class PipelineGolden : public testing::TestWithParam<const char*> {};
+class PipelineGolden : public testing::TestWithParam<std::string> {};
 
 TEST_P(PipelineGolden, FramesEqualDiffusers) {
   const std::unique_ptr<Backend> backend = backend_or_null(GetParam());
@@ -53,10 +53,10 @@ TEST_P(PipelineGolden, FramesEqualDiffusers) {
   EXPECT_EQ(result.report.backend, GetParam());
   EXPECT_GT(result.report.seconds.attention, 0);
   EXPECT_GT(result.report.seconds.transformer_other, 0);
-  EXPECT_EQ(result.report.peak_device_bytes > 0, GetParam() != std::string("cpu"));
+  EXPECT_EQ(result.report.peak_device_bytes > 0, GetParam() != "cpu");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, PipelineGolden, kBackends, [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Backends, PipelineGolden, kBackends, [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace calibatt

@@ -19,7 +19,7 @@ struct Case {
   const char* model;
   const char* name;
 };
-using BackendCase = std::tuple<const char*, Case>;
+using BackendCase = std::tuple<std::string, Case>;
 std::ostream& operator<<(std::ostream& stream, const Case& c) {
   return stream << c.model << "." << c.name;
 }
@@ -107,7 +107,7 @@ INSTANTIATE_TEST_SUITE_P(Models, TransformerGolden,
                                                                      Case{"patches", "odd"}, Case{"patches", "one"})),
                          [](const auto& info) {
                            const Case one = std::get<Case>(info.param);
-                           return std::string(std::get<0>(info.param)) + "_" + one.model + "_" + one.name;
+                           return std::get<0>(info.param) + "_" + one.model + "_" + one.name;
                          });
 
 }  // namespace

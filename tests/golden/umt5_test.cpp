@@ -12,7 +12,7 @@ namespace {
 
 const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/umt5/";
 
-class Umt5Golden : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+class Umt5Golden : public testing::TestWithParam<std::tuple<std::string, std::string>> {
  protected:
   void SetUp() override {
     if (backend_ == nullptr) GTEST_SKIP() << kNoDevice;
@@ -48,10 +48,10 @@ TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden, testing::Combine(kBackends, testing::Values("square", "narrow", "wide")),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
-                         });
+INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden,
+                         testing::Combine(kBackends, testing::Values(std::string("square"), std::string("narrow"),
+                                                                     std::string("wide"))),
+                         [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
 
 TEST(Umt5Encoder, RefusesATokenOutsideItsVocabulary) {
   const std::unique_ptr<Backend> backend = make_backend("cpu");
