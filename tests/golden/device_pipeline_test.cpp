@@ -43,7 +43,7 @@ TEST(DevicePipeline, GivesTheFramesOfTheCpu) {
   }
   // bf16 takes other kernels. A denoising run amplifies rounding; the picture must stay the same to the eye.
   const Pipeline::Result rounded = generate("cuda", Precision::kBF16);
-  EXPECT_GE(compare_videos(expected.video, rounded.video).psnr_db, 25);
+  EXPECT_GE(compare_videos(expected.video, rounded.video).psnr_db, 30);
 }
 
 }  // namespace

@@ -121,11 +121,16 @@ Gemm::Shape Gemm::shape_of(const GemmCall& call) {
 
 void Gemm::run(const GemmCall& call) {
   if (call.rows == 0) return;
-  const Descriptors descriptors(call);
+  const auto& algorithm = algorithm_for(call);
+  if (!algorithm) check(CUBLAS_STATUS_NOT_SUPPORTED, describe(call));
+  check(enqueue(call, Descriptors(call), *algorithm), describe(call));
+}
+
+const std::optional<cublasLtMatmulAlgo_t>& Gemm::algorithm_for(const GemmCall& call) {
   const Shape shape = shape_of(call);
   auto found = algorithms_.find(shape);
-  if (found == algorithms_.end()) found = algorithms_.emplace(shape, choose(call, shape, descriptors)).first;
-  check(enqueue(call, descriptors, found->second), describe(call));
+  if (found == algorithms_.end()) found = algorithms_.emplace(shape, choose(call, shape)).first;
+  return found->second;
 }
 
 cublasStatus_t Gemm::enqueue(const GemmCall& call, const Descriptors& descriptors,
@@ -136,7 +141,8 @@ cublasStatus_t Gemm::enqueue(const GemmCall& call, const Descriptors& descriptor
                         workspace_.get(), kWorkspaceBytes, context_.stream());
 }
 
-cublasLtMatmulAlgo_t Gemm::choose(const GemmCall& call, const Shape& shape, const Descriptors& descriptors) {
+std::optional<cublasLtMatmulAlgo_t> Gemm::choose(const GemmCall& call, const Shape& shape) {
+  const Descriptors descriptors(call);
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), "preferences");
   const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
@@ -153,15 +159,16 @@ cublasLtMatmulAlgo_t Gemm::choose(const GemmCall& call, const Shape& shape, cons
 
   std::array<cublasLtMatmulHeuristicResult_t, kMaxCandidates> results{};
   int count = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(handle_, descriptors.operation, descriptors.weight, descriptors.input,
-                                       descriptors.out, descriptors.out, preference, kMaxCandidates, results.data(),
-                                       &count),
-        describe(call));
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, descriptors.operation, descriptors.weight,
+                                                               descriptors.input, descriptors.out, descriptors.out,
+                                                               preference, kMaxCandidates, results.data(), &count);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return std::nullopt;
+  check(status, describe(call));
   const auto usable = std::ranges::stable_partition(results.begin(), results.begin() + count, [](const auto& result) {
     return result.state == CUBLAS_STATUS_SUCCESS;
   });
   count = static_cast<int>(usable.begin() - results.begin());
-  if (count == 0) check(CUBLAS_STATUS_NOT_SUPPORTED, describe(call));
+  if (count == 0) return std::nullopt;
 
   const double operations = 2.0 * static_cast<double>(call.rows) * static_cast<double>(call.out_features) *
                             static_cast<double>(call.in_features);

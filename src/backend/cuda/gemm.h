@@ -5,6 +5,8 @@
 #include <compare>
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <optional>
 
 #include "backend/cuda/context.h"
 
@@ -32,6 +34,9 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
+  /// Whether cuBLASLt has an algorithm for the call: it lacks some combinations of types, addresses and what comes
+  /// after the product.
+  bool supports(const GemmCall& call) { return algorithm_for(call).has_value(); }
   /// Throws Error(kDevice), naming the shape, when cuBLASLt has no algorithm for it or fails.
   void run(const GemmCall& call);
 
@@ -47,14 +52,15 @@ class Gemm {
   struct Descriptors;
 
   static Shape shape_of(const GemmCall& call);
-  cublasLtMatmulAlgo_t choose(const GemmCall& call, const Shape& shape, const Descriptors& descriptors);
+  const std::optional<cublasLtMatmulAlgo_t>& algorithm_for(const GemmCall& call);
+  std::optional<cublasLtMatmulAlgo_t> choose(const GemmCall& call, const Shape& shape);
   cublasStatus_t enqueue(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
   float milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
 
   Context& context_;
   cublasLtHandle_t handle_ = nullptr;
   std::shared_ptr<void> workspace_;
-  std::map<Shape, cublasLtMatmulAlgo_t> algorithms_;
+  std::map<Shape, std::optional<cublasLtMatmulAlgo_t>> algorithms_;  // nothing: there is none
 };
 
 }  // namespace calibatt::cuda

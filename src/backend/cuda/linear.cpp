@@ -84,7 +84,16 @@ void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, 
   call.accumulate = adds_plainly;
   call.gelu =
       epilogue.activation == Activation::kGeluTanh && call.dtype == DType::kBF16 && call.out_dtype == DType::kBF16;
+  const bool fuses_all = call.rows == 0 || gemms_->gemm.supports(call);
+  if (!fuses_all) {
+    call.bias = nullptr;
+    call.gelu = false;
+  }
   gemms_->gemm.run(call);
+  if (!fuses_all && linear->bias(DType::kF32) != nullptr) {
+    add_bias(product.raw(), product.dtype(), static_cast<const float*>(linear->bias(DType::kF32)), rows, out_features,
+             context_.stream());
+  }
 
   if (epilogue.activation != Activation::kNone && !call.gelu) {
     activate(epilogue.activation, product.raw(), product.raw(), product.dtype(), product.size(), context_.stream());

@@ -1,4 +1,7 @@
+#include "backend/cuda/linear.h"
+
 #include "backend/cuda/backend_pair.h"
+#include "backend/cuda/kernels/elementwise.h"
 
 namespace calibatt::cuda {
 namespace {
@@ -112,6 +115,23 @@ TEST_F(CudaLinear, TakesWeightsOfEveryFloatTypeAtAnyAddress) {
   Tensor sum = gpu->empty(DType::kF32, {1, 1});
   gpu->linear(*layer, to_gpu(ones), sum);
   EXPECT_FLOAT_EQ(from_gpu(sum).f32()[0], 64 + 63.0f / 2);
+}
+
+/// What follows a product where cuBLASLt does not fuse the bias.
+TEST_F(CudaLinear, BiasOfItsOwn) {
+  Context context;
+  for (const auto& [rows, channels] : {std::pair<int64_t, int64_t>{1, 1}, {5, 19}, {17, 1536}}) {
+    for (const DType dtype : kTypes) {
+      const Tensor y = random({rows, channels}, dtype), bias = random({channels}, DType::kF32, 2);
+      const Tensor wide = converted(y, DType::kF32);
+      Tensor sum(DType::kF32, {rows, channels}), found = upload(context, y, dtype), back(dtype, {rows, channels});
+      cpu->add(wide, bias, sum);
+      add_bias(found.raw(), dtype, upload(context, bias, DType::kF32).f32(), rows, channels, context.stream());
+      context.copy_to_host(back.raw(), found.raw(), found.size_bytes());
+      const Tensor expected = converted(sum, dtype);
+      EXPECT_EQ(std::memcmp(back.raw(), expected.raw(), expected.size_bytes()), 0);
+    }
+  }
 }
 
 TEST_F(CudaLinear, PartsOfTensorsAreComputedInPlace) {

@@ -66,6 +66,19 @@ struct Add {
   }
 };
 
+/// One element at a time: rare.
+template <class T>
+struct AddBias {
+  T* y;
+  const float* bias;
+  int64_t channels;
+  template <int n>
+  __device__ void run(int64_t at) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) store_one(y + at + i, to_float(y[at + i]) + bias[(at + i) % channels]);
+  }
+};
+
 template <class From, class To>
 struct Convert {
   const From* x;
@@ -217,6 +230,12 @@ void add_gated(float* residual, const void* y, DType y_dtype, const float* gate,
     }
   });
   check(cudaGetLastError(), "gated addition: launch");
+}
+
+void add_bias(void* y, DType dtype, const float* bias, int64_t rows, int64_t channels, cudaStream_t stream) {
+  with_type(dtype, [&]<class T>(T*) {
+    map(rows * channels, stream, AddBias<T>{static_cast<T*>(y), bias, channels}, y);
+  });
 }
 
 void sum_of_squares(const float* x, int64_t size, double* partial_sums, cudaStream_t stream) {

@@ -22,6 +22,9 @@ void convert(const void* x, DType from, void* out, DType to, int64_t size, cudaS
 void add_gated(float* residual, const void* y, DType y_dtype, const float* gate, int64_t rows, int64_t channels,
                cudaStream_t stream);
 
+/// y[r, c] += bias[c]
+void add_bias(void* y, DType dtype, const float* bias, int64_t rows, int64_t channels, cudaStream_t stream);
+
 /// partial_sums[i] = Σ x² over the i-th part; the same parts and order in every call, so the same sum.
 inline constexpr int kSumParts = 512;
 void sum_of_squares(const float* x, int64_t size, double* partial_sums, cudaStream_t stream);
