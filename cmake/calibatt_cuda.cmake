@@ -75,14 +75,20 @@ function(calibatt_cuda_kernels library name)
   target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_${name}>)
 endfunction()
 
+# Floors of devices that this build has backends for: what the pipeline links beside the models.
+set(CALIBATT_DEVICE_FLOORS "")
+if(CALIBATT_HAVE_CUDA)
+  list(APPEND CALIBATT_DEVICE_FLOORS cuda)
+endif()
+
 # The floor `cuda`: all of src/backend/cuda where there is a compiler for it; else the host code that needs none, with its tests.
 function(calibatt_cuda_library dir)
   if(CALIBATT_HAVE_CUDA)
-    calibatt_library(cuda ${dir} RECURSE DEPENDS backend LINK calibatt_cudnn CUDA::cublas CUDA::cudart_static)
+    calibatt_library(cuda ${dir} RECURSE DEPENDS backend LINK calibatt_cudnn CUDA::cublas CUDA::cublasLt CUDA::cudart_static)
     target_compile_definitions(calibatt_cuda PUBLIC CALIBATT_HAVE_CUDA)
     # Binaries for Ampere and Hopper, and PTX for what comes after.
     calibatt_cuda_kernels(calibatt_cuda portable ARCHITECTURES 80-real 80-virtual 90-real
-      FILES *.cu attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
+      FILES *.cu kernels/*.cu attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
     # Hopper's own instructions exist in its binaries alone. (A flag, because CMake 3.25 does not know the name 90a.)
     calibatt_cuda_kernels(calibatt_cuda hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a
       FILES attention/sm90/*.cu)

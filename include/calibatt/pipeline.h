@@ -11,7 +11,7 @@
 
 namespace calibatt {
 
-/// Arithmetic of the run. kAuto: bf16 where the processor multiplies bf16 in hardware, else f32.
+/// Arithmetic of the run. kAuto: bf16 where the backend multiplies bf16 in hardware, else f32.
 enum class Precision { kAuto, kF32, kBF16 };
 
 /// What to do with a plan that was made for something else (another model, size, block size).
@@ -25,7 +25,9 @@ struct LoadOptions {
                           ///< transformer/, vae/, scheduler/)
   Precision precision = Precision::kAuto;
   int threads = 0;  ///< 0: all processors this process may use
-  std::string backend = "cpu";
+  std::string backend =
+      "auto";      ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
+  int device = 0;  ///< index of the GPU, as CUDA counts
 };
 
 /// One video to make. Unset values are the model folder's own defaults (generation_config.json), else those of Wan 2.1.
@@ -55,6 +57,8 @@ struct StageSeconds {
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
   std::string model_name, precision, backend, attention_kernel;
+  std::string device;              ///< name of the GPU; empty on the CPU
+  uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;
   StageSeconds seconds;
   double density = 1;                            ///< computed query-key pairs of self-attention over all pairs

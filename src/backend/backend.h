@@ -10,6 +10,7 @@
 
 #include "backend/activation.h"
 #include "backend/attention_call.h"
+#include "backend/timer.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -57,11 +58,24 @@ class Backend {
   virtual bool has_fast_bf16() const { return false; }
   /// Name of the kernel that `attention` would run for dense calls of this dtype and head size; for reports.
   virtual std::string attention_kernel(DType, int /*head_dim*/) const { return "unknown"; }
+  virtual std::string device_name() const { return {}; }  ///< "NVIDIA H100 …"; empty: this machine's processor
+  /// Rows that a chain of layers with a wide middle should take at a time: enough to keep the device busy, few enough
+  /// that the middle stays small.
+  virtual int64_t rows_at_a_time() const { return 4096; }
+
+  // ---- time --------------------------------------------------------------------------------------------------------
+  virtual void synchronize() {}  ///< waits for all that was asked for; throws Error(kDevice) when any of it failed
+  virtual std::unique_ptr<Timer> make_timer() { return std::make_unique<WallClockTimer>(); }
 
   // ---- memory ------------------------------------------------------------------------------------------------------
   virtual Tensor empty(DType dtype, std::vector<int64_t> shape) = 0;
   virtual Tensor from_host(const Tensor& host) = 0;  ///< may share storage where host memory is the device's
-  virtual Tensor to_host(const Tensor& device) = 0;  ///< likewise
+  virtual Tensor to_host(const Tensor& device) = 0;  ///< likewise; waits for what makes the tensor
+  /// Whether tensors are in host memory, so that anybody may follow their pointers.
+  virtual bool in_host_memory() const { return true; }
+  /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.
+  virtual size_t peak_memory_bytes() const { return 0; }
+  virtual void reset_peak_memory() {}
 
   // ---- linear ------------------------------------------------------------------------------------------------------
   /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32 or kBF16, of weights and inputs
@@ -104,6 +118,8 @@ class Backend {
   /// softmax(QKᵀ)V by the fastest kernel that takes the call; the reference is the last resort and takes any.
   /// Throws Error(kUsage) when shapes, dtypes or schedules do not fit together, before anything is written.
   virtual void attention(const AttentionCall& call) = 0;
+  /// Whether `attention` takes AttentionCall::key_bias. Where not, repeated keys must be given as often as they count.
+  virtual bool takes_key_bias() const { return true; }
   /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h],
   /// unscaled. bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
@@ -114,7 +130,17 @@ class Backend {
   virtual ClipOps& clip_ops();
 };
 
-/// The backend of this name ("cpu"); throws Error(kUsage) naming those there are.
-std::unique_ptr<Backend> make_backend(std::string_view name);
+/// A backend that make_backend can make beside "cpu". A device's floor stands above this one: whoever links it adds it.
+struct BackendChoice {
+  std::string_view name;
+  bool (*usable)();                              ///< such a device is there
+  std::unique_ptr<Backend> (*make)(int device);  ///< throws Error(kDevice, kUsage) when not, listing the devices
+};
+/// Adding a name twice is adding it once. The last one added is the first that "auto" looks at.
+void add_backend(const BackendChoice& choice);
+
+/// The backend of this name; "auto": the first usable device's, else the CPU's. device: index, for those that have
+/// several. Throws Error(kUsage) naming those there are.
+std::unique_ptr<Backend> make_backend(std::string_view name, int device = 0);
 
 }  // namespace calibatt

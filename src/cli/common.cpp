@@ -49,13 +49,17 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
           [&load](const std::string& name) {
             load.precision = name == "f32" ? Precision::kF32 : name == "bf16" ? Precision::kBF16 : Precision::kAuto;
           },
-          "Arithmetic: f32, bf16, or auto (bf16 where the processor has it)")
+          "Arithmetic: f32, bf16, or auto (bf16 where the hardware has it)")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->default_str("auto");
   command.add_option("-t,--threads", load.threads, "Threads; 0: all processors")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  command.add_option("--backend", load.backend, "Where to compute")->capture_default_str();
+  command
+      .add_option("--backend", load.backend,
+                  "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
+      ->capture_default_str();
+  command.add_option("--device", load.device, "Index of the GPU, as CUDA counts them")->capture_default_str();
 }
 
 void add_run_flags(CLI::App& command, GenerateOptions& run) {

@@ -19,6 +19,10 @@ void print_summary(const RunReport& report, const std::string& output) {
               *report.options.height, *report.options.video_frames,
               static_cast<unsigned long long>(report.options.seed), *report.options.steps, report.precision.c_str(),
               report.attention_kernel.c_str(), report.threads);
+  if (!report.device.empty()) {
+    std::printf("%s on %s, %.2f GB of its memory at most\n", report.backend.c_str(), report.device.c_str(),
+                static_cast<double>(report.peak_device_bytes) * 1e-9);
+  }
   std::printf("time: %.1f s = text %.1f + attention %.1f + other transformer work %.1f + VAE %.1f\n", seconds.total(),
               seconds.text, seconds.attention, seconds.transformer_other, seconds.vae);
   if (report.options.plan_path.empty()) {

@@ -94,6 +94,10 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
                              const CalibrationProgress& progress) {
   auto* wan = dynamic_cast<WanPipeline*>(&pipeline);
   CALIBATT_ASSERT(wan != nullptr);
+  if (!wan->backend().in_host_memory()) {
+    throw Error(ErrorKind::kUsage, "calibration reads what it measures in host memory, which the backend " +
+                                       std::string(wan->backend().name()) + " does not use; give --backend cpu");
+  }
   if (options.prompts.empty()) throw Error(ErrorKind::kUsage, "calibration needs at least one prompt");
   CompileOptions compile = make_compile_options(options);  // refused before anything slow starts
   const double start = now_seconds();

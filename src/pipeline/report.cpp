@@ -11,6 +11,8 @@ std::string to_json(const RunReport& report) {
   const json result = {{"model", report.model_name},
                        {"precision", report.precision},
                        {"backend", report.backend},
+                       {"device", report.device.empty() ? json(nullptr) : json(report.device)},
+                       {"peak_device_bytes", report.peak_device_bytes},
                        {"attention_kernel", report.attention_kernel},
                        {"threads", report.threads},
                        {"num_tokens", report.num_tokens},

@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "io/fingerprint.h"
 #include "models/umt5/encoder.h"
+#include "pipeline/device_backends.h"
 #include "pipeline/text_clean.h"
 #include "plan/plan.h"
 
@@ -51,7 +52,8 @@ std::unique_ptr<Pipeline> Pipeline::load(const LoadOptions& options) {
 std::unique_ptr<WanPipeline> WanPipeline::load(const LoadOptions& options) {
   set_num_threads(options.threads);
   ModelFolder folder = ModelFolder::open(options.model_dir);
-  std::unique_ptr<Backend> backend = make_backend(options.backend);
+  add_device_backends();
+  std::unique_ptr<Backend> backend = make_backend(options.backend, options.device);
   const DType dtype = choose_dtype(options.precision, *backend);
   return std::unique_ptr<WanPipeline>(new WanPipeline(options, std::move(folder), std::move(backend), dtype));
 }
@@ -179,6 +181,7 @@ RunReport WanPipeline::describe_run(const GenerateOptions& options) const {
                      : backend_->has_fast_bf16() ? "bf16"
                                                  : "bf16 weights, f32 arithmetic";
   report.backend = backend_->name();
+  report.device = backend_->device_name();
   report.attention_kernel = backend_->attention_kernel(dtype_, transformer_.config().attention_head_dim);
   report.threads = num_threads();
   report.num_layers = transformer_.config().num_layers;
@@ -190,6 +193,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   const GenerateOptions options = resolved(unresolved);
   Result result{{}, describe_run(options)};
   RunReport& run = result.report;
+  backend_->reset_peak_memory();
 
   // The plan is checked before anything slow starts.
   const auto attention =
@@ -210,8 +214,10 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   run.seconds.attention = times.self_attention;
   run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
 
+  transformer_.release_buffers();
   result.video = vae_.decode(latents, [&](int done, int total) { report(progress, "decode", done, total); });
   run.seconds.vae = lap();
+  run.peak_device_bytes = backend_->peak_memory_bytes();
 
   const AttentionReport accounts = attention->report();
   run.density = accounts.density;

@@ -344,8 +344,8 @@ TEST_F(CudaAttention, InvalidCallsAreRefusedBeforeALaunch) {
   expect_refused("key_bias", [&] { cuda::make_args(call, {}); });
   call = problem.call();
   expect_refused("not made of this call's heads", [&] { cuda::make_args(call, {}); });
-  call.q.dtype = call.k.dtype = call.v.dtype = DType::kF32;
-  expect_refused("only BF16 and F16", [&] { cuda::make_args(call, {}); });
+  call.q.dtype = call.k.dtype = call.v.dtype = DType::kF64;
+  expect_refused("only BF16, F16 and F32", [&] { cuda::make_args(call, {}); });
   stream.synchronize();
   device.download_outputs();
   EXPECT_TRUE(problem.is_poisoned());

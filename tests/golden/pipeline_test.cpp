@@ -6,10 +6,21 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "backends.h"
+
 namespace calibatt {
 namespace {
 
-TEST(PipelineGolden, FramesEqualDiffusers) {
+class PipelineGolden : public testing::TestWithParam<std::string> {};
+
+TEST_P(PipelineGolden, FramesEqualDiffusers) {
+  const std::unique_ptr<Backend> backend = backend_or_null(GetParam());
+  if (backend == nullptr) GTEST_SKIP() << kNoDevice;
+  try {
+    backend->clip_ops();
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();
+  }
   const std::string data = CALIBATT_GOLDEN_DATA "/pipeline";
   std::ifstream file(data + "/golden.json");
   const auto golden = nlohmann::json::parse(file);
@@ -17,6 +28,7 @@ TEST(PipelineGolden, FramesEqualDiffusers) {
   LoadOptions load;
   load.model_dir = CALIBATT_MODELS_DIR "/tiny-wan";
   load.precision = Precision::kF32;
+  load.backend = GetParam();
   GenerateOptions options;
   options.prompt = golden.at("prompt");
   options.negative_prompt = golden.at("negative_prompt");
@@ -38,7 +50,13 @@ TEST(PipelineGolden, FramesEqualDiffusers) {
   EXPECT_GE(comparison.psnr_db, 45)
       << "against diffusers; rerun tools/golden/pipeline.py if the model's weights changed";
   EXPECT_EQ(result.report.density, 1);
+  EXPECT_EQ(result.report.backend, GetParam());
+  EXPECT_GT(result.report.seconds.attention, 0);
+  EXPECT_GT(result.report.seconds.transformer_other, 0);
+  EXPECT_EQ(result.report.peak_device_bytes > 0, GetParam() != "cpu");
 }
+
+INSTANTIATE_TEST_SUITE_P(Backends, PipelineGolden, kBackends, [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace calibatt

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "backends.h"
 #include "io/safetensors.h"
 #include "models/umt5/encoder.h"
 #include "relative_error.h"
@@ -11,10 +12,15 @@ namespace {
 
 const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/umt5/";
 
-class Umt5Golden : public testing::TestWithParam<const char*> {
+class Umt5Golden : public testing::TestWithParam<std::tuple<std::string, std::string>> {
  protected:
-  std::unique_ptr<Backend> backend_ = make_backend("cpu");
-  Safetensors golden_ = Safetensors::open(kData + GetParam() + "/golden.safetensors");
+  void SetUp() override {
+    if (backend_ == nullptr) GTEST_SKIP() << kNoDevice;
+  }
+
+  std::unique_ptr<Backend> backend_ = backend_or_null(std::get<0>(GetParam()));
+  std::string folder_ = kData + std::get<1>(GetParam());
+  Safetensors golden_ = Safetensors::open(folder_ + "/golden.safetensors");
 
   Tensor encode(const Umt5Encoder& encoder, const std::string& name) const {
     const Tensor ids = golden_.get(name + ".ids");
@@ -23,7 +29,7 @@ class Umt5Golden : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
-  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, kData + GetParam(), DType::kF32);
+  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, folder_, DType::kF32);
   for (const char* name : {"one", "short", "long"}) {
     const double error = relative_error(encode(encoder, name), golden_.get(std::string(name) + ".embeddings"));
     EXPECT_LT(error, 1e-5) << name;
@@ -32,7 +38,7 @@ TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
 }
 
 TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
-  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, kData + GetParam(), DType::kBF16);
+  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, folder_, DType::kBF16);
   // Rounding to 8 bits has a relative error of 2⁻⁹/√3 rms. Each layer rounds four times (the normalised input of either
   // half, the attended values, the gated hidden layer); independent, they add in squares. Twice that is allowed.
   const double one_rounding = std::ldexp(1.0, -9) / std::sqrt(3.0);
@@ -42,8 +48,10 @@ TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden, testing::Values("square", "narrow", "wide"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden,
+                         testing::Combine(kBackends, testing::Values(std::string("square"), std::string("narrow"),
+                                                                     std::string("wide"))),
+                         [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
 
 TEST(Umt5Encoder, RefusesATokenOutsideItsVocabulary) {
   const std::unique_ptr<Backend> backend = make_backend("cpu");

@@ -20,6 +20,46 @@ TEST(MakeBackend, NamesThoseThereAre) {
     EXPECT_EQ(error.kind(), ErrorKind::kUsage);
     EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("abacus"), testing::HasSubstr("cpu")));
   }
+  EXPECT_EQ(make_backend("auto")->name(), "cpu");
+  try {
+    make_backend("auto", 1);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), testing::HasSubstr("--device 1"));
+  }
+  try {
+    make_backend("cuda");  // no floor that links it has added it here
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("cmake --preset cuda"));
+  }
+}
+
+TEST(MakeBackend, TakesWhatIsAddedAndAutoTakesWhatIsUsable) {
+  static bool present = false;
+  static int device_asked = -1;
+  const auto make = [](int device) -> std::unique_ptr<Backend> {
+    device_asked = device;
+    return make_cpu_backend();
+  };
+  add_backend({"abacus2", [] { return present; }, make});
+  add_backend({"abacus2", [] { return true; }, make});  // the first of a name counts
+  make_backend("auto");
+  EXPECT_EQ(device_asked, -1);
+  make_backend("abacus2", 3);  // whether usable is its own affair
+  EXPECT_EQ(device_asked, 3);
+  present = true;
+  make_backend("auto", 2);
+  EXPECT_EQ(device_asked, 2);
+  present = false;
+  EXPECT_EQ(make_backend("auto")->name(), "cpu");
+  try {
+    make_backend("abacus3");
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("cpu, abacus2"));
+  }
 }
 
 TEST(CpuBackend, PatchifyOrdersARowAsAConvolutionKernel) {

@@ -21,8 +21,9 @@ class Context {
   const DeviceInfo& device() const { return device_; }
   cudaStream_t stream() const;
 
-  /// Uninitialised device memory, 256-byte aligned. It goes back to the pool, in stream order, with the last tensor that
-  /// shares it; tensors may outlive the Context. Throws Error(kDevice) that says what was needed and what was free.
+  /// Uninitialised device memory, 256-byte aligned. It goes back to the pool, in stream order, with the last tensor
+  /// that shares it; tensors may outlive the Context. Throws Error(kDevice) that says what was needed and what was
+  /// free.
   Tensor allocate(DType dtype, std::vector<int64_t> shape);
   std::shared_ptr<void> allocate_bytes(size_t bytes);
 

@@ -62,6 +62,21 @@ const DeviceInfo& current_device() {
   return found != known.end() ? found->second : known.emplace(index, read_device(index)).first->second;
 }
 
+void use_device(int index) {
+  const int count = num_devices();
+  if (count == 0) check(cudaErrorNoDevice, "looking for one");
+  if (index < 0 || index >= count) {
+    std::string known;
+    for (int i = 0; i < count; ++i) {
+      const DeviceInfo device = read_device(i);
+      known += (i == 0 ? "" : ", ") + std::to_string(i) + " (" + device.name + ", " +
+               std::to_string(device.memory_bytes >> 30) + " GiB)";
+    }
+    throw Error(ErrorKind::kUsage, "--device " + std::to_string(index) + ": there is no such GPU; there are " + known);
+  }
+  check(cudaSetDevice(index), "choosing a GPU");
+}
+
 DeviceBuffer::DeviceBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
   if (size_bytes == 0) return;
   const std::string what = "allocating " + std::to_string(size_bytes) + " bytes";

@@ -26,6 +26,10 @@ int num_devices();
 /// The calling thread's current device. Read once per device and kept; throws Error(kDevice) when there is none.
 const DeviceInfo& current_device();
 
+/// Makes the GPU of this index the calling thread's current one. Throws Error(kUsage), listing the GPUs there are, when
+/// there is no such index; Error(kDevice) when there is no GPU at all.
+void use_device(int index);
+
 /// Device memory, freed with the object. Allocation and release wait for the device (cudaMalloc): buffers are for what
 /// lives long, not for a single call.
 class DeviceBuffer {

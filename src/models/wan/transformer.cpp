@@ -1,7 +1,6 @@
 #include "models/wan/transformer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -16,13 +15,6 @@ namespace {
 
 /// Rows of a block's modulation [6, dim], and of the output's [2, dim].
 enum ModulationRow { kShift, kScale, kGate, kFeedForwardShift, kFeedForwardScale, kFeedForwardGate };
-
-/// Tokens that go through the feed-forward at a time: its wide hidden layer is the largest activation of all.
-constexpr int64_t kFeedForwardChunk = 4096;
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 const Tensor* or_null(const Tensor& tensor) {
   return tensor.empty() ? nullptr : &tensor;
@@ -71,13 +63,16 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
                 "prompt: " + std::to_string(num_tokens) + " tokens; give 1 to " + std::to_string(max_sequence_length));
   }
   const int64_t num_padding = max_sequence_length - num_tokens;
-  const int64_t rows = num_tokens + (num_padding > 0 ? 1 : 0);  // one row for all the padding
+  const bool one_row_for_padding = num_padding > 0 && backend_->takes_key_bias();
+  const int64_t rows = one_row_for_padding ? num_tokens + 1 : max_sequence_length;
 
   Tensor padded = Tensor::zeros(DType::kF32, {rows, config_.text_dim});
   std::memcpy(padded.raw(), text_embeddings.raw(), text_embeddings.size_bytes());
   WanPrompt prompt;
-  prompt.key_bias.assign(static_cast<size_t>(rows), 0.0f);
-  if (num_padding > 0) prompt.key_bias.back() = std::log(static_cast<float>(num_padding));
+  if (one_row_for_padding) {
+    prompt.key_bias.assign(static_cast<size_t>(rows), 0.0f);
+    prompt.key_bias.back() = std::log(static_cast<float>(num_padding));
+  }
 
   Tensor input = backend_->empty(dtype_, padded.shape());
   Tensor hidden = backend_->empty(dtype_, {rows, dim}), text = backend_->empty(dtype_, {rows, dim});
@@ -98,8 +93,9 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
                                SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer) {
   CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
   CALIBATT_ASSERT(prompt.keys_values.size() == blocks_.size());
-  const double start = now_seconds();
-  TransformerTimes spent;
+  WallClockTimer all;  // the wall clock is right for the whole: the result is waited for
+  const std::unique_ptr<Timer> attention_timer = backend_->make_timer();
+  all.start();
 
   const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
             width = static_cast<int>(latents.dim(3));
@@ -118,7 +114,7 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     Tensor modulation = backend_->empty(DType::kF32, {6, dim});
     backend_->add(blocks_[layer].modulation, time_modulation, modulation);
-    self_attention_step(layer, modulation, layout, self_attention, spent);
+    self_attention_step(layer, modulation, layout, self_attention, *attention_timer);
     cross_attention_step(layer, prompt);
     feed_forward_step(layer, modulation);
     if (observer) observer(layer, work_.residual);
@@ -134,17 +130,19 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
   Tensor prediction = backend_->empty(DType::kF32, {config_.out_channels, frames, height, width});
   backend_->unpatchify(patches_out, patches, prediction);
 
+  Tensor result = backend_->to_host(prediction);
+  all.stop();
   if (times != nullptr) {
-    times->self_attention += spent.self_attention;
-    times->other += now_seconds() - start - spent.self_attention;
+    times->self_attention += attention_timer->seconds();
+    times->other += all.seconds() - attention_timer->seconds();
   }
-  return backend_->to_host(prediction);
+  return result;
 }
 
 /// residual += gate ⊙ W_o · attention(norm_rotate(W_q x), norm_rotate(W_k x), W_v x), x = norm(residual)·(1 + scale) +
 /// shift
 void WanTransformer::self_attention_step(int layer, const Tensor& modulation, const Layout& layout,
-                                         SelfAttention& attention, TransformerTimes& times) {
+                                         SelfAttention& attention, Timer& timer) {
   const Block& block = blocks_[layer];
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim, dim = config_.dim();
   const Tensor shift = tensor_row(modulation, kShift), scale = tensor_row(modulation, kScale),
@@ -165,10 +163,10 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
     context.gate = {host_gate.f32(), static_cast<size_t>(dim)};
     context.residual_square_sum = backend_->sum_of_squares(work_.residual);
   }
-  const double start = now_seconds();
+  timer.start();
   attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value),
                    heads_view(work_.attended, 0, head_dim), context);
-  times.self_attention += now_seconds() - start;
+  timer.stop();
 
   backend_->linear(*block.output, work_.attended, work_.residual, {.accumulate = true, .gate = &gate});
 }
@@ -252,7 +250,8 @@ void WanTransformer::prepare_workspace(int64_t num_tokens) {
   work_.qkv = backend_->empty(dtype_, {num_tokens, 3 * dim});
   work_.query = backend_->empty(dtype_, {num_tokens, dim});
   work_.attended = backend_->empty(dtype_, {num_tokens, dim});
-  work_.hidden = backend_->empty(dtype_, {std::min(num_tokens, kFeedForwardChunk), config_.ffn_dim});
+  // The feed-forward's hidden layer is the largest activation of all: it holds a part of the tokens at a time.
+  work_.hidden = backend_->empty(dtype_, {std::min(num_tokens, backend_->rows_at_a_time()), config_.ffn_dim});
 }
 
 }  // namespace calibatt

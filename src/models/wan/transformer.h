@@ -16,7 +16,7 @@ namespace calibatt {
 
 class Weights;
 
-/// Where a forward's time went, in seconds; forwards add to it.
+/// Where a forward's time went, in seconds, by the backend's own clock (Backend::make_timer); forwards add to it.
 struct TransformerTimes {
   double self_attention = 0;  ///< inside SelfAttention::attend
   double other = 0;           ///< everything else of the transformer
@@ -28,11 +28,12 @@ struct TransformerTimes {
 ///
 /// Wan pads the text embeddings with zero rows up to max_sequence_length and lets every token attend to all of them,
 /// padding included. All padding rows are equal, hence so are their keys and values: n of them weigh n·exp(logit) in
-/// the softmax, which is one row with log n added to its logit. So there are L + 1 rows here, not 512; the result is
-/// the same up to rounding.
+/// the softmax, which is one row with log n added to its logit. So there are L + 1 rows here, not 512, where the
+/// backend's attention takes a bias; the result is the same up to rounding.
 struct WanPrompt {
   std::vector<Tensor> keys_values;  ///< one per block, [rows, 2·dim]: keys (normalised), then values
-  std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows)
+  std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows). Or empty:
+                                    ///< every row counts once
 };
 
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.
@@ -102,7 +103,7 @@ class WanTransformer {
   /// → temb [dim] and its projection [6, dim].
   std::pair<Tensor, Tensor> embed_timestep(double timestep) const;
   void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention,
-                           TransformerTimes& times);
+                           Timer& timer);
   void cross_attention_step(int layer, const WanPrompt& prompt);
   void feed_forward_step(int layer, const Tensor& modulation);
 

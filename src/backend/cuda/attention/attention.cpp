@@ -67,11 +67,11 @@ void place_summaries(AttentionArgs& args, const WorkspaceLayout& layout, void* w
 WorkspaceLayout make_layout(const AttentionArgs& args, const AttentionKernel& kernel, const DeviceInfo& device) {
   WorkspaceLayout layout;
   layout.summary_k = aligned(kernel.workspace_bytes(args, device.num_sms));
-  const size_t summaries =
-      makes_summaries(args)
-          ? aligned(size_t{2} * static_cast<size_t>(args.batch) * static_cast<size_t>(args.num_summaries) *
-                    static_cast<size_t>(args.num_heads) * static_cast<size_t>(args.head_dim))
-          : 0;
+  const size_t summaries = makes_summaries(args)
+                               ? aligned((args.is_f32 ? sizeof(float) : sizeof(bfloat16)) *
+                                         static_cast<size_t>(args.batch) * static_cast<size_t>(args.num_summaries) *
+                                         static_cast<size_t>(args.num_heads) * static_cast<size_t>(args.head_dim))
+                               : 0;
   layout.summary_v = layout.summary_k + summaries;
   layout.size_bytes = layout.summary_v + summaries;
   return layout;
@@ -105,7 +105,7 @@ ResidentSchedule::ResidentSchedule(std::span<const HeadSchedule> heads, int num_
 }
 
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule) {
-  static constexpr DType kTypes[] = {DType::kBF16, DType::kF16};
+  static constexpr DType kTypes[] = {DType::kBF16, DType::kF16, DType::kF32};
   validate_attention_call(call, kTypes);
   if (!call.key_bias.empty()) {
     refuse("key_bias is not computed on CUDA; expand the repeated keys, or use the CPU backend");
@@ -119,6 +119,7 @@ AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& sched
   args.v = device_heads(call.v);
   args.out = device_heads(call.out);
   args.is_fp16 = call.q.dtype == DType::kF16;
+  args.is_f32 = call.q.dtype == DType::kF32;
   args.out_f32 = call.out.dtype == DType::kF32;
   args.num_heads = call.num_heads;
   args.head_dim = call.head_dim;
@@ -147,6 +148,7 @@ void validate(const AttentionArgs& args) {
   if (!std::isfinite(args.scale_log2) || args.scale_log2 <= 0) {
     refuse("the scale is " + std::to_string(args.scale_log2) + "; CUDA kernels take a positive one");
   }
+  if (args.is_f32 && (args.is_fp16 || !args.out_f32)) refuse("inputs of 32 bits have outputs of 32 bits");
   validate_heads(args.q, "q", args, args.num_queries);
   validate_heads(args.k, "k", args, args.num_keys);
   validate_heads(args.v, "v", args, args.num_keys);
@@ -198,9 +200,9 @@ void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cuda
   }
   if (makes_summaries(args)) {
     place_summaries(args, layout, workspace);
+    const DType dtype = args.is_f32 ? DType::kF32 : args.is_fp16 ? DType::kF16 : DType::kBF16;
     for (const auto& [from, to] : {std::pair{&args.k, &args.summary_k}, {&args.v, &args.summary_v}}) {
-      make_summaries(*from, *to, args.is_fp16, args.batch, args.num_heads, args.head_dim, args.num_keys, args.block_k,
-                     stream);
+      make_summaries(*from, *to, dtype, args.batch, args.num_heads, args.head_dim, args.num_keys, args.block_k, stream);
     }
   }
   args.workspace = workspace;

@@ -37,8 +37,9 @@ class ResidentSchedule {
   bool has_summaries_ = false;
 };
 
-/// Kernel arguments of one sample's call: views (BF16 or F16, out alike or F32) and block_energy are device pointers,
-/// `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; key_bias is not computed here.
+/// Kernel arguments of one sample's call: views (BF16, F16 or F32, out alike or F32) and block_energy are device
+/// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; key_bias is not
+/// computed here.
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule);
 
 /// Throws Error(kUsage), naming the field, when sizes, strides or pointers do not fit together. A schedule's arrays are

@@ -60,8 +60,9 @@ struct DeviceSchedule {
 
 /// out[b, t, h] = Σ_s softmax_s(scale · q[b, t, h] · k[b, s, h]) v[b, s, h], with what a plan leaves out left out.
 struct AttentionArgs {
-  DeviceHeads q, k, v, out;  ///< q, k, v: 16-bit floats; out: the same type, or float when out_f32
-  bool is_fp16 = false;      ///< fp16, else bf16
+  DeviceHeads q, k, v, out;  ///< q, k, v: bf16 unless is_fp16 or is_f32; out: the same type, or float when out_f32
+  bool is_fp16 = false;
+  bool is_f32 = false;  ///< for parity runs; the generic kernel alone takes it. out_f32 then
   bool out_f32 = false;
   int batch = 1, num_heads = 1, head_dim = 128;
   int num_queries = 0, num_keys = 0;

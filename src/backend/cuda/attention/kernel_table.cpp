@@ -9,9 +9,9 @@ namespace calibatt::cuda {
 
 std::span<const AttentionKernel> attention_kernels() {
   static constexpr AttentionKernel kTable[] = {
-      {"sm90", sm90::refusal, sm90::workspace_bytes, sm90::launch},
-      {"sm80", sm80::refusal, sm80::workspace_bytes, sm80::launch},
-      {"generic", generic::refusal, generic::workspace_bytes, generic::launch},
+      {"sm90", false, sm90::refusal, sm90::workspace_bytes, sm90::launch},
+      {"sm80", false, sm80::refusal, sm80::workspace_bytes, sm80::launch},
+      {"generic", true, generic::refusal, generic::workspace_bytes, generic::launch},
   };
   return kTable;
 }
@@ -22,7 +22,8 @@ const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const 
   for (const AttentionKernel& kernel : attention_kernels()) {
     known += (known.empty() ? "" : ", ") + std::string(kernel.name);
     if (!name.empty() && kernel.name != name) continue;
-    const std::string reason = kernel.refusal(args, device.compute_capability);
+    const std::string reason = args.is_f32 && !kernel.takes_f32 ? "q, k and v are F32, it takes 16-bit floats"
+                                                                : kernel.refusal(args, device.compute_capability);
     if (reason.empty()) return kernel;
     reasons += (reasons.empty() ? "" : "; ") + std::string(kernel.name) + " refuses: " + reason;
   }

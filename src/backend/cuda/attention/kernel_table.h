@@ -15,6 +15,7 @@ namespace calibatt::cuda {
 /// A way to compute an attention call on a GPU.
 struct AttentionKernel {
   std::string_view name;  ///< "sm90", "sm80", "generic"
+  bool takes_f32;         ///< reads args.is_f32; the others are not asked about such calls
   /// Why this kernel cannot take a (valid) call on a GPU of this compute capability (90 is 9.0); empty when it can.
   std::string (*refusal)(const AttentionArgs& args, int compute_capability);
   /// Of args.workspace, for `launch`.

@@ -34,6 +34,12 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 x) {
 __device__ __forceinline__ float to_float(__half x) {
   return __half2float(x);
 }
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ void store(float* to, float x) {
+  *to = x;
+}
 __device__ __forceinline__ void store(__nv_bfloat16* to, float x) {
   *to = __float2bfloat16_rn(x);
 }
@@ -102,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) summaries_kernel(const __grid_consta
   }
 }
 
-/// For rows that cannot be read 16 bytes at a time: a thread per dim.
+/// For rows that cannot be read 16 bytes at a time, and for F32 (where speed does not matter): a thread per dim.
 template <class T>
 __global__ void __launch_bounds__(kThreads) unaligned_summaries_kernel(const __grid_constant__ Summaries s) {
   const Work<T> work(s);
@@ -120,7 +126,7 @@ bool rows_are_aligned(const DeviceHeads& array) {
 
 }  // namespace
 
-void make_summaries(const DeviceHeads& keys_or_values, DeviceHeads out, bool is_fp16, int batch, int num_heads,
+void make_summaries(const DeviceHeads& keys_or_values, DeviceHeads out, DType dtype, int batch, int num_heads,
                     int head_dim, int num_tokens, int block_k, cudaStream_t stream) {
   const int64_t num_blocks = (static_cast<int64_t>(num_tokens) + block_k - 1) / block_k;
   if (num_blocks * num_heads > std::numeric_limits<int32_t>::max() || batch > 65535) {
@@ -134,7 +140,9 @@ void make_summaries(const DeviceHeads& keys_or_values, DeviceHeads out, bool is_
     const dim3 grid(static_cast<unsigned>(num_blocks * num_heads), static_cast<unsigned>(batch));
     kernel<<<grid, kThreads, 0, stream>>>(summaries);
   };
-  if (is_fp16) {
+  if (dtype == DType::kF32) {
+    enqueue(&unaligned_summaries_kernel<float>);
+  } else if (dtype == DType::kF16) {
     enqueue(wide ? &summaries_kernel<__half> : &unaligned_summaries_kernel<__half>);
   } else {
     enqueue(wide ? &summaries_kernel<__nv_bfloat16> : &unaligned_summaries_kernel<__nv_bfloat16>);

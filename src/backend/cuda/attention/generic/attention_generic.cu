@@ -28,6 +28,12 @@ __device__ float to_float(__nv_bfloat16 x) {
 __device__ float to_float(__half x) {
   return __half2float(x);
 }
+__device__ float to_float(float x) {
+  return x;
+}
+__device__ void store(float* to, float x) {
+  *to = x;
+}
 __device__ void store(__nv_bfloat16* to, float x) {
   *to = __float2bfloat16_rn(x);
 }
@@ -275,7 +281,9 @@ void launch(const AttentionArgs& args, int, cudaStream_t stream) {
   call.num_query_blocks = ceil_div(args.num_queries, args.block_q);
   call.num_key_blocks = ceil_div(args.num_keys, args.block_k);
   call.log_sums = args.block_energy != nullptr ? static_cast<float*>(args.workspace) : nullptr;
-  if (args.is_fp16) {
+  if (args.is_f32) {
+    launch_typed<float>(call, stream);
+  } else if (args.is_fp16) {
     launch_typed<__half>(call, stream);
   } else {
     launch_typed<__nv_bfloat16>(call, stream);

@@ -1,0 +1,246 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/cuda/attention/attention.h"
+#include "backend/cuda/context.h"
+#include "backend/cuda/event_timer.h"
+#include "backend/cuda/kernels/biased_attention.h"
+#include "backend/cuda/kernels/elementwise.h"
+#include "backend/cuda/kernels/norm.h"
+#include "backend/cuda/kernels/patches.h"
+#include "backend/cuda/linear.h"
+#include "base/error.h"
+
+namespace calibatt::cuda {
+namespace {
+
+/// Wide enough that a product's last wave of tiles does not count; the 14B model's hidden layer takes 0.9 GB then.
+constexpr int64_t kRowsAtATime = 32768;
+constexpr int kOldestCapability = 80;  // the kernels' bf16 instructions
+
+const float* f32_or_null(const Tensor* tensor) {
+  return tensor != nullptr ? tensor->f32() : nullptr;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  std::string_view name() const override { return "cuda"; }
+  bool has_fast_bf16() const override { return true; }
+  std::string attention_kernel(DType dtype, int head_dim) const override;
+  std::string device_name() const override { return context_.device().name; }
+  int64_t rows_at_a_time() const override { return kRowsAtATime; }
+
+  void synchronize() override { context_.synchronize(); }
+  std::unique_ptr<Timer> make_timer() override { return std::make_unique<EventTimer>(context_.stream()); }
+
+  Tensor empty(DType dtype, std::vector<int64_t> shape) override { return context_.allocate(dtype, std::move(shape)); }
+  Tensor from_host(const Tensor& host) override {
+    Tensor device = context_.allocate(host.dtype(), host.shape());
+    context_.copy_to_device(device.raw(), host.raw(), host.size_bytes());
+    return device;
+  }
+  Tensor to_host(const Tensor& device) override {
+    Tensor host(device.dtype(), device.shape());
+    context_.copy_to_host(host.raw(), device.raw(), device.size_bytes());
+    return host;
+  }
+  bool in_host_memory() const override { return false; }
+  size_t peak_memory_bytes() const override { return context_.peak_bytes(); }
+  void reset_peak_memory() override { context_.reset_peak(); }
+
+  std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
+    return linear_.make(weight, bias, dtype);
+  }
+  void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
+    linear_.run(layer, input, out, epilogue);
+  }
+
+  void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
+                  Tensor& out) override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) override;
+  void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
+                       const RopeTable* rope) override;
+
+  void activate(Activation activation, const Tensor& x, Tensor& out) override {
+    CALIBATT_ASSERT(x.size() == out.size() && x.dtype() == out.dtype());
+    cuda::activate(activation, x.raw(), out.raw(), x.dtype(), x.size(), context_.stream());
+  }
+  void multiply(const Tensor& a, const Tensor& b, Tensor& out) override {
+    CALIBATT_ASSERT(a.size() == b.size() && a.size() == out.size() && a.dtype() == b.dtype() &&
+                    a.dtype() == out.dtype());
+    cuda::multiply(a.raw(), b.raw(), out.raw(), a.dtype(), a.size(), context_.stream());
+  }
+  void add(const Tensor& a, const Tensor& b, Tensor& out) override {
+    CALIBATT_ASSERT(a.size() == out.size() && b.size() > 0 && a.size() % b.size() == 0);
+    cuda::add(a.f32(), b.f32(), out.f32(), a.size(), b.size(), context_.stream());
+  }
+  void convert(const Tensor& x, Tensor& out) override {
+    CALIBATT_ASSERT(x.size() == out.size());
+    if (x.dtype() == out.dtype()) {
+      check(cudaMemcpyAsync(out.raw(), x.raw(), x.size_bytes(), cudaMemcpyDeviceToDevice, context_.stream()),
+            "copying on the GPU");
+      return;
+    }
+    cuda::convert(x.raw(), x.dtype(), out.raw(), out.dtype(), x.size(), context_.stream());
+  }
+  double sum_of_squares(const Tensor& x) override;
+
+  void patchify(const Tensor& latents, const PatchLayout& layout, Tensor& tokens) override {
+    CALIBATT_ASSERT(tokens.size() == latents.size());
+    cuda::patchify(patch_call(latents, layout), latents.f32(), tokens.f32(), context_.stream());
+  }
+  void unpatchify(const Tensor& tokens, const PatchLayout& layout, Tensor& latents) override {
+    CALIBATT_ASSERT(tokens.size() == latents.size());
+    cuda::unpatchify(patch_call(latents, layout), tokens.f32(), latents.f32(), context_.stream());
+  }
+
+  bool takes_key_bias() const override { return false; }
+  void attention(const AttentionCall& call) override;
+  void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
+                        int head_dim, HeadsView out) override {
+    CALIBATT_ASSERT(k.num_tokens == q.num_tokens && v.num_tokens == q.num_tokens && out.num_tokens == q.num_tokens);
+    CALIBATT_ASSERT(bias.size() == num_heads * q.num_tokens * q.num_tokens);
+    cuda::biased_attention(q, k, v, bias.f32(), num_heads, head_dim, out, context_.stream());
+  }
+
+ private:
+  PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
+  /// The call's schedule in device memory; empty when all its heads are dense.
+  ResidentSchedule schedule_for(const AttentionCall& call);
+
+  Context context_;
+  LinearOps linear_{context_};
+  std::vector<int32_t> order_;  // the token order that is in device memory
+  Tensor order_on_device_;
+};
+
+std::string CudaBackend::attention_kernel(DType dtype, int head_dim) const {
+  alignas(256) static std::byte somewhere_aligned;  // only its address is looked at
+  AttentionCall call;
+  call.q = call.k = call.v = {&somewhere_aligned, dtype, 1, head_dim, head_dim};
+  call.out = {&somewhere_aligned, dtype, 1, head_dim, head_dim};
+  call.head_dim = head_dim;
+  return std::string(choose_attention_kernel(make_args(call, {}), context_.device()).name);
+}
+
+void CudaBackend::layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
+                             Tensor& out) {
+  LayerNormCall call;
+  call.x = x.f32();
+  call.out = out.raw();
+  call.out_dtype = out.dtype();
+  call.channels = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  call.scale = f32_or_null(scale);
+  call.shift = f32_or_null(shift);
+  call.one_plus_scale = one_plus_scale;
+  call.eps = eps;
+  CALIBATT_ASSERT(out.size() == x.size() && (scale == nullptr || scale->size() == call.channels) &&
+                  (shift == nullptr || shift->size() == call.channels));
+  cuda::layer_norm(call, context_.stream());
+}
+
+void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) {
+  RmsNormCall call;
+  call.x = x.raw();
+  call.x_dtype = x.dtype();
+  call.out = out.raw();
+  call.out_dtype = out.dtype();
+  call.channels = call.x_stride = call.out_stride = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  call.weight = weight.f32();
+  call.eps = eps;
+  CALIBATT_ASSERT(out.size() == x.size() && weight.size() == call.channels);
+  cuda::rms_norm(call, context_.stream());
+}
+
+void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
+                                  const RopeTable* rope) {
+  CALIBATT_ASSERT((x.head_stride == head_dim || num_heads == 1) && head_dim % 2 == 0);
+  CALIBATT_ASSERT(weight == nullptr || weight->size() == int64_t{num_heads} * head_dim);
+  CALIBATT_ASSERT(rope == nullptr || rope->cos.size() == x.num_tokens * head_dim);
+  if (weight == nullptr && rope == nullptr) return;
+  RmsNormCall call;
+  call.x = call.out = x.data;
+  call.x_dtype = call.out_dtype = x.dtype;
+  call.x_stride = call.out_stride = x.token_stride;
+  call.rows = x.num_tokens;
+  call.channels = int64_t{num_heads} * head_dim;
+  call.weight = f32_or_null(weight);
+  call.eps = eps;
+  if (rope != nullptr) {
+    call.cos = rope->cos.f32();
+    call.signed_sin = rope->signed_sin.f32();
+    call.head_dim = head_dim;
+  }
+  cuda::rms_norm(call, context_.stream());
+}
+
+double CudaBackend::sum_of_squares(const Tensor& x) {
+  const std::shared_ptr<void> partial_sums = context_.allocate_bytes(kSumParts * sizeof(double));
+  cuda::sum_of_squares(x.f32(), x.size(), static_cast<double*>(partial_sums.get()), context_.stream());
+  std::array<double, kSumParts> parts;
+  context_.copy_to_host(parts.data(), partial_sums.get(), sizeof(parts));
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
+PatchCall CudaBackend::patch_call(const Tensor& latents, const PatchLayout& layout) {
+  const std::span<const int32_t> order = layout.raster_of_position;
+  const int64_t patch_volume = int64_t{layout.patch[0]} * layout.patch[1] * layout.patch[2];
+  CALIBATT_ASSERT(latents.rank() == 4 &&
+                  static_cast<int64_t>(order.size()) * patch_volume * latents.dim(0) == latents.size());
+  // The order of a run is the same in all its forwards.
+  if (!std::ranges::equal(order, order_)) {
+    order_.assign(order.begin(), order.end());
+    order_on_device_ =
+        from_host(Tensor(DType::kI32, {static_cast<int64_t>(order_.size())}, {order_.data(), [](void*) {}}));
+  }
+  return {latents.dim(0), latents.dim(1), latents.dim(2),
+          latents.dim(3), layout.patch,   order_on_device_.data<int32_t>()};
+}
+
+ResidentSchedule CudaBackend::schedule_for(const AttentionCall& call) {
+  return {call.heads, static_cast<int>(call.q.num_tokens), static_cast<int>(call.k.num_tokens), call.block_q,
+          call.block_k};
+}
+
+void CudaBackend::attention(const AttentionCall& call) {
+  const ResidentSchedule schedule = schedule_for(call);
+  const AttentionArgs args = make_args(call, schedule);
+  const size_t workspace_bytes = attention_workspace_bytes(args);
+  const std::shared_ptr<void> workspace = context_.allocate_bytes(workspace_bytes);
+  cuda::attention(args, workspace.get(), workspace_bytes, context_.stream());
+  // The schedule's memory must not go before the kernel is done with it.
+  if (schedule.size_bytes() > 0) context_.synchronize();
+}
+
+bool usable() {
+  int major = 0;
+  return num_devices() > 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+         10 * major >= kOldestCapability;
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(int device) {
+  use_device(device);
+  if (current_device().compute_capability < kOldestCapability) {
+    throw Error(ErrorKind::kDevice, "GPU: " + current_device().name +
+                                        " is older than compute capability 8.0; use "
+                                        "--backend cpu");
+  }
+  return std::make_unique<CudaBackend>();
+}
+
+void add_cuda_backend() {
+  add_backend({"cuda", usable, make_cuda_backend});
+}
+
+}  // namespace calibatt::cuda

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace calibatt::cuda {
+
+/// The backend on the GPU of this index. Everything is enqueued on one stream and nothing waits for it but to_host,
+/// sum_of_squares, synchronize and a Timer's seconds(). To be used from one thread. Throws Error(kUsage) listing the
+/// GPUs when there is none of this index, Error(kDevice) when there is no GPU or it is too old.
+std::unique_ptr<Backend> make_cuda_backend(int device = 0);
+
+/// Makes make_backend know "cuda".
+void add_cuda_backend();
+
+}  // namespace calibatt::cuda

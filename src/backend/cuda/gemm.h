@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cublasLt.h>
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+
+#include "backend/cuda/context.h"
+
+namespace calibatt::cuda {
+
+/// out [rows, out_features] = input [rows, in_features] · weightᵀ, all row-major in device memory.
+struct GemmCall {
+  const void* input = nullptr;
+  const void* weight = nullptr;  ///< [out_features, in_features]
+  void* out = nullptr;
+  DType dtype = DType::kBF16;     ///< of input and weight: kF32 or kBF16
+  DType out_dtype = DType::kF32;  ///< kF32, or kBF16 when dtype is
+  int64_t rows = 0, out_features = 0, in_features = 0;
+  const void* bias = nullptr;  ///< [out_features] of out_dtype, or null
+  bool gelu = false;           ///< GELU in its tanh form, after the bias
+  bool accumulate = false;     ///< add to what `out` holds
+};
+
+/// Matrix products by cuBLASLt on the context's stream. The algorithm is chosen once per shape: the library's own
+/// favourite or, for large products whose output can be written twice, the fastest of its first few.
+class Gemm {
+ public:
+  explicit Gemm(Context& context);
+  ~Gemm();
+  Gemm(const Gemm&) = delete;
+  Gemm& operator=(const Gemm&) = delete;
+
+  /// Whether cuBLASLt has an algorithm for the call: it lacks some combinations of types, addresses and what comes
+  /// after the product.
+  bool supports(const GemmCall& call) { return algorithm_for(call).has_value(); }
+  /// Throws Error(kDevice), naming the shape, when cuBLASLt has no algorithm for it or fails.
+  void run(const GemmCall& call);
+
+ private:
+  /// What the choice of an algorithm depends on.
+  struct Shape {
+    int64_t rows, out_features, in_features;
+    DType dtype, out_dtype;
+    bool bias, gelu, accumulate;
+    uint32_t input_alignment, weight_alignment, out_alignment, bias_alignment;  // bytes
+    auto operator<=>(const Shape&) const = default;
+  };
+  struct Descriptors;
+
+  static Shape shape_of(const GemmCall& call);
+  const std::optional<cublasLtMatmulAlgo_t>& algorithm_for(const GemmCall& call);
+  std::optional<cublasLtMatmulAlgo_t> choose(const GemmCall& call, const Shape& shape);
+  cublasStatus_t enqueue(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
+  float milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
+
+  Context& context_;
+  cublasLtHandle_t handle_ = nullptr;
+  std::shared_ptr<void> workspace_;
+  std::map<Shape, std::optional<cublasLtMatmulAlgo_t>> algorithms_;  // nothing: there is none
+};
+
+}  // namespace calibatt::cuda

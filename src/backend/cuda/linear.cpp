@@ -1,0 +1,109 @@
+#include "backend/cuda/linear.h"
+
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/kernels/elementwise.h"
+#include "base/error.h"
+
+namespace calibatt::cuda {
+namespace {
+
+class CudaLinear final : public LinearLayer {
+ public:
+  CudaLinear(Context& context, const Tensor& weight, const Tensor& bias, DType dtype)
+      : weight_(upload(context, weight, dtype)) {
+    if (bias.empty()) return;
+    bias_ = upload(context, bias, DType::kF32);
+    if (dtype == DType::kBF16) rounded_bias_ = upload(context, bias, DType::kBF16);
+  }
+  int64_t in_features() const override { return weight_.dim(1); }
+  int64_t out_features() const override { return weight_.dim(0); }
+  DType dtype() const override { return weight_.dtype(); }
+
+  const void* weight() const { return weight_.raw(); }
+  const void* bias(DType dtype) const {  ///< or null
+    return dtype == DType::kF32 ? bias_.raw() : rounded_bias_.raw();
+  }
+
+ private:
+  Tensor weight_;               // [out, in]
+  Tensor bias_, rounded_bias_;  // [out] F32; BF16, of layers that take bf16
+};
+
+}  // namespace
+
+Tensor upload(Context& context, const Tensor& host, DType dtype) {
+  Tensor result = context.allocate(dtype, host.shape());
+  if (host.dtype() == dtype) {
+    context.copy_to_device(result.raw(), host.raw(), host.size_bytes());
+    return result;
+  }
+  if (host.dtype() == DType::kF64) return upload(context, converted(host, DType::kF32), dtype);
+  const Tensor stored = context.allocate(host.dtype(), host.shape());
+  context.copy_to_device(const_cast<void*>(stored.raw()), host.raw(), host.size_bytes());
+  convert(stored.raw(), host.dtype(), result.raw(), dtype, host.size(), context.stream());
+  return result;
+}
+
+struct LinearOps::Gemms {
+  explicit Gemms(Context& context) : gemm(context) {}
+  Gemm gemm;
+};
+
+LinearOps::LinearOps(Context& context) : context_(context), gemms_(std::make_unique<Gemms>(context)) {}
+LinearOps::~LinearOps() = default;
+
+std::shared_ptr<const LinearLayer> LinearOps::make(const Tensor& weight, const Tensor& bias, DType dtype) {
+  CALIBATT_ASSERT(weight.rank() == 2 && (bias.empty() || bias.size() == weight.dim(0)));
+  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
+  return std::make_shared<CudaLinear>(context_, weight, bias, dtype);
+}
+
+void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {
+  const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
+  CALIBATT_ASSERT(linear != nullptr && input.dtype() == layer.dtype());
+  const int64_t rows = input.size() / layer.in_features(), out_features = layer.out_features();
+  CALIBATT_ASSERT(rows * layer.in_features() == input.size() && rows * out_features == out.size());
+  CALIBATT_ASSERT(!epilogue.accumulate || out.dtype() == DType::kF32);
+  CALIBATT_ASSERT(epilogue.gate == nullptr || (epilogue.accumulate && epilogue.gate->size() == out_features));
+
+  GemmCall call;
+  call.input = input.raw();
+  call.weight = linear->weight();
+  call.dtype = layer.dtype();
+  call.rows = rows;
+  call.out_features = out_features;
+  call.in_features = layer.in_features();
+  // bf16 out of F32 in has no product of its own, and what follows the product of a gated layer reads it: a temporary.
+  const bool adds_plainly = epilogue.accumulate && epilogue.gate == nullptr && epilogue.activation == Activation::kNone;
+  const bool narrows = layer.dtype() == DType::kF32 && out.dtype() == DType::kBF16;
+  Tensor product =
+      (epilogue.accumulate && !adds_plainly) || narrows ? context_.allocate(layer.dtype(), {rows, out_features}) : out;
+  call.out = product.raw();
+  call.out_dtype = product.dtype();
+  call.bias = linear->bias(product.dtype());
+  call.accumulate = adds_plainly;
+  call.gelu =
+      epilogue.activation == Activation::kGeluTanh && call.dtype == DType::kBF16 && call.out_dtype == DType::kBF16;
+  const bool fuses_all = call.rows == 0 || gemms_->gemm.supports(call);
+  if (!fuses_all) {
+    call.bias = nullptr;
+    call.gelu = false;
+  }
+  gemms_->gemm.run(call);
+  if (!fuses_all && linear->bias(DType::kF32) != nullptr) {
+    add_bias(product.raw(), product.dtype(), static_cast<const float*>(linear->bias(DType::kF32)), rows, out_features,
+             context_.stream());
+  }
+
+  if (epilogue.activation != Activation::kNone && !call.gelu) {
+    activate(epilogue.activation, product.raw(), product.raw(), product.dtype(), product.size(), context_.stream());
+  }
+  if (epilogue.accumulate && !adds_plainly) {
+    const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
+    add_gated(out.f32(), product.raw(), product.dtype(), gate, rows, out_features, context_.stream());
+  } else if (narrows) {
+    convert(product.raw(), DType::kF32, out.raw(), DType::kBF16, out.size(), context_.stream());
+  }
+}
+
+}  // namespace calibatt::cuda

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cuda/context.h"
+
+namespace calibatt::cuda {
+
+/// Linear layers by cuBLASLt: y = xWᵀ + b, row-major. bf16 in: bf16 products, float32 sums, out bf16 or float32. F32
+/// in: float32 throughout (no TF32), out F32. The bias is added in the product's own pass, in float32 where the output
+/// is F32 and from a bf16 copy where it is bf16 (which rounds the sum as coarsely anyway, and is what torch does); so
+/// is GELU from bf16 to bf16. What cuBLASLt does not fuse for some odd shape follows in a kernel of our own. One object
+/// per backend.
+class LinearOps {
+ public:
+  explicit LinearOps(Context& context);  ///< throws Error(kDevice) when cuBLASLt does not start
+  ~LinearOps();
+  LinearOps(const LinearOps&) = delete;
+  LinearOps& operator=(const LinearOps&) = delete;
+
+  /// Backend::make_linear and Backend::linear.
+  std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
+  void run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
+
+ private:
+  struct Gemms;
+  Context& context_;
+  std::unique_ptr<Gemms> gemms_;
+};
+
+/// Device memory with the values of a host tensor (any float dtype, at any address) in `dtype` (kF32 or kBF16), rounded
+/// on the device.
+Tensor upload(Context& context, const Tensor& host, DType dtype);
+
+}  // namespace calibatt::cuda
