@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/clip_ops.h"
 #include "backend/cuda/context.h"
 #include "backend/cuda/event_timer.h"
 #include "backend/cuda/kernels/biased_attention.h"
@@ -107,6 +108,7 @@ class CudaBackend final : public Backend {
     CALIBATT_ASSERT(bias.size() == num_heads * q.num_tokens * q.num_tokens);
     cuda::biased_attention(q, k, v, bias.f32(), num_heads, head_dim, out, context_.stream());
   }
+  ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
@@ -115,6 +117,7 @@ class CudaBackend final : public Backend {
 
   Context context_;
   LinearOps linear_{context_};
+  std::unique_ptr<ClipOps> clip_ops_ = make_clip_ops(context_);
   std::vector<int32_t> order_;  // the token order that is in device memory
   Tensor order_on_device_;
 };
