@@ -1,9 +1,8 @@
 // Attention for Hopper. One block of three warpgroups stays on each multiprocessor and takes tiles (up to 128 query
 // rows of one head, and the keys they see) from a counter until none is left:
-//   producer.cuh  one warp walks a tile's chunks of 64 keys and has the copy engine fill a ring of slots of 128 keys or
-//                 values;
-//   consumer.cuh  two warpgroups of 64 rows: S = Q Kᵀ, softmax, O += P V; the next S is computed under this softmax;
-//   softmax.cuh   on accumulators, with a reference that moves seldom; masks; the biases of summary tokens;
+//   producer.cuh  one thread walks a tile's chunks of 64 keys and has the copy engine fill two stages of 128 keys and
+//   values; consumer.cuh  two warpgroups of 64 rows: S = Q Kᵀ, softmax, O += P V; the next S is computed under this
+//   softmax; softmax.cuh   on accumulators, with a reference that moves seldom; masks; the biases of summary tokens;
 //   epilogue.cuh  normalised rows to their tokens (one, or all that copy an anchor);
 //   energy.cuh    block energy in the same pass;
 //   layout.cuh    sizes, shared memory, what passes between the roles.
@@ -35,19 +34,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       ptx::mbarrier_init(&shared.queries_full[i], 1);
       ptx::mbarrier_init(&shared.queries_empty[i], kConsumerWarps);
     }
-    for (uint32_t i = 0; i < RingPlace::kSlots; ++i) {
-      ptx::mbarrier_init(&shared.full[i], 1);
-      ptx::mbarrier_init(&shared.empty[i], kConsumerWarps);
-      if (!RingPlace::is_gap(i)) continue;  // else its first phase is over before anything begins
-      ptx::mbarrier_arrive(&shared.full[i]);
-      for (int warp = 0; warp < kConsumerWarps; ++warp) ptx::mbarrier_arrive(&shared.empty[i]);
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(&shared.keys_full[i], 1);
+      ptx::mbarrier_init(&shared.keys_empty[i], kConsumerWarps);
+      ptx::mbarrier_init(&shared.values_full[i], 1);
+      ptx::mbarrier_init(&shared.values_empty[i], kConsumerWarps);
     }
     ptx::mbarrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
-    if (threadIdx.x < 32) Producer<kHeadDim>(params, maps, shared).run();
+    if (threadIdx.x == 0) Producer<kHeadDim>(params, maps, shared).run();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     Consumer<kHeadDim, Type, kEnergyColumns>(params, shared).run();
@@ -175,7 +173,7 @@ std::string refusal(const AttentionArgs& args, int compute_capability) {
 
 size_t workspace_bytes(const AttentionArgs& args, int num_multiprocessors) {
   const KernelParams params = make_params(args);
-  return 256 + sizeof(float) * num_multiprocessors * energy_floats(params.energy_columns);
+  return 256 + static_cast<size_t>(num_multiprocessors * energy_bytes(params.energy_columns));
 }
 
 void launch(const AttentionArgs& args, int num_multiprocessors, cudaStream_t stream) {

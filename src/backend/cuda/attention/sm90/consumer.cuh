@@ -11,6 +11,11 @@
 /// The mainloop of a consumer warpgroup: 64 query rows against the steps that the producer copies.
 namespace calibatt::cuda::sm90 {
 
+/// The same value, known to the compiler to be alike in the warp: it then lives in uniform registers.
+__device__ __forceinline__ int uniform(int value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
 template <int kHeadDim, class Type, EnergyColumns kEnergyColumns>
 class Consumer {
  public:
@@ -25,8 +30,8 @@ class Consumer {
         lane_(static_cast<int>(threadIdx.x) % 32),
         energy_(params, warp_, lane_),
         queries_(ptx::shared_address(shared.queries[0]) + group_ * kGroupRows * kRowBytes),
-        keys_(ptx::shared_address(shared.ring[0])),
-        values_(ptx::shared_address(shared.ring[0])) {}
+        keys_(ptx::shared_address(shared.keys[0])),
+        values_(ptx::shared_address(shared.values[0])) {}
 
   __device__ void run() {
     if (group_ == 1) pass_turn();  // the first turn is the first group's
@@ -50,7 +55,7 @@ class Consumer {
                             softmax.reference[1] + ptx::log2_unit(sums[1])};
       // The last product, and behind it the next tile's first, which runs under this tile's epilogue. (No product may
       // be under way where paths part or meet: the compiler then serialises all of them.)
-      wait_full(RingPlace::values(step_));
+      wait_full(shared_.values_full, step_);
       if (!await_tile(++use, step_ + 1)) {
         issue_values(o, p, step_);
         ptx::wgmma_wait<0>();
@@ -79,7 +84,7 @@ class Consumer {
     const TileHeader& header = shared_.headers[use & 3];
     if (uniform(header.num_steps) == 0) return false;
     if (header.flags & Tile::kAnchors) gather_queries(slot, header);
-    wait_full(RingPlace::keys(step));
+    wait_full(shared_.keys_full, step);
     return true;
   }
 
@@ -92,7 +97,7 @@ class Consumer {
 #pragma unroll
     for (float& x : o) x = 0;
 
-    release(shared_.empty[RingPlace::keys(step_).slot]);
+    release(shared_.keys_empty[step_ % kStages]);
     const int valid[2] = {header.valid[0], header.valid[1]};
     if (valid[0] < kChunkKeys || valid[1] < kChunkKeys) mask_missing(s, valid);
     softmax.begin(s, params_.args.scale_log2, p);
@@ -113,6 +118,7 @@ class Consumer {
       ptx::pin(p);
     }
     energy_.note(softmax.chunk_sum);
+    release(shared_.queries_empty[use & 1]);
   }
 
   /// Scores of a step, and the product with the values of the step before, whose weights are in p; the softmax of the
@@ -120,24 +126,23 @@ class Consumer {
   __device__ __forceinline__ void next_step(Scores& s, Output& o, Weights& p, Weights& p_next,
                                             RowSoftmax<Type>& softmax, uint32_t use, const TileHeader& header, int step,
                                             int num_key_steps) {
-    wait_full(RingPlace::keys(step_ + 1));
+    wait_full(shared_.keys_full, step_ + 1);
     take_turn();
     issue_scores(s, use & 1, step_ + 1);
-    wait_full(RingPlace::values(step_));
+    wait_full(shared_.values_full, step_);
     issue_values(o, p, step_);
     pass_turn();
     energy_.note(softmax.chunk_sum);  // the last step's: there is nothing else to do until the scores come
     ptx::wgmma_wait<1>();
     ptx::pin(s);
-    release(shared_.empty[RingPlace::keys(step_ + 1).slot]);
+    release(shared_.keys_empty[(step_ + 1) % kStages]);
     if (step >= num_key_steps) add_bias(s, step - num_key_steps, header);
-    const bool rescale = softmax.update(s, params_.args.scale_log2, p_next, [&] {
-      ptx::wgmma_wait<0>();  // it is done by now, and its values' slot can be filled while the softmax goes on
-      ptx::pin(o);
-      ptx::pin(p);
-      release(shared_.empty[RingPlace::values(step_).slot]);
-    });
+    const bool rescale = softmax.update(s, params_.args.scale_log2, p_next);
     ptx::pin(p_next);
+    ptx::wgmma_wait<0>();
+    ptx::pin(o);
+    ptx::pin(p);
+    release(shared_.values_empty[step_ % kStages]);
     if (rescale) {
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) o[i] *= softmax.factor[i / 2 % 2];
@@ -153,13 +158,10 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) result[i] = o[i] * factors[i / 2 % 2];
     ptx::pin(result);
-    release(shared_.empty[RingPlace::values(step_).slot]);
+    release(shared_.values_empty[step_ % kStages]);
     int lane = lane_;
     asm volatile("" : "+r"(lane));  // or the epilogue's addresses, made once for all tiles, would spill
-    write_output<kHeadDim, Type>(params_.args, header, shared_.queries[use & 1], result, 16 * warp_, lane);
-    ptx::fence_async_proxy();  // the copy engine writes there next
-    __syncwarp();
-    release(shared_.queries_empty[use & 1]);
+    write_output<kHeadDim, Type>(params_.args, header, shared_.out[warp_], result, 16 * warp_, lane);
     if (params_.args.row_lse != nullptr) write_lse(params_.args, header, lse, 16 * warp_, lane);
     energy_.reduce(header, factors, use);
   }
@@ -168,7 +170,7 @@ class Consumer {
   /// s = Q Kᵀ for this group's rows, asynchronously.
   __device__ __forceinline__ void issue_scores(Scores& s, uint32_t slot, uint32_t step) {
     const auto queries = queries_.moved(slot * Shared::kQueryBytes);
-    const auto keys = keys_.moved(RingPlace::keys(step).slot * Shared::kStepBytes);
+    const auto keys = keys_.moved(step % kStages * Shared::kStepBytes);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -181,7 +183,7 @@ class Consumer {
 
   /// o += P V, asynchronously. p stays untouched until the product is waited for.
   __device__ __forceinline__ void issue_values(Output& o, const Weights& p, uint32_t step) {
-    const auto values = values_.moved(RingPlace::values(step).slot * Shared::kStepBytes);
+    const auto values = values_.moved(step % kStages * Shared::kStepBytes);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kStepKeys / 16; ++k) {
@@ -191,8 +193,8 @@ class Consumer {
   }
 
   // ---- barriers ----------------------------------------------------------------------------------------------------
-  __device__ __forceinline__ void wait_full(const RingPlace& place) {
-    ptx::mbarrier_wait(&shared_.full[place.slot], place.phase);
+  __device__ __forceinline__ void wait_full(uint64_t (&barriers)[kStages], uint32_t step) {
+    ptx::mbarrier_wait(&barriers[step % kStages], step / kStages & 1);
   }
   /// A warp has read what the barrier guards.
   __device__ __forceinline__ void release(uint64_t& barrier) {
@@ -238,7 +240,7 @@ class Consumer {
   const KernelParams& params_;
   Shared& shared_;
   const int group_, warp_, lane_;
-  const ptx::MatrixDescriptor<> queries_, keys_;  ///< this group's rows; the ring. Both: of the first slot
+  const ptx::MatrixDescriptor<> queries_, keys_;  ///< this group's rows of the first slot; the first stage
   const ptx::MatrixDescriptor<kStepKeys * kRowBytes> values_;
   EnergyNotes<kEnergyColumns> energy_;
   uint32_t step_ = 0;  ///< steps whose values were consumed so far: stage and phase of the next

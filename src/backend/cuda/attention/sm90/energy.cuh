@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "backend/cuda/attention/sm90/layout.cuh"
 #include "backend/cuda/attention/sm90/softmax.cuh"
 #include "backend/cuda/ptx/mbarrier.cuh"
@@ -7,19 +9,24 @@
 /// Block energy in the same pass: while keys stream by, the sum of each row's weights on a column is noted; at the end
 /// of the tile, when the rows' sums over everything are known, the mean over the rows of note / sum is the energy
 /// (method paper, Eq. 5). Notes are relative to the row's reference, as the weights are; when that moves, which is
-/// rare, the row's earlier notes are multiplied by the same factor as its output. They live in the workspace: 128 rows
-/// × columns per resident block.
+/// rare, the row's earlier notes are multiplied by the same factor as its output. They live in the workspace, 128 rows
+/// × columns per resident block, in half precision: all blocks' notes together then leave room in the second-level
+/// cache for keys and values (with floats, 40 MB at 75,600 tokens, reading them back was most of what the energy cost).
+/// Sums are at most 2^14, and a note's rounding, 2^-12, is lost in the mean over the rows.
 namespace calibatt::cuda::sm90 {
+
+using EnergyNote = __half;
 
 /// Columns of a tile's notes: steps, or chunks rounded up to whole steps.
 __host__ __device__ inline int energy_columns(EnergyColumns kind, int num_chunks) {
   const int num_steps = (num_chunks + 1) / 2;
   return kind == EnergyColumns::kNone ? 0 : kind == EnergyColumns::kSteps ? num_steps : 2 * num_steps;
 }
-/// Floats of workspace per resident block: notes [columns][128 rows], then two sets (tiles alternate) of the warps'
-/// partial results [8][columns].
-__host__ __device__ inline int64_t energy_floats(int columns) {
-  return static_cast<int64_t>(columns) * (kTileRows + 2 * kConsumerWarps);
+/// Bytes of workspace per resident block: notes [columns][128 rows], then two sets (tiles alternate) of the warps'
+/// partial results, floats [8][columns]. A multiple of 16.
+__host__ __device__ inline int64_t energy_bytes(int columns) {
+  constexpr int kPartialBytes = 2 * kConsumerWarps * static_cast<int>(sizeof(float));
+  return static_cast<int64_t>(columns) * (kTileRows * static_cast<int>(sizeof(EnergyNote)) + kPartialBytes);
 }
 
 /// One warp's notes on its 16 rows.
@@ -53,12 +60,12 @@ class EnergyNotes {
     if constexpr (kColumns == EnergyColumns::kSteps) {
       float sum = of_row(chunk_sum[0][0] + chunk_sum[0][1], chunk_sum[1][0] + chunk_sum[1][1]);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (in_row_ < 2) __stcg(place_, sum);
+      if (in_row_ < 2) write(place_, sum);
       place_ -= kTileRows;
     } else {
       const float first = of_row(chunk_sum[0][0], chunk_sum[1][0]), second = of_row(chunk_sum[0][1], chunk_sum[1][1]);
       const bool high = in_row_ / 2;
-      __stcg(place_, (high ? second : first) + __shfl_xor_sync(0xffffffffu, high ? first : second, 2));
+      write(place_, (high ? second : first) + __shfl_xor_sync(0xffffffffu, high ? first : second, 2));
       place_ += move_;
       move_ = -2 * kTileRows;
     }
@@ -66,7 +73,7 @@ class EnergyNotes {
 
   /// The references of this thread's two rows moved after `steps` steps were noted.
   __device__ __forceinline__ void rescale(const float (&factor)[2], int steps) {
-    float* notes = row_notes();
+    EnergyNote* notes = row_notes();
     const int end = params_.energy_columns;
     __syncwarp();
     // The same number of turns for all lanes: where they part, the compiler gives up uniform registers for the
@@ -74,9 +81,9 @@ class EnergyNotes {
     for (int first = end - steps * kColumnsPerStep; first < end; first += 4) {
       const int column = first + in_row_;
       if (column >= end) continue;
-      float* note = notes + static_cast<int64_t>(column) * kTileRows;
-      __stcg(note, __ldcg(note) * factor[0]);
-      __stcg(note + 8, __ldcg(note + 8) * factor[1]);
+      EnergyNote* note = notes + static_cast<int64_t>(column) * kTileRows;
+      write(note, read(note) * factor[0]);
+      write(note + 8, read(note + 8) * factor[1]);
     }
     __syncwarp();
   }
@@ -85,28 +92,33 @@ class EnergyNotes {
   __device__ __forceinline__ void reduce(const TileHeader& header, const float (&factors)[2], uint32_t use) const {
     const AttentionArgs& args = params_.args;
     const int columns = params_.energy_columns;
-    float* partial = block_notes() + static_cast<int64_t>(columns) * (kTileRows + (use & 1) * kConsumerWarps);
+    float* partial = reinterpret_cast<float*>(block_notes() + static_cast<int64_t>(columns) * kTileRows) +
+                     static_cast<int64_t>(columns) * ((use & 1) * kConsumerWarps);
 
+    // Two lanes share a column, 8 rows each: 16 bytes a lane, and a warp reads whole sectors.
+    const int half = lane_ % 2;
     const float share = 1.0f / static_cast<float>(header.num_rows);
-    float weight[16];  // of the warp's rows; rows that do not exist weigh nothing
+    float weight[8];  // of this lane's rows; rows that do not exist weigh nothing
 #pragma unroll
-    for (int row = 0; row < 16; ++row) {
-      const float value = __shfl_sync(0xffffffffu, factors[row / 8], row % 8 * 4);
-      weight[row] = 16 * warp_ + row < header.num_rows ? value * share : 0.0f;
+    for (int i = 0; i < 8; ++i) {
+      const float low = __shfl_sync(0xffffffffu, factors[0], i * 4), high = __shfl_sync(0xffffffffu, factors[1], i * 4);
+      weight[i] = 16 * warp_ + 8 * half + i < header.num_rows ? (half ? high : low) * share : 0.0f;
     }
     __syncwarp();
+    const EnergyNote* notes = block_notes() + 16 * warp_ + 8 * half;
 #pragma unroll 4
-    for (int column = lane_; column < columns; column += 32) {
-      const float4* notes =
-          reinterpret_cast<const float4*>(block_notes() + static_cast<int64_t>(column) * kTileRows + 16 * warp_);
+    for (int first = 0; first < columns; first += 16) {
+      const int column = min(first + lane_ / 2, columns - 1);  // all lanes take part in the exchange
+      const uint4 word = __ldcg(reinterpret_cast<const uint4*>(notes + static_cast<int64_t>(column) * kTileRows));
+      const uint32_t pairs[4] = {word.x, word.y, word.z, word.w};
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float4 note = __ldcg(notes + i);
-        sum += note.x * weight[4 * i] + note.y * weight[4 * i + 1] + note.z * weight[4 * i + 2] +
-               note.w * weight[4 * i + 3];
+        const float2 pair = __half22float2(reinterpret_cast<const __half2&>(pairs[i]));
+        sum += pair.x * weight[2 * i] + pair.y * weight[2 * i + 1];
       }
-      __stcg(partial + warp_ * columns + column, sum);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      if (half == 0) __stcg(partial + warp_ * columns + column, sum);
     }
     // One barrier a tile: the next tile's partial results go to the other set, and notes are the warp's own.
     ptx::named_barrier_sync(kEnergyNotes, 128 * kGroups);
@@ -129,19 +141,25 @@ class EnergyNotes {
   }
 
  private:
-  __device__ __forceinline__ float* block_notes() const {
-    constexpr int64_t kCounterFloats = 64;
-    return static_cast<float*>(params_.args.workspace) + kCounterFloats +
-           blockIdx.x * energy_floats(params_.energy_columns);
+  static __device__ __forceinline__ void write(EnergyNote* place, float note) {
+    __stcg(reinterpret_cast<unsigned short*>(place), __half_as_ushort(__float2half_rn(note)));
+  }
+  static __device__ __forceinline__ float read(const EnergyNote* place) {
+    return __half2float(__ushort_as_half(__ldcg(reinterpret_cast<const unsigned short*>(place))));
+  }
+  __device__ __forceinline__ EnergyNote* block_notes() const {
+    constexpr int64_t kCounterBytes = 256;
+    return reinterpret_cast<EnergyNote*>(static_cast<char*>(params_.args.workspace) + kCounterBytes +
+                                         blockIdx.x * energy_bytes(params_.energy_columns));
   }
   /// The first of this thread's two rows in column 0.
-  __device__ __forceinline__ float* row_notes() const {
+  __device__ __forceinline__ EnergyNote* row_notes() const {
     return block_notes() + 16 * warp_ + lane_ / 4;
   }
 
   const KernelParams& params_;
   const int warp_, lane_, in_row_;  ///< in_row_: which of the four lanes of a row
-  float* place_ = nullptr;          ///< of this lane's next note
+  EnergyNote* place_ = nullptr;     ///< of this lane's next note
   int move_ = 0;                    ///< kChunks: to the one after
 };
 

@@ -20,11 +20,10 @@ __device__ __forceinline__ void for_each_token(const AttentionArgs& args, const 
   for (uint32_t i = __ldg(offsets); i < end; ++i) write(__ldg(args.schedule.destinations + i));
 }
 
-/// o: the final output, fragments as wgmma leaves them; first: the warp's first row in the tile. `staging`, panels of
-/// 128 rows of which the warp's own are used, turns pairs of columns into rows of 16-byte pieces, so that each row is
-/// written by neighbouring lanes.
-template <int kHeadDim, class Type, class Panels>
-__device__ __forceinline__ void write_output(const AttentionArgs& args, const TileHeader& header, Panels& staging,
+/// o: the final output, fragments as wgmma leaves them; first: the warp's first row in the tile. `staging` turns pairs
+/// of columns into rows of 16-byte pieces, so that each row is written by neighbouring lanes.
+template <int kHeadDim, class Type>
+__device__ __forceinline__ void write_output(const AttentionArgs& args, const TileHeader& header, uint8_t* staging,
                                              const float (&o)[kHeadDim / 2], int first, int lane) {
   const DeviceHeads& out = args.out;
   const int64_t base = header.batch * out.batch_stride + header.head * out.head_stride;
@@ -45,16 +44,14 @@ __device__ __forceinline__ void write_output(const AttentionArgs& args, const Ti
   }
   // Pieces are stored at their number XOR the row, so that neither writing columns nor reading rows meets bank
   // conflicts.
-  constexpr int kPieces = kHeadDim / 8, kRowsAtOnce = 32 / kPieces;
-  const auto place = [&](int row, int piece) {
-    return staging[piece / 8] + (first + row) * kRowBytes + ((piece % 8) ^ (row % 8)) * 16;
-  };
+  constexpr int kBytes = kHeadDim * 2, kPieces = kHeadDim / 8, kRowsAtOnce = 32 / kPieces;
+  __syncwarp();  // the last tile's rows have been read
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = quad + 8 * r;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      *reinterpret_cast<uint32_t*>(place(row, i) + column * 2) =
+      *reinterpret_cast<uint32_t*>(staging + row * kBytes + ((i ^ (row % 8)) * 16) + column * 2) =
           ptx::pack_pair<Type>(o[4 * i + 2 * r], o[4 * i + 2 * r + 1]);
     }
   }
@@ -64,7 +61,7 @@ __device__ __forceinline__ void write_output(const AttentionArgs& args, const Ti
 #pragma unroll
   for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
     const int row = i * kRowsAtOnce + lane / kPieces;
-    const uint4 content = *reinterpret_cast<const uint4*>(place(row, piece));
+    const uint4 content = *reinterpret_cast<const uint4*>(staging + row * kBytes + ((piece ^ (row % 8)) * 16));
     for_each_token(args, header, first + row, [&](int token) {
       *(reinterpret_cast<uint4*>(data + 2 * token * out.token_stride) + piece) = content;
     });

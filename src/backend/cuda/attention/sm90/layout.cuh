@@ -9,15 +9,11 @@
 /// Sizes, and what lies where in shared memory.
 namespace calibatt::cuda::sm90 {
 
-/// The same value, known to the compiler to be alike in the warp: it then lives in uniform registers.
-__device__ __forceinline__ int uniform(int value) {
-  return __shfl_sync(0xffffffffu, value, 0);
-}
-
-/// Keys of one step of the mainloop: two chunks, which need not be neighbours. Steps of 128 keys leave room for five
-/// slots and a second set of queries (so that a tile's first copies do not wait for the last product of the tile
-/// before); steps of 176 do not.
+/// Keys of one step of the mainloop: two chunks, which need not be neighbours. 128 keys and two stages leave room for a
+/// second set of queries (so that a tile's first copies do not wait for the last product of the tile before) and for
+/// outputs of their own; 176 keys do not.
 inline constexpr int kStepKeys = 2 * kChunkKeys;
+inline constexpr int kStages = 2;
 inline constexpr int kGroupRows = 64;  ///< query rows of a consumer warpgroup: wgmma's M
 inline constexpr int kGroups = kTileRows / kGroupRows;
 inline constexpr int kConsumerWarps = 4 * kGroups;
@@ -45,33 +41,22 @@ struct TileAhead {
   alignas(16) ChunkRange last_range;  ///< where the walk begins
 };
 
-/// Keys and values of all steps of all tiles go through one ring of slots, in the order in which they are used: keys of
-/// a step, then values of the step before. Five slots let a copy start two and a half steps before its use; with four
-/// the time it takes is not hidden whenever it comes from beyond the near half of the second-level cache.
-struct RingPlace {
-  static constexpr uint32_t kSlots = 5;
-  uint32_t slot, phase;
-
-  __device__ __forceinline__ explicit RingPlace(uint32_t number) : slot(number % kSlots), phase(number / kSlots & 1) {}
-  static __device__ __forceinline__ RingPlace keys(uint32_t step) { return RingPlace(2 * step + 1); }
-  static __device__ __forceinline__ RingPlace values(uint32_t step) { return RingPlace(2 * step + 4); }
-  /// Numbers that are neither keys nor values: nothing comes before the first keys and between them and the second.
-  static __device__ __forceinline__ bool is_gap(uint32_t number) { return number == 0 || number == 2; }
-};
-
 template <int kHeadDim>
 struct SharedMemory {
   static constexpr int kPanels = kHeadDim / kPanelColumns;
   static constexpr int kQueryBytes = kPanels * kTileRows * kRowBytes;
   static constexpr int kStepBytes = kPanels * kStepKeys * kRowBytes;  ///< keys, or values, of a step
+  static constexpr int kOutBytes = 16 * kHeadDim * 2;                 ///< a warp's 16 rows
 
-  /// A tile's queries; after its last scores, its output on the way out (the same rows by the same warps).
   alignas(1024) uint8_t queries[2][kPanels][kTileRows * kRowBytes];
-  alignas(1024) uint8_t ring[RingPlace::kSlots][kPanels][kStepKeys * kRowBytes];
+  alignas(1024) uint8_t keys[kStages][kPanels][kStepKeys * kRowBytes];
+  alignas(1024) uint8_t values[kStages][kPanels][kStepKeys * kRowBytes];
+  alignas(1024) uint8_t out[kConsumerWarps][kOutBytes];
   TileHeader headers[4];  ///< one more lap than the queries: an epilogue still reads its own
   TileAhead tile_ahead;
   uint64_t queries_full[2], queries_empty[2];  ///< header and queries
-  uint64_t full[RingPlace::kSlots], empty[RingPlace::kSlots];
+  uint64_t keys_full[kStages], keys_empty[kStages];
+  uint64_t values_full[kStages], values_empty[kStages];
 };
 
 /// Boxes of 64 tokens × 64 columns.

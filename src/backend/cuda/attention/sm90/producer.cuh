@@ -4,10 +4,9 @@
 #include "backend/cuda/ptx/cp_async.cuh"
 #include "backend/cuda/ptx/tma.cuh"
 
-/// The producer: one warp that takes tiles from a counter, walks their chunks and keeps the copy engine busy. Nothing
+/// The producer: one thread that takes tiles from a counter, walks their chunks and keeps the copy engine busy. Nothing
 /// stops at a tile's end: what the next tile is has been read by then, and its queries and first keys are asked for
-/// before the last values of the tile before. All lanes know the same, as uniform registers are what copies are asked
-/// for with; one of them asks.
+/// before the last values of the tile before.
 namespace calibatt::cuda::sm90 {
 
 /// A tile's chunks from the last to the first, the next range read ahead of its use: a load from global memory in
@@ -27,9 +26,9 @@ class ChunkWalk {
   __device__ uint32_t end() const { return chunk_; }
 
  private:
-  __device__ __forceinline__ void advance() {
-    begin_ = uniform(static_cast<int>(upcoming_.begin));
-    chunk_ = uniform(static_cast<int>(upcoming_.end));
+  __device__ void advance() {
+    begin_ = upcoming_.begin;
+    chunk_ = upcoming_.end;
     --left_;
     if (left_ == 0) return;
     const uint2 pair = __ldg(reinterpret_cast<const uint2*>(ranges_) + left_ - 1);
@@ -48,7 +47,7 @@ class Producer {
   using Shared = SharedMemory<kHeadDim>;
 
   __device__ Producer(const KernelParams& params, const TensorMaps& maps, Shared& shared)
-      : params_(params), maps_(maps), shared_(shared), asks_(threadIdx.x == 0) {}
+      : params_(params), maps_(maps), shared_(shared) {}
 
   __device__ void run() {
     unit_ = blockIdx.x;
@@ -58,10 +57,8 @@ class Producer {
       const uint32_t slot = use & 1;
       ptx::mbarrier_wait(&shared_.queries_empty[slot], (use >> 1 & 1) ^ 1);
       if (!exists()) {
-        if (asks_) {
-          shared_.headers[use & 3].num_steps = 0;
-          ptx::mbarrier_arrive(&shared_.queries_full[slot]);
-        }
+        shared_.headers[use & 3].num_steps = 0;
+        ptx::mbarrier_arrive(&shared_.queries_full[slot]);
         load_values();
         return;
       }
@@ -77,19 +74,16 @@ class Producer {
   // ---- the tile ahead: its number here, what it is in shared memory (registers are few) ----------------------------
   __device__ bool exists() const { return unit_ < params_.tiles_per_batch * static_cast<uint32_t>(params_.args.batch); }
   __device__ bool must_read() const { return params_.args.schedule.tiles != nullptr && exists(); }
-  __device__ void claim_tile() {
-    if (asks_) unit_ = gridDim.x + atomicAdd(static_cast<uint32_t*>(params_.args.workspace), 1u);
-  }
+  __device__ void claim_tile() { unit_ = gridDim.x + atomicAdd(static_cast<uint32_t*>(params_.args.workspace), 1u); }
   __device__ void read_tile() {
-    unit_ = static_cast<uint32_t>(uniform(static_cast<int>(unit_)));  // as claimed
-    if (!must_read() || !asks_) return;
+    if (!must_read()) return;
     const Tile* tile = params_.args.schedule.tiles + unit_ % params_.tiles_per_batch;
     const uint32_t place = ptx::shared_address(&shared_.tile_ahead.tile);
     ptx::cp_async_16(place, tile);
     ptx::cp_async_16(place + 16, reinterpret_cast<const char*>(tile) + 16);
   }
   __device__ void read_last_range() {
-    if (!must_read() || !asks_) return;
+    if (!must_read()) return;
     ptx::cp_async_wait_all();
     const Tile& tile = shared_.tile_ahead.tile;
     ptx::cp_async_8(ptx::shared_address(&shared_.tile_ahead.last_range),
@@ -119,22 +113,20 @@ class Producer {
 
   __device__ void planned_tile(uint32_t use) {
     ptx::cp_async_wait_all();
-    __syncwarp();
     const Tile tile = shared_.tile_ahead.tile;
-    const ChunkRange last_range = shared_.tile_ahead.last_range;
-    __syncwarp();  // before the tile after this one is read to the same place
     TileHeader header = {};
     header.batch = static_cast<int>(unit_ / params_.tiles_per_batch);
-    header.head = uniform(static_cast<int>(tile.head));
-    header.first_row = uniform(static_cast<int>(tile.first_row));
+    header.head = static_cast<int>(tile.head);
+    header.first_row = static_cast<int>(tile.first_row);
     header.num_rows = static_cast<int>(tile.num_rows);
-    header.flags = static_cast<uint32_t>(uniform(static_cast<int>(tile.flags)));
+    header.flags = tile.flags;
     header.kept_bits = tile.kept_bits;
     if (header.flags & Tile::kSummaries) {
       header.num_summary_steps = (params_.args.num_summaries + kStepKeys - 1) / kStepKeys;
     }
-    const ChunkWalk walk(params_.args.schedule.ranges + tile.first_range, tile.num_ranges, last_range);
-    feed(use, header, walk, uniform(static_cast<int>(tile.num_chunks)));
+    const ChunkWalk walk(params_.args.schedule.ranges + tile.first_range, tile.num_ranges,
+                         shared_.tile_ahead.last_range);
+    feed(use, header, walk, static_cast<int>(tile.num_chunks));
   }
 
   /// Queries, and all steps' keys and values. Keys of a step are asked for before the values of the step before it,
@@ -146,16 +138,14 @@ class Producer {
     const bool odd = num_chunks & 1;
     header.valid[1] = odd ? 0 : kChunkKeys;
     const uint32_t slot = use & 1;
-    if (asks_) {
-      shared_.headers[use & 3] = header;
-      if (header.flags & Tile::kAnchors) {
-        ptx::mbarrier_arrive(&shared_.queries_full[slot]);  // the consumers gather their rows themselves
-      } else {
-        ptx::mbarrier_arrive_expect(&shared_.queries_full[slot], Shared::kQueryBytes);
-        for (int half = 0; half < kTileRows / kChunkKeys; ++half) {
-          load_chunk(shared_.queries[slot], half, &maps_.q, &shared_.queries_full[slot],
-                     header.first_row + half * kChunkKeys, header.head, header.batch);
-        }
+    shared_.headers[use & 3] = header;
+    if (header.flags & Tile::kAnchors) {
+      ptx::mbarrier_arrive(&shared_.queries_full[slot]);  // the consumers gather their rows themselves
+    } else {
+      ptx::mbarrier_arrive_expect(&shared_.queries_full[slot], Shared::kQueryBytes);
+      for (int half = 0; half < kTileRows / kChunkKeys; ++half) {
+        load_chunk(shared_.queries[slot], half, &maps_.q, &shared_.queries_full[slot],
+                   header.first_row + half * kChunkKeys, header.head, header.batch);
       }
     }
     looked_ = 0;
@@ -170,7 +160,9 @@ class Producer {
         // A step without a second chunk copies the first one twice: masked, but its values must be numbers.
         rows.first[1] = step == 0 && odd ? rows.first[0] : walk.next() * kChunkKeys;
       }
-      load_step(RingPlace::keys(num_keys_), rows.summaries ? &maps_.summary_k : &maps_.k, rows);
+      const uint32_t stage = num_keys_ % kStages;
+      ptx::mbarrier_wait(&shared_.keys_empty[stage], (num_keys_ / kStages & 1) ^ 1);
+      load_step(shared_.keys[stage], rows.summaries ? &maps_.summary_k : &maps_.k, &shared_.keys_full[stage], rows);
       load_values();
       ++num_keys_;
       last_rows_ = rows;
@@ -189,16 +181,17 @@ class Producer {
   /// The values of the last step whose keys were asked for, if there is one.
   __device__ void load_values() {
     if (num_keys_ == 0) return;
-    load_step(RingPlace::values(num_keys_ - 1), last_rows_.summaries ? &maps_.summary_v : &maps_.v, last_rows_);
+    const uint32_t step = num_keys_ - 1, stage = step % kStages;
+    ptx::mbarrier_wait(&shared_.values_empty[stage], (step / kStages & 1) ^ 1);
+    load_step(shared_.values[stage], last_rows_.summaries ? &maps_.summary_v : &maps_.v, &shared_.values_full[stage],
+              last_rows_);
   }
 
-  __device__ __forceinline__ void load_step(const RingPlace& place, const CUtensorMap* map, const Rows& rows) {
-    ptx::mbarrier_wait(&shared_.empty[place.slot], place.phase ^ 1);
-    if (!asks_) return;
-    uint64_t* barrier = &shared_.full[place.slot];
+  template <class Panels>
+  __device__ void load_step(Panels& panels, const CUtensorMap* map, uint64_t* barrier, const Rows& rows) {
     ptx::mbarrier_arrive_expect(barrier, Shared::kStepBytes);
-    load_chunk(shared_.ring[place.slot], 0, map, barrier, rows.first[0], rows.head, rows.batch);
-    load_chunk(shared_.ring[place.slot], 1, map, barrier, rows.first[1], rows.head, rows.batch);
+    load_chunk(panels, 0, map, barrier, rows.first[0], rows.head, rows.batch);
+    load_chunk(panels, 1, map, barrier, rows.first[1], rows.head, rows.batch);
   }
 
   /// 64 rows to the first or second half of each panel.
@@ -215,7 +208,6 @@ class Producer {
   const KernelParams& params_;
   const TensorMaps& maps_;
   Shared& shared_;
-  const bool asks_;        ///< the lane that talks to the copy engine
   uint32_t unit_ = 0;      ///< batch entry and number of the tile ahead
   int looked_ = 0;         ///< how many of its three reads were made
   Rows last_rows_;         ///< of the last step whose keys were asked for

@@ -40,13 +40,10 @@ struct RowSoftmax {
     }
   }
 
-  /// The scores' weights, packed as an operand of the next product, and their sums. half_way(): called between the
-  /// halves.
-  template <class HalfWay>
-  __device__ __forceinline__ void weigh(const Scores& s, float scale_log2, Weights& p, HalfWay half_way) {
+  /// The scores' weights, packed as an operand of the next product, and their sums.
+  __device__ __forceinline__ void weigh(const Scores& s, float scale_log2, Weights& p) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (half == 1) half_way();
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float a = 0, b = 0;
@@ -68,15 +65,14 @@ struct RowSoftmax {
     maxima(s, top);
 #pragma unroll
     for (int r = 0; r < 2; ++r) reference[r] = top[r] * scale_log2;
-    weigh(s, scale_log2, p, [] {});
+    weigh(s, scale_log2, p);
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = chunk_sum[r][0] + chunk_sum[r][1];
   }
 
   /// Returns (alike in the whole warp) whether the output must be multiplied by `factor`.
-  template <class HalfWay>
-  __device__ __forceinline__ bool update(const Scores& s, float scale_log2, Weights& p, HalfWay half_way) {
-    weigh(s, scale_log2, p, half_way);
+  __device__ __forceinline__ bool update(const Scores& s, float scale_log2, Weights& p) {
+    weigh(s, scale_log2, p);
     const bool within = chunk_sum[0][0] + chunk_sum[0][1] <= kLimit && chunk_sum[1][0] + chunk_sum[1][1] <= kLimit;
     const bool moved = __any_sync(0xffffffffu, !within);
     if (moved) {
@@ -89,7 +85,7 @@ struct RowSoftmax {
         sum[r] *= factor[r];
         reference[r] = higher;
       }
-      weigh(s, scale_log2, p, [] {});
+      weigh(s, scale_log2, p);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] += chunk_sum[r][0] + chunk_sum[r][1];
