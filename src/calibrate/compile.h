@@ -62,6 +62,9 @@ struct CompileSummary {
       false;  ///< false: only one prompt, so the errors are of the very prompt that chose the blocks
 };
 
+/// All that follows from the plan itself: no errors. attention_share: as in CompileOptions.
+CompileSummary summarize(const Plan& plan, double attention_share);
+
 struct CompiledPlan {
   Plan::Parts parts;
   CompileSummary summary;

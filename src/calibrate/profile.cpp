@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string_view>
 
 #include "base/error.h"
+#include "calibrate/level_code.h"
 #include "io/fingerprint.h"
 #include "io/safetensors.h"
 
@@ -18,7 +20,9 @@ namespace {
 using Metadata = std::map<std::string, std::string>;
 
 constexpr std::string_view kFormat = "calibatt-profile";
-constexpr std::string_view kVersion = "1";
+constexpr std::string_view kVersion = "2";  // 1: without times, ranked_from and levels
+constexpr size_t kChecksumDigits = 32;
+constexpr const char* kMeasured = "measured";  // absent: maps
 constexpr std::string_view kSettingPrefix = "setting.";
 
 std::string number(double value) {
@@ -33,12 +37,6 @@ std::string joined(const Range& values) {
   std::string text;
   for (const auto value : values) text += (text.empty() ? "" : ",") + number(value);
   return text;
-}
-
-std::string file_of(const std::string& folder, int prompt) {
-  char name[32];
-  std::snprintf(name, sizeof name, "prompt_%04d.safetensors", prompt);
-  return (std::filesystem::path(folder) / name).string();
 }
 
 Metadata to_metadata(const ProfileHeader& header) {
@@ -72,6 +70,11 @@ Metadata to_metadata(const ProfileHeader& header) {
       {"scheduler", p.scheduler},
       {"flow_shift", number(p.flow_shift)},
   };
+  if (header.measured == Measured::kLevels) {
+    metadata[kMeasured] = "levels";
+    metadata["recorded_steps"] = joined(header.recorded_steps);
+    metadata["code_levels"] = joined(kCodeLevels);
+  }
   for (const auto& [name, value] : p.settings) metadata[std::string(kSettingPrefix) + name] = value;
   return metadata;
 }
@@ -117,6 +120,12 @@ class Fields {
   const Metadata& metadata_;
   const std::string& path_;
 };
+
+bool sound_recorded_steps(const ProfileHeader& header) {
+  const std::vector<int>& steps = header.recorded_steps;
+  return !steps.empty() && steps.front() >= 0 && steps.back() < header.num_steps() &&
+         std::adjacent_find(steps.begin(), steps.end(), std::greater_equal<>()) == steps.end();
+}
 
 ProfileHeader from_metadata(const Metadata& metadata, const std::string& path) {
   const Fields fields(metadata, path);
@@ -166,6 +175,13 @@ ProfileHeader from_metadata(const Metadata& metadata, const std::string& path) {
   for (const int rows : header.anchor_rows) {
     if (rows < 1 || rows > g.height) throw fields.wrong("anchor_rows", "is out of range");
   }
+  if (metadata.contains(kMeasured)) {
+    if (fields.text(kMeasured) != "levels") throw fields.wrong(kMeasured, "is not known to this version");
+    header.measured = Measured::kLevels;
+    header.recorded_steps = fields.list<int>("recorded_steps");
+    if (!sound_recorded_steps(header)) throw fields.wrong("recorded_steps", "is not a rising list of steps");
+    if (fields.text("code_levels") != joined(kCodeLevels)) throw fields.wrong("code_levels", "is not this version's");
+  }
   return header;
 }
 
@@ -177,13 +193,20 @@ std::string shortened(const std::string& value) {
   return std::to_string(count) + " values, " + second + ",…" + value.substr(value.rfind(','));
 }
 
-void require_same(const Metadata& expected, const Metadata& found, const std::string& path) {
+void require_same(const Metadata& expected, const Metadata& found, const std::string& path,
+                  const std::string& ours_name = "this calibration", const std::string& advice = "") {
   static const std::string kAbsent = "(absent)";
   const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
-    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + shortened(theirs) +
-                                           ", this calibration has " + shortened(ours) +
-                                           "; give another profile folder, or delete this one");
+    return Error(ErrorKind::kMismatch,
+                 path + " was measured with " + name + " = " + shortened(theirs) + ", " + ours_name + " has " +
+                     shortened(ours) + "; " +
+                     (advice.empty() ? "give another profile folder, or delete this one" : advice));
   };
+  const auto measured = [](const Metadata& metadata) {
+    const auto at = metadata.find(kMeasured);
+    return at == metadata.end() ? std::string("maps") : at->second;
+  };
+  if (measured(expected) != measured(found)) throw refuse(kMeasured, measured(found), measured(expected));
   for (const auto& [name, value] : expected) {
     const auto other = found.find(name);
     if (other == found.end()) throw refuse(name, kAbsent, value);
@@ -208,6 +231,11 @@ std::vector<Part> parts_of(const ProfileHeader& header) {
                 c = g.num_key_blocks();
   const auto levels = static_cast<int64_t>(kEnergyLevels.size()),
              anchors = static_cast<int64_t>(header.anchor_rows.size());
+  if (header.measured == Measured::kLevels) {
+    const auto n = static_cast<int64_t>(header.num_recorded_steps());
+    return {{"levels", &PromptProfile::levels, DType::kU8, {n, l, h, r, packed_row_bytes(static_cast<int>(c))}},
+            {"site_checksums", &PromptProfile::site_checksums, DType::kU8, {n, l, int64_t{kChecksumDigits}}}};
+  }
   std::vector<Part> parts{{"energy", &PromptProfile::energy, DType::kF16, {s, l, h, r, c}}};
   if (!header.output_errors) return parts;
   parts.push_back({"harm", &PromptProfile::harm, DType::kF16, {2, s, l, h, r, c}});
@@ -222,6 +250,7 @@ std::vector<Part> parts_of(const ProfileHeader& header) {
 std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
   Hasher hasher;
   for (const auto& [name, tensor] : tensors) {
+    if (name == "levels") continue;  // checked site by site (verify_site)
     hasher.update(name);
     hasher.update(tensor.raw(), tensor.size_bytes());
   }
@@ -230,6 +259,7 @@ std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
 
 // Everything in a profile is a finite number, and all but similarities are at least 0.
 bool all_valid(const std::string& name, const Tensor& tensor) {
+  if (tensor.dtype() == DType::kU8) return true;
   if (tensor.dtype() == DType::kF16) {
     const auto* values = tensor.data<uint16_t>();
     return std::none_of(values, values + tensor.size(),
@@ -244,7 +274,13 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
   if (fields.integer("prompt") != index) throw fields.wrong("prompt", "does not fit the file's name");
   PromptProfile prompt;
   prompt.prompt = index;
+  prompt.path = file.path();
   prompt.own_ranking = fields.text("own_ranking") == "1";
+  if (fields.text("version") != "1") {
+    prompt.ranked_from = fields.integer("ranked_from");
+    prompt.attention_seconds = fields.real("attention_seconds");
+    prompt.run_seconds = fields.real("run_seconds");
+  }
   std::map<std::string, Tensor> tensors;
   for (const Part& part : parts_of(header)) {
     const Tensor tensor = file.get(part.name, part.shape);
@@ -267,14 +303,20 @@ Safetensors open_profile(const std::string& path) {
     throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");
   }
   const std::string version = Fields(file.metadata(), path).text("version");
-  if (version != kVersion) {
-    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads " +
+  if (version != kVersion && version != "1") {
+    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads 1 and " +
                                         std::string(kVersion) + "; calibrate again into another profile folder");
   }
   return file;
 }
 
 }  // namespace
+
+std::string prompt_file(const std::string& folder, int prompt) {
+  char name[32];
+  std::snprintf(name, sizeof name, "prompt_%04d.safetensors", prompt);
+  return (std::filesystem::path(folder) / name).string();
+}
 
 void validate(const ProfileHeader& header) {
   header.geometry.validate();
@@ -284,6 +326,10 @@ void validate(const ProfileHeader& header) {
   require(header.num_layers >= 1, "the model must have at least one layer");
   require(!header.sigmas.empty(), "the run must have at least one step");
   require(header.provenance.num_prompts >= 1, "give at least one prompt");
+  if (header.measured == Measured::kLevels) {
+    require(sound_recorded_steps(header), "the recorded steps must be a rising list of the run's steps");
+    require(!header.output_errors, "level codes come without output errors");
+  }
   require(header.samples_per_block >= 1,
           "the samples per block must be at least 1, not " + number(header.samples_per_block));
   for (const int rows : header.anchor_rows) {
@@ -296,7 +342,10 @@ void validate(const ProfileHeader& header) {
 PromptProfile PromptProfile::allocate(const ProfileHeader& header, int prompt) {
   PromptProfile profile;
   profile.prompt = prompt;
-  for (const Part& part : parts_of(header)) profile.*part.field = Tensor::zeros(part.dtype, part.shape);
+  for (const Part& part : parts_of(header)) {
+    profile.*part.field =
+        part.dtype == DType::kU8 ? Tensor(part.dtype, part.shape) : Tensor::zeros(part.dtype, part.shape);
+  }
   return profile;
 }
 
@@ -315,12 +364,15 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   metadata["tool_version"] = header.provenance.tool_version;
   metadata["prompt"] = number(prompt.prompt);
   metadata["own_ranking"] = prompt.own_ranking ? "1" : "0";
+  metadata["ranked_from"] = number(prompt.ranked_from);
+  metadata["attention_seconds"] = number(prompt.attention_seconds);
+  metadata["run_seconds"] = number(prompt.run_seconds);
   metadata["checksum"] = checksum_of(tensors);
-  write_safetensors(file_of(folder, prompt.prompt), tensors, metadata);
+  write_safetensors(prompt_file(folder, prompt.prompt), tensors, metadata);
 }
 
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {
-  const std::string path = file_of(folder, prompt);
+  const std::string path = prompt_file(folder, prompt);
   if (!std::filesystem::exists(path)) return std::nullopt;
   const Safetensors file = open_profile(path);
   require_same(to_metadata(header), file.metadata(), path);
@@ -330,7 +382,7 @@ std::optional<PromptProfile> load_prompt(const std::string& folder, const Profil
 Profile load_profile(const std::string& folder) {
   Profile profile;
   for (int prompt = 0;; ++prompt) {
-    const std::string path = file_of(folder, prompt);
+    const std::string path = prompt_file(folder, prompt);
     if (!std::filesystem::exists(path)) break;
     const Safetensors file = open_profile(path);
     if (prompt == 0) {
@@ -344,6 +396,64 @@ Profile load_profile(const std::string& folder) {
     throw Error(ErrorKind::kNotFound, "there is no calibration profile in " + folder + "; calibrate first");
   }
   return profile;
+}
+
+ProfileHeader load_header(const std::string& path) {
+  return from_metadata(open_profile(path).metadata(), path);
+}
+
+void require_mergeable(const std::string& path, const std::string& other_path) {
+  const Safetensors file = open_profile(path), other = open_profile(other_path);
+  require_same(to_metadata(from_metadata(file.metadata(), path)), other.metadata(), other_path, path,
+               "only prompts of one calibration can be merged");
+}
+
+int64_t site_level_bytes(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  return int64_t{g.heads} * g.num_query_blocks() * packed_row_bytes(g.num_key_blocks());
+}
+
+const uint8_t* site_levels(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer) {
+  CALIBATT_ASSERT(recorded >= 0 && recorded < header.num_recorded_steps() && layer >= 0 && layer < header.num_layers);
+  return prompt.levels.data<uint8_t>() + (int64_t{recorded} * header.num_layers + layer) * site_level_bytes(header);
+}
+
+namespace {
+std::string site_checksum(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer) {
+  Hasher hasher;
+  hasher.update(site_levels(header, prompt, recorded, layer), static_cast<size_t>(site_level_bytes(header)));
+  return hasher.hex();
+}
+size_t site_checksum_offset(const ProfileHeader& header, int recorded, int layer) {
+  return (static_cast<size_t>(recorded) * header.num_layers + layer) * kChecksumDigits;
+}
+}  // namespace
+
+void seal_site(const ProfileHeader& header, PromptProfile& prompt, int recorded, int layer) {
+  const std::string digits = site_checksum(header, prompt, recorded, layer);
+  CALIBATT_ASSERT(digits.size() == kChecksumDigits);
+  std::copy(digits.begin(), digits.end(),
+            prompt.site_checksums.data<char>() + site_checksum_offset(header, recorded, layer));
+}
+
+void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer) {
+  const std::string_view expected(prompt.site_checksums.data<char>() + site_checksum_offset(header, recorded, layer),
+                                  kChecksumDigits);
+  if (site_checksum(header, prompt, recorded, layer) == expected) return;
+  throw Error(ErrorKind::kFormat,
+              prompt.path + ": the level codes of recorded step " + number(recorded) + ", layer " + number(layer) +
+                  " do not fit their checksum: the file was altered; delete it and calibrate again");
+}
+
+std::optional<double> measured_attention_share(const Profile& profile) {
+  double attention = 0, run = 0;
+  for (const PromptProfile& prompt : profile.prompts) {
+    if (prompt.run_seconds <= 0) continue;
+    attention += prompt.attention_seconds;
+    run += prompt.run_seconds;
+  }
+  if (run <= 0) return std::nullopt;
+  return std::clamp(attention / run, 0.0, 1.0);
 }
 
 std::vector<float> energy_of(const PromptProfile& prompt, size_t site_head, int num_blocks) {
