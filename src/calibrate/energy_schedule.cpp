@@ -23,11 +23,13 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
     (density_of(ending_at(middle)) < *density ? low : high) = middle;
   }
   // Even A = 0 may be too dense: then the first steps' C gives way too.
-  if (low == 0) {
-    for (double c = options.schedule_c; c > 0.01; c *= 0.97) {
-      std::vector<double> targets = schedule(0, c);
-      if (density_of(targets) <= *density) return targets;
+  if (low == 0 && density_of(schedule(0, 0)) <= *density) {
+    double low_c = 0, high_c = options.schedule_c;
+    for (int i = 0; i < 40; ++i) {
+      const double middle = (low_c + high_c) / 2;
+      (density_of(schedule(0, middle)) <= *density ? low_c : high_c) = middle;
     }
+    return schedule(0, low_c);
   }
   return ending_at(high);
 }

@@ -15,29 +15,30 @@
 
 namespace calibatt {
 
-/// For tests: a backend whose tensors live where the host cannot read or write. The same pages are mapped twice: once
-/// without any permission, at the addresses that tensors have, and once more for the backend itself, which computes
-/// with the CPU's attention. Code that follows a device pointer ends with a segmentation fault.
+/// For tests and benchmarks: a backend whose tensors live where the host cannot read or write. The same pages are
+/// mapped twice: once without any permission, at the addresses that tensors have, and once more for the backend itself,
+/// which computes with the CPU's attention. Code that follows a device pointer ends with a segmentation fault.
 class FakeDeviceBackend : public Backend {
  public:
-  explicit FakeDeviceBackend(bool encodes_levels = false) : encodes_levels_(encodes_levels) {
+  explicit FakeDeviceBackend(bool encodes_levels = false, size_t bytes = size_t{64} << 20)
+      : encodes_levels_(encodes_levels), bytes_(bytes) {
     const int file = memfd_create("fake device", 0);
-    if (file < 0 || ftruncate(file, kBytes) != 0) throw std::runtime_error("memfd_create failed");
-    device_ = static_cast<char*>(mmap(nullptr, kBytes, PROT_NONE, MAP_SHARED, file, 0));
-    inside_ = static_cast<char*>(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+    if (file < 0 || ftruncate(file, static_cast<off_t>(bytes_)) != 0) throw std::runtime_error("memfd_create failed");
+    device_ = static_cast<char*>(mmap(nullptr, bytes_, PROT_NONE, MAP_SHARED, file, 0));
+    inside_ = static_cast<char*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
     close(file);
     if (device_ == MAP_FAILED || inside_ == MAP_FAILED) throw std::runtime_error("mmap failed");
   }
   ~FakeDeviceBackend() override {
-    munmap(device_, kBytes);
-    munmap(inside_, kBytes);
+    munmap(device_, bytes_);
+    munmap(inside_, bytes_);
   }
 
   std::string_view name() const override { return "fake"; }
   Tensor empty(DType dtype, std::vector<int64_t> shape) override {
     const size_t size = Tensor(dtype, shape).size_bytes(), begin = used_;
     used_ += (size + 63) / 64 * 64;
-    if (used_ > kBytes) throw std::runtime_error("the fake device is full");
+    if (used_ > bytes_) throw std::runtime_error("the fake device is full");
     return {dtype, std::move(shape), std::shared_ptr<void>(device_ + begin, [](void*) {})};
   }
   Tensor from_host(const Tensor& host) override {
@@ -99,14 +100,18 @@ class FakeDeviceBackend : public Backend {
   }
 
  private:
-  static constexpr size_t kBytes = size_t{64} << 20;
   [[noreturn]] static void refuse() { throw std::runtime_error("the fake device only attends"); }
+
+ protected:
   char* inside(const void* device_pointer) const {
     const auto offset = static_cast<const char*>(device_pointer) - device_;
-    if (offset < 0 || offset >= static_cast<ptrdiff_t>(kBytes)) throw std::runtime_error("not a device pointer");
+    if (offset < 0 || offset >= static_cast<ptrdiff_t>(bytes_)) throw std::runtime_error("not a device pointer");
     return inside_ + offset;
   }
-  bool encodes_levels_;
+
+ private:
+  const bool encodes_levels_;
+  const size_t bytes_;
   char *device_ = nullptr, *inside_ = nullptr;
   size_t used_ = 0;
   std::unique_ptr<Backend> cpu_ = cpu::make_cpu_backend();

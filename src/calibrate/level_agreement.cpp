@@ -9,6 +9,7 @@
 namespace calibatt {
 namespace {
 
+constexpr float kTail = 0.2f;  // energy of a row's last block over the mean of the last rung
 constexpr int kNumCodes = kNumCodeLevels + 1;
 
 // The level from which on a code's rung begins, and where the next one does.
@@ -17,6 +18,21 @@ int rung_begin(int code) {
 }
 int rung_end(int code) {
   return code == kNumCodeLevels ? kLevelUnits : kCodeLevels[static_cast<size_t>(code)];
+}
+
+// Bytes alias everything: without __restrict these loops are not vectorised.
+void count_below(const uint8_t* __restrict codes, const uint8_t* __restrict base, uint8_t bit,
+                 uint8_t* __restrict count, size_t size) {
+  for (size_t i = 0; i < size; ++i) {
+    count[i] = static_cast<uint8_t>(count[i] + (codes[i] < static_cast<uint8_t>(base[i] + bit) ? 1 : 0));
+  }
+}
+void raise_where_few(const uint8_t* __restrict count, uint8_t votes, uint8_t bit, uint8_t* __restrict base,
+                     size_t size) {
+  for (size_t i = 0; i < size; ++i) base[i] = static_cast<uint8_t>(base[i] + (count[i] < votes ? bit : 0));
+}
+void add_looked_up(const uint8_t* __restrict codes, const float* __restrict each, float* __restrict sum, size_t size) {
+  for (size_t i = 0; i < size; ++i) sum[i] += each[codes[i]];
 }
 
 }  // namespace
@@ -57,7 +73,7 @@ void LevelAgreement::restore_energy(std::span<const uint8_t> codes) {
     each[code] = share_ * static_cast<float>(next_begin - rung_begin(code)) / static_cast<float>(blocks[code]);
     next_begin = rung_begin(code);
   }
-  for (size_t c = 0; c < codes.size(); ++c) energy_[c] += each[codes[c]];
+  add_looked_up(codes.data(), each.data(), energy_.data(), codes.size());
 }
 
 void LevelAgreement::rank_votes(std::span<uint16_t> levels) {
@@ -67,12 +83,9 @@ void LevelAgreement::rank_votes(std::span<uint16_t> levels) {
   for (int bit = 8; bit > 0; bit /= 2) {
     std::fill(count_.begin(), count_.end(), 0);
     for (size_t p = 0; p < num_prompts; ++p) {
-      const uint8_t* codes = codes_.data() + p * columns;
-      for (size_t c = 0; c < columns; ++c) count_[c] += codes[c] < static_cast<uint8_t>(voted_[c] + bit);
+      count_below(codes_.data() + p * columns, voted_.data(), static_cast<uint8_t>(bit), count_.data(), columns);
     }
-    for (size_t c = 0; c < columns; ++c) {
-      voted_[c] = static_cast<uint8_t>(voted_[c] + (count_[c] < votes_ ? bit : 0));
-    }
+    raise_where_few(count_.data(), static_cast<uint8_t>(votes_), static_cast<uint8_t>(bit), voted_.data(), columns);
   }
   std::array<int, kNumCodes> blocks{};
   sort_.keys.resize(columns);
@@ -83,12 +96,26 @@ void LevelAgreement::rank_votes(std::span<uint16_t> levels) {
     sort_.keys[c] = (static_cast<uint32_t>(voted_[c]) << 28) | ((1u << 27) - fixed);
   }
   sort_by_key(sort_, order_);
+  // Where in its rung a block lies is not known. Energies fall along a row, within a rung as from one to the next: so
+  // the i-th block's begins where the line between the energies at the rung's ends has grown to, these being the
+  // geometric means with the rungs beside it.
   size_t rank = 0;
+  const auto mean_energy = [&](int code) {
+    return blocks[code] == 0 ? 0.0f
+                             : static_cast<float>(rung_end(code) - rung_begin(code)) / static_cast<float>(blocks[code]);
+  };
   for (int code = 0; code < kNumCodes; ++code) {
-    const int width = rung_end(code) - rung_begin(code);
+    if (blocks[code] == 0) continue;
+    const float own = mean_energy(code), before = code > 0 ? mean_energy(code - 1) : 0,
+                after = code + 1 < kNumCodes ? mean_energy(code + 1) : 0;
+    const float at_begin = before > own ? std::sqrt(before / own) : 1.0f;
+    const float at_end = after > 0 && after < own ? std::sqrt(after / own) : code + 1 == kNumCodes ? kTail : 1.0f;
+    const float width = static_cast<float>(rung_end(code) - rung_begin(code)) * 2 / (at_begin + at_end);
     for (int i = 0; i < blocks[code]; ++i, ++rank) {
-      // Where in the rung it lies is not known: evenly spread, in the middle of equal parts.
-      levels[order_[rank]] = static_cast<uint16_t>(rung_begin(code) + width * (2 * i + 1) / (2 * blocks[code]));
+      const float u = (static_cast<float>(i) + 0.5f) / static_cast<float>(blocks[code]);
+      const float within = width * u * (at_begin + (at_end - at_begin) * u / 2);
+      levels[order_[rank]] =
+          static_cast<uint16_t>(std::min(rung_begin(code) + static_cast<int>(within), rung_end(code) - 1));
     }
   }
   levels[order_[0]] = 0;  // prompts may disagree about every block of a row

@@ -101,7 +101,7 @@ bool encode_row(std::span<const float> energy, uint8_t* packed) {
   return true;
 }
 
-void decode_row(const uint8_t* packed, int num_key_blocks, uint8_t* codes) {
+void decode_row(const uint8_t* __restrict packed, int num_key_blocks, uint8_t* __restrict codes) {
   for (int i = 0; i < num_key_blocks / 2; ++i) {
     codes[2 * i] = packed[i] & 0xf;
     codes[2 * i + 1] = packed[i] >> 4;
