@@ -56,7 +56,7 @@ function(calibatt_cuda_library dir)
     target_compile_definitions(calibatt_cuda PUBLIC CALIBATT_HAVE_CUDA)
     # Binaries for Ampere and Hopper, and PTX for what comes after.
     calibatt_cuda_kernels(calibatt_cuda portable ARCHITECTURES 80-real 80-virtual 90-real
-      FILES attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
+      FILES kernels/*.cu attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
     # Hopper's own instructions exist in its binaries alone. (A flag, because CMake 3.25 does not know the name 90a.)
     calibatt_cuda_kernels(calibatt_cuda hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a
       FILES attention/sm90/*.cu)

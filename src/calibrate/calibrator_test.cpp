@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "calibrate/recording_attention.h"
 #include "calibrate/synthetic_attention.h"
+#include "io/safetensors.h"
 #include "io/test_folder.h"
 
 namespace calibatt {
@@ -208,6 +209,30 @@ TEST_F(Calibration, ADamagedProfileIsRefused) {
   altered[good.size() - 5] ^= 1;
   expect_refused(altered);
   expect_refused("");
+}
+
+TEST_F(Calibration, FilesOfVersionOneAreRead) {
+  record_profile(*backend, header, folder.path(), runner(header));
+  const PromptProfile written = *load_prompt(folder.path(), header, 0);
+  EXPECT_GT(written.attention_seconds, 0);
+  std::map<std::string, Tensor> tensors;
+  std::map<std::string, std::string> metadata;
+  {
+    const Safetensors file = Safetensors::open(prompt_file(folder.path(), 0));
+    for (const auto& [name, entry] : file.entries()) tensors[name] = file.get(name).clone();
+    metadata = file.metadata();
+  }
+  metadata["version"] = "1";  // which had no times and no ranges
+  for (const char* field : {"ranked_from", "attention_seconds", "run_seconds"}) {
+    EXPECT_EQ(metadata.erase(field), 1u) << field;
+  }
+  write_safetensors(prompt_file(folder.path(), 0), tensors, metadata);
+  const PromptProfile read = *load_prompt(folder.path(), header, 0);
+  expect_same_measurements(read, written);
+  EXPECT_EQ(read.attention_seconds, 0);
+  metadata["version"] = "3";
+  write_safetensors(prompt_file(folder.path(), 0), tensors, metadata);
+  EXPECT_THROW(load_prompt(folder.path(), header, 0), Error);
 }
 
 TEST_F(Calibration, AnEmptyFolderHasNoProfile) {

@@ -12,8 +12,9 @@
 namespace calibatt {
 namespace {
 
-constexpr float kOne = 0x1p30f;           // 1.0 in fixed point
-constexpr float kLargest = 1.0f + 1e-3f;  // rounding may lift a mean of softmax masses a little above 1
+constexpr float kOne = 0x1p30f;                     // 1.0 in fixed point
+constexpr float kLargest = 1.0f + 1e-3f;            // rounding may lift a mean of softmax masses a little above 1
+constexpr uint64_t kMostTotal = uint64_t{1} << 31;  // so that devices may add in 32 bits
 constexpr uint32_t kKeyMask = 0x7fffffffu;
 
 struct RowScratch {
@@ -79,7 +80,7 @@ bool encode_row(std::span<const float> energy, uint8_t* packed) {
     total += fixed;
     keys[c] = kKeyMask - fixed;
   }
-  if (!valid) {
+  if (!valid || total >= kMostTotal) {
     std::memset(packed, 0xff, static_cast<size_t>(packed_row_bytes(columns)));
     return false;
   }

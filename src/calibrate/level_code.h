@@ -30,7 +30,7 @@ inline int64_t packed_row_bytes(int num_key_blocks) {
 }
 
 /// One row: energy [num_key_blocks] ≥ 0, sum about 1 → packed_row_bytes. False when an energy is not finite, negative
-/// or far above 1; the codes are all 15 then.
+/// or above 1.001, or when Σq ≥ 2³¹; the codes are all 15 then. All zeros: as if all were equal.
 bool encode_row(std::span<const float> energy, uint8_t* packed);
 /// packed row → one code a byte.
 void decode_row(const uint8_t* packed, int num_key_blocks, uint8_t* codes);

@@ -75,6 +75,7 @@ TEST(LevelCode, RowsThatAreNoDistributionAreRefused) {
     EXPECT_FALSE(encode_row(std::vector<float>{0.2f, bad, 0.3f, 0.1f, 0.1f}, packed.data())) << bad;
     EXPECT_FALSE(all_rows_valid(packed.data(), 1, 5));
   }
+  EXPECT_FALSE(encode_row(std::vector<float>{0.9f, 0.9f, 0.9f, 0, 0}, packed.data())) << "the sum is far above 1";
   EXPECT_TRUE(encode_row(std::vector<float>{0, 0, 0, 0, 0}, packed.data()));
   EXPECT_TRUE(all_rows_valid(packed.data(), 1, 5));
 }
