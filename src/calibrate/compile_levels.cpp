@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -88,6 +89,11 @@ std::vector<int> entry_of_steps(const ProfileHeader& header) {
 
 LevelPlanner::LevelPlanner(const Profile& profile, const CompileOptions& options)
     : profile_(profile), header_(profile.header), options_(options), entry_of_(entry_of_steps(profile.header)) {
+  if (profile_.prompts.size() > LevelAgreement::kMostPrompts) {
+    throw Error(ErrorKind::kUsage, "compiling a plan: level codes of " + std::to_string(profile_.prompts.size()) +
+                                       " prompts are too many, at most " +
+                                       std::to_string(LevelAgreement::kMostPrompts) + " can agree; use fewer");
+  }
   frame_.geometry = header_.geometry;
   frame_.num_layers = header_.num_layers;
   frame_.sigmas = header_.sigmas;

@@ -48,7 +48,7 @@ LevelAgreement::LevelAgreement(int num_key_blocks, Agreement agreement, double t
       voted_(static_cast<size_t>(num_key_blocks)),
       count_(static_cast<size_t>(num_key_blocks)),
       energy_(static_cast<size_t>(num_key_blocks)) {
-  CALIBATT_ASSERT(num_prompts >= 1 && num_prompts <= 255);
+  CALIBATT_ASSERT(num_prompts >= 1 && num_prompts <= kMostPrompts);
 }
 
 void LevelAgreement::agree(std::span<const uint8_t* const> packed_rows, std::span<uint16_t> levels) {

@@ -18,6 +18,8 @@ namespace calibatt {
 ///     averaged, and ranked as Eq. 6 does.
 class LevelAgreement {
  public:
+  static constexpr size_t kMostPrompts = 255;
+
   LevelAgreement(int num_key_blocks, Agreement agreement, double threshold, size_t num_prompts);
   /// packed_rows: one row of codes of every prompt.
   void agree(std::span<const uint8_t* const> packed_rows, std::span<uint16_t> levels);

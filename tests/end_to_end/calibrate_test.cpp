@@ -82,6 +82,18 @@ TEST_F(Calibrate, LevelsAreMeasuredForTheEnergyBudgetAlone) {
   EXPECT_THAT(refused.output, HasSubstr("--budget energy"));
 }
 
+TEST_F(Calibrate, MapsThatWouldNotFitAreRefusedBeforeAnythingRuns) {
+  const std::string large = "-W 1280 -H 720 --video-frames 81 ";
+  const CommandResult result = run_calibatt(arguments("plan.safetensors", large));
+  EXPECT_EQ(result.exit_code, 2) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("GB of host memory"));
+  EXPECT_THAT(result.output, HasSubstr("use --budget energy"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("plan.safetensors.profile")));
+  const CommandResult steps = run_calibatt(arguments("plan.safetensors", "--budget energy --steps-recorded 3"));
+  EXPECT_EQ(steps.exit_code, 2) << "the run has two steps";
+  EXPECT_THAT(steps.output, HasSubstr("between 1 and the run's 2 steps"));
+}
+
 TEST_F(Calibrate, ProcessesThatShareThePromptsMakeTheSamePlan) {
   const std::string energy = "--budget energy ";
   make_plan("whole.safetensors", energy);
