@@ -46,6 +46,12 @@ struct PatchLayout {
   std::span<const int32_t> raster_of_position;  ///< host memory, one entry per token
 };
 
+/// [tokens, heads, head_dim] in host memory.
+struct HostHeads {
+  ConstHeadsView view;
+  Tensor storage;  ///< owns what the view points to; empty where host memory is the backend's
+};
+
 /// Where the arithmetic happens. Models are written against this interface alone; a device backend implements it
 /// without touching them. Tensors passed in live where this backend put them (from_host / empty), unless a comment says
 /// "host". Activations are dense, row-major [rows, channels]; accumulation is at least float32. Shapes and dtypes are
@@ -71,6 +77,9 @@ class Backend {
   virtual Tensor empty(DType dtype, std::vector<int64_t> shape) = 0;
   virtual Tensor from_host(const Tensor& host) = 0;  ///< may share storage where host memory is the device's
   virtual Tensor to_host(const Tensor& device) = 0;  ///< likewise; waits for what makes the tensor
+  /// The same for a strided view into this backend's memory, which may be part of a larger tensor (q, k and v are
+  /// thirds of one). Throws Error(kUsage) on a device backend that has not implemented it.
+  virtual HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim);
   /// Whether tensors are in host memory, so that anybody may follow their pointers.
   virtual bool in_host_memory() const { return true; }
   /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.
@@ -124,6 +133,13 @@ class Backend {
   /// unscaled. bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                                 int head_dim, HeadsView out) = 0;
+
+  /// Turns block energies into level codes where they are (calibration: calibrate/level_code.h defines the codes, and
+  /// is what an implementation must reproduce bit for bit). energy F32 [heads, R, C] → codes U8 [heads, R, ⌈C/2⌉];
+  /// ladder: rising levels in 1/65536, 15 of them. False: not done here, the caller does it on the host.
+  virtual bool encode_energy_levels(const Tensor& /*energy*/, std::span<const uint32_t> /*ladder*/, Tensor& /*codes*/) {
+    return false;
+  }
 
   // ---- video autoencoder -------------------------------------------------------------------------------------------
   /// Convolutions over time and space and what goes with them (clip_ops.h). Throws Error(kUsage) on a backend without.

@@ -62,6 +62,18 @@ struct CompileSummary {
       false;  ///< false: only one prompt, so the errors are of the very prompt that chose the blocks
 };
 
+/// What is known of one layer of an entry.
+struct LayerFacts {
+  double density = 1;        ///< mean over heads
+  double summary_pairs = 0;  ///< (query, summary token) pairs over all pairs, mean over heads
+  int anchored_heads = 0;
+};
+/// All of a summary that follows from the plan itself: no errors. facts: [entry][layer]; attention_share: as in
+/// CompileOptions.
+CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<std::vector<LayerFacts>>& facts,
+                         int num_heads, double attention_share);
+CompileSummary summarize(const Plan& plan, double attention_share);
+
 struct CompiledPlan {
   Plan::Parts parts;
   CompileSummary summary;

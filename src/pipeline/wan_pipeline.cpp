@@ -159,7 +159,7 @@ Tensor WanPipeline::denoise(const GenerateOptions& options, const Conditioning& 
   return latents;
 }
 
-RunDescription WanPipeline::describe_attention(const GenerateOptions& options) {
+RunDescription WanPipeline::describe_attention(const GenerateOptions& options, bool with_fingerprint) {
   RunDescription run;
   run.model_name = folder_.name;
   run.geometry = geometry(options);
@@ -169,7 +169,7 @@ RunDescription WanPipeline::describe_attention(const GenerateOptions& options) {
   run.video_width = *options.width;
   run.sigmas = sigmas(options);
   run.flow_shift = *options.flow_shift;
-  if (!options.plan_path.empty()) run.model_fingerprint = transformer_fingerprint();
+  if (with_fingerprint) run.model_fingerprint = transformer_fingerprint();
   return run;
 }
 
@@ -198,7 +198,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   // The plan is checked before anything slow starts.
   const auto attention =
       make_run_attention(*backend_, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
-                         describe_attention(options), options.on_mismatch);
+                         describe_attention(options, !options.plan_path.empty()), options.on_mismatch);
 
   double start = now_seconds();
   const auto lap = [&start] {
