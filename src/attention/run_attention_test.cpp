@@ -62,7 +62,7 @@ struct Layer {
     for (int block = 0; block < plan.geometry().num_key_blocks(); ++block) {
       const int begin = block * block_k, size = plan.geometry().key_block_size(block);
       const bool kept = !plan_of_head.intervals || mask.kept(packed / plan.geometry().block_q, block);
-      if (!kept && !plan.parts().summarize_skipped) continue;
+      if (!kept && !plan.info().summarize_skipped) continue;
       std::fill(key.begin(), key.end(), 0.0);
       std::fill(value.begin(), value.end(), 0.0);
       for (int s = begin; s < begin + size; ++s) {
@@ -85,7 +85,7 @@ struct Layer {
 
 // The run that the plan was made for.
 RunDescription run_of(const Plan& plan) {
-  const PlanProvenance& made = plan.parts().provenance;
+  const PlanProvenance& made = plan.info().provenance;
   RunDescription run;
   run.model_name = "this model";
   run.model_fingerprint = made.model_fingerprint;
@@ -94,7 +94,7 @@ RunDescription run_of(const Plan& plan) {
   run.video_frames = made.video_frames;
   run.video_height = made.video_height;
   run.video_width = made.video_width;
-  run.sigmas = plan.parts().sigmas;
+  run.sigmas = plan.info().sigmas;
   run.flow_shift = made.flow_shift;
   return run;
 }
@@ -240,7 +240,7 @@ TEST_F(RunAttentionTest, OtherStepsAreMappedByNoiseLevel) {
   }
   EXPECT_NEAR(report.layer_density[0], plan->density(), 1e-12);
 
-  run.sigmas = plan->parts().sigmas;
+  run.sigmas = plan->info().sigmas;
   run.sigmas[1] += 1e-7;  // rounding is no difference
   EXPECT_THAT(PlannedAttention(*backend_, plan, run).report().step_mapping, IsEmpty());
 }

@@ -247,9 +247,9 @@ class Compiler {
         summary.step_density[step] += density / layers;
         summary.layer_density[layer] += density / steps;
         for (int head = 0; head < heads; ++head) {
-          const HeadPlan& one = plan.head(step, layer, head);
+          const HeadFacts& one = plan.facts(plan.entry_of(step), layer, head);
           summary.repetitive_heads += one.anchored;
-          if (!one.intervals || !plan.parts().summarize_skipped) continue;
+          if (!one.has_intervals || !plan.info().summarize_skipped) continue;
           const double queries =
               one.anchored ? static_cast<double>(plan.anchor_rows().query_tokens.size()) : plan.geometry().num_tokens();
           const double tokens = plan.geometry().num_tokens();
@@ -270,7 +270,7 @@ class Compiler {
       summary.held_out_error = std::sqrt(std::accumulate(step_sums.begin(), step_sums.end(), 0.0) / steps);
       for (const double sum : step_sums) summary.step_error.push_back(std::sqrt(sum));
     }
-    return {plan.parts(), std::move(summary)};
+    return {plan.to_parts(), std::move(summary)};
   }
 
   const Profile& profile_;

@@ -110,7 +110,7 @@ inline Plan::Parts example_parts() {
   return parts;
 }
 
-/// The plans behind tests/golden/data/plan_v1_NAME.safetensors: "example", and "tiles" with every feature (tile order,
+/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example", and "tiles" with every feature (tile order,
 /// text tokens, anchors, summaries, shared steps, an absent energy target).
 inline Plan::Parts fixture_parts(const std::string& name) {
   if (name == "example") return example_parts();
@@ -148,7 +148,7 @@ inline Plan::Parts fixture_parts(const std::string& name) {
 
 /// Equal in every number and text; NaN equals NaN.
 inline bool same_plan(const Plan& a, const Plan& b) {
-  const Plan::Parts &x = a.parts(), &y = b.parts();
+  const Plan::Parts x = a.to_parts(), y = b.to_parts();
   if (x.energy_targets.size() != y.energy_targets.size()) return false;
   for (size_t i = 0; i < x.energy_targets.size(); ++i) {
     const double p = x.energy_targets[i], q = y.energy_targets[i];
