@@ -224,7 +224,11 @@ void PlannedAttention::attend_planned(int layer, AttentionCall call) {
   const auto planned = layer_at({step_, layer});
   const ScheduleSizes sizes{static_cast<int>(call.q.num_tokens), static_cast<int>(call.k.num_tokens), call.block_q,
                             call.block_k};
-  if (const auto next = site_after(layer)) backend_.prefetch_schedule(layer_at(*next), sizes);
+  if (announced_ != planned) backend_.prefetch_schedule(planned, sizes);  // the first, or another than was expected
+  if (const auto next = site_after(layer)) {
+    announced_ = layer_at(*next);
+    backend_.prefetch_schedule(announced_, sizes);
+  }
   const double seconds = seconds_of([&] {
     call.heads = planned->heads();
     call.schedule = planned.get();

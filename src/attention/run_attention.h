@@ -85,9 +85,10 @@ class PlannedAttention : public RunAttention {
   std::string mismatch_, fallback_reason_, step_mapping_;
   std::vector<int> plan_step_;  // of each step of the run
   std::optional<PlannedLayers> layers_;
-  int forwards_of_step_ = 0;       // begun in the present step
-  bool guided_ = true;             // steps have two forwards, as far as is known
-  std::optional<int> begun_step_;  // of the forward that runs
+  std::shared_ptr<const PlannedLayer> announced_;  // what the backend expects next
+  int forwards_of_step_ = 0;                       // begun in the present step
+  bool guided_ = true;                             // steps have two forwards, as far as is known
+  std::optional<int> begun_step_;                  // of the forward that runs
   AttentionMeter meter_;
 };
 

@@ -40,6 +40,8 @@ class ResidentSchedule {
 /// Kernel arguments of one sample's call: views (BF16 or F16, out alike or F32) and block_energy are device pointers,
 /// `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; key_bias is not computed here.
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule);
+/// The same for a schedule that lies somewhere else (schedule_stream.h).
+AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries);
 
 /// Throws Error(kUsage), naming the field, when sizes, strides or pointers do not fit together. A schedule's arrays are
 /// taken on trust: they are in device memory, and pack_schedule checks what it packs.
