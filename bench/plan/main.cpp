@@ -23,7 +23,8 @@ struct Options {
   std::string path, mix = "band,stripe,random", fingerprint = "synthetic";
   int layers = 40, heads = 40, head_dim = 128, frames = 21, height = 45, width = 80, block_q = 128, block_k = 128;
   int steps = 50, samples = 30;
-  double density = 0.375, noise = 0, flow_shift = 5;
+  bench::MaskOptions masks;
+  double flow_shift = 5;
   bool summaries = false, keep_file = false, read_only = false;
 };
 
@@ -84,13 +85,12 @@ PlanInfo make_info(const Options& options) {
 }
 
 void write(const Options& options) {
-  const std::vector<bench::MaskKind> mix = parse_mix(options.mix);
   const PlanInfo info = make_info(options);
+  const bench::SyntheticLayers layers(parse_mix(options.mix), info.geometry, options.masks);
   double writing = 0;
   PlanWriter writer(info, options.path);
   for (int site = 0; site < options.steps * options.layers; ++site) {
-    const PlanLayer layer =
-        bench::synthetic_layer(mix, info.geometry, options.density, options.noise, static_cast<uint64_t>(site));
+    const PlanLayer layer = layers.layer(site / options.layers, site % options.layers);
     writing += seconds_of([&] { writer.add_layer(layer); });
   }
   writing += seconds_of([&] { writer.finish(); });
@@ -150,8 +150,9 @@ int main(int argc, char** argv) {
   CLI::App app("Writes a synthetic plan and measures its file, its opening, decoding and packing");
   app.add_option("file", options.path, "Plan file to write")->required();
   app.add_option("--mix", options.mix, "Kinds of masks that heads take turns among: band, stripe, random");
-  app.add_option("--density", options.density, "Kept blocks over all blocks")->check(CLI::Range(0.001, 1.0));
-  app.add_option("--noise", options.noise, "Share of the blocks of bands and stripes that are flipped");
+  app.add_option("--density", options.masks.density, "Kept blocks over all blocks")->check(CLI::Range(0.001, 1.0));
+  app.add_option("--noise", options.masks.noise, "Share of the blocks of bands and stripes that are flipped");
+  app.add_option("--drift", options.masks.drift, "Share of random blocks and noise that changes with each step");
   app.add_option("--layers", options.layers);
   app.add_option("--heads", options.heads);
   app.add_option("--head-dim", options.head_dim);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,13 +14,27 @@ namespace calibatt::bench {
 enum class MaskKind { kBand, kStripe, kRandom };
 MaskKind parse_mask_kind(const std::string& name);  ///< "band", "stripe", "random"; throws Error(kUsage)
 
-/// One head's kept blocks, of about this density. `noise`: share of the blocks that are the other way round.
-/// Deterministic; other seeds give other random blocks and noise.
-BlockIntervals synthetic_mask(MaskKind kind, const AttentionGeometry& geometry, double density, double noise,
+struct MaskOptions {
+  double density = 0.375;  ///< kept blocks over all blocks, about
+  double noise = 0;        ///< share of the blocks of bands and stripes that are the other way round
+  double drift = 1;        ///< share of the random blocks and of the noise that is drawn anew from one step to the next
+};
+
+/// One head's kept blocks at a step. Deterministic; other seeds give other random blocks and noise.
+BlockIntervals synthetic_mask(MaskKind kind, const AttentionGeometry& geometry, const MaskOptions& options, int step,
                               uint64_t seed);
 
-/// A layer whose heads take turns among the kinds.
-PlanLayer synthetic_layer(const std::vector<MaskKind>& mix, const AttentionGeometry& geometry, double density,
-                          double noise, uint64_t seed);
+/// Layers whose heads take turns among the kinds.
+class SyntheticLayers {
+ public:
+  SyntheticLayers(std::vector<MaskKind> mix, const AttentionGeometry& geometry, const MaskOptions& options);
+  PlanLayer layer(int step, int layer) const;
+
+ private:
+  std::vector<MaskKind> mix_;
+  AttentionGeometry geometry_;
+  MaskOptions options_;
+  std::vector<std::optional<BlockIntervals>> fixed_;  // [mix] masks that are the same everywhere
+};
 
 }  // namespace calibatt::bench

@@ -22,7 +22,7 @@ TEST_P(PlanFixture, StillReadsAsWhatWasWritten) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Version1, PlanFixture, ::testing::Values("v1_example", "v1_tiles"));
-INSTANTIATE_TEST_SUITE_P(Version2, PlanFixture, ::testing::Values("v2_example", "v2_tiles"));
+INSTANTIATE_TEST_SUITE_P(Version2, PlanFixture, ::testing::Values("v2_example", "v2_tiles", "v2_drift"));
 
 }  // namespace
 }  // namespace calibatt

@@ -241,9 +241,11 @@ TEST_F(PlanFuzz, EditedHeaders) {
 
 // Sections whose content is hostile: what is decompressed is any bytes, filters among them.
 TEST_F(PlanFuzz, HostileMasksUnderRightChecksums) {
+  std::vector<PlanFile> all_sound{test::encode_v2(Plan(test::fixture_parts("drift")))};
+  for (unsigned seed = 0; seed < 29; ++seed) all_sound.push_back(test::encode_v2(Plan(test::random_parts(seed))));
   int num_refused = 0;
-  for (int round = 0; round < 1500; ++round) {
-    const PlanFile sound = test::encode_v2(Plan(test::random_parts(static_cast<unsigned>(round % 30))));
+  for (int round = 0; round < 900; ++round) {
+    const PlanFile& sound = all_sound[static_cast<size_t>(round) % all_sound.size()];
     PlanFile file = sound;
     const Tensor& ends = sound.tensors.at("section_end");
     const auto site = static_cast<int64_t>(below(static_cast<size_t>(ends.size())));
@@ -269,7 +271,7 @@ TEST_F(PlanFuzz, HostileMasksUnderRightChecksums) {
     test::repair_checksums(file);
     num_refused += !outcome([&] { return decode_plan(file, "file"); }).has_value();
   }
-  EXPECT_GT(num_refused, 500);
+  EXPECT_GT(num_refused, 300);
 }
 
 // Behind a checksum that is right, everything can be hostile: numbers of any tensor, its dtype and shape, the JSON

@@ -16,7 +16,7 @@ class PlanReader(unittest.TestCase):
     fixtures = sorted(GOLDEN.glob("plan_v*.safetensors"))
 
     def test_there_are_fixtures(self):
-        self.assertEqual([path.stem for path in self.fixtures], ["plan_v1_example", "plan_v1_tiles", "plan_v2_example", "plan_v2_tiles"])
+        self.assertEqual([path.stem for path in self.fixtures], ["plan_v1_example", "plan_v1_tiles", "plan_v2_drift", "plan_v2_example", "plan_v2_tiles"])
 
     def test_masks_anchors_and_steps_are_those_of_the_library(self):
         for path in self.fixtures:
@@ -25,7 +25,7 @@ class PlanReader(unittest.TestCase):
             self.assertTrue(plan.checksum_verified)
 
     def test_every_altered_byte_of_a_tensor_and_every_truncation_is_refused(self):
-        for fixture in self.fixtures[::2]:
+        for fixture in self.fixtures[0], self.fixtures[3]:
             content, text = fixture.read_bytes(), fixture.with_suffix(".txt").read_text()
             data_begin, num_accepted = 8 + int.from_bytes(content[:8], "little"), 0
             with tempfile.TemporaryDirectory() as folder:
