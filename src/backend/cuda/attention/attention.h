@@ -12,7 +12,8 @@
 #include "backend/cuda/device.h"
 
 /// Attention on the current GPU. The steps of a caller:
-///   1. a schedule in device memory: from a ScheduleStream (schedule_stream.h) in a run, or a ResidentSchedule where one
+///   1. a schedule in device memory: from a ScheduleStream (schedule_stream.h) in a run, or a ResidentSchedule where
+///   one
 ///      schedule serves many calls;
 ///   2. make_args: kernel arguments of an AttentionCall whose views hold device pointers;
 ///   3. attention_workspace_bytes: ask, and provide so much device memory (256-byte aligned, as cudaMalloc's is);
