@@ -52,6 +52,13 @@ struct HostHeads {
   Tensor storage;  ///< owns what the view points to; empty where host memory is the backend's
 };
 
+/// The sizes that a schedule is made for, in tokens; as in AttentionCall.
+struct ScheduleSizes {
+  int num_queries = 0, num_keys = 0;
+  int block_q = 64, block_k = 64;
+  bool operator==(const ScheduleSizes&) const = default;
+};
+
 /// Where the arithmetic happens. Models are written against this interface alone; a device backend implements it
 /// without touching them. Tensors passed in live where this backend put them (from_host / empty), unless a comment says
 /// "host". Activations are dense, row-major [rows, channels]; accumulation is at least float32. Shapes and dtypes are
@@ -129,6 +136,10 @@ class Backend {
   virtual void attention(const AttentionCall& call) = 0;
   /// Whether `attention` takes AttentionCall::key_bias. Where not, repeated keys must be given as often as they count.
   virtual bool takes_key_bias() const { return true; }
+  /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
+  /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
+  /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.
+  virtual void prefetch_schedule(std::shared_ptr<const ScheduleSource> /*schedule*/, const ScheduleSizes& /*sizes*/) {}
   /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h],
   /// unscaled. bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,

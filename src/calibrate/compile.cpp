@@ -202,7 +202,7 @@ class Compiler {
       summary.held_out_error = std::sqrt(std::accumulate(step_sums.begin(), step_sums.end(), 0.0) / steps);
       for (const double sum : step_sums) summary.step_error.push_back(std::sqrt(sum));
     }
-    return {plan.parts(), std::move(summary)};
+    return {plan.to_parts(), std::move(summary)};
   }
 
   const Profile& profile_;

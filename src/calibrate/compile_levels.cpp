@@ -248,7 +248,7 @@ CompileSummary LevelPlanner::emit(const std::function<void(std::vector<HeadPlan>
 CompiledPlan compile_levels(const Profile& profile, const CompileOptions& options) {
   const auto whole = [&](const CompileOptions& each) {
     const LevelPlanner planner(profile, each);
-    CompiledPlan compiled{planner.frame(), {}};
+    CompiledPlan compiled{{planner.frame(), {}}, {}};
     compiled.summary = planner.emit([&](std::vector<HeadPlan>& heads) {
       for (HeadPlan& head : heads) compiled.parts.heads.push_back(std::move(head));
     });
@@ -264,7 +264,7 @@ CompiledPlan compile_levels(const Profile& profile, const CompileOptions& option
     return Shared{Plan(share_adjacent_steps(whole(each).parts, options.share_steps_iou))};
   };
   const Shared made = options.density ? meet_density(*options.density, shared) : shared({});
-  return {made.plan.parts(), summarize(made.plan, options.attention_share)};
+  return {made.plan.to_parts(), summarize(made.plan, options.attention_share)};
 }
 
 }  // namespace calibatt

@@ -24,7 +24,7 @@ class LevelPlanner {
   LevelPlanner(const Profile& profile, const CompileOptions& options);
 
   /// Everything of the plan but its heads.
-  const Plan::Parts& frame() const { return frame_; }
+  const PlanInfo& frame() const { return frame_; }
   /// sink(heads) for (entry 0, layer 0), (entry 0, layer 1), …; the heads may be moved from.
   CompileSummary emit(const std::function<void(std::vector<HeadPlan>& heads)>& sink) const;
 
@@ -44,7 +44,7 @@ class LevelPlanner {
   const CompileOptions& options_;
   const std::vector<int> entry_of_;  // of each step
   Levels levels_;
-  Plan::Parts frame_;
+  PlanInfo frame_;
 };
 
 /// The whole plan in memory, also with shared steps. compile_plan for Measured::kLevels.

@@ -48,16 +48,16 @@ CompileSummary summarize(const Plan& plan, double attention_share) {
       LayerFacts& one = facts[static_cast<size_t>(entry)].emplace_back();
       one.density = 0;
       for (int head = 0; head < g.heads; ++head) {
-        const HeadPlan& each = plan.entry_head(entry, layer, head);
-        one.density += static_cast<double>(plan.entry_token_pairs(entry, layer, head)) / (tokens * tokens * g.heads);
+        const HeadFacts& each = plan.facts(entry, layer, head);
+        one.density += static_cast<double>(each.token_pairs) / (tokens * tokens * g.heads);
         one.anchored_heads += each.anchored;
-        if (!each.intervals || !plan.parts().summarize_skipped) continue;
+        if (!each.has_intervals || !plan.info().summarize_skipped) continue;
         const double queries = each.anchored ? static_cast<double>(plan.anchor_rows().query_tokens.size()) : tokens;
         one.summary_pairs += queries / tokens * g.num_key_blocks() / tokens / g.heads;
       }
     }
   }
-  CompileSummary summary = summarize(plan.parts().step_entry, facts, g.heads, attention_share);
+  CompileSummary summary = summarize(plan.info().step_entry, facts, g.heads, attention_share);
   summary.density = plan.density();
   return summary;
 }

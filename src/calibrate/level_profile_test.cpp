@@ -179,9 +179,9 @@ TEST_F(LevelProfile, StepsThatWereNotRecordedShareTheNearestNoiseLevel) {
   EXPECT_EQ(plan.num_steps(), 4);
   EXPECT_EQ(plan.num_entries(), 2);
   // Each entry keeps what the noisiest of its steps has to keep.
-  EXPECT_NEAR(plan.parts().energy_targets[1], 0.95, 1e-3);
-  EXPECT_NEAR(plan.parts().energy_targets[3], 0.5 + 0.45 * std::exp(-2.0), 1e-3);
-  EXPECT_EQ(plan.parts().provenance.num_prompts, kPrompts);
+  EXPECT_NEAR(plan.info().energy_targets[1], 0.95, 1e-3);
+  EXPECT_NEAR(plan.info().energy_targets[3], 0.5 + 0.45 * std::exp(-2.0), 1e-3);
+  EXPECT_EQ(plan.info().provenance.num_prompts, kPrompts);
 }
 
 TEST_F(LevelProfile, NothingOnADeviceIsTouchedByTheHost) {
