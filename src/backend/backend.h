@@ -59,6 +59,19 @@ struct ScheduleSizes {
   bool operator==(const ScheduleSizes&) const = default;
 };
 
+/// How planned calls found their schedules on a device that has them streamed (Backend::prefetch_schedule).
+struct ScheduleStats {
+  int64_t calls = 0;               ///< planned calls
+  int64_t ready = 0;               ///< found what they wanted
+  int64_t late = 0;                ///< announced, but the calling thread had to wait for it
+  int64_t unannounced = 0;         ///< nobody said that they would come (the first one of a run, usually)
+  double stall_seconds = 0;        ///< the calling thread waited so long for decoding, packing and writing
+  double device_wait_seconds = 0;  ///< the stream's thread waited so long for the device to be done with a slot
+  double work_seconds = 0;         ///< decoding, packing and writing, beside it
+  uint64_t uploaded_bytes = 0;
+  size_t peak_bytes = 0;  ///< most that the slots had together
+};
+
 /// Where the arithmetic happens. Models are written against this interface alone; a device backend implements it
 /// without touching them. Tensors passed in live where this backend put them (from_host / empty), unless a comment says
 /// "host". Activations are dense, row-major [rows, channels]; accumulation is at least float32. Shapes and dtypes are
@@ -140,6 +153,8 @@ class Backend {
   /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
   /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.
   virtual void prefetch_schedule(std::shared_ptr<const ScheduleSource> /*schedule*/, const ScheduleSizes& /*sizes*/) {}
+  /// Since the backend was made; zeros where nothing is streamed.
+  virtual ScheduleStats schedule_stats() const { return {}; }
   /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h],
   /// unscaled. bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,

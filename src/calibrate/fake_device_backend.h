@@ -35,6 +35,7 @@ class FakeDeviceBackend : public Backend {
   }
 
   std::string_view name() const override { return "fake"; }
+  bool in_host_memory() const override { return false; }
   Tensor empty(DType dtype, std::vector<int64_t> shape) override {
     const size_t size = Tensor(dtype, shape).size_bytes(), begin = used_;
     used_ += (size + 63) / 64 * 64;

@@ -59,7 +59,7 @@ std::vector<uint8_t> encoded(const std::vector<float>& energy, int64_t rows, int
 
 TEST(EnergyLevels, EqualTheDefinitionBitForBit) {
   if (num_devices() == 0) GTEST_SKIP() << "no CUDA device";
-  constexpr int64_t kRows = 6;
+  constexpr int64_t kRows = 8;
   for (const int columns : {1, 2, 3, 4, 127, 128, 591, 640, 641, 1182, kMostEncodedColumns}) {
     TorchGenerator generator(static_cast<uint64_t>(columns));
     const Tensor noise = generator.randn({kRows, columns});
@@ -76,6 +76,11 @@ TEST(EnergyLevels, EqualTheDefinitionBitForBit) {
       }
       for (float& value : row) value = static_cast<float>(value / sum);
       if (r == 5) std::fill(row.begin(), row.end(), 0.0f);
+      if (r == 6) std::fill(row.begin(), row.end(), 1.0f / static_cast<float>(columns));  // the lower index comes first
+      if (r == 7) {                                                                       // one has it all
+        std::fill(row.begin(), row.end(), 0.0f);
+        row[row.size() / 2] = 1;
+      }
       std::copy(row.begin(), row.end(), energy.begin() + r * columns);
       const std::vector<uint8_t> codes = expected_row(row);
       expected.insert(expected.end(), codes.begin(), codes.end());
@@ -91,10 +96,11 @@ TEST(EnergyLevels, RowsThatAreNoDistributionAreMarked) {
                                   0.5f, infinity, 0.5f,   // not finite
                                   0.5f, -0.1f,    0.6f,   // negative
                                   0.9f, 0.9f,     0.9f,   // the sum is far above 1
+                                  2.0f, 0.0f,     0.0f,   // above 1
                                   0.5f, 0.3f,     0.2f};  // a distribution
-  const std::vector<uint8_t> codes = encoded(energy, 5, 3);
-  for (int i = 0; i < 8; ++i) EXPECT_EQ(codes[static_cast<size_t>(i)], 0xff) << i;
-  EXPECT_EQ(std::vector<uint8_t>(codes.begin() + 8, codes.end()), expected_row({0.5f, 0.3f, 0.2f}));
+  const std::vector<uint8_t> codes = encoded(energy, 6, 3);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(codes[static_cast<size_t>(i)], 0xff) << i;
+  EXPECT_EQ(std::vector<uint8_t>(codes.begin() + 10, codes.end()), expected_row({0.5f, 0.3f, 0.2f}));
 }
 
 }  // namespace

@@ -46,18 +46,6 @@ class ScheduleBuffers {
   virtual void release(int slot) = 0;
 };
 
-struct ScheduleStats {
-  int64_t calls = 0;               ///< planned calls
-  int64_t ready = 0;               ///< found what they wanted
-  int64_t late = 0;                ///< announced, but the calling thread had to wait for it
-  int64_t unannounced = 0;         ///< nobody said that they would come (the first one of a run, usually)
-  double stall_seconds = 0;        ///< the calling thread waited so long for decoding, packing and writing
-  double device_wait_seconds = 0;  ///< the stream's thread waited so long for the device to be done with a slot
-  double work_seconds = 0;         ///< decoding, packing and writing, beside it
-  uint64_t uploaded_bytes = 0;
-  size_t peak_bytes = 0;  ///< most that the slots had together
-};
-
 class ScheduleStream {
  public:
   explicit ScheduleStream(std::unique_ptr<ScheduleBuffers> buffers, size_t max_bytes = kMaxScheduleBytes);
