@@ -1,7 +1,6 @@
 #include "attention/run_attention.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <utility>
@@ -33,12 +32,6 @@ AttentionCall dense_call(const AttentionGeometry& geometry, ConstHeadsView q, Co
 
 int64_t all_pairs(const AttentionCall& call) {
   return call.q.num_tokens * call.k.num_tokens * call.num_heads;
-}
-
-double seconds_of(const auto& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::string short_number(double value) {
@@ -138,8 +131,8 @@ std::vector<int> map_steps(const Plan& plan, const std::vector<double>& run_sigm
 void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                             ConstHeadsView v, HeadsView out, const OutputContext&) {
   const AttentionCall call = dense_call(geometry, q, k, v, out);
-  const double seconds = seconds_of([&] { backend_.attention(call); });
-  meter_.add(step_, layer, all_pairs(call), all_pairs(call), seconds);
+  backend_.attention(call);
+  meter_.add(step_, layer, all_pairs(call), all_pairs(call));
 }
 
 PlannedAttention::PlannedAttention(Backend& backend, std::shared_ptr<const Plan> plan, const RunDescription& run,
@@ -200,8 +193,8 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
     throw Error(ErrorKind::kMismatch, "the plan does not fit layer " + std::to_string(layer) + ": " + mismatch);
   }
   if (fallback_reason_.empty()) fallback_reason_ = mismatch;
-  const double seconds = seconds_of([&] { backend_.attention(call); });
-  meter_.add(step_, layer, all_pairs(call), all_pairs(call), seconds);
+  backend_.attention(call);
+  meter_.add(step_, layer, all_pairs(call), all_pairs(call));
   meter_.add_fallback();
 }
 
@@ -229,12 +222,10 @@ void PlannedAttention::attend_planned(int layer, AttentionCall call) {
     announced_ = layer_at(*next);
     backend_.prefetch_schedule(announced_, sizes);
   }
-  const double seconds = seconds_of([&] {
-    call.heads = planned->heads();
-    call.schedule = planned.get();
-    backend_.attention(call);
-  });
-  meter_.add(step_, layer, planned->token_pairs(), all_pairs(call), seconds);
+  call.heads = planned->heads();
+  call.schedule = planned.get();
+  backend_.attention(call);
+  meter_.add(step_, layer, planned->token_pairs(), all_pairs(call));
 }
 
 AttentionReport PlannedAttention::report() const {
