@@ -13,6 +13,7 @@
 #include "calibrate/compile_levels.h"
 #include "calibrate/energy_schedule.h"
 #include "calibrate/head_table.h"
+#include "plan/plan_writer.h"
 #include "plan/sharing.h"
 
 namespace calibatt {
@@ -216,6 +217,21 @@ CompiledPlan compile_plan(const Profile& profile, const CompileOptions& options)
   check(profile, options);
   if (profile.header.measured == Measured::kLevels) return compile_levels(profile, options);
   return Compiler(profile, options).compile();
+}
+
+CompileSummary compile_to_file(const Profile& profile, const CompileOptions& options, const std::string& path) {
+  // Which steps share is known when all masks are.
+  if (profile.header.measured == Measured::kLevels && options.share_steps_iou == 0) {
+    check(profile, options);
+    const LevelPlanner planner(profile, options);
+    PlanWriter writer(planner.frame(), path);
+    CompileSummary summary = planner.emit([&](std::vector<HeadPlan>& heads) { writer.add_layer(heads); });
+    writer.finish();
+    return summary;
+  }
+  CompiledPlan compiled = compile_plan(profile, options);
+  save_plan(Plan(std::move(compiled.parts)), path);
+  return std::move(compiled.summary);
 }
 
 }  // namespace calibatt

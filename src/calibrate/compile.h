@@ -82,4 +82,8 @@ struct CompiledPlan {
 /// Throws Error(kUsage) for options that cannot be (naming the option), also those the profile has no measurements for.
 CompiledPlan compile_plan(const Profile& profile, const CompileOptions& options);
 
+/// The same, into a plan file, which appears complete or not at all. A plan of level codes is written layer by layer
+/// and never in memory as a whole, unless steps share. Throws Error(kIo) too.
+CompileSummary compile_to_file(const Profile& profile, const CompileOptions& options, const std::string& path);
+
 }  // namespace calibatt

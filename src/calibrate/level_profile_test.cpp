@@ -293,6 +293,35 @@ TEST_F(LevelProfile, AlteredCodesAreFoundWhenThePlanIsCompiled) {
   }
 }
 
+TEST_F(LevelProfile, AWrittenPlanIsTheOneInMemory) {
+  const Profile levels = record_levels(levels_header({0, 2}), folder.path());
+  const TestFolder files;
+  const auto bytes = [](const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  for (const bool from_maps : {false, true}) {
+    for (const double share_steps_iou : {0.0, 0.5}) {
+      CompileOptions options = energy_options(Agreement::kVote);
+      options.density = 0.5;
+      options.share_steps_iou = share_steps_iou;
+      const Profile& profile = from_maps ? maps() : levels;
+      const CompiledPlan compiled = compile_plan(profile, options);
+      save_plan(Plan(compiled.parts), files / "expected");
+      const CompileSummary written = compile_to_file(profile, options, files / "written");
+      EXPECT_EQ(bytes(files / "written"), bytes(files / "expected"));
+      EXPECT_EQ(written.density, compiled.summary.density);
+      EXPECT_EQ(written.num_entries, compiled.summary.num_entries);
+      EXPECT_EQ(written.predicted_speedup, compiled.summary.predicted_speedup);
+      EXPECT_EQ(load_plan(files / "written")->density(), Plan(compiled.parts).density());
+    }
+  }
+  CompileOptions options = energy_options(Agreement::kMean);
+  options.density = 2;
+  EXPECT_THROW(compile_to_file(levels, options, files / "none"), Error);
+  EXPECT_THAT(files.list(), ElementsAre("expected", "written"));
+}
+
 TEST_F(LevelProfile, WhatItCannotServeIsRefused) {
   const Profile levels = record_levels(levels_header(), folder.path());
   CompileOptions options = energy_options(Agreement::kMean);

@@ -91,7 +91,7 @@ void choose_measured(const CalibrateOptions& options, const CompileOptions& comp
     if (options.steps_recorded) {
       throw Error(ErrorKind::kUsage, "--steps-recorded: maps are measured in every step; add --measure levels");
     }
-    const bool device = backend.name() != "cpu";
+    const bool device = !backend.in_host_memory();
     const std::string refusal = options.measure == "maps" ? std::string() : maps_refusal(header, num_threads(), device);
     if (!refusal.empty()) {
       throw Error(ErrorKind::kUsage,
@@ -144,10 +144,6 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
                              const CalibrationProgress& progress) {
   auto* wan = dynamic_cast<WanPipeline*>(&pipeline);
   CALIBATT_ASSERT(wan != nullptr);
-  if (!wan->backend().in_host_memory()) {
-    throw Error(ErrorKind::kUsage, "calibration reads what it measures in host memory, which the backend " +
-                                       std::string(wan->backend().name()) + " does not use; give --backend cpu");
-  }
   if (options.prompts.empty()) throw Error(ErrorKind::kUsage, "calibration needs at least one prompt");
   CompileOptions compile = make_compile_options(options);  // refused before anything slow starts
   choose<int>("--measure", options.measure, {{"auto", 0}, {"maps", 1}, {"levels", 2}});
@@ -184,16 +180,13 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     return summary;
   }
   if (share) compile.attention_share = *share;
-  CompiledPlan compiled = compile_plan(recorded.profile, compile);
-  const Plan plan(std::move(compiled.parts));
-  save_plan(plan, plan_path);
-
-  summary.density = compiled.summary.density;
-  summary.density_map = compiled.summary.density_map;
-  summary.repetitive_heads = compiled.summary.repetitive_heads;
-  summary.total_heads = compiled.summary.total_heads;
-  summary.predicted_speedup = compiled.summary.predicted_speedup;
-  summary.held_out_error = compiled.summary.held_out_error;
+  const CompileSummary compiled = compile_to_file(recorded.profile, compile, plan_path);
+  summary.density = compiled.density;
+  summary.density_map = compiled.density_map;
+  summary.repetitive_heads = compiled.repetitive_heads;
+  summary.total_heads = compiled.total_heads;
+  summary.predicted_speedup = compiled.predicted_speedup;
+  summary.held_out_error = compiled.held_out_error;
   summary.plan_written = true;
   summary.calibration_seconds = now_seconds() - start;
   return summary;

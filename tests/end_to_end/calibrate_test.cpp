@@ -155,7 +155,7 @@ TEST_F(Calibrate, ProfileOfSomethingElseIsRefused) {
 
 TEST_F(Calibrate, PlanIsBoundToWhatItWasMadeFor) {
   make_plan("plan.safetensors");
-  const std::string run = "generate --model " + kModel + " --steps 2 -p 'a red circle' --plan " +
+  const std::string run = "generate --backend cpu --model " + kModel + " --steps 2 -p 'a red circle' --plan " +
                           folder_.file("plan.safetensors") + " -o " + folder_.file("v.mp4") + " ";
   const CommandResult refused = run_calibatt(run + "-W 96 -H 64 --video-frames 9");
   EXPECT_EQ(refused.exit_code, 5) << refused.output;
