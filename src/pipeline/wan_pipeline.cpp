@@ -39,6 +39,17 @@ DType choose_dtype(Precision precision, const Backend& backend) {
   return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
 }
 
+MaskStreaming streaming_between(const ScheduleStats& before, const ScheduleStats& after) {
+  MaskStreaming streaming;
+  streaming.calls = after.calls - before.calls;
+  streaming.late = after.late - before.late;
+  streaming.unannounced = after.unannounced - before.unannounced;
+  streaming.stall_seconds = after.stall_seconds - before.stall_seconds;
+  streaming.uploaded_bytes = after.uploaded_bytes - before.uploaded_bytes;
+  streaming.peak_device_bytes = after.peak_bytes;
+  return streaming;
+}
+
 bool guided(const GenerateOptions& options) {
   return *options.cfg_scale > 1;
 }
@@ -194,6 +205,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   Result result{{}, describe_run(options)};
   RunReport& run = result.report;
   backend_->reset_peak_memory();
+  const ScheduleStats streamed_before = backend_->schedule_stats();
 
   // The plan is checked before anything slow starts.
   const auto attention =
@@ -226,6 +238,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   run.dense_fallback_calls = accounts.dense_fallback_calls;
   run.fallback_reason = accounts.fallback_reason;
   run.step_mapping = accounts.step_mapping;
+  run.mask_streaming = streaming_between(streamed_before, backend_->schedule_stats());
   return result;
 }
 
