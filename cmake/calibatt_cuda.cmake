@@ -93,7 +93,7 @@ function(calibatt_cuda_library dir)
     calibatt_cuda_kernels(calibatt_cuda hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a
       FILES attention/sm90/*.cu)
   else()
-    calibatt_library(cuda ${dir} RECURSE ONLY "/packed_schedule(_test)?\\.cpp$" DEPENDS backend)
+    calibatt_library(cuda ${dir} RECURSE ONLY "/(packed_schedule|schedule_stream)(_test)?\\.cpp$" DEPENDS backend)
   endif()
   if(TARGET calibatt_cuda_test)
     add_dependencies(cuda_tests calibatt_cuda_test)

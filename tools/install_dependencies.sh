@@ -4,7 +4,7 @@ set -euo pipefail
 
 packages=(
   g++ cmake ninja-build pkg-config git clang-format ffmpeg
-  libdnnl-dev libhwy-dev libsentencepiece-dev libutf8proc-dev libxxhash-dev libcli11-dev nlohmann-json3-dev
+  libdnnl-dev libhwy-dev libsentencepiece-dev libutf8proc-dev libxxhash-dev libzstd-dev libcli11-dev nlohmann-json3-dev
   libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   python3 python3-venv

@@ -5,20 +5,24 @@
     python3 tools/plan_reader.py --dump plan.safetensors     # every step, every mask, every anchor, as text
 
 As a module: `plan = read_plan(path)`, then `plan.mask(entry, layer, head)` is a list of rows (query blocks) of 0/1 per key block,
-which numpy.array() takes as it is. Needs nothing but Python; the checksum is verified where libxxhash or the xxhash package is
-installed, and `plan.checksum_verified` says whether it was.
+which numpy.array() takes as it is. Masks of version 2 are decoded when asked for. Needs nothing but Python and, for version 2, libzstd
+or the zstandard package; checksums are verified where libxxhash or the xxhash package is installed, and `plan.checksum_verified` says
+whether they were.
 """
 import argparse
 import ctypes
 import itertools
 import json
+import mmap
+import os
 import struct
 import sys
 from dataclasses import dataclass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HAS_INTERVALS, ANCHORED = 1, 2
-CODES = {"U8": "B", "U16": "H", "U32": "I", "F64": "d"}  # dtypes that occur in plans → struct codes
+PREVIOUS, ABOVE, MAX_SHIFT, KEY_ENTRY_INTERVAL = 1, 2, 7, 8  # filters of a head's bits; which entries refer to no other
+CODES = {"U8": "B", "U16": "H", "U32": "I", "I64": "q", "F64": "d"}  # dtypes that occur in plans → struct codes
 
 
 class PlanError(Exception):
@@ -32,7 +36,7 @@ class Tensor:
     raw: memoryview
 
     def values(self):
-        return self.raw.cast(CODES[self.dtype]) if self.raw.nbytes else ()
+        return memoryview(bytes(self.raw)).cast(CODES[self.dtype]) if self.raw.nbytes else ()
 
     def tolist(self):
         return list(self.values())
@@ -41,9 +45,9 @@ class Tensor:
 def read_safetensors(path):
     """→ (tensors by name, metadata). Refuses what does not add up."""
     with open(path, "rb") as file:
-        content = file.read()
-    if len(content) < 8:
-        raise PlanError("shorter than 8 bytes")
+        if os.fstat(file.fileno()).st_size < 8:
+            raise PlanError("shorter than 8 bytes")
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     (header_bytes,) = struct.unpack_from("<Q", content)
     if header_bytes > len(content) - 8:
         raise PlanError("truncated: the header is longer than the file")
@@ -61,7 +65,7 @@ def read_safetensors(path):
         size = count * struct.calcsize(CODES[entry["dtype"]])
         if first != end or last - first != size or last > len(data):
             raise PlanError(f"{name}: its bytes are not where the header says")
-        tensors[name] = Tensor(entry["dtype"], entry["shape"], memoryview(bytes(data[first:last])))
+        tensors[name] = Tensor(entry["dtype"], entry["shape"], data[first:last])
         end = last
     if end != len(data):
         raise PlanError("bytes that belong to no tensor")
@@ -89,6 +93,30 @@ def xxh3_128(content):
     return f"{result.high:016x}{result.low:016x}"
 
 
+def decompressed(frame, size):
+    """A zstd frame of this content size."""
+    try:
+        import zstandard
+
+        try:
+            content = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
+        except zstandard.ZstdError as error:
+            raise PlanError(f"not a zstd frame: {error}") from None
+    except ImportError:
+        try:
+            library = ctypes.CDLL("libzstd.so.1")
+        except OSError:
+            raise PlanError("masks of version 2 need libzstd, or the zstandard package (pip install zstandard)") from None
+        function = library.ZSTD_decompress
+        function.restype = ctypes.c_size_t
+        function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
+        buffer = ctypes.create_string_buffer(size)
+        content = buffer.raw if function(buffer, size, frame, len(frame)) == size else b""
+    if len(content) != size:
+        raise PlanError("not a zstd frame of the right size")
+    return content
+
+
 def checksummed_bytes(tensors, metadata):
     number = struct.Struct("<q").pack
     parts = [number(len(tensors))]
@@ -102,12 +130,26 @@ def checksummed_bytes(tensors, metadata):
         text(tensor.dtype.encode())
         parts.append(number(len(tensor.shape)))
         parts.extend(map(number, tensor.shape))
-        text(tensor.raw.tobytes())
+        if name != "sections" or metadata["format_version"] == "1":  # sections have checksums of their own
+            text(tensor.raw.tobytes())
     for key in sorted(metadata, key=str.encode):
         if key != "checksum":
             text(key.encode())
             text(metadata[key].encode())
     return b"".join(parts)
+
+
+def intervals_of(bits):
+    """The runs of ones as (begin, end)."""
+    result, at = [], 0
+    while bits:
+        zeros = (bits & -bits).bit_length() - 1
+        bits >>= zeros
+        ones = (~bits & bits + 1).bit_length() - 1
+        result.append((at + zeros, at + zeros + ones))
+        bits >>= ones
+        at += zeros + ones
+    return result
 
 
 class Plan:
@@ -127,7 +169,14 @@ class Plan:
         else:
             self.raster_of_position = list(range(self.num_tokens))
         self.query_tokens, self.source_of = self._anchors(tensors)
-        self._rows = self._read_rows(tensors)
+        if "sections" in tensors:
+            self._sections = tensors["sections"].raw
+            self._ends = tensors["section_end"].tolist()
+            self._checksums = tensors["section_checksum"].raw.tobytes()
+            self._token_pairs = tensors["token_pairs"].tolist()
+            self._site, self._site_rows = None, None  # the layer decoded last
+        else:
+            self._rows = self._read_rows(tensors)
 
     def _anchors(self, tensors):
         """Which tokens an anchored head computes, and whose output each token receives (index into the former)."""
@@ -180,6 +229,56 @@ class Plan:
             raise PlanError("more intervals than the heads have rows")
         return heads
 
+    def _section_bits(self, entry, layer):
+        """Per head: its rows as integers (bit c: key block c is kept), or None without intervals."""
+        site = entry * self.num_layers + layer
+        begin, end = self._ends[site - 1] if site else 0, self._ends[site]
+        where = f"entry {entry}, layer {layer}"
+        if not 0 <= begin <= end <= len(self._sections):
+            raise PlanError(f"{where}: its section is not where the index says")
+        stored = self._sections[begin:end].tobytes()
+        checksum = xxh3_128(stored)
+        if checksum is not None and checksum != self._checksums[16 * site : 16 * site + 16].hex():
+            raise PlanError(f"{where}: its masks were altered or damaged (checksum)")
+        kinds = [self.kind(entry, layer, head) for head in range(self.num_heads)]
+        num_rows = [self.num_query_blocks(kind) if kind & HAS_INTERVALS else 0 for kind in kinds]
+        if not any(num_rows):
+            return [None] * self.num_heads
+        row_bytes = -(-self.num_key_blocks // 8)
+        content = decompressed(stored, self.num_heads + sum(num_rows) * row_bytes)
+        filters, at, heads = content[: self.num_heads], self.num_heads, []
+        previous = None
+        if PREVIOUS in filters:
+            if entry % KEY_ENTRY_INTERVAL == 0:
+                raise PlanError(f"{where}: it refers to the entry before, which it cannot")
+            previous = self._section_bits(entry - 1, layer)
+        for head, count in enumerate(num_rows):
+            rows = [int.from_bytes(content[at + r * row_bytes : at + (r + 1) * row_bytes], "little") for r in range(count)]
+            at += count * row_bytes
+            if filters[head] == PREVIOUS:
+                if not count or previous[head] is None or len(previous[head]) != count:
+                    raise PlanError(f"{where}, head {head}: it refers to the entry before, which it cannot")
+                rows = [row ^ before for row, before in zip(rows, previous[head])]
+            elif filters[head] >= ABOVE:
+                shift = filters[head] - ABOVE
+                if not count or shift > MAX_SHIFT:
+                    raise PlanError(f"{where}, head {head}: its filter is {filters[head]}")
+                for r in range(1, count):
+                    rows[r] ^= rows[r - 1] << shift & (1 << self.num_key_blocks) - 1
+            if any(row == 0 or row >> self.num_key_blocks for row in rows):
+                raise PlanError(f"{where}, head {head}: a query block keeps no key block, or one that is not there")
+            heads.append(rows if count else None)
+        return heads
+
+    def _rows_of(self, entry, layer, head):
+        """None (all key blocks) or, per query block, the list of kept (begin, end)."""
+        if not hasattr(self, "_sections"):
+            return self._rows[self._index(entry, layer, head)]
+        if self._site != (entry, layer):
+            self._site_rows = [rows and [intervals_of(row) for row in rows] for rows in self._section_bits(entry, layer)]
+            self._site = (entry, layer)
+        return self._site_rows[head]
+
     def _index(self, entry, layer, head):
         return (entry * self.num_layers + layer) * self.num_heads + head
 
@@ -187,7 +286,7 @@ class Plan:
         return self.kinds[self._index(entry, layer, head)]
 
     def intervals(self, entry, layer, head):
-        rows = self._rows[self._index(entry, layer, head)]
+        rows = self._rows_of(entry, layer, head)
         if rows is None:
             return [[(0, self.num_key_blocks)]] * self.num_query_blocks(self.kind(entry, layer, head))
         return rows
@@ -212,6 +311,10 @@ class Plan:
         return pairs
 
     def density(self):
+        if hasattr(self, "_sections"):  # the index knows
+            per_entry = self.num_layers * self.num_heads
+            entry_pairs = [sum(self._token_pairs[e * per_entry : (e + 1) * per_entry]) for e in range(self.num_entries)]
+            return sum(entry_pairs[e] for e in self.step_entry) / (self.num_tokens**2 * per_entry * len(self.step_entry))
         all_pairs = self.num_tokens**2 * self.num_layers * self.num_heads
         entry_pairs = [
             sum(self.token_pairs(entry, layer, head) for layer in range(self.num_layers) for head in range(self.num_heads))

@@ -3,6 +3,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "calibatt/pipeline.h"
@@ -15,11 +16,19 @@ struct CalibrateOptions {
   GenerateOptions run;               ///< size, steps, guidance, scheduler; prompt and plan are ignored
   std::vector<std::string> prompts;  ///< at least one
   std::string profile_dir;           ///< where the profile is kept, one file per prompt
+  /// Only these prompts, [first, second), are run, and no plan is compiled: several processes calibrate, then
+  /// merge_profiles joins their folders.
+  std::optional<std::pair<int, int>> prompt_range;
 
   // What is measured.
   std::string token_order;  ///< "raster", "tiles:FxHxW", or empty: the default
   int block_q = 64, block_k = 64;
   int anchor_rows_per_frame = 5;
+  /// "maps": energy maps and output errors, for every budget. "levels": for each block the energy level from which on
+  /// it is kept, 4 bits: for budget energy at any size. "auto": what profile_dir already holds, else what the budget
+  /// needs.
+  std::string measure = "auto";
+  std::optional<int> steps_recorded;  ///< levels: of the run's steps, evenly spread; default: at most 8 GB a prompt
 
   // How the plan is compiled.
   std::string budget = "error";                                  ///< "energy" (the paper) or "error"
@@ -28,9 +37,9 @@ struct CalibrateOptions {
   double agreement_threshold = 0.5;                              ///< ρ
   std::optional<double> density;                                 ///< global target; default with budget error
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
-  std::string ranking = "harm";      ///< budget error: blocks ranked by measured "harm" to the output or by "energy"
-  double step_weight_decay = 8;      ///< w of weight(t) = 0.1 + 0.9·exp(−w t/T); budget error only
-  std::string repetition = "error";  ///< "off", "error" or "similarity"
+  std::string ranking = "harm";  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"
+  double step_weight_decay = 8;  ///< w of weight(t) = 0.1 + 0.9·exp(−w t/T); budget error only
+  std::string repetition;        ///< "off", "error" or "similarity"; empty: "error" where it was measured, else "off"
   double similarity_threshold = 0.87;
   int merge_gap = 0;
   double share_steps_iou = 0;  ///< merge adjacent steps whose masks agree at least so much; 0: off
@@ -45,10 +54,24 @@ struct CalibrationSummary {
   double held_out_error = 0;       ///< predicted relative output error, root mean square over sites
   double calibration_seconds = 0;  ///< wall clock of all recorded prompts and the compilation
   int prompts_recorded = 0, prompts_resumed = 0;
+  bool plan_written = false;   ///< not with a prompt_range
+  double attention_share = 0;  ///< of dense self-attention in the transformer's time, as measured; 0: not known
 };
 
 using CalibrationProgress =
     std::function<void(int prompt, int num_prompts, const std::string& stage, int done, int total)>;
+
+/// What merge_profiles did.
+struct MergeSummary {
+  int prompts = 0;
+  int linked = 0;  ///< of them, as hard links; the others were copied
+};
+
+/// Joins profile folders of one calibration whose prompts were run by several processes (prompt_range): `output` then
+/// is a profile_dir with every prompt. Files are linked, or copied to another file system. Before anything is written,
+/// throws Error(kMismatch) naming both values when the folders were measured differently, Error(kUsage) naming prompts
+/// that are missing or there twice, or when `output` already holds prompts.
+MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output);
 
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
 /// at any moment, the same call goes on where it was.

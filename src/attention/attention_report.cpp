@@ -11,10 +11,9 @@ AttentionMeter::AttentionMeter(int num_steps, int num_layers)
   CALIBATT_ASSERT(num_steps >= 0 && num_layers >= 0);
 }
 
-void AttentionMeter::add(int step, int layer, int64_t computed_pairs, int64_t all_pairs, double seconds) {
+void AttentionMeter::add(int step, int layer, int64_t computed_pairs, int64_t all_pairs) {
   const Pairs pairs{static_cast<double>(computed_pairs), static_cast<double>(all_pairs)};
   ++calls_;
-  seconds_ += seconds;
   total_.add(pairs);
   if (step >= 0 && step < num_steps_ && layer >= 0 && layer < num_layers_) {
     pairs_[static_cast<size_t>(step) * static_cast<size_t>(num_layers_) + static_cast<size_t>(layer)].add(pairs);
@@ -25,7 +24,6 @@ AttentionReport AttentionMeter::report() const {
   AttentionReport report;
   report.calls = calls_;
   report.dense_fallback_calls = fallback_calls_;
-  report.seconds = seconds_;
   report.density = total_.density();
   std::vector<Pairs> layers(static_cast<size_t>(num_layers_));
   for (int step = 0; step < num_steps_; ++step) {

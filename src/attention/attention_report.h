@@ -6,14 +6,13 @@
 
 namespace calibatt {
 
-/// What the self-attention of one denoising run did. Calls are counted per branch of guidance: one forward of one
-/// branch makes one call per layer.
+/// What the self-attention of one denoising run did (its time is the model's to take: TransformerTimes). Calls are
+/// counted per branch of guidance: one forward of one branch makes one call per layer.
 struct AttentionReport {
   int64_t calls = 0;
   int64_t dense_fallback_calls = 0;  ///< planned, but run dense because the plan does not fit
   std::string fallback_reason;       ///< why; empty when there was none
   std::string step_mapping;          ///< how the run's steps were mapped to the plan's; empty when they are the same
-  double seconds = 0;                ///< inside attend
 
   /// Computed (query, key) token pairs over all pairs, anchors and blocks together, of the calls that were made.
   /// Summary tokens are not counted. 1 where no call was made.
@@ -28,7 +27,7 @@ class AttentionMeter {
   AttentionMeter(int num_steps, int num_layers);
 
   /// One call at this site, all heads together. A site beyond the table counts in the totals only.
-  void add(int step, int layer, int64_t computed_pairs, int64_t all_pairs, double seconds);
+  void add(int step, int layer, int64_t computed_pairs, int64_t all_pairs);
   void add_fallback() { ++fallback_calls_; }
   AttentionReport report() const;
 
@@ -45,7 +44,6 @@ class AttentionMeter {
   std::vector<Pairs> pairs_;  // [num_steps, num_layers]
   Pairs total_;
   int64_t calls_ = 0, fallback_calls_ = 0;
-  double seconds_ = 0;
 };
 
 }  // namespace calibatt

@@ -1,7 +1,6 @@
 #include "attention/run_attention.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <utility>
@@ -11,6 +10,10 @@ namespace {
 
 // Two schedules are the same when they differ by rounding only (float32 in one place, float64 in another).
 constexpr double kSigmaTolerance = 1e-5;
+
+// Decoded intervals that are kept: all layers of one entry of a 14B model at 720p and density .375, so that the second
+// forward of a guided step finds those of the first.
+constexpr size_t kMaxDecodedBytes = size_t{512} << 20;
 
 AttentionCall dense_call(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
                          HeadsView out) {
@@ -29,12 +32,6 @@ AttentionCall dense_call(const AttentionGeometry& geometry, ConstHeadsView q, Co
 
 int64_t all_pairs(const AttentionCall& call) {
   return call.q.num_tokens * call.k.num_tokens * call.num_heads;
-}
-
-double seconds_of(const auto& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 std::string short_number(double value) {
@@ -71,13 +68,13 @@ std::string mapping_text(const std::vector<int>& plan_step) {
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
   double largest = 0;
   for (size_t step = 0; step < run.sigmas.size(); ++step) {
-    largest = std::max(largest, std::abs(run.sigmas[step] - plan.parts().sigmas[static_cast<size_t>(plan_step[step])]));
+    largest = std::max(largest, std::abs(run.sigmas[step] - plan.info().sigmas[static_cast<size_t>(plan_step[step])]));
   }
-  const bool same_steps = run.sigmas.size() == plan.parts().sigmas.size();
+  const bool same_steps = run.sigmas.size() == plan.info().sigmas.size();
   if (same_steps && largest <= kSigmaTolerance) return "";
   return std::to_string(run.sigmas.size()) + " steps (flow shift " + short_number(run.flow_shift) +
          ") use the plan's " + std::to_string(plan.num_steps()) + " steps (flow shift " +
-         short_number(plan.parts().provenance.flow_shift) + ") of the nearest noise level, at most " +
+         short_number(plan.info().provenance.flow_shift) + ") of the nearest noise level, at most " +
          short_number(largest) + " away: " + mapping_text(plan_step);
 }
 
@@ -96,7 +93,7 @@ std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeom
 }  // namespace
 
 std::string find_mismatch(const Plan& plan, const RunDescription& run) {
-  const PlanProvenance& made_for = plan.parts().provenance;
+  const PlanProvenance& made_for = plan.info().provenance;
   if (made_for.model_fingerprint != run.model_fingerprint) {
     return "it was made for the model '" + made_for.model_name + "' with fingerprint " + made_for.model_fingerprint +
            ", this run has '" + run.model_name + "' with fingerprint " + run.model_fingerprint;
@@ -134,8 +131,8 @@ std::vector<int> map_steps(const Plan& plan, const std::vector<double>& run_sigm
 void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                             ConstHeadsView v, HeadsView out, const OutputContext&) {
   const AttentionCall call = dense_call(geometry, q, k, v, out);
-  const double seconds = seconds_of([&] { backend_.attention(call); });
-  meter_.add(step_, layer, all_pairs(call), all_pairs(call), seconds);
+  backend_.attention(call);
+  meter_.add(step_, layer, all_pairs(call), all_pairs(call));
 }
 
 PlannedAttention::PlannedAttention(Backend& backend, std::shared_ptr<const Plan> plan, const RunDescription& run,
@@ -158,14 +155,7 @@ PlannedAttention::PlannedAttention(Backend& backend, std::shared_ptr<const Plan>
   plan_step_ = map_steps(*plan_, run.sigmas);
   step_mapping_ = describe_mapping(*plan_, run, plan_step_);
 
-  const bool summarize_skipped = plan_->parts().summarize_skipped;
-  schedules_.reserve(plan_->parts().heads.size());
-  for (const HeadPlan& head : plan_->parts().heads) {
-    HeadSchedule& schedule = schedules_.emplace_back();
-    if (head.intervals) schedule.intervals = &*head.intervals;
-    schedule.summarize_skipped = summarize_skipped && head.intervals.has_value();
-    if (head.anchored) schedule.anchors = &plan_->anchor_rows();
-  }
+  layers_.emplace(plan_, kMaxDecodedBytes);
 }
 
 TokenOrder PlannedAttention::token_order() const {
@@ -175,6 +165,14 @@ TokenOrder PlannedAttention::token_order() const {
 void PlannedAttention::begin_forward(int step, GuidanceBranch branch) {
   CALIBATT_ASSERT(!mismatch_.empty() || (step >= 0 && static_cast<size_t>(step) < plan_step_.size()));
   RunAttention::begin_forward(step, branch);
+  if (begun_step_ == step) {
+    ++forwards_of_step_;
+    guided_ = true;
+  } else {
+    if (begun_step_) guided_ = forwards_of_step_ > 1;
+    begun_step_ = step;
+    forwards_of_step_ = 1;
+  }
 }
 
 void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
@@ -195,22 +193,39 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
     throw Error(ErrorKind::kMismatch, "the plan does not fit layer " + std::to_string(layer) + ": " + mismatch);
   }
   if (fallback_reason_.empty()) fallback_reason_ = mismatch;
-  const double seconds = seconds_of([&] { backend_.attention(call); });
-  meter_.add(step_, layer, all_pairs(call), all_pairs(call), seconds);
+  backend_.attention(call);
+  meter_.add(step_, layer, all_pairs(call), all_pairs(call));
   meter_.add_fallback();
 }
 
+std::shared_ptr<const PlannedLayer> PlannedAttention::layer_at(Site site) {
+  return layers_->get(plan_->entry_of(plan_step_[static_cast<size_t>(site.step)]), site.layer);
+}
+
+// What is attended to next: the next layer, or the first one of the next forward, which is the other branch of guidance
+// or the next step. Nothing after the last.
+std::optional<PlannedAttention::Site> PlannedAttention::site_after(int layer) const {
+  if (layer + 1 < num_layers_) return Site{step_, layer + 1};
+  const int next_step = guided_ && forwards_of_step_ < 2 ? step_ : step_ + 1;
+  if (static_cast<size_t>(next_step) == plan_step_.size()) return std::nullopt;
+  return Site{next_step, 0};
+}
+
 void PlannedAttention::attend_planned(int layer, AttentionCall call) {
-  const int num_heads = plan_->geometry().heads;
-  const int entry = plan_->entry_of(plan_step_[static_cast<size_t>(step_)]);
   call.block_q = plan_->geometry().block_q;
   call.block_k = plan_->geometry().block_k;
-  const size_t site = static_cast<size_t>(entry) * static_cast<size_t>(num_layers_) + static_cast<size_t>(layer);
-  call.heads = std::span(schedules_).subspan(site * static_cast<size_t>(num_heads), static_cast<size_t>(num_heads));
-  int64_t computed_pairs = 0;
-  for (int head = 0; head < num_heads; ++head) computed_pairs += plan_->entry_token_pairs(entry, layer, head);
-  const double seconds = seconds_of([&] { backend_.attention(call); });
-  meter_.add(step_, layer, computed_pairs, all_pairs(call), seconds);
+  const auto planned = layer_at({step_, layer});
+  const ScheduleSizes sizes{static_cast<int>(call.q.num_tokens), static_cast<int>(call.k.num_tokens), call.block_q,
+                            call.block_k};
+  if (announced_ != planned) backend_.prefetch_schedule(planned, sizes);  // the first, or another than was expected
+  if (const auto next = site_after(layer)) {
+    announced_ = layer_at(*next);
+    backend_.prefetch_schedule(announced_, sizes);
+  }
+  call.heads = planned->heads();
+  call.schedule = planned.get();
+  backend_.attention(call);
+  meter_.add(step_, layer, planned->token_pairs(), all_pairs(call));
 }
 
 AttentionReport PlannedAttention::report() const {

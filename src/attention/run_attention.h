@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attention_report.h"
+#include "attention/planned_layers.h"
 #include "attention/self_attention.h"
 #include "calibatt/pipeline.h"
 #include "plan/plan.h"
@@ -49,7 +50,8 @@ class DenseAttention : public RunAttention {
   AttentionMeter meter_;
 };
 
-/// Computes what a plan says. The run's steps use the plan's steps of the nearest noise level.
+/// Computes what a plan says. The run's steps use the plan's steps of the nearest noise level. Masks are decoded as
+/// they are needed; the backend is told of the next layer's before the present one runs (Backend::prefetch_schedule).
 class PlannedAttention : public RunAttention {
  public:
   /// Throws Error(kMismatch), naming both values, when the plan was made for another model, size, number of heads or
@@ -69,15 +71,24 @@ class PlannedAttention : public RunAttention {
   const std::string& mismatch() const { return mismatch_; }
 
  private:
+  struct Site {
+    int step = 0, layer = 0;
+  };
   void attend_planned(int layer, AttentionCall call);
+  std::shared_ptr<const PlannedLayer> layer_at(Site site);
+  std::optional<Site> site_after(int layer) const;
 
   Backend& backend_;
   std::shared_ptr<const Plan> plan_;
   int num_layers_;
   OnMismatch on_mismatch_;
   std::string mismatch_, fallback_reason_, step_mapping_;
-  std::vector<int> plan_step_;           // of each step of the run
-  std::vector<HeadSchedule> schedules_;  // [num_entries, num_layers, heads], pointing into the plan
+  std::vector<int> plan_step_;  // of each step of the run
+  std::optional<PlannedLayers> layers_;
+  std::shared_ptr<const PlannedLayer> announced_;  // what the backend expects next
+  int forwards_of_step_ = 0;                       // begun in the present step
+  bool guided_ = true;                             // steps have two forwards, as far as is known
+  std::optional<int> begun_step_;                  // of the forward that runs
   AttentionMeter meter_;
 };
 

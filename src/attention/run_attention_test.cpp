@@ -62,7 +62,7 @@ struct Layer {
     for (int block = 0; block < plan.geometry().num_key_blocks(); ++block) {
       const int begin = block * block_k, size = plan.geometry().key_block_size(block);
       const bool kept = !plan_of_head.intervals || mask.kept(packed / plan.geometry().block_q, block);
-      if (!kept && !plan.parts().summarize_skipped) continue;
+      if (!kept && !plan.info().summarize_skipped) continue;
       std::fill(key.begin(), key.end(), 0.0);
       std::fill(value.begin(), value.end(), 0.0);
       for (int s = begin; s < begin + size; ++s) {
@@ -85,7 +85,7 @@ struct Layer {
 
 // The run that the plan was made for.
 RunDescription run_of(const Plan& plan) {
-  const PlanProvenance& made = plan.parts().provenance;
+  const PlanProvenance& made = plan.info().provenance;
   RunDescription run;
   run.model_name = "this model";
   run.model_fingerprint = made.model_fingerprint;
@@ -94,13 +94,111 @@ RunDescription run_of(const Plan& plan) {
   run.video_frames = made.video_frames;
   run.video_height = made.video_height;
   run.video_width = made.video_width;
-  run.sigmas = plan.parts().sigmas;
+  run.sigmas = plan.info().sigmas;
   run.flow_shift = made.flow_shift;
   return run;
 }
 
 std::shared_ptr<const Plan> example() {
   return std::make_shared<const Plan>(test::example_parts());
+}
+
+// Writes down what it is told and asked, and computes nothing.
+class ListeningBackend : public Backend {
+ public:
+  std::string_view name() const override { return "listening"; }
+  void attention(const AttentionCall& call) override { note("run ", call.schedule); }
+  void prefetch_schedule(std::shared_ptr<const ScheduleSource> schedule, const ScheduleSizes& sizes) override {
+    EXPECT_EQ(sizes.num_queries, 12);
+    EXPECT_EQ(sizes.block_k, 4);
+    note("hear ", schedule.get());
+  }
+  std::vector<std::string> heard;
+
+  Tensor empty(DType, std::vector<int64_t>) override { return unused(); }
+  Tensor from_host(const Tensor&) override { return unused(); }
+  Tensor to_host(const Tensor&) override { return unused(); }
+  std::shared_ptr<const LinearLayer> make_linear(const Tensor&, const Tensor&, DType) override { return nullptr; }
+  void linear(const LinearLayer&, const Tensor&, Tensor&, const LinearEpilogue&) override { unused(); }
+  void layer_norm(const Tensor&, const Tensor*, const Tensor*, bool, float, Tensor&) override { unused(); }
+  void rms_norm(const Tensor&, const Tensor&, float, Tensor&) override { unused(); }
+  void norm_and_rotate(HeadsView, int, int, const Tensor*, float, const RopeTable*) override { unused(); }
+  void activate(Activation, const Tensor&, Tensor&) override { unused(); }
+  void multiply(const Tensor&, const Tensor&, Tensor&) override { unused(); }
+  void add(const Tensor&, const Tensor&, Tensor&) override { unused(); }
+  void convert(const Tensor&, Tensor&) override { unused(); }
+  double sum_of_squares(const Tensor&) override { return 0; }
+  void patchify(const Tensor&, const PatchLayout&, Tensor&) override { unused(); }
+  void unpatchify(const Tensor&, const PatchLayout&, Tensor&) override { unused(); }
+  void biased_attention(ConstHeadsView, ConstHeadsView, ConstHeadsView, const Tensor&, int, int, HeadsView) override {
+    unused();
+  }
+
+ private:
+  void note(const std::string& what, const ScheduleSource* schedule) {
+    const auto* layer = dynamic_cast<const PlannedLayer*>(schedule);
+    ASSERT_NE(layer, nullptr);
+    heard.push_back(what + std::to_string(layer->entry()) + "." + std::to_string(layer->layer()));
+  }
+  static Tensor unused() {
+    ADD_FAILURE() << "attention alone is asked for";
+    return {};
+  }
+};
+
+// A run of three steps over the example's two entries, with two layers.
+std::vector<std::string> heard_in_run(bool guided) {
+  Plan::Parts parts = test::example_parts();
+  parts.num_layers = 2;
+  const std::vector<HeadPlan> more = parts.heads;
+  parts.heads.insert(parts.heads.end(), more.begin(), more.end());
+  const auto plan = std::make_shared<const Plan>(std::move(parts));
+  ListeningBackend backend;
+  PlannedAttention attention(backend, plan, run_of(*plan));
+  Layer data(plan->geometry(), 1);
+  for (int step = 0; step < 3; ++step) {
+    for (const auto branch : {GuidanceBranch::kConditional, GuidanceBranch::kUnconditional}) {
+      if (!guided && branch == GuidanceBranch::kUnconditional) continue;
+      attention.begin_forward(step, branch);
+      for (int layer = 0; layer < 2; ++layer) data.run(attention, layer);
+    }
+  }
+  return backend.heard;
+}
+
+TEST(PlannedAttentionHints, TheNextLayerIsAnnouncedBeforeThePresentOneRuns) {
+  using ::testing::ElementsAre;
+  EXPECT_THAT(heard_in_run(true),
+              ElementsAre("hear 0.0", "hear 0.1", "run 0.0", "hear 0.0", "run 0.1",  // then the other branch
+                          "hear 0.1", "run 0.0", "hear 1.0", "run 0.1",              // then the next step
+                          "hear 1.1", "run 1.0", "hear 1.0", "run 1.1",              //
+                          "hear 1.1", "run 1.0", "hear 1.0", "run 1.1",              // the last step shares its entry
+                          "hear 1.1", "run 1.0", "hear 1.0", "run 1.1",              //
+                          "hear 1.1", "run 1.0", "run 1.1"));
+  // That there is no second branch is known from the second step on.
+  EXPECT_THAT(heard_in_run(false), ElementsAre("hear 0.0", "hear 0.1", "run 0.0", "hear 0.0", "run 0.1",  //
+                                               "hear 1.0", "hear 1.1", "run 1.0", "hear 1.0", "run 1.1",  //
+                                               "hear 1.1", "run 1.0", "run 1.1"));
+}
+
+TEST(PlannedLayers, KeepsWhatWasUsedLastWithinItsLimit) {
+  const auto plan = std::make_shared<const Plan>(test::fixture_parts("tiles"));  // 2 entries, 2 layers
+  PlannedLayers all(plan, size_t{1} << 30), few(plan, 1);
+  const auto first = all.get(0, 0);
+  EXPECT_EQ(first->heads().size(), 3u);
+  EXPECT_EQ(first->heads().data(), first->heads().data());
+  int64_t pairs = 0;
+  for (int head = 0; head < 3; ++head) pairs += plan->entry_token_pairs(0, 0, head);
+  EXPECT_EQ(first->token_pairs(), pairs);
+  for (PlannedLayers* layers : {&all, &few}) {
+    for (int site = 0; site < 4; ++site) layers->get(site / 2, site % 2);
+  }
+  EXPECT_EQ(all.get(0, 0), first);
+  EXPECT_EQ(all.num_layers(), 4u);
+  EXPECT_EQ(few.num_layers(), 3u) << "the one that runs and what comes next stay at any limit";
+  const auto last = few.get(1, 1);
+  EXPECT_EQ(few.get(0, 0)->layer(), 0);
+  EXPECT_EQ(few.get(1, 1), last) << "used just before";
 }
 
 class RunAttentionTest : public ::testing::Test {
@@ -240,7 +338,7 @@ TEST_F(RunAttentionTest, OtherStepsAreMappedByNoiseLevel) {
   }
   EXPECT_NEAR(report.layer_density[0], plan->density(), 1e-12);
 
-  run.sigmas = plan->parts().sigmas;
+  run.sigmas = plan->info().sigmas;
   run.sigmas[1] += 1e-7;  // rounding is no difference
   EXPECT_THAT(PlannedAttention(*backend_, plan, run).report().step_mapping, IsEmpty());
 }
@@ -253,12 +351,11 @@ TEST_F(RunAttentionTest, TheFactoryChoosesByThePlan) {
 
 TEST(AttentionMeter, WeighsByPairsAndKeepsStrayCallsOutOfTheMap) {
   AttentionMeter meter(1, 2);
-  meter.add(0, 0, 10, 100, 1.0);
-  meter.add(0, 0, 30, 100, 2.0);
-  meter.add(7, 0, 0, 200, 4.0);
+  meter.add(0, 0, 10, 100);
+  meter.add(0, 0, 30, 100);
+  meter.add(7, 0, 0, 200);
   const AttentionReport report = meter.report();
   EXPECT_EQ(report.calls, 3);
-  EXPECT_DOUBLE_EQ(report.seconds, 7.0);
   EXPECT_DOUBLE_EQ(report.density, 0.1);
   EXPECT_DOUBLE_EQ(report.density_map[0][0], 0.2);
   EXPECT_DOUBLE_EQ(report.density_map[0][1], 1.0) << "no call was made there";

@@ -34,6 +34,15 @@ struct HeadSchedule {
   const AnchorRows* anchors = nullptr;
 };
 
+/// The schedules of one call's heads, made (decoded from a plan, say) when first asked for. One object per schedule:
+/// backends that keep what they made of it know it by its address. Safe to use from several threads.
+class ScheduleSource {
+ public:
+  virtual ~ScheduleSource() = default;
+  /// One per head, valid as long as the object lives. Throws, every time, when they cannot be made.
+  virtual std::span<const HeadSchedule> heads() const = 0;
+};
+
 /// One attention call of one sample: out[t, h, :] = Σ_s softmax_s(scale · q[t,h]·k[s,h] + key_bias[s]) v[s, h, :].
 struct AttentionCall {
   ConstHeadsView q, k, v;  ///< one dtype for all three
@@ -45,6 +54,8 @@ struct AttentionCall {
 
   /// One entry per head, or empty: all heads dense.
   std::span<const HeadSchedule> heads;
+  /// Where `heads` come from, for backends that were told of it before (Backend::prefetch_schedule); or null.
+  const ScheduleSource* schedule = nullptr;
 
   /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross
   /// attention to a padded prompt: n identical padding rows are one row with bias log n.)

@@ -50,4 +50,10 @@ std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
   throw Error(ErrorKind::kUsage, message);
 }
 
+HostHeads Backend::heads_to_host(ConstHeadsView, int, int) {
+  throw Error(ErrorKind::kUsage, "the backend " + std::string(name()) +
+                                     " cannot copy attention heads to the host, which measuring output errors needs; "
+                                     "calibrate with --budget energy");
+}
+
 }  // namespace calibatt

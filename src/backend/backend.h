@@ -46,6 +46,32 @@ struct PatchLayout {
   std::span<const int32_t> raster_of_position;  ///< host memory, one entry per token
 };
 
+/// [tokens, heads, head_dim] in host memory.
+struct HostHeads {
+  ConstHeadsView view;
+  Tensor storage;  ///< owns what the view points to; empty where host memory is the backend's
+};
+
+/// The sizes that a schedule is made for, in tokens; as in AttentionCall.
+struct ScheduleSizes {
+  int num_queries = 0, num_keys = 0;
+  int block_q = 64, block_k = 64;
+  bool operator==(const ScheduleSizes&) const = default;
+};
+
+/// How planned calls found their schedules on a device that has them streamed (Backend::prefetch_schedule).
+struct ScheduleStats {
+  int64_t calls = 0;               ///< planned calls
+  int64_t ready = 0;               ///< found what they wanted
+  int64_t late = 0;                ///< announced, but the calling thread had to wait for it
+  int64_t unannounced = 0;         ///< nobody said that they would come (the first one of a run, usually)
+  double stall_seconds = 0;        ///< the calling thread waited so long for decoding, packing and writing
+  double device_wait_seconds = 0;  ///< the stream's thread waited so long for the device to be done with a slot
+  double work_seconds = 0;         ///< decoding, packing and writing, beside it
+  uint64_t uploaded_bytes = 0;
+  size_t peak_bytes = 0;  ///< most that the slots had together
+};
+
 /// Where the arithmetic happens. Models are written against this interface alone; a device backend implements it
 /// without touching them. Tensors passed in live where this backend put them (from_host / empty), unless a comment says
 /// "host". Activations are dense, row-major [rows, channels]; accumulation is at least float32. Shapes and dtypes are
@@ -71,6 +97,9 @@ class Backend {
   virtual Tensor empty(DType dtype, std::vector<int64_t> shape) = 0;
   virtual Tensor from_host(const Tensor& host) = 0;  ///< may share storage where host memory is the device's
   virtual Tensor to_host(const Tensor& device) = 0;  ///< likewise; waits for what makes the tensor
+  /// The same for a strided view into this backend's memory, which may be part of a larger tensor (q, k and v are
+  /// thirds of one). Throws Error(kUsage) on a device backend that has not implemented it.
+  virtual HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim);
   /// Whether tensors are in host memory, so that anybody may follow their pointers.
   virtual bool in_host_memory() const { return true; }
   /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.
@@ -120,10 +149,23 @@ class Backend {
   virtual void attention(const AttentionCall& call) = 0;
   /// Whether `attention` takes AttentionCall::key_bias. Where not, repeated keys must be given as often as they count.
   virtual bool takes_key_bias() const { return true; }
+  /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
+  /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
+  /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.
+  virtual void prefetch_schedule(std::shared_ptr<const ScheduleSource> /*schedule*/, const ScheduleSizes& /*sizes*/) {}
+  /// Since the backend was made; zeros where nothing is streamed.
+  virtual ScheduleStats schedule_stats() const { return {}; }
   /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h],
   /// unscaled. bias [heads, tokens, tokens] F32; q, k, v, out F32 or BF16. Meant for prompts (some hundred tokens).
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                                 int head_dim, HeadsView out) = 0;
+
+  /// Turns block energies into level codes where they are (calibration: calibrate/level_code.h defines the codes, and
+  /// is what an implementation must reproduce bit for bit). energy F32 [heads, R, C] → codes U8 [heads, R, ⌈C/2⌉];
+  /// ladder: rising levels in 1/65536, 15 of them. False: not done here, the caller does it on the host.
+  virtual bool encode_energy_levels(const Tensor& /*energy*/, std::span<const uint32_t> /*ladder*/, Tensor& /*codes*/) {
+    return false;
+  }
 
   // ---- video autoencoder -------------------------------------------------------------------------------------------
   /// Convolutions over time and space and what goes with them (clip_ops.h). Throws Error(kUsage) on a backend without.

@@ -1,44 +1,76 @@
 #include "calibrate/calibrator.h"
 
+#include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "base/error.h"
+#include "calibrate/level_recorder.h"
 #include "calibrate/recording_attention.h"
 
 namespace calibatt {
+namespace {
+
+PromptRange checked(const PromptRange& range, int num_prompts) {
+  const int end = range.end.value_or(num_prompts);
+  if (range.begin >= 0 && range.begin < end && end <= num_prompts) return {range.begin, end};
+  throw Error(ErrorKind::kUsage, "the prompt range " + std::to_string(range.begin) + ":" + std::to_string(end) +
+                                     " is not part of 0:" + std::to_string(num_prompts) +
+                                     "; give the first prompt and the one after the last");
+}
+
+}  // namespace
 
 RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder,
-                               const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress) {
+                               const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress,
+                               const PromptRange& asked) {
   validate(header);
+  const PromptRange range = checked(asked, header.provenance.num_prompts);
+  const bool needs_reference = header.measured == Measured::kMaps;
   RecordedProfile recorded;
   recorded.profile.header = header;
   RecordingProgress state;
   state.num_prompts = header.provenance.num_prompts;
   state.num_steps = header.num_steps();
-  ReferenceRanking
-      reference;  // from the saved prompts alone, so that it is the same whether they were run now or earlier
-  for (int prompt = 0; prompt < state.num_prompts; ++prompt) {
+  ReferenceRanking reference;  // from the saved prompts alone, so that it is the same whether they were run now or
+                               // earlier; made when a prompt has to run
+  size_t referenced = 0;
+  for (int prompt = range.begin; prompt < *range.end; ++prompt) {
     state.prompt = prompt;
     if (std::optional<PromptProfile> saved = load_prompt(folder, header, prompt)) {
-      reference.add(header, *saved);
       recorded.profile.prompts.push_back(*std::move(saved));
       ++recorded.prompts_resumed;
     } else {
+      for (; needs_reference && referenced < recorded.profile.prompts.size(); ++referenced) {
+        reference.add(header, recorded.profile.prompts[referenced]);
+      }
       PromptProfile fresh = PromptProfile::allocate(header, prompt);
-      fresh.own_ranking = reference.num_prompts == 0;
-      RecordingAttention attention(backend, header, reference, fresh, [&](int step) {
+      fresh.own_ranking = needs_reference && prompt == range.begin;
+      fresh.ranked_from = range.begin;
+      const auto on_forward = [&](int step) {
         state.step = step;
         state.prompts_resumed = recorded.prompts_resumed;
         if (progress) progress(state);
-      });
-      run(prompt, attention);
-      attention.finish();
+      };
+      std::unique_ptr<Recorder> recorder;
+      if (header.measured == Measured::kLevels) {
+        recorder = std::make_unique<LevelRecorder>(backend, header, fresh, on_forward);
+      } else {
+        recorder = std::make_unique<RecordingAttention>(backend, header, reference, fresh, on_forward);
+      }
+      const double seconds = run(prompt, *recorder);
+      recorder->finish();
+      fresh.attention_seconds = recorder->attention_seconds();
+      fresh.run_seconds =
+          seconds > 0 ? std::max(seconds - recorder->recording_seconds(), fresh.attention_seconds) : 0.0;
+      recorded.attention_seconds += fresh.attention_seconds;
+      recorded.recording_seconds += recorder->recording_seconds();
+      recorder.reset();
       save_prompt(folder, header, fresh);
-      reference.add(header, fresh);
+      // Gigabytes of levels are used from the file, where the system may drop them from memory.
+      if (header.measured == Measured::kLevels) fresh = load_prompt(folder, header, prompt).value();
       recorded.profile.prompts.push_back(std::move(fresh));
       ++recorded.prompts_recorded;
-      recorded.attention_seconds += attention.attention_seconds();
-      recorded.recording_seconds += attention.recording_seconds();
     }
     state.step = state.num_steps;
     state.prompts_resumed = recorded.prompts_resumed;

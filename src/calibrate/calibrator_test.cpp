@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "calibrate/recording_attention.h"
 #include "calibrate/synthetic_attention.h"
+#include "io/safetensors.h"
 #include "io/test_folder.h"
 
 namespace calibatt {
@@ -43,12 +44,27 @@ RunPrompt runner(const ProfileHeader& header, std::vector<int>* ran = nullptr) {
   return [&header, ran](int prompt, SelfAttention& attention) {
     if (ran != nullptr) ran->push_back(prompt);
     run_synthetic(header.geometry, header.num_steps(), header.num_layers, prompt, attention);
+    return 0.0;
   };
 }
 
 std::string bytes_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// All but the seconds that the run took.
+void expect_same_measurements(const PromptProfile& a, const PromptProfile& b) {
+  EXPECT_EQ(a.prompt, b.prompt);
+  EXPECT_EQ(a.own_ranking, b.own_ranking);
+  EXPECT_EQ(a.ranked_from, b.ranked_from);
+  for (const auto field : {&PromptProfile::energy, &PromptProfile::harm, &PromptProfile::harm_scale,
+                           &PromptProfile::level_error, &PromptProfile::copy_error, &PromptProfile::similarity,
+                           &PromptProfile::levels, &PromptProfile::site_checksums}) {
+    const Tensor &of_a = a.*field, &of_b = b.*field;
+    ASSERT_EQ(of_a.shape(), of_b.shape());
+    EXPECT_TRUE(of_a.empty() || std::memcmp(of_a.raw(), of_b.raw(), of_a.size_bytes()) == 0);
+  }
 }
 
 class Calibration : public ::testing::Test {
@@ -111,8 +127,9 @@ TEST_F(Calibration, GoesOnWhereItWasKilledAndEndsWithTheSameFiles) {
   struct Killed {};
   EXPECT_THROW(record_profile(*backend, header, folder.path(),
                               [&](int prompt, SelfAttention& attention) {
-                                runner(header)(prompt, attention);
+                                const double seconds = runner(header)(prompt, attention);
                                 if (prompt == 1) throw Killed();
+                                return seconds;
                               }),
                Killed);
   EXPECT_THAT(folder.list(), ::testing::ElementsAre("prompt_0000.safetensors"));
@@ -121,7 +138,9 @@ TEST_F(Calibration, GoesOnWhereItWasKilledAndEndsWithTheSameFiles) {
   EXPECT_EQ(ran, (std::vector<int>{1, 2}));
   EXPECT_EQ(resumed.prompts_resumed, 1);
   ASSERT_EQ(folder.list(), whole.list());
-  for (const std::string& name : whole.list()) EXPECT_EQ(bytes_of(folder / name), bytes_of(whole / name)) << name;
+  for (int prompt = 0; prompt < kPrompts; ++prompt) {
+    expect_same_measurements(*load_prompt(folder.path(), header, prompt), *load_prompt(whole.path(), header, prompt));
+  }
 }
 
 TEST_F(Calibration, ReportsProgress) {
@@ -141,7 +160,10 @@ TEST_F(Calibration, ASavedProfileOfSomethingElseIsRefusedNamingBoth) {
   const auto expect_refused = [&](const ProfileHeader& other, const std::string& field, const std::string& saved,
                                   const std::string& wanted) {
     try {
-      record_profile(*backend, other, folder.path(), [](int, SelfAttention&) { FAIL() << "nothing may run"; });
+      record_profile(*backend, other, folder.path(), [](int, SelfAttention&) {
+        ADD_FAILURE() << "nothing may run";
+        return 0.0;
+      });
       FAIL() << field;
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kMismatch);
@@ -189,6 +211,30 @@ TEST_F(Calibration, ADamagedProfileIsRefused) {
   expect_refused("");
 }
 
+TEST_F(Calibration, FilesOfVersionOneAreRead) {
+  record_profile(*backend, header, folder.path(), runner(header));
+  const PromptProfile written = *load_prompt(folder.path(), header, 0);
+  EXPECT_GT(written.attention_seconds, 0);
+  std::map<std::string, Tensor> tensors;
+  std::map<std::string, std::string> metadata;
+  {
+    const Safetensors file = Safetensors::open(prompt_file(folder.path(), 0));
+    for (const auto& [name, entry] : file.entries()) tensors[name] = file.get(name).clone();
+    metadata = file.metadata();
+  }
+  metadata["version"] = "1";  // which had no times and no ranges
+  for (const char* field : {"ranked_from", "attention_seconds", "run_seconds"}) {
+    EXPECT_EQ(metadata.erase(field), 1u) << field;
+  }
+  write_safetensors(prompt_file(folder.path(), 0), tensors, metadata);
+  const PromptProfile read = *load_prompt(folder.path(), header, 0);
+  expect_same_measurements(read, written);
+  EXPECT_EQ(read.attention_seconds, 0);
+  metadata["version"] = "3";
+  write_safetensors(prompt_file(folder.path(), 0), tensors, metadata);
+  EXPECT_THROW(load_prompt(folder.path(), header, 0), Error);
+}
+
 TEST_F(Calibration, AnEmptyFolderHasNoProfile) {
   try {
     load_profile(folder.path());
@@ -202,6 +248,7 @@ TEST_F(Calibration, ARunThatSkipsALayerIsNoProfile) {
   EXPECT_THROW(record_profile(*backend, header, folder.path(),
                               [&](int prompt, SelfAttention& attention) {
                                 run_synthetic(header.geometry, kSteps, kLayers - 1, prompt, attention);
+                                return 0.0;
                               }),
                Error);
   EXPECT_TRUE(folder.list().empty());
@@ -213,6 +260,7 @@ TEST_F(Calibration, AnotherGeometryThanAnnouncedIsRefused) {
   try {
     record_profile(*backend, header, folder.path(), [&](int prompt, SelfAttention& attention) {
       run_synthetic(other, kSteps, kLayers, prompt, attention);
+      return 0.0;
     });
     FAIL();
   } catch (const Error& error) {

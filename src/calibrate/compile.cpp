@@ -10,15 +10,16 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "calibrate/budget.h"
+#include "calibrate/compile_levels.h"
+#include "calibrate/energy_schedule.h"
 #include "calibrate/head_table.h"
+#include "plan/plan_writer.h"
 #include "plan/sharing.h"
 
 namespace calibatt {
 namespace {
 
 constexpr double kDefaultErrorDensity = 0.3;
-constexpr double kDensityTolerance = 0.003;   // relative
-constexpr double kSkippingEfficiency = 0.93;  // dense time × density / sparse time of the kernels; only for predictions
 
 void require(bool condition, const std::string& what) {
   if (!condition) throw Error(ErrorKind::kUsage, "compiling a plan: " + what);
@@ -40,6 +41,10 @@ void check(const Profile& profile, const CompileOptions& options) {
           "the step weight's floor must be between 0 and 1, not " + std::to_string(options.step_weight_floor));
   require(options.merge_gap >= 0, "the merge gap must be at least 0, not " + std::to_string(options.merge_gap));
   require(in_unit(options.share_steps_iou), "the IoU from which steps share must be between 0 and 1 (0: off)");
+  require(profile.header.measured == Measured::kMaps ||
+              (options.budget == Budget::kEnergy && options.repetition == Repetition::kOff),
+          "the profile has level codes only, which serve --budget energy --repetition off; for the rest calibrate anew "
+          "with --measure maps");
   const bool needs_errors = options.budget == Budget::kError || options.repetition != Repetition::kOff;
   require(!needs_errors || profile.header.output_errors,
           "the profile has no output errors, which budget \"error\" and repetition need; calibrate anew with them");
@@ -54,25 +59,7 @@ class Compiler {
   CompiledPlan compile() const {
     const std::optional<double> target =
         options_.budget == Budget::kError ? options_.density.value_or(kDefaultErrorDensity) : options_.density;
-    Candidate best = candidate(target);
-    if (!target) return finished(std::move(best));
-    // Filled gaps and shared steps add blocks, and levels come in steps: aim lower or higher until the plan itself has
-    // the density.
-    double aim = *target, low = 0, high = 1;
-    for (int attempt = 0; attempt < 10; ++attempt) {
-      const double miss = best.plan.density() - *target;
-      if (std::abs(miss) <= kDensityTolerance * *target) break;
-      Candidate next = candidate(aim);
-      const double next_miss = next.plan.density() - *target;
-      (next_miss > 0 ? high : low) = aim;
-      aim -= next_miss;
-      if (aim <= low || aim >= high) aim = (low + high) / 2;
-      if (std::abs(next_miss) < std::abs(miss)) best = std::move(next);
-    }
-    require(best.plan.density() <= *target * 1.05,
-            "the density " + std::to_string(*target) + " cannot be reached, the least with these settings is about " +
-                std::to_string(best.plan.density()) + "; ask for more, or use smaller blocks or a smaller merge gap");
-    return finished(std::move(best));
+    return finished(target ? meet_density(*target, [this](double aim) { return candidate(aim); }) : candidate({}));
   }
 
  private:
@@ -92,7 +79,8 @@ class Compiler {
     if (options_.budget == Budget::kError) {
       choices = choose_by_error(*density);
     } else {
-      targets = energy_targets(density);
+      targets = energy_targets(options_, profile_.header.num_steps(), density,
+                               [this](const std::vector<double>& energies) { return density_of(energies); });
       choices = choose_by_energy(targets);
     }
     return {choices, Plan(parts_of(choices, targets))};
@@ -162,38 +150,11 @@ class Compiler {
     return table_.error(head, anchored) < table_.error_at(head, i);
   }
 
-  // ε of every step; with a density, the schedule whose A meets it (and C, when no A up to C is enough).
-  std::vector<double> energy_targets(std::optional<double> density) const {
-    const int steps = profile_.header.num_steps();
-    const auto schedule = [&](double a) {
-      std::vector<double> targets;
-      const double c = std::max(a, options_.schedule_c);
-      for (int step = 0; step < steps; ++step)
-        targets.push_back(scheduled_energy(a, c, options_.schedule_k, step, steps));
-      return targets;
-    };
-    if (!density) return schedule(options_.schedule_a);
-    const auto density_of = [&](const std::vector<double>& targets) {
-      double sum = 0;
-      const std::vector<HeadChoice> choices = choose_by_energy(targets);
-      for (size_t head = 0; head < choices.size(); ++head) sum += table_.density(head, choices[head]);
-      return sum / static_cast<double>(choices.size());
-    };
-    double low = 0, high = 1;
-    for (int i = 0; i < 40; ++i) {
-      const double middle = (low + high) / 2;
-      (density_of(schedule(middle)) < *density ? low : high) = middle;
-    }
-    // Even A = 0 may be too dense: then the first steps' C gives way too.
-    if (low == 0) {
-      for (double c = options_.schedule_c; c > 0.01; c *= 0.97) {
-        std::vector<double> targets;
-        for (int step = 0; step < steps; ++step)
-          targets.push_back(scheduled_energy(0, c, options_.schedule_k, step, steps));
-        if (density_of(targets) <= *density) return targets;
-      }
-    }
-    return schedule(high);
+  double density_of(const std::vector<double>& targets) const {
+    double sum = 0;
+    const std::vector<HeadChoice> choices = choose_by_energy(targets);
+    for (size_t head = 0; head < choices.size(); ++head) sum += table_.density(head, choices[head]);
+    return sum / static_cast<double>(choices.size());
   }
 
   Plan::Parts parts_of(const std::vector<HeadChoice>& choices, const std::vector<double>& targets) const {
@@ -231,36 +192,8 @@ class Compiler {
 
   CompiledPlan finished(Candidate candidate) const {
     const Plan& plan = candidate.plan;
-    CompileSummary summary;
-    summary.density = plan.density();
-    const int steps = plan.num_steps(), layers = plan.num_layers(), heads = plan.geometry().heads;
-    summary.density_map.assign(steps, std::vector<double>(layers));
-    summary.step_density.assign(steps, 0);
-    summary.layer_density.assign(layers, 0);
-    summary.total_heads = steps * layers * heads;
-    summary.num_entries = plan.num_entries();
-    double summaries = 0;  // summary tokens' share of all pairs
-    for (int step = 0; step < steps; ++step) {
-      for (int layer = 0; layer < layers; ++layer) {
-        const double density = plan.density(step, layer);
-        summary.density_map[step][layer] = density;
-        summary.step_density[step] += density / layers;
-        summary.layer_density[layer] += density / steps;
-        for (int head = 0; head < heads; ++head) {
-          const HeadPlan& one = plan.head(step, layer, head);
-          summary.repetitive_heads += one.anchored;
-          if (!one.intervals || !plan.parts().summarize_skipped) continue;
-          const double queries =
-              one.anchored ? static_cast<double>(plan.anchor_rows().query_tokens.size()) : plan.geometry().num_tokens();
-          const double tokens = plan.geometry().num_tokens();
-          summaries += queries / tokens * plan.geometry().num_key_blocks() / tokens;
-        }
-      }
-    }
-    summaries /= summary.total_heads;
-    const double attention = std::min(1.0, summary.density / kSkippingEfficiency + summaries);
-    summary.predicted_speedup = 1 / (1 - options_.attention_share + options_.attention_share * attention);
-    summary.held_out_error = std::numeric_limits<double>::quiet_NaN();
+    CompileSummary summary = summarize(plan, options_.attention_share);
+    const int steps = plan.num_steps(), layers = plan.num_layers();
     summary.error_is_held_out = table_.errors_are_held_out();
     if (table_.has_errors()) {
       std::vector<double> step_sums(steps, 0.0);
@@ -270,7 +203,7 @@ class Compiler {
       summary.held_out_error = std::sqrt(std::accumulate(step_sums.begin(), step_sums.end(), 0.0) / steps);
       for (const double sum : step_sums) summary.step_error.push_back(std::sqrt(sum));
     }
-    return {plan.parts(), std::move(summary)};
+    return {plan.to_parts(), std::move(summary)};
   }
 
   const Profile& profile_;
@@ -282,7 +215,23 @@ class Compiler {
 
 CompiledPlan compile_plan(const Profile& profile, const CompileOptions& options) {
   check(profile, options);
+  if (profile.header.measured == Measured::kLevels) return compile_levels(profile, options);
   return Compiler(profile, options).compile();
+}
+
+CompileSummary compile_to_file(const Profile& profile, const CompileOptions& options, const std::string& path) {
+  // Which steps share is known when all masks are.
+  if (profile.header.measured == Measured::kLevels && options.share_steps_iou == 0) {
+    check(profile, options);
+    const LevelPlanner planner(profile, options);
+    PlanWriter writer(planner.frame(), path);
+    CompileSummary summary = planner.emit([&](std::vector<HeadPlan>& heads) { writer.add_layer(heads); });
+    writer.finish();
+    return summary;
+  }
+  CompiledPlan compiled = compile_plan(profile, options);
+  save_plan(Plan(std::move(compiled.parts)), path);
+  return std::move(compiled.summary);
 }
 
 }  // namespace calibatt

@@ -62,6 +62,18 @@ struct CompileSummary {
       false;  ///< false: only one prompt, so the errors are of the very prompt that chose the blocks
 };
 
+/// What is known of one layer of an entry.
+struct LayerFacts {
+  double density = 1;        ///< mean over heads
+  double summary_pairs = 0;  ///< (query, summary token) pairs over all pairs, mean over heads
+  int anchored_heads = 0;
+};
+/// All of a summary that follows from the plan itself: no errors. facts: [entry][layer]; attention_share: as in
+/// CompileOptions.
+CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<std::vector<LayerFacts>>& facts,
+                         int num_heads, double attention_share);
+CompileSummary summarize(const Plan& plan, double attention_share);
+
 struct CompiledPlan {
   Plan::Parts parts;
   CompileSummary summary;
@@ -69,5 +81,9 @@ struct CompiledPlan {
 
 /// Throws Error(kUsage) for options that cannot be (naming the option), also those the profile has no measurements for.
 CompiledPlan compile_plan(const Profile& profile, const CompileOptions& options);
+
+/// The same, into a plan file, which appears complete or not at all. A plan of level codes is written layer by layer
+/// and never in memory as a whole, unless steps share. Throws Error(kIo) too.
+CompileSummary compile_to_file(const Profile& profile, const CompileOptions& options, const std::string& path);
 
 }  // namespace calibatt

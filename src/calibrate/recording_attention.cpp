@@ -1,6 +1,5 @@
 #include "calibrate/recording_attention.h"
 
-#include <chrono>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -12,29 +11,8 @@
 namespace calibatt {
 namespace {
 
-class Stopwatch {
- public:
-  explicit Stopwatch(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
-  ~Stopwatch() { total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  double& total_;
-  std::chrono::steady_clock::time_point start_;
-};
-
 double fraction(double value) {
   return value - std::floor(value);
-}
-
-// Only what says where tokens and blocks are; block sizes are the calibration's own choice, whatever the model says.
-void require_same_tokens(const AttentionGeometry& expected, const AttentionGeometry& actual) {
-  AttentionGeometry comparable = actual;
-  comparable.block_q = expected.block_q;
-  comparable.block_k = expected.block_k;
-  if (comparable == expected) return;
-  throw Error(ErrorKind::kMismatch, "the calibration is set up for " + expected.to_string() +
-                                        ", but the model's attention has " + actual.to_string() +
-                                        "; give calibration the size that the model runs at");
 }
 
 }  // namespace
@@ -73,87 +51,66 @@ std::vector<float> ReferenceRanking::harm_of(const ProfileHeader& header, Skippe
 
 RecordingAttention::RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
                                        PromptProfile& profile, std::function<void(int step)> on_forward)
-    : backend_(backend),
-      header_(header),
-      reference_(reference),
-      profile_(profile),
-      on_forward_(std::move(on_forward)),
-      recorded_(static_cast<size_t>(header.num_steps()) * header.num_layers, 0) {
+    : Recorder(backend, header, profile, std::move(on_forward)), reference_(reference) {
   const AttentionGeometry& g = header_.geometry;
   const std::vector<int32_t> raster_of = g.raster_of_position();
   position_of_raster_.resize(raster_of.size());
   for (size_t p = 0; p < raster_of.size(); ++p) position_of_raster_[raster_of[p]] = static_cast<int32_t>(p);
   for (const int rows : header_.anchor_rows) anchors_.push_back(make_anchor_rows(g, rows));
-  energy_.resize(static_cast<size_t>(g.heads) * g.num_query_blocks() * g.num_key_blocks());
+  energy_ = backend_.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
 }
 
 bool RecordingAttention::wants_output_context() const {
   return header_.output_errors && branch_ == GuidanceBranch::kConditional;
 }
 
-void RecordingAttention::begin_forward(int step, GuidanceBranch branch) {
-  SelfAttention::begin_forward(step, branch);
-  if (step < 0 || step >= header_.num_steps()) {
-    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_steps()) +
-                                          " steps, but the run has a step " + std::to_string(step) +
-                                          "; give calibration the step list of the run");
-  }
-  if (branch == GuidanceBranch::kConditional && on_forward_) on_forward_(step);
-}
-
 void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                                 ConstHeadsView v, HeadsView out, const OutputContext& context) {
-  const AttentionGeometry& g = header_.geometry;
-  require_same_tokens(g, geometry);
-  if (layer < 0 || layer >= header_.num_layers) {
-    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_layers) +
-                                          " layers, but the model runs layer " + std::to_string(layer));
-  }
-  const bool recording = branch_ == GuidanceBranch::kConditional;
-  AttentionCall call;
-  call.q = q, call.k = k, call.v = v, call.out = out;
-  call.num_heads = g.heads;
-  call.head_dim = g.head_dim;
-  call.scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
-  call.block_q = g.block_q;
-  call.block_k = g.block_k;
-  call.block_energy = recording ? energy_.data() : nullptr;
-  {
-    const Stopwatch stopwatch(attention_seconds_);
-    backend_.attention(call);
-  }
-  if (!recording) return;
+  require_announced(layer, geometry);
+  AttentionCall call = dense_call(q, k, v, out);
+  if (recording()) call.block_energy = static_cast<float*>(energy_.raw());
+  timed(call, [&] {
+    const Tensor energy = backend_.to_host(energy_);
+    record_energy(layer, energy);
+    if (header_.output_errors) {
+      const int heads = header_.geometry.heads, dim = header_.geometry.head_dim;
+      const ConstHeadsView result{out.data, out.dtype, out.num_tokens, out.token_stride, out.head_stride};
+      const HostHeads host_q = backend_.heads_to_host(q, heads, dim), host_k = backend_.heads_to_host(k, heads, dim),
+                      host_v = backend_.heads_to_host(v, heads, dim),
+                      host_out = backend_.heads_to_host(result, heads, dim);
+      measure_errors(layer, {host_q.view, host_k.view, host_v.view, host_out.view, energy.f32()}, context);
+    }
+    mark_recorded(layer);
+  });
+}
 
-  const Stopwatch stopwatch(recording_seconds_);
+void RecordingAttention::record_energy(int layer, const Tensor& energy) {
   const size_t site = static_cast<size_t>(step_) * header_.num_layers + layer;
-  auto* stored = profile_.energy.data<uint16_t>() + site * energy_.size();
-  for (size_t i = 0; i < energy_.size(); ++i) {
-    if (!std::isfinite(energy_[i])) {
+  const auto size = static_cast<size_t>(energy.size());
+  const float* values = energy.f32();
+  auto* stored = profile_.energy.data<uint16_t>() + site * size;
+  for (size_t i = 0; i < size; ++i) {
+    if (!std::isfinite(values[i])) {
       throw Error(ErrorKind::kNumeric, "the attention of step " + std::to_string(step_) + ", layer " +
                                            std::to_string(layer) +
                                            " is not finite; check the model's weights, or calibrate in f32");
     }
-    stored[i] = float_to_half(energy_[i]);
+    stored[i] = float_to_half(values[i]);
   }
-  if (header_.output_errors) {
-    measure_errors(layer, q, k, v, {out.data, out.dtype, out.num_tokens, out.token_stride, out.head_stride}, context);
-  }
-  recorded_[site] = 1;
 }
 
-void RecordingAttention::measure_errors(int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-                                        ConstHeadsView out, const OutputContext& context) {
+void RecordingAttention::measure_errors(int layer, const HostCall& host, const OutputContext& context) {
   const AttentionGeometry& g = header_.geometry;
   const size_t site = static_cast<size_t>(step_) * header_.num_layers + layer;
-  const size_t num_sites = recorded_.size(), heads = g.heads;
+  const size_t num_sites = static_cast<size_t>(header_.num_steps()) * header_.num_layers, heads = g.heads;
   const size_t per_head = static_cast<size_t>(g.num_query_blocks()) * g.num_key_blocks();
   constexpr double kGolden = 0.6180339887498949,
                    kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
   const MeasuredCall call{g,
-                          q,
-                          k,
-                          v,
-                          out,
+                          host.q,
+                          host.k,
+                          host.v,
+                          host.out,
                           1.0f / std::sqrt(static_cast<float>(g.head_dim)),
                           context,
                           header_.samples_per_block,
@@ -165,8 +122,8 @@ void RecordingAttention::measure_errors(int layer, ConstHeadsView q, ConstHeadsV
   for (size_t head = 0; head < heads; ++head) {
     const size_t site_head = site * heads + head;
     HeadReference ranking;
-    ranking.energy = {
-        has_reference ? reference_.energy.data() + site_head * per_head : energy_.data() + head * per_head, per_head};
+    ranking.energy = {has_reference ? reference_.energy.data() + site_head * per_head : host.energy + head * per_head,
+                      per_head};
     std::vector<float> harm[2];
     for (size_t skipped = 0; has_reference && skipped < 2; ++skipped) {
       harm[skipped] = reference_.harm_of(header_, static_cast<Skipped>(skipped), site_head);
@@ -199,15 +156,6 @@ void RecordingAttention::store(const HeadErrors& errors, size_t site_head, size_
   copy(errors.level_error, profile_.level_error);
   copy(errors.copy_error, profile_.copy_error);
   copy(errors.similarity, profile_.similarity);
-}
-
-void RecordingAttention::finish() const {
-  for (size_t site = 0; site < recorded_.size(); ++site) {
-    if (recorded_[site]) continue;
-    throw Error(ErrorKind::kUsage,
-                "the run ended without the conditional attention of step " + std::to_string(site / header_.num_layers) +
-                    ", layer " + std::to_string(site % header_.num_layers) + "; nothing can be calibrated from it");
-  }
 }
 
 }  // namespace calibatt

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,14 +12,18 @@ namespace {
 struct Flags {
   LoadOptions load;
   CalibrateOptions calibration;
-  std::string prompts, output, report;
+  std::string prompts, output, report, prompt_range;
 };
 
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
-  std::printf(
-      "%s: density %.3f, %d of %d heads repetitive, predicted speedup of the transformer %.2f×, held-out error %.4f\n",
-      output.c_str(), summary.density, summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
-      summary.held_out_error);
+  std::printf("%s: density %.3f, %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ",
+              output.c_str(), summary.density, summary.repetitive_heads, summary.total_heads,
+              summary.predicted_speedup);
+  if (std::isnan(summary.held_out_error)) {
+    std::printf("output errors not measured\n");
+  } else {
+    std::printf("held-out error %.4f\n", summary.held_out_error);
+  }
   std::printf("%d prompts (%d from the saved profile), %.1f s\n\ndensity  layer",
               summary.prompts_recorded + summary.prompts_resumed, summary.prompts_resumed, summary.calibration_seconds);
   const size_t layers = summary.density_map.empty() ? 0 : summary.density_map[0].size();
@@ -35,8 +40,31 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   }
 }
 
+std::pair<int, int> parse_range(const std::string& text) {
+  int begin = 0, end = 0, length = 0;
+  if (std::sscanf(text.c_str(), "%d:%d%n", &begin, &end, &length) != 2 || static_cast<size_t>(length) != text.size()) {
+    throw Error(ErrorKind::kUsage,
+                "--prompt-range " + text + ": give two numbers, such as 0:4 for the first four prompts");
+  }
+  return {begin, end};
+}
+
+void check_outputs(Flags& flags) {
+  if (flags.prompt_range.empty()) {
+    check_output(flags.output, {".safetensors"});
+    return;
+  }
+  flags.calibration.prompt_range = parse_range(flags.prompt_range);
+  if (!flags.output.empty() || flags.calibration.profile_dir.empty()) {
+    throw Error(
+        ErrorKind::kUsage,
+        "--prompt-range records into the folder given with --profile and writes no plan: leave out -o, merge the "
+        "folders (calibatt merge), then calibrate with --profile MERGED -o PLAN");
+  }
+}
+
 void run(Flags& flags) {
-  check_output(flags.output, {".safetensors"});
+  check_outputs(flags);
   if (!flags.report.empty()) check_output(flags.report);
   flags.calibration.prompts = read_prompts(flags.prompts);
   if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
@@ -57,11 +85,19 @@ void run(Flags& flags) {
                                    {"total_heads", summary.total_heads},
                                    {"predicted_speedup", summary.predicted_speedup},
                                    {"held_out_error", summary.held_out_error},
+                                   {"plan_written", summary.plan_written},
+                                   {"attention_share", summary.attention_share},
                                    {"prompts_recorded", summary.prompts_recorded},
                                    {"prompts_resumed", summary.prompts_resumed}};
     write_text_file(flags.report, report.dump(2) + "\n");
   }
-  print_summary(summary, flags.output);
+  if (summary.plan_written) {
+    print_summary(summary, flags.output);
+  } else {
+    std::printf("%s: prompts %s (%d recorded, %d there already), %.1f s\n", flags.calibration.profile_dir.c_str(),
+                flags.prompt_range.c_str(), summary.prompts_recorded, summary.prompts_resumed,
+                summary.calibration_seconds);
+  }
 }
 
 }  // namespace
@@ -73,11 +109,14 @@ void add_calibrate(CLI::App& app) {
   add_model_flags(*command, flags->load);
   command->add_option("--prompts", flags->prompts, "Text file with one calibration prompt a line (4 are enough)")
       ->required();
-  command->add_option("-o,--output", flags->output, "Plan file to write (.safetensors)")->required();
+  command->add_option("-o,--output", flags->output, "Plan file to write (.safetensors); not with --prompt-range");
   command->add_option(
-      "--profile", knobs.profile_dir,
+      "--profile,--profile-folder", knobs.profile_dir,
       "Folder of the measurements [OUTPUT.profile]; a killed run goes on from it, and other plans are compiled "
       "from it without running the model again");
+  command->add_option("--prompt-range", flags->prompt_range,
+                      "A:B: only record prompts A … B−1 (from 0) of the file into the --profile folder; several "
+                      "processes can do their part, calibatt merge joins them");
   command->add_option("--report", flags->report, "Write the summary to this JSON file");
   add_run_flags(*command, knobs.run);
 
@@ -96,6 +135,20 @@ void add_calibrate(CLI::App& app) {
       ->group(measured);
   command->add_option("--anchors", knobs.anchor_rows_per_frame, "Anchor rows per frame of repetitive heads (k)")
       ->capture_default_str()
+      ->group(measured);
+  command
+      ->add_option(
+          "--measure", knobs.measure,
+          "maps: energies and output errors, for every budget; levels: 4 bits a block, for --budget energy at any "
+          "size; auto: what the profile folder holds, else what the budget needs")
+      ->check(CLI::IsMember({"auto", "maps", "levels"}))
+      ->capture_default_str()
+      ->group(measured);
+  command
+      ->add_option("--steps-recorded", knobs.steps_recorded,
+                   "Levels: record so many of the steps, evenly spread; the others share the plan of the nearest noise "
+                   "level [all, or every k-th so that a prompt takes at most 8 GB]")
+      ->check(CLI::Range(1, 1000))
       ->group(measured);
   command
       ->add_option("--budget", knobs.budget, "error: least output error under one global density; energy: the paper's")
@@ -134,9 +187,9 @@ void add_calibrate(CLI::App& app) {
       ->group(compiled);
   command
       ->add_option("--repetition", knobs.repetition,
-                   "Copy rows in repetitive heads: off, error (accepted by output error), similarity (the paper's)")
+                   "Copy rows in repetitive heads: off, error (accepted by output error), similarity (the paper's) "
+                   "[error where output errors were measured, else off]")
       ->check(CLI::IsMember({"off", "error", "similarity"}))
-      ->capture_default_str()
       ->group(compiled);
   command->add_option("--gamma", knobs.similarity_threshold, "Similarity from which a head is repetitive")
       ->capture_default_str()

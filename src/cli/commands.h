@@ -14,6 +14,7 @@ namespace calibatt::cli {
 // One file per subcommand. Each adds its flags to `app` and runs from the subcommand's callback.
 void add_generate(CLI::App& app);
 void add_calibrate(CLI::App& app);
+void add_merge(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_compare(CLI::App& app);
 void add_bench(CLI::App& app);

@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "calibatt " CALIBATT_VERSION);
   calibatt::cli::add_generate(app);
   calibatt::cli::add_calibrate(app);
+  calibatt::cli::add_merge(app);
   calibatt::cli::add_inspect(app);
   calibatt::cli::add_compare(app);
   calibatt::cli::add_bench(app);

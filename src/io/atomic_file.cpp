@@ -62,6 +62,21 @@ void AtomicFile::write(const void* data, size_t size_bytes) {
   }
 }
 
+void AtomicFile::write_at(uint64_t offset, const void* data, size_t size_bytes) {
+  CALIBATT_ASSERT(descriptor_ >= 0);
+  const char* position = static_cast<const char*>(data);
+  while (size_bytes > 0) {
+    const ssize_t written = pwrite(descriptor_, position, size_bytes, static_cast<off_t>(offset));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      throw_write_error(path_, errno);
+    }
+    position += written;
+    offset += static_cast<uint64_t>(written);
+    size_bytes -= static_cast<size_t>(written);
+  }
+}
+
 void AtomicFile::finish() {
   if (descriptor_ < 0) return;
   // EINVAL: a file system without sync (some network and pipe-like ones); there is nothing more to do for it.

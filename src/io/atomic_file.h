@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -19,6 +20,9 @@ class AtomicFile {
 
   void write(const void* data, size_t size_bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
+
+  /// Overwrites what was written before, for a header that is known last.
+  void write_at(uint64_t offset, const void* data, size_t size_bytes);
 
   /// For a writer that opens files itself (FFmpeg): it may overwrite this file by name before `finish`.
   const std::string& temporary_path() const { return temporary_path_; }

@@ -2,11 +2,14 @@
 #include "calibatt/calibrate.h"
 
 #include <chrono>
+#include <filesystem>
 #include <utility>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "calibrate/calibrator.h"
 #include "calibrate/compile.h"
+#include "calibrate/measure.h"
 #include "io/fingerprint.h"
 #include "pipeline/wan_pipeline.h"
 
@@ -39,28 +42,75 @@ std::string hash_prompts(const std::vector<std::string>& prompts, const std::str
 
 ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options, const GenerateOptions& run) {
   const std::string order = options.token_order.empty() ? kDefaultTokenOrder : options.token_order;
+  const RunDescription facts = pipeline.describe_attention(run, true);
   ProfileHeader header;
-  header.geometry = pipeline.geometry(run, TokenOrder::parse(order));
+  header.geometry = facts.geometry;
+  header.geometry.order = TokenOrder::parse(order);
   header.geometry.block_q = options.block_q;
   header.geometry.block_k = options.block_k;
-  header.num_layers = pipeline.transformer_config().num_layers;
-  header.sigmas = pipeline.sigmas(run);
+  header.num_layers = facts.num_layers;
+  header.sigmas = facts.sigmas;
   header.anchor_rows = {options.anchor_rows_per_frame};
 
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
-  provenance.model_name = "WanTransformer3DModel " + pipeline.folder().name;
-  provenance.model_fingerprint = pipeline.transformer_fingerprint();
+  provenance.model_name = "WanTransformer3DModel " + facts.model_name;
+  provenance.model_fingerprint = facts.model_fingerprint;
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());
-  provenance.video_frames = *run.video_frames;
-  provenance.video_height = *run.height;
-  provenance.video_width = *run.width;
+  provenance.video_frames = facts.video_frames;
+  provenance.video_height = facts.video_height;
+  provenance.video_width = facts.video_width;
   provenance.guidance_scale = *run.cfg_scale;
   provenance.scheduler = *run.scheduler;
-  provenance.flow_shift = *run.flow_shift;
+  provenance.flow_shift = facts.flow_shift;
   provenance.settings["seed"] = std::to_string(run.seed);
   return header;
+}
+
+// What is to be measured: what was asked for, what the folder has, or what the budget needs.
+void choose_measured(const CalibrateOptions& options, const CompileOptions& compile, const Backend& backend,
+                     ProfileHeader& header) {
+  const int begin = options.prompt_range ? options.prompt_range->first : 0;
+  const std::string saved = prompt_file(options.profile_dir, begin);
+  std::optional<ProfileHeader> existing;
+  if (std::filesystem::exists(saved)) existing = load_header(saved);
+  const bool levels_suffice =
+      compile.budget == Budget::kEnergy && (options.repetition.empty() || compile.repetition == Repetition::kOff);
+  const bool levels =
+      options.measure == "levels" ||
+      (options.measure == "auto" && (existing ? existing->measured == Measured::kLevels : levels_suffice));
+  if (levels && !levels_suffice && !options.prompt_range) {
+    throw Error(
+        ErrorKind::kUsage,
+        (existing ? options.profile_dir + " holds level codes" : std::string("--measure levels")) +
+            ", which serve --budget energy --repetition off; ask for these, or measure maps into another folder "
+            "(--measure maps)");
+  }
+  if (!levels) {
+    if (options.steps_recorded) {
+      throw Error(ErrorKind::kUsage, "--steps-recorded: maps are measured in every step; add --measure levels");
+    }
+    const bool device = !backend.in_host_memory();
+    const std::string refusal = options.measure == "maps" ? std::string() : maps_refusal(header, num_threads(), device);
+    if (!refusal.empty()) {
+      throw Error(ErrorKind::kUsage,
+                  refusal +
+                      "; use --budget energy, which needs none of it, or --measure maps to do it all "
+                      "the same");
+    }
+    return;
+  }
+  header.measured = Measured::kLevels;
+  header.output_errors = false;
+  header.anchor_rows.clear();
+  int count = options.steps_recorded.value_or(default_recorded_steps(header));
+  if (!options.steps_recorded && existing) count = existing->num_recorded_steps();
+  if (count < 1 || count > header.num_steps()) {
+    throw Error(ErrorKind::kUsage, "--steps-recorded " + std::to_string(count) + ": must be between 1 and the run's " +
+                                       std::to_string(header.num_steps()) + " steps");
+  }
+  header.recorded_steps = spread_steps(header.num_steps(), count);
 }
 
 CompileOptions make_compile_options(const CalibrateOptions& options) {
@@ -73,7 +123,7 @@ CompileOptions make_compile_options(const CalibrateOptions& options) {
   compile.ranking =
       choose<Ranking>("--ranking", options.ranking, {{"harm", Ranking::kHarm}, {"energy", Ranking::kEnergy}});
   compile.repetition = choose<Repetition>(
-      "--repetition", options.repetition,
+      "--repetition", options.repetition.empty() ? "error" : options.repetition,
       {{"error", Repetition::kError}, {"similarity", Repetition::kSimilarity}, {"off", Repetition::kOff}});
   compile.density = options.density;
   compile.agreement_threshold = options.agreement_threshold;
@@ -94,49 +144,51 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
                              const CalibrationProgress& progress) {
   auto* wan = dynamic_cast<WanPipeline*>(&pipeline);
   CALIBATT_ASSERT(wan != nullptr);
-  if (!wan->backend().in_host_memory()) {
-    throw Error(ErrorKind::kUsage, "calibration reads what it measures in host memory, which the backend " +
-                                       std::string(wan->backend().name()) + " does not use; give --backend cpu");
-  }
   if (options.prompts.empty()) throw Error(ErrorKind::kUsage, "calibration needs at least one prompt");
   CompileOptions compile = make_compile_options(options);  // refused before anything slow starts
+  choose<int>("--measure", options.measure, {{"auto", 0}, {"maps", 1}, {"levels", 2}});
   const double start = now_seconds();
   const GenerateOptions run = wan->resolved(options.run);
-  const ProfileHeader header = make_header(*wan, options, run);
+  ProfileHeader header = make_header(*wan, options, run);
+  choose_measured(options, compile, wan->backend(), header);
+  if (header.measured == Measured::kLevels) compile.repetition = Repetition::kOff;
   const int num_prompts = static_cast<int>(options.prompts.size());
 
   // Every prompt has a seed of its own: a plan must hold for any initial noise.
-  TransformerTimes times;
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
     GenerateOptions each = run;
     each.prompt = options.prompts[static_cast<size_t>(prompt)];
     each.seed = run.seed + static_cast<uint64_t>(prompt);
     const WanPipeline::Conditioning conditioning = wan->encode(each);
+    TransformerTimes times;
     wan->denoise(each, conditioning, attention, times, [&](const std::string& stage, int done, int total) {
       if (progress) progress(prompt, num_prompts, stage, done, total);
     });
+    return times.self_attention + times.other;
   };
-  const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt);
-
-  // Share of dense attention in a dense run, without what recording cost; a resumed profile keeps the default.
-  if (recorded.prompts_recorded > 0) {
-    const double attention = recorded.attention_seconds, other = times.other;
-    compile.attention_share = attention / (attention + other);
-  }
-  CompiledPlan compiled = compile_plan(recorded.profile, compile);
-  const Plan plan(std::move(compiled.parts));
-  save_plan(plan, plan_path);
+  PromptRange range;
+  if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
+  const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt, {}, range);
 
   CalibrationSummary summary;
-  summary.density = compiled.summary.density;
-  summary.density_map = compiled.summary.density_map;
-  summary.repetitive_heads = compiled.summary.repetitive_heads;
-  summary.total_heads = compiled.summary.total_heads;
-  summary.predicted_speedup = compiled.summary.predicted_speedup;
-  summary.held_out_error = compiled.summary.held_out_error;
-  summary.calibration_seconds = now_seconds() - start;
   summary.prompts_recorded = recorded.prompts_recorded;
   summary.prompts_resumed = recorded.prompts_resumed;
+  const std::optional<double> share = measured_attention_share(recorded.profile);
+  summary.attention_share = share.value_or(0);
+  if (options.prompt_range) {
+    summary.calibration_seconds = now_seconds() - start;
+    return summary;
+  }
+  if (share) compile.attention_share = *share;
+  const CompileSummary compiled = compile_to_file(recorded.profile, compile, plan_path);
+  summary.density = compiled.density;
+  summary.density_map = compiled.density_map;
+  summary.repetitive_heads = compiled.repetitive_heads;
+  summary.total_heads = compiled.total_heads;
+  summary.predicted_speedup = compiled.predicted_speedup;
+  summary.held_out_error = compiled.held_out_error;
+  summary.plan_written = true;
+  summary.calibration_seconds = now_seconds() - start;
   return summary;
 }
 

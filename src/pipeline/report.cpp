@@ -8,6 +8,13 @@ std::string to_json(const RunReport& report) {
   using nlohmann::json;
   const GenerateOptions& options = report.options;
   const StageSeconds& seconds = report.seconds;
+  const MaskStreaming& masks = report.mask_streaming;
+  const json streaming = {{"calls", masks.calls},
+                          {"late", masks.late},
+                          {"unannounced", masks.unannounced},
+                          {"stall_seconds", masks.stall_seconds},
+                          {"uploaded_bytes", masks.uploaded_bytes},
+                          {"peak_device_bytes", masks.peak_device_bytes}};
   const json result = {{"model", report.model_name},
                        {"precision", report.precision},
                        {"backend", report.backend},
@@ -41,7 +48,8 @@ std::string to_json(const RunReport& report) {
                        {"attention_calls", report.attention_calls},
                        {"dense_fallback_calls", report.dense_fallback_calls},
                        {"fallback_reason", report.fallback_reason},
-                       {"step_mapping", report.step_mapping}};
+                       {"step_mapping", report.step_mapping},
+                       {"mask_streaming", masks.calls > 0 ? streaming : json(nullptr)}};
   return result.dump(2) + "\n";
 }
 

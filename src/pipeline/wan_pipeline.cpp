@@ -39,6 +39,17 @@ DType choose_dtype(Precision precision, const Backend& backend) {
   return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
 }
 
+MaskStreaming streaming_between(const ScheduleStats& before, const ScheduleStats& after) {
+  MaskStreaming streaming;
+  streaming.calls = after.calls - before.calls;
+  streaming.late = after.late - before.late;
+  streaming.unannounced = after.unannounced - before.unannounced;
+  streaming.stall_seconds = after.stall_seconds - before.stall_seconds;
+  streaming.uploaded_bytes = after.uploaded_bytes - before.uploaded_bytes;
+  streaming.peak_device_bytes = after.peak_bytes;
+  return streaming;
+}
+
 bool guided(const GenerateOptions& options) {
   return *options.cfg_scale > 1;
 }
@@ -159,7 +170,7 @@ Tensor WanPipeline::denoise(const GenerateOptions& options, const Conditioning& 
   return latents;
 }
 
-RunDescription WanPipeline::describe_attention(const GenerateOptions& options) {
+RunDescription WanPipeline::describe_attention(const GenerateOptions& options, bool with_fingerprint) {
   RunDescription run;
   run.model_name = folder_.name;
   run.geometry = geometry(options);
@@ -169,7 +180,7 @@ RunDescription WanPipeline::describe_attention(const GenerateOptions& options) {
   run.video_width = *options.width;
   run.sigmas = sigmas(options);
   run.flow_shift = *options.flow_shift;
-  if (!options.plan_path.empty()) run.model_fingerprint = transformer_fingerprint();
+  if (with_fingerprint) run.model_fingerprint = transformer_fingerprint();
   return run;
 }
 
@@ -194,11 +205,12 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   Result result{{}, describe_run(options)};
   RunReport& run = result.report;
   backend_->reset_peak_memory();
+  const ScheduleStats streamed_before = backend_->schedule_stats();
 
   // The plan is checked before anything slow starts.
   const auto attention =
       make_run_attention(*backend_, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
-                         describe_attention(options), options.on_mismatch);
+                         describe_attention(options, !options.plan_path.empty()), options.on_mismatch);
 
   double start = now_seconds();
   const auto lap = [&start] {
@@ -226,6 +238,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   run.dense_fallback_calls = accounts.dense_fallback_calls;
   run.fallback_reason = accounts.fallback_reason;
   run.step_mapping = accounts.step_mapping;
+  run.mask_streaming = streaming_between(streamed_before, backend_->schedule_stats());
   return result;
 }
 

@@ -41,7 +41,10 @@ class WanPipeline : public Pipeline {
 
   AttentionGeometry geometry(const GenerateOptions& options, const TokenOrder& order = TokenOrder::raster()) const;
   std::vector<double> sigmas(const GenerateOptions& options) const;  ///< noise level of each step
-  const std::string& transformer_fingerprint();                      ///< computed on first use: reads every weight
+  /// What a plan must have been made for to be used in this run, and what calibration makes it for. with_fingerprint:
+  /// reads every weight.
+  RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint);
+  const std::string& transformer_fingerprint();  ///< computed on first use: reads every weight
   const ModelFolder& folder() const { return folder_; }
   const WanTransformerConfig& transformer_config() const { return transformer_.config(); }
   const WanVae& vae() const { return vae_; }
@@ -51,7 +54,6 @@ class WanPipeline : public Pipeline {
   WanPipeline(const LoadOptions& options, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype);
   Tensor encode_text(const std::string& prompt, const char* flag);
   std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options) const;
-  RunDescription describe_attention(const GenerateOptions& options);
   RunReport describe_run(const GenerateOptions& options) const;
 
   ModelFolder folder_;

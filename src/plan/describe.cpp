@@ -30,7 +30,7 @@ std::string line(const char* title, const std::string& text) {
 }  // namespace
 
 std::string describe(const Plan& plan) {
-  const Plan::Parts& parts = plan.parts();
+  const PlanInfo& parts = plan.info();
   const PlanProvenance& made = parts.provenance;
   std::string text;
   text += line("model", printable(made.model_name) + " (fingerprint " + printable(made.model_fingerprint) + ")");
@@ -46,15 +46,16 @@ std::string describe(const Plan& plan) {
 
   int anchored = 0, dense = 0;
   int64_t intervals = 0, rows = 0;
-  for (const HeadPlan& head : parts.heads) {
+  for (const HeadFacts& head : plan.facts()) {
     anchored += head.anchored;
-    dense += !head.anchored && !head.intervals;
-    if (!head.intervals) continue;
-    intervals += static_cast<int64_t>(head.intervals->intervals().size());
-    rows += head.intervals->num_query_blocks();
+    dense += !head.anchored && !head.has_intervals;
+    if (!head.has_intervals) continue;
+    intervals += head.num_intervals;
+    rows +=
+        head.anchored ? plan.anchor_rows().num_query_blocks(parts.geometry.block_q) : parts.geometry.num_query_blocks();
   }
   text += line("heads", format("%zu (entries × layers × heads): %d repetitive (%d anchor rows per frame), %d dense",
-                               parts.heads.size(), anchored, parts.anchor_rows_per_frame, dense));
+                               plan.facts().size(), anchored, parts.anchor_rows_per_frame, dense));
   if (rows > 0)
     text +=
         line("intervals", format("%.2f per query block", static_cast<double>(intervals) / static_cast<double>(rows)));

@@ -91,13 +91,13 @@ Image render_head(const Plan& plan, int step, int layer, int head_number) {
       image, kMargin, 12,
       "step " + std::to_string(step) + "  layer " + std::to_string(layer) + "  head " + std::to_string(head_number),
       kInk, 2);
-  std::string facts = "noise " + format_number("%.3f", plan.parts().sigmas[static_cast<size_t>(step)]) + "  density " +
+  std::string facts = "noise " + format_number("%.3f", plan.info().sigmas[static_cast<size_t>(step)]) + "  density " +
                       format_number("%.3f", plan.density(step, layer, head_number)) + "  blocks of " +
                       std::to_string(geometry.block_q) + "x" + std::to_string(geometry.block_k) + " tokens  " +
                       geometry.order.to_string();
   if (head.anchored) {
     facts +=
-        "  " + std::to_string(plan.parts().anchor_rows_per_frame) + " of " + std::to_string(geometry.height) + " rows";
+        "  " + std::to_string(plan.info().anchor_rows_per_frame) + " of " + std::to_string(geometry.height) + " rows";
   }
   draw_text(image, kMargin, 32, facts, kFaintInk);
 
@@ -110,7 +110,7 @@ Image render_head(const Plan& plan, int step, int layer, int head_number) {
     x += 13 + text_width(text) + 16;
   };
   legend(kept_colour, head.anchored ? "computed, queries of the anchor rows only" : "computed");
-  legend(kSkipped, plan.parts().summarize_skipped ? "skipped, one summary key each" : "skipped");
+  legend(kSkipped, plan.info().summarize_skipped ? "skipped, one summary key each" : "skipped");
 
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < columns; ++c) {

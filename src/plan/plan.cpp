@@ -15,26 +15,26 @@ Error refused(const std::string& what) {
   return Error(ErrorKind::kFormat, "plan: " + what);
 }
 
-void check_steps(const Plan::Parts& parts) {
-  const size_t num_steps = parts.sigmas.size();
+void check_steps(const PlanInfo& info) {
+  const size_t num_steps = info.sigmas.size();
   if (num_steps < 1 || num_steps > kMaxSteps) {
     throw refused("the number of steps must be between 1 and " + std::to_string(kMaxSteps) + ", not " +
                   std::to_string(num_steps));
   }
   for (size_t step = 0; step < num_steps; ++step) {
-    const double sigma = parts.sigmas[step];
-    const bool falls = step == 0 || sigma < parts.sigmas[step - 1];
+    const double sigma = info.sigmas[step];
+    const bool falls = step == 0 || sigma < info.sigmas[step - 1];
     if (!(sigma >= 0 && sigma <= 1 && falls)) {  // also catches NaN
       throw refused("the noise level of step " + std::to_string(step) + " is " + std::to_string(sigma) +
                     "; noise levels lie between 0 and 1 and fall from step to step");
     }
   }
-  if (parts.energy_targets.size() != num_steps) {
-    throw refused("there are " + std::to_string(parts.energy_targets.size()) + " energy targets for " +
+  if (info.energy_targets.size() != num_steps) {
+    throw refused("there are " + std::to_string(info.energy_targets.size()) + " energy targets for " +
                   std::to_string(num_steps) + " steps");
   }
   for (size_t step = 0; step < num_steps; ++step) {
-    const double target = parts.energy_targets[step];
+    const double target = info.energy_targets[step];
     if (!std::isnan(target) && !(target >= 0 && target <= 1)) {
       throw refused("the energy target of step " + std::to_string(step) + " is " + std::to_string(target) +
                     ", which is neither between 0 and 1 nor absent");
@@ -42,34 +42,34 @@ void check_steps(const Plan::Parts& parts) {
   }
 }
 
-// The number of entries: every one of them is some step's.
-int check_entries(const Plan::Parts& parts) {
-  if (parts.step_entry.size() != parts.sigmas.size()) {
-    throw refused("the step table has " + std::to_string(parts.step_entry.size()) + " rows for " +
-                  std::to_string(parts.sigmas.size()) + " steps");
+// Every entry is some step's.
+void check_entries(const PlanInfo& info) {
+  if (info.step_entry.size() != info.sigmas.size()) {
+    throw refused("the step table has " + std::to_string(info.step_entry.size()) + " rows for " +
+                  std::to_string(info.sigmas.size()) + " steps");
   }
-  std::vector<char> used(parts.step_entry.size(), 0);
-  int num_entries = 0;
-  for (size_t step = 0; step < parts.step_entry.size(); ++step) {
-    const int entry = parts.step_entry[step];
+  std::vector<char> used(info.step_entry.size(), 0);
+  for (size_t step = 0; step < info.step_entry.size(); ++step) {
+    const int entry = info.step_entry[step];
     if (entry < 0 || static_cast<size_t>(entry) >= used.size()) {
       throw refused("step " + std::to_string(step) + " uses entry " + std::to_string(entry) +
                     ", which cannot be among at most " + std::to_string(used.size()));
     }
     used[static_cast<size_t>(entry)] = 1;
-    num_entries = std::max(num_entries, entry + 1);
   }
-  for (int entry = 0; entry < num_entries; ++entry) {
+  for (int entry = 0; entry < info.num_entries(); ++entry) {
     if (!used[static_cast<size_t>(entry)]) throw refused("no step uses entry " + std::to_string(entry));
   }
-  const auto expected = uint64_t{1} * static_cast<unsigned>(num_entries) * static_cast<unsigned>(parts.num_layers) *
-                        static_cast<unsigned>(parts.geometry.heads);
-  if (parts.heads.size() != expected) {
-    throw refused("there are " + std::to_string(parts.heads.size()) + " heads, but " + std::to_string(num_entries) +
-                  " entries × " + std::to_string(parts.num_layers) + " layers × " +
-                  std::to_string(parts.geometry.heads) + " heads are " + std::to_string(expected));
+}
+
+void check_num_heads(const PlanInfo& info, size_t num_heads) {
+  const auto expected = uint64_t{1} * static_cast<unsigned>(info.num_entries()) *
+                        static_cast<unsigned>(info.num_layers) * static_cast<unsigned>(info.geometry.heads);
+  if (num_heads != expected) {
+    throw refused("there are " + std::to_string(num_heads) + " heads, but " + std::to_string(info.num_entries()) +
+                  " entries × " + std::to_string(info.num_layers) + " layers × " + std::to_string(info.geometry.heads) +
+                  " heads are " + std::to_string(expected));
   }
-  return num_entries;
 }
 
 void check_provenance(const PlanProvenance& provenance) {
@@ -84,58 +84,152 @@ void check_provenance(const PlanProvenance& provenance) {
   check(std::isfinite(provenance.flow_shift), "flow shift");
 }
 
+// "entry 1, layer 2, head 3" of a head's place in [num_entries, num_layers, heads].
+std::string site_text(const PlanInfo& info, size_t i) {
+  const auto num_heads = static_cast<size_t>(info.geometry.heads), num_layers = static_cast<size_t>(info.num_layers);
+  return "entry " + std::to_string(i / num_heads / num_layers) + ", layer " +
+         std::to_string(i / num_heads % num_layers) + ", head " + std::to_string(i % num_heads);
+}
+
+int ceil_div(int a, int b) {
+  return (a - 1) / b + 1;
+}
+
+// What is resident needs no decoding.
+class ResidentLayers : public LayerSource {
+ public:
+  ResidentLayers(std::vector<HeadPlan> heads, int num_layers, int heads_per_layer) : num_layers_(num_layers) {
+    for (auto head = heads.begin(); head != heads.end(); head += heads_per_layer) {
+      layers_.push_back(std::make_shared<const PlanLayer>(std::make_move_iterator(head),
+                                                          std::make_move_iterator(head + heads_per_layer)));
+    }
+  }
+  std::shared_ptr<const PlanLayer> layer(int entry, int layer) const override {
+    return layers_[static_cast<size_t>(entry) * static_cast<size_t>(num_layers_) + static_cast<size_t>(layer)];
+  }
+
+ private:
+  int num_layers_;
+  std::vector<std::shared_ptr<const PlanLayer>> layers_;
+};
+
 }  // namespace
 
-Plan::Plan(Parts parts) : parts_(std::move(parts)) {
-  const AttentionGeometry& geometry = parts_.geometry;
+void PlanInfo::validate() const {
   try {
     geometry.validate();
   } catch (const Error& error) {
     throw refused(error.what());
   }
-  if (parts_.num_layers < 1 || parts_.num_layers > kMaxLayers) {
+  if (num_layers < 1 || num_layers > kMaxLayers) {
     throw refused("the number of layers must be between 1 and " + std::to_string(kMaxLayers) + ", not " +
-                  std::to_string(parts_.num_layers));
+                  std::to_string(num_layers));
   }
-  check_steps(parts_);
-  num_entries_ = check_entries(parts_);
-  check_provenance(parts_.provenance);
+  check_steps(*this);
+  check_entries(*this);
+  check_provenance(provenance);
+}
 
-  const bool any_anchored =
-      std::any_of(parts_.heads.begin(), parts_.heads.end(), [](const auto& head) { return head.anchored; });
-  if (any_anchored) {
-    if (parts_.anchor_rows_per_frame < 1 || parts_.anchor_rows_per_frame > geometry.height) {
-      throw refused("some heads are anchored, so the anchor rows per frame must be between 1 and the latent height " +
-                    std::to_string(geometry.height) + ", not " + std::to_string(parts_.anchor_rows_per_frame));
-    }
-    anchor_rows_ = make_anchor_rows(geometry, parts_.anchor_rows_per_frame);
-  } else {
-    parts_.anchor_rows_per_frame = 0;
+int PlanInfo::num_entries() const {
+  return step_entry.empty() ? 0 : *std::max_element(step_entry.begin(), step_entry.end()) + 1;
+}
+
+void Plan::set_info(PlanInfo info, bool any_anchored) {
+  info_ = std::move(info);
+  num_entries_ = info_.num_entries();
+  if (!any_anchored) {
+    info_.anchor_rows_per_frame = 0;
+    return;
   }
+  if (info_.anchor_rows_per_frame < 1 || info_.anchor_rows_per_frame > geometry().height) {
+    throw refused("some heads are anchored, so the anchor rows per frame must be between 1 and the latent height " +
+                  std::to_string(geometry().height) + ", not " + std::to_string(info_.anchor_rows_per_frame));
+  }
+  anchor_rows_ = make_anchor_rows(geometry(), info_.anchor_rows_per_frame);
+}
 
-  const int num_tokens = geometry.num_tokens();
-  const int num_anchor_tokens = static_cast<int>(anchor_rows_.query_tokens.size());
-  token_pairs_.reserve(parts_.heads.size());
-  for (size_t i = 0; i < parts_.heads.size(); ++i) {
-    const HeadPlan& head = parts_.heads[i];
-    const int num_queries = head.anchored ? num_anchor_tokens : num_tokens;
-    if (!head.intervals) {
-      token_pairs_.push_back(int64_t{num_queries} * num_tokens);
-      continue;
-    }
-    const int num_query_blocks = (num_queries + geometry.block_q - 1) / geometry.block_q;
+Plan::Plan(Parts parts) {
+  parts.validate();
+  check_num_heads(parts, parts.heads.size());
+  std::vector<HeadPlan> heads = std::move(parts.heads);
+  set_info(std::move(parts), std::any_of(heads.begin(), heads.end(), [](const auto& head) { return head.anchored; }));
+
+  const int num_tokens = geometry().num_tokens();
+  facts_.reserve(heads.size());
+  for (size_t i = 0; i < heads.size(); ++i) {
+    const HeadPlan& head = heads[i];
+    const int num_queries = head.anchored ? static_cast<int>(anchor_rows_.query_tokens.size()) : num_tokens;
+    HeadFacts& facts = facts_.emplace_back();
+    facts.anchored = head.anchored;
+    facts.token_pairs = int64_t{num_queries} * num_tokens;
+    if (!head.intervals) continue;
+    const int num_query_blocks = ceil_div(num_queries, geometry().block_q);
     if (head.intervals->num_query_blocks() != num_query_blocks ||
-        head.intervals->num_key_blocks() != geometry.num_key_blocks()) {
-      const size_t site = i / static_cast<size_t>(geometry.heads), num_layers = static_cast<size_t>(parts_.num_layers);
-      throw refused("entry " + std::to_string(site / num_layers) + ", layer " + std::to_string(site % num_layers) +
-                    ", head " + std::to_string(i % static_cast<size_t>(geometry.heads)) + " has " +
-                    std::to_string(head.intervals->num_query_blocks()) + "×" +
+        head.intervals->num_key_blocks() != geometry().num_key_blocks()) {
+      throw refused(site_text(info_, i) + " has " + std::to_string(head.intervals->num_query_blocks()) + "×" +
                     std::to_string(head.intervals->num_key_blocks()) + " blocks, but the geometry makes it " +
-                    std::to_string(num_query_blocks) + "×" + std::to_string(geometry.num_key_blocks()));
+                    std::to_string(num_query_blocks) + "×" + std::to_string(geometry().num_key_blocks()));
     }
-    token_pairs_.push_back(
-        kept_token_pairs(*head.intervals, num_queries, geometry.block_q, num_tokens, geometry.block_k));
+    facts.has_intervals = true;
+    facts.num_intervals = static_cast<uint32_t>(head.intervals->intervals().size());
+    facts.token_pairs =
+        kept_token_pairs(*head.intervals, num_queries, geometry().block_q, num_tokens, geometry().block_k);
   }
+  layers_ = std::make_shared<const ResidentLayers>(std::move(heads), num_layers(), geometry().heads);
+}
+
+Plan::Plan(PlanInfo info, std::vector<HeadFacts> facts, std::shared_ptr<const LayerSource> layers)
+    : facts_(std::move(facts)), layers_(std::move(layers)) {
+  CALIBATT_ASSERT(layers_ != nullptr);
+  info.validate();
+  check_num_heads(info, facts_.size());
+  set_info(std::move(info), std::any_of(facts_.begin(), facts_.end(), [](const auto& head) { return head.anchored; }));
+  check_facts();
+}
+
+// Whether the facts can be true at all. Whether they are is checked where a layer is decoded.
+void Plan::check_facts() const {
+  const int num_key_blocks = geometry().num_key_blocks();
+  for (size_t i = 0; i < facts_.size(); ++i) {
+    const HeadFacts& facts = facts_[i];
+    const int num_queries =
+        facts.anchored ? static_cast<int>(anchor_rows_.query_tokens.size()) : geometry().num_tokens();
+    const int64_t num_rows = ceil_div(num_queries, geometry().block_q);
+    const int64_t all_pairs = int64_t{num_queries} * geometry().num_tokens();
+    const int64_t most = facts.has_intervals ? num_rows * ceil_div(num_key_blocks, 2) : 0;
+    if (facts.num_intervals < (facts.has_intervals ? num_rows : 0) || facts.num_intervals > most) {
+      throw refused(site_text(info_, i) + " is said to have " + std::to_string(facts.num_intervals) +
+                    " intervals, which cannot be");
+    }
+    if (facts.token_pairs < 1 || facts.token_pairs > all_pairs ||
+        (!facts.has_intervals && facts.token_pairs != all_pairs)) {
+      throw refused(site_text(info_, i) + " is said to compute " + std::to_string(facts.token_pairs) +
+                    " pairs of tokens, which cannot be");
+    }
+  }
+}
+
+std::shared_ptr<const PlanLayer> Plan::layer(int entry, int layer) const {
+  static_cast<void>(index(entry, layer, 0));  // in range
+  return layers_->layer(entry, layer);
+}
+
+HeadPlan Plan::entry_head(int entry, int layer, int head) const {
+  static_cast<void>(index(entry, layer, head));
+  return (*this->layer(entry, layer))[static_cast<size_t>(head)];
+}
+
+Plan::Parts Plan::to_parts() const {
+  Parts parts;
+  static_cast<PlanInfo&>(parts) = info_;
+  parts.heads.reserve(facts_.size());
+  for (int entry = 0; entry < num_entries(); ++entry) {
+    for (int layer = 0; layer < num_layers(); ++layer) {
+      const auto heads = this->layer(entry, layer);
+      parts.heads.insert(parts.heads.end(), heads->begin(), heads->end());
+    }
+  }
+  return parts;
 }
 
 double Plan::density(int step, int layer, int head) const {
@@ -159,9 +253,9 @@ double Plan::density() const {
 
 int Plan::nearest_step(double sigma) const {
   const auto distance = [sigma](double other) { return std::abs(other - sigma); };
-  const auto nearest = std::min_element(parts_.sigmas.begin(), parts_.sigmas.end(),
+  const auto nearest = std::min_element(info_.sigmas.begin(), info_.sigmas.end(),
                                         [&](double a, double b) { return distance(a) < distance(b); });
-  return static_cast<int>(nearest - parts_.sigmas.begin());
+  return static_cast<int>(nearest - info_.sigmas.begin());
 }
 
 }  // namespace calibatt

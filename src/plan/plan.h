@@ -37,41 +37,80 @@ struct PlanProvenance {
   bool operator==(const PlanProvenance&) const = default;
 };
 
+/// What is known of a head without decoding its intervals.
+struct HeadFacts {
+  bool has_intervals = false, anchored = false;
+  uint32_t num_intervals = 0;
+  int64_t token_pairs = 0;  ///< computed (query, key) token pairs; summary tokens are not counted
+  bool operator==(const HeadFacts&) const = default;
+};
+
+/// The heads of one (entry, layer).
+using PlanLayer = std::vector<HeadPlan>;
+
+/// Where a plan's layers come from: memory, or a file that is decoded layer by layer. Safe to use from several threads.
+class LayerSource {
+ public:
+  virtual ~LayerSource() = default;
+  /// Throws Error(kFormat) that names the file, the entry and the layer when what is stored there is damaged.
+  virtual std::shared_ptr<const PlanLayer> layer(int entry, int layer) const = 0;
+};
+
+/// A plan without its masks.
+struct PlanInfo {
+  AttentionGeometry geometry;
+  int num_layers = 0;
+  std::vector<double> sigmas;          ///< noise level of each calibrated step, falling from ≤ 1 towards 0
+  std::vector<int> step_entry;         ///< [num_steps] entry that the step uses
+  std::vector<double> energy_targets;  ///< [num_steps] ε(t) for people; NaN where a budget of another kind chose
+  bool summarize_skipped = false;
+  int anchor_rows_per_frame = 0;  ///< k; 0 when no head is anchored
+  PlanProvenance provenance;
+
+  /// Throws Error(kFormat) when the numbers contradict each other. Heads are not looked at.
+  void validate() const;
+  int num_entries() const;  ///< the largest entry of a step, plus one
+};
+
 /// The immutable product of calibration: for each (step, layer, head) which key blocks to compute and which rows to
 /// copy. Steps are a table: several steps may share one entry (`step_entry`). Everything is in positions of
-/// geometry().order.
+/// geometry().order. Masks of a large plan stay in its file until a layer is asked for; copies share them.
 class Plan {
  public:
-  struct Parts {
-    AttentionGeometry geometry;
-    int num_layers = 0;
-    std::vector<double> sigmas;   ///< noise level of each calibrated step, falling from ≤ 1 towards 0
-    std::vector<int> step_entry;  ///< [num_steps] entry that the step uses
+  /// A whole plan in memory.
+  struct Parts : PlanInfo {
     std::vector<HeadPlan> heads;  ///< [num_entries · num_layers · heads]
-    std::vector<double>
-        energy_targets;  ///< [num_steps] ε(t) for people to read; NaN where a budget of another kind chose
-    bool summarize_skipped = false;
-    int anchor_rows_per_frame = 0;  ///< k; 0 when no head is anchored
-    PlanProvenance provenance;
   };
 
   /// Throws Error(kFormat) when the parts contradict each other (naming entry, layer, head). anchor_rows_per_frame
   /// becomes 0 when no head is anchored.
   explicit Plan(Parts parts);
+  /// Of layers that are decoded on demand. facts: [num_entries · num_layers · heads], true of what `layers` gives.
+  /// Errors as above.
+  Plan(PlanInfo info, std::vector<HeadFacts> facts, std::shared_ptr<const LayerSource> layers);
 
-  const Parts& parts() const { return parts_; }
-  const AttentionGeometry& geometry() const { return parts_.geometry; }
-  int num_steps() const { return static_cast<int>(parts_.sigmas.size()); }
-  int num_layers() const { return parts_.num_layers; }
+  const PlanInfo& info() const { return info_; }
+  const AttentionGeometry& geometry() const { return info_.geometry; }
+  int num_steps() const { return static_cast<int>(info_.sigmas.size()); }
+  int num_layers() const { return info_.num_layers; }
   int num_entries() const { return num_entries_; }
-  int entry_of(int step) const { return parts_.step_entry.at(static_cast<size_t>(step)); }
-  const HeadPlan& head(int step, int layer, int head) const { return entry_head(entry_of(step), layer, head); }
-  const HeadPlan& entry_head(int entry, int layer, int head) const { return parts_.heads[index(entry, layer, head)]; }
+  int entry_of(int step) const { return info_.step_entry.at(static_cast<size_t>(step)); }
   const AnchorRows& anchor_rows() const { return anchor_rows_; }
+
+  /// The masks. Each call may decode: some 10 ms for a layer of a 14B model at 720p. Throws as LayerSource::layer.
+  std::shared_ptr<const PlanLayer> layer(int entry, int layer) const;
+  /// One head of it, for tests and pictures.
+  HeadPlan head(int step, int layer, int head) const { return entry_head(entry_of(step), layer, head); }
+  HeadPlan entry_head(int entry, int layer, int head) const;
+  /// Everything in memory: for plans of small models.
+  Parts to_parts() const;
+
+  const std::vector<HeadFacts>& facts() const { return facts_; }
+  const HeadFacts& facts(int entry, int layer, int head) const { return facts_[index(entry, layer, head)]; }
 
   /// Computed (query, key) token pairs over all pairs: anchors and blocks together. Summary tokens are not counted.
   double density(int step, int layer, int head) const;
-  int64_t entry_token_pairs(int entry, int layer, int head) const { return token_pairs_[index(entry, layer, head)]; }
+  int64_t entry_token_pairs(int entry, int layer, int head) const { return facts(entry, layer, head).token_pairs; }
   double density(int step, int layer) const;  ///< mean over heads
   double density() const;                     ///< mean over everything
 
@@ -80,21 +119,27 @@ class Plan {
 
  private:
   size_t index(int entry, int layer, int head) const {
-    CALIBATT_ASSERT(entry >= 0 && entry < num_entries_ && layer >= 0 && layer < parts_.num_layers && head >= 0 &&
-                    head < parts_.geometry.heads);
-    return (static_cast<size_t>(entry) * static_cast<size_t>(parts_.num_layers) + static_cast<size_t>(layer)) *
-               static_cast<size_t>(parts_.geometry.heads) +
+    CALIBATT_ASSERT(entry >= 0 && entry < num_entries_ && layer >= 0 && layer < info_.num_layers && head >= 0 &&
+                    head < info_.geometry.heads);
+    return (static_cast<size_t>(entry) * static_cast<size_t>(info_.num_layers) + static_cast<size_t>(layer)) *
+               static_cast<size_t>(info_.geometry.heads) +
            static_cast<size_t>(head);
   }
-  Parts parts_;
+  void set_info(PlanInfo info, bool any_anchored);
+  void check_facts() const;
+
+  PlanInfo info_;
   int num_entries_ = 0;
-  AnchorRows anchor_rows_;            // empty when no head is anchored
-  std::vector<int64_t> token_pairs_;  // computed pairs of each head
+  AnchorRows anchor_rows_;        // empty when no head is anchored
+  std::vector<HeadFacts> facts_;  // [num_entries · num_layers · heads]
+  std::shared_ptr<const LayerSource> layers_;
 };
 
-/// The plan file (docs/plan_format.md): a safetensors file; appears complete or not at all. Throws Error(kIo).
+/// The plan file (docs/plan_format.md): a safetensors file; appears complete or not at all. Throws Error(kIo). A plan
+/// too large for memory is written layer by layer with PlanWriter (plan_writer.h).
 void save_plan(const Plan& plan, const std::string& path);
-/// Throws Error(kNotFound / kFormat) with the reason: truncated, altered (checksum), foreign, hostile, newer version.
+/// Reads the index; masks stay in the file, mapped. Throws Error(kNotFound / kFormat) with the reason: truncated,
+/// altered (checksum), foreign, hostile, newer version. (Version 1 is read whole.)
 std::shared_ptr<const Plan> load_plan(const std::string& path);
 
 }  // namespace calibatt

@@ -9,20 +9,21 @@
 namespace calibatt {
 
 /// The format's version that this program writes; it reads this one and all before it.
-inline constexpr int kPlanFormatVersion = 1;
+inline constexpr int kPlanFormatVersion = 2;
 
-/// A plan as the named tensors and texts of its file (docs/plan_format.md); the step between a Plan and bytes.
+/// A plan as the named tensors and texts of its file (docs/plan_format.md); the step between bytes and a Plan.
 struct PlanFile {
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::string> metadata;
 };
 
-/// Complete, with checksum. Equal plans give equal files.
-PlanFile encode_plan(const Plan& plan);
-/// Checks everything: kind of file, version, checksum, then each number. `where` begins the messages. Throws
-/// Error(kFormat).
+/// The file, mapped: tensors are views into it.
+PlanFile open_plan_file(const std::string& path);
+/// Checks kind of file, version, checksum, then each number; of version 2 the masks when a layer is asked for. `where`
+/// begins the messages. Throws Error(kFormat).
 Plan decode_plan(const PlanFile& file, const std::string& where);
-/// XXH3-128 over all tensors (names, dtypes, shapes, bytes) and all metadata but the checksum itself.
+/// XXH3-128 over all tensors (names, dtypes, shapes, bytes) and all metadata but the checksum itself. From version 2 on
+/// without the bytes of `sections`, each of which has a checksum of its own.
 std::string plan_checksum(const PlanFile& file);
 
 }  // namespace calibatt

@@ -26,7 +26,8 @@ TEST(Plan, StepsFindTheirEntry) {
   const Plan plan(test::example_parts());
   EXPECT_EQ(plan.num_steps(), 3);
   EXPECT_EQ(plan.num_entries(), 2);
-  EXPECT_EQ(&plan.head(1, 0, 1), &plan.head(2, 0, 1));
+  EXPECT_EQ(plan.entry_of(1), plan.entry_of(2));
+  EXPECT_EQ(plan.layer(1, 0), plan.layer(1, 0)) << "what is in memory is not copied";
   EXPECT_TRUE(plan.head(0, 0, 0).intervals.has_value());
   EXPECT_FALSE(plan.head(0, 0, 1).intervals.has_value());
   EXPECT_TRUE(plan.head(2, 0, 1).anchored);
@@ -50,7 +51,7 @@ TEST(Plan, DensityMatchesCountedPairs) {
     const int tokens = geometry.num_tokens();
     for (int layer = 0; layer < plan.num_layers(); ++layer) {
       for (int h = 0; h < geometry.heads; ++h) {
-        const HeadPlan& head = plan.head(0, layer, h);
+        const HeadPlan head = plan.head(0, layer, h);
         const int queries = head.anchored ? static_cast<int>(plan.anchor_rows().query_tokens.size()) : tokens;
         const BlockMask mask = head.intervals ? head.intervals->to_mask() : BlockMask();
         int64_t pairs = 0;
@@ -78,7 +79,7 @@ TEST(Plan, AnchorRowsAreKeptOnlyWhereAHeadUsesThem) {
   Plan::Parts parts = test::example_parts();
   EXPECT_EQ(Plan(parts).anchor_rows().query_tokens.size(), 6u);
   parts.heads[3] = {};
-  EXPECT_EQ(Plan(parts).parts().anchor_rows_per_frame, 0);
+  EXPECT_EQ(Plan(parts).info().anchor_rows_per_frame, 0);
   EXPECT_TRUE(Plan(parts).anchor_rows().query_tokens.empty());
 }
 

@@ -29,8 +29,8 @@ class StepSharer {
   std::vector<HeadMasks> masks_of(int entry) const {
     std::vector<HeadMasks> result;
     for (int layer = 0; layer < plan_.num_layers(); ++layer) {
-      for (int head = 0; head < plan_.geometry().heads; ++head)
-        result.push_back(head_masks(plan_.entry_head(entry, layer, head)));
+      const auto heads = plan_.layer(entry, layer);
+      for (const HeadPlan& head : *heads) result.push_back(head_masks(head));
     }
     return result;
   }

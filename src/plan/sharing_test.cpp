@@ -41,7 +41,7 @@ BlockMask keys_of_tokens(const Plan& plan, const HeadPlan& head) {
 bool keeps_all_of(const Plan& wide, const Plan& narrow, int step) {
   for (int layer = 0; layer < narrow.num_layers(); ++layer) {
     for (int h = 0; h < narrow.geometry().heads; ++h) {
-      const HeadPlan &more = wide.head(step, layer, h), &less = narrow.head(step, layer, h);
+      const HeadPlan more = wide.head(step, layer, h), less = narrow.head(step, layer, h);
       if (more.anchored && !less.anchored) return false;
       const BlockMask kept = keys_of_tokens(wide, more);
       if (union_of(kept, keys_of_tokens(narrow, less)) != kept) return false;
@@ -54,7 +54,7 @@ TEST(ShareAdjacentSteps, JoinsWhatAgreesAndOnlyThat) {
   // Steps 1 and 2 agree (4 of 5 blocks), step 0 has nothing but the diagonal in common with anyone, step 3 likewise.
   const auto parts = diagonal_parts({{{0, 1}, {0, 2}, {0, 3}, {1, 0}}, {{3, 0}}, {}, {{1, 2}, {2, 1}, {1, 3}, {2, 0}}});
   const Plan shared(share_adjacent_steps(parts, 0.8));
-  EXPECT_EQ(shared.parts().step_entry, (std::vector<int>{0, 1, 1, 2}));
+  EXPECT_EQ(shared.info().step_entry, (std::vector<int>{0, 1, 1, 2}));
   EXPECT_EQ(shared.num_entries(), 3);
   EXPECT_EQ(shared.entry_head(1, 0, 0), parts.heads[1]) << "the union of steps 1 and 2 is step 1's mask";
   EXPECT_EQ(shared.entry_head(0, 0, 0), parts.heads[0]);

@@ -13,7 +13,7 @@ inline std::string dump(const Plan& plan) {
   std::string text;
   for (int step = 0; step < plan.num_steps(); ++step) {
     char noise[32];
-    std::snprintf(noise, sizeof(noise), "%.6f", plan.parts().sigmas[static_cast<size_t>(step)]);
+    std::snprintf(noise, sizeof(noise), "%.6f", plan.info().sigmas[static_cast<size_t>(step)]);
     text += "step " + std::to_string(step) + " noise " + noise + " entry " + std::to_string(plan.entry_of(step)) + "\n";
   }
   const auto list = [&text](const char* title, const std::vector<int32_t>& numbers) {
@@ -29,7 +29,7 @@ inline std::string dump(const Plan& plan) {
   for (int entry = 0; entry < plan.num_entries(); ++entry) {
     for (int layer = 0; layer < plan.num_layers(); ++layer) {
       for (int h = 0; h < plan.geometry().heads; ++h) {
-        const HeadPlan& head = plan.entry_head(entry, layer, h);
+        const HeadPlan head = plan.entry_head(entry, layer, h);
         text += "entry " + std::to_string(entry) + " layer " + std::to_string(layer) + " head " + std::to_string(h) +
                 (head.anchored ? " anchored" : "") + " pairs " +
                 std::to_string(plan.entry_token_pairs(entry, layer, h)) + "\n";

@@ -110,10 +110,42 @@ inline Plan::Parts example_parts() {
   return parts;
 }
 
-/// The plans behind tests/golden/data/plan_v1_NAME.safetensors: "example", and "tiles" with every feature (tile order,
-/// text tokens, anchors, summaries, shared steps, an absent energy target).
+/// Ten entries that differ little from each other, so that their sections refer to the entry before; a second head
+/// whose diagonals are described by the row above.
+inline Plan::Parts drifting_parts() {
+  Plan::Parts parts = example_parts();
+  parts.geometry = {};
+  parts.geometry.height = 12;
+  parts.geometry.width = 8;
+  parts.geometry.heads = 2;
+  parts.geometry.block_q = 8;
+  parts.geometry.block_k = 4;  // 12 × 24 blocks
+  parts.sigmas.clear();
+  parts.step_entry.clear();
+  parts.energy_targets.clear();
+  parts.heads.clear();
+  std::mt19937 random(3);
+  BlockMask mask = random_mask(random, 12, 24, 0.4);
+  for (int entry = 0; entry < 10; ++entry) {
+    parts.sigmas.push_back(1.0 - 0.1 * entry);
+    parts.step_entry.push_back(entry);
+    parts.energy_targets.push_back(0.9);
+    mask.set(static_cast<int>(random() % 12), static_cast<int>(random() % 24), true);
+    BlockMask band(12, 24);
+    for (int r = 0; r < 12; ++r) {
+      for (int c = 0; c < 24; ++c) band.set(r, c, c - 2 * r <= 3 + entry % 2 && 2 * r - c <= 2);
+    }
+    parts.heads.push_back({BlockIntervals::from_mask(mask), false});
+    parts.heads.push_back({BlockIntervals::from_mask(band), false});
+  }
+  return parts;
+}
+
+/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); and "tiles" with
+/// every feature (tile order, text tokens, anchors, summaries, shared steps, an absent energy target).
 inline Plan::Parts fixture_parts(const std::string& name) {
   if (name == "example") return example_parts();
+  if (name == "drift") return drifting_parts();
   Plan::Parts parts = example_parts();
   parts.provenance.model_name = "tiny \"wan\" ü";
   AttentionGeometry& geometry = parts.geometry;
@@ -148,7 +180,7 @@ inline Plan::Parts fixture_parts(const std::string& name) {
 
 /// Equal in every number and text; NaN equals NaN.
 inline bool same_plan(const Plan& a, const Plan& b) {
-  const Plan::Parts &x = a.parts(), &y = b.parts();
+  const Plan::Parts x = a.to_parts(), y = b.to_parts();
   if (x.energy_targets.size() != y.energy_targets.size()) return false;
   for (size_t i = 0; i < x.energy_targets.size(); ++i) {
     const double p = x.energy_targets[i], q = y.energy_targets[i];

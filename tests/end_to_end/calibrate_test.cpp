@@ -57,6 +57,79 @@ TEST_F(Calibrate, ProfileIsMeasuredOnceAndCompiledMany) {
   }
 }
 
+TEST_F(Calibrate, LevelsAreMeasuredForTheEnergyBudgetAlone) {
+  const std::string profile = " --profile " + folder_.file("levels");
+  make_plan("a.safetensors",
+            "--budget energy --agreement vote --steps-recorded 1 --report " + folder_.file("a.json") + profile);
+  const auto report = nlohmann::json::parse(read_file(folder_.file("a.json")));
+  EXPECT_NEAR(report["density"].get<double>(), 0.5, 0.05);
+  EXPECT_TRUE(report["held_out_error"].is_null()) << "not measured";
+  EXPECT_GT(report["attention_share"].get<double>(), 0);
+  EXPECT_LT(report["attention_share"].get<double>(), 1);
+
+  // From the saved codes, with the share of attention that was measured then.
+  const CommandResult resumed = run_calibatt(
+      arguments("b.safetensors", "--budget energy --agreement mean --report " + folder_.file("b.json") + profile));
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, HasSubstr("3 prompts (3 from the saved profile)"));
+  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("b.json")))["attention_share"], report["attention_share"]);
+  const CommandResult generated = run_calibatt("generate" + kSmall + "-p 'a pink heart' --plan " +
+                                               folder_.file("b.safetensors") + " -o " + folder_.file("v.mp4"));
+  EXPECT_EQ(generated.exit_code, 0) << generated.output;
+
+  const CommandResult refused = run_calibatt(arguments("c.safetensors", "--budget error" + profile));
+  EXPECT_EQ(refused.exit_code, 2) << refused.output;
+  EXPECT_THAT(refused.output, HasSubstr("--budget energy"));
+}
+
+TEST_F(Calibrate, MapsThatWouldNotFitAreRefusedBeforeAnythingRuns) {
+  const std::string large = "-W 1280 -H 720 --video-frames 81 ";
+  const CommandResult result = run_calibatt(arguments("plan.safetensors", large));
+  EXPECT_EQ(result.exit_code, 2) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("GB of host memory"));
+  EXPECT_THAT(result.output, HasSubstr("use --budget energy"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("plan.safetensors.profile")));
+  const CommandResult steps = run_calibatt(arguments("plan.safetensors", "--budget energy --steps-recorded 3"));
+  EXPECT_EQ(steps.exit_code, 2) << "the run has two steps";
+  EXPECT_THAT(steps.output, HasSubstr("between 1 and the run's 2 steps"));
+}
+
+TEST_F(Calibrate, ProcessesThatShareThePromptsMakeTheSamePlan) {
+  const std::string energy = "--budget energy ";
+  make_plan("whole.safetensors", energy);
+  const auto record = [&](const std::string& range, const std::string& folder, const std::string& more = "") {
+    const std::string all = arguments(
+        "x.safetensors", energy + "--prompt-range " + range + " --profile-folder " + folder_.file(folder) + " " + more);
+    const std::string output = "-o " + folder_.file("x.safetensors") + " ";
+    return run_calibatt(std::string(all).erase(all.find(output), output.size()));
+  };
+  for (const auto& [range, folder] : {std::pair{"2:3", "c"}, std::pair{"0:1", "a"}, std::pair{"1:2", "b"}}) {
+    const CommandResult result = record(range, folder);
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+    EXPECT_THAT(result.output, HasSubstr("1 recorded"));
+  }
+  const auto merge = [&](const std::string& output, const std::string& folders) {
+    std::string command = "merge -o " + folder_.file(output);
+    for (const char folder : folders) command += " " + folder_.file(std::string(1, folder));
+    return run_calibatt(command);
+  };
+  const CommandResult gap = merge("gap", "ac");
+  EXPECT_EQ(gap.exit_code, 2);
+  EXPECT_THAT(gap.output, HasSubstr("missing: 1;"));
+  const CommandResult merged = merge("merged", "cab");
+  ASSERT_EQ(merged.exit_code, 0) << merged.output;
+  EXPECT_THAT(merged.output, HasSubstr("3 prompts"));
+  make_plan("merged.safetensors", energy + "--profile " + folder_.file("merged"));
+  EXPECT_EQ(read_file(folder_.file("merged.safetensors")), read_file(folder_.file("whole.safetensors")));
+
+  EXPECT_EQ(record("2:4", "d").exit_code, 2) << "there are three prompts";
+  ASSERT_EQ(record("1:2", "e", "--seed 5").exit_code, 0);
+  const CommandResult mixed = merge("mixed", "aec");
+  EXPECT_EQ(mixed.exit_code, 5) << mixed.output;
+  EXPECT_THAT(mixed.output, HasSubstr("setting.seed = 5"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("mixed")));
+}
+
 TEST_F(Calibrate, KilledRunGoesOnAndEndsWithTheSamePlan) {
   make_plan("whole.safetensors");
   // Killed right after the first prompt's file appears: the plan must not exist, and the rest must follow.
@@ -82,7 +155,7 @@ TEST_F(Calibrate, ProfileOfSomethingElseIsRefused) {
 
 TEST_F(Calibrate, PlanIsBoundToWhatItWasMadeFor) {
   make_plan("plan.safetensors");
-  const std::string run = "generate --model " + kModel + " --steps 2 -p 'a red circle' --plan " +
+  const std::string run = "generate --backend cpu --model " + kModel + " --steps 2 -p 'a red circle' --plan " +
                           folder_.file("plan.safetensors") + " -o " + folder_.file("v.mp4") + " ";
   const CommandResult refused = run_calibatt(run + "-W 96 -H 64 --video-frames 9");
   EXPECT_EQ(refused.exit_code, 5) << refused.output;

@@ -30,6 +30,7 @@ void write_file(const std::string& path, const std::string& text);
 
 /// Flags that make tiny-wan run in well under a second: 48 tokens of attention in two steps.
 inline const std::string kModel = CALIBATT_MODELS_DIR "/tiny-wan";
-inline const std::string kSmall = " --model " + kModel + " -W 64 -H 64 --video-frames 9 --steps 2 --threads 2 ";
+inline const std::string kSmall =
+    " --model " + kModel + " -W 64 -H 64 --video-frames 9 --steps 2 --threads 2 --backend cpu ";
 
 }  // namespace calibatt::test

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "io/atomic_file.h"
+#include "plan/plan_file.h"
 #include "plan/test_dump.h"
 #include "plan/test_plans.h"
 
@@ -12,9 +13,9 @@ int main(int argc, char** argv) {
     std::fputs("usage: make_plan_fixtures FOLDER\n", stderr);
     return 2;
   }
-  for (const char* name : {"example", "tiles"}) {
+  for (const char* name : {"example", "tiles", "drift"}) {
     const Plan plan(test::fixture_parts(name));
-    const std::string path = std::string(argv[1]) + "/plan_v1_" + name;
+    const std::string path = std::string(argv[1]) + "/plan_v" + std::to_string(kPlanFormatVersion) + "_" + name;
     save_plan(plan, path + ".safetensors");
     write_text_file(path + ".txt", test::dump(plan));
   }

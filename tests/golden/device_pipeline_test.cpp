@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include "backends.h"
+#include "calibatt/calibrate.h"
 #include "calibatt/pipeline.h"
+#include "io/test_folder.h"
 
 namespace calibatt {
 namespace {
@@ -44,6 +46,67 @@ TEST(DevicePipeline, GivesTheFramesOfTheCpu) {
   // bf16 takes other kernels. A denoising run amplifies rounding; the picture must stay the same to the eye.
   const Pipeline::Result rounded = generate("cuda", Precision::kBF16);
   EXPECT_GE(compare_videos(expected.video, rounded.video).psnr_db, 30);
+}
+
+GenerateOptions nine_blocks() {  // 9 × 8 × 8 tokens
+  GenerateOptions options;
+  options.prompt = "a red square moves to the right";
+  options.seed = 7;
+  options.steps = 2;
+  options.width = options.height = 256;
+  options.video_frames = 33;
+  return options;
+}
+
+std::unique_ptr<Pipeline> pipeline_on(const std::string& backend) {
+  LoadOptions load;
+  load.model_dir = CALIBATT_MODELS_DIR "/tiny-wan";
+  load.precision = Precision::kF32;
+  load.backend = backend;
+  return Pipeline::load(load);
+}
+
+// Maps and output errors, then level codes: what a device measures is what the host measures, and its plan runs.
+TEST(DevicePipeline, CalibratesLikeTheCpuAndRunsThePlan) {
+  if (backend_or_null("cuda") == nullptr) GTEST_SKIP() << kNoDevice;
+  const std::unique_ptr<Pipeline> host = pipeline_on("cpu"), device = pipeline_on("cuda");
+  const TestFolder folder;
+  CalibrateOptions options;
+  options.run = nine_blocks();
+  options.prompts = {"a red square moves to the right", "a blue circle moves down"};
+  options.density = 0.5;
+  const auto calibrated = [&](Pipeline& pipeline, const std::string& name) {
+    CalibrateOptions each = options;
+    each.profile_dir = folder / (name + ".profile");
+    return calibrate(pipeline, each, folder / name);
+  };
+  for (const std::string budget : {"error", "energy"}) {
+    SCOPED_TRACE(budget);
+    options.budget = budget;
+    const CalibrationSummary expected = calibrated(*host, "host_" + budget),
+                             found = calibrated(*device, "device_" + budget);
+    // Sums in another order move blocks that lie at a threshold to its other side, no more.
+    EXPECT_NEAR(found.density, expected.density, 0.01);
+    if (budget == "error") {
+      EXPECT_NEAR(found.held_out_error, expected.held_out_error, 0.02 * expected.held_out_error);
+    }
+    EXPECT_GT(found.attention_share, 0);
+    EXPECT_LE(found.attention_share, 1);
+
+    GenerateOptions run = nine_blocks();
+    run.plan_path = folder / ("device_" + budget);
+    const Pipeline::Result on_host = host->generate(run), on_device = device->generate(run);
+    EXPECT_GE(compare_videos(on_host.video, on_device.video).psnr_db, 50);
+    EXPECT_EQ(on_device.report.density, on_host.report.density);
+    EXPECT_EQ(on_device.report.dense_fallback_calls, 0);
+    EXPECT_EQ(on_host.report.mask_streaming.calls, 0);
+    const MaskStreaming& masks = on_device.report.mask_streaming;
+    EXPECT_GT(masks.calls, 0);
+    EXPECT_LE(masks.calls, on_device.report.attention_calls);
+    EXPECT_EQ(masks.unannounced, 0);
+    EXPECT_GT(masks.uploaded_bytes, 0u);
+    EXPECT_LE(masks.peak_device_bytes, uint64_t{64} << 20);
+  }
 }
 
 }  // namespace

@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
   Tensor empty(DType dtype, std::vector<int64_t> shape) override { return {dtype, std::move(shape)}; }
   Tensor from_host(const Tensor& host) override { return host; }
   Tensor to_host(const Tensor& device) override { return device; }
+  HostHeads heads_to_host(ConstHeadsView view, int, int) override { return {view, {}}; }
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
     return cpu::make_linear(weight, bias, dtype);

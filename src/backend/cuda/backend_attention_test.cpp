@@ -1,6 +1,11 @@
 // Attention as the backend gives it to models; the kernels themselves are tested in tests/conformance.
 #include <gmock/gmock.h>
 
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
 #include "backend/cuda/backend_pair.h"
 #include "sparsity/block_intervals.h"
 
@@ -85,6 +90,96 @@ TEST_F(CudaBackendAttention, PlannedEqualsTheCpu) {
     // Summaries of bf16 keys are rounded once more on the GPU.
     expect_close(found, expected, dtype == DType::kF32 ? 5e-6 : 4 * kHalfRounding);
   }
+}
+
+/// One schedule per call, as a plan's layers give them.
+class OneSchedule : public ScheduleSource {
+ public:
+  OneSchedule(int num_blocks, int seed, int num_heads) : heads_(static_cast<size_t>(num_heads)) {
+    BlockMask mask(num_blocks, num_blocks);
+    for (int block = 0; block < num_blocks; ++block) {
+      mask.set(block, block, true);
+      mask.set(block, (block * 5 + seed) % num_blocks, true);
+    }
+    intervals_ = BlockIntervals::from_mask(mask);
+    for (HeadSchedule& head : heads_) head.intervals = &*intervals_;
+  }
+  std::span<const HeadSchedule> heads() const override { return heads_; }
+
+ private:
+  std::optional<BlockIntervals> intervals_;
+  std::vector<HeadSchedule> heads_;
+};
+
+TEST_F(CudaBackendAttention, AnnouncedSchedulesAreThoseOfTheirCalls) {
+  constexpr int kHeads = 2, kHeadDim = 64, kBlocks = 24, kCalls = 12;
+  constexpr int64_t kTokens = 64 * kBlocks, kWidth = kHeads * kHeadDim;
+  constexpr ScheduleSizes kSizes{kTokens, kTokens, 64, 64};
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    SCOPED_TRACE(dtype_name(dtype));
+    const ScheduleStats before = gpu->schedule_stats();
+    const Tensor qkv = random({kTokens, 3 * kWidth}, dtype), gpu_qkv = to_gpu(qkv);
+    std::vector<std::shared_ptr<const OneSchedule>> schedules;
+    for (int i = 0; i < kCalls; ++i) schedules.push_back(std::make_shared<OneSchedule>(kBlocks, i, kHeads));
+    // Nothing is waited for until all calls are enqueued: a slot written too early would show.
+    std::vector<Tensor> found;
+    gpu->prefetch_schedule(schedules[0], kSizes);
+    for (size_t i = 0; i < kCalls; ++i) {
+      if (i + 1 < kCalls) gpu->prefetch_schedule(schedules[i + 1], kSizes);
+      found.push_back(gpu->empty(dtype, {kTokens, kWidth}));
+      AttentionCall call = call_of(gpu_qkv, found.back(), kHeads, kHeadDim);
+      call.heads = schedules[i]->heads();
+      call.schedule = schedules[i].get();
+      gpu->attention(call);
+    }
+    for (size_t i = 0; i < kCalls; ++i) {
+      SCOPED_TRACE(i);
+      Tensor expected(dtype, {kTokens, kWidth});
+      AttentionCall call = call_of(qkv, expected, kHeads, kHeadDim);
+      call.heads = schedules[i]->heads();
+      cpu->attention(call);
+      expect_close(found[i], expected, bound(dtype));
+    }
+    const ScheduleStats after = gpu->schedule_stats();
+    EXPECT_EQ(after.calls - before.calls, kCalls);
+    EXPECT_EQ(after.unannounced, 0);
+    EXPECT_GT(after.uploaded_bytes, before.uploaded_bytes);
+    EXPECT_GT(after.peak_bytes, 0u);
+  }
+}
+
+TEST_F(CudaBackendAttention, HeadsComeToTheHostWithoutTheirNeighbours) {
+  constexpr int kHeads = 3, kHeadDim = 24;
+  constexpr int64_t kTokens = 37, kWidth = kHeads * kHeadDim;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Tensor qkv = random({kTokens, 3 * kWidth}, dtype), gpu_qkv = to_gpu(qkv);
+    const size_t row_bytes = kWidth * dtype_size(dtype);
+    for (int index = 0; index < 3; ++index) {
+      const ConstHeadsView expected = part(qkv, index, kHeads, kHeadDim);
+      const HostHeads found = gpu->heads_to_host(part(gpu_qkv, index, kHeads, kHeadDim), kHeads, kHeadDim);
+      ASSERT_EQ(found.view.token_stride, kWidth);
+      ASSERT_EQ(found.view.head_stride, kHeadDim);
+      ASSERT_EQ(found.view.num_tokens, kTokens);
+      for (size_t token = 0; token < kTokens; ++token) {
+        EXPECT_EQ(std::memcmp(static_cast<const char*>(found.view.data) + token * row_bytes,
+                              static_cast<const char*>(expected.data) + 3 * token * row_bytes, row_bytes),
+                  0);
+      }
+    }
+  }
+}
+
+TEST_F(CudaBackendAttention, EncodesLevelsOfRowsThatFitAndLeavesOthersToTheHost) {
+  std::vector<uint32_t> ladder;
+  for (uint32_t i = 1; i <= 15; ++i) ladder.push_back(i * 4096);
+  // Of 16 equal blocks, block c has c sixteenths before it.
+  Tensor energy(DType::kF32, {1, 2, 16}), expected(DType::kU8, {1, 2, 8});
+  std::fill_n(energy.f32(), energy.size(), 1.0f / 16);
+  for (int i = 0; i < 16; ++i) expected.data<uint8_t>()[i] = static_cast<uint8_t>((2 * (i % 8) + 1) << 4 | 2 * (i % 8));
+  Tensor codes = gpu->empty(DType::kU8, {1, 2, 8});
+  ASSERT_TRUE(gpu->encode_energy_levels(to_gpu(energy), ladder, codes));
+  expect_same(codes, expected);
+  EXPECT_FALSE(gpu->encode_energy_levels(gpu->empty(DType::kF32, {1, 1, 10'000}), ladder, codes));
 }
 
 TEST_F(CudaBackendAttention, BlockEnergyIsADevicePointer) {

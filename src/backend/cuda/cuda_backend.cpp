@@ -12,9 +12,12 @@
 #include "backend/cuda/event_timer.h"
 #include "backend/cuda/kernels/biased_attention.h"
 #include "backend/cuda/kernels/elementwise.h"
+#include "backend/cuda/kernels/energy_levels.h"
 #include "backend/cuda/kernels/norm.h"
 #include "backend/cuda/kernels/patches.h"
 #include "backend/cuda/linear.h"
+#include "backend/cuda/schedule_buffers.h"
+#include "backend/cuda/schedule_stream.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -50,8 +53,9 @@ class CudaBackend final : public Backend {
     context_.copy_to_host(host.raw(), device.raw(), device.size_bytes());
     return host;
   }
+  HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim) override;
   bool in_host_memory() const override { return false; }
-  size_t peak_memory_bytes() const override { return context_.peak_bytes(); }
+  size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_bytes; }
   void reset_peak_memory() override { context_.reset_peak(); }
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
@@ -102,21 +106,25 @@ class CudaBackend final : public Backend {
 
   bool takes_key_bias() const override { return false; }
   void attention(const AttentionCall& call) override;
+  void prefetch_schedule(std::shared_ptr<const ScheduleSource> schedule, const ScheduleSizes& sizes) override {
+    schedules_.prefetch(std::move(schedule), sizes);
+  }
+  ScheduleStats schedule_stats() const override { return schedules_.stats(); }
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                         int head_dim, HeadsView out) override {
     CALIBATT_ASSERT(k.num_tokens == q.num_tokens && v.num_tokens == q.num_tokens && out.num_tokens == q.num_tokens);
     CALIBATT_ASSERT(bias.size() == num_heads * q.num_tokens * q.num_tokens);
     cuda::biased_attention(q, k, v, bias.f32(), num_heads, head_dim, out, context_.stream());
   }
+  bool encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) override;
   ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
-  /// The call's schedule in device memory; empty when all its heads are dense.
-  ResidentSchedule schedule_for(const AttentionCall& call);
 
   Context context_;
   LinearOps linear_{context_};
+  ScheduleStream schedules_{std::make_unique<CudaScheduleBuffers>(context_.stream())};
   std::unique_ptr<ClipOps> clip_ops_ = make_clip_ops(context_);
   std::vector<int32_t> order_;  // the token order that is in device memory
   Tensor order_on_device_;
@@ -184,6 +192,18 @@ void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, cons
   cuda::rms_norm(call, context_.stream());
 }
 
+HostHeads CudaBackend::heads_to_host(ConstHeadsView view, int num_heads, int head_dim) {
+  const int64_t width = int64_t{num_heads} * head_dim;
+  CALIBATT_ASSERT(view.num_tokens > 0 && (view.head_stride == head_dim || num_heads == 1));
+  Tensor host(view.dtype, {view.num_tokens, num_heads, head_dim});
+  const size_t element = dtype_size(view.dtype), row_bytes = static_cast<size_t>(width) * element;
+  check(cudaMemcpy2DAsync(host.raw(), row_bytes, view.data, static_cast<size_t>(view.token_stride) * element, row_bytes,
+                          static_cast<size_t>(view.num_tokens), cudaMemcpyDeviceToHost, context_.stream()),
+        "copying from the GPU");
+  context_.synchronize();
+  return {{host.raw(), view.dtype, view.num_tokens, width, head_dim}, host};
+}
+
 double CudaBackend::sum_of_squares(const Tensor& x) {
   const std::shared_ptr<void> partial_sums = context_.allocate_bytes(kSumParts * sizeof(double));
   cuda::sum_of_squares(x.f32(), x.size(), static_cast<double*>(partial_sums.get()), context_.stream());
@@ -209,19 +229,22 @@ PatchCall CudaBackend::patch_call(const Tensor& latents, const PatchLayout& layo
           latents.dim(3), layout.patch,   order_on_device_.data<int32_t>()};
 }
 
-ResidentSchedule CudaBackend::schedule_for(const AttentionCall& call) {
-  return {call.heads, static_cast<int>(call.q.num_tokens), static_cast<int>(call.k.num_tokens), call.block_q,
-          call.block_k};
+bool CudaBackend::encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) {
+  const int64_t columns = energy.dim(-1), rows = energy.size() / columns;
+  if (columns > kMostEncodedColumns) return false;
+  CALIBATT_ASSERT(codes.size() == rows * ((columns + 1) / 2));
+  cuda::encode_energy_levels(energy.f32(), rows, static_cast<int>(columns), ladder, codes.data<uint8_t>(),
+                             context_.stream());
+  return true;
 }
 
 void CudaBackend::attention(const AttentionCall& call) {
-  const ResidentSchedule schedule = schedule_for(call);
-  const AttentionArgs args = make_args(call, schedule);
+  // Empty for a dense call. The slot is free for the next schedule once the kernel enqueued here is done with it.
+  const ScheduleStream::Lease lease = schedules_.get(call);
+  const AttentionArgs args = make_args(call, lease.device(), lease.has_summaries());
   const size_t workspace_bytes = attention_workspace_bytes(args);
   const std::shared_ptr<void> workspace = context_.allocate_bytes(workspace_bytes);
   cuda::attention(args, workspace.get(), workspace_bytes, context_.stream());
-  // The schedule's memory must not go before the kernel is done with it.
-  if (schedule.size_bytes() > 0) context_.synchronize();
 }
 
 bool usable() {

@@ -105,12 +105,16 @@ ResidentSchedule::ResidentSchedule(std::span<const HeadSchedule> heads, int num_
 }
 
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule) {
+  return make_args(call, schedule.device(), schedule.has_summaries());
+}
+
+AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries) {
   static constexpr DType kTypes[] = {DType::kBF16, DType::kF16, DType::kF32};
   validate_attention_call(call, kTypes);
   if (!call.key_bias.empty()) {
     refuse("key_bias is not computed on CUDA; expand the repeated keys, or use the CPU backend");
   }
-  if (needs_schedule(call.heads) != (schedule.device().tiles != nullptr)) {
+  if (needs_schedule(call.heads) != (schedule.tiles != nullptr)) {
     refuse("the schedule in device memory was not made of this call's heads");
   }
   AttentionArgs args;
@@ -126,10 +130,10 @@ AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& sched
   args.num_queries = to_int(call.q.num_tokens, "queries");
   args.num_keys = to_int(call.k.num_tokens, "keys");
   args.scale_log2 = static_cast<float>(call.scale * std::numbers::log2e);
-  args.schedule = schedule.device();
+  args.schedule = schedule;
   args.block_q = call.block_q;
   args.block_k = call.block_k;
-  if (schedule.has_summaries()) args.num_summaries = (args.num_keys - 1) / args.block_k + 1;
+  if (has_summaries) args.num_summaries = (args.num_keys - 1) / args.block_k + 1;
   args.block_energy = call.block_energy;
   validate(args);
   return args;

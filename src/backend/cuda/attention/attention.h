@@ -12,7 +12,8 @@
 #include "backend/cuda/device.h"
 
 /// Attention on the current GPU. The steps of a caller:
-///   1. pack_schedule, ResidentSchedule: once per plan entry, not per call;
+///   1. a schedule in device memory: from a ScheduleStream (schedule_stream.h) in a run, or a ResidentSchedule where
+///      one schedule serves many calls;
 ///   2. make_args: kernel arguments of an AttentionCall whose views hold device pointers;
 ///   3. attention_workspace_bytes: ask, and provide so much device memory (256-byte aligned, as cudaMalloc's is);
 ///   4. attention: validates, chooses a kernel, enqueues. Allocates nothing and waits for nothing, so that it can be
@@ -41,6 +42,8 @@ class ResidentSchedule {
 /// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; key_bias is not
 /// computed here.
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule);
+/// The same for a schedule that lies somewhere else (schedule_stream.h).
+AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries);
 
 /// Throws Error(kUsage), naming the field, when sizes, strides or pointers do not fit together. A schedule's arrays are
 /// taken on trust: they are in device memory, and pack_schedule checks what it packs.

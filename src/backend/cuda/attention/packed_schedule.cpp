@@ -41,6 +41,22 @@ class Packer {
         block_q_(static_cast<uint32_t>(block_q)),
         block_k_(static_cast<uint32_t>(block_k)) {}
 
+  /// Room for these heads: growing arrays of megabytes costs more than filling them.
+  void reserve(std::span<const HeadSchedule> heads) {
+    size_t num_ranges = 1, num_tiles = 0;
+    for (const HeadSchedule& head : heads) {
+      const uint32_t tiles_per_block = ceil_div(block_q_, kTileRows);
+      if (head.intervals != nullptr) {
+        num_ranges += head.intervals->intervals().size();
+        num_tiles += static_cast<size_t>(head.intervals->num_query_blocks()) * tiles_per_block;
+      } else {
+        num_tiles += ceil_div(num_queries_, kTileRows);
+      }
+    }
+    packed_.ranges.reserve(num_ranges);
+    packed_.tiles.reserve(num_tiles);
+  }
+
   void add_head(uint32_t head, const HeadSchedule& schedule) {
     const size_t first_tile = packed_.tiles.size();
     Tile tile{.head = head};
@@ -121,11 +137,12 @@ class Packer {
     const auto [place, is_new] = ranges_of_.try_emplace(&intervals, next_index(packed_.ranges, "intervals"));
     if (!is_new) return place->second;
     const uint64_t chunks_per_block = block_k_ / kChunkKeys;
+    packed_.ranges.resize(packed_.ranges.size() + intervals.intervals().size());
+    ChunkRange* range = packed_.ranges.data() + place->second;
     for (const BlockInterval& interval : intervals.intervals()) {
       // Only the end of the last block can lie behind the last chunk.
-      packed_.ranges.push_back(
-          {static_cast<uint32_t>(interval.begin * chunks_per_block),
-           static_cast<uint32_t>(std::min<uint64_t>(interval.end * chunks_per_block, num_chunks_))});
+      *range++ = {static_cast<uint32_t>(interval.begin * chunks_per_block),
+                  static_cast<uint32_t>(std::min<uint64_t>(interval.end * chunks_per_block, num_chunks_))};
     }
     next_index(packed_.ranges, "intervals");
     return place->second;
@@ -141,7 +158,16 @@ class Packer {
       std::ranges::fill(words, 0u);
       if (num_key_blocks % kBitsPerWord != 0) words.back() = ~0u << (num_key_blocks % kBitsPerWord);
       for (const BlockInterval& interval : intervals.row(r)) {
-        for (uint32_t c = interval.begin; c < interval.end; ++c) words[c / kBitsPerWord] |= 1u << (c % kBitsPerWord);
+        const uint32_t first = interval.begin / kBitsPerWord, last = (interval.end - 1) / kBitsPerWord;
+        const uint32_t from = ~0u << (interval.begin % kBitsPerWord);
+        const uint32_t to = ~0u >> (kBitsPerWord - 1 - (interval.end - 1) % kBitsPerWord);
+        if (first == last) {
+          words[first] |= from & to;
+          continue;
+        }
+        words[first] |= from;
+        for (uint32_t word = first + 1; word < last; ++word) words[word] = ~0u;
+        words[last] |= to;
       }
       packed_.kept_bits.insert(packed_.kept_bits.end(), words.begin(), words.end());
     }
@@ -232,6 +258,7 @@ PackedSchedule pack_schedule(std::span<const HeadSchedule> heads, int num_querie
            std::to_string(block_k));
   }
   Packer packer(num_queries, num_keys, block_q, block_k);
+  packer.reserve(heads);
   for (size_t head = 0; head < heads.size(); ++head) {
     validate_head_schedule(heads[head], static_cast<int>(head), num_queries, num_keys, block_q, block_k);
     if (heads[head].intervals != nullptr && block_k % kChunkKeys != 0) {

@@ -18,7 +18,7 @@ std::string last_error();
 
 /// One object of cuDNN's graph ("backend") API: attributes are set, then it is finalized and never changes again.
 /// We speak this C API directly: the two graphs that we need (conv_plan.cpp) take fewer lines than finding the
-/// header-only C++ frontend would. Why not the legacy API: docs/decisions/0002.
+/// header-only C++ frontend would. Why not the legacy API: docs/decisions/0003.
 class Descriptor {
  public:
   Descriptor() = default;

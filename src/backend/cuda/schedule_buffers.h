@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "backend/cuda/device.h"
+#include "backend/cuda/schedule_stream.h"
+
+namespace calibatt::cuda {
+
+/// Slots of device and pinned host memory, copied on a stream of their own. `compute`: the stream whose kernels read
+/// the slots; it must outlive the object. Throws Error(kDevice).
+class CudaScheduleBuffers : public ScheduleBuffers {
+ public:
+  explicit CudaScheduleBuffers(cudaStream_t compute, int num_slots = 3);
+  ~CudaScheduleBuffers() override;
+
+  void begin_thread() override;
+  int num_slots() const override { return static_cast<int>(slots_.size()); }
+  void resize(int slot, size_t size_bytes) override;
+  std::byte* host(int slot) override;
+  void upload(int slot, size_t size_bytes) override;
+  const void* device(int slot) const override;
+  void acquire(int slot) override;
+  void release(int slot) override;
+
+ private:
+  struct Slot {
+    DeviceBuffer device;
+    void* host = nullptr;  // pinned
+    cudaEvent_t uploaded = nullptr, released = nullptr;
+  };
+  void free_all();
+  int device_index_;
+  cudaStream_t compute_;
+  Stream copies_;
+  std::vector<Slot> slots_;
+};
+
+}  // namespace calibatt::cuda

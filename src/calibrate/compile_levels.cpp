@@ -1,0 +1,270 @@
+#include "calibrate/compile_levels.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "calibrate/energy_schedule.h"
+#include "calibrate/level_agreement.h"
+#include "plan/sharing.h"
+
+namespace calibatt {
+namespace {
+
+/// Token pairs of the blocks of each level; kept at level j are those of all levels below j.
+using LevelHistogram = std::array<int64_t, kLevelUnits>;
+
+/// Row by row, one head's histogram.
+struct Counter {
+  const AttentionGeometry& geometry;
+  LevelHistogram& total;
+  std::mutex& mutex;
+  LevelHistogram own{};
+  void row(int r, std::span<const uint16_t> levels) {
+    const int64_t queries = geometry.query_block_size(r);
+    for (size_t c = 0; c + 1 < levels.size(); ++c) own[levels[c]] += queries * geometry.block_k;
+    const int last = static_cast<int>(levels.size()) - 1;
+    own[levels[last]] += queries * geometry.key_block_size(last);
+  }
+  void end() {
+    const std::lock_guard lock(mutex);
+    for (size_t i = 0; i < own.size(); ++i) total[i] += own[i];
+  }
+};
+
+/// Row by row, one head's plan at one level.
+struct Emitter {
+  HeadPlan& head;
+  int level, merge_gap, num_key_blocks;
+  std::vector<uint32_t> offsets{0};
+  std::vector<BlockInterval> intervals{};
+  int64_t kept = 0;
+  void row(int, std::span<const uint16_t> of_blocks) {
+    const size_t first = intervals.size();
+    for (int c = 0; c < num_key_blocks; ++c) {
+      if (of_blocks[static_cast<size_t>(c)] >= level) continue;
+      const auto block = static_cast<uint32_t>(c);
+      if (intervals.size() > first && block - intervals.back().end <= static_cast<uint32_t>(merge_gap)) {
+        intervals.back().end = block + 1;
+      } else {
+        intervals.push_back({block, block + 1});
+      }
+    }
+    for (size_t i = first; i < intervals.size(); ++i) kept += intervals[i].end - intervals[i].begin;
+    offsets.push_back(static_cast<uint32_t>(intervals.size()));
+  }
+  void end() {
+    if (kept == int64_t{num_key_blocks} * static_cast<int64_t>(offsets.size() - 1)) return;  // dense
+    intervals.shrink_to_fit();
+    head.intervals.emplace(num_key_blocks, std::move(offsets), std::move(intervals));
+  }
+};
+
+/// What meet_density aims at: levels, and the density of their plan.
+struct Candidate {
+  std::vector<int> levels;
+  struct {
+    double value = 0;
+    double density() const { return value; }
+  } plan;
+};
+
+}  // namespace
+
+std::vector<int> entry_of_steps(const ProfileHeader& header) {
+  std::vector<int> entries;
+  for (const double sigma : header.sigmas) {
+    const auto distance = [&](int step) { return std::abs(header.sigmas[static_cast<size_t>(step)] - sigma); };
+    const auto nearest = std::min_element(header.recorded_steps.begin(), header.recorded_steps.end(),
+                                          [&](int a, int b) { return distance(a) < distance(b); });
+    entries.push_back(static_cast<int>(nearest - header.recorded_steps.begin()));
+  }
+  return entries;
+}
+
+LevelPlanner::LevelPlanner(const Profile& profile, const CompileOptions& options)
+    : profile_(profile), header_(profile.header), options_(options), entry_of_(entry_of_steps(profile.header)) {
+  if (profile_.prompts.size() > LevelAgreement::kMostPrompts) {
+    throw Error(ErrorKind::kUsage, "compiling a plan: level codes of " + std::to_string(profile_.prompts.size()) +
+                                       " prompts are too many, at most " +
+                                       std::to_string(LevelAgreement::kMostPrompts) + " can agree; use fewer");
+  }
+  frame_.geometry = header_.geometry;
+  frame_.num_layers = header_.num_layers;
+  frame_.sigmas = header_.sigmas;
+  frame_.step_entry = entry_of_;
+  frame_.summarize_skipped = options_.skipped == Skipped::kSummary;
+  frame_.provenance = header_.provenance;
+  frame_.provenance.num_prompts = static_cast<int>(profile_.prompts.size());
+  if (options_.density) {
+    set_levels(meeting(*options_.density));
+  } else {
+    set_levels(entry_levels(energy_targets(options_, header_.num_steps(), {}, {})));
+  }
+}
+
+void LevelPlanner::set_levels(const Levels& levels) {
+  levels_ = levels;
+  frame_.energy_targets.clear();
+  for (const int entry : entry_of_) {
+    frame_.energy_targets.push_back(static_cast<double>(levels[static_cast<size_t>(entry)]) / kLevelUnits);
+  }
+}
+
+// Of an entry: the highest of its steps'.
+LevelPlanner::Levels LevelPlanner::entry_levels(const std::vector<double>& targets) const {
+  Levels levels(static_cast<size_t>(header_.num_recorded_steps()), 1);
+  for (size_t step = 0; step < targets.size(); ++step) {
+    const int level = std::clamp(static_cast<int>(std::lround(targets[step] * kLevelUnits)), 1, kLevelUnits);
+    int& highest = levels[static_cast<size_t>(entry_of_[step])];
+    highest = std::max(highest, level);
+  }
+  return levels;
+}
+
+LevelPlanner::Levels LevelPlanner::meeting(double density) const {
+  const std::vector<std::vector<double>> densities = tabulate_densities();
+  const auto density_of = [&](const Levels& levels) {
+    double sum = 0;
+    for (const int entry : entry_of_) sum += densities[static_cast<size_t>(entry)][levels[static_cast<size_t>(entry)]];
+    return sum / header_.num_steps();
+  };
+  const auto aimed = [&](double aim) {
+    return entry_levels(energy_targets(options_, header_.num_steps(), aim, [&](const std::vector<double>& energies) {
+      return density_of(entry_levels(energies));
+    }));
+  };
+  if (options_.merge_gap == 0) {  // the table is exact
+    const Levels levels = aimed(density);
+    require_density(density_of(levels), density);
+    return levels;
+  }
+  const auto made = meet_density(density, [&](double aim) {
+    LevelPlanner trial = *this;
+    trial.set_levels(aimed(aim));
+    return Candidate{trial.levels_, {trial.emit([](std::vector<HeadPlan>&) {}).density}};
+  });
+  return made.levels;
+}
+
+void LevelPlanner::verify_entry(int entry) const {
+  const auto num_prompts = static_cast<int64_t>(profile_.prompts.size());
+  parallel_for(header_.num_layers * num_prompts, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      verify_site(header_, profile_.prompts[static_cast<size_t>(i % num_prompts)], entry,
+                  static_cast<int>(i / num_prompts));
+    }
+  });
+}
+
+// For every head of these layers, on all threads: make_visitor(layer, head), its row(query block, levels) for each
+// query block, and its end().
+template <class MakeVisitor>
+void LevelPlanner::visit_rows(int entry, int first_layer, int num_layers, const MakeVisitor& make_visitor) const {
+  const AttentionGeometry& g = header_.geometry;
+  const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
+  parallel_for(int64_t{num_layers} * g.heads, 1, [&](int64_t begin, int64_t end, int) {
+    LevelAgreement agreement(columns, options_.agreement, options_.agreement_threshold, profile_.prompts.size());
+    std::vector<const uint8_t*> packed(profile_.prompts.size());
+    std::vector<uint16_t> levels(static_cast<size_t>(columns));
+    for (int64_t i = begin; i < end; ++i) {
+      const int layer = first_layer + static_cast<int>(i / g.heads), head = static_cast<int>(i % g.heads);
+      auto visitor = make_visitor(layer, head);
+      for (int r = 0; r < rows; ++r) {
+        for (size_t p = 0; p < packed.size(); ++p) {
+          packed[p] = site_levels(header_, profile_.prompts[p], entry, layer) +
+                      (int64_t{head} * rows + r) * packed_row_bytes(columns);
+        }
+        agreement.agree(packed, levels);
+        const int first_token = r * g.block_q, last_token = first_token + g.query_block_size(r) - 1;
+        for (int c = first_token / g.block_k; c <= last_token / g.block_k; ++c) levels[c] = 0;  // its own blocks
+        visitor.row(r, levels);
+      }
+      visitor.end();
+    }
+  });
+}
+
+// [entry][level in units, 0 … kLevelUnits]
+std::vector<std::vector<double>> LevelPlanner::tabulate_densities() const {
+  const double tokens = header_.geometry.num_tokens();
+  const double all = tokens * tokens * header_.num_layers * header_.geometry.heads;
+  std::vector<std::vector<double>> tables;
+  for (int entry = 0; entry < header_.num_recorded_steps(); ++entry) {
+    LevelHistogram histogram{};
+    std::mutex mutex;
+    verify_entry(entry);
+    visit_rows(entry, 0, header_.num_layers, [&](int, int) { return Counter{header_.geometry, histogram, mutex}; });
+    std::vector<double>& densities = tables.emplace_back(1, 0.0);
+    int64_t kept = 0;
+    for (const int64_t pairs : histogram) {
+      kept += pairs;
+      densities.push_back(static_cast<double>(kept) / all);
+    }
+  }
+  return tables;
+}
+
+CompileSummary LevelPlanner::emit(const std::function<void(std::vector<HeadPlan>&)>& sink) const {
+  const AttentionGeometry& g = header_.geometry;
+  const double tokens = g.num_tokens();
+  const int at_a_time = std::max(1, 4 * num_threads() / g.heads);  // layers: enough heads for all threads
+  std::vector<std::vector<LayerFacts>> facts(static_cast<size_t>(header_.num_recorded_steps()));
+  for (int entry = 0; entry < header_.num_recorded_steps(); ++entry) {
+    verify_entry(entry);
+    for (int first = 0; first < header_.num_layers; first += at_a_time) {
+      const int count = std::min(at_a_time, header_.num_layers - first);
+      std::vector<std::vector<HeadPlan>> layers(static_cast<size_t>(count),
+                                                std::vector<HeadPlan>(static_cast<size_t>(g.heads)));
+      visit_rows(entry, first, count, [&](int layer, int head) {
+        return Emitter{layers[static_cast<size_t>(layer - first)][static_cast<size_t>(head)],
+                       levels_[static_cast<size_t>(entry)], options_.merge_gap, g.num_key_blocks()};
+      });
+      for (std::vector<HeadPlan>& heads : layers) {
+        LayerFacts one;
+        one.density = 0;
+        for (const HeadPlan& head : heads) {
+          if (!head.intervals) {
+            one.density += 1.0 / g.heads;
+            continue;
+          }
+          const auto pairs = kept_token_pairs(*head.intervals, g.num_tokens(), g.block_q, g.num_tokens(), g.block_k);
+          one.density += static_cast<double>(pairs) / (tokens * tokens * g.heads);
+          if (frame_.summarize_skipped) one.summary_pairs += g.num_key_blocks() / tokens / g.heads;
+        }
+        facts[static_cast<size_t>(entry)].push_back(one);
+        sink(heads);
+      }
+    }
+  }
+  return summarize(entry_of_, facts, g.heads, options_.attention_share);
+}
+
+CompiledPlan compile_levels(const Profile& profile, const CompileOptions& options) {
+  const auto whole = [&](const CompileOptions& each) {
+    const LevelPlanner planner(profile, each);
+    CompiledPlan compiled{{planner.frame(), {}}, {}};
+    compiled.summary = planner.emit([&](std::vector<HeadPlan>& heads) {
+      for (HeadPlan& head : heads) compiled.parts.heads.push_back(std::move(head));
+    });
+    return compiled;
+  };
+  if (options.share_steps_iou == 0) return whole(options);
+  struct Shared {
+    Plan plan;
+  };
+  const auto shared = [&](std::optional<double> density) {
+    CompileOptions each = options;
+    each.density = density;
+    return Shared{Plan(share_adjacent_steps(whole(each).parts, options.share_steps_iou))};
+  };
+  const Shared made = options.density ? meet_density(*options.density, shared) : shared({});
+  return {made.plan.to_parts(), summarize(made.plan, options.attention_share)};
+}
+
+}  // namespace calibatt

@@ -1,0 +1,58 @@
+#include "calibrate/level_recorder.h"
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "calibrate/level_code.h"
+
+namespace calibatt {
+
+LevelRecorder::LevelRecorder(Backend& backend, const ProfileHeader& header, PromptProfile& profile,
+                             std::function<void(int step)> on_forward)
+    : Recorder(backend, header, profile, std::move(on_forward)) {
+  const AttentionGeometry& g = header.geometry;
+  for (Tensor& energy : energies_) {
+    energy = backend.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
+  }
+}
+
+void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                           ConstHeadsView v, HeadsView out, const OutputContext&) {
+  require_announced(layer, geometry);
+  AttentionCall call = dense_call(q, k, v, out);
+  Tensor& energy = energies_[next_];
+  if (recording()) {
+    queue_.wait_until_left(kDepth - 1);  // whoever used this energy map last is done with it
+    call.block_energy = static_cast<float*>(energy.raw());
+  }
+  timed(call, [&] {
+    next_ = (next_ + 1) % kDepth;
+    const Folded folded = fold_energy(backend_, energy, device_codes_);
+    const int recorded = recorded_index(), step = step_;
+    queue_.submit([this, folded, recorded, layer, step] {
+      const AttentionGeometry& g = header_.geometry;
+      auto* codes = const_cast<uint8_t*>(site_levels(header_, profile_, recorded, layer));
+      if (folded.codes.empty()) {
+        encode_levels(folded.energy, codes);
+      } else {
+        std::memcpy(codes, folded.codes.raw(), folded.codes.size_bytes());
+      }
+      if (!all_rows_valid(codes, int64_t{g.heads} * g.num_query_blocks(), g.num_key_blocks())) {
+        throw Error(ErrorKind::kNumeric, "the attention of step " + std::to_string(step) + ", layer " +
+                                             std::to_string(layer) +
+                                             " is not finite; check the model's weights, or calibrate in f32");
+      }
+      seal_site(header_, profile_, recorded, layer);
+    });
+    mark_recorded(layer);
+  });
+}
+
+void LevelRecorder::finish() {
+  queue_.finish();
+  Recorder::finish();
+}
+
+}  // namespace calibatt

@@ -1,0 +1,27 @@
+#include <cstdio>
+#include <memory>
+
+#include "commands.h"
+
+namespace calibatt::cli {
+
+void add_merge(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("merge", "Join the profile folders of several calibrate --prompt-range runs");
+  struct Flags {
+    std::string output;
+    std::vector<std::string> folders;
+  };
+  const auto flags = std::make_shared<Flags>();
+  command->add_option("-o,--output", flags->output, "Profile folder to make")->required();
+  command->add_option("folders", flags->folders, "Profile folders")
+      ->required()
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->callback([flags] {
+    const MergeSummary summary = merge_profiles(flags->folders, flags->output);
+    std::printf("%s: %d prompts (%d linked, %d copied); compile with calibatt calibrate … --profile %s -o PLAN\n",
+                flags->output.c_str(), summary.prompts, summary.linked, summary.prompts - summary.linked,
+                flags->output.c_str());
+  });
+}
+
+}  // namespace calibatt::cli
