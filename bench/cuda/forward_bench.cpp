@@ -6,12 +6,15 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -21,6 +24,9 @@
 #include "base/thread_pool.h"
 #include "io/safetensors.h"
 #include "models/wan/transformer.h"
+#include "plan/plan.h"
+#include "plan/plan_writer.h"
+#include "plan/synthetic_masks.h"
 
 namespace calibatt {
 namespace {
@@ -29,17 +35,18 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 struct Model {
-  const char* name;
-  int heads, head_dim, ffn, layers;
+  std::string name;
+  int heads, head_dim, ffn, layers, text_dim;
   int frames, height, width;  // of the latents
+  double density;
 };
-constexpr Model kModels[] = {
-    {"14B, 720p, 81 frames", 40, 128, 13824, 40, 21, 90, 160},
-    {"14B, 480p, 81 frames", 40, 128, 13824, 40, 21, 60, 104},
-    {"1.3B, 480p, 81 frames", 12, 128, 8960, 30, 21, 60, 104},
+const Model kModels[] = {
+    {"14B-720p", 40, 128, 13824, 40, 4096, 21, 90, 160, .375},
+    {"14B-480p", 40, 128, 13824, 40, 4096, 21, 60, 104, .32},
+    {"1.3B-480p", 12, 128, 8960, 30, 4096, 21, 60, 104, .35},
+    {"small", 2, 64, 512, 6, 64, 3, 16, 16, .5},
 };
-constexpr Model kSmall = {"small", 2, 64, 512, 6, 3, 8, 8};
-constexpr int kTextDim = 4096, kTextTokens = 60, kLayers = 3;
+constexpr int kTextTokens = 60, kPlanSteps = 2;
 
 /// Uniform, of this standard deviation.
 Tensor noise(std::vector<int64_t> shape, double deviation, double mean = 0) {
@@ -57,7 +64,7 @@ Tensor noise(std::vector<int64_t> shape, double deviation, double mean = 0) {
   return tensor;
 }
 
-void write_model(const Model& model, int layers, const std::string& folder) {
+void write_model(const Model& model, const std::string& folder) {
   const int64_t dim = int64_t{model.heads} * model.head_dim;
   std::map<std::string, Tensor> tensors;
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
@@ -69,11 +76,11 @@ void write_model(const Model& model, int layers, const std::string& folder) {
   linear("condition_embedder.time_embedder.linear_1", dim, 256);
   linear("condition_embedder.time_embedder.linear_2", dim, dim);
   linear("condition_embedder.time_proj", 6 * dim, dim);
-  linear("condition_embedder.text_embedder.linear_1", dim, kTextDim);
+  linear("condition_embedder.text_embedder.linear_1", dim, model.text_dim);
   linear("condition_embedder.text_embedder.linear_2", dim, dim);
   tensors["scale_shift_table"] = noise({1, 2, dim}, 0.02);
   linear("proj_out", 64, dim);
-  for (int layer = 0; layer < layers; ++layer) {
+  for (int layer = 0; layer < model.layers; ++layer) {
     const std::string block = "blocks." + std::to_string(layer) + ".";
     tensors[block + "scale_shift_table"] = noise({1, 6, dim}, 0.02);
     for (const std::string attention : {"attn1.", "attn2."}) {
@@ -92,60 +99,177 @@ void write_model(const Model& model, int layers, const std::string& folder) {
   const json config = {{"num_attention_heads", model.heads},
                        {"attention_head_dim", model.head_dim},
                        {"ffn_dim", model.ffn},
-                       {"num_layers", layers},
-                       {"text_dim", kTextDim},
+                       {"num_layers", model.layers},
+                       {"text_dim", model.text_dim},
                        {"qk_norm", "rms_norm_across_heads"}};
   std::ofstream(folder + "/config.json") << config.dump(2);
 }
 
-struct Seconds {
-  double all = 0, attention = 0;
-};
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
-/// Medians over the runs, after one to warm up (and to choose algorithms).
-Seconds time_forward(Backend& backend, const Model& model, int layers, int runs, const std::string& folder) {
-  write_model(model, layers, folder);
-  WanTransformer transformer = WanTransformer::load(backend, folder, DType::kBF16);
-  fs::remove_all(folder);
-  const Tensor latents = converted(noise({16, model.frames, model.height, model.width}, 1), DType::kF32);
-  const WanPrompt prompt = transformer.prepare_prompt(converted(noise({kTextTokens, kTextDim}, 1), DType::kF32));
-  DenseAttention attention(backend, 1, layers);
-  attention.begin_forward(0, GuidanceBranch::kConditional);
-  std::vector<double> all, inside;
-  for (int run = -1; run < runs; ++run) {
+/// A model at one size, dense and planned.
+class Forwards {
+ public:
+  Forwards(Backend& backend, const Model& model, const std::string& weights, const std::string& plan_path)
+      : backend_(backend), transformer_(load(weights)) {
+    latents_ = converted(noise({16, model.frames, model.height, model.width}, 1), DType::kF32);
+    const WanTransformerConfig& config = transformer_.config();
+    prompt_ = transformer_.prepare_prompt(converted(noise({kTextTokens, config.text_dim}, 1), DType::kF32));
+
+    RunDescription run;
+    run.geometry = transformer_.geometry(model.frames, model.height, model.width);
+    run.num_layers = config.num_layers;
+    run.sigmas = {1.0, 0.5};
+    static_assert(kPlanSteps == 2);
+    write_plan(run, model.density, plan_path);
+    plan_ = load_plan(plan_path);
+    fs::remove(plan_path);  // it stays mapped
+    dense_ = std::make_unique<DenseAttention>(backend, kPlanSteps, config.num_layers);
+    planned_ = std::make_unique<PlannedAttention>(backend, plan_, run);
+  }
+
+  json run(bool planned) {
+    SelfAttention& attention = planned ? static_cast<SelfAttention&>(*planned_) : *dense_;
+    int& count = planned ? num_planned_ : num_dense_;
+    attention.begin_forward(count / 2 % kPlanSteps,
+                            count % 2 == 0 ? GuidanceBranch::kConditional : GuidanceBranch::kUnconditional);
+    ++count;
     TransformerTimes times;
-    const Tensor result = transformer.forward(latents, 500, prompt, attention, &times);
+    const double start = now_seconds();
+    const Tensor result = transformer_.forward(latents_, 500, prompt_, attention, &times);
+    const double seconds = now_seconds() - start;
     for (int64_t i = 0; i < result.size(); ++i) {
       if (!std::isfinite(result.f32()[i])) throw Error(ErrorKind::kNumeric, "the prediction is not finite");
     }
-    if (run < 0) continue;
-    all.push_back(times.total());
-    inside.push_back(times.self_attention);
+    return {{"seconds", seconds},
+            {"attention_seconds", times.self_attention},
+            {"density", planned ? plan_->density() : 1.0},
+            {"peak_device_bytes", backend_.peak_memory_bytes()}};
   }
-  const auto median = [](std::vector<double>& values) {
+
+  /// A dense forward of the file's latents, text and timestep, of any size; the prediction goes to the other file.
+  void predict(const std::string& in, const std::string& out) {
+    const Safetensors file = Safetensors::open(in);
+    const Tensor latents = converted(file.get("latents"), DType::kF32);
+    const WanPrompt prompt = transformer_.prepare_prompt(converted(file.get("text"), DType::kF32));
+    const double timestep = converted(file.get("timestep"), DType::kF32).f32()[0];
+    DenseAttention attention(backend_, 1, transformer_.config().num_layers);
+    attention.begin_forward(0, GuidanceBranch::kConditional);
+    write_safetensors(out, {{"prediction", transformer_.forward(latents, timestep, prompt, attention)}});
+  }
+
+  json schedules() const {
+    const ScheduleStats stats = backend_.schedule_stats();
+    return {{"calls", stats.calls},
+            {"ready", stats.ready},
+            {"late", stats.late},
+            {"unannounced", stats.unannounced},
+            {"stall_seconds", stats.stall_seconds},
+            {"work_seconds", stats.work_seconds},
+            {"uploaded_bytes", stats.uploaded_bytes},
+            {"peak_bytes", stats.peak_bytes}};
+  }
+  double load_seconds() const { return load_seconds_; }
+  int num_layers() const { return transformer_.config().num_layers; }
+
+ private:
+  WanTransformer load(const std::string& weights) {
+    const double start = now_seconds();
+    WanTransformer transformer = WanTransformer::load(backend_, weights, DType::kBF16);
+    backend_.synchronize();
+    load_seconds_ = now_seconds() - start;
+    return transformer;
+  }
+
+  static void write_plan(const RunDescription& run, double density, const std::string& path) {
+    PlanInfo info;
+    info.geometry = run.geometry;
+    info.geometry.block_q = info.geometry.block_k = 128;
+    info.num_layers = run.num_layers;
+    info.sigmas = run.sigmas;
+    info.step_entry = {0, 1};
+    info.energy_targets = {.9, .9};
+    info.provenance.model_name = "random weights";
+    using bench::MaskKind;
+    const bench::SyntheticLayers layers({MaskKind::kBand, MaskKind::kStripe, MaskKind::kRandom}, info.geometry,
+                                        {.density = density});
+    PlanWriter writer(info, path);
+    for (int step = 0; step < kPlanSteps; ++step) {
+      for (int layer = 0; layer < info.num_layers; ++layer) writer.add_layer(layers.layer(step, layer));
+    }
+    writer.finish();
+  }
+
+  Backend& backend_;
+  double load_seconds_ = 0;
+  WanTransformer transformer_;
+  Tensor latents_;
+  WanPrompt prompt_;
+  std::shared_ptr<const Plan> plan_;
+  std::unique_ptr<DenseAttention> dense_;
+  std::unique_ptr<PlannedAttention> planned_;
+  int num_dense_ = 0, num_planned_ = 0;
+};
+
+json measure(Forwards& forwards, int runs) {
+  json dense = json::array(), planned = json::array();
+  for (int run = -1; run < runs; ++run) {  // one of each to warm up, and to choose algorithms
+    const json a = forwards.run(false), b = forwards.run(true);
+    if (run < 0) continue;
+    dense.push_back(a);
+    planned.push_back(b);
+  }
+  const auto median = [](const json& all, const char* key) {
+    std::vector<double> values;
+    for (const json& one : all) values.push_back(one.at(key).get<double>());
     std::sort(values.begin(), values.end());
     return values[values.size() / 2];
   };
-  return {median(all), median(inside)};
+  const double dense_seconds = median(dense, "seconds"), planned_seconds = median(planned, "seconds");
+  return {{"layers", forwards.num_layers()},
+          {"load_seconds", forwards.load_seconds()},
+          {"dense_seconds", dense_seconds},
+          {"dense_attention_seconds", median(dense, "attention_seconds")},
+          {"planned_seconds", planned_seconds},
+          {"planned_attention_seconds", median(planned, "attention_seconds")},
+          {"planned_speedup", dense_seconds / planned_seconds},
+          {"density", planned.back().at("density")},
+          {"peak_device_bytes", planned.back().at("peak_device_bytes")},
+          {"schedules", forwards.schedules()},
+          {"dense", dense},
+          {"planned", planned}};
 }
 
-json run_model(Backend& backend, const Model& model, int runs, const std::string& folder) {
-  const Seconds one = time_forward(backend, model, 1, runs, folder);
-  backend.reset_peak_memory();
-  const Seconds few = time_forward(backend, model, kLayers, runs, folder);
-  const double layer = (few.all - one.all) / (kLayers - 1),
-               layer_attention = (few.attention - one.attention) / (kLayers - 1);
-  const double forward = one.all + (model.layers - 1) * layer;
-  return {{"model", model.name},
-          {"tokens", model.frames * model.height * model.width / 4},
-          {"seconds_one_layer", one.all},
-          {"seconds_few_layers", few.all},
-          {"layers_few", kLayers},
-          {"seconds_per_layer", layer},
-          {"seconds_per_layer_attention", layer_attention},
-          {"forward_seconds_extrapolated", forward},
-          {"forward_seconds_attention", one.attention + (model.layers - 1) * layer_attention},
-          {"peak_device_bytes_few_layers", backend.peak_memory_bytes()}};
+void serve(Forwards& forwards) {
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    json answer;
+    try {
+      std::istringstream words(line);
+      std::string command, first, second;
+      words >> command >> first >> second;
+      if (command == "run" && (first == "dense" || first == "planned")) {
+        answer = forwards.run(first == "planned");
+      } else if (command == "predict" && !second.empty()) {
+        forwards.predict(first, second);
+        answer = {{"ok", true}};
+      } else {
+        answer = {{"error", "commands: run dense | run planned | predict IN OUT"}};
+      }
+    } catch (const std::exception& error) {
+      answer = {{"error", error.what()}};
+    }
+    std::cout << answer.dump() << std::endl;
+  }
+}
+
+Model find_model(const std::string& name) {
+  for (const Model& model : kModels) {
+    if (model.name == name) return model;
+  }
+  throw Error(ErrorKind::kUsage, "--model: is \"" + name + "\"; there are 14B-720p, 14B-480p, 1.3B-480p and small");
 }
 
 }  // namespace
@@ -153,29 +277,50 @@ json run_model(Backend& backend, const Model& model, int runs, const std::string
 
 int main(int argc, char** argv) {
   using namespace calibatt;
-  CLI::App app("A dense forward of Wan 2.1 with random weights.");
-  std::string backend_name = "cuda";
-  int runs = 5;
-  bool small = false;
+  CLI::App app("Forwards of Wan 2.1 with random weights, dense and planned.");
+  std::string backend_name = "cuda", model_name = "14B-720p", weights;
+  int runs = 5, layers = 0, frames = 0, height = 0, width = 0;
+  double density = 0;
+  bool serving = false;
   app.add_option("--backend", backend_name);
+  app.add_option("--model", model_name,
+                 "14B-720p, 14B-480p, 1.3B-480p or small: sizes, and weights where none are given");
+  app.add_option("--layers", layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--weights", weights, "A transformer folder, instead of making one");
+  app.add_option("--frames", frames, "of the latents")->check(CLI::PositiveNumber);
+  app.add_option("--height", height)->check(CLI::PositiveNumber);
+  app.add_option("--width", width)->check(CLI::PositiveNumber);
+  app.add_option("--density", density, "of the plan")->check(CLI::Range(0.01, 1.0));
   app.add_option("--runs", runs)->check(CLI::PositiveNumber);
-  app.add_flag("--small", small, "A model of a second, to try the benchmark itself");
+  app.add_flag("--serve", serving, "Commands from the standard input");
   CLI11_PARSE(app, argc, argv);
   try {
+    Model model = find_model(model_name);
+    if (layers > 0) model.layers = layers;
+    if (frames > 0) model.frames = frames;
+    if (height > 0) model.height = height;
+    if (width > 0) model.width = width;
+    if (density > 0) model.density = density;
     cuda::add_cuda_backend();
     const auto backend = make_backend(backend_name);
-    const std::string folder = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
-    json models = json::array();
-    for (const Model& model :
-         small ? std::vector<Model>{kSmall} : std::vector<Model>(std::begin(kModels), std::end(kModels))) {
-      models.push_back(run_model(*backend, model, runs, folder));
+    const std::string temporary = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
+    const bool make = weights.empty();
+    if (make) write_model(model, weights = temporary);
+    Forwards forwards(*backend, model, weights, temporary + ".plan");
+    if (make) fs::remove_all(temporary);
+    json about = {{"backend", backend->name()},
+                  {"device", backend->device_name()},
+                  {"attention_kernel", backend->attention_kernel(DType::kBF16, 128)},
+                  {"model", model.name},
+                  {"load_seconds", forwards.load_seconds()}};
+    if (serving) {
+      about["ready"] = true;
+      std::cout << about.dump() << std::endl;
+      serve(forwards);
+      return 0;
     }
-    const json report = {{"backend", backend->name()},
-                         {"device", backend->device_name()},
-                         {"attention_kernel", backend->attention_kernel(DType::kBF16, 128)},
-                         {"runs", runs},
-                         {"models", models}};
-    std::printf("%s\n", report.dump(2).c_str());
+    about.update(measure(forwards, runs));
+    std::cout << about.dump(2) << std::endl;
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "calibatt_forward_bench: %s\n", error.what());

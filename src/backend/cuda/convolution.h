@@ -19,8 +19,9 @@ struct ClipOptions {
   /// for each shape; without, a bias is added by the norm that reads the result or by a pass of our own
   /// (clip_kernels.h), and plans are made in milliseconds.
   bool fuse = false;
-  /// Plans of each shape to time on their first use; 1: the one that cuDNN's heuristics put first, untimed.
-  int candidates = 1;
+  /// Plans of each shape to time on their first use; 1: the one that cuDNN's heuristics put first, untimed, which takes
+  /// 18 % longer to decode a video at 720p on an H100 (docs/performance.md).
+  int candidates = 4;
   /// ClipOps::latent_frames_at_once: more need more memory, and copy less history per frame.
   int latent_frames = 1;
 };
