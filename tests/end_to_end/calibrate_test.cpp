@@ -43,6 +43,7 @@ TEST_F(Calibrate, PlanRunsAndReportsItsDensity) {
   const auto run = nlohmann::json::parse(read_file(folder_.file("run.json")));
   EXPECT_NEAR(run["density"].get<double>(), calibration["density"].get<double>(), 1e-6);
   EXPECT_EQ(run["dense_fallback_calls"], 0);
+  EXPECT_TRUE(run["mask_streaming"].is_null()) << "masks are in the CPU's memory already";
 }
 
 TEST_F(Calibrate, ProfileIsMeasuredOnceAndCompiledMany) {
