@@ -1,0 +1,423 @@
+#!/usr/bin/env python3
+"""Times one forward of Wan 2.1's transformer, ours beside diffusers' WanTransformer3DModel, on one GPU, in one run.
+
+The sizes are the public models' with random weights (the time depends on shapes and masks alone) and fewer layers, both sides the same;
+ours runs in a process of its own (calibatt_forward_bench --serve) that loads what diffusers saved. First the prediction at a small size:
+our error against diffusers in float32, over diffusers' own bfloat16 error; and at the timed size against diffusers in bfloat16. Then,
+model by model and round by round, all competitors run one forward in random order; a figure is the median over rounds of a ratio within
+one round. diffusers runs with the fastest of the attention backends that work here (chosen eager), eager and compiled, its weights in
+bfloat16 but those that it keeps in float32 itself. Times are each side's own clock around one forward that the device has finished.
+Diffusers' includes the text's projections; ours has them ready, as generation does (once a video). Our peak memory is the process's, all
+runs together. The output is written after every round.
+
+Needs torch (CUDA), diffusers and safetensors. Usage: forward.py --server PATH/calibatt_forward_bench --output result.json
+On a CPU, to try it: forward.py --server … --model small --layers 2 --server-args "--backend cpu" --no-compile
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from attention import commit_of_checkout, describe_machine, quartiles
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+LARGE = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "text_dim": 4096}
+SMALLER = {**LARGE, "num_attention_heads": 12, "ffn_dim": 8960}
+TINY = {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "text_dim": 64}
+# config, layers of the public model, latents (frames, rows, columns), density of the plan, targets: dense and planned over diffusers
+MODELS = {
+    "14B-720p": (LARGE, 40, (21, 90, 160), 0.375, (1.15, 2.2)),
+    "14B-480p": (LARGE, 40, (21, 60, 104), 0.32, (1.15, 1.8)),
+    "1.3B-480p": (SMALLER, 30, (21, 60, 104), 0.35, (1.2, 1.8)),
+    "small": (TINY, 2, (3, 8, 8), 0.375, (None, None)),
+}
+CHECKED_SIZE = {"small": (3, 8, 8)}  # latents of the comparison with float32; others: 1,950 tokens
+CHANNELS, TEXT_TOKENS, PADDED_TOKENS, TIMESTEP = 16, 60, 512, 500
+MAX_ERROR_RATIO = 1.1
+WRONG = 0.1  # relative difference of two bfloat16 predictions; rounding alone makes some 0.01
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REPLY_SECONDS = 300  # a server that says nothing for so long is ended
+OURS, DENSE, PLANNED = "ours, ", "ours, dense", "ours, planned"
+
+
+class Server:
+    """Our side: commands are lines, replies are lines of JSON."""
+
+    def __init__(self, path, folder, latents, density, arguments):
+        size = [word for pair in zip(("--frames", "--height", "--width"), map(str, latents), strict=True) for word in pair]
+        command = [path, "--weights", str(folder), "--serve", *size, "--density", str(density), *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            self.ready = self._reply()
+        except Exception:
+            self.close()
+            raise
+
+    def _reply(self):
+        timer = threading.Timer(REPLY_SECONDS, self.process.kill)
+        timer.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("{"):
+                    break
+            else:
+                raise RuntimeError(f"the server ended with {self.process.wait()}")
+        finally:
+            timer.cancel()
+        reply = json.loads(line)
+        if "error" in reply:
+            raise RuntimeError(f"the server: {reply['error']}")
+        return reply
+
+    def ask(self, line):
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise RuntimeError(f"the server ended with {self.process.wait()}") from None
+        return self._reply()
+
+    def predict(self, inputs, folder):
+        source, result = Path(folder, "inputs.safetensors"), Path(folder, "prediction.safetensors")
+        save_file(inputs, source)
+        self.ask(f"predict {source} {result}")
+        return load_file(result)["prediction"]
+
+    def run(self, kind):
+        begin = time.perf_counter()
+        reply = self.ask(f"run {kind}")
+        reply["wall_s"] = time.perf_counter() - begin
+        return reply
+
+    def close(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def synchronize():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_inputs(size, text_dim):
+    """On the host, in float32, all values representable in bfloat16: what is compared is the arithmetic."""
+    generator = torch.Generator().manual_seed(7)
+    latents, text = (torch.randn(shape, generator=generator).bfloat16().float() for shape in ((CHANNELS, *size), (TEXT_TOKENS, text_dim)))
+    return {"latents": latents, "text": text, "timestep": torch.tensor([float(TIMESTEP)])}
+
+
+class Theirs:
+    """diffusers' transformer, first in float32 with weights that bfloat16 can represent."""
+
+    def __init__(self, config, layers):
+        torch.manual_seed(1)
+        with torch.device(DEVICE):
+            self.model = WanTransformer3DModel(num_layers=layers, **config).eval().requires_grad_(False)
+        for name, parameter in self.model.named_parameters():
+            if name.endswith(("norm_q.weight", "norm_k.weight", "norm2.weight")):
+                parameter.fill_(1)
+            elif parameter.dim() > 1 and "scale_shift_table" not in name:
+                parameter.mul_(3**0.5)  # a deviation of 1/√inputs; with torch's own the layers would hardly show in the prediction
+            parameter.copy_(parameter.bfloat16())
+        self.compiled = False
+
+    def to_bfloat16(self):
+        """As from_pretrained(torch_dtype=bfloat16) leaves it; buffers stay in float32."""
+        kept = set(self.model._keep_in_fp32_modules)
+        for name, parameter in self.model.named_parameters():
+            if not kept & set(name.split(".")):
+                parameter.data = parameter.data.bfloat16()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+
+    def to_device(self, inputs):
+        """The text with rows of zeros up to the public models' 512, which they attend to."""
+        dtype = self.model.proj_out.weight.dtype
+        text = torch.zeros((1, PADDED_TOKENS, inputs["text"].shape[1]))
+        text[0, :TEXT_TOKENS] = inputs["text"]
+        timestep = torch.tensor([TIMESTEP], device=DEVICE)
+        return inputs["latents"][None].to(DEVICE, dtype), timestep, text.to(DEVICE, dtype)
+
+    def stance(self, compiled):
+        """One set of weights for eager and compiled: this decides whether what was compiled is used."""
+        return torch.compiler.set_stance("force_eager") if self.compiled and not compiled else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def predict(self, inputs, compiled=False):
+        with self.stance(compiled):
+            return self.model(*self.to_device(inputs), return_dict=False)[0][0].float().cpu()
+
+    @torch.no_grad()
+    def seconds(self, device_inputs, compiled=False):
+        with self.stance(compiled):
+            synchronize()
+            begin = time.perf_counter()
+            self.model(*device_inputs, return_dict=False)
+            synchronize()
+            return time.perf_counter() - begin
+
+    def compile(self, mode):
+        if hasattr(self.model, "compile_repeated_blocks"):
+            self.model.compile_repeated_blocks(fullgraph=True, mode=mode)
+        else:
+            self.model.compile(dynamic=False, mode=mode)
+        self.compiled = True
+
+
+def relative_error(found, expected):
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def one_line(error):
+    return (type(error).__name__ + ": " + " ".join(str(error).split()))[:500]
+
+
+class Peak:
+    """The most device memory that torch held within the block, weights included."""
+
+    def __enter__(self):
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        return self
+
+    def __exit__(self, *_):
+        self.gb = round(torch.cuda.max_memory_allocated() / 1e9, 3) if DEVICE == "cuda" else 0.0
+
+
+def choose_backend(theirs, device_inputs, names, entry):
+    """The attention backend of the fastest of two forwards."""
+    times = entry["attention_backends_s"] = {}
+    for name in names:
+        try:
+            theirs.model.set_attention_backend(name)
+            times[name] = min(theirs.seconds(device_inputs) for _ in range(2))
+        except Exception as error:
+            entry["left_out"][f"diffusers, {name}"] = one_line(error)
+    if not times:
+        raise RuntimeError("none of diffusers' attention backends works: " + json.dumps(entry["left_out"]))
+    best = min(times, key=times.get)
+    theirs.model.set_attention_backend(best)
+    print(f"diffusers' attention backends: {times}, left out: {entry['left_out']}", flush=True)
+    return best
+
+
+def competitors(theirs, server, inputs, folder, options, entry):
+    """{name: function → {"s": seconds, …}}, each checked and run; the rest of what is found out goes into entry."""
+    result, device_inputs = {}, theirs.to_device(inputs)
+
+    def check(label, found):
+        entry["errors"][label] = difference = relative_error(found, expected)
+        print(f"{label}: {difference:.5f}", flush=True)
+        if not difference <= WRONG:
+            raise RuntimeError(f"{label}: {difference:.4f}, expected at most {WRONG}; times of a wrong result are worth nothing")
+
+    def add(name, run, predict=None):
+        try:
+            if predict is not None:
+                check(f"{name}, against diffusers eager at the timed size", predict())
+            with Peak() as peak:
+                first, second = run(), run()
+            entry["first_s"][name] = first["s"]
+            entry["peak_gb"][name] = round(second["peak_device_bytes"] / 1e9, 3) if name.startswith(OURS) else peak.gb
+            result[name] = run
+            print(f"{name}: first {first['s']:.3f} s, peak {entry['peak_gb'][name]:.2f} GB", flush=True)
+        except Exception as error:
+            entry["left_out"][name] = one_line(error)
+            print(f"{name}: left out: {entry['left_out'][name]}", flush=True)
+
+    entry["backend"] = choose_backend(theirs, device_inputs, options.backends, entry)
+    expected = theirs.predict(inputs)
+    for kind in ("dense", "planned"):
+
+        def run_ours(kind=kind):
+            reply = server.run(kind)
+            return {**reply, "s": reply["seconds"]}
+
+        add(OURS + kind, run_ours, (lambda: server.predict(inputs, folder)) if kind == "dense" else None)
+    if options.compile:
+        try:
+            theirs.compile(options.compile_mode)
+        except Exception as error:
+            entry["left_out"]["diffusers, compiled"] = one_line(error)
+        else:
+            compiled = {"compiled": True}
+            add("diffusers, compiled", lambda: {"s": theirs.seconds(device_inputs, **compiled)}, lambda: theirs.predict(inputs, **compiled))
+    add("diffusers, eager", lambda: {"s": theirs.seconds(device_inputs)})
+    return result
+
+
+def run_model(name, report, options, deadline):
+    config, model_layers, latents, density, _ = MODELS[name]
+    layers, density = options.layers, options.density.get(name, options.density.get("", density))
+    entry = report["models"][name] = {
+        "config": config, "layers": layers, "layers_of_public_model": model_layers, "latents": list(latents),
+        "tokens": latents[0] * latents[1] * latents[2] // 4, "density_asked": density, "errors": {}, "left_out": {}, "first_s": {},
+        "peak_gb": {}, "rounds": [],
+    }  # fmt: skip
+    theirs = Theirs(config, layers)
+    checked = make_inputs(CHECKED_SIZE.get(name, (5, 30, 52)), config["text_dim"])
+    expected = theirs.predict(checked)
+    theirs.to_bfloat16()
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        theirs.model.save_pretrained(folder, max_shard_size="5GB")
+        server = Server(options.server, folder, latents, density, shlex.split(options.server_args))
+        try:
+            entry["server"] = server.ready
+            entry["errors"] = {
+                "diffusers bf16": relative_error(theirs.predict(checked), expected),
+                "ours": relative_error(server.predict(checked, folder), expected),
+            }
+            print(f"{name}: errors against diffusers in float32: {json.dumps(entry['errors'])}", flush=True)
+            save(report, options)
+            runners = competitors(theirs, server, make_inputs(latents, config["text_dim"]), folder, options, entry)
+            order, names = random.Random(name), list(runners)
+            while len(entry["rounds"]) < options.rounds and (not entry["rounds"] or time.monotonic() < deadline):
+                order.shuffle(names)
+                times = {runner: runners[runner]() for runner in names}
+                entry["rounds"].append({"order": list(names), "times": times})
+                line = ", ".join(f"{runner} {took['s']:.4f}" for runner, took in sorted(times.items()))
+                print(f"{name} round {len(entry['rounds'])}: {line}", flush=True)
+                save(report, options)
+        finally:
+            server.close()
+            save(report, options)
+
+
+def fastest_of_diffusers(times):
+    return min(time["s"] for name, time in times.items() if name.startswith("diffusers"))
+
+
+def make_figures(report):
+    result = []
+
+    def figure(name, value, unit, target=None, better="lower", **more):
+        ok = None if target is None else (value <= target if better == "lower" else value >= target)
+        value = round(value, 4)
+        result.append({"name": name, "value": value, "unit": unit, "target": target, "ok": ok, "better": better, **more})
+
+    for model, entry in report["models"].items():
+        errors, layers = entry["errors"], entry["layers"]
+        if errors:
+            ratio = errors["ours"] / errors["diffusers bf16"]
+            figure(f"bf16 error over diffusers' bf16 error, {model}", ratio, "ratio", MAX_ERROR_RATIO, layers=layers)
+        rounds = [r["times"] for r in entry["rounds"]]
+        rounds = [times for times in rounds if any(n.startswith("diffusers") for n in times)]
+        if not rounds:
+            continue
+        labels = ("dense over diffusers' fastest", "planned over diffusers' fastest dense")
+        for ours, label, target in zip((DENSE, PLANNED), labels, MODELS[model][4], strict=True):
+            ratios = [fastest_of_diffusers(times) / times[ours]["s"] for times in rounds if ours in times]
+            if ratios:
+                low, value, high = quartiles(ratios)
+                spread = {"quartiles": [round(low, 4), round(high, 4)], "rounds": len(ratios), "layers": layers}
+                figure(f"{label}, {model}", value, "ratio", target, "higher", **spread)
+        if DENSE in rounds[0]:
+            shares = [1 - times[DENSE]["attention_seconds"] / times[DENSE]["s"] for times in rounds]
+            figure(f"dense: share outside attention, {model}", statistics.median(shares), "ratio", layers=layers)
+        if PLANNED in rounds[0]:
+            figure(f"density of the plan, {model}", rounds[0][PLANNED]["density"], "ratio")
+        for name in sorted(rounds[0]):
+            seconds = statistics.median(times[name]["s"] for times in rounds)
+            whole = seconds * entry["layers_of_public_model"] / layers
+            figure(f"seconds, {name}, {model}, {layers} layers", seconds, "s")
+            # What is outside the layers (embeddings, last projection) is scaled with them: below a hundredth of the forward.
+            if layers != entry["layers_of_public_model"]:
+                figure(f"seconds, {name}, {model}, scaled to {entry['layers_of_public_model']} layers", whole, "s")
+        for name, peak in entry["peak_gb"].items():
+            figure(f"peak memory, {name}, {model}, {layers} layers", peak, "GB")
+    return result
+
+
+def save(report, options):
+    report["figures"] = make_figures(report)
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(options.output).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def machine():
+    if DEVICE == "cuda":
+        return describe_machine()
+    return {"gpu": "none: the script itself is being tried", "torch": torch.__version__}
+
+
+def density_map(text):
+    """'0.375' → {"": 0.375}; '14B-720p=.375,1.3B-480p=.35' → by model."""
+    pairs = [part.rpartition("=") for part in text.split(",") if part]
+    return {name: float(value) for name, _, value in pairs}
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", required=True, metavar="FILE", help="calibatt_forward_bench")
+    parser.add_argument("--server-args", default="", help="more options for it, as one string")
+    parser.add_argument("--model", action="append", help=f"of {','.join(MODELS)}; several with commas or again (all three large ones)")
+    parser.add_argument("--layers", type=int, default=8, help="of both sides; the public models have 40 and 30")
+    parser.add_argument("--rounds", type=int, default=3, help="at most")
+    parser.add_argument("--seconds", type=float, default=200, help="for everything; a round that has begun is finished")
+    parser.add_argument("--density", type=density_map, default={}, help="of the plan: one number, or MODEL=NUMBER,… (each model's own)")
+    parser.add_argument("--backends", default="_native_cudnn,native,_native_flash,_flash_3,flash", help="diffusers' attention, to try")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="diffusers eager alone")
+    parser.add_argument("--compile-mode", default="default", help="of torch.compile")
+    parser.add_argument("--work", default=None, metavar="FOLDER", help="for the weights, removed afterwards (/dev/shm where it is)")
+    parser.add_argument("--output", default="forward.json")
+    parser.add_argument("--commit", default="", help="of the server, where there is no git")
+    options = parser.parse_args()
+    options.model = ",".join(options.model or ["14B-720p,14B-480p,1.3B-480p"]).split(",")
+    for name in [*options.model, *filter(None, options.density)]:
+        if name not in MODELS:
+            parser.error(f"--model, --density: expected one of {', '.join(MODELS)}, found {name}")
+    options.backends = options.backends.split(",")
+    if options.work is None and Path("/dev/shm").is_dir():
+        options.work = "/dev/shm"
+    return options
+
+
+def main():
+    options = parse_options()
+    begin = time.monotonic()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the float32 reference; bfloat16 does not care
+    report = {
+        "machine": machine(), "command": " ".join(sys.argv), "commit": options.commit or commit_of_checkout(),
+        "date": time.strftime("%Y-%m-%d"), "figures": [], "models": {}, "failed": {},
+        "note": f"all times and ratios are of models with {options.layers} layers, both sides the same",
+    }  # fmt: skip
+    for index, name in enumerate(options.model):
+        left = begin + options.seconds - time.monotonic()
+        if index > 0 and left <= 0:
+            report["failed"][name] = "no time left"
+            print(f"{name}: no time left", flush=True)
+            continue
+        try:
+            run_model(name, report, options, time.monotonic() + left / (len(options.model) - index))
+        except Exception as error:
+            report["failed"][name] = one_line(error)
+            print(f"{name}: failed: {report['failed'][name]}", flush=True)
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+        torch.compiler.reset()  # what was compiled for one model is of no use to the next
+    save(report, options)
+    for figure in report["figures"]:
+        verdict = "" if figure["ok"] is None else ("ok" if figure["ok"] else "MISSED")
+        print(f"{figure['name']:<72} {figure['value']:9.4f} {figure['unit']:<6} target {figure['target']} {verdict}")
+    return 1 if report["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

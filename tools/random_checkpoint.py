@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Writes a whole Wan 2.1 text-to-video folder in the diffusers layout with random weights, at the public models' sizes.
+
+Time, memory and end-to-end behaviour (loading, offloading, plans, interrupts) depend on shapes only, so they can be tried without the
+public weights; the videos are noise. Transformer and text encoder are bfloat16, N(0, 1/√inputs), in shards of at most 5 GB, made one
+shard at a time (on a GPU where there is one); the video autoencoder is the public configuration in float32 as diffusers initialises it.
+The tokenizer is the small one of models/tiny-wan, so the text encoder's vocabulary is that tokenizer's and its layers are few
+(--text-layers; the public UMT5-XXL has 24), its width the public one. "small" tries the layout in seconds on a CPU.
+
+Needs torch, diffusers and safetensors. Usage: random_checkpoint.py --size 14B|1.3B|small --output FOLDER
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import save_file
+
+TINY_WAN = Path(__file__).resolve().parent.parent / "models" / "tiny-wan"
+SHARD_BYTES = 5 * 10**9
+TEXT_XXL = {"d_model": 4096, "d_ff": 10240, "num_heads": 64, "d_kv": 64}
+SIZES = {
+    "14B": {
+        "transformer": {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40},
+        "text": TEXT_XXL, "vae": {}, "flow_shift": 5.0,
+    },
+    "1.3B": {
+        "transformer": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
+        "text": TEXT_XXL, "vae": {}, "flow_shift": 3.0,
+    },
+    "small": {
+        "transformer": {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "num_layers": 2},
+        "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64}, "vae": {"base_dim": 16}, "flow_shift": 3.0,
+    },
+}  # fmt: skip
+
+
+def make_tensor(name, shape, generator):
+    """Norms are ones, vectors and modulation small, matrices and convolutions N(0, 1/√inputs)."""
+    if len(shape) == 1 and "norm" in name and name.endswith("weight"):
+        return torch.ones(shape, device=generator.device, dtype=torch.bfloat16)
+    deviation = 0.02
+    if "embed_tokens" in name or name == "shared.weight":
+        deviation = 1.0
+    elif len(shape) > 1 and "scale_shift_table" not in name:
+        deviation = 1 / math.sqrt(math.prod(shape[1:]))
+    noise = torch.empty(shape, device=generator.device, dtype=torch.bfloat16)
+    return noise.normal_(0, deviation, generator=generator)
+
+
+def write_shards(folder, stem, shapes, generator):
+    """`stem`.safetensors, or several and `stem`.safetensors.index.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, bytes_in_last = [], SHARD_BYTES
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        if bytes_in_last + size > SHARD_BYTES:
+            shards.append([])
+            bytes_in_last = 0
+        shards[-1].append(name)
+        bytes_in_last += size
+    files = [f"{stem}-{index + 1:05}-of-{len(shards):05}.safetensors" for index in range(len(shards))]
+    if len(shards) == 1:
+        files = [f"{stem}.safetensors"]
+    for file, names in zip(files, shards, strict=True):
+        save_file({name: make_tensor(name, shapes[name], generator).cpu() for name in names}, folder / file, {"format": "pt"})
+        print(f"{folder / file}: {len(names)} tensors, {(folder / file).stat().st_size / 1e9:.2f} GB", flush=True)
+    if len(shards) > 1:
+        total = 2 * sum(math.prod(shape) for shape in shapes.values())
+        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def text_shapes(config):
+    """Names and shapes of transformers' UMT5EncoderModel."""
+    width, inner, hidden = config["d_model"], config["num_heads"] * config["d_kv"], config["d_ff"]
+    shapes = {"shared.weight": (config["vocab_size"], width)}
+    for layer in range(config["num_layers"]):
+        attention, feed_forward = (f"encoder.block.{layer}.layer.{part}." for part in (0, 1))
+        for name in "qkv":
+            shapes[f"{attention}SelfAttention.{name}.weight"] = (inner, width)
+        shapes[f"{attention}SelfAttention.o.weight"] = (width, inner)
+        buckets = (config["relative_attention_num_buckets"], config["num_heads"])
+        shapes[f"{attention}SelfAttention.relative_attention_bias.weight"] = buckets
+        shapes[f"{attention}layer_norm.weight"] = (width,)
+        for name, shape in (("wi_0", (hidden, width)), ("wi_1", (hidden, width)), ("wo", (width, hidden))):
+            shapes[f"{feed_forward}DenseReluDense.{name}.weight"] = shape
+        shapes[f"{feed_forward}layer_norm.weight"] = (width,)
+    shapes["encoder.final_layer_norm.weight"] = (width,)
+    return shapes
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_checkpoint(size, folder, text_layers, seed):
+    spec = SIZES[size]
+    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(seed)
+    with torch.device("meta"):  # shapes alone
+        transformer = WanTransformer3DModel(text_dim=spec["text"]["d_model"], **spec["transformer"])
+    transformer.save_config(folder / "transformer")
+    shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    write_shards(folder / "transformer", "diffusion_pytorch_model", shapes, generator)
+
+    # Everything that belongs to the tokenizer (vocabulary, special tokens) stays tiny-wan's.
+    text = {**read_json(TINY_WAN / "text_encoder" / "config.json"), **spec["text"], "num_layers": text_layers}
+    text["num_decoder_layers"] = text_layers
+    write_json(folder / "text_encoder" / "config.json", text)
+    write_shards(folder / "text_encoder", "model", text_shapes(text), generator)
+    shutil.copytree(TINY_WAN / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+
+    torch.manual_seed(seed)
+    AutoencoderKLWan(**spec["vae"]).save_pretrained(folder / "vae")  # the defaults are the public configuration
+    scheduler = {**read_json(TINY_WAN / "scheduler" / "scheduler_config.json"), "flow_shift": spec["flow_shift"]}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", read_json(TINY_WAN / "model_index.json"))  # last: a folder with it is complete
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B needs 30 GB, 1.3B 4 GB")
+    parser.add_argument("--text-layers", type=int, default=2, help="of the text encoder; the public one has 24 (0.4 GB each)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.text_layers < 1:
+        parser.error("--text-layers: expected at least 1")
+    if options.output.exists() and any(options.output.iterdir()):
+        parser.error(f"{options.output}: not empty; give a new folder")
+    write_checkpoint(options.size, options.output, options.text_layers, options.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
