@@ -1,7 +1,9 @@
 // A dense forward of Wan 2.1 at the public models' sizes with random weights (time depends on shapes alone). Models of
 // one and of a few layers of full width are written to a temporary folder and run; what a layer takes times the public
 // model's number of layers, and what is left once, is the whole forward. Prints JSON.
-//   calibatt_forward_bench [--backend cuda] [--runs 5] [--small]
+// With --offload the blocks of the larger model stay in host memory, beside the resident ones in the same run: with
+// enough layers (--layers 8) the seconds per layer tell what streaming costs.
+//   calibatt_forward_bench [--backend cuda] [--runs 5] [--small] [--only "14B, 720p"] [--layers 3] [--offload]
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -100,12 +102,20 @@ void write_model(const Model& model, int layers, const std::string& folder) {
 
 struct Seconds {
   double all = 0, attention = 0;
+  double load = 0, loaded_gigabytes = 0;
 };
 
 /// Medians over the runs, after one to warm up (and to choose algorithms).
-Seconds time_forward(Backend& backend, const Model& model, int layers, int runs, const std::string& folder) {
+Seconds time_forward(Backend& backend, const Model& model, int layers, int runs, const std::string& folder,
+                     bool offload = false) {
   write_model(model, layers, folder);
-  WanTransformer transformer = WanTransformer::load(backend, folder, DType::kBF16);
+  const auto gigabytes = static_cast<double>(fs::file_size(folder + "/diffusion_pytorch_model.safetensors")) * 1e-9;
+  WallClockTimer load;
+  load.start();
+  WanTransformer transformer = WanTransformer::load(backend, folder, DType::kBF16, {.offload = offload});
+  backend.synchronize();
+  load.stop();
+  backend.trim_memory();
   fs::remove_all(folder);
   const Tensor latents = converted(noise({16, model.frames, model.height, model.width}, 1), DType::kF32);
   const WanPrompt prompt = transformer.prepare_prompt(converted(noise({kTextTokens, kTextDim}, 1), DType::kF32));
@@ -126,26 +136,40 @@ Seconds time_forward(Backend& backend, const Model& model, int layers, int runs,
     std::sort(values.begin(), values.end());
     return values[values.size() / 2];
   };
-  return {median(all), median(inside)};
+  return {median(all), median(inside), load.seconds(), gigabytes};
 }
 
-json run_model(Backend& backend, const Model& model, int runs, const std::string& folder) {
+json run_model(Backend& backend, const Model& model, int layers, int runs, const std::string& folder, bool offload) {
   const Seconds one = time_forward(backend, model, 1, runs, folder);
   backend.reset_peak_memory();
-  const Seconds few = time_forward(backend, model, kLayers, runs, folder);
-  const double layer = (few.all - one.all) / (kLayers - 1),
-               layer_attention = (few.attention - one.attention) / (kLayers - 1);
+  const Seconds few = time_forward(backend, model, layers, runs, folder);
+  const size_t peak = backend.peak_memory_bytes();
+  const double layer = (few.all - one.all) / (layers - 1),
+               layer_attention = (few.attention - one.attention) / (layers - 1);
   const double forward = one.all + (model.layers - 1) * layer;
-  return {{"model", model.name},
-          {"tokens", model.frames * model.height * model.width / 4},
-          {"seconds_one_layer", one.all},
-          {"seconds_few_layers", few.all},
-          {"layers_few", kLayers},
-          {"seconds_per_layer", layer},
-          {"seconds_per_layer_attention", layer_attention},
-          {"forward_seconds_extrapolated", forward},
-          {"forward_seconds_attention", one.attention + (model.layers - 1) * layer_attention},
-          {"peak_device_bytes_few_layers", backend.peak_memory_bytes()}};
+  json result = {{"model", model.name},
+                 {"tokens", model.frames * model.height * model.width / 4},
+                 {"seconds_one_layer", one.all},
+                 {"seconds_few_layers", few.all},
+                 {"layers_few", layers},
+                 {"load_seconds_few_layers", few.load},
+                 {"load_gigabytes_per_second", few.loaded_gigabytes / few.load},
+                 {"seconds_per_layer", layer},
+                 {"seconds_per_layer_attention", layer_attention},
+                 {"forward_seconds_extrapolated", forward},
+                 {"forward_seconds_attention", one.attention + (model.layers - 1) * layer_attention},
+                 {"peak_device_bytes_few_layers", peak}};
+  if (offload) {
+    backend.trim_memory();
+    backend.reset_peak_memory();
+    const Seconds streamed = time_forward(backend, model, layers, runs, folder, true);
+    result["offload"] = {{"seconds_few_layers", streamed.all},
+                         {"slowdown_few_layers", streamed.all / few.all},
+                         {"load_seconds_few_layers", streamed.load},
+                         {"load_gigabytes_per_second", streamed.loaded_gigabytes / streamed.load},
+                         {"peak_device_bytes", backend.peak_memory_bytes()}};
+  }
+  return result;
 }
 
 }  // namespace
@@ -156,10 +180,15 @@ int main(int argc, char** argv) {
   CLI::App app("A dense forward of Wan 2.1 with random weights.");
   std::string backend_name = "cuda";
   int runs = 5;
-  bool small = false;
+  bool small = false, offload = false;
+  int layers = kLayers;
+  std::string only;
   app.add_option("--backend", backend_name);
   app.add_option("--runs", runs)->check(CLI::PositiveNumber);
   app.add_flag("--small", small, "A model of a second, to try the benchmark itself");
+  app.add_option("--only", only, "Only models whose name contains this");
+  app.add_option("--layers", layers, "Layers of the larger model")->check(CLI::Range(2, 40))->capture_default_str();
+  app.add_flag("--offload", offload, "Measure with offloaded blocks, too");
   CLI11_PARSE(app, argc, argv);
   try {
     cuda::add_cuda_backend();
@@ -168,7 +197,8 @@ int main(int argc, char** argv) {
     json models = json::array();
     for (const Model& model :
          small ? std::vector<Model>{kSmall} : std::vector<Model>(std::begin(kModels), std::end(kModels))) {
-      models.push_back(run_model(*backend, model, runs, folder));
+      if (std::string(model.name).find(only) == std::string::npos) continue;
+      models.push_back(run_model(*backend, model, layers, runs, folder, offload));
     }
     const json report = {{"backend", backend->name()},
                          {"device", backend->device_name()},
