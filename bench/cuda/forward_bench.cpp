@@ -112,8 +112,8 @@ double now_seconds() {
 /// A model at one size, dense and planned.
 class Forwards {
  public:
-  Forwards(Backend& backend, const Model& model, const std::string& weights, const std::string& plan_path)
-      : backend_(backend), transformer_(load(weights)) {
+  Forwards(Backend& backend, const Model& model, const std::string& weights, bool offload, const std::string& plan_path)
+      : backend_(backend), transformer_(load(weights, offload)) {
     latents_ = converted(noise({16, model.frames, model.height, model.width}, 1), DType::kF32);
     const WanTransformerConfig& config = transformer_.config();
     prompt_ = transformer_.prepare_prompt(converted(noise({kTextTokens, config.text_dim}, 1), DType::kF32));
@@ -175,10 +175,11 @@ class Forwards {
   int num_layers() const { return transformer_.config().num_layers; }
 
  private:
-  WanTransformer load(const std::string& weights) {
+  WanTransformer load(const std::string& weights, bool offload) {
     const double start = now_seconds();
-    WanTransformer transformer = WanTransformer::load(backend_, weights, DType::kBF16);
+    WanTransformer transformer = WanTransformer::load(backend_, weights, DType::kBF16, {.offload = offload});
     backend_.synchronize();
+    backend_.trim_memory();
     load_seconds_ = now_seconds() - start;
     return transformer;
   }
@@ -281,7 +282,7 @@ int main(int argc, char** argv) {
   std::string backend_name = "cuda", model_name = "14B-720p", weights;
   int runs = 5, layers = 0, frames = 0, height = 0, width = 0;
   double density = 0;
-  bool serving = false;
+  bool serving = false, offload = false;
   app.add_option("--backend", backend_name);
   app.add_option("--model", model_name,
                  "14B-720p, 14B-480p, 1.3B-480p or small: sizes, and weights where none are given");
@@ -292,6 +293,7 @@ int main(int argc, char** argv) {
   app.add_option("--width", width)->check(CLI::PositiveNumber);
   app.add_option("--density", density, "of the plan")->check(CLI::Range(0.01, 1.0));
   app.add_option("--runs", runs)->check(CLI::PositiveNumber);
+  app.add_flag("--offload", offload, "Weights of the blocks stay in host memory");
   app.add_flag("--serve", serving, "Commands from the standard input");
   CLI11_PARSE(app, argc, argv);
   try {
@@ -306,12 +308,13 @@ int main(int argc, char** argv) {
     const std::string temporary = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
     const bool make = weights.empty();
     if (make) write_model(model, weights = temporary);
-    Forwards forwards(*backend, model, weights, temporary + ".plan");
+    Forwards forwards(*backend, model, weights, offload, temporary + ".plan");
     if (make) fs::remove_all(temporary);
     json about = {{"backend", backend->name()},
                   {"device", backend->device_name()},
                   {"attention_kernel", backend->attention_kernel(DType::kBF16, 128)},
                   {"model", model.name},
+                  {"offload", offload},
                   {"load_seconds", forwards.load_seconds()}};
     if (serving) {
       about["ready"] = true;

@@ -20,14 +20,22 @@ enum class OnMismatch {
   kDense,   ///< run those calls dense, count them, and report them
 };
 
+/// Where a job stands. `stage` is "load" (done/total count blocks of the transformer), "text" (blocks of the text
+/// encoder), "denoise" (steps) or "decode" (frames). What it throws ends the job and reaches its caller.
+using ProgressCallback = std::function<void(const std::string& stage, int done, int total)>;
+
 struct LoadOptions {
   std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
-                          ///< transformer/, vae/, scheduler/)
+                          ///< transformer/, vae/, scheduler/), or Wan-AI's original one with the parts that are
+                          ///< not the transformer beside it in that layout
   Precision precision = Precision::kAuto;
   int threads = 0;  ///< 0: all processors this process may use
   std::string backend =
-      "auto";      ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
-  int device = 0;  ///< index of the GPU, as CUDA counts
+      "auto";            ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
+  int device = 0;        ///< index of the GPU, as CUDA counts
+  bool offload = false;  ///< keep the transformer's blocks in host memory and stream them to the GPU: less memory there
+  ProgressCallback progress = {};                             ///< of the loading
+  std::function<void(const std::string& message)> warn = {};  ///< about something odd in the files that does no harm
 };
 
 /// One video to make. Unset values are the model folder's own defaults (generation_config.json), else those of Wan 2.1.
@@ -79,9 +87,6 @@ struct RunReport {
   MaskStreaming mask_streaming;
 };
 std::string to_json(const RunReport& report);
-
-/// Where a job stands. `stage` is "text", "denoise", "decode"; done/total count steps or frames.
-using ProgressCallback = std::function<void(const std::string& stage, int done, int total)>;
 
 class SelfAttention;  // internal: what a transformer block calls
 

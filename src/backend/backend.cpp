@@ -27,6 +27,20 @@ std::vector<BackendChoice> added_choices() {
 
 }  // namespace
 
+std::shared_ptr<const LinearLayer> Backend::load_linear(const StoredLinear& stored) {
+  CALIBATT_ASSERT(stored.streamed == nullptr);
+  const Tensor weight =
+      stored.weights.size() == 1
+          ? stack_rows(stored.weights, stored.weights[0].tensor.dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32)
+          : stack_rows(stored.weights, stored.dtype);
+  return make_linear(weight, stored.biases.empty() ? Tensor() : stack_rows(stored.biases, DType::kF32), stored.dtype);
+}
+
+size_t Backend::streamed_bytes(int64_t out, int64_t in, DType dtype) {
+  constexpr size_t kAlignment = 256;  // as device memory has it
+  return (static_cast<size_t>(out * in) * dtype_size(dtype) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 void add_backend(const BackendChoice& choice) {
   const std::lock_guard lock(choices().mutex);
   auto& added = choices().added;

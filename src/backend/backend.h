@@ -10,6 +10,7 @@
 
 #include "backend/activation.h"
 #include "backend/attention_call.h"
+#include "backend/stored_linear.h"
 #include "backend/timer.h"
 #include "base/tensor.h"
 
@@ -105,11 +106,21 @@ class Backend {
   /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.
   virtual size_t peak_memory_bytes() const { return 0; }
   virtual void reset_peak_memory() {}
+  /// Gives back what is kept for later and not in use now: to be called between stages that need much.
+  virtual void trim_memory() {}
 
   // ---- linear ------------------------------------------------------------------------------------------------------
   /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32 or kBF16, of weights and inputs
   /// (the bias stays float32). The host tensors may be freed afterwards.
   virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) = 0;
+  /// The same from tensors as a weight file has them, checked and copied in one pass. Throws Error(kNumeric) naming the
+  /// tensor that is not finite.
+  virtual std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored);
+  /// A home for up to size_bytes of linear layers that stay in host memory between their uses (StoredLinear::streamed);
+  /// null on a backend that has no other memory.
+  virtual std::shared_ptr<StreamedWeights> make_streamed_weights(size_t /*size_bytes*/) { return nullptr; }
+  /// What one matrix of a linear layer takes of that.
+  static size_t streamed_bytes(int64_t out, int64_t in, DType dtype);
   /// input [rows, in] of layer.dtype() → out [rows, out] F32 or BF16.
   virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out,
                       const LinearEpilogue& epilogue = {}) = 0;

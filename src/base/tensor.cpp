@@ -84,9 +84,8 @@ namespace {
 
 // The storage of a mapped file may start at any byte, so elements are read by memcpy (which compiles to plain loads).
 template <class Source, class Convert>
-void convert_each(const Tensor& from, Tensor& to, Convert convert) {
-  const auto* source = static_cast<const unsigned char*>(from.raw());
-  const int64_t count = from.size();
+void convert_each(const void* from, void* to, DType to_dtype, int64_t count, Convert convert) {
+  const auto* source = static_cast<const unsigned char*>(from);
   const auto run = [&](auto* target) {
     using Target = std::remove_reference_t<decltype(*target)>;
     for (int64_t i = 0; i < count; ++i) {
@@ -95,36 +94,38 @@ void convert_each(const Tensor& from, Tensor& to, Convert convert) {
       target[i] = Target(convert(value));
     }
   };
-  if (to.dtype() == DType::kF32) {
-    run(to.f32());
+  if (to_dtype == DType::kF32) {
+    run(static_cast<float*>(to));
   } else {
-    run(to.data<bfloat16>());
+    run(static_cast<bfloat16*>(to));
   }
 }
 
 }  // namespace
+
+void convert_elements(const void* from, DType dtype, void* to, DType to_dtype, int64_t count) {
+  CALIBATT_ASSERT(to_dtype == DType::kF32 || to_dtype == DType::kBF16);
+  switch (dtype) {
+    case DType::kF64:
+      return convert_each<double>(from, to, to_dtype, count, [](double value) { return static_cast<float>(value); });
+    case DType::kF32:
+      return convert_each<float>(from, to, to_dtype, count, [](float value) { return value; });
+    case DType::kF16:
+      return convert_each<uint16_t>(from, to, to_dtype, count, [](uint16_t value) { return half_to_float(value); });
+    case DType::kBF16:
+      return convert_each<bfloat16>(from, to, to_dtype, count,
+                                    [](bfloat16 value) { return static_cast<float>(value); });
+    default:
+      internal::assertion_failed("a floating-point tensor", __FILE__, __LINE__);
+  }
+}
 
 Tensor converted(const Tensor& tensor, DType dtype) {
   CALIBATT_ASSERT(!tensor.empty());
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
   if (tensor.dtype() == dtype) return tensor;
   Tensor result(dtype, tensor.shape());
-  switch (tensor.dtype()) {
-    case DType::kF64:
-      convert_each<double>(tensor, result, [](double value) { return static_cast<float>(value); });
-      break;
-    case DType::kF32:
-      convert_each<float>(tensor, result, [](float value) { return value; });
-      break;
-    case DType::kF16:
-      convert_each<uint16_t>(tensor, result, [](uint16_t value) { return half_to_float(value); });
-      break;
-    case DType::kBF16:
-      convert_each<bfloat16>(tensor, result, [](bfloat16 value) { return static_cast<float>(value); });
-      break;
-    default:
-      internal::assertion_failed("a floating-point tensor", __FILE__, __LINE__);
-  }
+  convert_elements(tensor.raw(), tensor.dtype(), result.raw(), dtype, tensor.size());
   return result;
 }
 

@@ -7,6 +7,7 @@
 
 #include "calibatt/plan.h"
 #include "commands.h"
+#include "interrupt.h"
 
 namespace calibatt::cli {
 
@@ -47,6 +48,9 @@ PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const std::strin
     const int which = (turn + index) % 2;
     options.plan_path = which == 0 ? "" : flags.plan;
     results[which] = pipeline.generate(options, [&](const std::string& stage, int done, int total) {
+      stop_if_interrupted(
+          stage, done, total,
+          format(" of prompt %d of %d; finished videos are in %s", index + 1, count, flags.output_dir.c_str()));
       bar.update(format("prompt %d of %d, %s", index + 1, count, which == 0 ? "dense" : "calibrated"),
                  (index * 2 + turn + generation_fraction(stage, done, total)) / (count * 2));
     });
@@ -130,6 +134,7 @@ void run(const Flags& flags) {
   std::filesystem::create_directories(flags.output_dir, error);
   check_output(flags.output_dir + "/report.json");
 
+  watch_for_interrupts();
   const auto pipeline = Pipeline::load(flags.load);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;

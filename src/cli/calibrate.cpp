@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
+#include "interrupt.h"
 
 namespace calibatt::cli {
 
@@ -68,11 +69,19 @@ void run(Flags& flags) {
   if (!flags.report.empty()) check_output(flags.report);
   flags.calibration.prompts = read_prompts(flags.prompts);
   if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
-  const auto pipeline = Pipeline::load(flags.load);
+  watch_for_interrupts();
   ProgressBar bar("calibrate");
+  flags.load.progress = [](const std::string& stage, int done, int total) {
+    stop_if_interrupted(stage, done, total, "; nothing was measured yet");
+  };
+  const auto pipeline = Pipeline::load(flags.load);
   const CalibrationSummary summary =
       calibrate(*pipeline, flags.calibration, flags.output,
-                [&bar](int prompt, int num_prompts, const std::string& stage, int done, int total) {
+                [&](int prompt, int num_prompts, const std::string& stage, int done, int total) {
+                  stop_if_interrupted(stage, done, total,
+                                      format(" of prompt %d of %d; what was measured on the prompts before is kept in "
+                                             "%s: the same command goes on from there",
+                                             prompt + 1, num_prompts, flags.calibration.profile_dir.c_str()));
                   const double within = stage == "denoise" && total > 0 ? static_cast<double>(done) / total : 0;
                   bar.update(format("prompt %d of %d", prompt + 1, num_prompts), (prompt + within) / num_prompts);
                 });

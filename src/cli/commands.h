@@ -32,10 +32,14 @@ void check_output(const std::string& path, const std::vector<std::string>& exten
 void check_video_output(const std::string& path);
 void write_text_file(const std::string& path, const std::string& text);  ///< whole or not at all
 
-/// A progress line on stderr with the time left; redrawn on a terminal, one line per tenth of the work elsewhere.
+/// A progress line on stderr with the time left; redrawn on a terminal, one line per stage and tenth of the work
+/// elsewhere.
 class ProgressBar {
  public:
   explicit ProgressBar(std::string label) : label_(std::move(label)) {}
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+  ~ProgressBar() { finish(); }
   void update(const std::string& stage, double fraction);
   void finish();
 

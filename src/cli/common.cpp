@@ -41,16 +41,25 @@ std::string format(const char* pattern, ...) {
 }
 
 void add_model_flags(CLI::App& command, LoadOptions& load) {
-  command.add_option("-m,--model", load.model_dir, "Model folder in the diffusers layout (with model_index.json)")
+  command
+      .add_option("-m,--model", load.model_dir,
+                  "Model folder in the diffusers layout (with model_index.json), or Wan-AI's own")
       ->required();
   command
       .add_option_function<std::string>(
-          "--dtype",
+          "--dtype,--precision",
           [&load](const std::string& name) {
-            load.precision = name == "f32" ? Precision::kF32 : name == "bf16" ? Precision::kBF16 : Precision::kAuto;
+            if (name == "fp16" || name == "f16") {
+              throw Error(ErrorKind::kUsage,
+                          "--dtype fp16: Wan's activations exceed the largest number of fp16 (65504) and would become "
+                          "NaN; use bf16, which is as fast and as small, or fp32");
+            }
+            load.precision = name == "f32" || name == "fp32" ? Precision::kF32
+                             : name == "bf16"                ? Precision::kBF16
+                                                             : Precision::kAuto;
           },
-          "Arithmetic: f32, bf16, or auto (bf16 where the hardware has it)")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+          "Arithmetic: bf16, fp32, or auto (bf16 where the hardware has it)")
+      ->check(CLI::IsMember({"auto", "bf16", "fp32", "f32", "fp16", "f16"}).description("auto|bf16|fp32"))
       ->default_str("auto");
   command.add_option("-t,--threads", load.threads, "Threads; 0: all processors")
       ->check(CLI::Range(0, 4096))
@@ -60,6 +69,9 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
                   "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
       ->capture_default_str();
   command.add_option("--device", load.device, "Index of the GPU, as CUDA counts them")->capture_default_str();
+  command.add_flag("--offload", load.offload,
+                   "Keep the transformer's blocks in host memory and stream them to the GPU: 14B on 24 GB cards");
+  load.warn = [](const std::string& message) { std::fprintf(stderr, "calibatt: warning: %s\n", message.c_str()); };
 }
 
 void add_run_flags(CLI::App& command, GenerateOptions& run) {
@@ -149,8 +161,9 @@ void ProgressBar::update(const std::string& stage, double fraction) {
                  left.c_str());
     std::fflush(stderr);
     drawn_ = true;
-  } else if (const int tenth = static_cast<int>(fraction * 10); tenth != last_tenth_) {
+  } else if (const int tenth = static_cast<int>(fraction * 10); tenth != last_tenth_ || stage != last_stage_) {
     last_tenth_ = tenth;
+    last_stage_ = stage;
     std::fprintf(stderr, "%s %3.0f %%  %s  %s\n", label_.c_str(), fraction * 100, stage.c_str(), left.c_str());
   }
 }
@@ -162,6 +175,7 @@ void ProgressBar::finish() {
 
 double generation_fraction(const std::string& stage, int done, int total) {
   const double within = total > 0 ? static_cast<double>(done) / total : 0;
+  if (stage == "load") return 0;
   if (stage == "text") return 0.01 * within;
   if (stage == "denoise") return 0.01 + 0.87 * within;
   return 0.88 + 0.12 * within;

@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "commands.h"
+#include "interrupt.h"
 
 namespace calibatt::cli {
 
@@ -44,17 +45,21 @@ void print_summary(const RunReport& report, const std::string& output) {
   }
 }
 
-void run(const Flags& flags) {
+void run(Flags& flags) {
   check_video_output(flags.output);
   if (!flags.report.empty()) check_output(flags.report);
   GenerateOptions options = flags.run;
   options.on_mismatch = flags.on_mismatch == "dense" ? OnMismatch::kDense : OnMismatch::kRefuse;
 
-  const auto pipeline = Pipeline::load(flags.load);
+  watch_for_interrupts();
   ProgressBar bar("generate");
-  const Pipeline::Result result = pipeline->generate(options, [&bar](const std::string& stage, int done, int total) {
+  const ProgressCallback progress = [&bar](const std::string& stage, int done, int total) {
+    stop_if_interrupted(stage, done, total, "; nothing was written");
     bar.update(stage, generation_fraction(stage, done, total));
-  });
+  };
+  flags.load.progress = progress;
+  const auto pipeline = Pipeline::load(flags.load);
+  const Pipeline::Result result = pipeline->generate(options, progress);
   bar.finish();
   write_video(result.video, *result.report.options.fps, flags.output);
   if (!flags.report.empty()) write_text_file(flags.report, to_json(result.report));

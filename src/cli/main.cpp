@@ -3,6 +3,7 @@
 #include <new>
 
 #include "commands.h"
+#include "interrupt.h"
 
 namespace {
 
@@ -34,7 +35,7 @@ int main(int argc, char** argv) {
       "matter\n"
       "  calibatt generate  --model DIR --prompt TEXT --plan plan.safetensors -o video.mp4\n\n"
       "Exit codes: 0 done, 2 usage, 3 not found, 4 unreadable file, 5 plan or size mismatch, 6 output not written, 7 "
-      "NaN, 1 other.",
+      "NaN or a GPU that failed or is out of memory, 130 interrupted (Ctrl-C), 1 other.",
       "calibatt");
   app.require_subcommand(1);
   // A flag given twice: the last one counts, so that scripts can append to a command.
@@ -55,6 +56,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     std::fprintf(stderr, "calibatt: %s (see calibatt --help)\n", error.what());
     return 2;
+  } catch (const calibatt::cli::Interrupted& end) {
+    std::fprintf(stderr, "calibatt: %s\n", end.what());
+    return 130;
   } catch (const calibatt::Error& error) {
     std::fprintf(stderr, "calibatt: %s\n", error.what());
     return exit_code(error.kind());

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "base/error.h"
@@ -41,6 +42,14 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
 
 MappedFile::MappedFile(std::string path, const unsigned char* data, size_t size)
     : path_(std::move(path)), data_(data), size_(size) {}
+
+void MappedFile::read_ahead(size_t begin, size_t count) const {
+  if (count == 0 || begin >= size_) return;
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t first = begin / page * page;
+  static_cast<void>(madvise(const_cast<unsigned char*>(data_) + first, std::min(count, size_ - begin) + begin - first,
+                            MADV_WILLNEED));
+}
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<unsigned char*>(data_), size_);

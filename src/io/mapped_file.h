@@ -19,6 +19,8 @@ class MappedFile {
 
   std::span<const unsigned char> bytes() const { return {data_, size_}; }
   size_t size() const { return size_; }
+  /// Asks the system to begin reading these bytes from the disk; does not wait, and nothing depends on it.
+  void read_ahead(size_t begin, size_t count) const;
   const std::string& path() const { return path_; }
 
  private:

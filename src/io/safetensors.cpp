@@ -219,6 +219,11 @@ std::span<const unsigned char> Safetensors::raw_bytes(const std::string& name) c
   return files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
 }
 
+void Safetensors::read_ahead(const std::string& name) const {
+  const Entry& found = entry(name);
+  files_[found.file]->read_ahead(found.begin, found.size_bytes);
+}
+
 Tensor Safetensors::get(const std::string& name) const {
   const Entry& found = entry(name);
   const std::span<const unsigned char> bytes = raw_bytes(name);
@@ -236,7 +241,7 @@ Tensor Safetensors::get(const std::string& name, const std::vector<int64_t>& sha
   if (tensor.shape() != shape) {
     std::string expected;
     for (const int64_t extent : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(extent);
-    throw Error(ErrorKind::kFormat, path_ + ": tensor " + quoted(name) + " is " + tensor.describe() +
+    throw Error(ErrorKind::kFormat, file_of(name) + ": tensor " + quoted(name) + " is " + tensor.describe() +
                                         ", but the config.json makes it [" + expected + "]");
   }
   return tensor;

@@ -46,6 +46,10 @@ class Safetensors {
   Tensor get(const std::string& name) const;
   /// The same, checked to have this shape; for weights, whose expected shape the configuration gives.
   Tensor get(const std::string& name, const std::vector<int64_t>& shape) const;
+  /// The file that holds a tensor: a shard, where there are several.
+  const std::string& file_of(const std::string& name) const { return files_[entry(name).file]->path(); }
+  /// Asks the system to begin reading a tensor from the disk; does not wait.
+  void read_ahead(const std::string& name) const;
   /// The file's bytes of a tensor, unaligned as they may be.
   std::span<const unsigned char> raw_bytes(const std::string& name) const;
 

@@ -1,72 +1,76 @@
 #include "models/weights.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
-
-#include "base/thread_pool.h"
 
 namespace calibatt {
 namespace {
 
-/// A float is not finite when all bits of its exponent are set. Integer arithmetic only, so that the compiler
-/// vectorises it.
-template <class Word>
-bool exponents_finite(const Word* words, int64_t count, Word exponent) {
-  std::atomic<bool> finite{true};
-  parallel_for(count, int64_t{1} << 18, [&](int64_t begin, int64_t end, int) {
-    Word bad = 0;
-    for (int64_t i = begin; i < end; ++i) bad |= static_cast<Word>((words[i] & exponent) == exponent);
-    if (bad != 0) finite.store(false, std::memory_order_relaxed);
-  });
-  return finite;
-}
+constexpr size_t kNamed = 3;  // tensors in a message
 
 }  // namespace
 
-bool all_finite(const Tensor& tensor) {
-  switch (tensor.dtype()) {
-    case DType::kF32:
-      return exponents_finite<uint32_t>(tensor.data<uint32_t>(), tensor.size(), 0x7f800000u);
-    case DType::kBF16:
-      return exponents_finite<uint16_t>(tensor.data<uint16_t>(), tensor.size(), 0x7f80u);
-    case DType::kF16:
-      return exponents_finite<uint16_t>(tensor.data<uint16_t>(), tensor.size(), 0x7c00u);
-    default:
-      return true;
+StoredTensor Weights::checked(const std::string& name, const std::vector<int64_t>& shape) const {
+  const std::string stored = stored_name(name);
+  Tensor tensor = file_.get(stored, shape);
+  const std::string where = file_.file_of(stored) + ": tensor \"" + stored + "\"";
+  if (tensor.dtype() != DType::kF32 && tensor.dtype() != DType::kBF16 && tensor.dtype() != DType::kF16) {
+    throw Error(ErrorKind::kFormat,
+                where + ": expected F32, BF16 or F16, found " + std::string(dtype_name(tensor.dtype())));
   }
+  used_.insert(stored);
+  return {std::move(tensor), where};
+}
+
+void Weights::require(const std::string& name, const std::vector<int64_t>& shape) const {
+  checked(name, shape);
+}
+
+StoredTensor Weights::stored(const std::string& name, const std::vector<int64_t>& shape) const {
+  StoredTensor found = checked(name, shape);
+  file_.read_ahead(stored_name(name));
+  return found;
+}
+
+std::vector<StoredTensor> Weights::stored_all(const std::vector<std::string>& names,
+                                              const std::vector<int64_t>& shape_of_each) const {
+  std::vector<StoredTensor> result;
+  result.reserve(names.size());
+  for (const std::string& name : names) result.push_back(stored(name, shape_of_each));
+  return result;
 }
 
 Tensor Weights::get(const std::string& name, const std::vector<int64_t>& shape) const {
-  Tensor tensor = file_.get(name, shape);
-  if (tensor.dtype() != DType::kF32 && tensor.dtype() != DType::kBF16 && tensor.dtype() != DType::kF16) {
-    throw Error(ErrorKind::kFormat, file_.path() + ": tensor \"" + name + "\": expected F32, BF16 or F16, found " +
-                                        std::string(dtype_name(tensor.dtype())));
-  }
-  if (!all_finite(tensor)) {
-    throw Error(ErrorKind::kNumeric, file_.path() + ": tensor \"" + name +
-                                         "\" holds NaN or infinity; the file is damaged or was saved from a run that "
-                                         "diverged: fetch it again");
-  }
-  return tensor;
+  StoredTensor found = stored(name, shape);
+  if (!all_finite(found.tensor)) refuse_not_finite(found);
+  return std::move(found.tensor);
 }
 
 Tensor Weights::get_f32(const std::string& name, const std::vector<int64_t>& shape) const {
-  return converted(get(name, shape), DType::kF32);
+  return stack_rows({stored(name, shape)}, DType::kF32);
 }
 
-Tensor Weights::stacked(const std::vector<std::string>& names, const std::vector<int64_t>& shape_of_each,
-                        DType dtype) const {
-  std::vector<int64_t> shape = shape_of_each;
-  shape[0] *= static_cast<int64_t>(names.size());
-  Tensor all(dtype, shape);
-  char* to = static_cast<char*>(all.raw());
-  for (const std::string& name : names) {
-    const Tensor part = converted(get(name, shape_of_each), dtype);
-    std::memcpy(to, part.raw(), part.size_bytes());
-    to += part.size_bytes();
+std::string Weights::check_unused(const std::string& essential) const {
+  std::vector<std::string> unused;
+  for (const auto& [name, entry] : file_.entries()) {
+    if (!used_.contains(name)) unused.push_back(name);
   }
-  return all;
+  const auto list = [](const std::vector<std::string>& names) {
+    std::string text;
+    for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) text += (i > 0 ? ", \"" : "\"") + names[i] + "\"";
+    if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+    return text;
+  };
+  std::vector<std::string> missed;
+  std::ranges::copy_if(unused, std::back_inserter(missed),
+                       [&](const std::string& name) { return name.starts_with(essential); });
+  if (!missed.empty()) {
+    throw Error(ErrorKind::kFormat,
+                file_.path() + ": holds tensors of layers that the config.json does not describe: " + list(missed) +
+                    "; config and weights are not of one model");
+  }
+  if (unused.empty()) return {};
+  return file_.path() + ": " + std::to_string(unused.size()) + (unused.size() == 1 ? " tensor is" : " tensors are") +
+         " not used: " + list(unused);
 }
 
 }  // namespace calibatt

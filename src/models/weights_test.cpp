@@ -91,9 +91,62 @@ TEST_F(ModelFolder, ErrorsNameFileTensorExpectedAndFound) {
 
 TEST_F(ModelFolder, StackedJoinsRows) {
   write_weights({{"a", filled(DType::kBF16, {1, 2}, 1)}, {"b", filled(DType::kF32, {1, 2}, 2)}});
-  const Tensor joined = Weights::open(folder()).stacked({"b", "a"}, {1, 2}, DType::kF32);
+  const Tensor joined = stack_rows(Weights::open(folder()).stored_all({"b", "a"}, {1, 2}), DType::kF32);
   EXPECT_EQ(joined.shape(), (std::vector<int64_t>{2, 2}));
   EXPECT_EQ(std::vector<float>(joined.f32(), joined.f32() + 4), (std::vector<float>{2, 2, 1, 1}));
+}
+
+TEST_F(ModelFolder, NotFiniteIsFoundWhileALayerIsMade) {
+  write_weights({{"good", filled(DType::kBF16, {2, 4}, 1)}, {"bad", filled(DType::kBF16, {2, 4}, INFINITY)}});
+  const Weights weights = Weights::open(folder());
+  const auto backend = make_backend("cpu");
+  EXPECT_THAT(message_of(ErrorKind::kNumeric,
+                         [&] {
+                           backend->load_linear({weights.stored_all({"good", "bad"}, {2, 4}), {}, DType::kF32, {}});
+                         }),
+              AllOf(HasSubstr(folder()), HasSubstr("\"bad\""), HasSubstr("NaN")));
+  EXPECT_EQ(backend->load_linear({weights.stored_all({"good", "good"}, {2, 4}), {}, DType::kF32, {}})->out_features(),
+            4);
+}
+
+TEST_F(ModelFolder, TensorsThatNobodyTookAreListedAndThoseOfLayersRefused) {
+  write_weights({{"head.a", filled(DType::kF32, {1}, 1)},
+                 {"buffer", filled(DType::kF32, {1}, 1)},
+                 {"blocks.0.q", filled(DType::kF32, {1}, 1)}});
+  const Weights weights = Weights::open(folder());
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { weights.check_unused("blocks."); }),
+              AllOf(HasSubstr(folder()), HasSubstr("blocks.0.q")));
+  weights.get("blocks.0.q", {1});
+  EXPECT_THAT(weights.check_unused("blocks."),
+              AllOf(HasSubstr(folder()), HasSubstr("2 tensors"), HasSubstr("\"buffer\""), HasSubstr("head.a")));
+  weights.require("head.a", {1});
+  weights.mark_known("buffer");
+  EXPECT_EQ(weights.check_unused("blocks."), "");
+}
+
+TEST_F(ModelFolder, ErrorsOfShardsNameTheShard) {
+  write_safetensors(folder() + "/one.safetensors", {{"a", filled(DType::kF32, {2}, 1)}});
+  write_safetensors(folder() + "/two.safetensors", {{"b", filled(DType::kF32, {2}, 1)}});
+  std::ofstream(path_ / "model.safetensors.index.json")
+      << R"({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})";
+  const Weights weights = Weights::open(folder());
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { weights.get("b", {3}); }),
+              AllOf(HasSubstr("two.safetensors"), HasSubstr("[2]"), HasSubstr("[3]")));
+}
+
+TEST_F(ModelFolder, OriginalConfigurationsAreRead) {
+  write_config(R"({"_class_name": "WanModel", "model_type": "t2v", "dim": 5120, "eps": 1e-06, "ffn_dim": 13824,
+                   "freq_dim": 256, "in_dim": 16, "num_heads": 40, "num_layers": 40, "out_dim": 16, "text_len": 512})");
+  const WanTransformerConfig config = WanTransformerConfig::load(folder());
+  EXPECT_EQ(config.num_attention_heads, 40);
+  EXPECT_EQ(config.attention_head_dim, 128);
+  EXPECT_EQ(config.ffn_dim, 13824);
+  EXPECT_EQ(config.text_dim, 4096);
+  EXPECT_TRUE(config.qk_norm && config.cross_attn_norm);
+  write_config(R"({"_class_name": "WanModel", "model_type": "i2v", "dim": 64, "num_heads": 2, "ffn_dim": 8,
+                   "num_layers": 1})");
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { WanTransformerConfig::load(folder()); }),
+              AllOf(HasSubstr("config.json"), HasSubstr("i2v")));
 }
 
 constexpr const char* kTransformer =

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/error.h"
 #include "io/json_config.h"
@@ -25,17 +26,50 @@ void require_finite(const char* flag, double value, double min, double max) {
   throw Error(ErrorKind::kUsage, std::string(flag) + " " + std::to_string(value) + ": must be between " +
                                      std::to_string(min) + " and " + std::to_string(max));
 }
-}  // namespace
 
-ModelFolder ModelFolder::open(const std::string& path) {
-  const fs::path root(path);
-  if (!fs::is_directory(root)) {
-    throw Error(ErrorKind::kNotFound,
-                path + ": no such folder; give a model in the diffusers layout (a folder with model_index.json)");
+/// Wan-AI's original folder: the transformer's config.json and weights at the top, all else in files of pickled torch
+/// tensors, which are not read here.
+bool is_original_folder(const fs::path& root) {
+  if (!fs::exists(root / "config.json")) return false;
+  const JsonConfig config = JsonConfig::load((root / "config.json").string());
+  return config.string("_class_name", "") == "WanModel" || (config.has("dim") && config.has("num_heads"));
+}
+
+ModelFolder open_original_folder(const fs::path& root) {
+  constexpr double kOriginalFlowShift = 5;  // of Wan-AI's own generate.py
+  ModelFolder folder;
+  folder.transformer = root.string();
+  folder.text_encoder = (root / "text_encoder").string();
+  folder.vae = (root / "vae").string();
+  const fs::path original_tokenizer = root / "google" / "umt5-xxl";
+  folder.tokenizer =
+      (fs::exists(original_tokenizer / "spiece.model") ? original_tokenizer : root / "tokenizer").string();
+  std::string missing;
+  for (const auto& [name, found] : {std::pair("text_encoder/", fs::exists(folder.text_encoder + "/config.json")),
+                                    std::pair("tokenizer/", fs::exists(folder.tokenizer + "/spiece.model")),
+                                    std::pair("vae/", fs::exists(folder.vae + "/config.json"))}) {
+    if (!found) missing += (missing.empty() ? "" : ", ") + std::string(name);
   }
+  if (!missing.empty()) {
+    throw Error(ErrorKind::kNotFound,
+                root.string() + ": is a transformer in Wan-AI's original layout, and lacks " + missing +
+                    ". The .pth files there are not read: copy these folders of the same model in the diffusers layout "
+                    "(Wan2.1-T2V-…-Diffusers) into it, or give that folder instead");
+  }
+  const fs::path scheduler = root / "scheduler" / "scheduler_config.json";
+  if (fs::exists(scheduler)) {
+    folder.scheduler = load_scheduler_config(scheduler.string());
+  } else {
+    folder.scheduler.flow_shift = kOriginalFlowShift;
+  }
+  return folder;
+}
+
+/// The folder and its scheduler, as model_index.json has it.
+ModelFolder open_diffusers_folder(const fs::path& root) {
   const std::string index_path = (root / "model_index.json").string();
   if (!fs::exists(index_path)) {
-    throw Error(ErrorKind::kNotFound, path +
+    throw Error(ErrorKind::kNotFound, root.string() +
                                           ": holds no model_index.json; give a model in the diffusers layout, such as "
                                           "Wan2.1-T2V-1.3B-Diffusers");
   }
@@ -51,11 +85,27 @@ ModelFolder ModelFolder::open(const std::string& path) {
     throw Error(ErrorKind::kMismatch,
                 index_path + ": has a second transformer (Wan 2.2); this version runs models with one");
   }
-
   ModelFolder folder;
+  folder.transformer = (root / "transformer").string();
+  folder.text_encoder = (root / "text_encoder").string();
+  folder.tokenizer = (root / "tokenizer").string();
+  folder.vae = (root / "vae").string();
+  folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string());
+  return folder;
+}
+
+}  // namespace
+
+ModelFolder ModelFolder::open(const std::string& path) {
+  const fs::path root(path);
+  if (!fs::is_directory(root)) {
+    throw Error(ErrorKind::kNotFound,
+                path + ": no such folder; give a model in the diffusers layout (a folder with model_index.json)");
+  }
+  const bool original = !fs::exists(root / "model_index.json") && is_original_folder(root);
+  ModelFolder folder = original ? open_original_folder(root) : open_diffusers_folder(root);
   folder.path = path;
   folder.name = fs::weakly_canonical(root).filename().string();
-  folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string());
 
   if (const fs::path defaults_path = root / "generation_config.json"; fs::exists(defaults_path)) {
     const JsonConfig defaults = JsonConfig::load(defaults_path.string());

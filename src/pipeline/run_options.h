@@ -12,14 +12,17 @@ namespace calibatt {
 /// What a model folder says about itself, apart from its components.
 struct ModelFolder {
   std::string path;
-  std::string name;  ///< the folder's own name
+  std::string transformer, text_encoder, tokenizer, vae;  ///< folders of the components
+  std::string name;                                       ///< the folder's own name
   SchedulerConfig scheduler;
   // generation_config.json (calibatt's own, optional); else the defaults of Wan 2.1.
   int width = 832, height = 480, video_frames = 81, steps = 50;
   double cfg_scale = 5, fps = 16;
 
-  /// Reads model_index.json, generation_config.json and the scheduler's configuration. Throws Error(kNotFound / kFormat
-  /// / kMismatch).
+  /// Reads model_index.json, generation_config.json and the scheduler's configuration. A folder without
+  /// model_index.json may be Wan-AI's original one: the transformer in it, and text_encoder/, tokenizer/ and vae/ in
+  /// diffusers' layout beside it. Throws Error(kNotFound / kFormat / kMismatch); for missing components, naming them
+  /// and where they are.
   static ModelFolder open(const std::string& path);
 };
 

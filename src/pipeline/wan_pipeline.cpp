@@ -8,7 +8,6 @@
 #include "base/random.h"
 #include "base/thread_pool.h"
 #include "io/fingerprint.h"
-#include "models/umt5/encoder.h"
 #include "pipeline/device_backends.h"
 #include "pipeline/text_clean.h"
 #include "plan/plan.h"
@@ -50,6 +49,27 @@ MaskStreaming streaming_between(const ScheduleStats& before, const ScheduleStats
   return streaming;
 }
 
+ModelLoadOptions component_options(const LoadOptions& options) {
+  ModelLoadOptions result;
+  result.offload = options.offload;
+  result.warn = options.warn;
+  if (options.progress) {
+    result.progress = [report = options.progress](int done, int total) { report("load", done, total); };
+  }
+  return result;
+}
+
+WanVae load_vae(const ModelFolder& folder, Backend& backend, DType dtype) {
+  WanVae vae = WanVae::load(folder.vae, backend, dtype);
+  const WanTransformerConfig transformer = WanTransformerConfig::load(folder.transformer);
+  if (vae.config().z_dim != transformer.in_channels) {
+    throw Error(ErrorKind::kMismatch, folder.path + ": the VAE has " + std::to_string(vae.config().z_dim) +
+                                          " latent channels and the transformer takes " +
+                                          std::to_string(transformer.in_channels) + "; they are not of one model");
+  }
+  return vae;
+}
+
 bool guided(const GenerateOptions& options) {
   return *options.cfg_scale > 1;
 }
@@ -65,23 +85,23 @@ std::unique_ptr<WanPipeline> WanPipeline::load(const LoadOptions& options) {
   ModelFolder folder = ModelFolder::open(options.model_dir);
   add_device_backends();
   std::unique_ptr<Backend> backend = make_backend(options.backend, options.device);
+  if (options.offload && backend->in_host_memory()) {
+    throw Error(ErrorKind::kUsage, "--offload: with the backend " + std::string(backend->name()) +
+                                       " all weights are in host memory already; leave it out, or give --backend cuda");
+  }
   const DType dtype = choose_dtype(options.precision, *backend);
   return std::unique_ptr<WanPipeline>(new WanPipeline(options, std::move(folder), std::move(backend), dtype));
 }
 
-WanPipeline::WanPipeline(const LoadOptions&, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype)
+WanPipeline::WanPipeline(const LoadOptions& options, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype)
     : folder_(std::move(folder)),
       backend_(std::move(backend)),
       dtype_(dtype),
-      tokenizer_(Tokenizer::load(folder_.path + "/tokenizer")),
-      transformer_(WanTransformer::load(*backend_, folder_.path + "/transformer", dtype_)),
-      vae_(WanVae::load(folder_.path + "/vae", *backend_, dtype_)) {
-  if (vae_.config().z_dim != transformer_.config().in_channels) {
-    throw Error(ErrorKind::kMismatch, folder_.path + ": the VAE has " + std::to_string(vae_.config().z_dim) +
-                                          " latent channels and the transformer takes " +
-                                          std::to_string(transformer_.config().in_channels) +
-                                          "; they are not of one model");
-  }
+      tokenizer_(Tokenizer::load(folder_.tokenizer)),
+      text_encoder_(Umt5Encoder::open(*backend_, folder_.text_encoder, dtype_, component_options(options))),
+      vae_(load_vae(folder_, *backend_, dtype_)),
+      transformer_(WanTransformer::load(*backend_, folder_.transformer, dtype_, component_options(options))) {
+  backend_->trim_memory();
 }
 
 GenerateOptions WanPipeline::resolved(const GenerateOptions& options) const {
@@ -110,33 +130,34 @@ std::vector<double> WanPipeline::sigmas(const GenerateOptions& options) const {
 
 const std::string& WanPipeline::transformer_fingerprint() {
   if (fingerprint_.empty()) {
-    const std::string folder = folder_.path + "/transformer";
-    fingerprint_ = model_fingerprint(JsonConfig::load(folder + "/config.json"), Safetensors::open_folder(folder));
+    fingerprint_ = model_fingerprint(JsonConfig::load(folder_.transformer + "/config.json"),
+                                     Safetensors::open_folder(folder_.transformer));
   }
   return fingerprint_;
 }
 
-Tensor WanPipeline::encode_text(const std::string& prompt, const char* flag) {
-  const std::vector<int32_t> ids = tokenizer_.encode(clean_prompt(prompt));
+std::vector<int32_t> WanPipeline::tokenize(const std::string& prompt, const char* flag) const {
+  std::vector<int32_t> ids = tokenizer_.encode(clean_prompt(prompt));
   if (static_cast<int>(ids.size()) > kMaxPromptTokens) {
     throw Error(ErrorKind::kUsage, std::string(flag) + ": is " + std::to_string(ids.size()) +
                                        " tokens long and the model reads " + std::to_string(kMaxPromptTokens) +
                                        "; shorten it");
   }
-  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, folder_.path + "/text_encoder", dtype_);
-  return encoder.encode(ids);
+  return ids;
 }
 
-WanPipeline::Conditioning WanPipeline::encode(const GenerateOptions& options) {
+WanPipeline::Conditioning WanPipeline::encode(const GenerateOptions& options, const ProgressCallback& progress) {
   if (clean_prompt(options.prompt).empty()) {
     throw Error(ErrorKind::kUsage, "--prompt: is empty; say what the video should show");
   }
+  std::vector<std::vector<int32_t>> prompts{tokenize(options.prompt, "--prompt")};
+  if (guided(options)) prompts.push_back(tokenize(options.negative_prompt, "--negative-prompt"));
+  const std::vector<Tensor> embeddings =
+      text_encoder_.encode_all(prompts, [&](int done, int total) { report(progress, "text", done, total); });
+  backend_->trim_memory();
   Conditioning result;
-  result.conditional = transformer_.prepare_prompt(encode_text(options.prompt, "--prompt"), kMaxPromptTokens);
-  if (guided(options)) {
-    result.unconditional =
-        transformer_.prepare_prompt(encode_text(options.negative_prompt, "--negative-prompt"), kMaxPromptTokens);
-  }
+  result.conditional = transformer_.prepare_prompt(embeddings[0], kMaxPromptTokens);
+  if (guided(options)) result.unconditional = transformer_.prepare_prompt(embeddings[1], kMaxPromptTokens);
   return result;
 }
 
@@ -217,8 +238,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
     const double previous = std::exchange(start, now_seconds());
     return start - previous;
   };
-  report(progress, "text", 0, 1);
-  const Conditioning conditioning = encode(options);
+  const Conditioning conditioning = encode(options, progress);
   run.seconds.text = lap();
 
   TransformerTimes times;
@@ -227,6 +247,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
 
   transformer_.release_buffers();
+  backend_->trim_memory();  // what libraries allocate by themselves cannot come from what a pool keeps
   result.video = vae_.decode(latents, [&](int done, int total) { report(progress, "decode", done, total); });
   run.seconds.vae = lap();
   run.peak_device_bytes = backend_->peak_memory_bytes();

@@ -9,6 +9,7 @@
 #include "attention/run_attention.h"
 #include "backend/backend.h"
 #include "calibatt/pipeline.h"
+#include "models/umt5/encoder.h"
 #include "models/wan/transformer.h"
 #include "models/wan/vae.h"
 #include "pipeline/run_options.h"
@@ -18,7 +19,7 @@ namespace calibatt {
 
 /// Text to video with a Wan 2.1 model, step by step as diffusers' WanPipeline does it: clean and tokenize the prompt,
 /// encode it, draw the initial noise, denoise under classifier-free guidance, decode. The text encoder, by far the
-/// largest part of the public checkpoints, is loaded for each prompt and released before denoising starts.
+/// largest part of the public checkpoints, is read anew for each run, block by block, and never in memory as a whole.
 class WanPipeline : public Pipeline {
  public:
   static std::unique_ptr<WanPipeline> load(const LoadOptions& options);
@@ -33,7 +34,7 @@ class WanPipeline : public Pipeline {
     WanPrompt conditional;
     std::optional<WanPrompt> unconditional;
   };
-  Conditioning encode(const GenerateOptions& options);
+  Conditioning encode(const GenerateOptions& options, const ProgressCallback& progress = {});
 
   /// The whole denoising run → latents [channels, F, h, w] F32, normalised. Adds the transformer's seconds to `times`.
   Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
@@ -52,7 +53,7 @@ class WanPipeline : public Pipeline {
 
  private:
   WanPipeline(const LoadOptions& options, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype);
-  Tensor encode_text(const std::string& prompt, const char* flag);
+  std::vector<int32_t> tokenize(const std::string& prompt, const char* flag) const;
   std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options) const;
   RunReport describe_run(const GenerateOptions& options) const;
 
@@ -60,8 +61,9 @@ class WanPipeline : public Pipeline {
   std::unique_ptr<Backend> backend_;
   DType dtype_;
   Tokenizer tokenizer_;
-  WanTransformer transformer_;
+  Umt5Encoder text_encoder_;
   WanVae vae_;
+  WanTransformer transformer_;  // last: it takes long, and what is wrong with the others is said before
   std::string fingerprint_;
 };
 

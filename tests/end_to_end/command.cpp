@@ -48,6 +48,40 @@ bool kill_calibatt_once(const std::string& arguments, const std::filesystem::pat
   return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 }
 
+CommandResult interrupt_calibatt(const std::string& arguments, const std::string& text, int signal, int times) {
+  int ends[2];
+  if (pipe(ends) != 0) throw std::runtime_error("pipe failed");
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("fork failed");
+  if (child == 0) {
+    dup2(ends[1], STDOUT_FILENO);
+    dup2(ends[1], STDERR_FILENO);
+    close(ends[0]);
+    close(ends[1]);
+    execl("/bin/sh", "sh", "-c", ("exec " CALIBATT_BINARY " " + arguments).c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  close(ends[1]);
+  CommandResult result;
+  std::array<char, 4096> buffer;
+  bool sent = false;
+  ssize_t count = 0;
+  while ((count = read(ends[0], buffer.data(), buffer.size())) > 0) {
+    result.output.append(buffer.data(), static_cast<size_t>(count));
+    if (sent || result.output.find(text) == std::string::npos) continue;
+    sent = true;
+    for (int i = 0; i < times; ++i) {
+      if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      kill(child, signal);
+    }
+  }
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  return result;
+}
+
 TemporaryFolder::TemporaryFolder() {
   std::string pattern = (std::filesystem::temp_directory_path() / "calibatt_test_XXXXXX").string();
   if (mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");

@@ -16,6 +16,10 @@ CommandResult run_calibatt(const std::string& arguments);
 /// Starts it, and kills it with SIGKILL as soon as `file` exists. Returns false when it ended before that.
 bool kill_calibatt_once(const std::string& arguments, const std::filesystem::path& file);
 
+/// Starts it, sends `signal` as soon as its output contains `text` (`times` times, a tenth of a second apart), and
+/// waits for its end.
+CommandResult interrupt_calibatt(const std::string& arguments, const std::string& text, int signal, int times = 1);
+
 /// A folder that is there while the object lives.
 class TemporaryFolder {
  public:

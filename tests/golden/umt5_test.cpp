@@ -29,7 +29,7 @@ class Umt5Golden : public testing::TestWithParam<std::tuple<std::string, std::st
 };
 
 TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
-  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, folder_, DType::kF32);
+  const Umt5Encoder encoder = Umt5Encoder::open(*backend_, folder_, DType::kF32);
   for (const char* name : {"one", "short", "long"}) {
     const double error = relative_error(encode(encoder, name), golden_.get(std::string(name) + ".embeddings"));
     EXPECT_LT(error, 1e-5) << name;
@@ -38,7 +38,7 @@ TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
 }
 
 TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
-  const Umt5Encoder encoder = Umt5Encoder::load(*backend_, folder_, DType::kBF16);
+  const Umt5Encoder encoder = Umt5Encoder::open(*backend_, folder_, DType::kBF16);
   // Rounding to 8 bits has a relative error of 2⁻⁹/√3 rms. Each layer rounds four times (the normalised input of either
   // half, the attended values, the gated hidden layer); independent, they add in squares. Twice that is allowed.
   const double one_rounding = std::ldexp(1.0, -9) / std::sqrt(3.0);
@@ -55,7 +55,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden,
 
 TEST(Umt5Encoder, RefusesATokenOutsideItsVocabulary) {
   const std::unique_ptr<Backend> backend = make_backend("cpu");
-  const Umt5Encoder encoder = Umt5Encoder::load(*backend, kData + "square", DType::kF32);
+  const Umt5Encoder encoder = Umt5Encoder::open(*backend, kData + "square", DType::kF32);
   const std::vector<int32_t> ids{5, 96};
   try {
     encoder.encode(ids);

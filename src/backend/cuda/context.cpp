@@ -53,7 +53,13 @@ cudaStream_t Context::stream() const {
 
 std::shared_ptr<void> Context::allocate_bytes(size_t bytes) {
   void* data = nullptr;
-  const cudaError_t status = cudaMallocFromPoolAsync(&data, bytes > 0 ? bytes : 1, pool_->pool, stream());
+  const auto allocate = [&] { return cudaMallocFromPoolAsync(&data, bytes > 0 ? bytes : 1, pool_->pool, stream()); };
+  cudaError_t status = allocate();
+  if (status == cudaErrorMemoryAllocation) {  // what is kept in pieces may do as a whole
+    static_cast<void>(cudaGetLastError());
+    trim();
+    status = allocate();
+  }
   if (status == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());
     size_t free = 0, total = 0;

@@ -57,9 +57,18 @@ class CudaBackend final : public Backend {
   bool in_host_memory() const override { return false; }
   size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_bytes; }
   void reset_peak_memory() override { context_.reset_peak(); }
+  void trim_memory() override {
+    linear_.release_staging();
+    linear_.weight_stream().release();
+    context_.trim();
+  }
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
     return linear_.make(weight, bias, dtype);
+  }
+  std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored) override { return linear_.load(stored); }
+  std::shared_ptr<StreamedWeights> make_streamed_weights(size_t size_bytes) override {
+    return linear_.weight_stream().make_group(size_bytes);
   }
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     linear_.run(layer, input, out, epilogue);

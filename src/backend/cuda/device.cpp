@@ -1,5 +1,6 @@
 #include "backend/cuda/device.h"
 
+#include <cstdio>
 #include <map>
 #include <mutex>
 
@@ -10,8 +11,6 @@ namespace {
 
 const char* advice(cudaError_t status) {
   switch (status) {
-    case cudaErrorMemoryAllocation:
-      return "; close other programs on the GPU, or use a smaller size";
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
     case cudaErrorInitializationError:
@@ -20,10 +19,26 @@ const char* advice(cudaError_t status) {
       return "; this GPU is older than compute capability 8.0";
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchFailure:
-      return "; the process must be restarted, the GPU's state is lost";
+    case cudaErrorLaunchTimeout:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+      return "; the GPU's state is lost: start again. If it happens again, the system's log (dmesg, \"Xid\") says why";
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorUnknown:
+      return "; the GPU is lost or used by somebody else: see nvidia-smi and the system's log (dmesg, \"Xid\")";
     default:
       return "";
   }
+}
+
+std::string gigabytes(size_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.2f GB", static_cast<double>(bytes) * 1e-9);
+  return text;
 }
 
 DeviceInfo read_device(int index) {
@@ -42,7 +57,21 @@ DeviceInfo read_device(int index) {
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());  // or the next, unrelated check would report it again
+  if (status == cudaErrorMemoryAllocation) throw_out_of_memory(what);
   throw Error(ErrorKind::kDevice, "GPU: " + std::string(what) + ": " + cudaGetErrorString(status) + advice(status));
+}
+
+void throw_out_of_memory(const std::string& what) {
+  size_t free = 0, total = 0;
+  std::string state;
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) {
+    state = ", " + gigabytes(free) + " of " + gigabytes(total) + " are free";
+  } else {
+    static_cast<void>(cudaGetLastError());
+  }
+  throw Error(ErrorKind::kDevice,
+              "GPU: out of memory: " + what + state +
+                  ". Use --offload, a smaller size or fewer frames, or close other programs on the GPU");
 }
 
 int num_devices() {
@@ -79,7 +108,7 @@ void use_device(int index) {
 
 DeviceBuffer::DeviceBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
   if (size_bytes == 0) return;
-  const std::string what = "allocating " + std::to_string(size_bytes) + " bytes";
+  const std::string what = "allocating " + gigabytes(size_bytes);
   check(cudaMalloc(&data_, size_bytes), what.c_str());
 }
 

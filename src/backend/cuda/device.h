@@ -11,6 +11,9 @@ namespace calibatt::cuda {
 /// Throws Error(kDevice) when a CUDA call failed: what was tried, CUDA's own message, and what to do about it.
 void check(cudaError_t status, const char* what);
 
+/// Error(kDevice): what could not be had, what is free, and which flags help.
+[[noreturn]] void throw_out_of_memory(const std::string& what);
+
 struct DeviceInfo {
   int index = 0;
   std::string name;

@@ -34,6 +34,8 @@ std::string describe(const GemmCall& call) {
 
 void check(cublasStatus_t status, const std::string& what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
+  cuda::check(cudaPeekAtLastError(), "cuBLASLt");  // a lost GPU says more about itself
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw_out_of_memory("cuBLASLt, " + what);
   throw Error(ErrorKind::kDevice, "GPU: cuBLASLt: " + what + ": " + cublasLtGetStatusString(status) +
                                       "; check that the installed cuBLAS is of CUDA 13");
 }

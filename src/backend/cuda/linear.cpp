@@ -10,22 +10,55 @@ namespace {
 class CudaLinear final : public LinearLayer {
  public:
   CudaLinear(Context& context, const Tensor& weight, const Tensor& bias, DType dtype)
-      : weight_(upload(context, weight, dtype)) {
-    if (bias.empty()) return;
-    bias_ = upload(context, bias, DType::kF32);
-    if (dtype == DType::kBF16) rounded_bias_ = upload(context, bias, DType::kBF16);
+      : out_features_(weight.dim(0)), in_features_(weight.dim(1)), dtype_(dtype) {
+    weight_ = upload(context, weight, dtype);
+    set_bias(context, bias);
   }
-  int64_t in_features() const override { return weight_.dim(1); }
-  int64_t out_features() const override { return weight_.dim(0); }
-  DType dtype() const override { return weight_.dtype(); }
+  CudaLinear(Context& context, StagedUpload& staged, const StoredLinear& stored)
+      : in_features_(stored.weights.at(0).tensor.dim(1)), dtype_(stored.dtype) {
+    for (const StoredTensor& part : stored.weights) {
+      CALIBATT_ASSERT(part.tensor.rank() == 2 && part.tensor.dim(1) == in_features_);
+      out_features_ += part.tensor.dim(0);
+    }
+    if (stored.streamed != nullptr) {
+      streamed_ = std::dynamic_pointer_cast<StreamedMemory>(stored.streamed);
+      CALIBATT_ASSERT(streamed_ != nullptr);
+      streamed_offset_ = streamed_->append(stored.weights, dtype_);
+    } else {
+      weight_ = context.allocate(dtype_, {out_features_, in_features_});
+      char* to = static_cast<char*>(weight_.raw());
+      for (const StoredTensor& part : stored.weights) {
+        staged.run(part, to, dtype_);
+        to += static_cast<size_t>(part.tensor.size()) * dtype_size(dtype_);
+      }
+    }
+    if (!stored.biases.empty()) set_bias(context, stack_rows(stored.biases, DType::kF32));
+  }
+  int64_t in_features() const override { return in_features_; }
+  int64_t out_features() const override { return out_features_; }
+  DType dtype() const override { return dtype_; }
 
-  const void* weight() const { return weight_.raw(); }
+  const void* weight() const {
+    if (streamed_ == nullptr) return weight_.raw();
+    return static_cast<const char*>(streamed_->device_memory()) + streamed_offset_;
+  }
   const void* bias(DType dtype) const {  ///< or null
     return dtype == DType::kF32 ? bias_.raw() : rounded_bias_.raw();
   }
 
  private:
-  Tensor weight_;               // [out, in]
+  void set_bias(Context& context, const Tensor& bias) {
+    if (bias.empty()) return;
+    CALIBATT_ASSERT(bias.size() == out_features_);
+    bias_ = upload(context, bias, DType::kF32);
+    if (dtype_ == DType::kBF16) rounded_bias_ = upload(context, bias, DType::kBF16);
+  }
+
+  int64_t out_features_ = 0, in_features_ = 0;
+  DType dtype_;
+  Tensor weight_;  // [out, in]; empty when streamed
+  std::shared_ptr<StreamedMemory> streamed_;
+  size_t streamed_offset_ = 0;
   Tensor bias_, rounded_bias_;  // [out] F32; BF16, of layers that take bf16
 };
 
@@ -56,6 +89,11 @@ std::shared_ptr<const LinearLayer> LinearOps::make(const Tensor& weight, const T
   CALIBATT_ASSERT(weight.rank() == 2 && (bias.empty() || bias.size() == weight.dim(0)));
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
   return std::make_shared<CudaLinear>(context_, weight, bias, dtype);
+}
+
+std::shared_ptr<const LinearLayer> LinearOps::load(const StoredLinear& stored) {
+  CALIBATT_ASSERT(stored.dtype == DType::kF32 || stored.dtype == DType::kBF16);
+  return std::make_shared<CudaLinear>(context_, upload_, stored);
 }
 
 void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {

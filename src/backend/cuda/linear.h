@@ -4,6 +4,8 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/context.h"
+#include "backend/cuda/staged_upload.h"
+#include "backend/cuda/weight_stream.h"
 
 namespace calibatt::cuda {
 
@@ -19,14 +21,19 @@ class LinearOps {
   LinearOps(const LinearOps&) = delete;
   LinearOps& operator=(const LinearOps&) = delete;
 
-  /// Backend::make_linear and Backend::linear.
+  /// Backend::make_linear, load_linear and linear.
   std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
+  std::shared_ptr<const LinearLayer> load(const StoredLinear& stored);
+  WeightStream& weight_stream() { return weight_stream_; }
+  void release_staging() { upload_.release(); }
   void run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
 
  private:
   struct Gemms;
   Context& context_;
   std::unique_ptr<Gemms> gemms_;
+  StagedUpload upload_{context_};
+  WeightStream weight_stream_{context_};
 };
 
 /// Device memory with the values of a host tensor (any float dtype, at any address) in `dtype` (kF32 or kBF16), rounded

@@ -18,6 +18,7 @@ constexpr int64_t kColumnMultiple = 8;  // rows of probabilities start at multip
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw_out_of_memory("cuBLAS, " + std::string(what));
   throw Error(ErrorKind::kDevice, "cuBLAS: " + std::string(what) + ": " + cublasGetStatusString(status));
 }
 

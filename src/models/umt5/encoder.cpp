@@ -1,63 +1,118 @@
 #include "models/umt5/encoder.h"
 
 #include <cstring>
+#include <map>
 #include <utility>
 
-#include "models/weights.h"
 #include "nn/heads.h"
 #include "nn/relative_position.h"
-#include "nn/tensor_rows.h"
 
 namespace calibatt {
 
-Umt5Encoder Umt5Encoder::load(Backend& backend, const std::string& folder, DType dtype) {
+namespace {
+
+constexpr const char* kFinalNorm = "encoder.final_layer_norm.weight";
+constexpr const char* kAttention = "0.SelfAttention.";
+constexpr const char* kFeedForward = "1.DenseReluDense.";
+
+std::string block_prefix(int layer) {
+  return "encoder.block." + std::to_string(layer) + ".layer.";
+}
+
+/// Every tensor of a block, by its name after the prefix.
+std::map<std::string, std::vector<int64_t>> block_shapes(const Umt5Config& config) {
+  const int64_t width = config.d_model, inner = int64_t{config.num_heads} * config.d_kv, hidden = config.d_ff;
+  const std::string attention = kAttention, feed_forward = kFeedForward;
+  return {{"0.layer_norm.weight", {width}},
+          {attention + "relative_attention_bias.weight", {config.relative_attention_num_buckets, config.num_heads}},
+          {attention + "q.weight", {inner, width}},
+          {attention + "k.weight", {inner, width}},
+          {attention + "v.weight", {inner, width}},
+          {attention + "o.weight", {width, inner}},
+          {"1.layer_norm.weight", {width}},
+          {feed_forward + "wi_0.weight", {hidden, width}},
+          {feed_forward + "wi_1.weight", {hidden, width}},
+          {feed_forward + "wo.weight", {width, hidden}}};
+}
+
+}  // namespace
+
+Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& folder, DType dtype,
+                              const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
-  Umt5Encoder encoder;
+  const Umt5Config config = Umt5Config::load(folder);
+  Umt5Encoder encoder(Weights::open(folder));
   encoder.backend_ = &backend;
   encoder.dtype_ = dtype;
-  encoder.config_ = Umt5Config::load(folder);
-  const Umt5Config& config = encoder.config_;
-  const Weights weights = Weights::open(folder);
+  encoder.config_ = config;
+  const Weights& weights = encoder.weights_;
 
-  const int64_t width = config.d_model, inner = int64_t{config.num_heads} * config.d_kv, hidden = config.d_ff;
-  // One table under two names; files hold either.
-  const std::string embedding = weights.has("shared.weight") ? "shared.weight" : "encoder.embed_tokens.weight";
-  encoder.embedding_ = weights.get(embedding, {config.vocab_size, width});
-  const auto norm = [&](const std::string& name) { return backend.from_host(weights.get_f32(name, {width})); };
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-    return backend.make_linear(weights.get(name, {out, in}), {}, dtype);
-  };
+  // One table under two names; files hold either, or both.
+  const std::string shared = "shared.weight", embedding = "encoder.embed_tokens.weight";
+  const std::string table = weights.has(shared) ? shared : embedding;
+  weights.require(table, {config.vocab_size, config.d_model});
+  weights.mark_known(embedding);
+  const auto shapes = block_shapes(config);
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = "encoder.block." + std::to_string(layer) + ".layer.";
-    const std::string attention = prefix + "0.SelfAttention.", feed_forward = prefix + "1.DenseReluDense.";
-    Block block;
-    block.attention_norm = norm(prefix + "0.layer_norm.weight");
-    block.relative_bias = weights.get_f32(attention + "relative_attention_bias.weight",
-                                          {config.relative_attention_num_buckets, config.num_heads});
-    block.qkv =
-        backend.make_linear(weights.stacked({attention + "q.weight", attention + "k.weight", attention + "v.weight"},
-                                            {inner, width}, dtype),
-                            {}, dtype);
-    block.output = linear(attention + "o.weight", width, inner);
-    block.feed_forward_norm = norm(prefix + "1.layer_norm.weight");
-    block.gate = linear(feed_forward + "wi_0.weight", hidden, width);
-    block.up = linear(feed_forward + "wi_1.weight", hidden, width);
-    block.down = linear(feed_forward + "wo.weight", width, hidden);
-    encoder.blocks_.push_back(std::move(block));
+    for (const auto& [name, shape] : shapes) weights.require(block_prefix(layer) + name, shape);
   }
-  encoder.final_norm_ = norm("encoder.final_layer_norm.weight");
+  weights.require(kFinalNorm, {config.d_model});
+  if (const std::string warning = weights.check_unused("encoder.block."); !warning.empty() && options.warn) {
+    options.warn(warning);
+  }
+  encoder.embedding_ = weights.view(table, {config.vocab_size, config.d_model});
   return encoder;
 }
 
-Tensor Umt5Encoder::encode(std::span<const int32_t> token_ids) const {
-  Tensor residual = embed(token_ids);
-  for (const Block& block : blocks_) {
-    self_attention(block, residual);
-    feed_forward(block, residual);
+Umt5Encoder::Block Umt5Encoder::load_block(int layer) const {
+  const std::string prefix = block_prefix(layer), attention = kAttention, feed_forward = kFeedForward;
+  const auto shapes = block_shapes(config_);
+  const auto stored = [&](const std::string& name) { return weights_.stored(prefix + name, shapes.at(name)); };
+  const auto norm = [&](const std::string& name) {
+    return backend_->from_host(weights_.get_f32(prefix + name, shapes.at(name)));
+  };
+  const auto linear = [&](const std::vector<std::string>& names) {
+    StoredLinear layers{{}, {}, dtype_, nullptr};
+    for (const std::string& name : names) layers.weights.push_back(stored(name));
+    return backend_->load_linear(layers);
+  };
+  const std::string bias = attention + "relative_attention_bias.weight";
+  Block block;
+  block.attention_norm = norm("0.layer_norm.weight");
+  block.relative_bias = weights_.get_f32(prefix + bias, shapes.at(bias));
+  block.qkv = linear({attention + "q.weight", attention + "k.weight", attention + "v.weight"});
+  block.output = linear({attention + "o.weight"});
+  block.feed_forward_norm = norm("1.layer_norm.weight");
+  block.gate = linear({feed_forward + "wi_0.weight"});
+  block.up = linear({feed_forward + "wi_1.weight"});
+  block.down = linear({feed_forward + "wo.weight"});
+  return block;
+}
+
+Tensor Umt5Encoder::encode(std::span<const int32_t> prompt) const {
+  return encode_all({{prompt.begin(), prompt.end()}})[0];
+}
+
+std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_t>>& prompts,
+                                            const std::function<void(int, int)>& progress) const {
+  std::vector<Tensor> results;  // the residual streams until the end
+  for (const std::vector<int32_t>& prompt : prompts) results.push_back(embed(prompt));
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    if (progress) progress(layer, config_.num_layers);
+    const Block block = load_block(layer);
+    for (Tensor& residual : results) {
+      self_attention(block, residual);
+      feed_forward(block, residual);
+    }
   }
-  Tensor output = backend_->empty(DType::kF32, residual.shape());
-  backend_->rms_norm(residual, final_norm_, config_.layer_norm_epsilon, output);
-  return backend_->to_host(output);
+  const Tensor final_norm = backend_->from_host(weights_.get_f32(kFinalNorm, {config_.d_model}));
+  for (Tensor& residual : results) {
+    Tensor output = backend_->empty(DType::kF32, residual.shape());
+    backend_->rms_norm(residual, final_norm, config_.layer_norm_epsilon, output);
+    residual = backend_->to_host(output);
+  }
+  if (progress) progress(config_.num_layers, config_.num_layers);
+  return results;
 }
 
 Tensor Umt5Encoder::embed(std::span<const int32_t> token_ids) const {
@@ -73,6 +128,9 @@ Tensor Umt5Encoder::embed(std::span<const int32_t> token_ids) const {
     }
     std::memcpy(to, static_cast<const char*>(embedding_.raw()) + static_cast<size_t>(id) * row_bytes, row_bytes);
     to += row_bytes;
+  }
+  if (!all_finite(stored)) {
+    throw Error(ErrorKind::kNumeric, "text encoder: the embedding table holds NaN or infinity; fetch its file again");
   }
   // A copy even where nothing is converted: the residual stream is written to.
   return backend_->from_host(stored.dtype() == DType::kF32 ? stored : converted(stored, DType::kF32));

@@ -1,13 +1,17 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
 #include "base/tensor.h"
+#include "models/load_options.h"
+#include "models/weights.h"
 
 namespace calibatt {
 
@@ -33,17 +37,23 @@ struct Umt5Config {
 class Umt5Encoder {
  public:
   /// folder: config.json and model.safetensors (or its shards). dtype: kF32 or kBF16, of weights and linear inputs; the
-  /// residual stream is always float32. Throws Error naming file and tensor when something is missing, misshaped or not
-  /// finite.
-  static Umt5Encoder load(Backend& backend, const std::string& folder, DType dtype);
+  /// residual stream is always float32. Looks at names, shapes and dtypes alone, so that it is quick: the blocks are
+  /// read by encode_all. Throws Error naming file and tensor when something is missing or misshaped, or when the file
+  /// has layers that config.json does not.
+  static Umt5Encoder open(Backend& backend, const std::string& folder, DType dtype,
+                          const ModelLoadOptions& options = {});
 
   const Umt5Config& config() const { return config_; }
 
-  /// token_ids: the prompt's real tokens alone, end-of-sequence included, without padding. The attention mask of a
-  /// padded prompt hides padding from every real token, so the rows of the real tokens come out the same. Returns
-  /// [token_ids.size(), d_model] F32 on the host. Throws Error(kUsage) for an id outside the vocabulary or an empty
-  /// list.
-  Tensor encode(std::span<const int32_t> token_ids) const;
+  /// For each prompt its real tokens alone, end-of-sequence included, without padding. The attention mask of a padded
+  /// prompt hides padding from every real token, so the rows of the real tokens come out the same. Returns for each
+  /// [number of tokens, d_model] F32 on the host. The weights are read block by block, each used for all prompts and
+  /// dropped: the 11 GB of the public checkpoints never need more than two blocks of device memory. Throws
+  /// Error(kUsage) for an id outside the vocabulary or a prompt without tokens, kNumeric for weights that are not
+  /// finite.
+  std::vector<Tensor> encode_all(const std::vector<std::vector<int32_t>>& prompts,
+                                 const std::function<void(int blocks_done, int num_blocks)>& progress = {}) const;
+  Tensor encode(std::span<const int32_t> prompt) const;
 
  private:
   struct Block {
@@ -54,7 +64,8 @@ class Umt5Encoder {
     std::shared_ptr<const LinearLayer> gate, up, down;  // wi_0, wi_1, wo
   };
 
-  Umt5Encoder() = default;
+  explicit Umt5Encoder(Weights weights) : weights_(std::move(weights)) {}
+  Block load_block(int layer) const;
   Tensor embed(std::span<const int32_t> token_ids) const;
   void self_attention(const Block& block, Tensor& residual) const;
   void feed_forward(const Block& block, Tensor& residual) const;
@@ -62,9 +73,8 @@ class Umt5Encoder {
   Backend* backend_ = nullptr;
   DType dtype_ = DType::kF32;
   Umt5Config config_;
+  Weights weights_;
   Tensor embedding_;  // host, mapped, as stored: [vocab_size, d_model]
-  std::vector<Block> blocks_;
-  Tensor final_norm_;
 };
 
 }  // namespace calibatt

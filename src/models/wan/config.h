@@ -5,7 +5,7 @@
 
 namespace calibatt {
 
-/// config.json of a diffusers WanTransformer3DModel (text to video).
+/// config.json of a diffusers WanTransformer3DModel (text to video), or of Wan-AI's original WanModel.
 struct WanTransformerConfig {
   std::array<int, 3> patch_size{1, 2, 2};  ///< latent frames, rows, columns per token
   int num_attention_heads = 0;

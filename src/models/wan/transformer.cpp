@@ -79,7 +79,10 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
   backend_->convert(backend_->from_host(padded), input);
   backend_->linear(*text_in_, input, hidden, {.activation = Activation::kGeluTanh});
   backend_->linear(*text_out_, hidden, text);
-  for (const Block& block : blocks_) {
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const Block& block = blocks_[layer];
+    const WeightsInUse in_use(block.streamed_prompt,
+                              layer + 1 < blocks_.size() ? blocks_[layer + 1].streamed_prompt : blocks_[0].streamed);
     Tensor keys_values = backend_->empty(dtype_, {rows, 2 * dim});
     backend_->linear(*block.cross_keys_values, text, keys_values);
     backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
@@ -112,6 +115,8 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
   const auto [time_embedding, time_modulation] = embed_timestep(timestep);
 
   for (int layer = 0; layer < config_.num_layers; ++layer) {
+    // The first one again after the last: another forward follows most of the time.
+    const WeightsInUse in_use(blocks_[layer].streamed, blocks_[(layer + 1) % config_.num_layers].streamed);
     Tensor modulation = backend_->empty(DType::kF32, {6, dim});
     backend_->add(blocks_[layer].modulation, time_modulation, modulation);
     self_attention_step(layer, modulation, layout, self_attention, *attention_timer);

@@ -9,6 +9,7 @@
 #include "attention/self_attention.h"
 #include "backend/backend.h"
 #include "base/tensor.h"
+#include "models/load_options.h"
 #include "models/wan/config.h"
 #include "sparsity/geometry.h"
 
@@ -39,11 +40,14 @@ struct WanPrompt {
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.
 class WanTransformer {
  public:
-  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards). dtype kF32: all in float32. kBF16:
+  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards), in diffusers' layout or Wan-AI's own
+  /// (models/wan/original_names.h). dtype kF32: all in float32. kBF16:
   /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms,
   /// timestep path, patch embedding and output projection stay float32. Throws Error naming file and tensor when
-  /// something is missing, misshaped or not finite.
-  static WanTransformer load(Backend& backend, const std::string& folder, DType dtype);
+  /// something is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when
+  /// memory is short.
+  static WanTransformer load(Backend& backend, const std::string& folder, DType dtype,
+                             const ModelLoadOptions& options = {});
 
   const WanTransformerConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
@@ -79,6 +83,8 @@ class WanTransformer {
     std::shared_ptr<const LinearLayer> cross_query, cross_keys_values, cross_output;  // attn2; k, v stacked
     Tensor cross_query_norm, cross_key_norm;
     std::shared_ptr<const LinearLayer> feed_forward_in, feed_forward_out;
+    // Where the matrices are when they are offloaded, else null; cross_keys_values are the prompt's.
+    std::shared_ptr<StreamedWeights> streamed, streamed_prompt;
   };
   /// What depends on the size of the video and the token order only.
   struct Layout {
@@ -97,7 +103,7 @@ class WanTransformer {
   };
 
   WanTransformer() = default;
-  Block load_block(const Weights& weights, int layer) const;
+  Block load_block(const Weights& weights, int layer, bool offload) const;
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens);
   /// → temb [dim] and its projection [6, dim].

@@ -1,3 +1,7 @@
+#include <cstdio>
+
+#include "base/host_memory.h"
+#include "models/wan/original_names.h"
 #include "models/wan/transformer.h"
 #include "models/weights.h"
 
@@ -6,33 +10,64 @@ namespace {
 
 /// A torch Linear of this name: name.weight [out, in], name.bias [out].
 std::shared_ptr<const LinearLayer> load_linear(Backend& backend, const Weights& weights, const std::string& name,
-                                               int64_t out, int64_t in, DType dtype) {
-  return backend.make_linear(weights.get(name + ".weight", {out, in}), weights.get(name + ".bias", {out}), dtype);
+                                               int64_t out, int64_t in, DType dtype,
+                                               const std::shared_ptr<StreamedWeights>& streamed = {}) {
+  return backend.load_linear(
+      {{weights.stored(name + ".weight", {out, in})}, {weights.stored(name + ".bias", {out})}, dtype, streamed});
 }
 
 /// Linears of one input, computed as one: their outputs side by side.
 std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& weights,
                                               const std::vector<std::string>& names, int64_t out_of_each, int64_t in,
-                                              DType dtype) {
+                                              DType dtype, const std::shared_ptr<StreamedWeights>& streamed) {
   std::vector<std::string> matrices, biases;
   for (const std::string& name : names) {
     matrices.push_back(name + ".weight");
     biases.push_back(name + ".bias");
   }
-  return backend.make_linear(weights.stacked(matrices, {out_of_each, in}, dtype),
-                             weights.stacked(biases, {out_of_each}, DType::kF32), dtype);
+  return backend.load_linear(
+      {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), dtype, streamed});
+}
+
+/// Of a block's matrices: those that every forward uses, and those of prepare_prompt alone.
+struct BlockBytes {
+  size_t forward, prompt;
+};
+BlockBytes block_bytes(const WanTransformerConfig& config, DType dtype) {
+  const int64_t dim = config.dim(), hidden = config.ffn_dim;
+  const auto bytes = [dtype](int64_t out, int64_t in) { return Backend::streamed_bytes(out, in, dtype); };
+  return {bytes(3 * dim, dim) + 3 * bytes(dim, dim) + bytes(hidden, dim) + bytes(dim, hidden), bytes(2 * dim, dim)};
+}
+
+/// Refused before the disk is read for minutes.
+void require_host_memory(const WanTransformerConfig& config, DType dtype) {
+  constexpr double kGigabyte = 1e9;
+  const BlockBytes block = block_bytes(config, dtype);
+  const size_t needed = static_cast<size_t>(config.num_layers) * (block.forward + block.prompt);
+  const size_t available = available_host_memory();
+  if (needed <= available) return;
+  char text[200];
+  std::snprintf(
+      text, sizeof(text),
+      "--offload: %.1f GB of weights are to stay in host memory, and %.1f GB of it are available; close other "
+      "programs or run without --offload",
+      static_cast<double>(needed) / kGigabyte, static_cast<double>(available) / kGigabyte);
+  throw Error(ErrorKind::kDevice, text);
 }
 
 }  // namespace
 
-WanTransformer WanTransformer::load(Backend& backend, const std::string& folder, DType dtype) {
+WanTransformer WanTransformer::load(Backend& backend, const std::string& folder, DType dtype,
+                                    const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
   WanTransformer model;
   model.backend_ = &backend;
   model.dtype_ = dtype;
   model.config_ = WanTransformerConfig::load(folder);
   const WanTransformerConfig& config = model.config_;
-  const Weights weights = Weights::open(folder);
+  Weights weights = Weights::open(folder);
+  if (weights.has(kOriginalWanTensor)) weights.set_translation(original_wan_name);
+  if (options.offload) require_host_memory(config, dtype);
   const int64_t dim = config.dim();
 
   // A convolution whose stride is its kernel's size: a linear layer on patches.
@@ -52,36 +87,49 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.text_in_ = conditioner("text_embedder.linear_1", dim, config.text_dim, dtype);
   model.text_out_ = conditioner("text_embedder.linear_2", dim, dim, dtype);
 
-  for (int layer = 0; layer < config.num_layers; ++layer) model.blocks_.push_back(model.load_block(weights, layer));
-
+  // The small ones before the blocks: what is wrong with them is said at once.
   model.output_modulation_ = backend.from_host(weights.get_f32("scale_shift_table", {1, 2, dim}).reshaped({2, dim}));
   model.output_projection_ =
       load_linear(backend, weights, "proj_out", int64_t{config.out_channels} * config.patch_volume(), dim, DType::kF32);
+
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    if (options.progress) options.progress(layer, config.num_layers);
+    model.blocks_.push_back(model.load_block(weights, layer, options.offload));
+  }
+  if (const std::string warning = weights.check_unused("blocks."); !warning.empty() && options.warn) {
+    options.warn(warning);
+  }
+  if (options.progress) options.progress(config.num_layers, config.num_layers);
   return model;
 }
 
-WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer) const {
+WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer, bool offload) const {
   Backend& backend = *backend_;
   const int64_t dim = config_.dim();
   const std::string prefix = "blocks." + std::to_string(layer) + ".";
+  Block block;
+  if (offload) {
+    const BlockBytes bytes = block_bytes(config_, dtype_);
+    block.streamed = backend.make_streamed_weights(bytes.forward);
+    block.streamed_prompt = backend.make_streamed_weights(bytes.prompt);
+  }
   const auto vector = [&](const std::string& name) { return backend.from_host(weights.get_f32(prefix + name, {dim})); };
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-    return load_linear(backend, weights, prefix + name, out, in, dtype_);
+    return load_linear(backend, weights, prefix + name, out, in, dtype_, block.streamed);
   };
-  const auto fused = [&](const std::vector<std::string>& names) {
+  const auto fused = [&](const std::vector<std::string>& names, const std::shared_ptr<StreamedWeights>& streamed) {
     std::vector<std::string> full;
     full.reserve(names.size());
     for (const std::string& name : names) full.push_back(prefix + name);
-    return load_fused(backend, weights, full, dim, dim, dtype_);
+    return load_fused(backend, weights, full, dim, dim, dtype_, streamed);
   };
 
-  Block block;
   block.modulation = backend.from_host(weights.get_f32(prefix + "scale_shift_table", {1, 6, dim}).reshaped({6, dim}));
-  block.qkv = fused({"attn1.to_q", "attn1.to_k", "attn1.to_v"});
+  block.qkv = fused({"attn1.to_q", "attn1.to_k", "attn1.to_v"}, block.streamed);
   block.output = linear("attn1.to_out.0", dim, dim);
-  block.output_weight = weights.get(prefix + "attn1.to_out.0.weight", {dim, dim});
+  block.output_weight = weights.view(prefix + "attn1.to_out.0.weight", {dim, dim});  // was checked just now
   block.cross_query = linear("attn2.to_q", dim, dim);
-  block.cross_keys_values = fused({"attn2.to_k", "attn2.to_v"});
+  block.cross_keys_values = fused({"attn2.to_k", "attn2.to_v"}, block.streamed_prompt);
   block.cross_output = linear("attn2.to_out.0", dim, dim);
   // diffusers of today normalises even when the configuration says qk_norm null; older ones then had no such weights.
   // The weights of a null configuration therefore decide.
@@ -97,6 +145,9 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   }
   block.feed_forward_in = linear("ffn.net.0.proj", config_.ffn_dim, dim);
   block.feed_forward_out = linear("ffn.net.2", dim, config_.ffn_dim);
+  for (const auto& streamed : {block.streamed, block.streamed_prompt}) {
+    if (streamed) streamed->seal();
+  }
   return block;
 }
 

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "backend/cuda/device.h"
 #include "base/error.h"
 
 namespace calibatt::cuda::cudnn {
@@ -16,6 +17,9 @@ std::string last_error() {
 
 void check(cudnnStatus_t status, const char* what) {
   if (status == CUDNN_STATUS_SUCCESS) return;
+  if (status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED) {
+    throw_out_of_memory("cuDNN, " + std::string(what));
+  }
   const std::string details = last_error();
   throw Error(ErrorKind::kDevice,
               "cuDNN: " + std::string(what) + ": " + cudnnGetErrorString(status) +

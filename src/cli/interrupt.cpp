@@ -1,0 +1,49 @@
+#include "interrupt.h"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <string_view>
+
+#include "commands.h"
+
+namespace calibatt::cli {
+namespace {
+
+constexpr int kExitCode = 130;  // as shells report a program ended by Ctrl-C
+volatile std::sig_atomic_t requested = 0;
+
+extern "C" void on_signal(int) {
+  if (requested != 0) _exit(kExitCode);  // results appear under their names complete or not at all: nothing to tidy up
+  requested = 1;
+  constexpr std::string_view kNote = "\ncalibatt: ending at the next step; Ctrl-C again ends at once\n";
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kNote.data(), kNote.size());
+}
+
+std::string how_far(const std::string& stage, int done, int total) {
+  if (stage == "load") return "while loading the model";
+  if (stage == "text") return "while encoding the prompt";
+  if (stage == "decode") return format("after decoding %d of %d frames", done, total);
+  return format("after step %d of %d", done, total);
+}
+
+}  // namespace
+
+void watch_for_interrupts() {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    struct sigaction before {};
+    if (sigaction(signal, nullptr, &before) == 0 && before.sa_handler == SIG_IGN) continue;
+    struct sigaction action {};
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART;
+    sigemptyset(&action.sa_mask);
+    sigaction(signal, &action, nullptr);
+  }
+}
+
+void stop_if_interrupted(const std::string& stage, int done, int total, const std::string& what_remains) {
+  if (requested == 0) return;
+  throw Interrupted("interrupted " + how_far(stage, done, total) + what_remains);
+}
+
+}  // namespace calibatt::cli

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace calibatt::cli {
+
+/// A run that the user ended with Ctrl-C or SIGTERM. Exit code 130.
+class Interrupted : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// From here on the first SIGINT or SIGTERM asks the run to end at its next step, and a second one ends the process at
+/// once. A signal that was ignored when the program began (nohup) stays ignored.
+void watch_for_interrupts();
+
+/// To be called at every step: throws Interrupted when a signal came. The message says how far the run was ("after step
+/// 3 of 50"), and `what_remains`.
+void stop_if_interrupted(const std::string& stage, int done, int total, const std::string& what_remains);
+
+}  // namespace calibatt::cli

@@ -1,0 +1,74 @@
+// Ctrl-C: the run ends at its next step, says how far it was, and leaves nothing half-written.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+
+#include "command.h"
+
+namespace calibatt::test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+using ::testing::Not;
+namespace fs = std::filesystem;
+
+class Interrupt : public ::testing::Test {
+ protected:
+  TemporaryFolder folder_;
+  // Steps without end, each of a moment.
+  std::string long_run() const {
+    return "generate --model " + kModel + " -W 64 -H 64 --video-frames 9 --steps 1000 --threads 2 -p a -o " +
+           folder_.file("x.mp4") + " --report " + folder_.file("x.json");
+  }
+};
+
+TEST_F(Interrupt, GenerateEndsAtTheNextStep) {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    const CommandResult result = interrupt_calibatt(long_run(), "denoise", signal);
+    EXPECT_EQ(result.exit_code, 130) << result.output;
+    EXPECT_THAT(result.output, AllOf(ContainsRegex("interrupted after step [0-9]+ of 1000; nothing was written"),
+                                     HasSubstr("Ctrl-C again")));
+    EXPECT_TRUE(fs::is_empty(folder_.path));
+  }
+}
+
+TEST_F(Interrupt, LoadingCanBeInterrupted) {
+  const CommandResult result = interrupt_calibatt(long_run(), "load", SIGINT);
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("nothing was written"));
+}
+
+TEST_F(Interrupt, ASecondSignalEndsAtOnce) {
+  // The model's own size: a step takes far longer than the tenth of a second between the signals.
+  const CommandResult result = interrupt_calibatt(
+      "generate --model " + kModel + " --threads 1 -p a -o " + folder_.file("x.mp4"), "denoise", SIGINT, 2);
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output, Not(HasSubstr("interrupted after")));
+  EXPECT_TRUE(fs::is_empty(folder_.path));
+}
+
+TEST_F(Interrupt, CalibrateSaysHowToGoOnAndDoesSo) {
+  write_file(folder_.file("prompts.txt"), "a red circle\na blue square\n");
+  const std::string command = "calibrate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " +
+                              folder_.file("plan.safetensors") +
+                              " --token-order tiles:2x2x2 --block-q 16 --block-k 16 --anchors 1 ";
+  const CommandResult result = interrupt_calibatt(command + "--steps 1000", "prompt 1", SIGINT);
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output, AllOf(ContainsRegex("interrupted after step [0-9]+ of 1000 of prompt 1 of 2"),
+                                   HasSubstr(folder_.file("plan.safetensors.profile")), HasSubstr("goes on")));
+  EXPECT_FALSE(fs::exists(folder_.file("plan.safetensors")));
+
+  // Between the prompts: the first one is kept.
+  const CommandResult second =
+      interrupt_calibatt(command + "--steps 40 --profile " + folder_.file("p"), "prompt 2 of 2", SIGINT);
+  EXPECT_EQ(second.exit_code, 130) << second.output;
+  const CommandResult resumed = run_calibatt(command + "--steps 40 --profile " + folder_.file("p"));
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, HasSubstr("(1 from the saved profile)"));
+}
+
+}  // namespace
+}  // namespace calibatt::test
