@@ -61,21 +61,21 @@ class Ours:
     """Our decoder. Latents: host, float32, [16, frames, rows, columns], normalised."""
 
     def __init__(self, library, folder, bf16, fuse=0, candidates=1, latent_frames=1):
-        self.library = library
+        self.binding = library
         handle = library.lib.calibatt_vae_load(str(folder).encode(), int(bf16), fuse, candidates, latent_frames)
         self.handle = library.checked(handle, handle is None)
 
     def __del__(self):
         if getattr(self, "handle", None):
-            self.library.lib.calibatt_vae_free(self.handle)
+            self.binding.lib.calibatt_vae_free(self.handle)
 
     def _decode(self, latents, rgb, pixels):
         assert latents.dtype == torch.float32 and latents.is_contiguous() and not latents.is_cuda
-        result = self.library.lib.calibatt_vae_decode(
+        result = self.binding.lib.calibatt_vae_decode(
             self.handle, latents.data_ptr(), *latents.shape[1:], rgb.data_ptr() if rgb is not None else None,
             pixels.data_ptr() if pixels is not None else None,
         )  # fmt: skip
-        self.library.checked(result, result != 0)
+        self.binding.checked(result, result != 0)
 
     def to_bytes(self, latents):
         """[frames, rows, columns, 3] uint8."""
@@ -90,10 +90,10 @@ class Ours:
         return pixels
 
     def peak_gb(self):
-        return self.library.lib.calibatt_vae_peak_bytes(self.handle) / 1e9
+        return self.binding.lib.calibatt_vae_peak_bytes(self.handle) / 1e9
 
     def report(self):
-        return self.library.lib.calibatt_vae_report(self.handle).decode().splitlines()
+        return self.binding.lib.calibatt_vae_report(self.handle).decode().splitlines()
 
 
 class Theirs:
@@ -264,7 +264,7 @@ def save(report, options):
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", required=True, metavar="FILE.so", help="libcalibatt_vae_bench.so")
+    parser.add_argument("--library", dest="shared_object", required=True, metavar="FILE.so", help="libcalibatt_vae_bench.so")
     parser.add_argument("--output", default="vae.json")
     parser.add_argument("--sizes", default="480p,720p")
     parser.add_argument("--variants", default="ours,ours-pairs,ours-timed", help=f"of {','.join(OURS)} (ClipOptions)")
@@ -281,7 +281,7 @@ def parse_options():
 def main():
     options = parse_options()
     begin = time.monotonic()
-    library = Library(options.library)
+    library = Library(options.shared_object)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(1)
         AutoencoderKLWan().save_pretrained(folder)
