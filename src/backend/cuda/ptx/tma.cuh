@@ -9,10 +9,6 @@
 /// Bulk tensor copies of sm_90 (PTX ISA, "cp.async.bulk.tensor").
 namespace calibatt::cuda::ptx {
 
-__device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
-}
-
 /// Copies one box of a 4-D tensor to shared memory; elements outside the tensor become zero. The barrier gets the
 /// box's bytes. `c0` is the coordinate of the contiguous dimension.
 __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, uint64_t* barrier, int c0, int c1,
