@@ -298,7 +298,7 @@ TEST_F(CudaLinear, CandidatesAreTriedWithoutTouchingASum) {
 
 TEST_F(CudaLinear, MemoryThatIsShortCanBeAskedFor) {
   Context context;
-  EXPECT_EQ(context.try_allocate_bytes(size_t{1} << 50), nullptr);
+  EXPECT_EQ(context.try_allocate_bytes(size_t{1} << 46), nullptr);
   EXPECT_NE(context.try_allocate_bytes(1 << 20), nullptr);
 }
 
