@@ -1,8 +1,10 @@
 // Every operation of a Wan transformer block but self-attention, at the shapes of the public models, on the CUDA
-// backend: time, share of the memory's copy bandwidth, products per second. Prints JSON. Random inputs; the norms are
-// checked against the CPU backend on some rows first (the products are by cuBLASLt and tested at smaller sizes).
+// backend: time, share of the memory's copy bandwidth, products per second. Prints JSON. Random inputs; some rows of
+// every result are compared with the CPU backend's before it is timed.
+//   calibatt_operations_bench [--model 14B-720p] [--candidates]
 #include <cuda_runtime_api.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,6 +16,10 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/device.h"
+#include "backend/cuda/event_timer.h"
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/kernels/elementwise.h"
+#include "backend/cuda/linear.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -23,16 +29,17 @@ namespace {
 using nlohmann::json;
 
 constexpr int kWarmUps = 2, kRuns = 7;
+constexpr int64_t kChecked = 64;  // rows that are compared
 
 struct Model {
-  const char* name;
+  const char *id, *name;
   int64_t tokens, heads, head_dim, ffn;
   int64_t dim() const { return heads * head_dim; }
 };
 constexpr Model kModels[] = {
-    {"14B, 720p, 81 frames", 75600, 40, 128, 13824},
-    {"14B, 480p, 81 frames", 32760, 40, 128, 13824},
-    {"1.3B, 480p, 81 frames", 32760, 12, 128, 8960},
+    {"14B-720p", "14B, 720p, 81 frames", 75600, 40, 128, 13824},
+    {"14B-480p", "14B, 480p, 81 frames", 32760, 40, 128, 13824},
+    {"1.3B-480p", "1.3B, 480p, 81 frames", 32760, 12, 128, 8960},
 };
 
 /// Uniform in [-1, 1), the same in every run.
@@ -62,11 +69,14 @@ class Bench {
   explicit Bench(Backend& gpu) : gpu_(gpu) { copy_bandwidth_ = measure_copy(); }
   double copy_bandwidth() const { return copy_bandwidth_; }
 
-  /// Median seconds of `work`; bytes: read and written once; operations: of products.
-  json measure(const std::string& name, double bytes, double operations, const std::function<void()>& work) {
+  /// Median seconds of `work`; bytes: read and written once; operations: of products. stream: where the work is
+  /// enqueued, when it is not the backend's.
+  json measure(const std::string& name, double bytes, double operations, const std::function<void()>& work,
+               cudaStream_t stream = nullptr) {
     std::vector<double> seconds;
     for (int turn = 0; turn < kWarmUps + kRuns; ++turn) {
-      const auto timer = gpu_.make_timer();
+      const std::unique_ptr<Timer> timer =
+          stream != nullptr ? std::make_unique<cuda::EventTimer>(stream) : gpu_.make_timer();
       timer->start();
       work();
       timer->stop();
@@ -110,22 +120,121 @@ void check_close(const Tensor& found, const Tensor& expected, const char* what) 
   }
 }
 
-json run_model(Backend& gpu, Bench& bench, const Model& model) {
+/// What becomes of a product.
+enum class Way { kWritten, kGelu, kAdded, kGated, kGatedInTwoPasses };
+
+/// Linear layers on a stream of their own, so that the passes they are made of can be run one by one too.
+class Products {
+ public:
+  struct Layer {
+    Tensor weight, bias;  // host
+    std::shared_ptr<const LinearLayer> gpu, cpu;
+  };
+
+  Products(Bench& bench, bool with_candidates) : bench_(bench), with_candidates_(with_candidates) {}
+  size_t peak_bytes() const { return context_.peak_bytes(); }
+
+  Layer make(int64_t out, int64_t in, uint64_t seed) {
+    Layer layer{noise(DType::kBF16, {out, in}, seed), noise(DType::kF32, {out}, seed + 1), nullptr, nullptr};
+    layer.gpu = linear_.make(layer.weight, layer.bias, DType::kBF16);
+    layer.cpu = cpu_->make_linear(layer.weight, layer.bias, DType::kBF16);
+    return layer;
+  }
+  Tensor empty(DType dtype, std::vector<int64_t> shape) { return context_.allocate(dtype, std::move(shape)); }
+
+  /// Compared, then timed. out: F32 where something is added to it, else BF16.
+  json measure(const std::string& name, const Layer& layer, const Tensor& input, Tensor& out, Way way,
+               const Tensor& gate) {
+    const auto work = [&] { run(layer, input, out, way, gate); };
+    compare(name, layer, input, out, way, gate, work);
+    const double operations =
+        2.0 * static_cast<double>(input.dim(0)) * static_cast<double>(input.dim(1) * layer.weight.dim(0));
+    json result = bench_.measure(name, 0, operations, work, context_.stream());
+    if (with_candidates_ && way != Way::kGatedInTwoPasses) result["candidates"] = candidates(layer, input, out, way);
+    return result;
+  }
+
+ private:
+  void run(const Layer& layer, const Tensor& input, Tensor& out, Way way, const Tensor& gate) {
+    switch (way) {
+      case Way::kWritten:
+        return linear_.run(*layer.gpu, input, out, {});
+      case Way::kGelu:
+        return linear_.run(*layer.gpu, input, out, {.activation = Activation::kGeluTanh});
+      case Way::kAdded:
+        return linear_.run(*layer.gpu, input, out, {.accumulate = true});
+      case Way::kGated:
+        return linear_.run(*layer.gpu, input, out, {.accumulate = true, .gate = &gate});
+      case Way::kGatedInTwoPasses: {
+        Tensor product = context_.allocate(DType::kBF16, out.shape());
+        linear_.run(*layer.gpu, input, product, {});
+        cuda::add_gated(out.f32(), product.raw(), DType::kBF16, gate.f32(), out.dim(0), out.dim(1), context_.stream());
+      }
+    }
+  }
+
+  void compare(const std::string& name, const Layer& layer, const Tensor& input, const Tensor& out, Way way,
+               const Tensor& gate, const std::function<void()>& work) {
+    const bool adds = out.dtype() == DType::kF32, gated = way == Way::kGated || way == Way::kGatedInTwoPasses;
+    const Tensor before = adds ? checked_rows(out) : Tensor(), gate_row = gated ? to_host(gate) : Tensor();
+    work();
+    Tensor change = converted(checked_rows(out), DType::kF32);
+    for (int64_t i = 0; adds && i < change.size(); ++i) change.f32()[i] -= before.f32()[i];
+    Tensor expected = Tensor::zeros(DType::kF32, change.shape());
+    cpu_->linear(*layer.cpu, checked_rows(input), expected,
+                 {.activation = way == Way::kGelu ? Activation::kGeluTanh : Activation::kNone,
+                  .accumulate = adds,
+                  .gate = gated ? &gate_row : nullptr});
+    check_close(change, expected, name.c_str());
+  }
+
+  /// What cuBLASLt proposes for the product itself, in its order of preference.
+  json candidates(const Layer& layer, const Tensor& input, Tensor& out, Way way) {
+    const Tensor weight = cuda::upload(context_, layer.weight, DType::kBF16);
+    const Tensor bias = cuda::upload(context_, layer.bias, out.dtype());
+    cuda::GemmCall call{.input = input.raw(), .weight = weight.raw(), .out = out.raw(), .out_dtype = out.dtype()};
+    call.rows = input.dim(0);
+    call.out_features = weight.dim(0);
+    call.in_features = weight.dim(1);
+    call.bias = bias.raw();
+    call.gelu = way == Way::kGelu;
+    call.accumulate = out.dtype() == DType::kF32;
+    json result = json::array();
+    for (const cuda::GemmCandidate& each : gemm_.tried_candidates(call)) {
+      result.push_back({{"ms", each.milliseconds}, {"finalist", each.finalist}, {"is", each.describe()}});
+    }
+    return result;
+  }
+
+  Tensor to_host(const Tensor& device) {
+    Tensor host(device.dtype(), device.shape());
+    context_.copy_to_host(host.raw(), device.raw(), device.size_bytes());
+    return host;
+  }
+  Tensor checked_rows(const Tensor& device) { return to_host(first_rows(device, kChecked)); }
+
+  Bench& bench_;
+  bool with_candidates_;
+  cuda::Context context_;
+  cuda::LinearOps linear_{context_};
+  cuda::Gemm gemm_{context_};
+  std::unique_ptr<Backend> cpu_ = cpu::make_cpu_backend();
+};
+
+json run_model(Backend& gpu, Bench& bench, Products& products, const Model& model) {
   const auto cpu = cpu::make_cpu_backend();
-  constexpr int64_t kChecked = 64;
   const int64_t tokens = model.tokens, dim = model.dim();
   const double cells = static_cast<double>(tokens) * static_cast<double>(dim);
   const Tensor residual_host = noise(DType::kF32, {tokens, dim}, 1), row_host = noise(DType::kF32, {dim}, 2);
   Tensor residual = gpu.from_host(residual_host);
   const Tensor row = gpu.from_host(row_host);
-  Tensor normed = gpu.empty(DType::kBF16, {tokens, dim}), other = gpu.empty(DType::kBF16, {tokens, dim});
+  Tensor normed = gpu.empty(DType::kBF16, {tokens, dim});
   json results = json::array();
-  const auto add = [&](const std::string& name, double bytes, double operations, const std::function<void()>& work) {
-    results.push_back(bench.measure(name, bytes, operations, work));
+  const auto add = [&](const std::string& name, double bytes, const std::function<void()>& work) {
+    results.push_back(bench.measure(name, bytes, 0, work));
   };
 
-  add("norm and modulate, F32 to BF16", 6 * cells, 0,
-      [&] { gpu.layer_norm(residual, &row, &row, true, 1e-6f, normed); });
+  add("norm and modulate, F32 to BF16", 6 * cells, [&] { gpu.layer_norm(residual, &row, &row, true, 1e-6f, normed); });
   Tensor expected(DType::kBF16, {kChecked, dim});
   cpu->layer_norm(first_rows(residual_host, kChecked), &row_host, &row_host, true, 1e-6f, expected);
   check_close(gpu.to_host(first_rows(normed, kChecked)), expected, "the layer norm");
@@ -145,50 +254,55 @@ json run_model(Backend& gpu, Bench& bench, const Model& model) {
     const RopeTable first{first_rows(rope_host.cos, kChecked), first_rows(rope_host.signed_sin, kChecked)};
     cpu->norm_and_rotate(query(rotated, kChecked), heads, head_dim, &row_host, 1e-6f, &first);
     check_close(gpu.to_host(first_rows(qkv, kChecked)), rotated, "norm and rotation");
-    add("norm and rotate, one of q and k", 4 * cells + 8.0 * static_cast<double>(tokens * model.head_dim), 0,
+    add("norm and rotate, one of q and k", 4 * cells + 8.0 * static_cast<double>(tokens * model.head_dim),
         [&] { gpu.norm_and_rotate(query(qkv, tokens), heads, head_dim, &row, 1e-6f, &rope); });
+  }
 
-    const auto layer =
-        gpu.make_linear(noise(DType::kBF16, {3 * dim, dim}, 6), noise(DType::kF32, {3 * dim}, 7), DType::kBF16);
-    add("linear: q, k, v", 0, 6 * cells * static_cast<double>(dim), [&] { gpu.linear(*layer, normed, qkv); });
+  gpu.synchronize();  // the products have a stream of their own; a measurement waits for its end
+  const auto add_product = [&](const std::string& name, const Products::Layer& layer, const Tensor& input, Tensor& out,
+                               Way way) { results.push_back(products.measure(name, layer, input, out, way, row)); };
+  {
+    const Products::Layer layer = products.make(3 * dim, dim, 6);
+    Tensor qkv = products.empty(DType::kBF16, {tokens, 3 * dim});
+    add_product("linear: q, k, v", layer, normed, qkv, Way::kWritten);
   }
   {
-    const auto layer = gpu.make_linear(noise(DType::kBF16, {dim, dim}, 8), noise(DType::kF32, {dim}, 9), DType::kBF16);
-    const double operations = 2 * cells * static_cast<double>(dim);
-    add("linear: dim to dim", 0, operations, [&] { gpu.linear(*layer, normed, other); });
-    add("linear: dim to dim, added to the residual", 0, operations,
-        [&] { gpu.linear(*layer, normed, residual, {.accumulate = true}); });
-    add("linear: dim to dim, gated and added", 0, operations,
-        [&] { gpu.linear(*layer, normed, residual, {.accumulate = true, .gate = &row}); });
+    const Products::Layer layer = products.make(dim, dim, 8);
+    Tensor other = products.empty(DType::kBF16, {tokens, dim});
+    add_product("linear: dim to dim", layer, normed, other, Way::kWritten);
+    add_product("linear: dim to dim, added to the residual", layer, normed, residual, Way::kAdded);
+    add_product("linear: dim to dim, gated and added", layer, normed, residual, Way::kGated);
+    add_product("linear: dim to dim, gated and added in two passes", layer, normed, residual, Way::kGatedInTwoPasses);
   }
   {
-    const int64_t rows = std::min(tokens, gpu.rows_at_a_time());
-    const auto in =
-        gpu.make_linear(noise(DType::kBF16, {model.ffn, dim}, 10), noise(DType::kF32, {model.ffn}, 11), DType::kBF16);
-    const auto out =
-        gpu.make_linear(noise(DType::kBF16, {dim, model.ffn}, 12), noise(DType::kF32, {dim}, 13), DType::kBF16);
-    Tensor hidden = gpu.empty(DType::kBF16, {rows, model.ffn});
-    const Tensor input = first_rows(normed, rows);
-    Tensor output = first_rows(residual, rows);
-    const double operations = 2.0 * static_cast<double>(rows) * static_cast<double>(dim * model.ffn);
-    const std::string size = " (" + std::to_string(rows) + " rows)";
-    add("linear: feed-forward in, GELU" + size, 0, operations,
-        [&] { gpu.linear(*in, input, hidden, {.activation = Activation::kGeluTanh}); });
-    add("linear: feed-forward out, gated and added" + size, 0, operations,
-        [&] { gpu.linear(*out, hidden, output, {.accumulate = true, .gate = &row}); });
+    const Products::Layer in = products.make(model.ffn, dim, 10), out = products.make(dim, model.ffn, 12);
+    Tensor hidden = products.empty(DType::kBF16, {tokens, model.ffn});
+    for (const int64_t rows : {std::min<int64_t>(tokens, 32768), tokens}) {
+      const Tensor input = first_rows(normed, rows);
+      Tensor some_hidden = first_rows(hidden, rows), output = first_rows(residual, rows);
+      const std::string size = " (" + std::to_string(rows) + " rows)";
+      add_product("linear: feed-forward in, GELU" + size, in, input, some_hidden, Way::kGelu);
+      add_product("linear: feed-forward out, gated and added" + size, out, some_hidden, output, Way::kGated);
+      add_product("linear: feed-forward out, gated and added in two passes" + size, out, some_hidden, output,
+                  Way::kGatedInTwoPasses);
+      if (rows == tokens) break;
+    }
   }
   return {{"model", model.name}, {"tokens", tokens}, {"operations", results}};
 }
 
-void run() {
+void run(const std::string& model_id, bool with_candidates) {
   const auto gpu = cuda::make_cuda_backend();
   Bench bench(*gpu);
+  Products products(bench, with_candidates);
   json models = json::array();
-  for (const Model& model : kModels) models.push_back(run_model(*gpu, bench, model));
+  for (const Model& model : kModels) {
+    if (model_id.empty() || model_id == model.id) models.push_back(run_model(*gpu, bench, products, model));
+  }
   const json report = {{"device", gpu->device_name()},
                        {"copy_GB_per_s", bench.copy_bandwidth() * 1e-9},
                        {"runs", kRuns},
-                       {"peak_device_bytes", gpu->peak_memory_bytes()},
+                       {"peak_device_bytes", gpu->peak_memory_bytes() + products.peak_bytes()},
                        {"models", models}};
   std::printf("%s\n", report.dump(2).c_str());
 }
@@ -196,9 +310,17 @@ void run() {
 }  // namespace
 }  // namespace calibatt
 
-int main() {
+int main(int argc, char** argv) {
+  CLI::App app("The operations of a Wan transformer block but self-attention.");
+  std::string model;
+  bool with_candidates = false;
+  app.add_option("--model", model, "only this one; default: all")
+      ->check(CLI::IsMember({"14B-720p", "14B-480p", "1.3B-480p"}));
+  app.add_flag("--candidates", with_candidates,
+               "Also the time of every algorithm that cuBLASLt proposes for a product");
+  CLI11_PARSE(app, argc, argv);
   try {
-    calibatt::run();
+    calibatt::run(model, with_candidates);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "calibatt_operations_bench: %s\n", error.what());

@@ -51,7 +51,7 @@ cudaStream_t Context::stream() const {
   return pool_->stream.get();
 }
 
-std::shared_ptr<void> Context::allocate_bytes(size_t bytes) {
+std::shared_ptr<void> Context::try_allocate_bytes(size_t bytes) {
   void* data = nullptr;
   const auto allocate = [&] { return cudaMallocFromPoolAsync(&data, bytes > 0 ? bytes : 1, pool_->pool, stream()); };
   cudaError_t status = allocate();
@@ -62,18 +62,23 @@ std::shared_ptr<void> Context::allocate_bytes(size_t bytes) {
   }
   if (status == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());
-    size_t free = 0, total = 0;
-    check(cudaMemGetInfo(&free, &total), "asking for free memory");
-    const size_t used = pool_->attribute(cudaMemPoolAttrUsedMemCurrent);
-    const size_t kept = pool_->attribute(cudaMemPoolAttrReservedMemCurrent) - used;
-    throw Error(ErrorKind::kDevice,
-                "GPU: out of memory: " + gigabytes(bytes) + " more are needed, " + gigabytes(free + kept) + " of " +
-                    gigabytes(total) + " are free, " + gigabytes(used) +
-                    " are in use by this run. Use --offload, a smaller size or fewer frames, or close other programs "
-                    "on the GPU");
+    return nullptr;
   }
   check(status, "allocating memory");
   return {data, [pool = pool_](void* pointer) { static_cast<void>(cudaFreeAsync(pointer, pool->stream.get())); }};
+}
+
+std::shared_ptr<void> Context::allocate_bytes(size_t bytes) {
+  if (std::shared_ptr<void> memory = try_allocate_bytes(bytes)) return memory;
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for free memory");
+  const size_t used = pool_->attribute(cudaMemPoolAttrUsedMemCurrent);
+  const size_t kept = pool_->attribute(cudaMemPoolAttrReservedMemCurrent) - used;
+  throw Error(ErrorKind::kDevice,
+              "GPU: out of memory: " + gigabytes(bytes) + " more are needed, " + gigabytes(free + kept) + " of " +
+                  gigabytes(total) + " are free, " + gigabytes(used) +
+                  " are in use by this run. Use --offload, a smaller size or fewer frames, or close other programs "
+                  "on the GPU");
 }
 
 Tensor Context::allocate(DType dtype, std::vector<int64_t> shape) {

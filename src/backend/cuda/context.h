@@ -26,6 +26,7 @@ class Context {
   /// free.
   Tensor allocate(DType dtype, std::vector<int64_t> shape);
   std::shared_ptr<void> allocate_bytes(size_t bytes);
+  std::shared_ptr<void> try_allocate_bytes(size_t bytes);  ///< null when memory is short
 
   void copy_to_device(void* device, const void* host, size_t bytes);  ///< `host` may be changed on return
   void copy_to_host(void* host, const void* device, size_t bytes);    ///< `host` holds the data on return

@@ -23,8 +23,9 @@
 namespace calibatt::cuda {
 namespace {
 
-/// Wide enough that a product's last wave of tiles does not count; the 14B model's hidden layer takes 0.9 GB then.
-constexpr int64_t kRowsAtATime = 32768;
+/// All rows of a video, mostly: a gated product scales its weight once per call. Products of the 14B model stay below
+/// 2³¹ elements.
+constexpr int64_t kRowsAtATime = 131072;
 constexpr int kOldestCapability = 80;  // the kernels' bf16 instructions
 
 const float* f32_or_null(const Tensor* tensor) {

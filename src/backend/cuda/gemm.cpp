@@ -5,16 +5,20 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <type_traits>
 
+#include "backend/cuda/event_timer.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
 namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;  // NVIDIA recommends at least 32 MiB on Hopper
-constexpr int kMaxCandidates = 6;
+constexpr int kMaxCandidates = 12, kRounds = 3;
 constexpr double kTunedOperations = 1e11;  // a product that takes longer than about 0.15 ms is worth a comparison
 constexpr float kClearlyFaster = 0.98f;    // or the library's favourite stays: fewer choices depend on noise
+constexpr float kOutOfReach = 1.05f;       // so much slower than another at once: not tried again
+constexpr int64_t kLoadingRows = 256;
 
 cudaDataType_t cuda_type(DType dtype) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
@@ -39,19 +43,6 @@ void check(cublasStatus_t status, const std::string& what) {
   throw Error(ErrorKind::kDevice, "GPU: cuBLASLt: " + what + ": " + cublasLtGetStatusString(status) +
                                       "; check that the installed cuBLAS is of CUDA 13");
 }
-
-/// An event of the current device.
-class Event {
- public:
-  Event() { cuda::check(cudaEventCreate(&event_), "making an event"); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() { static_cast<void>(cudaEventDestroy(event_)); }
-  cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 }  // namespace
 
@@ -131,7 +122,7 @@ void Gemm::run(const GemmCall& call) {
 const std::optional<cublasLtMatmulAlgo_t>& Gemm::algorithm_for(const GemmCall& call) {
   const Shape shape = shape_of(call);
   auto found = algorithms_.find(shape);
-  if (found == algorithms_.end()) found = algorithms_.emplace(shape, choose(call, shape)).first;
+  if (found == algorithms_.end()) found = algorithms_.emplace(shape, choose(call)).first;
   return found->second;
 }
 
@@ -143,8 +134,32 @@ cublasStatus_t Gemm::enqueue(const GemmCall& call, const Descriptors& descriptor
                         workspace_.get(), kWorkspaceBytes, context_.stream());
 }
 
-std::optional<cublasLtMatmulAlgo_t> Gemm::choose(const GemmCall& call, const Shape& shape) {
+std::optional<cublasLtMatmulAlgo_t> Gemm::choose(const GemmCall& call) {
   const Descriptors descriptors(call);
+  std::vector<GemmCandidate> all = candidates(call, descriptors);
+  if (all.empty()) return std::nullopt;
+  const double operations = 2.0 * static_cast<double>(call.rows) * static_cast<double>(call.out_features) *
+                            static_cast<double>(call.in_features);
+  const GemmCandidate* best = &all.front();
+  if (operations < kTunedOperations || !try_all(call, descriptors, all)) return best->algorithm;
+  float to_beat = best->milliseconds * kClearlyFaster;
+  for (const GemmCandidate& each : all) {
+    if (!each.finalist || each.milliseconds >= to_beat) continue;
+    best = &each;
+    to_beat = each.milliseconds;
+  }
+  return best->algorithm;
+}
+
+std::vector<GemmCandidate> Gemm::tried_candidates(const GemmCall& call) {
+  const Descriptors descriptors(call);
+  std::vector<GemmCandidate> result = candidates(call, descriptors);
+  if (!try_all(call, descriptors, result)) result.clear();
+  return result;
+}
+
+/// Not tried yet.
+std::vector<GemmCandidate> Gemm::candidates(const GemmCall& call, const Descriptors& descriptors) {
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), "preferences");
   const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>,
@@ -153,54 +168,100 @@ std::optional<cublasLtMatmulAlgo_t> Gemm::choose(const GemmCall& call, const Sha
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)), "preferences");
   };
+  const Shape shape = shape_of(call);
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.weight_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.input_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.out_alignment);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.out_alignment);
 
-  std::array<cublasLtMatmulHeuristicResult_t, kMaxCandidates> results{};
+  std::array<cublasLtMatmulHeuristicResult_t, kMaxCandidates> found{};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, descriptors.operation, descriptors.weight,
                                                                descriptors.input, descriptors.out, descriptors.out,
-                                                               preference, kMaxCandidates, results.data(), &count);
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return std::nullopt;
+                                                               preference, kMaxCandidates, found.data(), &count);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return {};
   check(status, describe(call));
-  const auto usable = std::ranges::stable_partition(results.begin(), results.begin() + count, [](const auto& result) {
-    return result.state == CUBLAS_STATUS_SUCCESS;
-  });
-  count = static_cast<int>(usable.begin() - results.begin());
-  if (count == 0) return std::nullopt;
-
-  const double operations = 2.0 * static_cast<double>(call.rows) * static_cast<double>(call.out_features) *
-                            static_cast<double>(call.in_features);
-  if (call.accumulate || operations < kTunedOperations) return results[0].algo;
-  int best = 0;
-  float best_milliseconds = milliseconds(call, descriptors, results[0].algo) * kClearlyFaster;
-  for (int i = 1; i < count; ++i) {
-    const float each = milliseconds(call, descriptors, results[static_cast<size_t>(i)].algo);
-    if (each >= best_milliseconds) continue;
-    best = i;
-    best_milliseconds = each;
+  std::vector<GemmCandidate> result;
+  for (int i = 0; i < count; ++i) {
+    const cublasLtMatmulHeuristicResult_t& each = found[static_cast<size_t>(i)];
+    if (each.state == CUBLAS_STATUS_SUCCESS) result.push_back({.algorithm = each.algo});
   }
-  return results[static_cast<size_t>(best)].algo;
+  return result;
 }
 
-/// The faster of two runs after one to warm up; infinite when the algorithm refuses after all.
-float Gemm::milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm) {
-  if (enqueue(call, descriptors, algorithm) != CUBLAS_STATUS_SUCCESS) return INFINITY;
-  float best = INFINITY;
-  for (int turn = 0; turn < 2; ++turn) {
-    const Event begin, end;
-    cuda::check(cudaEventRecord(begin.get(), context_.stream()), "recording an event");
-    if (enqueue(call, descriptors, algorithm) != CUBLAS_STATUS_SUCCESS) return INFINITY;
-    cuda::check(cudaEventRecord(end.get(), context_.stream()), "recording an event");
-    cuda::check(cudaEventSynchronize(end.get()), "running a product");
-    float each = 0;
-    cuda::check(cudaEventElapsedTime(&each, begin.get(), end.get()), "timing a product");
-    best = std::min(best, each);
+/// Sets the candidates' times; false, and nothing is set, when there is no memory to try in. A card at its power limit
+/// changes its clock from one moment to the next: candidates take turns and medians count. To be cheap, those that are
+/// clearly slower in the first round are out, and kernels are loaded by products of a few rows (where an algorithm
+/// refuses so few, its first turn takes longer).
+bool Gemm::try_all(GemmCall call, const Descriptors& descriptors, std::vector<GemmCandidate>& candidates) {
+  std::shared_ptr<void> scratch;
+  if (call.accumulate) {
+    const size_t bytes =
+        static_cast<size_t>(call.rows) * static_cast<size_t>(call.out_features) * dtype_size(call.out_dtype);
+    scratch = context_.try_allocate_bytes(bytes);
+    if (scratch == nullptr) return false;
+    cuda::check(cudaMemsetAsync(scratch.get(), 0, bytes, context_.stream()), "clearing memory");
+    call.out = scratch.get();
   }
-  return best;
+  GemmCall few_rows = call;
+  few_rows.rows = std::min(call.rows, kLoadingRows);
+  const Descriptors few_rows_descriptors(few_rows);
+  for (const GemmCandidate& each : candidates) {
+    static_cast<void>(enqueue(few_rows, few_rows_descriptors, each.algorithm));
+  }
+
+  std::vector<std::vector<float>> times(candidates.size());
+  float fastest = INFINITY;  // of the first round
+  for (int round = 0; round < kRounds; ++round) {
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      if (round > 0 && i > 0 && times[i].front() > fastest * kOutOfReach) continue;
+      times[i].push_back(milliseconds(call, descriptors, candidates[i].algorithm));
+      if (round == 0) fastest = std::min(fastest, times[i].front());
+    }
+  }
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    std::ranges::sort(times[i]);
+    candidates[i].milliseconds = times[i][times[i].size() / 2];
+    candidates[i].finalist = times[i].size() == kRounds;
+  }
+  if (scratch != nullptr) {
+    scratch.reset();
+    context_.trim();  // nothing of that size is needed again
+  }
+  return true;
+}
+
+/// Infinite when the algorithm refuses after all.
+float Gemm::milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm) {
+  EventTimer timer(context_.stream());
+  timer.start();
+  const cublasStatus_t status = enqueue(call, descriptors, algorithm);
+  timer.stop();
+  const double seconds = timer.seconds();
+  return status == CUBLAS_STATUS_SUCCESS ? static_cast<float>(seconds * 1e3) : INFINITY;
+}
+
+std::string GemmCandidate::describe() const {
+  std::string text;
+  const auto add = [&]<class Value>(const char* name, cublasLtMatmulAlgoConfigAttributes_t attribute, Value value) {
+    size_t written = 0;
+    if (cublasLtMatmulAlgoConfigGetAttribute(&algorithm, attribute, &value, sizeof(value), &written) !=
+        CUBLAS_STATUS_SUCCESS) {
+      return;
+    }
+    text += (text.empty() ? "" : ", ") + std::string(name) + " " + std::to_string(value);
+  };
+  add("algorithm", CUBLASLT_ALGO_CONFIG_ID, int32_t{});
+  add("tile", CUBLASLT_ALGO_CONFIG_TILE_ID, uint32_t{});
+  add("stages", CUBLASLT_ALGO_CONFIG_STAGES_ID, uint32_t{});
+  add("cluster", CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, uint16_t{});
+  add("inner shape", CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, uint16_t{});
+  add("swizzle", CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, uint32_t{});
+  add("split-k", CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t{});
+  add("reduction", CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t{});
+  add("option", CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, uint32_t{});
+  return text;
 }
 
 }  // namespace calibatt::cuda

@@ -7,6 +7,8 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "backend/cuda/context.h"
 
@@ -25,8 +27,18 @@ struct GemmCall {
   bool accumulate = false;     ///< add to what `out` holds
 };
 
+/// One of the algorithms that cuBLASLt proposes for a call, and what its trials took.
+struct GemmCandidate {
+  cublasLtMatmulAlgo_t algorithm{};
+  float milliseconds = 0;        ///< median of its trials; infinite: refused after all
+  bool finalist = false;         ///< tried as often as any; the others were clearly slower at once
+  std::string describe() const;  ///< "algorithm 66, tile 27, stages 36, …": cuBLASLt's own numbers
+};
+
 /// Matrix products by cuBLASLt on the context's stream. The algorithm is chosen once per shape: the library's own
-/// favourite or, for large products whose output can be written twice, the fastest of its first few.
+/// favourite or, for large products, the fastest of its first few if that is clearly faster. The trials write where the
+/// product goes; those of an accumulating call write into memory of their own, as large as `out`, for as long as they
+/// take (where that cannot be had, the favourite is taken).
 class Gemm {
  public:
   explicit Gemm(Context& context);
@@ -39,6 +51,9 @@ class Gemm {
   bool supports(const GemmCall& call) { return algorithm_for(call).has_value(); }
   /// Throws Error(kDevice), naming the shape, when cuBLASLt has no algorithm for it or fails.
   void run(const GemmCall& call);
+  /// The candidates for a call in the library's order, tried anew; `out` is overwritten unless the call accumulates.
+  /// Empty when there is none, or no memory for trials. For benchmarks: what `run` chooses from.
+  std::vector<GemmCandidate> tried_candidates(const GemmCall& call);
 
  private:
   /// What the choice of an algorithm depends on.
@@ -53,7 +68,9 @@ class Gemm {
 
   static Shape shape_of(const GemmCall& call);
   const std::optional<cublasLtMatmulAlgo_t>& algorithm_for(const GemmCall& call);
-  std::optional<cublasLtMatmulAlgo_t> choose(const GemmCall& call, const Shape& shape);
+  std::optional<cublasLtMatmulAlgo_t> choose(const GemmCall& call);
+  std::vector<GemmCandidate> candidates(const GemmCall& call, const Descriptors& descriptors);
+  bool try_all(GemmCall call, const Descriptors& descriptors, std::vector<GemmCandidate>& candidates);
   cublasStatus_t enqueue(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
   float milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
 

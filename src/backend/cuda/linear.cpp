@@ -104,21 +104,42 @@ void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, 
   CALIBATT_ASSERT(!epilogue.accumulate || out.dtype() == DType::kF32);
   CALIBATT_ASSERT(epilogue.gate == nullptr || (epilogue.accumulate && epilogue.gate->size() == out_features));
 
+  // The gate scales the weight's rows, or the product before it is added. The one writes and reads a copy of the
+  // weight, the other a temporary product, and reads and writes `out` in a pass of its own: at as many rows as inputs
+  // the copies are equally large and the pass is saved, for an F32 product's temporary as for a bf16 one's.
+  const bool scales_weight =
+      epilogue.gate != nullptr && epilogue.activation == Activation::kNone && rows >= layer.in_features();
+  const void* weight = linear->weight();
+  const void* bias = linear->bias(DType::kF32);  // or null
+  Tensor scaled_weight, scaled_bias;
+  if (scales_weight) {
+    const float* gate = epilogue.gate->f32();
+    scaled_weight = context_.allocate(layer.dtype(), {out_features, layer.in_features()});
+    scale_rows(weight, gate, scaled_weight.raw(), layer.dtype(), out_features, layer.in_features(), context_.stream());
+    weight = scaled_weight.raw();
+    if (bias != nullptr) {
+      scaled_bias = context_.allocate(DType::kF32, {out_features});
+      multiply(bias, gate, scaled_bias.raw(), DType::kF32, out_features, context_.stream());
+      bias = scaled_bias.raw();
+    }
+  }
+
   GemmCall call;
   call.input = input.raw();
-  call.weight = linear->weight();
+  call.weight = weight;
   call.dtype = layer.dtype();
   call.rows = rows;
   call.out_features = out_features;
   call.in_features = layer.in_features();
-  // bf16 out of F32 in has no product of its own, and what follows the product of a gated layer reads it: a temporary.
-  const bool adds_plainly = epilogue.accumulate && epilogue.gate == nullptr && epilogue.activation == Activation::kNone;
+  // bf16 out of F32 in has no product of its own, and what follows a product reads it: a temporary.
+  const bool adds_plainly =
+      epilogue.accumulate && (epilogue.gate == nullptr || scales_weight) && epilogue.activation == Activation::kNone;
   const bool narrows = layer.dtype() == DType::kF32 && out.dtype() == DType::kBF16;
   Tensor product =
       (epilogue.accumulate && !adds_plainly) || narrows ? context_.allocate(layer.dtype(), {rows, out_features}) : out;
   call.out = product.raw();
   call.out_dtype = product.dtype();
-  call.bias = linear->bias(product.dtype());
+  call.bias = product.dtype() == DType::kF32 ? bias : linear->bias(product.dtype());
   call.accumulate = adds_plainly;
   call.gelu =
       epilogue.activation == Activation::kGeluTanh && call.dtype == DType::kBF16 && call.out_dtype == DType::kBF16;
@@ -128,9 +149,8 @@ void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, 
     call.gelu = false;
   }
   gemms_->gemm.run(call);
-  if (!fuses_all && linear->bias(DType::kF32) != nullptr) {
-    add_bias(product.raw(), product.dtype(), static_cast<const float*>(linear->bias(DType::kF32)), rows, out_features,
-             context_.stream());
+  if (!fuses_all && bias != nullptr) {
+    add_bias(product.raw(), product.dtype(), static_cast<const float*>(bias), rows, out_features, context_.stream());
   }
 
   if (epilogue.activation != Activation::kNone && !call.gelu) {

@@ -252,11 +252,13 @@ void WanTransformer::prepare_workspace(int64_t num_tokens) {
   const int64_t dim = config_.dim();
   work_.residual = backend_->empty(DType::kF32, {num_tokens, dim});
   work_.normed = backend_->empty(dtype_, {num_tokens, dim});
-  work_.qkv = backend_->empty(dtype_, {num_tokens, 3 * dim});
   work_.query = backend_->empty(dtype_, {num_tokens, dim});
   work_.attended = backend_->empty(dtype_, {num_tokens, dim});
-  // The feed-forward's hidden layer is the largest activation of all: it holds a part of the tokens at a time.
-  work_.hidden = backend_->empty(dtype_, {std::min(num_tokens, backend_->rows_at_a_time()), config_.ffn_dim});
+  // The largest activations of all share their memory: q, k and v are done with when the feed-forward begins.
+  const int64_t chunk = std::min(num_tokens, backend_->rows_at_a_time());
+  const Tensor shared = backend_->empty(dtype_, {std::max(num_tokens * 3 * dim, chunk * config_.ffn_dim)});
+  work_.qkv = {dtype_, {num_tokens, 3 * dim}, shared.storage()};
+  work_.hidden = {dtype_, {chunk, config_.ffn_dim}, shared.storage()};
 }
 
 }  // namespace calibatt

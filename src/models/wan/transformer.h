@@ -99,7 +99,7 @@ class WanTransformer {
     Tensor qkv;       // [tokens, 3·dim]
     Tensor query;     // [tokens, dim] of cross-attention
     Tensor attended;  // [tokens, dim]
-    Tensor hidden;    // [a chunk of tokens, ffn_dim]
+    Tensor hidden;    // [a chunk of tokens, ffn_dim], in the memory of qkv
   };
 
   WanTransformer() = default;

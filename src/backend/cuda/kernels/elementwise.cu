@@ -130,19 +130,51 @@ void with_type(DType dtype, const Fn& fn) {
   }
 }
 
-/// A thread has the same columns of kRows rows, all of which are under way at a time; neighbouring threads have
-/// neighbouring columns.
-constexpr int kGatedThreads = 128, kGatedRows = 4;
+/// For kernels over matrices: a thread has the same columns of kMatrixRows rows, all of which are under way at a time;
+/// neighbouring threads have neighbouring columns.
+constexpr int kMatrixThreads = 128, kMatrixRows = 4;
+
+bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+dim3 matrix_grid(int64_t rows, int64_t columns, int columns_per_thread) {
+  const int64_t columns_per_block = int64_t{kMatrixThreads} * columns_per_thread;
+  return {static_cast<unsigned>((rows + kMatrixRows - 1) / kMatrixRows),
+          static_cast<unsigned>((columns + columns_per_block - 1) / columns_per_block)};
+}
 
 template <class T, int n>
-__global__ void __launch_bounds__(kGatedThreads)
-    add_gated_kernel(float* residual, const T* y, const float* gate, int64_t rows, int64_t channels) {
-  const int64_t column = (int64_t{blockIdx.y} * kGatedThreads + threadIdx.x) * n;
-  if (column >= channels) return;
-  const int64_t first = int64_t{blockIdx.x} * kGatedRows;
-  float old[kGatedRows][n], change[kGatedRows][n], factor[n];
+__global__ void __launch_bounds__(kMatrixThreads)
+    scale_rows_kernel(const T* x, const float* factor, T* out, int64_t rows, int64_t columns) {
+  const int64_t column = (int64_t{blockIdx.y} * kMatrixThreads + threadIdx.x) * n;
+  if (column >= columns) return;
+  const int64_t first = int64_t{blockIdx.x} * kMatrixRows;
+  float values[kMatrixRows][n];
 #pragma unroll
-  for (int r = 0; r < kGatedRows; ++r) {
+  for (int r = 0; r < kMatrixRows; ++r) {
+    if (first + r < rows) load<Reuse::kStream>(x + (first + r) * columns + column, values[r]);
+  }
+#pragma unroll
+  for (int r = 0; r < kMatrixRows; ++r) {
+    if (first + r < rows) {
+      const float by = factor[first + r];
+#pragma unroll
+      for (int i = 0; i < n; ++i) values[r][i] *= by;
+      store(out + (first + r) * columns + column, values[r]);
+    }
+  }
+}
+
+template <class T, int n>
+__global__ void __launch_bounds__(kMatrixThreads)
+    add_gated_kernel(float* residual, const T* y, const float* gate, int64_t rows, int64_t channels) {
+  const int64_t column = (int64_t{blockIdx.y} * kMatrixThreads + threadIdx.x) * n;
+  if (column >= channels) return;
+  const int64_t first = int64_t{blockIdx.x} * kMatrixRows;
+  float old[kMatrixRows][n], change[kMatrixRows][n], factor[n];
+#pragma unroll
+  for (int r = 0; r < kMatrixRows; ++r) {
     if (first + r < rows) {
       load<Reuse::kStream>(y + (first + r) * channels + column, change[r]);
       load<Reuse::kStream>(residual + (first + r) * channels + column, old[r]);
@@ -155,7 +187,7 @@ __global__ void __launch_bounds__(kGatedThreads)
     for (int i = 0; i < n; ++i) factor[i] = 1;
   }
 #pragma unroll
-  for (int r = 0; r < kGatedRows; ++r) {
+  for (int r = 0; r < kMatrixRows; ++r) {
     if (first + r < rows) {
 #pragma unroll
       for (int i = 0; i < n; ++i) old[r][i] += factor[i] * change[r][i];
@@ -211,17 +243,31 @@ void convert(const void* x, DType from, void* out, DType to, int64_t size, cudaS
   });
 }
 
+void scale_rows(const void* x, const float* factor, void* out, DType dtype, int64_t rows, int64_t columns,
+                cudaStream_t stream) {
+  if (rows == 0 || columns == 0) return;
+  with_type(dtype, [&]<class T>(T*) {
+    const auto enqueue = [&](auto n) {
+      scale_rows_kernel<T, n()><<<matrix_grid(rows, columns, n()), kMatrixThreads, 0, stream>>>(
+          static_cast<const T*>(x), factor, static_cast<T*>(out), rows, columns);
+    };
+    constexpr int kWide = 16 / sizeof(T);
+    if (columns % kWide == 0 && aligned(x) && aligned(out)) {
+      enqueue(std::integral_constant<int, kWide>());
+    } else {
+      enqueue(std::integral_constant<int, 1>());
+    }
+  });
+  check(cudaGetLastError(), "scaling of rows: launch");
+}
+
 void add_gated(float* residual, const void* y, DType y_dtype, const float* gate, int64_t rows, int64_t channels,
                cudaStream_t stream) {
   if (rows == 0 || channels == 0) return;
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   with_type(y_dtype, [&]<class T>(T*) {
     const auto enqueue = [&](auto n) {
-      const int64_t columns = kGatedThreads * n();
-      const dim3 grid(static_cast<unsigned>((rows + kGatedRows - 1) / kGatedRows),
-                      static_cast<unsigned>((channels + columns - 1) / columns));
-      add_gated_kernel<T, n()>
-          <<<grid, kGatedThreads, 0, stream>>>(residual, static_cast<const T*>(y), gate, rows, channels);
+      add_gated_kernel<T, n()><<<matrix_grid(rows, channels, n()), kMatrixThreads, 0, stream>>>(
+          residual, static_cast<const T*>(y), gate, rows, channels);
     };
     if (channels % kUnit == 0 && aligned(residual) && aligned(y) && aligned(gate)) {
       enqueue(std::integral_constant<int, kUnit>());

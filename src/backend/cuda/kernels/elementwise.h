@@ -22,6 +22,10 @@ void convert(const void* x, DType from, void* out, DType to, int64_t size, cudaS
 void add_gated(float* residual, const void* y, DType y_dtype, const float* gate, int64_t rows, int64_t channels,
                cudaStream_t stream);
 
+/// out[r, c] = factor[r] · x[r, c], rounded to dtype; out is not x.
+void scale_rows(const void* x, const float* factor, void* out, DType dtype, int64_t rows, int64_t columns,
+                cudaStream_t stream);
+
 /// y[r, c] += bias[c]
 void add_bias(void* y, DType dtype, const float* bias, int64_t rows, int64_t channels, cudaStream_t stream);
 

@@ -76,12 +76,28 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
   const In* const x = static_cast<const In*>(call.x) + blockIdx.x * call.x_stride;
   Out* const out = static_cast<Out*>(call.out) + blockIdx.x * call.out_stride;
 
+  // With heads of 64 or 128 channels all of a thread's units lie at the same place of their heads, and one piece of the
+  // table serves them all, read while the sum is waited for; else it is read again for each (from the first-level
+  // cache).
+  const int head_dim = static_cast<int>(call.head_dim);
+  const bool same_place = call.cos != nullptr && static_cast<int>(blockDim.x) * n % head_dim == 0;
+  float cos[n], signed_sin[n];
+  const auto load_rotation = [&](int unit) {
+    const int64_t at = blockIdx.x * call.head_dim + unit * n % head_dim;
+    load<Reuse::kCached>(call.cos + at, cos);
+    load<Reuse::kCached>(call.signed_sin + at, signed_sin);
+  };
+
   float values[kUnits][n], square_sum = 0;
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
-    if (unit < units) {
-      load<Reuse::kStream>(x + unit * n, values[i]);
+    if (unit < units) load<Reuse::kStream>(x + unit * n, values[i]);
+  }
+  if (same_place) load_rotation(static_cast<int>(threadIdx.x));
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (static_cast<int>(threadIdx.x + i * blockDim.x) < units) {
 #pragma unroll
       for (int j = 0; j < n; ++j) square_sum += values[i][j] * values[i][j];
     }
@@ -90,12 +106,6 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
   if (call.weight != nullptr) {
     inverse = 1.0f / sqrtf(block_sum(square_sum, sums) / static_cast<float>(call.channels) + call.eps);
   }
-
-  // With heads of 64 or 128 channels all of a thread's units lie at the same place of their heads, and one piece of the
-  // table serves them all; else it is read again for each (from the first-level cache).
-  const int head_dim = static_cast<int>(call.head_dim);
-  const bool same_place = call.cos != nullptr && static_cast<int>(blockDim.x) * n % head_dim == 0;
-  float cos[n], signed_sin[n];
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
@@ -108,11 +118,7 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
       }
       if constexpr (n % 2 == 0) {
         if (call.cos != nullptr) {
-          if (i == 0 || !same_place) {
-            const int64_t at = blockIdx.x * call.head_dim + unit * n % head_dim;
-            load<Reuse::kCached>(call.cos + at, cos);
-            load<Reuse::kCached>(call.signed_sin + at, signed_sin);
-          }
+          if (!same_place) load_rotation(unit);
 #pragma unroll
           for (int j = 0; j < n; j += 2) {
             const float first = values[i][j], second = values[i][j + 1];
