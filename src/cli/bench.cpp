@@ -127,7 +127,7 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
               report["density"].get<double>(), report["psnr_db"].get<double>(), report["ssim"].get<double>());
 }
 
-void run(const Flags& flags) {
+void run(Flags& flags) {
   std::vector<std::string> prompts = read_prompts(flags.prompts);
   if (static_cast<int>(prompts.size()) > flags.max_prompts) prompts.resize(static_cast<size_t>(flags.max_prompts));
   std::error_code error;
@@ -135,6 +135,9 @@ void run(const Flags& flags) {
   check_output(flags.output_dir + "/report.json");
 
   watch_for_interrupts();
+  flags.load.progress = [](const std::string& stage, int done, int total) {
+    stop_if_interrupted(stage, done, total, "; nothing was written");
+  };
   const auto pipeline = Pipeline::load(flags.load);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;
