@@ -117,8 +117,8 @@ class CudaBackend final : public Backend {
 
   bool takes_key_bias() const override { return false; }
   void attention(const AttentionCall& call) override;
-  void prefetch_schedule(std::shared_ptr<const ScheduleSource> schedule, const ScheduleSizes& sizes) override {
-    schedules_.prefetch(std::move(schedule), sizes);
+  void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
+    schedules_.prefetch(schedule, sizes);
   }
   ScheduleStats schedule_stats() const override { return schedules_.stats(); }
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
