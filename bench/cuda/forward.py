@@ -2,9 +2,10 @@
 """Times one forward of Wan 2.1's transformer, ours beside diffusers' WanTransformer3DModel, on one GPU, in one run.
 
 The sizes are the public models' with random weights (the time depends on shapes and masks alone) and fewer layers, both sides the same;
-ours runs in a process of its own (calibatt_forward_bench --serve) that loads what diffusers saved. First the prediction at a small size:
-our error against diffusers in float32, over diffusers' own bfloat16 error; and at the timed size against diffusers in bfloat16. Then,
-model by model and round by round, all competitors run one forward in random order; a figure is the median over rounds of a ratio within
+ours runs in a process of its own (calibatt_forward_bench --serve) that loads what diffusers saved. First the predictions at a small size,
+dense and planned: our error against diffusers in float32, over diffusers' own bfloat16 error; where planned, diffusers' self-attention has
+the same masks, token by token. The dense one also at the timed size, against diffusers in bfloat16. What is wrong is not timed. Then, model
+by model and round by round, all competitors run one forward in random order; a figure is the median over rounds of a ratio within
 one round. diffusers runs with the fastest of the attention backends that work here (chosen eager), eager and compiled, its weights in
 bfloat16 but those that it keeps in float32 itself. Times are each side's own clock around one forward that the device has finished.
 Diffusers' includes the text's projections; ours has them ready, as generation does (once a video). Our peak memory is the process's, all
@@ -27,9 +28,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy
 import torch
 from attention import commit_of_checkout, describe_machine, quartiles
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from masks import make_mask
 from safetensors.torch import load_file, save_file
 
 LARGE = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "text_dim": 4096}
@@ -40,12 +44,14 @@ MODELS = {
     "14B-720p": (LARGE, 40, (21, 90, 160), 0.375, (1.15, 2.2)),
     "14B-480p": (LARGE, 40, (21, 60, 104), 0.32, (1.15, 1.8)),
     "1.3B-480p": (SMALLER, 30, (21, 60, 104), 0.35, (1.2, 1.8)),
-    "small": (TINY, 2, (3, 8, 8), 0.375, (None, None)),
+    "small": (TINY, 2, (5, 16, 24), 0.375, (None, None)),
 }
-CHECKED_SIZE = {"small": (3, 8, 8)}  # latents of the comparison with float32; others: 1,950 tokens
+CHECKED_SIZE = {"small": (5, 16, 24)}  # latents of the comparison with float32: 480 tokens; others: 1,950
+BLOCK = 128  # tokens of the plan's query and key blocks
 CHANNELS, TEXT_TOKENS, PADDED_TOKENS, TIMESTEP = 16, 60, 512, 500
 MAX_ERROR_RATIO = 1.1
 WRONG = 0.1  # relative difference of two bfloat16 predictions; rounding alone makes some 0.01
+WRONG_MASKS = 0.25  # the planned prediction's error over what the masks change; one head in 16 with other masks makes as much
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REPLY_SECONDS = 300  # a server that says nothing for so long is ended
 OURS, DENSE, PLANNED = "ours, ", "ours, dense", "ours, planned"
@@ -123,6 +129,26 @@ def make_inputs(size, text_dim):
     return {"latents": latents, "text": text, "timestep": torch.tensor([float(TIMESTEP)])}
 
 
+def make_masks(config, layers, size, density):
+    """U8 [layers, heads, query blocks, key blocks]; a third of the heads each: bands, stripes, random blocks."""
+    frame = size[1] * size[2] // 4
+    shape = (config["num_attention_heads"], size[0] * frame, frame, BLOCK, BLOCK)
+    return torch.from_numpy(numpy.stack([make_mask("mixed", density, *shape, seed=1 + layer) for layer in range(layers)]))
+
+
+class MaskedProcessor(WanAttnProcessor):
+    """Self-attention of which only some blocks are computed: the mask is spread out to pairs of tokens for each call."""
+
+    def __init__(self, blocks, tokens):
+        super().__init__()
+        self.blocks, self.tokens = blocks.bool().to(DEVICE), tokens
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        assert attention_mask is None and encoder_hidden_states is None and hidden_states.shape[1] == self.tokens
+        pairs = self.blocks.repeat_interleave(BLOCK, 1)[:, : self.tokens].repeat_interleave(BLOCK, 2)[:, :, : self.tokens]
+        return super().__call__(attn, hidden_states, None, pairs[None], rotary_emb)
+
+
 class Theirs:
     """diffusers' transformer, first in float32 with weights that bfloat16 can represent."""
 
@@ -163,6 +189,17 @@ class Theirs:
     def predict(self, inputs, compiled=False):
         with self.stance(compiled):
             return self.model(*self.to_device(inputs), return_dict=False)[0][0].float().cpu()
+
+    def predict_masked(self, inputs, masks):
+        tokens = inputs["latents"][0].numel() // 4
+        before = [block.attn1.processor for block in self.model.blocks]
+        try:
+            for block, layer in zip(self.model.blocks, masks, strict=True):
+                block.attn1.set_processor(MaskedProcessor(layer, tokens))
+            return self.predict(inputs)
+        finally:
+            for block, processor in zip(self.model.blocks, before, strict=True):
+                block.attn1.set_processor(processor)
 
     @torch.no_grad()
     def seconds(self, device_inputs, compiled=False):
@@ -263,6 +300,22 @@ def competitors(theirs, server, inputs, folder, options, entry):
     return result
 
 
+def check_precision(theirs, server, inputs, masks, expected, folder):
+    """Errors against diffusers in float32, with the same masks where planned."""
+    errors = {
+        "diffusers bf16": relative_error(theirs.predict(inputs), expected["dense"]),
+        "ours": relative_error(server.predict(inputs, folder), expected["dense"]),
+        "diffusers bf16, planned": relative_error(theirs.predict_masked(inputs, masks), expected["planned"]),
+        "ours, planned": relative_error(server.predict({**inputs, "masks": masks}, folder), expected["planned"]),
+        "what the masks change": relative_error(expected["planned"], expected["dense"]),
+    }
+    limits = {"ours": WRONG, "ours, planned": min(WRONG, WRONG_MASKS * errors["what the masks change"])}
+    for what, limit in limits.items():
+        if not errors[what] <= limit:
+            raise RuntimeError(f"{what}: the error is {errors[what]:.5f}, expected at most {limit:.5f}: {json.dumps(errors)}")
+    return errors
+
+
 def run_model(name, report, options, deadline):
     config, model_layers, latents, density, _ = MODELS[name]
     layers, density = options.layers, options.density.get(name, options.density.get("", density))
@@ -272,18 +325,16 @@ def run_model(name, report, options, deadline):
         "peak_gb": {}, "rounds": [],
     }  # fmt: skip
     theirs = Theirs(config, layers)
-    checked = make_inputs(CHECKED_SIZE.get(name, (5, 30, 52)), config["text_dim"])
-    expected = theirs.predict(checked)
+    size = CHECKED_SIZE.get(name, (5, 30, 52))
+    checked, masks = make_inputs(size, config["text_dim"]), make_masks(config, layers, size, density)
+    expected = {"dense": theirs.predict(checked), "planned": theirs.predict_masked(checked, masks)}
     theirs.to_bfloat16()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         theirs.model.save_pretrained(folder, max_shard_size="5GB")
         server = Server(options.server, folder, latents, density, shlex.split(options.server_args))
         try:
             entry["server"] = server.ready
-            entry["errors"] = {
-                "diffusers bf16": relative_error(theirs.predict(checked), expected),
-                "ours": relative_error(server.predict(checked, folder), expected),
-            }
+            entry["errors"] = check_precision(theirs, server, checked, masks, expected, folder)
             print(f"{name}: errors against diffusers in float32: {json.dumps(entry['errors'])}", flush=True)
             save(report, options)
             runners = competitors(theirs, server, make_inputs(latents, config["text_dim"]), folder, options, entry)
@@ -314,9 +365,9 @@ def make_figures(report):
 
     for model, entry in report["models"].items():
         errors, layers = entry["errors"], entry["layers"]
-        if errors:
-            ratio = errors["ours"] / errors["diffusers bf16"]
-            figure(f"bf16 error over diffusers' bf16 error, {model}", ratio, "ratio", MAX_ERROR_RATIO, layers=layers)
+        for kind, label in (("", ""), (", planned", ", same masks")) if errors else ():
+            ratio = errors[f"ours{kind}"] / errors[f"diffusers bf16{kind}"]
+            figure(f"bf16 error over diffusers' bf16 error{label}, {model}", ratio, "ratio", MAX_ERROR_RATIO, layers=layers)
         rounds = [r["times"] for r in entry["rounds"]]
         rounds = [times for times in rounds if any(n.startswith("diffusers") for n in times)]
         if not rounds:
@@ -331,6 +382,10 @@ def make_figures(report):
         if DENSE in rounds[0]:
             shares = [1 - times[DENSE]["attention_seconds"] / times[DENSE]["s"] for times in rounds]
             figure(f"dense: share outside attention, {model}", statistics.median(shares), "ratio", layers=layers)
+        for ours in (DENSE, PLANNED):
+            shares = [times[ours]["enqueue_seconds"] / times[ours]["s"] for times in rounds if ours in times]
+            if shares:
+                figure(f"share of the forward in which the host enqueues, {ours}, {model}", statistics.median(shares), "ratio", layers=layers)
         if PLANNED in rounds[0]:
             figure(f"density of the plan, {model}", rounds[0][PLANNED]["density"], "ratio")
         for name in sorted(rounds[0]):

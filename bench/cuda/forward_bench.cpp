@@ -1,7 +1,7 @@
-// A dense forward of Wan 2.1 at the public models' sizes with random weights (time depends on shapes alone). Models of
-// one and of a few layers of full width are written to a temporary folder and run; what a layer takes times the public
-// model's number of layers, and what is left once, is the whole forward. Prints JSON.
-//   calibatt_forward_bench [--backend cuda] [--runs 5] [--small]
+// Forwards of Wan 2.1 at the public models' sizes, dense and planned: with random weights, written to a temporary
+// folder (time depends on shapes and masks alone), or with those of --weights. Prints JSON; with --serve it answers
+// bench/cuda/forward.py instead.
+//   calibatt_forward_bench [--backend cuda] [--model 14B-720p] [--layers 8] [--runs 5]
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -11,11 +11,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/run_attention.h"
@@ -46,7 +49,7 @@ const Model kModels[] = {
     {"1.3B-480p", 12, 128, 8960, 30, 4096, 21, 60, 104, .35},
     {"small", 2, 64, 512, 6, 64, 3, 16, 16, .5},
 };
-constexpr int kTextTokens = 60, kPlanSteps = 2;
+constexpr int kTextTokens = 60, kPlanSteps = 2, kBlock = 128;
 
 /// Uniform, of this standard deviation.
 Tensor noise(std::vector<int64_t> shape, double deviation, double mean = 0) {
@@ -109,6 +112,11 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 /// A model at one size, dense and planned.
 class Forwards {
  public:
@@ -118,14 +126,14 @@ class Forwards {
     const WanTransformerConfig& config = transformer_.config();
     prompt_ = transformer_.prepare_prompt(converted(noise({kTextTokens, config.text_dim}, 1), DType::kF32));
 
-    RunDescription run;
-    run.geometry = transformer_.geometry(model.frames, model.height, model.width);
-    run.num_layers = config.num_layers;
-    run.sigmas = {1.0, 0.5};
+    const RunDescription run = describe(latents_, {1.0, 0.5});
     static_assert(kPlanSteps == 2);
-    write_plan(run, model.density, plan_path);
-    plan_ = load_plan(plan_path);
-    fs::remove(plan_path);  // it stays mapped
+    AttentionGeometry blocks = run.geometry;
+    blocks.block_q = blocks.block_k = kBlock;
+    using bench::MaskKind;
+    const bench::SyntheticLayers layers({MaskKind::kBand, MaskKind::kStripe, MaskKind::kRandom}, blocks,
+                                        {.density = model.density});
+    plan_ = make_plan(run, plan_path, [&](int step, int layer) { return layers.layer(step, layer); });
     dense_ = std::make_unique<DenseAttention>(backend, kPlanSteps, config.num_layers);
     planned_ = std::make_unique<PlannedAttention>(backend, plan_, run);
   }
@@ -137,27 +145,42 @@ class Forwards {
                             count % 2 == 0 ? GuidanceBranch::kConditional : GuidanceBranch::kUnconditional);
     ++count;
     TransformerTimes times;
+    std::vector<double> enqueued;  // when the host was done with each layer; on a device that is long before it has run
     const double start = now_seconds();
-    const Tensor result = transformer_.forward(latents_, 500, prompt_, attention, &times);
-    const double seconds = now_seconds() - start;
+    const Tensor result = transformer_.forward(latents_, 500, prompt_, attention, &times,
+                                               [&](int, const Tensor&) { enqueued.push_back(now_seconds() - start); });
+    const double seconds = now_seconds() - start, enqueue_seconds = enqueued.back();
+    std::adjacent_difference(enqueued.begin(), enqueued.end(), enqueued.begin());
     for (int64_t i = 0; i < result.size(); ++i) {
       if (!std::isfinite(result.f32()[i])) throw Error(ErrorKind::kNumeric, "the prediction is not finite");
     }
     return {{"seconds", seconds},
             {"attention_seconds", times.self_attention},
+            {"enqueue_seconds", enqueue_seconds},
+            {"layer_enqueue_seconds", median(enqueued)},
             {"density", planned ? plan_->density() : 1.0},
             {"peak_device_bytes", backend_.peak_memory_bytes()}};
   }
 
-  /// A dense forward of the file's latents, text and timestep, of any size; the prediction goes to the other file.
+  /// A forward of the file's latents, text and timestep, of any size; the prediction goes to the other file. Planned
+  /// when the file has masks: U8 [layers, heads, query blocks, key blocks], 1 where a block is computed.
   void predict(const std::string& in, const std::string& out) {
     const Safetensors file = Safetensors::open(in);
     const Tensor latents = converted(file.get("latents"), DType::kF32);
     const WanPrompt prompt = transformer_.prepare_prompt(converted(file.get("text"), DType::kF32));
     const double timestep = converted(file.get("timestep"), DType::kF32).f32()[0];
-    DenseAttention attention(backend_, 1, transformer_.config().num_layers);
-    attention.begin_forward(0, GuidanceBranch::kConditional);
-    write_safetensors(out, {{"prediction", transformer_.forward(latents, timestep, prompt, attention)}});
+    RunDescription run = describe(latents, {1.0});
+    std::unique_ptr<RunAttention> attention;
+    if (file.contains("masks")) {
+      const Tensor masks = file.get("masks");
+      run.geometry.block_q = run.geometry.block_k = kBlock;
+      const auto plan = make_plan(run, out + ".plan", [&](int, int layer) { return read_layer(masks, run, layer); });
+      attention = std::make_unique<PlannedAttention>(backend_, plan, run);
+    } else {
+      attention = std::make_unique<DenseAttention>(backend_, 1, run.num_layers);
+    }
+    attention->begin_forward(0, GuidanceBranch::kConditional);
+    write_safetensors(out, {{"prediction", transformer_.forward(latents, timestep, prompt, *attention)}});
   }
 
   json schedules() const {
@@ -184,23 +207,57 @@ class Forwards {
     return transformer;
   }
 
-  static void write_plan(const RunDescription& run, double density, const std::string& path) {
+  RunDescription describe(const Tensor& latents, std::vector<double> sigmas) const {
+    RunDescription run;
+    run.geometry = transformer_.geometry(static_cast<int>(latents.dim(1)), static_cast<int>(latents.dim(2)),
+                                         static_cast<int>(latents.dim(3)));
+    run.num_layers = transformer_.config().num_layers;
+    run.sigmas = std::move(sigmas);
+    return run;
+  }
+
+  /// A plan of blocks of kBlock × kBlock, through its file, as generation has it.
+  static std::shared_ptr<const Plan> make_plan(const RunDescription& run, const std::string& path,
+                                               const std::function<PlanLayer(int step, int layer)>& layer_of) {
     PlanInfo info;
     info.geometry = run.geometry;
-    info.geometry.block_q = info.geometry.block_k = 128;
+    info.geometry.block_q = info.geometry.block_k = kBlock;
     info.num_layers = run.num_layers;
     info.sigmas = run.sigmas;
-    info.step_entry = {0, 1};
-    info.energy_targets = {.9, .9};
+    info.step_entry.resize(run.sigmas.size());
+    std::iota(info.step_entry.begin(), info.step_entry.end(), 0);
+    info.energy_targets.assign(run.sigmas.size(), .9);
     info.provenance.model_name = "random weights";
-    using bench::MaskKind;
-    const bench::SyntheticLayers layers({MaskKind::kBand, MaskKind::kStripe, MaskKind::kRandom}, info.geometry,
-                                        {.density = density});
     PlanWriter writer(info, path);
-    for (int step = 0; step < kPlanSteps; ++step) {
-      for (int layer = 0; layer < info.num_layers; ++layer) writer.add_layer(layers.layer(step, layer));
+    for (int step = 0; step < info.num_entries(); ++step) {
+      for (int layer = 0; layer < info.num_layers; ++layer) writer.add_layer(layer_of(step, layer));
     }
     writer.finish();
+    std::shared_ptr<const Plan> plan = load_plan(path);
+    fs::remove(path);  // it stays mapped
+    return plan;
+  }
+
+  static PlanLayer read_layer(const Tensor& masks, const RunDescription& run, int layer) {
+    const int heads = run.geometry.heads, rows = run.geometry.num_query_blocks(),
+              columns = run.geometry.num_key_blocks();
+    const std::vector<int64_t> expected{run.num_layers, heads, rows, columns};
+    if (masks.dtype() != DType::kU8 || masks.shape() != expected) {
+      throw Error(ErrorKind::kMismatch, "masks: expected U8 [" + std::to_string(run.num_layers) + ", " +
+                                            std::to_string(heads) + ", " + std::to_string(rows) + ", " +
+                                            std::to_string(columns) + "], for blocks of " + std::to_string(kBlock) +
+                                            " tokens");
+    }
+    const uint8_t* kept = masks.data<uint8_t>() + int64_t{layer} * heads * rows * columns;
+    PlanLayer result(static_cast<size_t>(heads));
+    for (HeadPlan& head : result) {
+      BlockMask mask(rows, columns);
+      for (int row = 0; row < rows; ++row) {
+        for (int column = 0; column < columns; ++column) mask.set(row, column, *kept++ != 0);
+      }
+      head.intervals = BlockIntervals::from_mask(mask);
+    }
+    return result;
   }
 
   Backend& backend_;
@@ -214,6 +271,9 @@ class Forwards {
   int num_dense_ = 0, num_planned_ = 0;
 };
 
+/// enqueue_seconds: of the host, from the start until it has asked for the last layer; what is left of a forward it
+/// waits. layer_enqueue_seconds: the median layer's part. Once the driver's queue is full (some thousand kernels) the
+/// host waits for the GPU in both, so a few layers (--layers) tell more of the host than the whole model.
 json measure(Forwards& forwards, int runs) {
   json dense = json::array(), planned = json::array();
   for (int run = -1; run < runs; ++run) {  // one of each to warm up, and to choose algorithms
@@ -222,19 +282,22 @@ json measure(Forwards& forwards, int runs) {
     dense.push_back(a);
     planned.push_back(b);
   }
-  const auto median = [](const json& all, const char* key) {
+  const auto median_of = [](const json& all, const char* key) {
     std::vector<double> values;
     for (const json& one : all) values.push_back(one.at(key).get<double>());
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
+    return median(std::move(values));
   };
-  const double dense_seconds = median(dense, "seconds"), planned_seconds = median(planned, "seconds");
+  const double dense_seconds = median_of(dense, "seconds"), planned_seconds = median_of(planned, "seconds");
   return {{"layers", forwards.num_layers()},
           {"load_seconds", forwards.load_seconds()},
           {"dense_seconds", dense_seconds},
-          {"dense_attention_seconds", median(dense, "attention_seconds")},
+          {"dense_attention_seconds", median_of(dense, "attention_seconds")},
+          {"dense_enqueue_seconds", median_of(dense, "enqueue_seconds")},
+          {"dense_layer_enqueue_seconds", median_of(dense, "layer_enqueue_seconds")},
           {"planned_seconds", planned_seconds},
-          {"planned_attention_seconds", median(planned, "attention_seconds")},
+          {"planned_attention_seconds", median_of(planned, "attention_seconds")},
+          {"planned_enqueue_seconds", median_of(planned, "enqueue_seconds")},
+          {"planned_layer_enqueue_seconds", median_of(planned, "layer_enqueue_seconds")},
           {"planned_speedup", dense_seconds / planned_seconds},
           {"density", planned.back().at("density")},
           {"peak_device_bytes", planned.back().at("peak_device_bytes")},

@@ -4,9 +4,11 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "backend/cuda/clip_ops.h"
+#include "backend/cuda/cuda_backend.h"
 #include "models/wan/vae.h"
-#include "vae_backend.h"
 
 namespace calibatt::bench {
 namespace {
@@ -14,11 +16,9 @@ namespace {
 thread_local std::string last_error;
 
 struct LoadedVae {
-  VaeBackend backend;
-  std::unique_ptr<WanVae> vae;
+  std::unique_ptr<Backend> backend;
+  WanVae vae;
   std::string report;
-
-  explicit LoadedVae(const cuda::ClipOptions& options) : backend(options) {}
 };
 
 /// Runs a body that may throw; `failed` is what the C caller sees then.
@@ -45,10 +45,9 @@ const char* calibatt_vae_error(void) {
 
 void* calibatt_vae_load(const char* folder, int32_t is_bf16, int32_t fuse, int32_t candidates, int32_t latent_frames) {
   return guarded(static_cast<void*>(nullptr), [&]() -> void* {
-    auto loaded = std::make_unique<LoadedVae>(cuda::ClipOptions{fuse != 0, candidates, latent_frames});
-    loaded->vae =
-        std::make_unique<WanVae>(WanVae::load(folder, loaded->backend, is_bf16 != 0 ? DType::kBF16 : DType::kF32));
-    return loaded.release();
+    std::unique_ptr<Backend> backend = cuda::make_cuda_backend(0, {fuse != 0, candidates, latent_frames});
+    WanVae model = WanVae::load(folder, *backend, is_bf16 != 0 ? DType::kBF16 : DType::kF32);
+    return new LoadedVae{std::move(backend), std::move(model), {}};
   });
 }
 
@@ -59,7 +58,7 @@ void calibatt_vae_free(void* vae) {
 int32_t calibatt_vae_decode(void* vae, const float* latents, int64_t frames, int64_t height, int64_t width,
                             uint8_t* rgb, float* pixels) {
   return guarded(int32_t{-1}, [&] {
-    const WanVae& model = *static_cast<LoadedVae*>(vae)->vae;
+    const WanVae& model = static_cast<LoadedVae*>(vae)->vae;
     const Tensor input(DType::kF32, {model.config().z_dim, frames, height, width},
                        std::shared_ptr<void>(const_cast<float*>(latents), [](void*) {}));
     if (rgb != nullptr) {
@@ -76,10 +75,10 @@ int32_t calibatt_vae_decode(void* vae, const float* latents, int64_t frames, int
 
 int64_t calibatt_vae_peak_bytes(void* vae) {
   return guarded(int64_t{-1}, [&] {
-    cuda::Context& context = static_cast<LoadedVae*>(vae)->backend.context();
-    const auto bytes = static_cast<int64_t>(context.peak_bytes());
-    context.trim();
-    context.reset_peak();
+    Backend& backend = *static_cast<LoadedVae*>(vae)->backend;
+    const auto bytes = static_cast<int64_t>(backend.peak_memory_bytes());
+    backend.trim_memory();
+    backend.reset_peak_memory();
     return bytes;
   });
 }
@@ -87,6 +86,6 @@ int64_t calibatt_vae_peak_bytes(void* vae) {
 const char* calibatt_vae_report(void* vae) {
   auto& loaded = *static_cast<LoadedVae*>(vae);
   loaded.report.clear();
-  for (const std::string& line : cuda::convolution_report(loaded.backend.clip_ops())) loaded.report += line + "\n";
+  for (const std::string& line : cuda::convolution_report(loaded.backend->clip_ops())) loaded.report += line + "\n";
   return loaded.report.c_str();
 }

@@ -108,7 +108,7 @@ class ListeningBackend : public Backend {
  public:
   std::string_view name() const override { return "listening"; }
   void attention(const AttentionCall& call) override { note("run ", call.schedule); }
-  void prefetch_schedule(std::shared_ptr<const ScheduleSource> schedule, const ScheduleSizes& sizes) override {
+  void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     EXPECT_EQ(sizes.num_queries, 12);
     EXPECT_EQ(sizes.block_k, 4);
     note("hear ", schedule.get());

@@ -163,7 +163,8 @@ class Backend {
   /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
   /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
   /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.
-  virtual void prefetch_schedule(std::shared_ptr<const ScheduleSource> /*schedule*/, const ScheduleSizes& /*sizes*/) {}
+  virtual void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& /*schedule*/,
+                                 const ScheduleSizes& /*sizes*/) {}
   /// Since the backend was made; zeros where nothing is streamed.
   virtual ScheduleStats schedule_stats() const { return {}; }
   /// Attention with a dense additive bias per head (T5): out[t,h] = Σ_s softmax_s(q·k + bias[h, t, s]) v[s,h],

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <exception>
 #include <fstream>
@@ -29,7 +30,7 @@ int cgroup_quota() {
   double period = 0;
   if (!(file >> quota >> period) || quota == "max" || period <= 0) return 1 << 20;
   try {
-    return std::max(1, static_cast<int>(std::stod(quota) / period + 0.5));
+    return std::max(1, static_cast<int>(std::lround(std::stod(quota) / period)));
   } catch (const std::exception&) {
     return 1 << 20;
   }

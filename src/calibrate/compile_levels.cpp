@@ -140,7 +140,7 @@ LevelPlanner::Levels LevelPlanner::meeting(double density) const {
     }));
   };
   if (options_.merge_gap == 0) {  // the table is exact
-    const Levels levels = aimed(density);
+    Levels levels = aimed(density);
     require_density(density_of(levels), density);
     return levels;
   }

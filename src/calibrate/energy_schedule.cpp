@@ -11,6 +11,7 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
                                    const std::function<double(const std::vector<double>&)>& density_of) {
   const auto schedule = [&](double a, double c) {
     std::vector<double> targets;
+    targets.reserve(static_cast<size_t>(num_steps));
     for (int step = 0; step < num_steps; ++step)
       targets.push_back(scheduled_energy(a, c, options.schedule_k, step, num_steps));
     return targets;

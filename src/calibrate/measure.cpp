@@ -55,6 +55,7 @@ std::string maps_refusal(const ProfileHeader& header, int num_threads, bool devi
 
 std::vector<int> spread_steps(int num_steps, int count) {
   std::vector<int> steps;
+  steps.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
     steps.push_back(count == 1 ? 0 : static_cast<int>(std::lround(double{1} * i * (num_steps - 1) / (count - 1))));
   }

@@ -127,7 +127,7 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
               report["density"].get<double>(), report["psnr_db"].get<double>(), report["ssim"].get<double>());
 }
 
-void run(const Flags& flags) {
+void run(Flags& flags) {
   std::vector<std::string> prompts = read_prompts(flags.prompts);
   if (static_cast<int>(prompts.size()) > flags.max_prompts) prompts.resize(static_cast<size_t>(flags.max_prompts));
   std::error_code error;
@@ -135,6 +135,9 @@ void run(const Flags& flags) {
   check_output(flags.output_dir + "/report.json");
 
   watch_for_interrupts();
+  flags.load.progress = [](const std::string& stage, int done, int total) {
+    stop_if_interrupted(stage, done, total, "; nothing was written");
+  };
   const auto pipeline = Pipeline::load(flags.load);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;
@@ -153,17 +156,33 @@ void run(const Flags& flags) {
 void add_bench(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("bench", "Make the same videos dense and with a plan; compare time and pictures");
+  command->footer(
+      "Prints for each prompt seconds, speedups (of the transformer and in all) and how close the calibrated video is "
+      "to\n"
+      "the dense one (see calibatt compare --help), then the medians.");
   const auto flags = std::make_shared<Flags>();
   add_model_flags(*command, flags->load);
-  command->add_option("--plan", flags->plan, "Plan file")->required();
-  command->add_option("--prompts", flags->prompts, "Text file with one prompt a line")->required();
-  command->add_option("--max-prompts", flags->max_prompts, "Use only the first so many")
+  command->add_option("--plan", flags->plan, "Plan to judge; made for this model, size and number of frames")
+      ->type_name("FILE")
+      ->required();
+  command
+      ->add_option("--prompts", flags->prompts,
+                   "Text file with one prompt a line; better others than it was calibrated on")
+      ->type_name("FILE")
+      ->required();
+  command->add_option("--max-prompts", flags->max_prompts, "Use only the first so many prompts")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   add_run_flags(*command, flags->run);
-  command->add_option("--calibration-report", flags->calibration_report,
-                      "Report of `calibatt calibrate --report`, to include");
-  command->add_option("-o,--output", flags->output_dir, "Folder for the videos and report.json (made when missing)")
+  command
+      ->add_option("--calibration-report", flags->calibration_report,
+                   "What `calibatt calibrate --report` wrote; goes into report.json")
+      ->type_name("FILE");
+  command
+      ->add_option(
+          "-o,--output", flags->output_dir,
+          "Folder for report.json and prompt_N_dense.mp4, …_calibrated.mp4, …_side_by_side.mp4 (made when missing)")
+      ->type_name("FOLDER")
       ->required();
   command->callback([flags] { run(*flags); });
 }

@@ -83,7 +83,8 @@ void run(Flags& flags) {
                                              "%s: the same command goes on from there",
                                              prompt + 1, num_prompts, flags.calibration.profile_dir.c_str()));
                   const double within = stage == "denoise" && total > 0 ? static_cast<double>(done) / total : 0;
-                  bar.update(format("prompt %d of %d", prompt + 1, num_prompts), (prompt + within) / num_prompts);
+                  bar.update(format("prompt %d of %d, %s", prompt + 1, num_prompts, stage.c_str()),
+                             (prompt + within) / num_prompts);
                 });
   bar.finish();
   if (!flags.report.empty()) {

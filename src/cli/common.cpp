@@ -44,6 +44,7 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option("-m,--model", load.model_dir,
                   "Model folder in the diffusers layout (with model_index.json), or Wan-AI's own")
+      ->type_name("FOLDER")
       ->required();
   command
       .add_option_function<std::string>(
@@ -84,7 +85,7 @@ void add_run_flags(CLI::App& command, GenerateOptions& run) {
   command.add_option("-W,--width", run.width, "Width in pixels [the model's default]");
   command.add_option("-H,--height", run.height, "Height in pixels [the model's default]");
   command.add_option("--video-frames", run.video_frames, "Frames, 4k+1 [the model's default]");
-  command.add_option("--fps", run.fps, "Frames per second of the file [the model's default]");
+  command.add_option("--fps", run.fps, "Frames per second of the video file [the model's default]");
   command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
       ->check(CLI::IsMember({"unipc", "euler"}));
 }

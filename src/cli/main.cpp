@@ -1,6 +1,8 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "commands.h"
 #include "interrupt.h"
@@ -26,9 +28,7 @@ int exit_code(calibatt::ErrorKind kind) {
   return 1;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app(
       "calibatt: text-to-video with calibrated sparse attention.\n\n"
       "  calibatt calibrate --model DIR --prompts FILE -o plan.safetensors    measure once which attention blocks "
@@ -50,12 +50,22 @@ int main(int argc, char** argv) {
 
   try {
     app.parse(argc, argv);
-    return 0;
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "calibatt: %s (see calibatt --help)\n", error.what());
-    return 2;
+    const std::vector<CLI::App*> used = app.get_subcommands();
+    const std::string command = used.empty() ? "calibatt" : "calibatt " + used[0]->get_name();
+    std::fprintf(stderr, "calibatt: %s (see %s --help)\n", error.what(), command.c_str());
+    return exit_code(calibatt::ErrorKind::kUsage);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
   } catch (const calibatt::cli::Interrupted& end) {
     std::fprintf(stderr, "calibatt: %s\n", end.what());
     return 130;

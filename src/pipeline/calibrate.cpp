@@ -159,11 +159,12 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     GenerateOptions each = run;
     each.prompt = options.prompts[static_cast<size_t>(prompt)];
     each.seed = run.seed + static_cast<uint64_t>(prompt);
-    const WanPipeline::Conditioning conditioning = wan->encode(each);
-    TransformerTimes times;
-    wan->denoise(each, conditioning, attention, times, [&](const std::string& stage, int done, int total) {
+    const ProgressCallback report = [&](const std::string& stage, int done, int total) {
       if (progress) progress(prompt, num_prompts, stage, done, total);
-    });
+    };
+    const WanPipeline::Conditioning conditioning = wan->encode(each, report);
+    TransformerTimes times;
+    wan->denoise(each, conditioning, attention, times, report);
     return times.self_attention + times.other;
   };
   PromptRange range;

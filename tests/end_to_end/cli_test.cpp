@@ -90,7 +90,9 @@ TEST_F(Cli, CompareReportsAndRefusesOtherSizes) {
 TEST_F(Cli, UsageErrors) {
   const std::string output = " -o " + folder_.file("x.mp4");
   expect_failure("generate --no-such-flag", 2, "--help");
-  expect_failure("", 2, "--help");
+  expect_failure("", 2, "see calibatt --help");
+  expect_failure("compare a.mp4", 2, "see calibatt compare --help");
+  expect_failure("inspect plan.safetensors --site 0 0 0", 2, "--head-png (see calibatt inspect --help)");
   expect_failure("generate" + kSmall + "-p '' " + output, 2, "empty");
   expect_failure("generate" + kSmall + "-p '   ' " + output, 2, "empty");
   std::string longest = "a";

@@ -55,7 +55,7 @@ TEST_F(Interrupt, CalibrateSaysHowToGoOnAndDoesSo) {
   const std::string command = "calibrate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " +
                               folder_.file("plan.safetensors") +
                               " --token-order tiles:2x2x2 --block-q 16 --block-k 16 --anchors 1 ";
-  const CommandResult result = interrupt_calibatt(command + "--steps 1000", "prompt 1", SIGINT);
+  const CommandResult result = interrupt_calibatt(command + "--steps 1000", "prompt 1 of 2, denoise", SIGINT);
   EXPECT_EQ(result.exit_code, 130) << result.output;
   EXPECT_THAT(result.output, AllOf(ContainsRegex("interrupted after step [0-9]+ of 1000 of prompt 1 of 2"),
                                    HasSubstr(folder_.file("plan.safetensors.profile")), HasSubstr("goes on")));
@@ -68,6 +68,23 @@ TEST_F(Interrupt, CalibrateSaysHowToGoOnAndDoesSo) {
   const CommandResult resumed = run_calibatt(command + "--steps 40 --profile " + folder_.file("p"));
   ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
   EXPECT_THAT(resumed.output, HasSubstr("(1 from the saved profile)"));
+}
+
+TEST_F(Interrupt, CalibrateEndsWithinTheTextStage) {
+  // As much text as the encoder takes, for both branches, on one thread: some tenths of a second.
+  std::string text;
+  while (text.size() < 1400) text += "a red circle over blue stripes ";
+  write_file(folder_.file("prompts.txt"), text + "\n");
+  const std::string plan = folder_.file("plan.safetensors");
+  const CommandResult result =
+      interrupt_calibatt("calibrate" + kSmall + "--threads 1 --prompts " + folder_.file("prompts.txt") + " -n '" +
+                             text + "' -o " + plan + " --token-order tiles:2x2x2 --block-q 16 --block-k 16 --anchors 1",
+                         "prompt 1 of 1, text", SIGINT);
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output, AllOf(HasSubstr("interrupted while encoding the text of prompt 1 of 1"),
+                                   HasSubstr(plan + ".profile"), Not(HasSubstr("denoise"))));
+  EXPECT_FALSE(fs::exists(plan));
+  EXPECT_FALSE(fs::exists(plan + ".profile"));
 }
 
 }  // namespace

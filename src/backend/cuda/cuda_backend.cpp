@@ -34,6 +34,8 @@ const float* f32_or_null(const Tensor* tensor) {
 
 class CudaBackend final : public Backend {
  public:
+  explicit CudaBackend(const ClipOptions& clip_options) : clip_ops_(make_clip_ops(context_, clip_options)) {}
+
   std::string_view name() const override { return "cuda"; }
   bool has_fast_bf16() const override { return true; }
   std::string attention_kernel(DType dtype, int head_dim) const override;
@@ -116,8 +118,8 @@ class CudaBackend final : public Backend {
 
   bool takes_key_bias() const override { return false; }
   void attention(const AttentionCall& call) override;
-  void prefetch_schedule(std::shared_ptr<const ScheduleSource> schedule, const ScheduleSizes& sizes) override {
-    schedules_.prefetch(std::move(schedule), sizes);
+  void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
+    schedules_.prefetch(schedule, sizes);
   }
   ScheduleStats schedule_stats() const override { return schedules_.stats(); }
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
@@ -135,7 +137,7 @@ class CudaBackend final : public Backend {
   Context context_;
   LinearOps linear_{context_};
   ScheduleStream schedules_{std::make_unique<CudaScheduleBuffers>(context_.stream())};
-  std::unique_ptr<ClipOps> clip_ops_ = make_clip_ops(context_);
+  std::unique_ptr<ClipOps> clip_ops_;
   std::vector<int32_t> order_;  // the token order that is in device memory
   Tensor order_on_device_;
 };
@@ -266,13 +268,17 @@ bool usable() {
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(int device) {
+  return make_cuda_backend(device, {});
+}
+
+std::unique_ptr<Backend> make_cuda_backend(int device, const ClipOptions& clip_options) {
   use_device(device);
   if (current_device().compute_capability < kOldestCapability) {
     throw Error(ErrorKind::kDevice, "GPU: " + current_device().name +
                                         " is older than compute capability 8.0; use "
                                         "--backend cpu");
   }
-  return std::make_unique<CudaBackend>();
+  return std::make_unique<CudaBackend>(clip_options);
 }
 
 void add_cuda_backend() {

@@ -96,6 +96,7 @@ Tensor Umt5Encoder::encode(std::span<const int32_t> prompt) const {
 std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_t>>& prompts,
                                             const std::function<void(int, int)>& progress) const {
   std::vector<Tensor> results;  // the residual streams until the end
+  results.reserve(prompts.size());
   for (const std::vector<int32_t>& prompt : prompts) results.push_back(embed(prompt));
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     if (progress) progress(layer, config_.num_layers);

@@ -40,6 +40,7 @@ HWY_INLINE void fetch_row_ahead(const SourceRows& rows, int64_t row, int head_di
   constexpr int kRowsAhead = 24;
   const int64_t element_bytes = rows.is_bf16 ? 2 : 4;
   const auto address = reinterpret_cast<uintptr_t>(rows.data) + (row + kRowsAhead) * rows.stride * element_bytes;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): past the end a pointer's own arithmetic would be undefined
   fetch_row(reinterpret_cast<const void*>(address), static_cast<int>(head_dim * element_bytes));
 }
 
