@@ -22,6 +22,7 @@
 #include "base/error.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
+#include "io/safetensors.h"
 #include "models/weights.h"
 
 namespace calibatt {
@@ -57,7 +58,7 @@ double median_rate(int runs, const std::string& folder, const std::vector<std::s
   for (int run = 0; run < runs; ++run) {
     size_t bytes = 0;
     const auto start = std::chrono::steady_clock::now();
-    const Weights weights = Weights::open(folder);
+    const Weights weights(Safetensors::open_folder(folder));
     for (const std::string& name : names) {
       const StoredTensor stored = weights.stored(name, {kRows, kColumns});
       take(stored);

@@ -26,8 +26,7 @@ using ProgressCallback = std::function<void(const std::string& stage, int done, 
 
 struct LoadOptions {
   std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
-                          ///< transformer/, vae/, scheduler/), or Wan-AI's original one with the parts that are
-                          ///< not the transformer beside it in that layout
+                          ///< transformer/, vae/, scheduler/), or Wan-AI's original one as it is published
   Precision precision = Precision::kAuto;
   int threads = 0;  ///< 0: all processors this process may use
   std::string backend =

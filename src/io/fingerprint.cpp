@@ -56,7 +56,7 @@ std::string hash_hex(std::string_view bytes) {
   return hex_of(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
-std::string model_fingerprint(const JsonConfig& config, const Safetensors& weights) {
+std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights) {
   nlohmann::json settings = config.json();
   for (auto item = settings.begin(); item != settings.end();) {
     item = item.key().starts_with('_') && item.key() != "_class_name" ? settings.erase(item) : std::next(item);
@@ -74,7 +74,7 @@ std::string model_fingerprint(const JsonConfig& config, const Safetensors& weigh
   Hasher hasher;
   hasher.update(settings.dump());  // nlohmann keeps keys sorted
   for (size_t i = 0; i < names.size(); ++i) {
-    const Safetensors::Entry& entry = weights.entries().at(names[i]);
+    const MappedTensors::Entry& entry = weights.entries().at(names[i]);
     hasher.update(names[i]);
     hasher.update(dtype_name(entry.dtype));
     hasher.update(entry.shape.data(), entry.shape.size() * sizeof(int64_t));

@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "io/json_config.h"
-#include "io/safetensors.h"
+#include "io/mapped_tensors.h"
 
 namespace calibatt {
 
@@ -30,7 +30,8 @@ std::string hash_hex(std::string_view bytes);  ///< XXH3-128 of the bytes alone
 
 /// Identifies a model component: every setting of its config (without the notes of the program that saved it: keys with
 /// a leading underscore other than _class_name) and every tensor's name, dtype, shape and bytes. Independent of how the
-/// tensors are spread over files. Reads all weights once, on all threads.
-std::string model_fingerprint(const JsonConfig& config, const Safetensors& weights);
+/// tensors are spread over files. Both layouts of a Wan checkpoint give one fingerprint when they are opened as
+/// components (models/original_layout.h). Reads all weights once, on all threads.
+std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights);
 
 }  // namespace calibatt

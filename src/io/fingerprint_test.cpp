@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/atomic_file.h"
+#include "io/safetensors.h"
 #include "io/test_folder.h"
 
 namespace calibatt {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -16,7 +15,6 @@ namespace calibatt {
 namespace {
 
 using nlohmann::json;
-static_assert(std::endian::native == std::endian::little, "tensor bytes are used in place");
 
 constexpr size_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = uint64_t{100} << 20;  // the limit of the reference implementation
@@ -32,19 +30,13 @@ std::optional<DType> dtype_of(std::string_view name) {
   return std::nullopt;
 }
 
-/// A name from outside, fit for a one-line message.
-std::string quoted(const std::string& name) {
-  std::string text = json(name).dump(-1, ' ', true, json::error_handler_t::replace);
-  return text.size() <= 120 ? text : text.substr(0, 120) + "…\"";
-}
-
 [[noreturn]] void refuse(const std::string& path, const std::string& reason) {
   throw Error(ErrorKind::kFormat,
               path + ": " + reason + "; this is not a complete, unaltered safetensors file (copy it anew)");
 }
 
 [[noreturn]] void refuse_tensor(const std::string& path, const std::string& name, const std::string& reason) {
-  refuse(path, "tensor " + quoted(name) + ": " + reason);
+  refuse(path, "tensor " + quoted_name(name) + ": " + reason);
 }
 
 /// What the header says of one tensor; `begin` relative to the data.
@@ -53,13 +45,13 @@ Safetensors::Entry parse_entry(const std::string& path, const std::string& name,
   const auto fail = [&](const std::string& reason) { refuse_tensor(path, name, reason); };
   if (!value.is_object()) fail("its entry is not an object");
   for (const auto& [key, unused] : value.items()) {
-    if (key != "dtype" && key != "shape" && key != "data_offsets") fail("unknown key " + quoted(key));
+    if (key != "dtype" && key != "shape" && key != "data_offsets") fail("unknown key " + quoted_name(key));
   }
   if (!value.contains("dtype") || !value["dtype"].is_string()) fail("no dtype");
   const auto dtype = dtype_of(value["dtype"].get_ref<const std::string&>());
   if (!dtype) {
-    throw Error(ErrorKind::kFormat, path + ": tensor " + quoted(name) + ": dtype " +
-                                        quoted(value["dtype"].get<std::string>()) +
+    throw Error(ErrorKind::kFormat, path + ": tensor " + quoted_name(name) + ": dtype " +
+                                        quoted_name(value["dtype"].get<std::string>()) +
                                         " is not supported; convert the weights to F32 or BF16");
   }
   Safetensors::Entry entry;
@@ -126,7 +118,7 @@ void Safetensors::add_file(const std::string& path) {
     if (name == "__metadata__") {
       if (!value.is_object()) refuse(path, "__metadata__ is not an object");
       for (const auto& [key, text] : value.items()) {
-        if (!text.is_string()) refuse(path, "__metadata__ " + quoted(key) + " is not a string");
+        if (!text.is_string()) refuse(path, "__metadata__ " + quoted_name(key) + " is not a string");
         metadata_.emplace(key, text.get<std::string>());
       }
       continue;
@@ -135,6 +127,7 @@ void Safetensors::add_file(const std::string& path) {
     const size_t begin = entry.begin, end = begin + entry.size_bytes;
     entry.begin += data_begin;
     entry.file = files_.size();
+    entry.stored_name = name;
     const auto [position, inserted] = entries_.emplace(name, std::move(entry));
     if (!inserted) refuse_tensor(path, name, "is in another shard, too");
     ranges.push_back({begin, end, &position->first});
@@ -156,8 +149,7 @@ void Safetensors::add_file(const std::string& path) {
 }
 
 Safetensors Safetensors::open(const std::string& path) {
-  Safetensors result;
-  result.path_ = path;
+  Safetensors result(path);
   if (!path.ends_with(".json")) {
     result.add_file(path);
     return result;
@@ -172,7 +164,7 @@ Safetensors Safetensors::open(const std::string& path) {
     // Shards lie beside their index; a path that leads elsewhere is not a shard's name.
     if (shard.empty() || shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos ||
         shard.starts_with('.')) {
-      weight_map.fail(name, "expected the name of a file beside the index, found " + quoted(shard));
+      weight_map.fail(name, "expected the name of a file beside the index, found " + quoted_name(shard));
     }
     shard_of[name] = shard;
     shards.push_back(shard);
@@ -185,7 +177,7 @@ Safetensors Safetensors::open(const std::string& path) {
   for (const auto& [name, shard] : shard_of) {
     const auto found = result.entries_.find(name);
     if (found == result.entries_.end() || shards[found->second.file] != shard) {
-      throw Error(ErrorKind::kFormat, path + ": tensor " + quoted(name) + " is not in " + quoted(shard) +
+      throw Error(ErrorKind::kFormat, path + ": tensor " + quoted_name(name) + " is not in " + quoted_name(shard) +
                                           " as the index says; copy all shards of one model together");
     }
   }
@@ -203,48 +195,6 @@ Safetensors Safetensors::open_folder(const std::string& folder) {
   throw Error(ErrorKind::kNotFound, folder +
                                         ": no weights; expected diffusion_pytorch_model.safetensors or "
                                         "model.safetensors (or their .index.json) in this folder");
-}
-
-const Safetensors::Entry& Safetensors::entry(const std::string& name) const {
-  const auto found = entries_.find(name);
-  if (found == entries_.end()) {
-    throw Error(ErrorKind::kFormat, path_ + ": tensor " + quoted(name) +
-                                        " is missing; are these the weights that the config.json describes?");
-  }
-  return found->second;
-}
-
-std::span<const unsigned char> Safetensors::raw_bytes(const std::string& name) const {
-  const Entry& found = entry(name);
-  return files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
-}
-
-void Safetensors::read_ahead(const std::string& name) const {
-  const Entry& found = entry(name);
-  files_[found.file]->read_ahead(found.begin, found.size_bytes);
-}
-
-Tensor Safetensors::get(const std::string& name) const {
-  const Entry& found = entry(name);
-  const std::span<const unsigned char> bytes = raw_bytes(name);
-  if (bytes.empty() || reinterpret_cast<uintptr_t>(bytes.data()) % dtype_size(found.dtype) != 0) {
-    Tensor copy(found.dtype, found.shape);
-    if (!bytes.empty()) std::memcpy(copy.raw(), bytes.data(), bytes.size());
-    return copy;
-  }
-  return {found.dtype, found.shape,
-          std::shared_ptr<void>(files_[found.file], const_cast<unsigned char*>(bytes.data()))};
-}
-
-Tensor Safetensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
-  Tensor tensor = get(name);
-  if (tensor.shape() != shape) {
-    std::string expected;
-    for (const int64_t extent : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(extent);
-    throw Error(ErrorKind::kFormat, file_of(name) + ": tensor " + quoted(name) + " is " + tensor.describe() +
-                                        ", but the config.json makes it [" + expected + "]");
-  }
-  return tensor;
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,

@@ -10,14 +10,13 @@ constexpr size_t kNamed = 3;  // tensors in a message
 }  // namespace
 
 StoredTensor Weights::checked(const std::string& name, const std::vector<int64_t>& shape) const {
-  const std::string stored = stored_name(name);
-  Tensor tensor = file_.get(stored, shape);
-  const std::string where = file_.file_of(stored) + ": tensor \"" + stored + "\"";
+  Tensor tensor = file_.get(name, shape);
+  const std::string where = file_.describe(name);
   if (tensor.dtype() != DType::kF32 && tensor.dtype() != DType::kBF16 && tensor.dtype() != DType::kF16) {
     throw Error(ErrorKind::kFormat,
                 where + ": expected F32, BF16 or F16, found " + std::string(dtype_name(tensor.dtype())));
   }
-  used_.insert(stored);
+  used_.insert(name);
   return {std::move(tensor), where};
 }
 
@@ -27,7 +26,7 @@ void Weights::require(const std::string& name, const std::vector<int64_t>& shape
 
 StoredTensor Weights::stored(const std::string& name, const std::vector<int64_t>& shape) const {
   StoredTensor found = checked(name, shape);
-  file_.read_ahead(stored_name(name));
+  file_.read_ahead(name);
   return found;
 }
 
@@ -54,9 +53,10 @@ std::string Weights::check_unused(const std::string& essential) const {
   for (const auto& [name, entry] : file_.entries()) {
     if (!used_.contains(name)) unused.push_back(name);
   }
-  const auto list = [](const std::vector<std::string>& names) {
+  const auto list = [this](const std::vector<std::string>& names) {
     std::string text;
-    for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) text += (i > 0 ? ", \"" : "\"") + names[i] + "\"";
+    for (size_t i = 0; i < std::min(names.size(), kNamed); ++i)
+      text += (i > 0 ? ", \"" : "\"") + file_.entries().at(names[i]).stored_name + "\"";
     if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
     return text;
   };

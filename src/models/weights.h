@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <set>
 #include <string>
 #include <utility>
@@ -10,24 +9,18 @@
 #include "backend/stored_linear.h"
 #include "base/checked_copy.h"
 #include "base/tensor.h"
-#include "io/safetensors.h"
+#include "io/mapped_tensors.h"
 
 namespace calibatt {
 
-/// The weights of one model component: a safetensors file, or shards with an index. Every tensor that is taken is
-/// checked: present, of the expected shape, a floating type, finite. Errors (kFormat, kNumeric) name file, tensor,
-/// expected and found.
+/// The weights of one model component, under the names that diffusers and transformers give them. Every tensor that is
+/// taken is checked: present, of the expected shape, a floating type, finite. Errors (kFormat, kNumeric) name file,
+/// tensor, expected and found.
 class Weights {
  public:
-  /// The name that a file gives to a tensor, for files that do not name them as diffusers and transformers do.
-  using Translation = std::function<std::string(const std::string& name)>;
+  explicit Weights(MappedTensors tensors) : file_(std::move(tensors)) {}
 
-  /// Throws Error(kNotFound) naming the files looked for.
-  static Weights open(const std::string& folder) { return Weights(Safetensors::open_folder(folder)); }
-
-  void set_translation(Translation translation) { translation_ = std::move(translation); }
-
-  bool has(const std::string& name) const { return file_.contains(stored_name(name)); }
+  bool has(const std::string& name) const { return file_.contains(name); }
   /// Checks a tensor without reading it: present, of this shape, a floating type.
   void require(const std::string& name, const std::vector<int64_t>& shape) const;
   /// As stored, checked like that: for who reads parts of it.
@@ -43,19 +36,15 @@ class Weights {
                                        const std::vector<int64_t>& shape_of_each) const;
 
   /// For a tensor that need not be used.
-  void mark_known(const std::string& name) const { used_.insert(stored_name(name)); }
-  /// Looks at the tensors that nobody took. Throws Error(kFormat) when the file gives one a name that begins with
-  /// `essential`: what belongs to a layer and is left out would change the result. Others make a one-line warning;
-  /// empty: there are none.
+  void mark_known(const std::string& name) const { used_.insert(name); }
+  /// Looks at the tensors that nobody took. Throws Error(kFormat) when one's name begins with `essential`: what belongs
+  /// to a layer and is left out would change the result. Others make a one-line warning; empty: there are none.
   std::string check_unused(const std::string& essential) const;
 
  private:
-  explicit Weights(Safetensors file) : file_(std::move(file)) {}
   StoredTensor checked(const std::string& name, const std::vector<int64_t>& shape) const;
-  std::string stored_name(const std::string& name) const { return translation_ ? translation_(name) : name; }
 
-  Safetensors file_;
-  Translation translation_;
+  MappedTensors file_;
   mutable std::set<std::string> used_;
 };
 

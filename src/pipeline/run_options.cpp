@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "io/json_config.h"
+#include "models/original_layout.h"
 
 namespace calibatt {
 
@@ -27,41 +28,39 @@ void require_finite(const char* flag, double value, double min, double max) {
                                      std::to_string(min) + " and " + std::to_string(max));
 }
 
-/// Wan-AI's original folder: the transformer's config.json and weights at the top, all else in files of pickled torch
-/// tensors, which are not read here.
+/// Wan-AI's original folder: the transformer's config.json and weights at the top, the rest beside them.
 bool is_original_folder(const fs::path& root) {
-  if (!fs::exists(root / "config.json")) return false;
-  const JsonConfig config = JsonConfig::load((root / "config.json").string());
-  return config.string("_class_name", "") == "WanModel" || (config.has("dim") && config.has("num_heads"));
+  return fs::exists(root / "config.json") && is_original_config(JsonConfig::load((root / "config.json").string()));
+}
+
+/// One file of an original folder: as it is published, or converted to safetensors. Where there are both, somebody
+/// converted it because the other could not be read.
+fs::path tensor_file(const fs::path& root, const std::string& stem) {
+  const fs::path converted = root / (stem + ".safetensors");
+  return fs::exists(converted) ? converted : root / (stem + ".pth");
 }
 
 ModelFolder open_original_folder(const fs::path& root) {
-  constexpr double kOriginalFlowShift = 5;  // of Wan-AI's own generate.py
-  ModelFolder folder;
-  folder.transformer = root.string();
-  folder.text_encoder = (root / "text_encoder").string();
-  folder.vae = (root / "vae").string();
-  const fs::path original_tokenizer = root / "google" / "umt5-xxl";
-  folder.tokenizer =
-      (fs::exists(original_tokenizer / "spiece.model") ? original_tokenizer : root / "tokenizer").string();
+  // Names and defaults of Wan-AI's own code: wan/configs/, generate.py.
+  constexpr double kOriginalFlowShift = 5;
+  const fs::path text_encoder = tensor_file(root, "models_t5_umt5-xxl-enc-bf16"), vae = tensor_file(root, "Wan2.1_VAE"),
+                 tokenizer = root / "google" / "umt5-xxl";
   std::string missing;
-  for (const auto& [name, found] : {std::pair("text_encoder/", fs::exists(folder.text_encoder + "/config.json")),
-                                    std::pair("tokenizer/", fs::exists(folder.tokenizer + "/spiece.model")),
-                                    std::pair("vae/", fs::exists(folder.vae + "/config.json"))}) {
-    if (!found) missing += (missing.empty() ? "" : ", ") + std::string(name);
+  for (const fs::path& part : {text_encoder, vae, tokenizer / "spiece.model"}) {
+    if (!fs::exists(part)) missing += (missing.empty() ? "" : ", ") + part.lexically_relative(root).string();
   }
   if (!missing.empty()) {
     throw Error(ErrorKind::kNotFound,
                 root.string() + ": is a transformer in Wan-AI's original layout, and lacks " + missing +
-                    ". The .pth files there are not read: copy these folders of the same model in the diffusers layout "
-                    "(Wan2.1-T2V-…-Diffusers) into it, or give that folder instead");
+                    "; copy the whole folder of the model (Wan2.1-T2V-…), or give one in the diffusers layout "
+                    "(Wan2.1-T2V-…-Diffusers)");
   }
-  const fs::path scheduler = root / "scheduler" / "scheduler_config.json";
-  if (fs::exists(scheduler)) {
-    folder.scheduler = load_scheduler_config(scheduler.string());
-  } else {
-    folder.scheduler.flow_shift = kOriginalFlowShift;
-  }
+  ModelFolder folder;
+  folder.transformer = root.string();
+  folder.text_encoder = text_encoder.string();
+  folder.vae = vae.string();
+  folder.tokenizer = tokenizer.string();
+  folder.scheduler.flow_shift = kOriginalFlowShift;
   return folder;
 }
 
@@ -71,7 +70,8 @@ ModelFolder open_diffusers_folder(const fs::path& root) {
   if (!fs::exists(index_path)) {
     throw Error(ErrorKind::kNotFound, root.string() +
                                           ": holds no model_index.json; give a model in the diffusers layout, such as "
-                                          "Wan2.1-T2V-1.3B-Diffusers");
+                                          "Wan2.1-T2V-1.3B-Diffusers, or Wan-AI's original Wan2.1-T2V-1.3B, which has "
+                                          "a config.json");
   }
   const JsonConfig index = JsonConfig::load(index_path);
   const std::string pipeline = index.string("_class_name");

@@ -12,7 +12,7 @@ namespace calibatt {
 /// What a model folder says about itself, apart from its components.
 struct ModelFolder {
   std::string path;
-  std::string transformer, text_encoder, tokenizer, vae;  ///< folders of the components
+  std::string transformer, text_encoder, tokenizer, vae;  ///< as the components' loaders take them: folder or file
   std::string name;                                       ///< the folder's own name
   SchedulerConfig scheduler;
   // generation_config.json (calibatt's own, optional); else the defaults of Wan 2.1.
@@ -20,9 +20,9 @@ struct ModelFolder {
   double cfg_scale = 5, fps = 16;
 
   /// Reads model_index.json, generation_config.json and the scheduler's configuration. A folder without
-  /// model_index.json may be Wan-AI's original one: the transformer in it, and text_encoder/, tokenizer/ and vae/ in
-  /// diffusers' layout beside it. Throws Error(kNotFound / kFormat / kMismatch); for missing components, naming them
-  /// and where they are.
+  /// model_index.json may be Wan-AI's original one: the transformer in it, models_t5_umt5-xxl-enc-bf16.pth and
+  /// Wan2.1_VAE.pth (or .safetensors of the same names) and google/umt5-xxl/, and the defaults of Wan-AI's generate.py.
+  /// Throws Error(kNotFound / kFormat / kMismatch); for missing components, naming them.
   static ModelFolder open(const std::string& path);
 };
 

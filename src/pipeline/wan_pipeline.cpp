@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "base/thread_pool.h"
 #include "io/fingerprint.h"
+#include "models/original_layout.h"
 #include "pipeline/device_backends.h"
 #include "pipeline/text_clean.h"
 #include "plan/plan.h"
@@ -61,7 +62,7 @@ ModelLoadOptions component_options(const LoadOptions& options) {
 
 WanVae load_vae(const ModelFolder& folder, Backend& backend, DType dtype) {
   WanVae vae = WanVae::load(folder.vae, backend, dtype);
-  const WanTransformerConfig transformer = WanTransformerConfig::load(folder.transformer);
+  const auto transformer = WanTransformerConfig::from(open_transformer(folder.transformer).config);
   if (vae.config().z_dim != transformer.in_channels) {
     throw Error(ErrorKind::kMismatch, folder.path + ": the VAE has " + std::to_string(vae.config().z_dim) +
                                           " latent channels and the transformer takes " +
@@ -130,8 +131,8 @@ std::vector<double> WanPipeline::sigmas(const GenerateOptions& options) const {
 
 const std::string& WanPipeline::transformer_fingerprint() {
   if (fingerprint_.empty()) {
-    fingerprint_ = model_fingerprint(JsonConfig::load(folder_.transformer + "/config.json"),
-                                     Safetensors::open_folder(folder_.transformer));
+    const Component transformer = open_transformer(folder_.transformer);
+    fingerprint_ = model_fingerprint(transformer.config, transformer.tensors);
   }
   return fingerprint_;
 }

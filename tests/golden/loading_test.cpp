@@ -13,7 +13,7 @@
 #include "base/random.h"
 #include "dense_attention.h"
 #include "io/safetensors.h"
-#include "models/wan/original_names.h"
+#include "models/test_original_names.h"
 #include "models/wan/transformer.h"
 
 namespace calibatt {
@@ -61,8 +61,7 @@ class TransformerLoading : public testing::TestWithParam<std::string> {
 
 TEST_P(TransformerLoading, OriginalNamesMakeTheSameModel) {
   const Safetensors ours = Safetensors::open_folder(kTransformer);
-  std::map<std::string, Tensor> theirs;
-  for (const auto& [name, entry] : ours.entries()) theirs[original_wan_name(name)] = ours.get(name);
+  const auto theirs = test::OriginalNames(CALIBATT_GOLDEN_DATA, "transformer").original_of(ours);
   ASSERT_EQ(theirs.size(), ours.entries().size());
   write_safetensors(folder_ / "diffusion_pytorch_model.safetensors", theirs);
   const auto config = nlohmann::json::parse(std::ifstream(kTransformer + "/config.json"));

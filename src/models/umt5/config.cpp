@@ -1,10 +1,8 @@
-#include "io/json_config.h"
 #include "models/umt5/encoder.h"
 
 namespace calibatt {
 
-Umt5Config Umt5Config::load(const std::string& folder) {
-  const JsonConfig json = JsonConfig::load(folder + "/config.json");
+Umt5Config Umt5Config::from(const JsonConfig& json) {
   constexpr int64_t kMaxWidth = 1 << 20;
   Umt5Config config;
   if (const std::string type = json.string("model_type", "umt5"); type != "umt5") {

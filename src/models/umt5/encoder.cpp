@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "models/original_layout.h"
 #include "nn/heads.h"
 #include "nn/relative_position.h"
 
@@ -37,11 +38,11 @@ std::map<std::string, std::vector<int64_t>> block_shapes(const Umt5Config& confi
 
 }  // namespace
 
-Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& folder, DType dtype,
-                              const ModelLoadOptions& options) {
+Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& path, DType dtype, const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
-  const Umt5Config config = Umt5Config::load(folder);
-  Umt5Encoder encoder(Weights::open(folder));
+  Component files = open_text_encoder(path);
+  const Umt5Config config = Umt5Config::from(files.config);
+  Umt5Encoder encoder(Weights(std::move(files.tensors)));
   encoder.backend_ = &backend;
   encoder.dtype_ = dtype;
   encoder.config_ = config;

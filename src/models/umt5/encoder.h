@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "base/tensor.h"
+#include "io/json_config.h"
 #include "models/load_options.h"
 #include "models/weights.h"
 
@@ -27,8 +28,8 @@ struct Umt5Config {
   int relative_attention_max_distance = 128;
   float layer_norm_epsilon = 1e-6f;
 
-  /// Throws Error(kNotFound / kFormat / kMismatch) naming file, key, found and expected.
-  static Umt5Config load(const std::string& folder);
+  /// Throws Error(kFormat) naming file, key, found and expected.
+  static Umt5Config from(const JsonConfig& json);
 };
 
 /// The encoder of UMT5 (Chung et al. 2023, arXiv 2304.09151), as transformers' UMT5EncoderModel computes it: pre-norm
@@ -36,12 +37,11 @@ struct Umt5Config {
 /// feed-forward.
 class Umt5Encoder {
  public:
-  /// folder: config.json and model.safetensors (or its shards). dtype: kF32 or kBF16, of weights and linear inputs; the
-  /// residual stream is always float32. Looks at names, shapes and dtypes alone, so that it is quick: the blocks are
-  /// read by encode_all. Throws Error naming file and tensor when something is missing or misshaped, or when the file
-  /// has layers that config.json does not.
-  static Umt5Encoder open(Backend& backend, const std::string& folder, DType dtype,
-                          const ModelLoadOptions& options = {});
+  /// path: as open_text_encoder (models/original_layout.h) takes it. dtype: kF32 or kBF16, of weights and linear
+  /// inputs; the residual stream is always float32. Looks at names, shapes and dtypes alone, so that it is quick: the
+  /// blocks are read by encode_all. Throws Error naming file and tensor when something is missing or misshaped, or when
+  /// the file has layers that its configuration does not.
+  static Umt5Encoder open(Backend& backend, const std::string& path, DType dtype, const ModelLoadOptions& options = {});
 
   const Umt5Config& config() const { return config_; }
 

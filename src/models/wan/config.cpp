@@ -1,47 +1,13 @@
 #include "models/wan/config.h"
 
-#include "io/json_config.h"
-
 namespace calibatt {
 namespace {
 
 constexpr int64_t kMaxWidth = 1 << 20;
 
-/// config.json of Wan-AI's own WanModel: other keys for the same numbers.
-WanTransformerConfig load_original(const JsonConfig& json) {
-  if (const std::string type = json.string("model_type", "t2v"); type != "t2v") {
-    json.fail("model_type", "expected \"t2v\" (text to video), found \"" + type + "\"");
-  }
-  WanTransformerConfig config;
-  const int dim = json.integer_in("dim", 6, kMaxWidth);
-  config.num_attention_heads = json.integer_in("num_heads", 1, 1024);
-  if (dim % (2 * config.num_attention_heads) != 0) {
-    json.fail("dim", "expected an even number of channels for each of the " +
-                         std::to_string(config.num_attention_heads) + " heads, found " + std::to_string(dim));
-  }
-  config.attention_head_dim = dim / config.num_attention_heads;
-  config.in_channels = json.integer_in("in_dim", 1, 4096, 16);
-  config.out_channels = json.integer_in("out_dim", 1, 4096, 16);
-  config.text_dim = json.integer_in("text_dim", 1, kMaxWidth, 4096);
-  config.freq_dim = json.integer_in("freq_dim", 2, kMaxWidth, 256);
-  config.ffn_dim = json.integer_in("ffn_dim", 1, kMaxWidth);
-  config.num_layers = json.integer_in("num_layers", 1, 1024);
-  config.cross_attn_norm = json.boolean("cross_attn_norm", true);
-  config.qk_norm = json.boolean("qk_norm", true);
-  config.eps = static_cast<float>(json.number("eps", 1e-6));
-  for (const int64_t size : json.integers("window_size", {-1, -1})) {
-    if (size != -1) json.fail("window_size", "expected [-1, -1] (attention to everything)");
-  }
-  return config;
-}
-
 }  // namespace
 
-WanTransformerConfig WanTransformerConfig::load(const std::string& folder) {
-  const JsonConfig json = JsonConfig::load(folder + "/config.json");
-  if (json.string("_class_name", "") == "WanModel" || (json.has("dim") && !json.has("num_attention_heads"))) {
-    return load_original(json);
-  }
+WanTransformerConfig WanTransformerConfig::from(const JsonConfig& json) {
   if (const std::string name = json.string("_class_name", "WanTransformer3DModel"); name != "WanTransformer3DModel") {
     json.fail("_class_name", "expected \"WanTransformer3DModel\", found \"" + name + "\"");
   }

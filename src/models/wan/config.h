@@ -1,11 +1,12 @@
 #pragma once
 
 #include <array>
-#include <string>
+
+#include "io/json_config.h"
 
 namespace calibatt {
 
-/// config.json of a diffusers WanTransformer3DModel (text to video), or of Wan-AI's original WanModel.
+/// config.json of a diffusers WanTransformer3DModel (text to video).
 struct WanTransformerConfig {
   std::array<int, 3> patch_size{1, 2, 2};  ///< latent frames, rows, columns per token
   int num_attention_heads = 0;
@@ -23,9 +24,9 @@ struct WanTransformerConfig {
   int dim() const { return num_attention_heads * attention_head_dim; }
   int patch_volume() const { return patch_size[0] * patch_size[1] * patch_size[2]; }
 
-  /// Reads folder/config.json. Throws Error(kNotFound / kFormat / kMismatch) naming file, key, found and expected;
-  /// image-conditioned models (image_dim, added_kv_proj_dim) are refused.
-  static WanTransformerConfig load(const std::string& folder);
+  /// Throws Error(kFormat) naming file, key, found and expected; image-conditioned models (image_dim,
+  /// added_kv_proj_dim) are refused.
+  static WanTransformerConfig from(const JsonConfig& json);
 };
 
 }  // namespace calibatt

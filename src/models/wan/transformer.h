@@ -40,8 +40,8 @@ struct WanPrompt {
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.
 class WanTransformer {
  public:
-  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards), in diffusers' layout or Wan-AI's own
-  /// (models/wan/original_names.h). dtype kF32: all in float32. kBF16:
+  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards), as open_transformer
+  /// (models/original_layout.h) takes it. dtype kF32: all in float32. kBF16:
   /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms,
   /// timestep path, patch embedding and output projection stay float32. Throws Error naming file and tensor when
   /// something is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when

@@ -1,7 +1,7 @@
 #include <cstdio>
 
 #include "base/host_memory.h"
-#include "models/wan/original_names.h"
+#include "models/original_layout.h"
 #include "models/wan/transformer.h"
 #include "models/weights.h"
 
@@ -63,10 +63,10 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   WanTransformer model;
   model.backend_ = &backend;
   model.dtype_ = dtype;
-  model.config_ = WanTransformerConfig::load(folder);
+  Component files = open_transformer(folder);
+  model.config_ = WanTransformerConfig::from(files.config);
   const WanTransformerConfig& config = model.config_;
-  Weights weights = Weights::open(folder);
-  if (weights.has(kOriginalWanTensor)) weights.set_translation(original_wan_name);
+  const Weights weights(std::move(files.tensors));
   if (options.offload) require_host_memory(config, dtype);
   const int64_t dim = config.dim();
 

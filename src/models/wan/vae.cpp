@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "models/original_layout.h"
 #include "models/wan/vae_layers.h"
 #include "models/weights.h"
 
@@ -189,15 +190,16 @@ const WanVaeConfig& WanVae::config() const {
   return impl_->config;
 }
 
-WanVae WanVae::load(const std::string& folder, Backend& backend, DType compute, const WanVaeOptions& options) {
+WanVae WanVae::load(const std::string& path, Backend& backend, DType compute, const WanVaeOptions& options) {
   CALIBATT_ASSERT(compute == DType::kF32 || compute == DType::kBF16);
   auto impl = std::make_unique<Impl>();
-  impl->config = WanVaeConfig::load(folder + "/config.json");
+  Component files = open_vae(path);
+  impl->config = WanVaeConfig::from(files.config);
   impl->backend = &backend;
   impl->latent_frames_at_once = options.latent_frames_at_once;
   impl->compute = backend.clip_ops().supports(compute) ? compute : DType::kF32;
   const bool defers = options.defers_bias.value_or(backend.clip_ops().defers_bias());
-  const Weights weights = Weights::open(folder);
+  const Weights weights(std::move(files.tensors));
   wan_vae::Builder build_encoder(weights, backend, impl->compute, defers);
   impl->encoder = wan_vae::make_encoder(build_encoder, impl->config);
   impl->encoder_histories = build_encoder.num_histories();

@@ -29,10 +29,10 @@ class WanVae {
   /// A finished group: `pixels` is [frames, 3, H, W] F32 in [-1, 1] on the host, its first frame being `first_frame`.
   using FrameSink = std::function<void(int first_frame, const Tensor& pixels)>;
 
-  /// Reads `folder`/config.json and diffusion_pytorch_model.safetensors (or its shards). `compute` is kF32 or kBF16:
-  /// the type of activations and weights; sums are F32 in both. The backend must outlive the object. Throws Error
-  /// naming file and tensor: missing, of another shape (expected and found), or not finite.
-  static WanVae load(const std::string& folder, Backend& backend, DType compute, const WanVaeOptions& options = {});
+  /// path: as open_vae (models/original_layout.h) takes it. `compute` is kF32 or kBF16: the type of activations and
+  /// weights; sums are F32 in both. The backend must outlive the object. Throws Error naming file and tensor: missing,
+  /// of another shape (expected and found), or not finite.
+  static WanVae load(const std::string& path, Backend& backend, DType compute, const WanVaeOptions& options = {});
 
   WanVae(WanVae&&) noexcept;
   WanVae& operator=(WanVae&&) noexcept;

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "io/json_config.h"
-
 namespace calibatt {
 namespace {
 
@@ -27,8 +25,7 @@ std::vector<float> latent_statistics(const JsonConfig& json, const std::string& 
 
 }  // namespace
 
-WanVaeConfig WanVaeConfig::load(const std::string& path) {
-  const JsonConfig json = JsonConfig::load(path);
+WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
   if (const std::string name = json.string("_class_name", "AutoencoderKLWan"); name != "AutoencoderKLWan") {
     json.fail("_class_name", "expected AutoencoderKLWan, found " + name);
   }

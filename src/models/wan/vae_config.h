@@ -1,7 +1,8 @@
 #pragma once
 
-#include <string>
 #include <vector>
+
+#include "io/json_config.h"
 
 namespace calibatt {
 
@@ -18,9 +19,9 @@ struct WanVaeConfig {
   int scale_factor_temporal = 4, scale_factor_spatial = 8;      ///< as the pipeline sizes the latents
   std::vector<float> latents_mean, latents_std;                 ///< [z_dim]
 
-  /// Reads and checks vae/config.json. Throws Error(kNotFound / kFormat) naming the file, the key and what was
-  /// expected; Wan 2.2's residual autoencoder (is_residual) is refused.
-  static WanVaeConfig load(const std::string& path);
+  /// Throws Error(kFormat) naming the file, the key and what was expected; Wan 2.2's residual autoencoder (is_residual)
+  /// is refused.
+  static WanVaeConfig from(const JsonConfig& json);
 
   int levels() const { return static_cast<int>(dim_mult.size()); }
   /// Frames that one latent frame stands for, all but the first: 2 per temporal downsampling.

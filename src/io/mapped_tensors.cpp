@@ -1,0 +1,80 @@
+#include "io/mapped_tensors.h"
+
+#include <bit>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+
+namespace calibatt {
+
+static_assert(std::endian::native == std::endian::little, "tensor bytes are used in place");
+
+std::string quoted_name(const std::string& name) {
+  std::string text = nlohmann::json(name).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+  return text.size() <= 120 ? text : text.substr(0, 120) + "…\"";
+}
+
+const MappedTensors::Entry& MappedTensors::entry(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) {
+    throw Error(ErrorKind::kFormat, path_ + ": tensor " + quoted_name(name) +
+                                        " is missing; are these the weights of the model that the configuration "
+                                        "describes, and is the file complete?");
+  }
+  return found->second;
+}
+
+std::string MappedTensors::describe(const std::string& name) const {
+  const Entry& found = entry(name);
+  return files_[found.file]->path() + ": tensor " + quoted_name(found.stored_name);
+}
+
+std::span<const unsigned char> MappedTensors::raw_bytes(const std::string& name) const {
+  const Entry& found = entry(name);
+  return files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
+}
+
+void MappedTensors::read_ahead(const std::string& name) const {
+  const Entry& found = entry(name);
+  files_[found.file]->read_ahead(found.begin, found.size_bytes);
+}
+
+Tensor MappedTensors::get(const std::string& name) const {
+  const Entry& found = entry(name);
+  const std::span<const unsigned char> bytes = raw_bytes(name);
+  if (bytes.empty() || reinterpret_cast<uintptr_t>(bytes.data()) % dtype_size(found.dtype) != 0) {
+    Tensor copy(found.dtype, found.shape);
+    if (!bytes.empty()) std::memcpy(copy.raw(), bytes.data(), bytes.size());
+    return copy;
+  }
+  return {found.dtype, found.shape,
+          std::shared_ptr<void>(files_[found.file], const_cast<unsigned char*>(bytes.data()))};
+}
+
+Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
+  Tensor tensor = get(name);
+  if (tensor.shape() != shape) {
+    std::string expected;
+    for (const int64_t extent : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(extent);
+    throw Error(ErrorKind::kFormat,
+                describe(name) + " is " + tensor.describe() + ", but the configuration makes it [" + expected + "]");
+  }
+  return tensor;
+}
+
+MappedTensors MappedTensors::renamed(const std::function<std::string(const std::string& stored)>& new_name) const {
+  MappedTensors result(path_);
+  result.files_ = files_;
+  for (const auto& [name, entry] : entries_) {
+    const auto [position, inserted] = result.entries_.emplace(new_name(name), entry);
+    if (!inserted) {
+      throw Error(ErrorKind::kFormat, describe(name) + " is the same layer's as " +
+                                          quoted_name(position->second.stored_name) +
+                                          "; the file mixes two layouts of one model");
+    }
+  }
+  return result;
+}
+
+}  // namespace calibatt

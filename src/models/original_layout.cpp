@@ -1,0 +1,183 @@
+#include "models/original_layout.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "base/error.h"
+#include "models/original_names.h"
+
+namespace calibatt {
+namespace {
+
+using nlohmann::json;
+
+// Of Wan-AI's code: wan/modules/vae.py, wan/modules/t5.py.
+const std::vector<double> kLatentsMean = {-0.7571, -0.7089, -0.9113, 0.1075,  -0.1745, 0.9653,  -0.1517, 1.5508,
+                                          0.4134,  -0.0715, 0.5517,  -0.3632, -0.1922, -0.9497, 0.2503,  -0.2921};
+const std::vector<double> kLatentsStd = {2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+                                         3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160};
+constexpr int kMaxDistance = 128;
+constexpr double kTextEpsilon = 1e-6;
+
+/// One size of a tensor that gives a setting away.
+int64_t extent(const MappedTensors& tensors, const std::string& name, size_t rank, size_t axis) {
+  const std::vector<int64_t>& shape = tensors.shape(name);
+  if (shape.size() != rank || shape[axis] < 1) {
+    throw Error(ErrorKind::kFormat, tensors.describe(name) + ": expected " + std::to_string(rank) +
+                                        " dimensions that are not empty; is this the file of a Wan 2.1 model?");
+  }
+  return shape[axis];
+}
+
+int64_t divided(int64_t value, int64_t by, const MappedTensors& tensors, const std::string& name) {
+  if (value % by == 0) return value / by;
+  throw Error(ErrorKind::kFormat, tensors.describe(name) + ": its " + std::to_string(value) +
+                                      " channels are no multiple of " + std::to_string(by) +
+                                      "; is this the file of a Wan 2.1 model?");
+}
+
+/// WanModel's settings as diffusers' WanTransformer3DModel has them: key for key what Wan-AI's own conversion to
+/// diffusers holds, so that both give one fingerprint.
+JsonConfig diffusers_transformer_config(const JsonConfig& original) {
+  constexpr int64_t kMaxWidth = 1 << 20;
+  if (const std::string type = original.string("model_type", "t2v"); type != "t2v") {
+    original.fail("model_type", "expected \"t2v\" (text to video), found \"" + type + "\"");
+  }
+  const int dim = original.integer_in("dim", 6, kMaxWidth), heads = original.integer_in("num_heads", 1, 1024);
+  if (dim % (2 * heads) != 0) {
+    original.fail("dim", "expected an even number of channels for each of the " + std::to_string(heads) +
+                             " heads, found " + std::to_string(dim));
+  }
+  for (const int64_t size : original.integers("window_size", {-1, -1})) {
+    if (size != -1) original.fail("window_size", "expected [-1, -1] (attention to everything)");
+  }
+  json config = {{"_class_name", "WanTransformer3DModel"},
+                 {"added_kv_proj_dim", nullptr},
+                 {"attention_head_dim", dim / heads},
+                 {"cross_attn_norm", original.boolean("cross_attn_norm", true)},
+                 {"eps", original.number("eps", 1e-6)},
+                 {"ffn_dim", original.integer("ffn_dim")},
+                 {"freq_dim", original.integer("freq_dim", 256)},
+                 {"image_dim", nullptr},
+                 {"in_channels", original.integer("in_dim", 16)},
+                 {"num_attention_heads", heads},
+                 {"num_layers", original.integer("num_layers")},
+                 {"out_channels", original.integer("out_dim", 16)},
+                 {"patch_size", original.integers("patch_size", {1, 2, 2})},
+                 {"qk_norm", nullptr},
+                 {"rope_max_seq_len", 1024},
+                 {"text_dim", original.integer("text_dim", 4096)}};
+  if (original.boolean("qk_norm", true)) config["qk_norm"] = "rms_norm_across_heads";
+  return {config, original.where()};
+}
+
+/// `tensors` under transformers' names.
+JsonConfig umt5_config(const MappedTensors& tensors) {
+  const std::string attention = "encoder.block.0.layer.0.SelfAttention.";
+  const std::string bias = attention + "relative_attention_bias.weight", query = attention + "q.weight";
+  const std::string wide = "encoder.block.0.layer.1.DenseReluDense.wi_1.weight";
+  int num_layers = 0;
+  while (tensors.contains("encoder.block." + std::to_string(num_layers) + ".layer.0.layer_norm.weight")) ++num_layers;
+  const int64_t heads = extent(tensors, bias, 2, 1);
+  const json config = {{"model_type", "umt5"},
+                       {"feed_forward_proj", "gated-gelu"},
+                       {"vocab_size", extent(tensors, "shared.weight", 2, 0)},
+                       {"d_model", extent(tensors, "shared.weight", 2, 1)},
+                       {"d_kv", divided(extent(tensors, query, 2, 0), heads, tensors, query)},
+                       {"d_ff", extent(tensors, wide, 2, 0)},
+                       {"num_layers", num_layers},
+                       {"num_heads", heads},
+                       {"relative_attention_num_buckets", extent(tensors, bias, 2, 0)},
+                       {"relative_attention_max_distance", kMaxDistance},
+                       {"layer_norm_epsilon", kTextEpsilon}};
+  return {config, tensors.path()};
+}
+
+/// `tensors` under Wan-AI's names. The encoder's layers stand in one row: the residual blocks of a level, then what
+/// halves its size.
+JsonConfig vae_config(const MappedTensors& tensors) {
+  constexpr size_t kConvolution = 5;  // [out, in, frames, rows, columns]
+  const std::string first = "encoder.conv1.weight", last = "decoder.head.2.weight", latent = "conv2.weight";
+  const int64_t base = extent(tensors, first, kConvolution, 0), pixels = extent(tensors, first, kConvolution, 1);
+  std::vector<int64_t> factors{0};
+  std::vector<bool> halves_frames;
+  int num_res_blocks = 0;
+  for (int index = 0;; ++index) {
+    const std::string layer = "encoder.downsamples." + std::to_string(index) + ".";
+    const std::string residual = layer + "residual.2.weight";
+    if (tensors.contains(residual)) {
+      factors.back() = divided(extent(tensors, residual, kConvolution, 0), base, tensors, residual);
+      if (factors.size() == 1) ++num_res_blocks;
+    } else if (tensors.contains(layer + "resample.1.weight")) {
+      halves_frames.push_back(tensors.contains(layer + "time_conv.weight"));
+      factors.push_back(0);
+    } else {
+      break;
+    }
+  }
+  if (num_res_blocks == 0 || factors.back() == 0) {
+    throw Error(ErrorKind::kFormat, tensors.path() +
+                                        ": its encoder.downsamples are not those of Wan 2.1's autoencoder; give "
+                                        "Wan2.1_VAE.pth");
+  }
+  const int64_t channels = extent(tensors, latent, kConvolution, 0);
+  if (channels != static_cast<int64_t>(kLatentsMean.size())) {
+    throw Error(ErrorKind::kFormat,
+                tensors.describe(latent) + ": has " + std::to_string(channels) +
+                    " latent channels. Their mean and deviation are not in this layout and known for the " +
+                    std::to_string(kLatentsMean.size()) +
+                    " of Wan 2.1 alone; give the model in diffusers' layout, whose vae/config.json has them");
+  }
+  const auto patch = std::llround(std::sqrt(static_cast<double>(pixels) / 3));
+  const int64_t decoder_base = divided(extent(tensors, last, kConvolution, 1), factors.front(), tensors, last);
+  const auto halvings = std::count(halves_frames.begin(), halves_frames.end(), true);
+  const json config = {{"_class_name", "AutoencoderKLWan"},
+                       {"base_dim", base},
+                       {"decoder_base_dim", decoder_base},
+                       {"z_dim", channels},
+                       {"dim_mult", factors},
+                       {"num_res_blocks", num_res_blocks},
+                       {"temperal_downsample", halves_frames},
+                       {"in_channels", pixels},
+                       {"out_channels", extent(tensors, last, kConvolution, 0)},
+                       {"patch_size", patch},
+                       {"scale_factor_spatial", patch << (factors.size() - 1)},
+                       {"scale_factor_temporal", int64_t{1} << halvings},
+                       {"latents_mean", kLatentsMean},
+                       {"latents_std", kLatentsStd}};
+  return {config, tensors.path()};
+}
+
+}  // namespace
+
+bool is_original_config(const JsonConfig& config) {
+  return config.string("_class_name", "") == "WanModel" || (config.has("dim") && !config.has("num_attention_heads"));
+}
+
+Component open_transformer(const std::string& folder) {
+  Component found = open_component_folder(folder);
+  if (is_original_config(found.config)) found.config = diffusers_transformer_config(found.config);
+  if (found.tensors.contains("blocks.0.self_attn.q.weight")) {
+    found.tensors = found.tensors.renamed(diffusers_transformer_name);
+  }
+  return found;
+}
+
+Component open_text_encoder(const std::string& path) {
+  if (std::filesystem::is_directory(path)) return open_component_folder(path);
+  MappedTensors tensors = open_tensor_file(path).renamed(transformers_umt5_name);
+  return {umt5_config(tensors), tensors};
+}
+
+Component open_vae(const std::string& path) {
+  if (std::filesystem::is_directory(path)) return open_component_folder(path);
+  const MappedTensors tensors = open_tensor_file(path);
+  const JsonConfig config = vae_config(tensors);
+  const auto num_res_blocks = static_cast<int>(config.integer("num_res_blocks"));
+  return {config, tensors.renamed([&](const std::string& name) { return diffusers_vae_name(name, num_res_blocks); })};
+}
+
+}  // namespace calibatt

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <string>
+
+#include "models/component.h"
+
+namespace calibatt {
+
+/// The models of a checkpoint in either layout: `path` is a folder in diffusers' layout, or what Wan-AI's original
+/// folders (Wan2.1-T2V-14B and -1.3B without "-Diffusers") have instead. Those say little about the text encoder and
+/// nothing about the autoencoder; their settings are taken from the shapes of the tensors, and where shapes do not
+/// tell, from Wan-AI's code (github.com/Wan-Video/Wan2.1). Throw Error(kNotFound / kIo / kFormat) naming file, tensor
+/// or key.
+
+/// Original: the same folder with Wan-AI's names and a config.json of WanModel.
+Component open_transformer(const std::string& folder);
+
+/// Original: models_t5_umt5-xxl-enc-bf16.pth. Not in the shapes: the largest distance of the relative positions (128)
+/// and the norms' epsilon (1e-6).
+Component open_text_encoder(const std::string& path);
+
+/// Original: Wan2.1_VAE.pth. Not in the shapes: mean and deviation of the latents, known for the 16 channels of
+/// Wan 2.1; other numbers of channels are refused.
+Component open_vae(const std::string& path);
+
+/// Whether a config.json is that of Wan-AI's WanModel.
+bool is_original_config(const JsonConfig& config);
+
+}  // namespace calibatt
