@@ -1,7 +1,7 @@
 // Every operation of a Wan transformer block but self-attention, at the shapes of the public models, on the CUDA
 // backend: time, share of the memory's copy bandwidth, products per second. Prints JSON. Random inputs; some rows of
 // every result are compared with the CPU backend's before it is timed.
-//   calibatt_operations_bench [--model 14B-720p] [--candidates]
+//   calibatt_operations_bench [--model 14B-720p] [--candidates REPEATS]
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>
@@ -131,7 +131,7 @@ class Products {
     std::shared_ptr<const LinearLayer> gpu, cpu;
   };
 
-  Products(Bench& bench, bool with_candidates) : bench_(bench), with_candidates_(with_candidates) {}
+  Products(Bench& bench, int trial_repeats) : bench_(bench), trial_repeats_(trial_repeats) {}
   size_t peak_bytes() const { return context_.peak_bytes(); }
 
   Layer make(int64_t out, int64_t in, uint64_t seed) {
@@ -150,7 +150,7 @@ class Products {
     const double operations =
         2.0 * static_cast<double>(input.dim(0)) * static_cast<double>(input.dim(1) * layer.weight.dim(0));
     json result = bench_.measure(name, 0, operations, work, context_.stream());
-    if (with_candidates_ && way != Way::kGatedInTwoPasses) result["candidates"] = candidates(layer, input, out, way);
+    if (trial_repeats_ > 0 && way != Way::kGatedInTwoPasses) result["candidates"] = candidates(layer, input, out, way);
     return result;
   }
 
@@ -200,7 +200,7 @@ class Products {
     call.gelu = way == Way::kGelu;
     call.accumulate = out.dtype() == DType::kF32;
     json result = json::array();
-    for (const cuda::GemmCandidate& each : gemm_.tried_candidates(call)) {
+    for (const cuda::GemmCandidate& each : gemm_.tried_candidates(call, trial_repeats_)) {
       result.push_back({{"ms", each.milliseconds}, {"finalist", each.finalist}, {"is", each.describe()}});
     }
     return result;
@@ -214,7 +214,7 @@ class Products {
   Tensor checked_rows(const Tensor& device) { return to_host(first_rows(device, kChecked)); }
 
   Bench& bench_;
-  bool with_candidates_;
+  int trial_repeats_;
   cuda::Context context_;
   cuda::LinearOps linear_{context_};
   cuda::Gemm gemm_{context_};
@@ -291,10 +291,10 @@ json run_model(Backend& gpu, Bench& bench, Products& products, const Model& mode
   return {{"model", model.name}, {"tokens", tokens}, {"operations", results}};
 }
 
-void run(const std::string& model_id, bool with_candidates) {
+void run(const std::string& model_id, int trial_repeats) {
   const auto gpu = cuda::make_cuda_backend();
   Bench bench(*gpu);
-  Products products(bench, with_candidates);
+  Products products(bench, trial_repeats);
   json models = json::array();
   for (const Model& model : kModels) {
     if (model_id.empty() || model_id == model.id) models.push_back(run_model(*gpu, bench, products, model));
@@ -313,14 +313,15 @@ void run(const std::string& model_id, bool with_candidates) {
 int main(int argc, char** argv) {
   CLI::App app("The operations of a Wan transformer block but self-attention.");
   std::string model;
-  bool with_candidates = false;
+  int trial_repeats = 0;
   app.add_option("--model", model, "only this one; default: all")
       ->check(CLI::IsMember({"14B-720p", "14B-480p", "1.3B-480p"}));
-  app.add_flag("--candidates", with_candidates,
-               "Also the time of every algorithm that cuBLASLt proposes for a product");
+  app.add_option("--candidates", trial_repeats,
+                 "Also the time of every algorithm that cuBLASLt proposes for a product, each trial so many in a row")
+      ->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
   try {
-    calibatt::run(model, with_candidates);
+    calibatt::run(model, trial_repeats);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "calibatt_operations_bench: %s\n", error.what());

@@ -52,7 +52,9 @@ struct CalibrationSummary {
   int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
   double predicted_speedup = 1;    ///< of the transformer, from density and the measured share of attention
   double held_out_error = 0;       ///< predicted relative output error, root mean square over sites
-  double calibration_seconds = 0;  ///< wall clock of all recorded prompts and the compilation
+  double calibration_seconds = 0;  ///< wall clock of everything: fingerprint, recorded prompts, compilation
+  double prompt_seconds = 0;       ///< of it, prompts that ran now: text, transformer, measuring, saving
+  double transformer_seconds = 0;  ///< of them, the transformer with all measuring beside it
   int prompts_recorded = 0, prompts_resumed = 0;
   bool plan_written = false;   ///< not with a prompt_range
   double attention_share = 0;  ///< of dense self-attention in the transformer's time, as measured; 0: not known

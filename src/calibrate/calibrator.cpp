@@ -1,6 +1,7 @@
 #include "calibrate/calibrator.h"
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <utility>
 
@@ -58,6 +59,7 @@ RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, co
       } else {
         recorder = std::make_unique<RecordingAttention>(backend, header, reference, fresh, on_forward);
       }
+      const auto begin = std::chrono::steady_clock::now();
       const double seconds = run(prompt, *recorder);
       recorder->finish();
       fresh.attention_seconds = recorder->attention_seconds();
@@ -65,8 +67,10 @@ RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, co
           seconds > 0 ? std::max(seconds - recorder->recording_seconds(), fresh.attention_seconds) : 0.0;
       recorded.attention_seconds += fresh.attention_seconds;
       recorded.recording_seconds += recorder->recording_seconds();
+      recorded.transformer_seconds += seconds;
       recorder.reset();
       save_prompt(folder, header, fresh);
+      recorded.prompt_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       // Gigabytes of levels are used from the file, where the system may drop them from memory.
       if (header.measured == Measured::kLevels) fresh = load_prompt(folder, header, prompt).value();
       recorded.profile.prompts.push_back(std::move(fresh));

@@ -29,8 +29,9 @@ struct PromptRange {
 struct RecordedProfile {
   Profile profile;  ///< of the range; levels are mapped from their files, not held in memory
   int prompts_recorded = 0, prompts_resumed = 0;
-  double attention_seconds = 0;  ///< dense attention of the recorded prompts
-  double recording_seconds = 0;  ///< what recording cost beyond it
+  double attention_seconds = 0;                        ///< dense attention of the recorded prompts
+  double recording_seconds = 0;                        ///< what recording cost beyond it
+  double transformer_seconds = 0, prompt_seconds = 0;  ///< what `run` returned, and the wall clock until it was saved
 };
 
 /// Runs the prompts of the range that `folder` lacks and saves each when it is done. Killed at any moment, the same

@@ -25,8 +25,9 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   } else {
     std::printf("held-out error %.4f\n", summary.held_out_error);
   }
-  std::printf("%d prompts (%d from the saved profile), %.1f s\n\ndensity  layer",
-              summary.prompts_recorded + summary.prompts_resumed, summary.prompts_resumed, summary.calibration_seconds);
+  std::printf("%d prompts (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
+              summary.prompts_recorded + summary.prompts_resumed, summary.prompts_resumed, summary.calibration_seconds,
+              summary.prompt_seconds);
   const size_t layers = summary.density_map.empty() ? 0 : summary.density_map[0].size();
   for (size_t layer = 0; layer < layers; ++layer) std::printf("%5zu", layer);
   std::printf("   mean\n");
@@ -89,6 +90,8 @@ void run(Flags& flags) {
   bar.finish();
   if (!flags.report.empty()) {
     const nlohmann::json report = {{"calibration_seconds", summary.calibration_seconds},
+                                   {"prompt_seconds", summary.prompt_seconds},
+                                   {"transformer_seconds", summary.transformer_seconds},
                                    {"density", summary.density},
                                    {"density_map", summary.density_map},
                                    {"repetitive_heads", summary.repetitive_heads},

@@ -174,6 +174,8 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   CalibrationSummary summary;
   summary.prompts_recorded = recorded.prompts_recorded;
   summary.prompts_resumed = recorded.prompts_resumed;
+  summary.prompt_seconds = recorded.prompt_seconds;
+  summary.transformer_seconds = recorded.transformer_seconds;
   const std::optional<double> share = measured_attention_share(recorded.profile);
   summary.attention_share = share.value_or(0);
   if (options.prompt_range) {

@@ -141,7 +141,7 @@ std::optional<cublasLtMatmulAlgo_t> Gemm::choose(const GemmCall& call) {
   const double operations = 2.0 * static_cast<double>(call.rows) * static_cast<double>(call.out_features) *
                             static_cast<double>(call.in_features);
   const GemmCandidate* best = &all.front();
-  if (operations < kTunedOperations || !try_all(call, descriptors, all)) return best->algorithm;
+  if (operations < kTunedOperations || !try_all(call, descriptors, all, 1)) return best->algorithm;
   float to_beat = best->milliseconds * kClearlyFaster;
   for (const GemmCandidate& each : all) {
     if (!each.finalist || each.milliseconds >= to_beat) continue;
@@ -151,10 +151,10 @@ std::optional<cublasLtMatmulAlgo_t> Gemm::choose(const GemmCall& call) {
   return best->algorithm;
 }
 
-std::vector<GemmCandidate> Gemm::tried_candidates(const GemmCall& call) {
+std::vector<GemmCandidate> Gemm::tried_candidates(const GemmCall& call, int repeats) {
   const Descriptors descriptors(call);
   std::vector<GemmCandidate> result = candidates(call, descriptors);
-  if (!try_all(call, descriptors, result)) result.clear();
+  if (!try_all(call, descriptors, result, repeats)) result.clear();
   return result;
 }
 
@@ -194,7 +194,7 @@ std::vector<GemmCandidate> Gemm::candidates(const GemmCall& call, const Descript
 /// changes its clock from one moment to the next: candidates take turns and medians count. To be cheap, those that are
 /// clearly slower in the first round are out, and kernels are loaded by products of a few rows (where an algorithm
 /// refuses so few, its first turn takes longer).
-bool Gemm::try_all(GemmCall call, const Descriptors& descriptors, std::vector<GemmCandidate>& candidates) {
+bool Gemm::try_all(GemmCall call, const Descriptors& descriptors, std::vector<GemmCandidate>& candidates, int repeats) {
   std::shared_ptr<void> scratch;
   if (call.accumulate) {
     const size_t bytes =
@@ -216,7 +216,7 @@ bool Gemm::try_all(GemmCall call, const Descriptors& descriptors, std::vector<Ge
   for (int round = 0; round < kRounds; ++round) {
     for (size_t i = 0; i < candidates.size(); ++i) {
       if (round > 0 && i > 0 && times[i].front() > fastest * kOutOfReach) continue;
-      times[i].push_back(milliseconds(call, descriptors, candidates[i].algorithm));
+      times[i].push_back(milliseconds(call, descriptors, candidates[i].algorithm, repeats));
       if (round == 0) fastest = std::min(fastest, times[i].front());
     }
   }
@@ -233,12 +233,14 @@ bool Gemm::try_all(GemmCall call, const Descriptors& descriptors, std::vector<Ge
 }
 
 /// Infinite when the algorithm refuses after all.
-float Gemm::milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm) {
+float Gemm::milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm,
+                         int repeats) {
   EventTimer timer(context_.stream());
   timer.start();
-  const cublasStatus_t status = enqueue(call, descriptors, algorithm);
+  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+  for (int i = 0; i < repeats && status == CUBLAS_STATUS_SUCCESS; ++i) status = enqueue(call, descriptors, algorithm);
   timer.stop();
-  const double seconds = timer.seconds();
+  const double seconds = timer.seconds() / repeats;
   return status == CUBLAS_STATUS_SUCCESS ? static_cast<float>(seconds * 1e3) : INFINITY;
 }
 

@@ -52,8 +52,9 @@ class Gemm {
   /// Throws Error(kDevice), naming the shape, when cuBLASLt has no algorithm for it or fails.
   void run(const GemmCall& call);
   /// The candidates for a call in the library's order, tried anew; `out` is overwritten unless the call accumulates.
-  /// Empty when there is none, or no memory for trials. For benchmarks: what `run` chooses from.
-  std::vector<GemmCandidate> tried_candidates(const GemmCall& call);
+  /// Empty when there is none, or no memory for trials. For benchmarks: what `run` chooses from. A trial is `repeats`
+  /// products in a row: many show what an algorithm does at the card's power limit.
+  std::vector<GemmCandidate> tried_candidates(const GemmCall& call, int repeats);
 
  private:
   /// What the choice of an algorithm depends on.
@@ -70,9 +71,10 @@ class Gemm {
   const std::optional<cublasLtMatmulAlgo_t>& algorithm_for(const GemmCall& call);
   std::optional<cublasLtMatmulAlgo_t> choose(const GemmCall& call);
   std::vector<GemmCandidate> candidates(const GemmCall& call, const Descriptors& descriptors);
-  bool try_all(GemmCall call, const Descriptors& descriptors, std::vector<GemmCandidate>& candidates);
+  bool try_all(GemmCall call, const Descriptors& descriptors, std::vector<GemmCandidate>& candidates, int repeats);
   cublasStatus_t enqueue(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
-  float milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
+  float milliseconds(const GemmCall& call, const Descriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm,
+                     int repeats);
 
   Context& context_;
   cublasLtHandle_t handle_ = nullptr;

@@ -287,7 +287,7 @@ TEST_F(CudaLinear, CandidatesAreTriedWithoutTouchingASum) {
   Tensor out = upload(context, sum, DType::kF32), back(DType::kF32, sum.shape());
   GemmCall call{.input = gpu_x.raw(), .weight = gpu_weight.raw(), .out = out.raw(), .accumulate = true};
   call.rows = 512, call.out_features = 768, call.in_features = 256;
-  const std::vector<GemmCandidate> candidates = gemm.tried_candidates(call);
+  const std::vector<GemmCandidate> candidates = gemm.tried_candidates(call, 1);
   ASSERT_FALSE(candidates.empty());
   EXPECT_TRUE(candidates.front().finalist);
   EXPECT_GT(candidates.front().milliseconds, 0);
