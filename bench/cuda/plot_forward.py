@@ -4,7 +4,7 @@
     plot_forward.py FORWARD.json OPERATIONS.json IMAGE.png
 
 FORWARD: of calibatt_forward_bench (all layers of 14B at 720p); OPERATIONS: of calibatt_operations_bench, which says what a layer's linear
-layers take by themselves. What neither counts is the rest: norms, rotation, gates, cross-attention.
+layers take by themselves. What neither counts is the rest: norms, rotation, cross-attention.
 """
 
 import json
@@ -17,13 +17,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 MODEL = "14B, 720p, 81 frames"
-TOKENS, ROWS = 75600, 32768  # the feed-forward is timed on so many rows
-CALLS = {  # of a layer; a gated product counts as the plain one, its gate belongs to the rest
+CALLS = {  # of a layer
     "linear: q, k, v": 1,
-    "linear: dim to dim": 2,
+    "linear: dim to dim": 1,
     "linear: dim to dim, added to the residual": 1,
-    "linear: feed-forward in, GELU (32768 rows)": TOKENS / ROWS,
-    "linear: feed-forward out, gated and added (32768 rows)": TOKENS / ROWS,
+    "linear: dim to dim, gated and added": 1,
+    "linear: feed-forward in, GELU (75600 rows)": 1,
+    "linear: feed-forward out, gated and added (75600 rows)": 1,
 }
 
 
@@ -39,8 +39,9 @@ def main(forward, operations, image):
         left = 0
         for (name, seconds), colour in zip(parts.items(), ("#1f5fa8", "#d1721b", "#8a8a8a"), strict=True):
             axes.barh(place, seconds, left=left, color=colour, label=name if place == 0 else None)
-            if seconds > 0.2:
-                axes.text(left + seconds / 2, place, f"{seconds:.2f}", ha="center", va="center", color="white", fontsize=9)
+            narrow = seconds < 0.5  # its number stands beside it
+            axes.text(left + (seconds + 0.05 if narrow else seconds / 2), place, f"{seconds:.2f}", ha="left" if narrow else "center",
+                      va="center", color="black" if narrow else "white", fontsize=9)  # fmt: skip
             left += seconds
         print(f"{kind}: " + ", ".join(f"{name} {seconds:.2f} s ({seconds / left:.1%})" for name, seconds in parts.items()))
     axes.set_yticks([0, 1], [f"planned ({run['density']:.3f})", "dense"])
