@@ -20,8 +20,9 @@ enum class OnMismatch {
   kDense,   ///< run those calls dense, count them, and report them
 };
 
-/// Where a job stands. `stage` is "load" (done/total count blocks of the transformer), "text" (blocks of the text
-/// encoder), "denoise" (steps) or "decode" (frames). What it throws ends the job and reaches its caller.
+/// Where a job stands. `stage` is "load" (done/total count blocks of the transformer), "check" (tensors of the
+/// transformer whose fingerprint is taken, where there is a plan), "text" (blocks of the text encoder), "denoise"
+/// (steps) or "decode" (frames). What it throws ends the job and reaches its caller.
 using ProgressCallback = std::function<void(const std::string& stage, int done, int total)>;
 
 struct LoadOptions {

@@ -79,13 +79,13 @@ void run(Flags& flags) {
   const CalibrationSummary summary =
       calibrate(*pipeline, flags.calibration, flags.output,
                 [&](int prompt, int num_prompts, const std::string& stage, int done, int total) {
+                  const std::string which = format("prompt %d of %d", prompt + 1, num_prompts);
                   stop_if_interrupted(stage, done, total,
-                                      format(" of prompt %d of %d; what was measured on the prompts before is kept in "
-                                             "%s: the same command goes on from there",
-                                             prompt + 1, num_prompts, flags.calibration.profile_dir.c_str()));
+                                      (stage == "check" ? "" : " of " + which) +
+                                          "; what was measured on the prompts before is kept in " +
+                                          flags.calibration.profile_dir + ": the same command goes on from there");
                   const double within = stage == "denoise" && total > 0 ? static_cast<double>(done) / total : 0;
-                  bar.update(format("prompt %d of %d, %s", prompt + 1, num_prompts, stage.c_str()),
-                             (prompt + within) / num_prompts);
+                  bar.update(stage == "check" ? stage : which + ", " + stage, (prompt + within) / num_prompts);
                 });
   bar.finish();
   if (!flags.report.empty()) {

@@ -22,6 +22,7 @@ extern "C" void on_signal(int) {
 
 std::string how_far(const std::string& stage, int done, int total) {
   if (stage == "load") return "while loading the model";
+  if (stage == "check") return "while checking the model's weights";
   if (stage == "text") return "while encoding the text";
   if (stage == "decode") return format("after decoding %d of %d frames", done, total);
   return format("after step %d of %d", done, total);

@@ -11,6 +11,8 @@
 namespace calibatt {
 namespace {
 
+constexpr size_t kReportedBytes = size_t{1} << 30;  // a second from a fast disk, and enough for all threads
+
 std::string hex_of(XXH128_hash_t hash) {
   XXH128_canonical_t canonical;
   XXH128_canonicalFromHash(&canonical, hash);  // the same digits on every machine
@@ -56,7 +58,8 @@ std::string hash_hex(std::string_view bytes) {
   return hex_of(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
-std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights) {
+std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights,
+                              const std::function<void(int done, int total)>& progress) {
   nlohmann::json settings = config.json();
   for (auto item = settings.begin(); item != settings.end();) {
     item = item.key().starts_with('_') && item.key() != "_class_name" ? settings.erase(item) : std::next(item);
@@ -64,12 +67,18 @@ std::string model_fingerprint(const JsonConfig& config, const MappedTensors& wei
   std::vector<std::string> names;
   for (const auto& [name, entry] : weights.entries()) names.push_back(name);
   std::vector<std::string> hashes(names.size());
-  parallel_for(static_cast<int64_t>(names.size()), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const auto bytes = weights.raw_bytes(names[static_cast<size_t>(i)]);
-      hashes[static_cast<size_t>(i)] = hash_hex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  for (size_t first = 0, last = 0; first < names.size(); first = last) {
+    if (progress) progress(static_cast<int>(first), static_cast<int>(names.size()));
+    for (size_t in_group = 0; last < names.size() && in_group < kReportedBytes; ++last) {
+      in_group += weights.entries().at(names[last]).size_bytes;
     }
-  });
+    parallel_for(static_cast<int64_t>(last - first), 1, [&](int64_t begin, int64_t end, int) {
+      for (size_t i = first + static_cast<size_t>(begin); i < first + static_cast<size_t>(end); ++i) {
+        const auto bytes = weights.raw_bytes(names[i]);
+        hashes[i] = hash_hex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+      }
+    });
+  }
 
   Hasher hasher;
   hasher.update(settings.dump());  // nlohmann keeps keys sorted

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -31,7 +32,9 @@ std::string hash_hex(std::string_view bytes);  ///< XXH3-128 of the bytes alone
 /// Identifies a model component: every setting of its config (without the notes of the program that saved it: keys with
 /// a leading underscore other than _class_name) and every tensor's name, dtype, shape and bytes. Independent of how the
 /// tensors are spread over files. Both layouts of a Wan checkpoint give one fingerprint when they are opened as
-/// components (models/original_layout.h). Reads all weights once, on all threads.
-std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights);
+/// components (models/original_layout.h). Reads all weights once, on all threads; `progress` hears of the tensors that
+/// are done, at least once a GB, on the calling thread, and may end it by throwing.
+std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights,
+                              const std::function<void(int done, int total)>& progress = {});
 
 }  // namespace calibatt

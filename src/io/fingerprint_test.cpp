@@ -63,5 +63,21 @@ TEST(ModelFingerprint, IsTheSameForShards) {
             model_fingerprint(config("{}"), Safetensors::open(folder / "i.json")));
 }
 
+TEST(ModelFingerprint, CanBeEndedByWhoHearsOfIt) {
+  const TestFolder folder;
+  write_safetensors(folder / "m.safetensors", {{"a", Tensor::zeros(DType::kF32, {2, 3})}});
+  const Safetensors weights = Safetensors::open(folder / "m.safetensors");
+  int calls = 0;
+  const auto count = [&](int done, int total) {
+    EXPECT_EQ(done, 0);
+    EXPECT_EQ(total, 1);
+    ++calls;
+  };
+  EXPECT_EQ(model_fingerprint(config("{}"), weights, count), model_fingerprint(config("{}"), weights));
+  EXPECT_EQ(calls, 1);
+  EXPECT_THROW(model_fingerprint(config("{}"), weights, [](int, int) { throw std::runtime_error("enough"); }),
+               std::runtime_error);
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -40,9 +40,10 @@ std::string hash_prompts(const std::vector<std::string>& prompts, const std::str
   return hasher.hex();
 }
 
-ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options, const GenerateOptions& run) {
+ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options, const GenerateOptions& run,
+                          const ProgressCallback& progress) {
   const std::string order = options.token_order.empty() ? kDefaultTokenOrder : options.token_order;
-  const RunDescription facts = pipeline.describe_attention(run, true);
+  const RunDescription facts = pipeline.describe_attention(run, true, progress);
   ProfileHeader header;
   header.geometry = facts.geometry;
   header.geometry.order = TokenOrder::parse(order);
@@ -149,10 +150,14 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   choose<int>("--measure", options.measure, {{"auto", 0}, {"maps", 1}, {"levels", 2}});
   const double start = now_seconds();
   const GenerateOptions run = wan->resolved(options.run);
-  ProfileHeader header = make_header(*wan, options, run);
+  const int num_prompts = static_cast<int>(options.prompts.size());
+  PromptRange range;
+  if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
+  ProfileHeader header = make_header(*wan, options, run, [&](const std::string& stage, int done, int total) {
+    if (progress) progress(range.begin, num_prompts, stage, done, total);
+  });
   choose_measured(options, compile, wan->backend(), header);
   if (header.measured == Measured::kLevels) compile.repetition = Repetition::kOff;
-  const int num_prompts = static_cast<int>(options.prompts.size());
 
   // Every prompt has a seed of its own: a plan must hold for any initial noise.
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
@@ -167,8 +172,6 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     wan->denoise(each, conditioning, attention, times, report);
     return times.self_attention + times.other;
   };
-  PromptRange range;
-  if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
   const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt, {}, range);
 
   CalibrationSummary summary;

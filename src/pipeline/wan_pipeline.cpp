@@ -129,10 +129,11 @@ std::vector<double> WanPipeline::sigmas(const GenerateOptions& options) const {
   return sigmas;
 }
 
-const std::string& WanPipeline::transformer_fingerprint() {
+const std::string& WanPipeline::transformer_fingerprint(const ProgressCallback& progress) {
   if (fingerprint_.empty()) {
     const Component transformer = open_transformer(folder_.transformer);
-    fingerprint_ = model_fingerprint(transformer.config, transformer.tensors);
+    fingerprint_ = model_fingerprint(transformer.config, transformer.tensors,
+                                     [&](int done, int total) { report(progress, "check", done, total); });
   }
   return fingerprint_;
 }
@@ -192,7 +193,8 @@ Tensor WanPipeline::denoise(const GenerateOptions& options, const Conditioning& 
   return latents;
 }
 
-RunDescription WanPipeline::describe_attention(const GenerateOptions& options, bool with_fingerprint) {
+RunDescription WanPipeline::describe_attention(const GenerateOptions& options, bool with_fingerprint,
+                                               const ProgressCallback& progress) {
   RunDescription run;
   run.model_name = folder_.name;
   run.geometry = geometry(options);
@@ -202,7 +204,7 @@ RunDescription WanPipeline::describe_attention(const GenerateOptions& options, b
   run.video_width = *options.width;
   run.sigmas = sigmas(options);
   run.flow_shift = *options.flow_shift;
-  if (with_fingerprint) run.model_fingerprint = transformer_fingerprint();
+  if (with_fingerprint) run.model_fingerprint = transformer_fingerprint(progress);
   return run;
 }
 
@@ -232,7 +234,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   // The plan is checked before anything slow starts.
   const auto attention =
       make_run_attention(*backend_, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
-                         describe_attention(options, !options.plan_path.empty()), options.on_mismatch);
+                         describe_attention(options, !options.plan_path.empty(), progress), options.on_mismatch);
 
   double start = now_seconds();
   const auto lap = [&start] {

@@ -44,8 +44,10 @@ class WanPipeline : public Pipeline {
   std::vector<double> sigmas(const GenerateOptions& options) const;  ///< noise level of each step
   /// What a plan must have been made for to be used in this run, and what calibration makes it for. with_fingerprint:
   /// reads every weight.
-  RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint);
-  const std::string& transformer_fingerprint();  ///< computed on first use: reads every weight
+  RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint,
+                                    const ProgressCallback& progress = {});
+  /// Computed on first use: reads every weight.
+  const std::string& transformer_fingerprint(const ProgressCallback& progress = {});
   const ModelFolder& folder() const { return folder_; }
   const WanTransformerConfig& transformer_config() const { return transformer_.config(); }
   const WanVae& vae() const { return vae_; }
