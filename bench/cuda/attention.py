@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from calibatt_kernels import Library
+from card import Readings
 from check import check_case
 from masks import blocks, kept_share, make_anchors, make_mask
 
@@ -38,8 +39,8 @@ class Shape:
         self.name, self.spec, self.lib, self.kernels = name, spec, library, kernels
         self.heads, self.tokens, self.head_dim = spec["heads"], spec["tokens"], spec["head_dim"]
         generator = torch.Generator(device=DEVICE).manual_seed(1)
-        size = (1, self.tokens, self.heads, self.head_dim)
-        self.q, self.k, self.v = (torch.randn(size, device=DEVICE, dtype=torch.bfloat16, generator=generator) for _ in range(3))
+        size, dtype = (1, self.tokens, self.heads, self.head_dim), getattr(torch, spec.get("dtype", "bfloat16"))
+        self.q, self.k, self.v = (torch.randn(size, device=DEVICE, dtype=dtype, generator=generator) for _ in range(3))
         self.out = torch.empty_like(self.q)
         self.scale = self.head_dim**-0.5
         self._masks = {}
@@ -100,7 +101,7 @@ class Shape:
 
 
 def burst(run, seconds):
-    """Median milliseconds of the second half of back-to-back launches that take this long."""
+    """Median milliseconds, and median clock in MHz, of the second half of back-to-back launches that take this long."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -108,37 +109,14 @@ def burst(run, seconds):
     torch.cuda.synchronize()
     count = max(3, round(1e3 * seconds / max(start.elapsed_time(end), 1e-3)))
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize()
+    with Readings() as readings:
+        events[0].record()
+        for event in events[1:]:
+            run()
+            event.record()
+        torch.cuda.synchronize()
     times = [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
-    return statistics.median(times[count // 2 :])
-
-
-class Clocks:
-    """nvidia-smi's readings while the block runs."""
-
-    FIELDS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
-
-    def __enter__(self):
-        command = ["nvidia-smi", f"--query-gpu={self.FIELDS}", "--format=csv,noheader,nounits", "-lms", "200"]
-        try:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        except OSError:
-            self._process = None
-        return self
-
-    def __exit__(self, *_):
-        self.seen = {}
-        if self._process is None:
-            return
-        self._process.terminate()
-        lines = self._process.communicate(timeout=10)[0].splitlines()
-        rows = [[float(x) for x in line.split(",")] for line in lines if re.fullmatch(r"[\d., ]+", line) and line.count(",") == 3]
-        for name, values in zip(self.FIELDS.split(","), zip(*rows, strict=False), strict=False):
-            self.seen[name] = {"min": min(values), "median": statistics.median(values), "max": max(values)}
+    return statistics.median(times[count // 2 :]), readings.median_of_second_half("clocks.sm")
 
 
 def wanted_cases(data, options):
@@ -223,7 +201,7 @@ def time_shape(shape, cases, checks, options, deadline, save):
             prepared["run"]()
             torch.cuda.synchronize()
             runs[name] = prepared
-            times[name] = {"ms": [], "share": prepared["share"], "kernel": getattr(prepared.get("call"), "kernel_name", "torch")}
+            times[name] = {"ms": [], "clock_mhz": [], "share": prepared["share"], "kernel": getattr(prepared.get("call"), "kernel_name", "torch")}
         except Exception as error:
             left_out[name] = " ".join(str(error).split())[:500]
     order = random.Random(shape.name)
@@ -241,10 +219,12 @@ def time_shape(shape, cases, checks, options, deadline, save):
                 left_out[name] = " ".join(str(error).split())[:500]
                 del runs[name]
         for name in times:
-            times[name]["ms"].append(measured.get(name))
+            milliseconds, clock = measured.get(name, (None, None))
+            times[name]["ms"].append(milliseconds)
+            times[name]["clock_mhz"].append(clock)
         rounds += 1
         save(shape, times, left_out)
-        line = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(measured.items()))
+        line = ", ".join(f"{name} {ms:.2f}" for name, (ms, _) in sorted(measured.items()))
         print(f"{shape.name} round {rounds}: {line}", flush=True)
     return times, left_out
 
@@ -255,6 +235,11 @@ def quartiles(values):
     return [ordered[int(x)] + (x - int(x)) * (ordered[min(int(x) + 1, len(ordered) - 1)] - ordered[int(x)]) for x in at]
 
 
+def cycles(entry):
+    """Times at a clock of 1 MHz: what is left of a difference when the card's clock is taken out of it. None where it was not read."""
+    return [ms * clock if ms and clock else None for ms, clock in zip(entry["ms"], entry["clock_mhz"], strict=True)]
+
+
 def make_figures(data, all_times):
     """The list of {name, value, unit, target, ok}: medians over rounds of ratios within a round."""
     result = []
@@ -263,7 +248,8 @@ def make_figures(data, all_times):
             of, over = (all_times.get(shape, {}).get(figure[key]) for key in ("of", "over"))
             if of is None or over is None:
                 continue
-            pairs = [(a, b) for a, b in zip(of["ms"], over["ms"], strict=False) if a and b]
+            in_cycles = figure["kind"].endswith("in cycles")
+            pairs = [(a, b) for a, b in zip(*(cycles(entry) if in_cycles else entry["ms"] for entry in (of, over)), strict=False) if a and b]
             if not pairs:
                 continue
             ratio = {
@@ -271,7 +257,7 @@ def make_figures(data, all_times):
                 "overhead": lambda a, b: a / b,
                 "efficiency": lambda a, b, share=of["share"]: b * share / a,
                 "overhead of share": lambda a, b, share=of["share"]: a / (b * share),
-            }[figure["kind"]]
+            }[figure["kind"].removesuffix(" in cycles")]
             low, value, high = quartiles([ratio(a, b) for a, b in pairs])
             lower_is_better = figure["kind"].startswith("overhead")
             ok = None if target is None else (value <= target if lower_is_better else value >= target)
@@ -357,9 +343,9 @@ def main():
         seconds = left * weights[shape_name] / sum(list(weights.values())[index:])
         deadline = time.monotonic() + seconds
         shape = Shape(shape_name, data["shapes"][shape_name], library, options.kernels)
-        with Clocks() as clocks:
+        with Readings(0.2) as readings:
             times, left_out = time_shape(shape, [c for s, c in cases if s == shape_name], checks, options, deadline, save)
-        report["clocks"][shape_name] = clocks.seen
+        report["clocks"][shape_name] = readings.summary()
         save(shape, times, left_out)
         del shape, times
         torch.cuda.empty_cache()
