@@ -11,8 +11,9 @@
 
 namespace calibatt {
 
-/// Arithmetic of the run. kAuto: bf16 where the backend multiplies bf16 in hardware, else f32.
-enum class Precision { kAuto, kF32, kBF16 };
+/// Arithmetic of the run. kAuto: bf16 where the backend multiplies bf16 in hardware, else f32. kF16: the transformer in
+/// half precision, on a GPU alone; text encoder and autoencoder stay in bf16.
+enum class Precision { kAuto, kF32, kBF16, kF16 };
 
 /// What to do with a plan that was made for something else (another model, size, block size).
 enum class OnMismatch {

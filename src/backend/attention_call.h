@@ -13,7 +13,7 @@ namespace calibatt {
 template <class Void>
 struct BasicHeadsView {
   Void* data = nullptr;
-  DType dtype = DType::kF32;  ///< kF32 or kBF16
+  DType dtype = DType::kF32;  ///< kF32, kBF16, or kF16 where Backend::has_fp16
   int64_t num_tokens = 0;
   int64_t token_stride = 0;  ///< elements from one token to the next
   int64_t head_stride = 0;   ///< elements from one head to the next

@@ -24,7 +24,7 @@ class LinearLayer {
   virtual ~LinearLayer() = default;
   virtual int64_t in_features() const = 0;
   virtual int64_t out_features() const = 0;
-  virtual DType dtype() const = 0;  ///< what the layer takes as input: kF32 or kBF16
+  virtual DType dtype() const = 0;  ///< what the layer takes as input: kF32, kBF16 or kF16
 };
 
 /// What happens to a linear layer's result on its way to memory: out = act(y), or out += gate ⊙ act(y).
@@ -49,8 +49,8 @@ struct PatchLayout {
 
 /// [tokens, heads, head_dim] in host memory.
 struct HostHeads {
-  ConstHeadsView view;
-  Tensor storage;  ///< owns what the view points to; empty where host memory is the backend's
+  ConstHeadsView view;  ///< kF32 or kBF16
+  Tensor storage;       ///< owns what the view points to; empty where host memory is the backend's
 };
 
 /// The sizes that a schedule is made for, in tokens; as in AttentionCall.
@@ -83,6 +83,8 @@ class Backend {
   virtual std::string_view name() const = 0;
   /// Whether bfloat16 products run in hardware here: the precision to choose when nobody asked for one.
   virtual bool has_fast_bf16() const { return false; }
+  /// Whether layers, activations and attention may be kF16 here (but for the text encoder's and the autoencoder's).
+  virtual bool has_fp16() const { return false; }
   /// Name of the kernel that `attention` would run for dense calls of this dtype and head size; for reports.
   virtual std::string attention_kernel(DType, int /*head_dim*/) const { return "unknown"; }
   virtual std::string device_name() const { return {}; }  ///< "NVIDIA H100 …"; empty: this machine's processor
@@ -110,8 +112,8 @@ class Backend {
   virtual void trim_memory() {}
 
   // ---- linear ------------------------------------------------------------------------------------------------------
-  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32 or kBF16, of weights and inputs
-  /// (the bias stays float32). The host tensors may be freed afterwards.
+  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32, kBF16 or (where has_fp16) kF16,
+  /// of weights and inputs (the bias stays float32). The host tensors may be freed afterwards.
   virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) = 0;
   /// The same from tensors as a weight file has them, checked and copied in one pass. Throws Error(kNumeric) naming the
   /// tensor that is not finite.
@@ -121,16 +123,17 @@ class Backend {
   virtual std::shared_ptr<StreamedWeights> make_streamed_weights(size_t /*size_bytes*/) { return nullptr; }
   /// What one matrix of a linear layer takes of that.
   static size_t streamed_bytes(int64_t out, int64_t in, DType dtype);
-  /// input [rows, in] of layer.dtype() → out [rows, out] F32 or BF16.
+  /// input [rows, in] of layer.dtype() → out [rows, out] F32 or of 16 bits.
   virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out,
                       const LinearEpilogue& epilogue = {}) = 0;
 
   // ---- normalisation and position ----------------------------------------------------------------------------------
   /// out = (x − mean)/√(variance + eps) · scale + shift per row; one_plus_scale: ·(1 + scale), the form of adaptive
-  /// norms. x [rows, channels] F32; scale, shift [channels] F32, null: identity; out F32 or BF16 (the cast is fused).
+  /// norms. x [rows, channels] F32; scale, shift [channels] F32, null: identity; out F32 or of 16 bits (the cast is
+  /// fused).
   virtual void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                           Tensor& out) = 0;
-  /// out = x/√(mean(x²) + eps) · weight per row. x, out F32 or BF16; may be the same tensor.
+  /// out = x/√(mean(x²) + eps) · weight per row. x, out F32 or of 16 bits; may be the same tensor.
   virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) = 0;
   /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32;
   /// null: none), then rotation (null: none). What becomes of a query or key between its projection and the attention.
@@ -138,12 +141,12 @@ class Backend {
                                const RopeTable* rope) = 0;
 
   // ---- elementwise -------------------------------------------------------------------------------------------------
-  virtual void activate(Activation activation, const Tensor& x, Tensor& out) = 0;  ///< F32/BF16, shapes equal
+  virtual void activate(Activation activation, const Tensor& x, Tensor& out) = 0;  ///< any float, shapes equal
   virtual void multiply(const Tensor& a, const Tensor& b,
-                        Tensor& out) = 0;  ///< F32/BF16 (all alike); out may be a or b
+                        Tensor& out) = 0;  ///< any float (all alike); out may be a or b
   /// out = a + b, F32; b may have fewer elements than a and then repeats (a row added to every row). out may be a.
   virtual void add(const Tensor& a, const Tensor& b, Tensor& out) = 0;
-  virtual void convert(const Tensor& x, Tensor& out) = 0;  ///< F32 ↔ BF16, or a copy
+  virtual void convert(const Tensor& x, Tensor& out) = 0;  ///< F32 ↔ 16 bits, or a copy
   virtual double sum_of_squares(const Tensor& x) = 0;      ///< F32; waits for the result
 
   // ---- video ↔ tokens ----------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ struct StoredTensor {
 struct StoredLinear {
   std::vector<StoredTensor> weights;          ///< [out of each, in]
   std::vector<StoredTensor> biases;           ///< [out of each]; empty: none
-  DType dtype = DType::kF32;                  ///< of weights and inputs: kF32 or kBF16
+  DType dtype = DType::kF32;                  ///< of weights and inputs: kF32, kBF16 or kF16
   std::shared_ptr<StreamedWeights> streamed;  ///< whose part the matrix becomes; null: it stays on the device
 };
 
-/// The tensors one below the other, converted to dtype (kF32 or kBF16). Throws Error(kNumeric) when one is not finite.
+/// The tensors one below the other, converted to dtype (kF32, kBF16 or kF16). Throws Error(kNumeric) when one is not
+/// finite.
 Tensor stack_rows(const std::vector<StoredTensor>& parts, DType dtype);
 
 [[noreturn]] void refuse_not_finite(const StoredTensor& stored);  ///< Error(kNumeric) that names it

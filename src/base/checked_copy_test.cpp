@@ -19,7 +19,7 @@ TEST(CheckedCopy, EqualsAConversionFromAnyAddress) {
     const Tensor stored = converted(wide, from);
     std::vector<unsigned char> shifted(stored.size_bytes() + 1);
     std::memcpy(shifted.data() + 1, stored.raw(), stored.size_bytes());
-    for (const DType to : {DType::kF32, DType::kBF16}) {
+    for (const DType to : {DType::kF32, DType::kBF16, DType::kF16}) {
       const Tensor expected = converted(stored, to);
       Tensor found(to, {kCount});
       EXPECT_TRUE(checked_copy(shifted.data() + 1, from, found.raw(), to, kCount));

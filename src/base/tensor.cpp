@@ -5,6 +5,8 @@
 #include <limits>
 #include <new>
 
+#include "base/half.h"
+
 namespace calibatt {
 namespace {
 
@@ -96,15 +98,17 @@ void convert_each(const void* from, void* to, DType to_dtype, int64_t count, Con
   };
   if (to_dtype == DType::kF32) {
     run(static_cast<float*>(to));
-  } else {
+  } else if (to_dtype == DType::kBF16) {
     run(static_cast<bfloat16*>(to));
+  } else {
+    run(static_cast<float16*>(to));
   }
 }
 
 }  // namespace
 
 void convert_elements(const void* from, DType dtype, void* to, DType to_dtype, int64_t count) {
-  CALIBATT_ASSERT(to_dtype == DType::kF32 || to_dtype == DType::kBF16);
+  CALIBATT_ASSERT(to_dtype == DType::kF32 || to_dtype == DType::kBF16 || to_dtype == DType::kF16);
   switch (dtype) {
     case DType::kF64:
       return convert_each<double>(from, to, to_dtype, count, [](double value) { return static_cast<float>(value); });
@@ -122,7 +126,6 @@ void convert_elements(const void* from, DType dtype, void* to, DType to_dtype, i
 
 Tensor converted(const Tensor& tensor, DType dtype) {
   CALIBATT_ASSERT(!tensor.empty());
-  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
   if (tensor.dtype() == dtype) return tensor;
   Tensor result(dtype, tensor.shape());
   convert_elements(tensor.raw(), tensor.dtype(), result.raw(), dtype, tensor.size());

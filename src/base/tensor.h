@@ -57,7 +57,7 @@ class Tensor {
   std::shared_ptr<void> storage_;
 };
 
-/// Element-wise conversion on the host between F32, BF16, F16, F64 (any of them in, F32 or BF16 out).
+/// Element-wise conversion on the host between F32, BF16, F16, F64 (any of them in, F32, BF16 or F16 out).
 Tensor converted(const Tensor& tensor, DType dtype);
 /// The same for `count` elements at any address; `to` is aligned to its elements.
 void convert_elements(const void* from, DType dtype, void* to, DType to_dtype, int64_t count);

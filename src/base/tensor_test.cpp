@@ -52,6 +52,11 @@ TEST(Tensor, ConvertsBetweenFloatingPointTypes) {
   const Tensor brain = converted(floats, DType::kBF16);
   EXPECT_EQ(brain.data<bfloat16>()[1].bits, 0xbe9au);  // -0.3 rounded to 8 bits of mantissa
   EXPECT_EQ(converted(brain, DType::kF32).f32()[1], -0.30078125f);
+  const Tensor half = converted(floats, DType::kF16);
+  EXPECT_EQ(half.data<uint16_t>()[0], 0x3c00u);
+  EXPECT_EQ(half.data<uint16_t>()[1], 0xb4cdu);  // -0.3 rounded to 11 bits of mantissa
+  EXPECT_EQ(half.data<uint16_t>()[2], 0x7c00u);  // infinity: too large
+  EXPECT_EQ(converted(half, DType::kF32).f32()[1], -0.300048828125f);
 }
 
 TEST(Tensor, ConvertsUnalignedStorage) {

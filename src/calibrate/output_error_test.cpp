@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "backend/cpu/reference/attention_reference.h"
-#include "calibrate/half.h"
+#include "base/half.h"
 #include "calibrate/synthetic_attention.h"
 
 namespace calibatt {

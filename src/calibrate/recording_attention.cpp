@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "calibrate/half.h"
+#include "base/half.h"
 #include "calibrate/output_error.h"
 
 namespace calibatt {

@@ -50,17 +50,13 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
       .add_option_function<std::string>(
           "--dtype,--precision",
           [&load](const std::string& name) {
-            if (name == "fp16" || name == "f16") {
-              throw Error(ErrorKind::kUsage,
-                          "--dtype fp16: Wan's activations exceed the largest number of fp16 (65504) and would become "
-                          "NaN; use bf16, which is as fast and as small, or fp32");
-            }
-            load.precision = name == "f32" || name == "fp32" ? Precision::kF32
-                             : name == "bf16"                ? Precision::kBF16
-                                                             : Precision::kAuto;
+            load.precision = name == "f32" || name == "fp32"   ? Precision::kF32
+                             : name == "f16" || name == "fp16" ? Precision::kF16
+                             : name == "bf16"                  ? Precision::kBF16
+                                                               : Precision::kAuto;
           },
-          "Arithmetic: bf16, fp32, or auto (bf16 where the hardware has it)")
-      ->check(CLI::IsMember({"auto", "bf16", "fp32", "f32", "fp16", "f16"}).description("auto|bf16|fp32"))
+          "Arithmetic: bf16, fp16 (on a GPU), fp32, or auto (bf16 where the hardware has it)")
+      ->check(CLI::IsMember({"auto", "bf16", "fp32", "f32", "fp16", "f16"}).description("auto|bf16|fp16|fp32"))
       ->default_str("auto");
   command.add_option("-t,--threads", load.threads, "Threads; 0: all processors")
       ->check(CLI::Range(0, 4096))

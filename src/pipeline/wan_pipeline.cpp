@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "attention/run_attention.h"
+#include "base/checked_copy.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
 #include "io/fingerprint.h"
@@ -33,10 +34,19 @@ DType choose_dtype(Precision precision, const Backend& backend) {
       return DType::kF32;
     case Precision::kBF16:
       return DType::kBF16;
+    case Precision::kF16:
+      if (backend.has_fp16()) return DType::kF16;
+      throw Error(ErrorKind::kUsage, "--dtype fp16: the backend " + std::string(backend.name()) +
+                                         " has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
     case Precision::kAuto:
       break;
   }
   return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
+}
+
+/// Of the text encoder, whose activations exceed the largest half (T5 is known for it), and the autoencoder.
+DType beside(DType dtype) {
+  return dtype == DType::kF16 ? DType::kBF16 : dtype;
 }
 
 MaskStreaming streaming_between(const ScheduleStats& before, const ScheduleStats& after) {
@@ -99,8 +109,8 @@ WanPipeline::WanPipeline(const LoadOptions& options, ModelFolder folder, std::un
       backend_(std::move(backend)),
       dtype_(dtype),
       tokenizer_(Tokenizer::load(folder_.tokenizer)),
-      text_encoder_(Umt5Encoder::open(*backend_, folder_.text_encoder, dtype_, component_options(options))),
-      vae_(load_vae(folder_, *backend_, dtype_)),
+      text_encoder_(Umt5Encoder::open(*backend_, folder_.text_encoder, beside(dtype_), component_options(options))),
+      vae_(load_vae(folder_, *backend_, beside(dtype_))),
       transformer_(WanTransformer::load(*backend_, folder_.transformer, dtype_, component_options(options))) {
   backend_->trim_memory();
 }
@@ -187,6 +197,12 @@ Tensor WanPipeline::denoise(const GenerateOptions& options, const Conditioning& 
       const float* base = unconditional.f32();
       for (int64_t i = 0; i < prediction.size(); ++i) guided[i] = base[i] + scale * (guided[i] - base[i]);
     }
+    if (!all_finite(prediction)) {
+      throw Error(ErrorKind::kNumeric, "the transformer's prediction at step " + std::to_string(step) +
+                                           " is not finite: an activation exceeded the arithmetic's range, or the "
+                                           "weights are damaged; " +
+                                           (dtype_ == DType::kF16 ? "use --dtype bf16" : "try --dtype fp32"));
+    }
     latents = scheduler->step(prediction, latents);
   }
   report(progress, "denoise", *options.steps, *options.steps);
@@ -213,6 +229,7 @@ RunReport WanPipeline::describe_run(const GenerateOptions& options) const {
   report.options = options;
   report.model_name = folder_.name;
   report.precision = dtype_ == DType::kF32       ? "f32"
+                     : dtype_ == DType::kF16     ? "fp16"
                      : backend_->has_fast_bf16() ? "bf16"
                                                  : "bf16 weights, f32 arithmetic";
   report.backend = backend_->name();

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <random>
 
-#include "calibrate/half.h"
+#include "base/half.h"
 #include "sparsity/block_mask.h"
 
 namespace calibatt {

@@ -5,8 +5,8 @@
 #include <map>
 
 #include "backend/cpu/attention.h"
+#include "base/half.h"
 #include "base/thread_pool.h"
-#include "calibrate/half.h"
 
 namespace calibatt {
 namespace {

@@ -104,7 +104,7 @@ TEST_F(Cli, UsageErrors) {
   expect_failure("generate --model " + kModel + " -p a --steps 0" + output, 2, "--steps");
   expect_failure("generate --model " + kModel + " -p a --cfg-scale nan" + output, 2, "--cfg-scale");
   expect_failure("generate --model " + kModel + " -p a --backend tpu" + output, 2, "cpu");
-  expect_failure("generate" + kSmall + "-p a --dtype fp16" + output, 2, "bf16");
+  expect_failure("generate" + kSmall + "-p a --backend cpu --dtype fp16" + output, 2, "bf16");
   expect_failure("generate" + kSmall + "-p a --backend cpu --offload" + output, 2, "--offload");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.file("x.avi"), 2, ".webm");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.path.string(), 2, "");

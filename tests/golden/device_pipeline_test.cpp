@@ -46,6 +46,9 @@ TEST(DevicePipeline, GivesTheFramesOfTheCpu) {
   // bf16 takes other kernels. A denoising run amplifies rounding; the picture must stay the same to the eye.
   const Pipeline::Result rounded = generate("cuda", Precision::kBF16);
   EXPECT_GE(compare_videos(expected.video, rounded.video).psnr_db, 30);
+  const Pipeline::Result half = generate("cuda", Precision::kF16);
+  EXPECT_EQ(half.report.precision, "fp16");
+  EXPECT_GE(compare_videos(expected.video, half.video).psnr_db, 30);
 }
 
 GenerateOptions nine_blocks() {  // 9 × 8 × 8 tokens

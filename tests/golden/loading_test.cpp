@@ -117,7 +117,8 @@ TEST_P(TransformerLoading, ReportsEveryBlockAndCanBeEndedByAnException) {
 // What is offloaded is the same numbers at other addresses: every bit of the result must stay.
 TEST_P(TransformerLoading, OffloadedBlocksGiveTheSameBits) {
   if (backend_->in_host_memory()) GTEST_SKIP() << "this backend has no other memory";
-  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
+    if (dtype == DType::kF16 && !backend_->has_fp16()) continue;
     const std::vector<Tensor> expected = load_and_run(kTransformer, dtype);
     WanTransformer model = WanTransformer::load(*backend_, kTransformer, dtype, {.offload = true});
     expect_same(run(model), expected);

@@ -63,6 +63,14 @@ TEST_P(TransformerGolden, Bfloat16IsNoWorseThanDiffusersInBfloat16) {
   EXPECT_LT(relative_error(run(model, attention), golden("output")), golden("bf16_error").f32()[0]);
 }
 
+// Three more bits of mantissa than bfloat16: an eighth of its rounding.
+TEST_P(TransformerGolden, HalfPrecisionIsFarBetterThanBfloat16) {
+  if (!backend_->has_fp16()) GTEST_SKIP() << "this backend has no fp16 arithmetic";
+  WanTransformer model = load(DType::kF16);
+  GoldenDenseAttention attention(*backend_);
+  EXPECT_LT(relative_error(run(model, attention), golden("output")), golden("bf16_error").f32()[0] / 4);
+}
+
 TEST_P(TransformerGolden, TokenOrderDoesNotChangeADenseResult) {
   WanTransformer model = load(DType::kF32);
   for (const TokenOrder order : {TokenOrder::tiles(2, 2, 2), TokenOrder::tiles(16, 2, 3)}) {

@@ -17,6 +17,11 @@ namespace calibatt::cuda {
 /// Half a unit in the last place of bfloat16, relative: what one rounding may be off by.
 inline const double kHalfRounding = std::ldexp(1.0, -9);
 
+/// What one rounding to dtype may be off by.
+inline double rounding_of(DType dtype) {
+  return dtype == DType::kF16 ? kHalfRounding / 8 : dtype == DType::kBF16 ? kHalfRounding : kHalfRounding / (1 << 15);
+}
+
 /// A test of the CUDA backend against the CPU's, on the same inputs.
 class BackendPair : public testing::Test {
  protected:
@@ -29,6 +34,9 @@ class BackendPair : public testing::Test {
   static Tensor random(std::vector<int64_t> shape, DType dtype = DType::kF32, uint64_t seed = 1) {
     return converted(TorchGenerator(seed).randn(std::move(shape)), dtype);
   }
+  /// Halves are floats on the CPU, which has no arithmetic on them: the same values in F32.
+  static DType cpu_type(DType dtype) { return dtype == DType::kF16 ? DType::kF32 : dtype; }
+  static Tensor for_cpu(const Tensor& tensor) { return converted(tensor, cpu_type(tensor.dtype())); }
   Tensor to_gpu(const Tensor& host) const { return gpu->from_host(host); }
   Tensor from_gpu(const Tensor& device) const { return gpu->to_host(device); }
 

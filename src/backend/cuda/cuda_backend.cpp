@@ -38,6 +38,7 @@ class CudaBackend final : public Backend {
 
   std::string_view name() const override { return "cuda"; }
   bool has_fast_bf16() const override { return true; }
+  bool has_fp16() const override { return true; }
   std::string attention_kernel(DType dtype, int head_dim) const override;
   std::string device_name() const override { return context_.device().name; }
   int64_t rows_at_a_time() const override { return kRowsAtATime; }
@@ -213,7 +214,8 @@ HostHeads CudaBackend::heads_to_host(ConstHeadsView view, int num_heads, int hea
                           static_cast<size_t>(view.num_tokens), cudaMemcpyDeviceToHost, context_.stream()),
         "copying from the GPU");
   context_.synchronize();
-  return {{host.raw(), view.dtype, view.num_tokens, width, head_dim}, host};
+  if (view.dtype == DType::kF16) host = converted(host, DType::kF32);  // the host has no arithmetic on halves
+  return {{host.raw(), host.dtype(), view.num_tokens, width, head_dim}, host};
 }
 
 double CudaBackend::sum_of_squares(const Tensor& x) {

@@ -9,14 +9,12 @@
 namespace calibatt::cuda {
 namespace {
 
-constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 // Float sums in another order: a few units in the last place, growing with the root of the number of terms.
 constexpr double kFloat = 2e-6;
 /// Both backends compute in float32 and round once; a value near a tie may go either way, which few do.
-const double kRoundedAlike = kHalfRounding;
-
 double bound(DType out) {
-  return out == DType::kF32 ? kFloat : kRoundedAlike;
+  return out == DType::kF32 ? kFloat : rounding_of(out);
 }
 
 TEST(CudaBackend, IsRefusedWithoutADeviceAndListsThemOtherwise) {
@@ -96,7 +94,7 @@ TEST_F(CudaNorms, LayerNorm) {
                  shift = random({channels}, DType::kF32, 3);
     const Tensor gpu_scale = to_gpu(scale), gpu_shift = to_gpu(shift);
     for (const DType dtype : kTypes) {
-      Tensor expected(dtype, x.shape()), found = gpu->empty(dtype, x.shape());
+      Tensor expected(cpu_type(dtype), x.shape()), found = gpu->empty(dtype, x.shape());
       cpu->layer_norm(x, nullptr, nullptr, false, 1e-6f, expected);
       gpu->layer_norm(to_gpu(x), nullptr, nullptr, false, 1e-6f, found);
       expect_close(found, expected, bound(dtype));
@@ -126,11 +124,13 @@ TEST_F(CudaNorms, RmsNorm) {
   for (const auto [rows, channels] : kRows) {
     SCOPED_TRACE(testing::Message() << rows << " x " << channels);
     const Tensor weight = random({channels}, DType::kF32, 2), gpu_weight = to_gpu(weight);
-    for (const auto& [from, to] :
-         {std::pair{DType::kF32, DType::kF32}, {DType::kF32, DType::kBF16}, {DType::kBF16, DType::kBF16}}) {
+    for (const auto& [from, to] : {std::pair{DType::kF32, DType::kF32},
+                                   {DType::kF32, DType::kBF16},
+                                   {DType::kBF16, DType::kBF16},
+                                   {DType::kF16, DType::kF16}}) {
       const Tensor x = random({rows, channels}, from);
-      Tensor expected(to, x.shape()), found = gpu->empty(to, x.shape());
-      cpu->rms_norm(x, weight, 1e-6f, expected);
+      Tensor expected(cpu_type(to), x.shape()), found = gpu->empty(to, x.shape());
+      cpu->rms_norm(for_cpu(x), weight, 1e-6f, expected);
       gpu->rms_norm(to_gpu(x), gpu_weight, 1e-6f, found);
       expect_close(found, expected, bound(to));
       if (from != to) continue;
@@ -157,10 +157,12 @@ TEST_F(CudaNorms, NormAndRotateInsideOneOfThreeFusedParts) {
       for (const DType dtype : kTypes) {
         for (const int part : {0, 1, 2}) {
           for (const auto& [norm, rotate] : {std::pair{true, true}, {true, false}, {false, true}}) {
-            Tensor expected = random({tokens, 3 * width}, dtype), found = to_gpu(expected);
+            const Tensor x = random({tokens, 3 * width}, dtype);
+            Tensor expected = for_cpu(x).clone(), found = to_gpu(x);
             const auto view = [&](Tensor& tensor) {
-              char* data = static_cast<char*>(tensor.raw()) + part * width * static_cast<int64_t>(dtype_size(dtype));
-              return HeadsView{data, dtype, tokens, 3 * width, head_dim};
+              const DType type = tensor.dtype();
+              char* data = static_cast<char*>(tensor.raw()) + part * width * static_cast<int64_t>(dtype_size(type));
+              return HeadsView{data, type, tokens, 3 * width, head_dim};
             };
             cpu->norm_and_rotate(view(expected), heads, head_dim, norm ? &weight : nullptr, 1e-6f,
                                  rotate ? &rope : nullptr);
@@ -183,13 +185,15 @@ TEST_F(CudaElements, ActivateMultiplyAndConvert) {
     for (const DType dtype : kTypes) {
       const Tensor a = random({size}, dtype), b = random({size}, dtype, 2);
       const Tensor gpu_a = to_gpu(a), gpu_b = to_gpu(b);
-      Tensor expected(dtype, {size}), found = gpu->empty(dtype, {size});
+      const Tensor cpu_a = for_cpu(a), cpu_b = for_cpu(b);
+      Tensor expected(cpu_type(dtype), {size}), found = gpu->empty(dtype, {size});
       for (const Activation activation : {Activation::kSiLU, Activation::kGeluTanh}) {
-        cpu->activate(activation, a, expected);
+        cpu->activate(activation, cpu_a, expected);
         gpu->activate(activation, gpu_a, found);
         expect_close(found, expected, bound(dtype));
       }
-      cpu->multiply(a, b, expected);
+      cpu->multiply(cpu_a, cpu_b, expected);
+      expected = converted(expected, dtype);
       gpu->multiply(gpu_a, gpu_b, found);
       expect_same(found, expected);  // one operation, one rounding
       Tensor product = to_gpu(a);

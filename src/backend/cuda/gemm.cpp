@@ -21,8 +21,8 @@ constexpr float kOutOfReach = 1.05f;       // so much slower than another at onc
 constexpr int64_t kLoadingRows = 256;
 
 cudaDataType_t cuda_type(DType dtype) {
-  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
-  return dtype == DType::kF32 ? CUDA_R_32F : CUDA_R_16BF;
+  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16);
+  return dtype == DType::kF32 ? CUDA_R_32F : dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_16F;
 }
 
 uint32_t alignment(const void* pointer) {
@@ -128,7 +128,7 @@ const std::optional<cublasLtMatmulAlgo_t>& Gemm::algorithm_for(const GemmCall& c
 
 cublasStatus_t Gemm::enqueue(const GemmCall& call, const Descriptors& descriptors,
                              const cublasLtMatmulAlgo_t& algorithm) {
-  const float alpha = 1, beta = call.accumulate ? 1.0f : 0.0f;
+  const float alpha = call.alpha, beta = call.accumulate ? 1.0f : 0.0f;
   return cublasLtMatmul(handle_, descriptors.operation, &alpha, call.weight, descriptors.weight, call.input,
                         descriptors.input, &beta, call.out, descriptors.out, call.out, descriptors.out, &algorithm,
                         workspace_.get(), kWorkspaceBytes, context_.stream());

@@ -19,10 +19,11 @@ struct GemmCall {
   const void* input = nullptr;
   const void* weight = nullptr;  ///< [out_features, in_features]
   void* out = nullptr;
-  DType dtype = DType::kBF16;     ///< of input and weight: kF32 or kBF16
-  DType out_dtype = DType::kF32;  ///< kF32, or kBF16 when dtype is
+  DType dtype = DType::kBF16;     ///< of input and weight: kF32, kBF16 or kF16
+  DType out_dtype = DType::kF32;  ///< kF32, or dtype
   int64_t rows = 0, out_features = 0, in_features = 0;
   const void* bias = nullptr;  ///< [out_features] of out_dtype, or null
+  float alpha = 1;             ///< the product times this, before the bias
   bool gelu = false;           ///< GELU in its tanh form, after the bias
   bool accumulate = false;     ///< add to what `out` holds
 };

@@ -7,6 +7,10 @@
 namespace calibatt::cuda {
 namespace {
 
+/// gate·w of half precision is stored so many times larger, and the product takes it out again: gates and weights are
+/// small, and below 2⁻¹⁴ halves lose digits.
+constexpr float kHalfGain = 64;
+
 class CudaLinear final : public LinearLayer {
  public:
   CudaLinear(Context& context, const Tensor& weight, const Tensor& bias, DType dtype)
@@ -51,7 +55,7 @@ class CudaLinear final : public LinearLayer {
     if (bias.empty()) return;
     CALIBATT_ASSERT(bias.size() == out_features_);
     bias_ = upload(context, bias, DType::kF32);
-    if (dtype_ == DType::kBF16) rounded_bias_ = upload(context, bias, DType::kBF16);
+    if (dtype_ != DType::kF32) rounded_bias_ = upload(context, bias, dtype_);
   }
 
   int64_t out_features_ = 0, in_features_ = 0;
@@ -59,7 +63,7 @@ class CudaLinear final : public LinearLayer {
   Tensor weight_;  // [out, in]; empty when streamed
   std::shared_ptr<StreamedMemory> streamed_;
   size_t streamed_offset_ = 0;
-  Tensor bias_, rounded_bias_;  // [out] F32; BF16, of layers that take bf16
+  Tensor bias_, rounded_bias_;  // [out] F32; and of dtype_ where that is another
 };
 
 }  // namespace
@@ -87,12 +91,10 @@ LinearOps::~LinearOps() = default;
 
 std::shared_ptr<const LinearLayer> LinearOps::make(const Tensor& weight, const Tensor& bias, DType dtype) {
   CALIBATT_ASSERT(weight.rank() == 2 && (bias.empty() || bias.size() == weight.dim(0)));
-  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
   return std::make_shared<CudaLinear>(context_, weight, bias, dtype);
 }
 
 std::shared_ptr<const LinearLayer> LinearOps::load(const StoredLinear& stored) {
-  CALIBATT_ASSERT(stored.dtype == DType::kF32 || stored.dtype == DType::kBF16);
   return std::make_shared<CudaLinear>(context_, upload_, stored);
 }
 
@@ -109,13 +111,15 @@ void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, 
   // the copies are equally large and the pass is saved, for an F32 product's temporary as for a bf16 one's.
   const bool scales_weight =
       epilogue.gate != nullptr && epilogue.activation == Activation::kNone && rows >= layer.in_features();
+  const float gain = layer.dtype() == DType::kF16 ? kHalfGain : 1.0f;
   const void* weight = linear->weight();
   const void* bias = linear->bias(DType::kF32);  // or null
   Tensor scaled_weight, scaled_bias;
   if (scales_weight) {
     const float* gate = epilogue.gate->f32();
     scaled_weight = context_.allocate(layer.dtype(), {out_features, layer.in_features()});
-    scale_rows(weight, gate, scaled_weight.raw(), layer.dtype(), out_features, layer.in_features(), context_.stream());
+    scale_rows(weight, gate, gain, scaled_weight.raw(), layer.dtype(), out_features, layer.in_features(),
+               context_.stream());
     weight = scaled_weight.raw();
     if (bias != nullptr) {
       scaled_bias = context_.allocate(DType::kF32, {out_features});
@@ -127,22 +131,22 @@ void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, 
   GemmCall call;
   call.input = input.raw();
   call.weight = weight;
+  if (scales_weight) call.alpha = 1 / gain;
   call.dtype = layer.dtype();
   call.rows = rows;
   call.out_features = out_features;
   call.in_features = layer.in_features();
-  // bf16 out of F32 in has no product of its own, and what follows a product reads it: a temporary.
+  // 16 bits out of F32 in have no product of their own, and what follows a product reads it: a temporary.
   const bool adds_plainly =
       epilogue.accumulate && (epilogue.gate == nullptr || scales_weight) && epilogue.activation == Activation::kNone;
-  const bool narrows = layer.dtype() == DType::kF32 && out.dtype() == DType::kBF16;
+  const bool narrows = layer.dtype() == DType::kF32 && out.dtype() != DType::kF32;
   Tensor product =
       (epilogue.accumulate && !adds_plainly) || narrows ? context_.allocate(layer.dtype(), {rows, out_features}) : out;
   call.out = product.raw();
   call.out_dtype = product.dtype();
   call.bias = product.dtype() == DType::kF32 ? bias : linear->bias(product.dtype());
   call.accumulate = adds_plainly;
-  call.gelu =
-      epilogue.activation == Activation::kGeluTanh && call.dtype == DType::kBF16 && call.out_dtype == DType::kBF16;
+  call.gelu = epilogue.activation == Activation::kGeluTanh && call.dtype != DType::kF32 && call.out_dtype == call.dtype;
   const bool fuses_all = call.rows == 0 || gemms_->gemm.supports(call);
   if (!fuses_all) {
     call.bias = nullptr;
@@ -160,7 +164,7 @@ void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, 
     const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
     add_gated(out.f32(), product.raw(), product.dtype(), gate, rows, out_features, context_.stream());
   } else if (narrows) {
-    convert(product.raw(), DType::kF32, out.raw(), DType::kBF16, out.size(), context_.stream());
+    convert(product.raw(), DType::kF32, out.raw(), out.dtype(), out.size(), context_.stream());
   }
 }
 

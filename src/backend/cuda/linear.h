@@ -9,13 +9,13 @@
 
 namespace calibatt::cuda {
 
-/// Linear layers by cuBLASLt: y = xWᵀ + b, row-major. bf16 in: bf16 products, float32 sums, out bf16 or float32. F32
-/// in: float32 throughout (no TF32), out F32. The bias is added in the product's own pass, in float32 where the output
-/// is F32 and from a bf16 copy where it is bf16 (which rounds the sum as coarsely anyway, and is what torch does); so
-/// is GELU from bf16 to bf16. A sum is accumulated by the product itself; so is a gated one of many rows, whose gate is
-/// multiplied into a copy of the weight (gate·w is rounded to bf16 instead of the product: the same error) and into the
-/// bias (in float32). What cuBLASLt does not fuse, and gated sums of few rows, follow in a kernel of our own. One
-/// object per backend.
+/// Linear layers by cuBLASLt: y = xWᵀ + b, row-major. bf16 or fp16 in: products of these, float32 sums, out the same or
+/// float32. F32 in: float32 throughout (no TF32), out F32. The bias is added in the product's own pass, in float32
+/// where the output is F32 and from a bf16 copy where it is bf16 (which rounds the sum as coarsely anyway, and is what
+/// torch does); so is GELU from bf16 to bf16. A sum is accumulated by the product itself; so is a gated one of many
+/// rows, whose gate is multiplied into a copy of the weight (gate·w is rounded to bf16 instead of the product: the same
+/// error) and into the bias (in float32). What cuBLASLt does not fuse, and gated sums of few rows, follow in a kernel
+/// of our own. One object per backend.
 class LinearOps {
  public:
   explicit LinearOps(Context& context);  ///< throws Error(kDevice) when cuBLASLt does not start
@@ -38,8 +38,8 @@ class LinearOps {
   WeightStream weight_stream_{context_};
 };
 
-/// Device memory with the values of a host tensor (any float dtype, at any address) in `dtype` (kF32 or kBF16), rounded
-/// on the device.
+/// Device memory with the values of a host tensor (any float dtype, at any address) in `dtype` (kF32, kBF16 or kF16),
+/// rounded on the device.
 Tensor upload(Context& context, const Tensor& host, DType dtype);
 
 }  // namespace calibatt::cuda

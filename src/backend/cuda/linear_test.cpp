@@ -25,13 +25,15 @@ class CudaLinear : public BackendPair {
     for (int64_t i = 0; i < weight.size(); ++i) weight.f32()[i] *= scale;
     weight = converted(weight, stored);
     const Tensor bias = with_bias ? random({shape.out}, DType::kF32, 3) : Tensor();
-    cpu_layer = cpu->make_linear(weight, bias, dtype);
+    if (dtype == DType::kF16) weight = for_cpu(converted(weight, dtype));
+    cpu_layer = cpu->make_linear(weight, bias, cpu_type(dtype));
     gpu_layer = gpu->make_linear(weight, bias, dtype);
     EXPECT_EQ(gpu_layer->in_features(), shape.in);
     EXPECT_EQ(gpu_layer->out_features(), shape.out);
     EXPECT_EQ(gpu_layer->dtype(), dtype);
-    input = random({shape.rows, shape.in}, dtype);
-    gpu_input = to_gpu(input);
+    const Tensor rounded = random({shape.rows, shape.in}, dtype);
+    input = for_cpu(rounded);
+    gpu_input = to_gpu(rounded);
     out_shape = {shape.rows, shape.out};
   }
 
@@ -39,7 +41,7 @@ class CudaLinear : public BackendPair {
   /// backend makes elsewhere: the output's,
   /// the bias's copy, and a gated or activated product's before its last step; each is at most half a unit.
   static double bound(DType dtype, bool rounded) {
-    return rounded ? 3 * kHalfRounding : dtype == DType::kF32 ? 5e-6 : 3e-5;
+    return rounded ? 3 * rounding_of(dtype) : dtype == DType::kF32 ? 5e-6 : 3e-5;
   }
 
   std::shared_ptr<const LinearLayer> cpu_layer, gpu_layer;
@@ -52,7 +54,10 @@ constexpr Shape kShapes[] = {{1, 256, 1536},   {1, 1536, 64},  {17, 64, 64},    
 /// At least as many rows as inputs: the gate scales the weight.
 constexpr Shape kManyRows[] = {{256, 256, 1536}, {300, 72, 136}, {513, 512, 320}, {50, 37, 19}, {12, 12, 9}, {4, 3, 1}};
 constexpr Shape kOddShapes[] = {{5, 37, 19}, {1, 3, 1}, {7, 12, 9}};
-constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
+constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+bool can_be_output(DType out, DType dtype) {
+  return out == DType::kF32 || dtype == DType::kF32 || out == dtype;
+}
 
 TEST_F(CudaLinear, EqualsTheCpu) {
   for (const auto& shapes : {std::span<const Shape>(kShapes), std::span<const Shape>(kOddShapes)}) {
@@ -62,13 +67,15 @@ TEST_F(CudaLinear, EqualsTheCpu) {
           SCOPED_TRACE(testing::Message() << shape << " " << dtype_name(dtype) << (with_bias ? "" : " without bias"));
           make(shape, dtype, DType::kF32, with_bias);
           for (const DType out_dtype : kTypes) {
+            if (!can_be_output(out_dtype, dtype)) continue;
             for (const Activation activation : {Activation::kNone, Activation::kSiLU, Activation::kGeluTanh}) {
               SCOPED_TRACE(testing::Message()
                            << "to " << dtype_name(out_dtype) << ", activation " << static_cast<int>(activation));
               Tensor expected(DType::kF32, out_shape), found = gpu->empty(out_dtype, out_shape);
               cpu->linear(*cpu_layer, input, expected, {.activation = activation});
               gpu->linear(*gpu_layer, gpu_input, found, {.activation = activation});
-              expect_close(found, expected, bound(dtype, out_dtype == DType::kBF16));
+              expect_close(found, expected,
+                           bound(out_dtype == DType::kF32 ? dtype : out_dtype, out_dtype != DType::kF32));
             }
           }
         }
@@ -95,7 +102,7 @@ TEST_F(CudaLinear, AccumulatesWithAndWithoutGate) {
               gpu->linear(*gpu_layer, gpu_input, found,
                           {.activation = activation, .accumulate = true, .gate = gated ? &gpu_gate : nullptr});
               expect_close(found, expected,
-                           bound(dtype, dtype == DType::kBF16 && (gated || activation != Activation::kNone)));
+                           bound(dtype, dtype != DType::kF32 && (gated || activation != Activation::kNone)));
             }
           }
         }
@@ -140,7 +147,7 @@ TEST_F(CudaLinear, ScalingTheWeightErrsNoMoreThanRoundingTheProduct) {
         error_of_rounded += std::pow(residual.f32()[at] + double{gate.f32()[c]} * rounded.f32()[at] - expected, 2);
       }
     }
-    if (dtype == DType::kBF16) {
+    if (dtype != DType::kF32) {
       EXPECT_LE(std::sqrt(error), 1.1 * std::sqrt(error_of_rounded));
     } else {
       EXPECT_LE(std::sqrt(error), bound(dtype, false) * std::sqrt(squares));
@@ -179,7 +186,7 @@ TEST_F(CudaLinear, RowsAreScaled) {
       Tensor product = converted(x, DType::kF32).clone();
       for (int64_t i = 0; i < product.size(); ++i) product.f32()[i] *= factor.f32()[i / columns];
       Tensor out = context.allocate(dtype, {rows, columns}), back(dtype, {rows, columns});
-      scale_rows(upload(context, x, dtype).raw(), upload(context, factor, DType::kF32).f32(), out.raw(), dtype, rows,
+      scale_rows(upload(context, x, dtype).raw(), upload(context, factor, DType::kF32).f32(), 1, out.raw(), dtype, rows,
                  columns, context.stream());
       context.copy_to_host(back.raw(), out.raw(), out.size_bytes());
       const Tensor expected = converted(product, dtype);

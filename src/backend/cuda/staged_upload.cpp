@@ -14,7 +14,6 @@ constexpr size_t kChunkBytes = size_t{32} << 20;  // some hundred pieces for the
 }  // namespace
 
 void StagedUpload::run(const StoredTensor& stored, void* device, DType device_dtype) {
-  CALIBATT_ASSERT(device_dtype == DType::kF32 || device_dtype == DType::kBF16);
   const DType dtype = stored.tensor.dtype(), staged_dtype = dtype == DType::kF64 ? DType::kF32 : dtype;
   const size_t element = dtype_size(dtype), staged_element = dtype_size(staged_dtype);
   const auto chunk_elements = static_cast<int64_t>(kChunkBytes / staged_element);

@@ -11,7 +11,7 @@ namespace calibatt::cuda {
 
 /// Tensors of a mapped file → device memory, in chunks through a ring of pinned host memory: all threads read, check
 /// and stage one chunk while the GPU fetches those before it. Nothing else is copied on the host; what must be
-/// converted (F32 or F16 files) is converted on the device.
+/// converted (an F32 file to bf16, say) is converted on the device.
 class StagedUpload {
  public:
   explicit StagedUpload(Context& context) : context_(context) {}
@@ -19,7 +19,7 @@ class StagedUpload {
   StagedUpload(const StagedUpload&) = delete;
   StagedUpload& operator=(const StagedUpload&) = delete;
 
-  /// Enqueues the copy of a whole tensor to `device`, of device_dtype (kF32 or kBF16). The host tensor may go
+  /// Enqueues the copy of a whole tensor to `device`, of device_dtype (kF32, kBF16 or kF16). The host tensor may go
   /// afterwards. Throws Error(kNumeric) that names a tensor which is not finite.
   void run(const StoredTensor& stored, void* device, DType device_dtype);
 

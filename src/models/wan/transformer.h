@@ -43,7 +43,8 @@ class WanTransformer {
   /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards), as open_transformer
   /// (models/original_layout.h) takes it. dtype kF32: all in float32. kBF16:
   /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms,
-  /// timestep path, patch embedding and output projection stay float32. Throws Error naming file and tensor when
+  /// timestep path, patch embedding and output projection stay float32. kF16 (Backend::has_fp16): half precision
+  /// where kBF16 has bfloat16. Throws Error naming file and tensor when
   /// something is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when
   /// memory is short.
   static WanTransformer load(Backend& backend, const std::string& folder, DType dtype,

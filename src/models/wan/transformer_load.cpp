@@ -59,7 +59,7 @@ void require_host_memory(const WanTransformerConfig& config, DType dtype) {
 
 WanTransformer WanTransformer::load(Backend& backend, const std::string& folder, DType dtype,
                                     const ModelLoadOptions& options) {
-  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
+  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16 || (dtype == DType::kF16 && backend.has_fp16()));
   WanTransformer model;
   model.backend_ = &backend;
   model.dtype_ = dtype;

@@ -86,12 +86,7 @@ struct Convert {
   template <int n>
   __device__ void run(int64_t at) const {
     float values[n];
-    if constexpr (std::is_same_v<From, __half>) {
-#pragma unroll
-      for (int i = 0; i < n; ++i) values[i] = to_float(x[at + i]);
-    } else {
-      load<Reuse::kStream>(x + at, values);
-    }
+    load<Reuse::kStream>(x + at, values);
     store(out + at, values);
   }
 };
@@ -122,11 +117,13 @@ void map(int64_t size, cudaStream_t stream, const Operation& operation, Pointers
 /// fn(a null pointer of the element type)
 template <class Fn>
 void with_type(DType dtype, const Fn& fn) {
-  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
+  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16);
   if (dtype == DType::kF32) {
     fn(static_cast<float*>(nullptr));
-  } else {
+  } else if (dtype == DType::kBF16) {
     fn(static_cast<__nv_bfloat16*>(nullptr));
+  } else {
+    fn(static_cast<__half*>(nullptr));
   }
 }
 
@@ -146,7 +143,7 @@ dim3 matrix_grid(int64_t rows, int64_t columns, int columns_per_thread) {
 
 template <class T, int n>
 __global__ void __launch_bounds__(kMatrixThreads)
-    scale_rows_kernel(const T* x, const float* factor, T* out, int64_t rows, int64_t columns) {
+    scale_rows_kernel(const T* x, const float* factor, float gain, T* out, int64_t rows, int64_t columns) {
   const int64_t column = (int64_t{blockIdx.y} * kMatrixThreads + threadIdx.x) * n;
   if (column >= columns) return;
   const int64_t first = int64_t{blockIdx.x} * kMatrixRows;
@@ -158,7 +155,7 @@ __global__ void __launch_bounds__(kMatrixThreads)
 #pragma unroll
   for (int r = 0; r < kMatrixRows; ++r) {
     if (first + r < rows) {
-      const float by = factor[first + r];
+      const float by = factor[first + r] * gain;
 #pragma unroll
       for (int i = 0; i < n; ++i) values[r][i] *= by;
       store(out + (first + r) * columns + column, values[r]);
@@ -233,23 +230,19 @@ void add(const float* a, const float* b, float* out, int64_t size, int64_t perio
 
 void convert(const void* x, DType from, void* out, DType to, int64_t size, cudaStream_t stream) {
   with_type(to, [&]<class To>(To*) {
-    if (from == DType::kF16) {
-      map(size, stream, Convert<__half, To>{static_cast<const __half*>(x), static_cast<To*>(out)}, x, out);
-    } else {
-      with_type(from, [&]<class From>(From*) {
-        map(size, stream, Convert<From, To>{static_cast<const From*>(x), static_cast<To*>(out)}, x, out);
-      });
-    }
+    with_type(from, [&]<class From>(From*) {
+      map(size, stream, Convert<From, To>{static_cast<const From*>(x), static_cast<To*>(out)}, x, out);
+    });
   });
 }
 
-void scale_rows(const void* x, const float* factor, void* out, DType dtype, int64_t rows, int64_t columns,
+void scale_rows(const void* x, const float* factor, float gain, void* out, DType dtype, int64_t rows, int64_t columns,
                 cudaStream_t stream) {
   if (rows == 0 || columns == 0) return;
   with_type(dtype, [&]<class T>(T*) {
     const auto enqueue = [&](auto n) {
       scale_rows_kernel<T, n()><<<matrix_grid(rows, columns, n()), kMatrixThreads, 0, stream>>>(
-          static_cast<const T*>(x), factor, static_cast<T*>(out), rows, columns);
+          static_cast<const T*>(x), factor, gain, static_cast<T*>(out), rows, columns);
     };
     constexpr int kWide = 16 / sizeof(T);
     if (columns % kWide == 0 && aligned(x) && aligned(out)) {

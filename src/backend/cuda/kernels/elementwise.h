@@ -7,7 +7,7 @@
 #include "backend/activation.h"
 #include "base/dtype.h"
 
-/// Element-wise kernels on device memory; each call enqueues one kernel. DTypes are kF32 or kBF16 unless stated. An
+/// Element-wise kernels on device memory; each call enqueues one kernel. DTypes are kF32, kBF16 or kF16. An
 /// output may be one of the inputs.
 namespace calibatt::cuda {
 
@@ -15,15 +15,15 @@ void activate(Activation activation, const void* x, void* out, DType dtype, int6
 void multiply(const void* a, const void* b, void* out, DType dtype, int64_t size, cudaStream_t stream);
 /// out[i] = a[i] + b[i mod period]
 void add(const float* a, const float* b, float* out, int64_t size, int64_t period, cudaStream_t stream);
-/// from: kF32, kBF16 or kF16.
+/// out[i] = x[i] in another type.
 void convert(const void* x, DType from, void* out, DType to, int64_t size, cudaStream_t stream);
 
 /// residual[r, c] += gate[c] · y[r, c]; gate null: ones.
 void add_gated(float* residual, const void* y, DType y_dtype, const float* gate, int64_t rows, int64_t channels,
                cudaStream_t stream);
 
-/// out[r, c] = factor[r] · x[r, c], rounded to dtype; out is not x.
-void scale_rows(const void* x, const float* factor, void* out, DType dtype, int64_t rows, int64_t columns,
+/// out[r, c] = gain · factor[r] · x[r, c], rounded to dtype; out is not x.
+void scale_rows(const void* x, const float* factor, float gain, void* out, DType dtype, int64_t rows, int64_t columns,
                 cudaStream_t stream);
 
 /// y[r, c] += bias[c]

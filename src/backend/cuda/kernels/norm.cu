@@ -202,8 +202,11 @@ void layer_norm(const LayerNormCall& call, cudaStream_t stream) {
   if (call.rows == 0) return;
   if (call.out_dtype == DType::kF32) {
     launch_layer_norm<float>(call, stream);
-  } else {
+  } else if (call.out_dtype == DType::kBF16) {
     launch_layer_norm<__nv_bfloat16>(call, stream);
+  } else {
+    CALIBATT_ASSERT(call.out_dtype == DType::kF16);
+    launch_layer_norm<__half>(call, stream);
   }
   check(cudaGetLastError(), "layer norm: launch");
 }
@@ -213,9 +216,13 @@ void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   if (call.x_dtype == DType::kBF16) {
     CALIBATT_ASSERT(call.out_dtype == DType::kBF16);
     launch_rms_norm<__nv_bfloat16, __nv_bfloat16>(call, stream);
+  } else if (call.x_dtype == DType::kF16) {
+    CALIBATT_ASSERT(call.out_dtype == DType::kF16);
+    launch_rms_norm<__half, __half>(call, stream);
   } else if (call.out_dtype == DType::kBF16) {
     launch_rms_norm<float, __nv_bfloat16>(call, stream);
   } else {
+    CALIBATT_ASSERT(call.out_dtype == DType::kF32);
     launch_rms_norm<float, float>(call, stream);
   }
   check(cudaGetLastError(), "RMS norm: launch");

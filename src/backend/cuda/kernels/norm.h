@@ -16,7 +16,7 @@ namespace calibatt::cuda {
 struct LayerNormCall {
   const float* x = nullptr;
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< kF32 or kBF16
+  DType out_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t rows = 0, channels = 0;
   const float* scale = nullptr;  ///< [channels], or null
   const float* shift = nullptr;  ///< [channels], or null
@@ -28,10 +28,10 @@ void layer_norm(const LayerNormCall& call, cudaStream_t stream);
 /// out = rotate(x/√(mean(x²) + eps) · weight): Backend::rms_norm and Backend::norm_and_rotate. `out` may be `x`.
 struct RmsNormCall {
   const void* x = nullptr;
-  DType x_dtype = DType::kF32;  ///< kF32 or kBF16
+  DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t x_stride = 0;         ///< elements from row to row
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< x_dtype, or kBF16
+  DType out_dtype = DType::kF32;  ///< x_dtype, or kBF16 of kF32
   int64_t out_stride = 0;
   int64_t rows = 0, channels = 0;
   const float* weight = nullptr;  ///< [channels]; null: nothing is normalised

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "backend/cuda/ptx/arithmetic.cuh"
 
@@ -27,11 +28,22 @@ __device__ __forceinline__ void store_one(float* to, float x) {
 __device__ __forceinline__ void store_one(__nv_bfloat16* to, float x) {
   *to = __float2bfloat16_rn(x);
 }
+__device__ __forceinline__ void store_one(__half* to, float x) {
+  *to = __float2half_rn(x);
+}
 
-/// The two bf16 of a word; the lower half is the first.
+/// The two elements of a word; the lower half is the first.
+template <class T>
 __device__ __forceinline__ void unpack(uint32_t pair, float& first, float& second) {
-  first = __uint_as_float(pair << 16);
-  second = __uint_as_float(pair & 0xffff0000u);
+  if constexpr (std::is_same_v<T, __half>) {
+    const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    first = both.x;
+    second = both.y;
+  } else {
+    static_assert(std::is_same_v<T, __nv_bfloat16>);
+    first = __uint_as_float(pair << 16);
+    second = __uint_as_float(pair & 0xffff0000u);
+  }
 }
 
 /// kStream: read once; it shall not push out of the caches what is read for every row.
@@ -59,15 +71,15 @@ __device__ __forceinline__ void load(const T* from, float (&to)[n]) {
     }
   } else if constexpr (n == 4) {
     const auto word = load_word<reuse, uint2>(from);
-    unpack(word.x, to[0], to[1]);
-    unpack(word.y, to[2], to[3]);
+    unpack<T>(word.x, to[0], to[1]);
+    unpack<T>(word.y, to[2], to[3]);
   } else {
     static_assert(n == 8);
     const auto word = load_word<reuse, uint4>(from);
-    unpack(word.x, to[0], to[1]);
-    unpack(word.y, to[2], to[3]);
-    unpack(word.z, to[4], to[5]);
-    unpack(word.w, to[6], to[7]);
+    unpack<T>(word.x, to[0], to[1]);
+    unpack<T>(word.y, to[2], to[3]);
+    unpack<T>(word.z, to[4], to[5]);
+    unpack<T>(word.w, to[6], to[7]);
   }
 }
 
@@ -84,13 +96,12 @@ __device__ __forceinline__ void store(float* to, const float (&values)[n]) {
   }
 }
 
-template <int n>
-__device__ __forceinline__ void store(__nv_bfloat16* to, const float (&values)[n]) {
+template <class T, int n>
+__device__ __forceinline__ void store(T* to, const float (&values)[n]) {
   using ptx::pack_pair;
-  using T = __nv_bfloat16;
   if constexpr (n < 4) {
 #pragma unroll
-    for (int i = 0; i < n; ++i) to[i] = __float2bfloat16_rn(values[i]);
+    for (int i = 0; i < n; ++i) store_one(to + i, values[i]);
   } else if constexpr (n == 4) {
     *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair<T>(values[0], values[1]), pack_pair<T>(values[2], values[3]));
   } else {

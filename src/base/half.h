@@ -8,7 +8,7 @@
 
 namespace calibatt {
 
-/// float32 → IEEE binary16, round to nearest even; too large becomes infinity. (half_to_float is in base.)
+/// float32 → IEEE binary16, round to nearest even; too large becomes infinity. (half_to_float: dtype.h.)
 inline uint16_t float_to_half(float value) {
   const uint32_t word = std::bit_cast<uint32_t>(value), sign = (word >> 16) & 0x8000u;
   const float magnitude = std::fabs(value);
@@ -21,5 +21,15 @@ inline uint16_t float_to_half(float value) {
   const uint32_t rounded = bits + 0xfffu + ((bits >> 13) & 1u);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
+
+/// IEEE binary16 as storage, as bfloat16 is in dtype.h.
+struct float16 {
+  uint16_t bits = 0;
+
+  float16() = default;
+  explicit float16(float value) : bits(float_to_half(value)) {}
+  explicit operator float() const { return half_to_float(bits); }
+};
+static_assert(sizeof(float16) == 2);
 
 }  // namespace calibatt
