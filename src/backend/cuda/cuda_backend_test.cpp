@@ -97,11 +97,11 @@ TEST_F(CudaNorms, LayerNorm) {
       Tensor expected(cpu_type(dtype), x.shape()), found = gpu->empty(dtype, x.shape());
       cpu->layer_norm(x, nullptr, nullptr, false, 1e-6f, expected);
       gpu->layer_norm(to_gpu(x), nullptr, nullptr, false, 1e-6f, found);
-      expect_close(found, expected, bound(dtype));
+      expect_close(found, converted(expected, dtype), bound(dtype));
       for (const bool one_plus_scale : {false, true}) {
         cpu->layer_norm(x, &scale, &shift, one_plus_scale, 1e-6f, expected);
         gpu->layer_norm(to_gpu(x), &gpu_scale, &gpu_shift, one_plus_scale, 1e-6f, found);
-        expect_close(found, expected, bound(dtype));
+        expect_close(found, converted(expected, dtype), bound(dtype));
       }
     }
     Tensor expected(DType::kF32, x.shape()), in_place = to_gpu(x);
@@ -132,7 +132,7 @@ TEST_F(CudaNorms, RmsNorm) {
       Tensor expected(cpu_type(to), x.shape()), found = gpu->empty(to, x.shape());
       cpu->rms_norm(for_cpu(x), weight, 1e-6f, expected);
       gpu->rms_norm(to_gpu(x), gpu_weight, 1e-6f, found);
-      expect_close(found, expected, bound(to));
+      expect_close(found, converted(expected, to), bound(to));
       if (from != to) continue;
       Tensor in_place = to_gpu(x);
       gpu->rms_norm(in_place, gpu_weight, 1e-6f, in_place);
@@ -168,7 +168,7 @@ TEST_F(CudaNorms, NormAndRotateInsideOneOfThreeFusedParts) {
                                  rotate ? &rope : nullptr);
             gpu->norm_and_rotate(view(found), heads, head_dim, norm ? &gpu_weight : nullptr, 1e-6f,
                                  rotate ? &gpu_rope : nullptr);
-            expect_close(found, expected, bound(dtype));  // the other two parts stay as they are
+            expect_close(found, converted(expected, dtype), bound(dtype));  // the other two parts stay as they are
           }
         }
       }
@@ -190,7 +190,7 @@ TEST_F(CudaElements, ActivateMultiplyAndConvert) {
       for (const Activation activation : {Activation::kSiLU, Activation::kGeluTanh}) {
         cpu->activate(activation, cpu_a, expected);
         gpu->activate(activation, gpu_a, found);
-        expect_close(found, expected, bound(dtype));
+        expect_close(found, converted(expected, dtype), bound(dtype));
       }
       cpu->multiply(cpu_a, cpu_b, expected);
       expected = converted(expected, dtype);
