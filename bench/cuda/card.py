@@ -31,7 +31,7 @@ class _Nvml:
 
 
 class Readings:
-    """`with Readings(card_period) as r: ...` leaves r.samples: [(seconds since the beginning, {field: value})]; none without NVML."""
+    """`with Readings(period in seconds) as r: ...` leaves r.samples: [(seconds since the beginning, {field: value})]; none without NVML."""
 
     _nvml = None
 
