@@ -133,6 +133,9 @@ class ListeningBackend : public Backend {
   void biased_attention(ConstHeadsView, ConstHeadsView, ConstHeadsView, const Tensor&, int, int, HeadsView) override {
     unused();
   }
+  void copy_heads(ConstHeadsView, HeadsView, int, int) override { unused(); }
+  Tensor output_metric(const LinearLayer&, const Tensor&, const Tensor&, int) override { return unused(); }
+  Tensor squared_changes(const Tensor&, const Tensor&, int) override { return unused(); }
 
  private:
   void note(const std::string& what, const ScheduleSource* schedule) {

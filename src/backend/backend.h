@@ -182,6 +182,19 @@ class Backend {
     return false;
   }
 
+  // ---- what skipping does to a block's output (calibration) --------------------------------------------------------
+  /// to[t, h, :] = from[t, h, :]; the same type and number of tokens, no overlap, the heads of a token without gaps.
+  virtual void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) = 0;
+  /// What a change d of a head's output does to the residual stream behind gate ⊙ W_o: ‖gate ⊙ W_o,h·d‖² = d·M_h·dᵀ
+  /// with M_h = W_o,hᵀ diag(gate²) W_o,h. Returns M [num_heads, head_dim, head_dim] F32. W_o [out, num_heads·head_dim]
+  /// is given as this backend holds it and as it is stored, in host memory; gate: [out] F32.
+  virtual Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate,
+                               int num_heads) = 0;
+  /// outputs [groups, rows, num_heads·head_dim] F32: the same rows' attention, computed in several ways. Returns Σ over
+  /// the rows of d·M_h·dᵀ, d = a group's row − the last group's, [num_heads, groups − 1] F32. metric: M, or empty:
+  /// ‖d‖².
+  virtual Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) = 0;
+
   // ---- video autoencoder -------------------------------------------------------------------------------------------
   /// Convolutions over time and space and what goes with them (clip_ops.h). Throws Error(kUsage) on a backend without.
   virtual ClipOps& clip_ops();

@@ -28,6 +28,7 @@ RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, co
   validate(header);
   const PromptRange range = checked(asked, header.provenance.num_prompts);
   const bool needs_reference = header.measured == Measured::kMaps;
+  const bool ranks_errors = needs_reference || header.output_errors;  // under masks by earlier prompts
   RecordedProfile recorded;
   recorded.profile.header = header;
   RecordingProgress state;
@@ -46,7 +47,7 @@ RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, co
         reference.add(header, recorded.profile.prompts[referenced]);
       }
       PromptProfile fresh = PromptProfile::allocate(header, prompt);
-      fresh.own_ranking = needs_reference && prompt == range.begin;
+      fresh.own_ranking = ranks_errors && prompt == range.begin;
       fresh.ranked_from = range.begin;
       const auto on_forward = [&](int step) {
         state.step = step;
@@ -55,7 +56,9 @@ RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, co
       };
       std::unique_ptr<Recorder> recorder;
       if (header.measured == Measured::kLevels) {
-        recorder = std::make_unique<LevelRecorder>(backend, header, fresh, on_forward);
+        std::vector<const PromptProfile*> earlier;
+        for (const PromptProfile& one : recorded.profile.prompts) earlier.push_back(&one);
+        recorder = std::make_unique<LevelRecorder>(backend, header, earlier, fresh, on_forward);
       } else {
         recorder = std::make_unique<RecordingAttention>(backend, header, reference, fresh, on_forward);
       }

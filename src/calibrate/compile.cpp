@@ -19,8 +19,6 @@
 namespace calibatt {
 namespace {
 
-constexpr double kDefaultErrorDensity = 0.3;
-
 void require(bool condition, const std::string& what) {
   if (!condition) throw Error(ErrorKind::kUsage, "compiling a plan: " + what);
 }
@@ -41,10 +39,11 @@ void check(const Profile& profile, const CompileOptions& options) {
           "the step weight's floor must be between 0 and 1, not " + std::to_string(options.step_weight_floor));
   require(options.merge_gap >= 0, "the merge gap must be at least 0, not " + std::to_string(options.merge_gap));
   require(in_unit(options.share_steps_iou), "the IoU from which steps share must be between 0 and 1 (0: off)");
-  require(profile.header.measured == Measured::kMaps ||
-              (options.budget == Budget::kEnergy && options.repetition == Repetition::kOff),
-          "the profile has level codes only, which serve --budget energy --repetition off; for the rest calibrate anew "
-          "with --measure maps");
+  const bool levels = profile.header.measured == Measured::kLevels;
+  require(!levels || (options.repetition == Repetition::kOff &&
+                      (options.budget == Budget::kEnergy || options.ranking == Ranking::kEnergy)),
+          "the profile has level codes, which know neither repetition nor the harm of single blocks: use --repetition "
+          "off and --ranking energy, or calibrate anew with --measure maps");
   const bool needs_errors = options.budget == Budget::kError || options.repetition != Repetition::kOff;
   require(!needs_errors || profile.header.output_errors,
           "the profile has no output errors, which budget \"error\" and repetition need; calibrate anew with them");

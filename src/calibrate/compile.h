@@ -20,12 +20,14 @@ enum class Repetition : uint8_t {
   kSimilarity,  ///< the paper: where rows' similarity to their anchors reaches γ
 };
 
+inline constexpr double kDefaultErrorDensity = 0.3;
+
 /// How a plan is made from a profile. Nothing here needs the model to run again.
 struct CompileOptions {
   Budget budget = Budget::kError;
   Skipped skipped = Skipped::kSummary;
-  std::optional<double>
-      density;  ///< global target; budget kError: 0.3 when absent; kEnergy: the schedule as given when absent
+  std::optional<double> density;  ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
+                                  ///< schedule as given when absent
 
   // Budget kEnergy.
   Agreement agreement = Agreement::kMean;
@@ -33,8 +35,8 @@ struct CompileOptions {
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; with a density target A is searched
 
   // Budget kError.
-  Ranking ranking = Ranking::kHarm;
-  double step_weight_decay = 8;  ///< w, and
+  Ranking ranking = Ranking::kHarm;  ///< level codes know kEnergy alone
+  double step_weight_decay = 8;      ///< w, and
   double step_weight_floor =
       0.1;  ///< b of weight(t) = b + (1 − b)·exp(−w t/T): what an error of step t does to the video
 

@@ -1,14 +1,15 @@
 #include "calibrate/compile_levels.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <utility>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "calibrate/budget.h"
 #include "calibrate/energy_schedule.h"
 #include "calibrate/level_agreement.h"
 #include "plan/sharing.h"
@@ -16,25 +17,18 @@
 namespace calibatt {
 namespace {
 
-/// Token pairs of the blocks of each level; kept at level j are those of all levels below j.
-using LevelHistogram = std::array<int64_t, kLevelUnits>;
-
-/// Row by row, one head's histogram.
+/// Row by row, one head's histogram; done(layer, head, histogram) at its end.
 struct Counter {
   const AttentionGeometry& geometry;
-  LevelHistogram& total;
-  std::mutex& mutex;
-  LevelHistogram own{};
+  const std::function<void(const LevelTable::Histogram&)> done;
+  LevelTable::Histogram own{};
   void row(int r, std::span<const uint16_t> levels) {
     const int64_t queries = geometry.query_block_size(r);
     for (size_t c = 0; c + 1 < levels.size(); ++c) own[levels[c]] += queries * geometry.block_k;
     const int last = static_cast<int>(levels.size()) - 1;
     own[levels[last]] += queries * geometry.key_block_size(last);
   }
-  void end() {
-    const std::lock_guard lock(mutex);
-    for (size_t i = 0; i < own.size(); ++i) total[i] += own[i];
-  }
+  void end() { done(own); }
 };
 
 /// Row by row, one head's plan at one level.
@@ -67,7 +61,7 @@ struct Emitter {
 
 /// What meet_density aims at: levels, and the density of their plan.
 struct Candidate {
-  std::vector<int> levels;
+  std::vector<uint16_t> levels;
   struct {
     double value = 0;
     double density() const { return value; }
@@ -101,24 +95,37 @@ LevelPlanner::LevelPlanner(const Profile& profile, const CompileOptions& options
   frame_.summarize_skipped = options_.skipped == Skipped::kSummary;
   frame_.provenance = header_.provenance;
   frame_.provenance.num_prompts = static_cast<int>(profile_.prompts.size());
-  if (options_.density) {
+  steps_of_.assign(static_cast<size_t>(header_.num_recorded_steps()), 0);
+  for (const int entry : entry_of_) ++steps_of_[static_cast<size_t>(entry)];
+  if (options_.budget == Budget::kError) {
+    set_levels(meeting(options_.density.value_or(kDefaultErrorDensity)));
+  } else if (options_.density) {
     set_levels(meeting(*options_.density));
   } else {
-    set_levels(entry_levels(energy_targets(options_, header_.num_steps(), {}, {})));
+    set_levels(of_all_heads(entry_levels(energy_targets(options_, header_.num_steps(), {}, {}))));
   }
 }
 
-void LevelPlanner::set_levels(const Levels& levels) {
-  levels_ = levels;
+size_t LevelPlanner::head_index(int entry, int layer, int head) const {
+  return (static_cast<size_t>(entry) * static_cast<size_t>(header_.num_layers) + static_cast<size_t>(layer)) *
+             static_cast<size_t>(header_.geometry.heads) +
+         static_cast<size_t>(head);
+}
+
+void LevelPlanner::set_levels(Levels levels) {
+  levels_ = std::move(levels);
   frame_.energy_targets.clear();
   for (const int entry : entry_of_) {
-    frame_.energy_targets.push_back(static_cast<double>(levels[static_cast<size_t>(entry)]) / kLevelUnits);
+    // With budget error every head has a level of its own.
+    frame_.energy_targets.push_back(options_.budget == Budget::kError
+                                        ? std::numeric_limits<double>::quiet_NaN()
+                                        : static_cast<double>(levels_[head_index(entry, 0, 0)]) / kLevelUnits);
   }
 }
 
 // Of an entry: the highest of its steps'.
-LevelPlanner::Levels LevelPlanner::entry_levels(const std::vector<double>& targets) const {
-  Levels levels(static_cast<size_t>(header_.num_recorded_steps()), 1);
+std::vector<int> LevelPlanner::entry_levels(const std::vector<double>& targets) const {
+  std::vector<int> levels(static_cast<size_t>(header_.num_recorded_steps()), 1);
   for (size_t step = 0; step < targets.size(); ++step) {
     const int level = std::clamp(static_cast<int>(std::lround(targets[step] * kLevelUnits)), 1, kLevelUnits);
     int& highest = levels[static_cast<size_t>(entry_of_[step])];
@@ -127,21 +134,36 @@ LevelPlanner::Levels LevelPlanner::entry_levels(const std::vector<double>& targe
   return levels;
 }
 
+LevelPlanner::Levels LevelPlanner::of_all_heads(const std::vector<int>& entry_levels) const {
+  Levels levels;
+  const size_t heads_per_entry = head_index(1, 0, 0);
+  for (const int level : entry_levels) levels.insert(levels.end(), heads_per_entry, static_cast<uint16_t>(level));
+  return levels;
+}
+
 LevelPlanner::Levels LevelPlanner::meeting(double density) const {
-  const std::vector<std::vector<double>> densities = tabulate_densities();
-  const auto density_of = [&](const Levels& levels) {
+  const LevelTable table = tabulate();
+  const auto density_of = [&](const std::vector<int>& levels) {
     double sum = 0;
-    for (const int entry : entry_of_) sum += densities[static_cast<size_t>(entry)][levels[static_cast<size_t>(entry)]];
+    for (const int entry : entry_of_) sum += table.entry_density(entry, levels[static_cast<size_t>(entry)]);
     return sum / header_.num_steps();
   };
   const auto aimed = [&](double aim) {
-    return entry_levels(energy_targets(options_, header_.num_steps(), aim, [&](const std::vector<double>& energies) {
-      return density_of(entry_levels(energies));
-    }));
+    if (options_.budget == Budget::kError) return least_error(table, aim);
+    return of_all_heads(
+        entry_levels(energy_targets(options_, header_.num_steps(), aim, [&](const std::vector<double>& energies) {
+          return density_of(entry_levels(energies));
+        })));
   };
   if (options_.merge_gap == 0) {  // the table is exact
     Levels levels = aimed(density);
-    require_density(density_of(levels), density);
+    if (options_.budget == Budget::kEnergy) {
+      std::vector<int> of_entries;
+      for (int entry = 0; entry < header_.num_recorded_steps(); ++entry) {
+        of_entries.push_back(levels[head_index(entry, 0, 0)]);
+      }
+      require_density(density_of(of_entries), density);
+    }
     return levels;
   }
   const auto made = meet_density(density, [&](double aim) {
@@ -150,6 +172,35 @@ LevelPlanner::Levels LevelPlanner::meeting(double density) const {
     return Candidate{trial.levels_, {trial.emit([](std::vector<HeadPlan>&) {}).density}};
   });
   return made.levels;
+}
+
+// An entry counts as often as it has steps: so many times its cost, and the sum of their weights times its error.
+LevelPlanner::Levels LevelPlanner::least_error(const LevelTable& table, double density) const {
+  std::vector<double> weights(steps_of_.size(), 0.0);
+  for (int step = 0; step < header_.num_steps(); ++step) {
+    weights[static_cast<size_t>(entry_of_[static_cast<size_t>(step)])] +=
+        scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, header_.num_steps());
+  }
+  const LevelErrorCurves errors(profile_, options_.skipped);
+  const size_t heads_per_entry = head_index(1, 0, 0);
+  const std::span<const int> levels = level_options();
+  std::vector<std::vector<HeadOption>> hulls(weights.size() * heads_per_entry);
+  double cheapest = 0;
+  for (size_t head = 0; head < hulls.size(); ++head) {
+    const size_t entry = head / heads_per_entry;
+    std::vector<HeadOption> options;
+    for (size_t i = 0; i < levels.size(); ++i) {
+      options.push_back({table.density(head, i) * steps_of_[entry], weights[entry] * errors.at(head, levels[i]),
+                         static_cast<double>(levels[i])});
+    }
+    hulls[head] = convex_hull(std::move(options));
+    cheapest += hulls[head].front().cost;
+  }
+  const double all = static_cast<double>(heads_per_entry) * header_.num_steps();
+  require_density(cheapest / all, density);
+  Levels chosen;
+  for (const HeadOption& option : allocate(hulls, density * all)) chosen.push_back(static_cast<uint16_t>(option.level));
+  return chosen;
 }
 
 void LevelPlanner::verify_entry(int entry) const {
@@ -181,8 +232,7 @@ void LevelPlanner::visit_rows(int entry, int first_layer, int num_layers, const 
                       (int64_t{head} * rows + r) * packed_row_bytes(columns);
         }
         agreement.agree(packed, levels);
-        const int first_token = r * g.block_q, last_token = first_token + g.query_block_size(r) - 1;
-        for (int c = first_token / g.block_k; c <= last_token / g.block_k; ++c) levels[c] = 0;  // its own blocks
+        keep_own_blocks(g, r, levels);
         visitor.row(r, levels);
       }
       visitor.end();
@@ -190,24 +240,21 @@ void LevelPlanner::visit_rows(int entry, int first_layer, int num_layers, const 
   });
 }
 
-// [entry][level in units, 0 … kLevelUnits]
-std::vector<std::vector<double>> LevelPlanner::tabulate_densities() const {
-  const double tokens = header_.geometry.num_tokens();
-  const double all = tokens * tokens * header_.num_layers * header_.geometry.heads;
-  std::vector<std::vector<double>> tables;
+LevelTable LevelPlanner::tabulate() const {
+  LevelTable table(header_);
+  std::mutex mutex;
   for (int entry = 0; entry < header_.num_recorded_steps(); ++entry) {
-    LevelHistogram histogram{};
-    std::mutex mutex;
     verify_entry(entry);
-    visit_rows(entry, 0, header_.num_layers, [&](int, int) { return Counter{header_.geometry, histogram, mutex}; });
-    std::vector<double>& densities = tables.emplace_back(1, 0.0);
-    int64_t kept = 0;
-    for (const int64_t pairs : histogram) {
-      kept += pairs;
-      densities.push_back(static_cast<double>(kept) / all);
-    }
+    visit_rows(entry, 0, header_.num_layers, [&](int layer, int head) {
+      return Counter{header_.geometry, [&, layer, head](const LevelTable::Histogram& histogram) {
+                       table.set_head(head_index(entry, layer, head), histogram);
+                       const std::lock_guard lock(mutex);
+                       table.add_to_entry(entry, histogram);
+                     }};
+    });
   }
-  return tables;
+  table.finish();
+  return table;
 }
 
 CompileSummary LevelPlanner::emit(const std::function<void(std::vector<HeadPlan>&)>& sink) const {
@@ -223,7 +270,7 @@ CompileSummary LevelPlanner::emit(const std::function<void(std::vector<HeadPlan>
                                                 std::vector<HeadPlan>(static_cast<size_t>(g.heads)));
       visit_rows(entry, first, count, [&](int layer, int head) {
         return Emitter{layers[static_cast<size_t>(layer - first)][static_cast<size_t>(head)],
-                       levels_[static_cast<size_t>(entry)], options_.merge_gap, g.num_key_blocks()};
+                       levels_[head_index(entry, layer, head)], options_.merge_gap, g.num_key_blocks()};
       });
       for (std::vector<HeadPlan>& heads : layers) {
         LayerFacts one;
@@ -242,7 +289,26 @@ CompileSummary LevelPlanner::emit(const std::function<void(std::vector<HeadPlan>
       }
     }
   }
-  return summarize(entry_of_, facts, g.heads, options_.attention_share);
+  CompileSummary summary = summarize(entry_of_, facts, g.heads, options_.attention_share);
+  if (header_.output_errors) add_errors(summary);
+  return summary;
+}
+
+void LevelPlanner::add_errors(CompileSummary& summary) const {
+  const LevelErrorCurves errors(profile_, options_.skipped);
+  const size_t heads_per_entry = head_index(1, 0, 0);
+  double sum = 0;
+  for (const int entry : entry_of_) {
+    double step = 0;
+    for (size_t i = 0; i < heads_per_entry; ++i) {
+      const size_t head = static_cast<size_t>(entry) * heads_per_entry + i;
+      step += errors.at(head, levels_[head]) / header_.num_layers;
+    }
+    summary.step_error.push_back(std::sqrt(step));
+    sum += step;
+  }
+  summary.held_out_error = std::sqrt(sum / header_.num_steps());
+  summary.error_is_held_out = errors.held_out();
 }
 
 CompiledPlan compile_levels(const Profile& profile, const CompileOptions& options) {

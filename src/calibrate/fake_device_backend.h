@@ -81,6 +81,17 @@ class FakeDeviceBackend : public Backend {
     return true;
   }
 
+  void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override {
+    from.data = inside(from.data), to.data = inside(to.data);
+    cpu_->copy_heads(from, to, num_heads, head_dim);
+  }
+  Tensor output_metric(const LinearLayer&, const Tensor&, const Tensor&, int) override { refuse(); }
+  Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override {
+    if (!metric.empty()) refuse();
+    const Tensor visible(outputs.dtype(), outputs.shape(), std::shared_ptr<void>(inside(outputs.raw()), [](void*) {}));
+    return from_host(cpu_->squared_changes(visible, metric, num_heads));
+  }
+
   int copies_to_host = 0;
 
   // What calibration does not use.

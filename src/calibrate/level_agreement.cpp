@@ -121,6 +121,11 @@ void LevelAgreement::rank_votes(std::span<uint16_t> levels) {
   levels[order_[0]] = 0;  // prompts may disagree about every block of a row
 }
 
+void keep_own_blocks(const AttentionGeometry& geometry, int query_block, std::span<uint16_t> levels) {
+  const int first = query_block * geometry.block_q, last = first + geometry.query_block_size(query_block) - 1;
+  for (int c = first / geometry.block_k; c <= last / geometry.block_k; ++c) levels[static_cast<size_t>(c)] = 0;
+}
+
 void LevelAgreement::rank_energies(std::span<uint16_t> levels) {
   constexpr float kUnit = 0x1p20f;  // of one level unit in fixed point: the sum, about 2³⁰, fits
   sort_.keys.resize(energy_.size());

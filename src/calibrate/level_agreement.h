@@ -40,4 +40,7 @@ class LevelAgreement {
   std::vector<uint32_t> order_;
 };
 
+/// A query block's own keys are always kept: their levels become 0.
+void keep_own_blocks(const AttentionGeometry& geometry, int query_block, std::span<uint16_t> levels);
+
 }  // namespace calibatt

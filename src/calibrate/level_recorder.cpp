@@ -9,17 +9,24 @@
 
 namespace calibatt {
 
-LevelRecorder::LevelRecorder(Backend& backend, const ProfileHeader& header, PromptProfile& profile,
+LevelRecorder::LevelRecorder(Backend& backend, const ProfileHeader& header,
+                             const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
                              std::function<void(int step)> on_forward)
     : Recorder(backend, header, profile, std::move(on_forward)) {
   const AttentionGeometry& g = header.geometry;
+  if (header.output_errors) errors_.emplace(backend, header, earlier, profile);
   for (Tensor& energy : energies_) {
     energy = backend.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
   }
 }
 
+void LevelRecorder::begin_forward(int step, GuidanceBranch branch) {
+  if (errors_) errors_->collect();
+  Recorder::begin_forward(step, branch);
+}
+
 void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
-                           ConstHeadsView v, HeadsView out, const OutputContext&) {
+                           ConstHeadsView v, HeadsView out, const OutputContext& context) {
   require_announced(layer, geometry);
   AttentionCall call = dense_call(q, k, v, out);
   Tensor& energy = energies_[next_];
@@ -29,6 +36,8 @@ void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHe
   }
   timed(call, [&] {
     next_ = (next_ + 1) % kDepth;
+    // Before the codes are waited for: the masks are made while the device still attends.
+    if (errors_ && errors_->has_earlier_prompts()) errors_->measure(recorded_index(), layer, q, k, v, context, nullptr);
     const Folded folded = fold_energy(backend_, energy, device_codes_);
     const int recorded = recorded_index(), step = step_;
     queue_.submit([this, folded, recorded, layer, step] {
@@ -46,12 +55,18 @@ void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHe
       }
       seal_site(header_, profile_, recorded, layer);
     });
+    if (errors_ && !errors_->has_earlier_prompts()) {
+      queue_.finish();  // its own codes say what is kept
+      errors_->measure(recorded_index(), layer, q, k, v, context,
+                       site_levels(header_, profile_, recorded_index(), layer));
+    }
     mark_recorded(layer);
   });
 }
 
 void LevelRecorder::finish() {
   queue_.finish();
+  if (errors_) errors_->collect();
   Recorder::finish();
 }
 

@@ -38,8 +38,13 @@ std::vector<Part> parts_of(const ProfileHeader& header) {
              anchors = static_cast<int64_t>(header.anchor_rows.size());
   if (header.measured == Measured::kLevels) {
     const auto n = static_cast<int64_t>(header.num_recorded_steps());
-    return {{"levels", &PromptProfile::levels, DType::kU8, {n, l, h, r, packed_row_bytes(static_cast<int>(c))}},
-            {"site_checksums", &PromptProfile::site_checksums, DType::kU8, {n, l, int64_t{kChecksumDigits}}}};
+    std::vector<Part> parts{
+        {"levels", &PromptProfile::levels, DType::kU8, {n, l, h, r, packed_row_bytes(static_cast<int>(c))}},
+        {"site_checksums", &PromptProfile::site_checksums, DType::kU8, {n, l, int64_t{kChecksumDigits}}}};
+    if (header.output_errors) {
+      parts.push_back({"level_error", &PromptProfile::level_error, DType::kF32, {n, l, h, 2, kNumCodeLevels}});
+    }
+    return parts;
   }
   std::vector<Part> parts{{"energy", &PromptProfile::energy, DType::kF16, {s, l, h, r, c}}};
   if (!header.output_errors) return parts;

@@ -20,7 +20,8 @@ enum class Skipped : uint8_t {
 /// What a run leaves behind for each block.
 enum class Measured : uint8_t {
   kMaps,    ///< block energies, and with output_errors what skipping would do: serves every budget
-  kLevels,  ///< 4-bit level codes (level_code.h) of some of the steps: serves budget energy, at any size of model
+  kLevels,  ///< 4-bit level codes (level_code.h) of some of the steps, with output_errors also what skipping would do
+            ///< at each level: serves every budget but without repetition, at any size of model
 };
 
 /// What a profile was measured on and how. All of it must agree for a run to go on from saved prompts.
@@ -31,7 +32,8 @@ struct ProfileHeader {
   Measured measured = Measured::kMaps;
   std::vector<int> recorded_steps;  ///< kLevels: rising; the others share the entry of the nearest noise level
   bool output_errors = true;        ///< false: block energy only (budget energy without repetition)
-  int samples_per_block = 4;        ///< queries of each query block on which output errors are measured
+  int samples_per_block = 4;        ///< kMaps: queries of each query block on which output errors are measured
+  int sampled_blocks = 8;           ///< kLevels: whole query blocks of a call on which they are
   std::vector<int> anchor_rows{5};  ///< numbers of anchor rows per frame for which repetition is measured
   PlanProvenance provenance;        ///< tool_version may differ between runs
 
@@ -58,7 +60,8 @@ struct PromptProfile {
   Tensor harm;  ///< F16 [2, S, L, H, R, C] per Skipped: √ of the error per query from skipping this block alone, over
                 ///< harm_scale
   Tensor harm_scale;   ///< F32 [2, S, L, H]
-  Tensor level_error;  ///< F32 [S, L, H, 2, 2, levels] per Ranking, Skipped, level of the ranking's ladder
+  Tensor level_error;  ///< F32 [S, L, H, 2, 2, levels] per Ranking, Skipped, level of the ranking's ladder. (kLevels:
+                       ///< see below)
   Tensor copy_error;   ///< F32 [S, L, H, anchor_rows]: error when every other row copies its anchor row's dense output
   Tensor
       similarity;  ///< F32 [S, L, H, anchor_rows]: mean cosine similarity of rows' block energies to their anchor row's
@@ -66,6 +69,7 @@ struct PromptProfile {
   // Measured::kLevels.
   Tensor levels;          ///< U8 [N, L, H, R, packed_row_bytes(C)]; mapped from the file when read
   Tensor site_checksums;  ///< U8 [N, L, 32]: hex digits, of each site's part of `levels`
+  /// With output_errors level_error is F32 [N, L, H, 2, kNumCodeLevels], per Skipped.
 
   static PromptProfile allocate(const ProfileHeader& header,
                                 int prompt);  ///< zeros (levels: undefined); error tensors only with output_errors

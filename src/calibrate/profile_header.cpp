@@ -75,6 +75,7 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
     metadata[kMeasured] = "levels";
     metadata["recorded_steps"] = joined(header.recorded_steps);
     metadata["code_levels"] = joined(kCodeLevels);
+    if (header.output_errors) metadata["sampled_blocks"] = number_text(header.sampled_blocks);
   }
   for (const auto& [name, value] : p.settings) metadata[std::string(kSettingPrefix) + name] = value;
   return metadata;
@@ -134,6 +135,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
     header.recorded_steps = fields.list<int>("recorded_steps");
     if (!sound_recorded_steps(header)) throw fields.wrong("recorded_steps", "is not a rising list of steps");
     if (fields.text("code_levels") != joined(kCodeLevels)) throw fields.wrong("code_levels", "is not this version's");
+    if (header.output_errors) header.sampled_blocks = fields.integer("sampled_blocks");
   }
   return header;
 }
@@ -172,7 +174,8 @@ void validate(const ProfileHeader& header) {
   require(header.provenance.num_prompts >= 1, "give at least one prompt");
   if (header.measured == Measured::kLevels) {
     require(sound_recorded_steps(header), "the recorded steps must be a rising list of the run's steps");
-    require(!header.output_errors, "level codes come without output errors");
+    require(header.sampled_blocks >= 1,
+            "the sampled query blocks must be at least 1, not " + number_text(header.sampled_blocks));
   }
   require(header.samples_per_block >= 1,
           "the samples per block must be at least 1, not " + number_text(header.samples_per_block));

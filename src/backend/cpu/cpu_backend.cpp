@@ -8,6 +8,7 @@
 #include "backend/cpu/biased_attention.h"
 #include "backend/cpu/clip_ops.h"
 #include "backend/cpu/linear.h"
+#include "backend/cpu/output_changes.h"
 #include "backend/cpu/patches.h"
 #include "backend/cpu/row_kernels.h"
 #include "base/thread_pool.h"
@@ -211,6 +212,16 @@ class CpuBackend final : public Backend {
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                         int head_dim, HeadsView out) override {
     cpu::biased_attention(q, k, v, bias, num_heads, head_dim, out);
+  }
+
+  void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override {
+    cpu::copy_heads(from, to, num_heads, head_dim);
+  }
+  Tensor output_metric(const LinearLayer&, const Tensor& stored, const Tensor& gate, int num_heads) override {
+    return cpu::output_metric(stored, gate, num_heads);
+  }
+  Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override {
+    return cpu::squared_changes(outputs, metric, num_heads);
   }
 
   ClipOps& clip_ops() override { return *clip_ops_; }

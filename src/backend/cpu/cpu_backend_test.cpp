@@ -165,5 +165,53 @@ TEST(CpuBackend, BiasedAttentionIsTheObviousSum) {
   }
 }
 
+TEST(CpuBackend, ChangesAreThoseBehindTheGatedProjection) {
+  const auto backend = make_cpu_backend();
+  constexpr int64_t kHeads = 3, kDim = 20, kWidth = kHeads * kDim, kOut = 33, kGroups = 4, kRows = 7;
+  TorchGenerator random(5);
+  const Tensor outputs = random.randn({kGroups, kRows, kWidth}), gate = random.randn({kOut});
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Tensor weight = converted(random.randn({kOut, kWidth}), dtype), exact = converted(weight, DType::kF32);
+    const auto layer = backend->make_linear(weight, {}, dtype);
+    const Tensor metric = backend->output_metric(*layer, weight, gate, kHeads);
+    const Tensor weighed = backend->squared_changes(outputs, metric, kHeads),
+                 plain = backend->squared_changes(outputs, {}, kHeads);
+    ASSERT_EQ(weighed.shape(), (std::vector<int64_t>{kHeads, kGroups - 1}));
+    for (int64_t head = 0; head < kHeads; ++head) {
+      for (int64_t group = 0; group + 1 < kGroups; ++group) {
+        double behind = 0, before = 0;
+        for (int64_t row = 0; row < kRows; ++row) {
+          const auto change = [&](int64_t i) {
+            const auto at = [&](int64_t g) { return outputs.f32()[(g * kRows + row) * kWidth + head * kDim + i]; };
+            return double{at(group)} - at(kGroups - 1);
+          };
+          for (int64_t i = 0; i < kDim; ++i) before += change(i) * change(i);
+          for (int64_t o = 0; o < kOut; ++o) {
+            double sum = 0;
+            for (int64_t i = 0; i < kDim; ++i) sum += exact.f32()[o * kWidth + head * kDim + i] * change(i);
+            behind += gate.f32()[o] * sum * gate.f32()[o] * sum;
+          }
+        }
+        EXPECT_NEAR(weighed.f32()[head * (kGroups - 1) + group], behind, 1e-5 * behind);
+        EXPECT_NEAR(plain.f32()[head * (kGroups - 1) + group], before, 1e-5 * before);
+      }
+    }
+  }
+}
+
+TEST(CpuBackend, HeadsAreCopiedOutOfALargerArray) {
+  const auto backend = make_cpu_backend();
+  const Tensor from = TorchGenerator(5).randn({5, 3 * 8});
+  Tensor to = Tensor::zeros(DType::kF32, {4, 10});
+  // Tokens 1 and 2, channels 8 … 15 (two heads of 4), to tokens 2 and 3 of rows of 10.
+  backend->copy_heads({from.f32() + 24 + 8, DType::kF32, 2, 24, 4}, {to.f32() + 20, DType::kF32, 2, 10, 4}, 2, 4);
+  for (int64_t token = 0; token < 4; ++token) {
+    for (int64_t c = 0; c < 10; ++c) {
+      const bool copied = token >= 2 && c < 8;
+      EXPECT_EQ(to.f32()[token * 10 + c], copied ? from.f32()[(token - 1) * 24 + 8 + c] : 0.0f);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace calibatt::cpu

@@ -14,6 +14,7 @@
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/energy_levels.h"
 #include "backend/cuda/kernels/norm.h"
+#include "backend/cuda/kernels/output_changes.h"
 #include "backend/cuda/kernels/patches.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/schedule_buffers.h"
@@ -130,6 +131,9 @@ class CudaBackend final : public Backend {
     cuda::biased_attention(q, k, v, bias.f32(), num_heads, head_dim, out, context_.stream());
   }
   bool encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) override;
+  void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
+  Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate, int num_heads) override;
+  Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override;
   ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:
@@ -250,6 +254,36 @@ bool CudaBackend::encode_energy_levels(const Tensor& energy, std::span<const uin
   cuda::encode_energy_levels(energy.f32(), rows, static_cast<int>(columns), ladder, codes.data<uint8_t>(),
                              context_.stream());
   return true;
+}
+
+void CudaBackend::copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) {
+  CALIBATT_ASSERT(from.dtype == to.dtype && from.num_tokens == to.num_tokens);
+  CALIBATT_ASSERT(num_heads == 1 || (from.head_stride == head_dim && to.head_stride == head_dim));
+  const size_t element = dtype_size(from.dtype);
+  const auto pitch = [&](int64_t token_stride) { return static_cast<size_t>(token_stride) * element; };
+  check(cudaMemcpy2DAsync(to.data, pitch(to.token_stride), from.data, pitch(from.token_stride),
+                          static_cast<size_t>(num_heads) * static_cast<size_t>(head_dim) * element,
+                          static_cast<size_t>(from.num_tokens), cudaMemcpyDeviceToDevice, context_.stream()),
+        "copying on the GPU");
+}
+
+Tensor CudaBackend::output_metric(const LinearLayer& projection, const Tensor&, const Tensor& gate, int num_heads) {
+  const int64_t out = projection.out_features(), head_dim = projection.in_features() / num_heads;
+  CALIBATT_ASSERT(head_dim * num_heads == projection.in_features() && gate.size() == out);
+  Tensor metric = context_.allocate(DType::kF32, {num_heads, head_dim, head_dim});
+  cuda::output_metric(linear_.weight_of(projection), projection.dtype(), gate.f32(), static_cast<int>(out), num_heads,
+                      static_cast<int>(head_dim), metric.f32(), context_.stream());
+  return metric;
+}
+
+Tensor CudaBackend::squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) {
+  const int64_t groups = outputs.dim(0), rows = outputs.dim(1), head_dim = outputs.dim(2) / num_heads;
+  CALIBATT_ASSERT(groups >= 2 && head_dim * num_heads == outputs.dim(2));
+  CALIBATT_ASSERT(metric.empty() || metric.size() == num_heads * head_dim * head_dim);
+  Tensor changes = context_.allocate(DType::kF32, {num_heads, groups - 1});
+  cuda::squared_changes(outputs.f32(), metric.empty() ? nullptr : metric.f32(), static_cast<int>(groups - 1), rows,
+                        num_heads, static_cast<int>(head_dim), changes.f32(), context_.stream());
+  return changes;
 }
 
 void CudaBackend::attention(const AttentionCall& call) {

@@ -255,5 +255,47 @@ TEST_F(CudaElements, PatchesAreThoseOfTheCpu) {
   }
 }
 
+using CudaChanges = BackendPair;
+
+TEST_F(CudaChanges, AreThoseOfTheCpu) {
+  struct Case {
+    int64_t heads, head_dim, out, rows;
+  };
+  for (const auto& [heads, head_dim, out, rows] :
+       {Case{12, 128, 1536, 256}, Case{4, 64, 256, 65}, Case{3, 24, 100, 17}, Case{1, 200, 7, 1}}) {
+    SCOPED_TRACE(testing::Message() << heads << " heads of " << head_dim);
+    constexpr int64_t kGroups = 16;
+    const int64_t width = heads * head_dim;
+    const Tensor outputs = random({kGroups, rows, width}), gate = random({out}, DType::kF32, 2);
+    for (const DType dtype : kTypes) {
+      const Tensor weight = random({out, width}, dtype, 3);
+      const Tensor expected_metric = cpu->output_metric(*cpu->make_linear(for_cpu(weight), {}, cpu_type(dtype)), weight,
+                                                        gate, static_cast<int>(heads));
+      const auto layer = gpu->make_linear(weight, {}, dtype);
+      const Tensor metric = gpu->output_metric(*layer, weight, to_gpu(gate), static_cast<int>(heads));
+      expect_close(metric, expected_metric, 1e-5);
+      expect_close(gpu->squared_changes(to_gpu(outputs), metric, static_cast<int>(heads)),
+                   cpu->squared_changes(outputs, expected_metric, static_cast<int>(heads)), 1e-5);
+    }
+    expect_close(gpu->squared_changes(to_gpu(outputs), {}, static_cast<int>(heads)),
+                 cpu->squared_changes(outputs, {}, static_cast<int>(heads)), 1e-5);
+  }
+}
+
+TEST_F(CudaChanges, HeadsAreCopiedOutOfOneOfThreeFusedParts) {
+  for (const DType dtype : kTypes) {
+    constexpr int64_t kTokens = 130, kWidth = 12 * 128;
+    const Tensor x = random({kTokens, 3 * kWidth}, dtype);
+    Tensor device = to_gpu(x), expected(dtype, {64, kWidth}), found = gpu->empty(dtype, {64, kWidth});
+    const auto part = [&](const Tensor& tensor) {
+      const char* data = static_cast<const char*>(tensor.raw()) + (10 * 3 + 1) * kWidth * dtype_size(dtype);
+      return ConstHeadsView{data, dtype, 64, 3 * kWidth, 128};
+    };
+    cpu->copy_heads(part(x), {expected.raw(), dtype, 64, kWidth, 128}, 12, 128);
+    gpu->copy_heads(part(device), {found.raw(), dtype, 64, kWidth, 128}, 12, 128);
+    expect_same(found, expected);
+  }
+}
+
 }  // namespace
 }  // namespace calibatt::cuda

@@ -98,6 +98,12 @@ std::shared_ptr<const LinearLayer> LinearOps::load(const StoredLinear& stored) {
   return std::make_shared<CudaLinear>(context_, upload_, stored);
 }
 
+const void* LinearOps::weight_of(const LinearLayer& layer) const {
+  const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
+  CALIBATT_ASSERT(linear != nullptr);
+  return linear->weight();
+}
+
 void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {
   const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
   CALIBATT_ASSERT(linear != nullptr && input.dtype() == layer.dtype());

@@ -167,6 +167,8 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
     context.output_weight = &block.output_weight;
     context.gate = {host_gate.f32(), static_cast<size_t>(dim)};
     context.residual_square_sum = backend_->sum_of_squares(work_.residual);
+    context.output_layer = block.output.get();
+    context.backend_gate = &gate;
   }
   timer.start();
   attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value),

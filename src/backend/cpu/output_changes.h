@@ -1,0 +1,12 @@
+#pragma once
+
+#include "backend/backend.h"
+
+/// Backend::copy_heads, output_metric and squared_changes. All threads; sums in float64.
+namespace calibatt::cpu {
+
+void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim);
+Tensor output_metric(const Tensor& stored, const Tensor& gate, int num_heads);
+Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads);
+
+}  // namespace calibatt::cpu
