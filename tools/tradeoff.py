@@ -5,7 +5,7 @@
     python3 -m tools.tradeoff --jobs 4 --threads 4 --seconds 500       # four prompts at a time, starts nothing new after 500 s
     python3 -m tools.tradeoff --prompts 0 --judged-prompts 64          # only dense and the default plan, for the judge
 
-Measures a profile per token order, compiles a plan per recipe and density from them, makes held-out prompts dense and with every
+Measures a profile per token order and kind of measurement, compiles a plan per recipe and density from them, makes held-out prompts dense and with every
 plan, and judges every clip (tools/tiny_wan/judge). Everything is kept under --work: the same command again only adds what is
 missing. Writes there
 
@@ -43,6 +43,8 @@ RECIPES = {  # name: (token order, flags of `calibatt calibrate`)
     "ours, no repetition": (TILES, [*OURS, "--skipped", "summary", "--repetition", "off"]),
     "ours, raster": ("raster", [*OURS, "--skipped", "summary", "--repetition", "error"]),
     "ours, dropped": (TILES, [*OURS, "--skipped", "drop", "--repetition", "error"]),
+    "ours, level codes": (TILES, ["--measure", "levels", *OURS, "--skipped", "summary"]),  # what large models get
+    "energy, level codes": (TILES, ["--measure", "levels", "--budget", "energy", "--skipped", "summary"]),
 }
 DEFAULT = ("ours", 0.3)  # what calibatt calibrate does without flags
 GROUP = 16  # planned runs between two dense ones
@@ -78,7 +80,7 @@ def plan_name(recipe, density):
 
 
 class Plans:
-    """Compiles what is missing under work/plans; one profile per token order."""
+    """Compiles what is missing under work/plans; one profile per token order and kind of measurement."""
 
     def __init__(self, args):
         self.args = args
@@ -93,8 +95,9 @@ class Plans:
             return
         order, flags = RECIPES[recipe]
         size = ["--steps", self.args.steps] if self.args.steps else []
+        profile = f"profile_{order.replace(':', '_')}" + ("_levels" if "levels" in flags else "")
         run(self.args.calibatt, "calibrate", "-m", MODEL, "--prompts", self.prompts, "-o", plan, "--token-order", order, "--profile",
-            self.args.work / f"profile_{order.replace(':', '_')}", "--density", density, *flags, "--report", plan.with_suffix(".json"), *size)
+            self.args.work / profile, "--density", density, *flags, "--report", plan.with_suffix(".json"), *size)
         print(f"compiled {recipe} at {density:g}", file=sys.stderr)
 
 

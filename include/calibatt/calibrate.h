@@ -24,9 +24,10 @@ struct CalibrateOptions {
   std::string token_order;  ///< "raster", "tiles:FxHxW", or empty: the default
   int block_q = 64, block_k = 64;
   int anchor_rows_per_frame = 5;
-  /// "maps": energy maps and output errors, for every budget. "levels": for each block the energy level from which on
-  /// it is kept, 4 bits: for budget energy at any size. "auto": what profile_dir already holds, else what the budget
-  /// needs.
+  /// "maps": energy maps, harm and output errors of single blocks, for every budget and repetition. "levels": for each
+  /// block the energy level from which on it is kept, 4 bits, and output errors of every level: for both budgets at any
+  /// size. "auto": what profile_dir already holds, else maps for budget error where they are not out of proportion,
+  /// else levels.
   std::string measure = "auto";
   std::optional<int> steps_recorded;  ///< levels: of the run's steps, evenly spread; default: at most 8 GB a prompt
 
@@ -37,7 +38,8 @@ struct CalibrateOptions {
   double agreement_threshold = 0.5;                              ///< ρ
   std::optional<double> density;                                 ///< global target; default with budget error
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
-  std::string ranking = "harm";  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"
+  std::string ranking;  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"; empty: "harm"
+                        ///< with maps, "energy" with levels
   double step_weight_decay = 8;  ///< w of weight(t) = 0.1 + 0.9·exp(−w t/T); budget error only
   std::string repetition;        ///< "off", "error" or "similarity"; empty: "error" where it was measured, else "off"
   double similarity_threshold = 0.87;
@@ -57,6 +59,7 @@ struct CalibrationSummary {
   double transformer_seconds = 0;  ///< of them, the transformer with all measuring beside it
   int prompts_recorded = 0, prompts_resumed = 0;
   bool plan_written = false;   ///< not with a prompt_range
+  std::string measured;        ///< what "auto" chose and why, where it is not the usual; else empty
   double attention_share = 0;  ///< of dense self-attention in the transformer's time, as measured; 0: not known
 };
 

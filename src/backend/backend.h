@@ -161,8 +161,6 @@ class Backend {
   /// softmax(QKᵀ)V by the fastest kernel that takes the call; the reference is the last resort and takes any.
   /// Throws Error(kUsage) when shapes, dtypes or schedules do not fit together, before anything is written.
   virtual void attention(const AttentionCall& call) = 0;
-  /// Whether `attention` takes AttentionCall::key_bias. Where not, repeated keys must be given as often as they count.
-  virtual bool takes_key_bias() const { return true; }
   /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
   /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
   /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.

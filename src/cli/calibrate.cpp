@@ -17,6 +17,7 @@ struct Flags {
 };
 
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
+  if (!summary.measured.empty()) std::printf("measured: %s\n", summary.measured.c_str());
   std::printf("%s: density %.3f, %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ",
               output.c_str(), summary.density, summary.repetitive_heads, summary.total_heads,
               summary.predicted_speedup);
@@ -99,6 +100,7 @@ void run(Flags& flags) {
                                    {"predicted_speedup", summary.predicted_speedup},
                                    {"held_out_error", summary.held_out_error},
                                    {"plan_written", summary.plan_written},
+                                   {"measured", summary.measured},
                                    {"attention_share", summary.attention_share},
                                    {"prompts_recorded", summary.prompts_recorded},
                                    {"prompts_resumed", summary.prompts_resumed}};
@@ -152,8 +154,9 @@ void add_calibrate(CLI::App& app) {
   command
       ->add_option(
           "--measure", knobs.measure,
-          "maps: energies and output errors, for every budget; levels: 4 bits a block, for --budget energy at any "
-          "size; auto: what the profile folder holds, else what the budget needs")
+          "maps: energies, harm and output errors of blocks, for everything; levels: 4 bits a block and output errors "
+          "of heads, at any size, no repetition; auto: what the profile folder holds, else maps for --budget error "
+          "where they are not out of proportion, else levels")
       ->check(CLI::IsMember({"auto", "maps", "levels"}))
       ->capture_default_str()
       ->group(measured);
@@ -190,9 +193,11 @@ void add_calibrate(CLI::App& app) {
       ->capture_default_str()
       ->group(compiled);
   command
-      ->add_option("--ranking", knobs.ranking, "Error budget: rank blocks by measured harm to the output, or by energy")
+      ->add_option(
+          "--ranking", knobs.ranking,
+          "Error budget: rank blocks by measured harm to the output, or by energy [harm with maps, energy with "
+          "level codes]")
       ->check(CLI::IsMember({"harm", "energy"}))
-      ->capture_default_str()
       ->group(compiled);
   command
       ->add_option("--step-weight", knobs.step_weight_decay, "Error budget: w of a step's weight 0.1 + 0.9 exp(-w t/T)")

@@ -69,41 +69,47 @@ ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options
   return header;
 }
 
-// What is to be measured: what was asked for, what the folder has, or what the budget needs.
-void choose_measured(const CalibrateOptions& options, const CompileOptions& compile, const Backend& backend,
-                     ProfileHeader& header) {
+// What is to be measured: what was asked for, what the folder has, or what the budget needs at this size. Returns what
+// the user should know of the choice; empty: nothing.
+std::string choose_measured(const CalibrateOptions& options, const CompileOptions& compile, const Backend& backend,
+                            ProfileHeader& header) {
   const int begin = options.prompt_range ? options.prompt_range->first : 0;
   const std::string saved = prompt_file(options.profile_dir, begin);
   std::optional<ProfileHeader> existing;
   if (std::filesystem::exists(saved)) existing = load_header(saved);
-  const bool levels_suffice =
-      compile.budget == Budget::kEnergy && (options.repetition.empty() || compile.repetition == Repetition::kOff);
+  const bool found_levels = existing && existing->measured == Measured::kLevels;
+  const bool needs_maps = (!options.repetition.empty() && compile.repetition != Repetition::kOff) ||
+                          (compile.budget == Budget::kError && options.ranking == "harm");
+  const std::string refusal = maps_refusal(header, num_threads(), !backend.in_host_memory());
   const bool levels =
       options.measure == "levels" ||
-      (options.measure == "auto" && (existing ? existing->measured == Measured::kLevels : levels_suffice));
-  if (levels && !levels_suffice && !options.prompt_range) {
-    throw Error(
-        ErrorKind::kUsage,
-        (existing ? options.profile_dir + " holds level codes" : std::string("--measure levels")) +
-            ", which serve --budget energy --repetition off; ask for these, or measure maps into another folder "
-            "(--measure maps)");
+      (options.measure == "auto" &&
+       (existing ? found_levels : !needs_maps && (compile.budget == Budget::kEnergy || !refusal.empty())));
+  if (existing && levels != found_levels) {
+    const auto name_of = [](bool codes) { return codes ? "level codes" : "maps"; };
+    throw Error(ErrorKind::kMismatch, options.profile_dir + " holds " + name_of(found_levels) + ", --measure " +
+                                          options.measure + " asks for " + name_of(levels) +
+                                          "; leave --measure out, or give another --profile folder");
   }
   if (!levels) {
     if (options.steps_recorded) {
       throw Error(ErrorKind::kUsage, "--steps-recorded: maps are measured in every step; add --measure levels");
     }
-    const bool device = !backend.in_host_memory();
-    const std::string refusal = options.measure == "maps" ? std::string() : maps_refusal(header, num_threads(), device);
-    if (!refusal.empty()) {
-      throw Error(ErrorKind::kUsage,
-                  refusal +
-                      "; use --budget energy, which needs none of it, or --measure maps to do it all "
-                      "the same");
+    if (options.measure == "auto" && !existing && !refusal.empty()) {
+      throw Error(ErrorKind::kUsage, refusal +
+                                         "; leave out --repetition and --ranking harm, which need maps, or do it all "
+                                         "the same with --measure maps");
     }
-    return;
+    return "";
+  }
+  if (needs_maps && !options.prompt_range) {
+    throw Error(ErrorKind::kUsage,
+                (found_levels ? options.profile_dir + " holds level codes" : std::string("--measure levels")) +
+                    ", which know neither repetition nor the harm of single blocks: leave out --repetition and "
+                    "--ranking harm, or measure maps into another folder (--measure maps)");
   }
   header.measured = Measured::kLevels;
-  header.output_errors = false;
+  header.output_errors = existing ? existing->output_errors : true;
   header.anchor_rows.clear();
   int count = options.steps_recorded.value_or(default_recorded_steps(header));
   if (!options.steps_recorded && existing) count = existing->num_recorded_steps();
@@ -112,6 +118,8 @@ void choose_measured(const CalibrateOptions& options, const CompileOptions& comp
                                        std::to_string(header.num_steps()) + " steps");
   }
   header.recorded_steps = spread_steps(header.num_steps(), count);
+  if (options.measure != "auto" || compile.budget == Budget::kEnergy) return "";
+  return "level codes" + (refusal.empty() ? "" : ", since " + refusal);
 }
 
 CompileOptions make_compile_options(const CalibrateOptions& options) {
@@ -121,8 +129,8 @@ CompileOptions make_compile_options(const CalibrateOptions& options) {
       choose<Skipped>("--skipped", options.skipped, {{"summary", Skipped::kSummary}, {"drop", Skipped::kDrop}});
   compile.agreement =
       choose<Agreement>("--agreement", options.agreement, {{"mean", Agreement::kMean}, {"vote", Agreement::kVote}});
-  compile.ranking =
-      choose<Ranking>("--ranking", options.ranking, {{"harm", Ranking::kHarm}, {"energy", Ranking::kEnergy}});
+  compile.ranking = choose<Ranking>("--ranking", options.ranking.empty() ? "harm" : options.ranking,
+                                    {{"harm", Ranking::kHarm}, {"energy", Ranking::kEnergy}});
   compile.repetition = choose<Repetition>(
       "--repetition", options.repetition.empty() ? "error" : options.repetition,
       {{"error", Repetition::kError}, {"similarity", Repetition::kSimilarity}, {"off", Repetition::kOff}});
@@ -156,8 +164,12 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   ProfileHeader header = make_header(*wan, options, run, [&](const std::string& stage, int done, int total) {
     if (progress) progress(range.begin, num_prompts, stage, done, total);
   });
-  choose_measured(options, compile, wan->backend(), header);
-  if (header.measured == Measured::kLevels) compile.repetition = Repetition::kOff;
+  CalibrationSummary summary;
+  summary.measured = choose_measured(options, compile, wan->backend(), header);
+  if (header.measured == Measured::kLevels) {
+    compile.repetition = Repetition::kOff;
+    compile.ranking = Ranking::kEnergy;
+  }
 
   // Every prompt has a seed of its own: a plan must hold for any initial noise.
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
@@ -174,7 +186,6 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   };
   const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt, {}, range);
 
-  CalibrationSummary summary;
   summary.prompts_recorded = recorded.prompts_recorded;
   summary.prompts_resumed = recorded.prompts_resumed;
   summary.prompt_seconds = recorded.prompt_seconds;

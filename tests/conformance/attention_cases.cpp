@@ -37,8 +37,32 @@ std::vector<AttentionCase> make_cases() {
       {.name = "few_keys", .num_queries = 300, .num_keys = 11, .num_heads = 4},
       {.name = "few_queries", .num_queries = 3, .num_keys = 500},
       {.name = "cross_512", .num_queries = 700, .num_keys = 512, .num_heads = 3, .head_dim = 128},
-      {.name = "key_bias", .num_queries = 200, .num_keys = 77, .num_heads = 4, .key_bias = true},
-      {.name = "key_bias_long", .num_queries = 64, .num_keys = 640, .key_bias = true, .layout = Layout::kHeadMajor},
+      {.name = "key_bias", .num_queries = 200, .num_keys = 77, .num_heads = 4, .key_bias = KeyBias::kCounts},
+      {.name = "key_bias_long",
+       .num_queries = 64,
+       .num_keys = 640,
+       .key_bias = KeyBias::kCounts,
+       .layout = Layout::kHeadMajor},
+      {.name = "last_bias",
+       .num_queries = 300,
+       .num_keys = 61,
+       .num_heads = 3,
+       .head_dim = 128,
+       .key_bias = KeyBias::kLast},
+      {.name = "last_bias_one_key", .num_queries = 70, .num_keys = 1, .key_bias = KeyBias::kLast},
+      {.name = "last_bias_whole_chunk", .num_queries = 130, .num_keys = 64, .key_bias = KeyBias::kLast},
+      {.name = "last_bias_chunks",
+       .num_queries = 130,
+       .num_keys = 256,
+       .head_dim = 128,
+       .key_bias = KeyBias::kLast,
+       .layout = Layout::kInterleaved},
+      {.name = "last_bias_partial_chunk",
+       .num_queries = 65,
+       .num_keys = 195,
+       .key_bias = KeyBias::kLast,
+       .layout = Layout::kHeadMajor},
+      {.name = "last_bias_dim_40", .num_queries = 65, .num_keys = 100, .head_dim = 40, .key_bias = KeyBias::kLast},
       // Plans.
       {.name = "planned_random", .num_queries = 1000, .num_heads = 3, .mask = kRandom, .layout = Layout::kInterleaved},
       {.name = "planned_band_128", .num_queries = 1000, .head_dim = 128, .block_q = 128, .block_k = 128, .mask = kBand},
@@ -147,7 +171,8 @@ std::vector<AttentionCase> make_cases() {
       {.name = "energy_uneven", .num_queries = 500, .block_q = 100, .block_k = 48, .energy = true},
       {.name = "energy_one_token", .num_queries = 1, .energy = true},
       {.name = "energy_cross", .num_queries = 100, .num_keys = 333, .energy = true},
-      {.name = "energy_key_bias", .num_queries = 100, .num_keys = 333, .key_bias = true, .energy = true},
+      {.name = "energy_key_bias", .num_queries = 100, .num_keys = 333, .key_bias = KeyBias::kCounts, .energy = true},
+      {.name = "energy_last_bias", .num_queries = 100, .num_keys = 333, .key_bias = KeyBias::kLast, .energy = true},
       {.name = "energy_long", .num_queries = 4352 + 77, .num_heads = 1, .energy = true},
       // Large logits: the running maximum moves far and often.
       {.name = "large_logits", .num_queries = 500, .values = kLarge},
@@ -298,7 +323,12 @@ AttentionProblem::AttentionProblem(const AttentionCase& attention_case, DType dt
   call_.block_q = c.block_q;
   call_.block_k = c.block_k;
   make_schedules();
-  if (c.key_bias) {
+  if (c.key_bias == KeyBias::kLast) {
+    key_bias_.assign(static_cast<size_t>(c.keys()), 0.0f);
+    key_bias_.back() = std::log(450.0f);
+    call_.key_bias = key_bias_;
+  }
+  if (c.key_bias == KeyBias::kCounts) {
     std::uniform_int_distribution<int> count(1, 9);
     for (int s = 0; s < c.keys(); ++s) {
       // Whole panels of the first keys are masked, and single keys later on.

@@ -33,6 +33,12 @@ enum class Layout {
   kHeadMajor,    ///< [heads, tokens, head_dim]
 };
 
+enum class KeyBias {
+  kNone,
+  kCounts,  ///< logs of counts, and some −inf
+  kLast,    ///< the last key counts 450 times: text padding
+};
+
 /// One attention problem, as data.
 struct AttentionCase {
   std::string name;
@@ -43,8 +49,8 @@ struct AttentionCase {
   int block_q = 64, block_k = 64;
   MaskKind mask = MaskKind::kNone;
   bool summarize = false;
-  bool anchors = false;   ///< every third token is computed, the others copy one of them
-  bool key_bias = false;  ///< logs of counts, and some −inf
+  bool anchors = false;  ///< every third token is computed, the others copy one of them
+  KeyBias key_bias = KeyBias::kNone;
   bool energy = false;
   ValueKind values = ValueKind::kNormal;
   Layout layout = Layout::kTokenMajor;

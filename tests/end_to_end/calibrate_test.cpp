@@ -58,13 +58,13 @@ TEST_F(Calibrate, ProfileIsMeasuredOnceAndCompiledMany) {
   }
 }
 
-TEST_F(Calibrate, LevelsAreMeasuredForTheEnergyBudgetAlone) {
+TEST_F(Calibrate, LevelsServeBothBudgets) {
   const std::string profile = " --profile " + folder_.file("levels");
   make_plan("a.safetensors",
             "--budget energy --agreement vote --steps-recorded 1 --report " + folder_.file("a.json") + profile);
   const auto report = nlohmann::json::parse(read_file(folder_.file("a.json")));
   EXPECT_NEAR(report["density"].get<double>(), 0.5, 0.05);
-  EXPECT_TRUE(report["held_out_error"].is_null()) << "not measured";
+  EXPECT_GT(report["held_out_error"].get<double>(), 0);
   EXPECT_GT(report["attention_share"].get<double>(), 0);
   EXPECT_LT(report["attention_share"].get<double>(), 1);
 
@@ -78,17 +78,40 @@ TEST_F(Calibrate, LevelsAreMeasuredForTheEnergyBudgetAlone) {
                                                folder_.file("b.safetensors") + " -o " + folder_.file("v.mp4"));
   EXPECT_EQ(generated.exit_code, 0) << generated.output;
 
-  const CommandResult refused = run_calibatt(arguments("c.safetensors", "--budget error" + profile));
-  EXPECT_EQ(refused.exit_code, 2) << refused.output;
-  EXPECT_THAT(refused.output, HasSubstr("--budget energy"));
+  const CommandResult by_error =
+      run_calibatt(arguments("c.safetensors", "--budget error --report " + folder_.file("c.json") + profile));
+  ASSERT_EQ(by_error.exit_code, 0) << by_error.output;
+  EXPECT_THAT(by_error.output, HasSubstr("3 prompts (3 from the saved profile)"));
+  const auto errors = nlohmann::json::parse(read_file(folder_.file("c.json")));
+  EXPECT_NEAR(errors["density"].get<double>(), 0.5, 0.05);
+  EXPECT_EQ(errors["repetitive_heads"], 0);
+  EXPECT_EQ(errors["measured"], "level codes");
+  for (const std::string needs_maps : {"--repetition error", "--ranking harm"}) {
+    const CommandResult refused = run_calibatt(arguments("d.safetensors", needs_maps + profile));
+    EXPECT_EQ(refused.exit_code, 2) << refused.output;
+    EXPECT_THAT(refused.output, HasSubstr("--measure maps"));
+  }
+}
+
+TEST_F(Calibrate, AFolderOfTheOtherMeasurementIsNamed) {
+  make_plan("maps.safetensors", "--profile " + folder_.file("maps"));
+  make_plan("levels.safetensors", "--measure levels --profile " + folder_.file("levels"));
+  for (const auto& [measure, folder, held] :
+       {std::tuple{"levels", "maps", "maps"}, {"maps", "levels", "level codes"}}) {
+    const CommandResult result = run_calibatt(
+        arguments("x.safetensors", std::string("--measure ") + measure + " --profile " + folder_.file(folder)));
+    EXPECT_EQ(result.exit_code, 5) << result.output;
+    EXPECT_THAT(result.output, HasSubstr(std::string("holds ") + held));
+    EXPECT_FALSE(std::filesystem::exists(folder_.file("x.safetensors")));
+  }
 }
 
 TEST_F(Calibrate, MapsThatWouldNotFitAreRefusedBeforeAnythingRuns) {
   const std::string large = "-W 1280 -H 720 --video-frames 81 ";
-  const CommandResult result = run_calibatt(arguments("plan.safetensors", large));
+  const CommandResult result = run_calibatt(arguments("plan.safetensors", large + "--repetition error"));
   EXPECT_EQ(result.exit_code, 2) << result.output;
   EXPECT_THAT(result.output, HasSubstr("GB of host memory"));
-  EXPECT_THAT(result.output, HasSubstr("use --budget energy"));
+  EXPECT_THAT(result.output, HasSubstr("leave out --repetition"));
   EXPECT_FALSE(std::filesystem::exists(folder_.file("plan.safetensors.profile")));
   const CommandResult steps = run_calibatt(arguments("plan.safetensors", "--budget energy --steps-recorded 3"));
   EXPECT_EQ(steps.exit_code, 2) << "the run has two steps";

@@ -200,14 +200,13 @@ TEST_F(CudaBackendAttention, BlockEnergyIsADevicePointer) {
   }
 }
 
-TEST_F(CudaBackendAttention, NamesItsKernelAndRefusesABias) {
+TEST_F(CudaBackendAttention, NamesItsKernelAndRefusesABiasOfOtherKeysThanTheLast) {
   EXPECT_EQ(gpu->attention_kernel(DType::kF32, 64), "generic");
   EXPECT_NE(gpu->attention_kernel(DType::kBF16, 128), "generic");
-  EXPECT_FALSE(gpu->takes_key_bias());
   const Tensor qkv = to_gpu(random({2, 3 * 64}));
   Tensor out = gpu->empty(DType::kF32, {2, 64});
   AttentionCall call = call_of(qkv, out, 1, 64);
-  const std::vector<float> bias(2, 0.0f);
+  const std::vector<float> bias{1.0f, 0.0f};
   call.key_bias = bias;
   try {
     gpu->attention(call);

@@ -118,7 +118,6 @@ class CudaBackend final : public Backend {
     cuda::unpatchify(patch_call(latents, layout), tokens.f32(), latents.f32(), context_.stream());
   }
 
-  bool takes_key_bias() const override { return false; }
   void attention(const AttentionCall& call) override;
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     schedules_.prefetch(schedule, sizes);

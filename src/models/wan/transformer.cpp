@@ -63,13 +63,12 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
                 "prompt: " + std::to_string(num_tokens) + " tokens; give 1 to " + std::to_string(max_sequence_length));
   }
   const int64_t num_padding = max_sequence_length - num_tokens;
-  const bool one_row_for_padding = num_padding > 0 && backend_->takes_key_bias();
-  const int64_t rows = one_row_for_padding ? num_tokens + 1 : max_sequence_length;
+  const int64_t rows = num_tokens + (num_padding > 0 ? 1 : 0);  // rows of padding are all alike: one stands for them
 
   Tensor padded = Tensor::zeros(DType::kF32, {rows, config_.text_dim});
   std::memcpy(padded.raw(), text_embeddings.raw(), text_embeddings.size_bytes());
   WanPrompt prompt;
-  if (one_row_for_padding) {
+  if (num_padding > 0) {
     prompt.key_bias.assign(static_cast<size_t>(rows), 0.0f);
     prompt.key_bias.back() = std::log(static_cast<float>(num_padding));
   }

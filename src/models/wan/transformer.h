@@ -29,12 +29,12 @@ struct TransformerTimes {
 ///
 /// Wan pads the text embeddings with zero rows up to max_sequence_length and lets every token attend to all of them,
 /// padding included. All padding rows are equal, hence so are their keys and values: n of them weigh n·exp(logit) in
-/// the softmax, which is one row with log n added to its logit. So there are L + 1 rows here, not 512, where the
-/// backend's attention takes a bias; the result is the same up to rounding.
+/// the softmax, which is one row with log n added to its logit. So there are L + 1 rows here, not 512; the result is
+/// the same up to rounding.
 struct WanPrompt {
   std::vector<Tensor> keys_values;  ///< one per block, [rows, 2·dim]: keys (normalised), then values
-  std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows). Or empty:
-                                    ///< every row counts once
+  std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows). Empty
+                                    ///< when there is no padding
 };
 
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.

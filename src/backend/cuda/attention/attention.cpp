@@ -111,9 +111,6 @@ AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& sched
 AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries) {
   static constexpr DType kTypes[] = {DType::kBF16, DType::kF16, DType::kF32};
   validate_attention_call(call, kTypes);
-  if (!call.key_bias.empty()) {
-    refuse("key_bias is not computed on CUDA; expand the repeated keys, or use the CPU backend");
-  }
   if (needs_schedule(call.heads) != (schedule.tiles != nullptr)) {
     refuse("the schedule in device memory was not made of this call's heads");
   }
@@ -135,6 +132,15 @@ AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedul
   args.block_k = call.block_k;
   if (has_summaries) args.num_summaries = (args.num_keys - 1) / args.block_k + 1;
   args.block_energy = call.block_energy;
+  if (!call.key_bias.empty()) {
+    const auto others = call.key_bias.first(call.key_bias.size() - 1);
+    if (!std::isfinite(call.key_bias.back()) || std::ranges::any_of(others, [](float bias) { return bias != 0; })) {
+      refuse(
+          "key_bias: on CUDA only the last key has one (as many equal keys have that it stands for); give the others "
+          "zeros, or use the CPU backend");
+    }
+    args.last_key_bias_log2 = call.key_bias.back() * std::numbers::log2e_v<float>;
+  }
   validate(args);
   return args;
 }
@@ -162,6 +168,9 @@ void validate(const AttentionArgs& args) {
     if (args.block_energy != nullptr || args.row_lse != nullptr) {
       refuse("block energy and row sums are measured on dense calls only");
     }
+  }
+  if (!std::isfinite(args.last_key_bias_log2) || (args.last_key_bias_log2 != 0 && args.schedule.tiles != nullptr)) {
+    refuse("the last key's bias must be finite, and goes with dense calls only");
   }
   if (args.block_energy != nullptr && args.block_q > kTileRows) {
     refuse("block energy of query blocks of " + std::to_string(args.block_q) + " tokens; on CUDA they have at most " +

@@ -39,8 +39,8 @@ class ResidentSchedule {
 };
 
 /// Kernel arguments of one sample's call: views (BF16, F16 or F32, out alike or F32) and block_energy are device
-/// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; key_bias is not
-/// computed here.
+/// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; of
+/// key_bias only the last entry may be other than 0.
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule);
 /// The same for a schedule that lies somewhere else (schedule_stream.h).
 AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries);

@@ -81,6 +81,8 @@ struct AttentionArgs {
   /// [batch, num_heads, num_query_blocks, num_key_blocks] float; block_q ≤ kTileRows then. Null: not wanted.
   float* block_energy = nullptr;
   int block_q = 128;  ///< tokens of a query block (energy rows); tiles of a dense call are cut by it
+  /// Dense calls: added to the logits of the last key (log2): that key and its value then count 2^bias times.
+  float last_key_bias_log2 = 0;
   /// Dense calls: receives the natural log of each row's sum of exponentials, [batch, num_heads, num_queries]. Or null.
   float* row_lse = nullptr;
 

@@ -151,7 +151,8 @@ __global__ void attention_kernel(const __grid_constant__ KernelCall call) {
     RowSoftmax softmax{query, output, args.head_dim, lane, args.scale_log2};
     const auto no_bias = [](int64_t) { return 0.0f; };
     if (!planned) {
-      softmax.visit(tokens, 0, args.num_keys, no_bias);
+      softmax.visit(tokens, 0, args.num_keys,
+                    [&](int64_t key) { return key + 1 == args.num_keys ? args.last_key_bias_log2 : 0.0f; });
     } else {
       for (uint32_t i = tile.num_ranges; i-- > 0;) {
         const ChunkRange range = schedule.ranges[tile.first_range + i];
@@ -219,7 +220,8 @@ __global__ void energy_kernel(const __grid_constant__ KernelCall call) {
       const T* const key = keys + s * args.k.token_stride;
       float product = 0;
       for (int d = 0; d < args.head_dim; ++d) product += to_float(query[d]) * to_float(key[d]);
-      mass += exp2f(product * args.scale_log2 - log_sum);
+      const float bias = s + 1 == args.num_keys ? args.last_key_bias_log2 : 0.0f;
+      mass += exp2f(product * args.scale_log2 + bias - log_sum);
     }
   }
   mass = warp_sum(mass);

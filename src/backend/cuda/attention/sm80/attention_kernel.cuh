@@ -112,7 +112,10 @@ __device__ __forceinline__ void attend(const KernelCall& call, const WorkUnit& w
     ScoreTile scores;
     if (has_rows) {
       multiply_queries_keys<Shape, T>(scores, warp_queries + lane_offset, feed.keys_slot() + key_lane_offset);
-      if (feed.has_tail() && left == static_cast<int>(work.tile.num_chunks)) mask_tail(scores, call.tail_keys);
+      if (left == static_cast<int>(work.tile.num_chunks)) {
+        if (feed.has_tail()) mask_tail(scores, call.tail_keys);
+        if (call.last_key_bias != 0) add_to_key(scores, call.tail_keys - 1, call.last_key_bias);
+      }
       if (left <= 0) bias_summaries(scores, call, work.tile, -left);
       state.softmax.template follow<Shape::kDimGroups>(scores, scale_log2, state.output);
     }

@@ -80,6 +80,7 @@ KernelCall kernel_call(const AttentionArgs& args) {
     call.summary_bias = std::log2(static_cast<float>(args.block_k)) / args.scale_log2;
     call.last_summary_bias = std::log2(static_cast<float>(last_tokens)) / args.scale_log2;
   }
+  call.last_key_bias = args.last_key_bias_log2 / args.scale_log2;
   call.out_rows_aligned = rows_are_aligned(args.out, args.out_f32 ? 4 : 2);
   call.chunk_weights = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + kScratchOffset);
   return call;

@@ -113,6 +113,20 @@ __device__ __forceinline__ void mask_tail(ScoreTile& scores, int num_keys) {
   }
 }
 
+/// Adds to the scores of one of the chunk's keys.
+__device__ __forceinline__ void add_to_key(ScoreTile& scores, int key, float bias) {
+  const int column = key - 2 * (static_cast<int>(threadIdx.x) % 4);
+#pragma unroll
+  for (int n = 0; n < kChunkKeys / 8; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float add = 8 * n + c == column ? bias : 0.0f;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) scores[r >> 1][n][2 * (r & 1) + c] += add;
+    }
+  }
+}
+
 /// The chunk's columns are summaries of key blocks: those of skipped blocks get their bias, those of kept blocks and
 /// those behind the last block take no part.
 __device__ __forceinline__ void bias_summaries(ScoreTile& scores, const KernelCall& call, const Tile& tile, int chunk) {

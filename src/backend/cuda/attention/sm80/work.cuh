@@ -19,6 +19,7 @@ struct KernelCall {
   int summary_chunks;                      ///< chunks of summary rows, for tiles with kSummaries
   /// Logit biases of summaries, in units of q · k, before the scale: of all blocks but the last, and of the last.
   float summary_bias, last_summary_bias;
+  float last_key_bias;    ///< dense calls: of the last key, in the same units
   bool out_rows_aligned;  ///< output rows can be written 16 bytes at a time
   float* chunk_weights;   ///< energy: [blocks of the grid][num_chunks][kTileRows] log2 of a row's weight on a chunk
 };

@@ -110,6 +110,7 @@ KernelParams make_params(const AttentionArgs& args) {
     params.summary_bias = std::log2(static_cast<float>(args.block_k)) / args.scale_log2;
     params.last_summary_bias = std::log2(static_cast<float>(last_size)) / args.scale_log2;
   }
+  params.last_key_bias = args.last_key_bias_log2 / args.scale_log2;
   params.energy_columns = energy_columns(energy_kind(args), params.num_chunks);
   return params;
 }

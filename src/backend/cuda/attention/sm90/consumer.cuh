@@ -99,7 +99,9 @@ class Consumer {
 
     release(shared_.keys_empty[step_ % kStages]);
     const int valid[2] = {header.valid[0], header.valid[1]};
-    if (valid[0] < kChunkKeys || valid[1] < kChunkKeys) mask_missing(s, valid);
+    if (valid[0] < kChunkKeys || valid[1] < kChunkKeys || params_.last_key_bias != 0) {
+      mask_missing(s, valid, params_.last_key_bias);
+    }
     softmax.begin(s, params_.args.scale_log2, p);
     energy_.begin();
     ptx::pin(p);

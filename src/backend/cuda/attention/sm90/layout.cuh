@@ -74,6 +74,7 @@ struct KernelParams {
   int num_chunks;                         ///< of all keys
   int energy_columns;                     ///< of a tile's notes (energy.cuh)
   float summary_bias, last_summary_bias;  ///< log(tokens of a block) in units of raw scores
+  float last_key_bias;                    ///< dense calls: of the last key, in the same units
 };
 
 }  // namespace calibatt::cuda::sm90

@@ -93,8 +93,9 @@ struct RowSoftmax {
   }
 };
 
-/// The first step: keys that do not exist weigh nothing. At least one of the step's keys exists.
-__device__ __forceinline__ void mask_missing(Scores& s, const int (&valid)[2]) {
+/// The first step: keys that do not exist weigh nothing, and the last of its first chunk gets its bias (0 unless the
+/// call is dense: that is the last key of all then). At least one of the step's keys exists.
+__device__ __forceinline__ void mask_missing(Scores& s, const int (&valid)[2], float last_bias) {
   const int column = 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int i = 0; i < kStepKeys / 8; ++i) {
@@ -102,6 +103,10 @@ __device__ __forceinline__ void mask_missing(Scores& s, const int (&valid)[2]) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       if (c >= limit) s[4 * i + c] = s[4 * i + 2 + c] = -INFINITY;
+      if (i < 8 && c + 1 == limit) {
+        s[4 * i + c] += last_bias;
+        s[4 * i + 2 + c] += last_bias;
+      }
     }
   }
 }
