@@ -1,7 +1,7 @@
 // Forwards of Wan 2.1 at the public models' sizes, dense and planned: with random weights, written to a temporary
 // folder (time depends on shapes and masks alone), or with those of --weights. Prints JSON; with --serve it answers
 // bench/cuda/forward.py instead.
-//   calibatt_forward_bench [--backend cuda] [--model 14B-720p] [--layers 8] [--runs 5]
+//   calibatt_forward_bench [--backend cuda] [--model 14B-720p] [--dtype bf16] [--layers 8] [--runs 5]
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -120,8 +120,9 @@ double median(std::vector<double> values) {
 /// A model at one size, dense and planned.
 class Forwards {
  public:
-  Forwards(Backend& backend, const Model& model, const std::string& weights, bool offload, const std::string& plan_path)
-      : backend_(backend), transformer_(load(weights, offload)) {
+  Forwards(Backend& backend, const Model& model, DType dtype, const std::string& weights, bool offload,
+           const std::string& plan_path)
+      : backend_(backend), transformer_(load(weights, dtype, offload)) {
     latents_ = converted(noise({16, model.frames, model.height, model.width}, 1), DType::kF32);
     const WanTransformerConfig& config = transformer_.config();
     prompt_ = transformer_.prepare_prompt(converted(noise({kTextTokens, config.text_dim}, 1), DType::kF32));
@@ -198,9 +199,9 @@ class Forwards {
   int num_layers() const { return transformer_.config().num_layers; }
 
  private:
-  WanTransformer load(const std::string& weights, bool offload) {
+  WanTransformer load(const std::string& weights, DType dtype, bool offload) {
     const double start = now_seconds();
-    WanTransformer transformer = WanTransformer::load(backend_, weights, DType::kBF16, {.offload = offload});
+    WanTransformer transformer = WanTransformer::load(backend_, weights, dtype, {.offload = offload});
     backend_.synchronize();
     backend_.trim_memory();
     load_seconds_ = now_seconds() - start;
@@ -343,12 +344,16 @@ int main(int argc, char** argv) {
   using namespace calibatt;
   CLI::App app("Forwards of Wan 2.1 with random weights, dense and planned.");
   std::string backend_name = "cuda", model_name = "14B-720p", weights;
+  DType dtype = DType::kBF16;
   int runs = 5, layers = 0, frames = 0, height = 0, width = 0;
   double density = 0;
   bool serving = false, offload = false;
   app.add_option("--backend", backend_name);
   app.add_option("--model", model_name,
                  "14B-720p, 14B-480p, 1.3B-480p or small: sizes, and weights where none are given");
+  app.add_option("--dtype", dtype, "bf16, fp16 or fp32")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, DType>{{"bf16", DType::kBF16}, {"fp16", DType::kF16}, {"fp32", DType::kF32}}));
   app.add_option("--layers", layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
   app.add_option("--weights", weights, "A transformer folder, instead of making one");
   app.add_option("--frames", frames, "of the latents")->check(CLI::PositiveNumber);
@@ -371,11 +376,12 @@ int main(int argc, char** argv) {
     const std::string temporary = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
     const bool make = weights.empty();
     if (make) write_model(model, weights = temporary);
-    Forwards forwards(*backend, model, weights, offload, temporary + ".plan");
+    Forwards forwards(*backend, model, dtype, weights, offload, temporary + ".plan");
     if (make) fs::remove_all(temporary);
     json about = {{"backend", backend->name()},
                   {"device", backend->device_name()},
-                  {"attention_kernel", backend->attention_kernel(DType::kBF16, 128)},
+                  {"dtype", dtype_name(dtype)},
+                  {"attention_kernel", backend->attention_kernel(dtype, model.head_dim)},
                   {"model", model.name},
                   {"offload", offload},
                   {"load_seconds", forwards.load_seconds()}};
