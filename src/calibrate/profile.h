@@ -33,7 +33,7 @@ struct ProfileHeader {
   std::vector<int> recorded_steps;  ///< kLevels: rising; the others share the entry of the nearest noise level
   bool output_errors = true;        ///< false: block energy only (budget energy without repetition)
   int samples_per_block = 4;        ///< kMaps: queries of each query block on which output errors are measured
-  int sampled_blocks = 8;           ///< kLevels: whole query blocks of a call on which they are
+  int sampled_blocks = 4;           ///< kLevels: whole query blocks of a call on which they are
   std::vector<int> anchor_rows{5};  ///< numbers of anchor rows per frame for which repetition is measured
   PlanProvenance provenance;        ///< tool_version may differ between runs
 
