@@ -58,7 +58,8 @@ struct AttentionCall {
   const ScheduleSource* schedule = nullptr;
 
   /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross
-  /// attention to a padded prompt: n identical padding rows are one row with bias log n.)
+  /// attention to a padded prompt: n identical padding rows are one row with bias log n, the last; on CUDA no other
+  /// key may have a bias.)
   std::span<const float> key_bias;
 
   /// When not null: receives the block energy E[h, r, c] (Eq. 5: mean over the queries of block r of the softmax mass

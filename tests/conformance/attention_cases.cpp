@@ -62,6 +62,7 @@ std::vector<AttentionCase> make_cases() {
        .num_keys = 195,
        .key_bias = KeyBias::kLast,
        .layout = Layout::kHeadMajor},
+      {.name = "last_bias_odd_chunks", .num_queries = 200, .num_keys = 192, .key_bias = KeyBias::kLast},
       {.name = "last_bias_dim_40", .num_queries = 65, .num_keys = 100, .head_dim = 40, .key_bias = KeyBias::kLast},
       // Plans.
       {.name = "planned_random", .num_queries = 1000, .num_heads = 3, .mask = kRandom, .layout = Layout::kInterleaved},
@@ -173,6 +174,13 @@ std::vector<AttentionCase> make_cases() {
       {.name = "energy_cross", .num_queries = 100, .num_keys = 333, .energy = true},
       {.name = "energy_key_bias", .num_queries = 100, .num_keys = 333, .key_bias = KeyBias::kCounts, .energy = true},
       {.name = "energy_last_bias", .num_queries = 100, .num_keys = 333, .key_bias = KeyBias::kLast, .energy = true},
+      {.name = "energy_last_bias_128",
+       .num_queries = 100,
+       .num_keys = 384,
+       .head_dim = 128,
+       .block_k = 128,
+       .key_bias = KeyBias::kLast,
+       .energy = true},
       {.name = "energy_long", .num_queries = 4352 + 77, .num_heads = 1, .energy = true},
       // Large logits: the running maximum moves far and often.
       {.name = "large_logits", .num_queries = 500, .values = kLarge},

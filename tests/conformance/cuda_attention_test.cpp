@@ -314,6 +314,8 @@ TEST_F(CudaAttention, InvalidCallsAreRefusedBeforeALaunch) {
       {"need a schedule", [](auto& a) { a.schedule = {}; }},
       {"7 summaries for 700 keys", [](auto& a) { a.num_summaries = 7; }},
       {"go together", [&](auto& a) { a.summary_k.data = somewhere; }},
+      {"goes with dense calls only", [](auto& a) { a.last_key_bias_log2 = 1; }},
+      {"bias must be finite", [](auto& a) { a.schedule = {}, a.num_summaries = 0, a.last_key_bias_log2 = -INFINITY; }},
   };
   const cuda::Stream stream;
   const auto expect_refused = [&](const std::string& message, const std::function<void()>& call) {

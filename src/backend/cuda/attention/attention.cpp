@@ -136,8 +136,8 @@ AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedul
     const auto others = call.key_bias.first(call.key_bias.size() - 1);
     if (!std::isfinite(call.key_bias.back()) || std::ranges::any_of(others, [](float bias) { return bias != 0; })) {
       refuse(
-          "key_bias: on CUDA only the last key has one (as many equal keys have that it stands for); give the others "
-          "zeros, or use the CPU backend");
+          "key_bias: on CUDA only the last key's may differ from 0, and is finite (one key for equal ones, such as "
+          "padding); give other equal keys one by one, or use the CPU backend");
     }
     args.last_key_bias_log2 = call.key_bias.back() * std::numbers::log2e_v<float>;
   }

@@ -39,8 +39,8 @@ class ResidentSchedule {
 };
 
 /// Kernel arguments of one sample's call: views (BF16, F16 or F32, out alike or F32) and block_energy are device
-/// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid; of
-/// key_bias only the last entry may be other than 0.
+/// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid, or has a key_bias
+/// other than 0 that is not the last key's or not finite.
 AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& schedule);
 /// The same for a schedule that lies somewhere else (schedule_stream.h).
 AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries);
