@@ -106,6 +106,23 @@ TEST_F(Calibrate, AFolderOfTheOtherMeasurementIsNamed) {
   }
 }
 
+TEST_F(Calibrate, MapsThatWereMeasuredAreNotRefusedForTheirCost) {
+  // So many prompts that maps of all would not fit; the first one's are there.
+  std::string prompts;
+  for (int i = 0; i < 40'000; ++i) prompts += "a red circle\n";
+  write_file(folder_.file("many.txt"), prompts);
+  const std::string record = "calibrate" + kSmall + "-W 256 -H 256 --block-q 8 --block-k 8 --token-order tiles:2x2x2 " +
+                             "--prompts " + folder_.file("many.txt") + " --prompt-range 0:1 --profile-folder ";
+  const CommandResult refused =
+      run_calibatt(record + folder_.file("none") + " --repetition error");  // does not take level codes instead
+  EXPECT_EQ(refused.exit_code, 2) << refused.output;
+  EXPECT_THAT(refused.output, HasSubstr("GB of host memory"));
+  ASSERT_EQ(run_calibatt(record + folder_.file("maps") + " --measure maps").exit_code, 0);
+  const CommandResult resumed = run_calibatt(record + folder_.file("maps"));
+  EXPECT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, HasSubstr("0 recorded, 1 there already"));
+}
+
 TEST_F(Calibrate, MapsThatWouldNotFitAreRefusedBeforeAnythingRuns) {
   const std::string large = "-W 1280 -H 720 --video-frames 81 ";
   const CommandResult result = run_calibatt(arguments("plan.safetensors", large + "--repetition error"));
