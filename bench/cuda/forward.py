@@ -3,13 +3,13 @@
 
 The sizes are the public models' with random weights (the time depends on shapes and masks alone) and fewer layers, both sides the same;
 ours runs in a process of its own (calibatt_forward_bench --serve) that loads what diffusers saved. First the predictions at a small size,
-dense and planned: our error against diffusers in float32, over diffusers' own bfloat16 error; where planned, diffusers' self-attention has
-the same masks, token by token. The dense one also at the timed size, against diffusers in bfloat16. What is wrong is not timed. Then, model
-by model and round by round, all competitors run one forward in random order; a figure is the median over rounds of a ratio within
-one round. diffusers runs with the fastest of the attention backends that work here (chosen eager), eager and compiled, its weights in
-bfloat16 but those that it keeps in float32 itself. Times are each side's own clock around one forward that the device has finished.
-Diffusers' includes the text's projections; ours has them ready, as generation does (once a video). Our peak memory is the process's, all
-runs together. The output is written after every round.
+dense and planned: our error against diffusers in float32, over diffusers' own error in --dtype (bf16 or fp16, both sides the same); where
+planned, diffusers' self-attention has the same masks, token by token. The dense one also at the timed size, against diffusers in that dtype.
+What is wrong is not timed. Then, model by model and round by round, all competitors run one forward in random order; a figure is the median
+over rounds of a ratio within one round. diffusers runs with the fastest of the attention backends that work here (chosen eager), eager and
+compiled, its weights in that dtype but those that it keeps in float32 itself. Times are each side's own clock around one forward that the
+device has finished. Diffusers' includes the text's projections; ours has them ready, as generation does (once a video). Our peak memory is
+the process's, all runs together. The output is written after every round.
 
 Needs torch (CUDA), diffusers and safetensors. Usage: forward.py --server PATH/calibatt_forward_bench --output result.json
 On a CPU, to try it: forward.py --server … --model small --layers 2 --server-args "--backend cpu" --no-compile
@@ -50,7 +50,8 @@ CHECKED_SIZE = {"small": (5, 16, 24)}  # latents of the comparison with float32:
 BLOCK = 128  # tokens of the plan's query and key blocks
 CHANNELS, TEXT_TOKENS, PADDED_TOKENS, TIMESTEP = 16, 60, 512, 500
 MAX_ERROR_RATIO = 1.1
-WRONG = 0.1  # relative difference of two bfloat16 predictions; rounding alone makes some 0.01
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WRONG = {"bf16": 0.1, "fp16": 0.0125}  # relative difference of two predictions; rounding alone makes some 0.01, in fp16 an eighth of it
 WRONG_MASKS = 0.25  # the planned prediction's error over what the masks change; one head in 16 with other masks makes as much
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REPLY_SECONDS = 300  # a server that says nothing for so long is ended
@@ -60,9 +61,9 @@ OURS, DENSE, PLANNED = "ours, ", "ours, dense", "ours, planned"
 class Server:
     """Our side: commands are lines, replies are lines of JSON."""
 
-    def __init__(self, path, folder, latents, density, arguments):
+    def __init__(self, path, folder, dtype, latents, density, arguments):
         size = [word for pair in zip(("--frames", "--height", "--width"), map(str, latents), strict=True) for word in pair]
-        command = [path, "--weights", str(folder), "--serve", *size, "--density", str(density), *arguments]
+        command = [path, "--weights", str(folder), "--dtype", dtype, "--serve", *size, "--density", str(density), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             self.ready = self._reply()
@@ -123,9 +124,10 @@ def synchronize():
 
 
 def make_inputs(size, text_dim):
-    """On the host, in float32, all values representable in bfloat16: what is compared is the arithmetic."""
+    """On the host, in float32, all values representable in either dtype: what is compared is the arithmetic."""
     generator = torch.Generator().manual_seed(7)
-    latents, text = (torch.randn(shape, generator=generator).bfloat16().float() for shape in ((CHANNELS, *size), (TEXT_TOKENS, text_dim)))
+    shapes = (CHANNELS, *size), (TEXT_TOKENS, text_dim)
+    latents, text = (torch.randn(shape, generator=generator).bfloat16().half().float() for shape in shapes)
     return {"latents": latents, "text": text, "timestep": torch.tensor([float(TIMESTEP)])}
 
 
@@ -150,9 +152,10 @@ class MaskedProcessor(WanAttnProcessor):
 
 
 class Theirs:
-    """diffusers' transformer, first in float32 with weights that bfloat16 can represent."""
+    """diffusers' transformer, first in float32 with weights that the dtype can represent."""
 
-    def __init__(self, config, layers):
+    def __init__(self, config, layers, dtype):
+        self.dtype = dtype
         torch.manual_seed(1)
         with torch.device(DEVICE):
             self.model = WanTransformer3DModel(num_layers=layers, **config).eval().requires_grad_(False)
@@ -161,15 +164,15 @@ class Theirs:
                 parameter.fill_(1)
             elif parameter.dim() > 1 and "scale_shift_table" not in name:
                 parameter.mul_(3**0.5)  # a deviation of 1/√inputs; with torch's own the layers would hardly show in the prediction
-            parameter.copy_(parameter.bfloat16())
+            parameter.copy_(parameter.to(dtype))
         self.compiled = False
 
-    def to_bfloat16(self):
-        """As from_pretrained(torch_dtype=bfloat16) leaves it; buffers stay in float32."""
+    def to_dtype(self):
+        """As from_pretrained(torch_dtype=…) leaves it; buffers stay in float32."""
         kept = set(self.model._keep_in_fp32_modules)
         for name, parameter in self.model.named_parameters():
             if not kept & set(name.split(".")):
-                parameter.data = parameter.data.bfloat16()
+                parameter.data = parameter.data.to(self.dtype)
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
 
@@ -257,13 +260,13 @@ def choose_backend(theirs, device_inputs, names, entry):
 
 def competitors(theirs, server, inputs, folder, options, entry):
     """{name: function → {"s": seconds, …}}, each checked and run; the rest of what is found out goes into entry."""
-    result, device_inputs = {}, theirs.to_device(inputs)
+    result, device_inputs, limit = {}, theirs.to_device(inputs), WRONG[options.dtype]
 
     def check(label, found):
         entry["errors"][label] = difference = relative_error(found, expected)
         print(f"{label}: {difference:.5f}", flush=True)
-        if not difference <= WRONG:
-            raise RuntimeError(f"{label}: {difference:.4f}, expected at most {WRONG}; times of a wrong result are worth nothing")
+        if not difference <= limit:
+            raise RuntimeError(f"{label}: {difference:.4f}, expected at most {limit}; times of a wrong result are worth nothing")
 
     def add(name, run, predict=None):
         try:
@@ -300,16 +303,16 @@ def competitors(theirs, server, inputs, folder, options, entry):
     return result
 
 
-def check_precision(theirs, server, inputs, masks, expected, folder):
+def check_precision(theirs, server, inputs, masks, expected, folder, dtype):
     """Errors against diffusers in float32, with the same masks where planned."""
     errors = {
-        "diffusers bf16": relative_error(theirs.predict(inputs), expected["dense"]),
+        f"diffusers {dtype}": relative_error(theirs.predict(inputs), expected["dense"]),
         "ours": relative_error(server.predict(inputs, folder), expected["dense"]),
-        "diffusers bf16, planned": relative_error(theirs.predict_masked(inputs, masks), expected["planned"]),
+        f"diffusers {dtype}, planned": relative_error(theirs.predict_masked(inputs, masks), expected["planned"]),
         "ours, planned": relative_error(server.predict({**inputs, "masks": masks}, folder), expected["planned"]),
         "what the masks change": relative_error(expected["planned"], expected["dense"]),
     }
-    limits = {"ours": WRONG, "ours, planned": min(WRONG, WRONG_MASKS * errors["what the masks change"])}
+    limits = {"ours": WRONG[dtype], "ours, planned": min(WRONG[dtype], WRONG_MASKS * errors["what the masks change"])}
     for what, limit in limits.items():
         if not errors[what] <= limit:
             raise RuntimeError(f"{what}: the error is {errors[what]:.5f}, expected at most {limit:.5f}: {json.dumps(errors)}")
@@ -324,17 +327,17 @@ def run_model(name, report, options, deadline):
         "tokens": latents[0] * latents[1] * latents[2] // 4, "density_asked": density, "errors": {}, "left_out": {}, "first_s": {},
         "peak_gb": {}, "rounds": [],
     }  # fmt: skip
-    theirs = Theirs(config, layers)
+    theirs = Theirs(config, layers, DTYPES[options.dtype])
     size = CHECKED_SIZE.get(name, (5, 30, 52))
     checked, masks = make_inputs(size, config["text_dim"]), make_masks(config, layers, size, density)
     expected = {"dense": theirs.predict(checked), "planned": theirs.predict_masked(checked, masks)}
-    theirs.to_bfloat16()
+    theirs.to_dtype()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         theirs.model.save_pretrained(folder, max_shard_size="5GB")
-        server = Server(options.server, folder, latents, density, shlex.split(options.server_args))
+        server = Server(options.server, folder, options.dtype, latents, density, shlex.split(options.server_args))
         try:
             entry["server"] = server.ready
-            entry["errors"] = check_precision(theirs, server, checked, masks, expected, folder)
+            entry["errors"] = check_precision(theirs, server, checked, masks, expected, folder, options.dtype)
             print(f"{name}: errors against diffusers in float32: {json.dumps(entry['errors'])}", flush=True)
             save(report, options)
             runners = competitors(theirs, server, make_inputs(latents, config["text_dim"]), folder, options, entry)
@@ -364,10 +367,10 @@ def make_figures(report):
         result.append({"name": name, "value": value, "unit": unit, "target": target, "ok": ok, "better": better, **more})
 
     for model, entry in report["models"].items():
-        errors, layers = entry["errors"], entry["layers"]
+        errors, layers, dtype = entry["errors"], entry["layers"], report["dtype"]
         for kind, label in (("", ""), (", planned", ", same masks")) if errors else ():
-            ratio = errors[f"ours{kind}"] / errors[f"diffusers bf16{kind}"]
-            figure(f"bf16 error over diffusers' bf16 error{label}, {model}", ratio, "ratio", MAX_ERROR_RATIO, layers=layers)
+            ratio = errors[f"ours{kind}"] / errors[f"diffusers {dtype}{kind}"]
+            figure(f"{dtype} error over diffusers' {dtype} error{label}, {model}", ratio, "ratio", MAX_ERROR_RATIO, layers=layers)
         rounds = [r["times"] for r in entry["rounds"]]
         rounds = [times for times in rounds if any(n.startswith("diffusers") for n in times)]
         if not rounds:
@@ -423,6 +426,7 @@ def parse_options():
     parser.add_argument("--server", required=True, metavar="FILE", help="calibatt_forward_bench")
     parser.add_argument("--server-args", default="", help="more options for it, as one string")
     parser.add_argument("--model", action="append", help=f"of {','.join(MODELS)}; several with commas or again (all three large ones)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both sides")
     parser.add_argument("--layers", type=int, default=8, help="of both sides; the public models have 40 and 30")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--seconds", type=float, default=200, help="for everything; a round that has begun is finished")
@@ -447,10 +451,10 @@ def parse_options():
 def main():
     options = parse_options()
     begin = time.monotonic()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the float32 reference; bfloat16 does not care
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the float32 reference; 16 bits do not care
     report = {
         "machine": machine(), "command": " ".join(sys.argv), "commit": options.commit or commit_of_checkout(),
-        "date": time.strftime("%Y-%m-%d"), "figures": [], "models": {}, "failed": {},
+        "date": time.strftime("%Y-%m-%d"), "dtype": options.dtype, "figures": [], "models": {}, "failed": {},
         "note": f"all times and ratios are of models with {options.layers} layers, both sides the same",
     }  # fmt: skip
     for index, name in enumerate(options.model):

@@ -49,6 +49,7 @@ const Model kModels[] = {
     {"1.3B-480p", 12, 128, 8960, 30, 4096, 21, 60, 104, .35},
     {"small", 2, 64, 512, 6, 64, 3, 16, 16, .5},
 };
+const std::map<std::string, DType> kDTypes = {{"bf16", DType::kBF16}, {"fp16", DType::kF16}, {"fp32", DType::kF32}};
 constexpr int kTextTokens = 60, kPlanSteps = 2, kBlock = 128;
 
 /// Uniform, of this standard deviation.
@@ -343,17 +344,14 @@ Model find_model(const std::string& name) {
 int main(int argc, char** argv) {
   using namespace calibatt;
   CLI::App app("Forwards of Wan 2.1 with random weights, dense and planned.");
-  std::string backend_name = "cuda", model_name = "14B-720p", weights;
-  DType dtype = DType::kBF16;
+  std::string backend_name = "cuda", model_name = "14B-720p", dtype_flag = "bf16", weights;
   int runs = 5, layers = 0, frames = 0, height = 0, width = 0;
   double density = 0;
   bool serving = false, offload = false;
   app.add_option("--backend", backend_name);
   app.add_option("--model", model_name,
                  "14B-720p, 14B-480p, 1.3B-480p or small: sizes, and weights where none are given");
-  app.add_option("--dtype", dtype, "bf16, fp16 or fp32")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, DType>{{"bf16", DType::kBF16}, {"fp16", DType::kF16}, {"fp32", DType::kF32}}));
+  app.add_option("--dtype", dtype_flag, "Arithmetic: bf16, fp16 (on a GPU) or fp32")->check(CLI::IsMember(kDTypes));
   app.add_option("--layers", layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
   app.add_option("--weights", weights, "A transformer folder, instead of making one");
   app.add_option("--frames", frames, "of the latents")->check(CLI::PositiveNumber);
@@ -373,6 +371,11 @@ int main(int argc, char** argv) {
     if (density > 0) model.density = density;
     cuda::add_cuda_backend();
     const auto backend = make_backend(backend_name);
+    const DType dtype = kDTypes.at(dtype_flag);
+    if (dtype == DType::kF16 && !backend->has_fp16()) {
+      throw Error(ErrorKind::kUsage,
+                  "--dtype fp16: " + std::string(backend->name()) + " has no half precision; use --backend cuda");
+    }
     const std::string temporary = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
     const bool make = weights.empty();
     if (make) write_model(model, weights = temporary);
@@ -380,7 +383,7 @@ int main(int argc, char** argv) {
     if (make) fs::remove_all(temporary);
     json about = {{"backend", backend->name()},
                   {"device", backend->device_name()},
-                  {"dtype", dtype_name(dtype)},
+                  {"dtype", dtype_flag},
                   {"attention_kernel", backend->attention_kernel(dtype, model.head_dim)},
                   {"model", model.name},
                   {"offload", offload},
