@@ -143,27 +143,16 @@ LevelPlanner::Levels LevelPlanner::of_all_heads(const std::vector<int>& entry_le
 
 LevelPlanner::Levels LevelPlanner::meeting(double density) const {
   const LevelTable table = tabulate();
-  const auto density_of = [&](const std::vector<int>& levels) {
-    double sum = 0;
-    for (const int entry : entry_of_) sum += table.entry_density(entry, levels[static_cast<size_t>(entry)]);
-    return sum / header_.num_steps();
-  };
+  const auto at_energies = [&](const std::vector<double>& energies) { return of_all_heads(entry_levels(energies)); };
   const auto aimed = [&](double aim) {
     if (options_.budget == Budget::kError) return least_error(table, aim);
-    return of_all_heads(
-        entry_levels(energy_targets(options_, header_.num_steps(), aim, [&](const std::vector<double>& energies) {
-          return density_of(entry_levels(energies));
-        })));
+    return at_energies(energy_targets(options_, header_.num_steps(), aim, [&](const std::vector<double>& energies) {
+      return density_of(table, at_energies(energies));
+    }));
   };
   if (options_.merge_gap == 0) {  // the table is exact
     Levels levels = aimed(density);
-    if (options_.budget == Budget::kEnergy) {
-      std::vector<int> of_entries;
-      for (int entry = 0; entry < header_.num_recorded_steps(); ++entry) {
-        of_entries.push_back(levels[head_index(entry, 0, 0)]);
-      }
-      require_density(density_of(of_entries), density);
-    }
+    require_density(density_of(table, levels), density);
     return levels;
   }
   const auto made = meet_density(density, [&](double aim) {
@@ -172,6 +161,24 @@ LevelPlanner::Levels LevelPlanner::meeting(double density) const {
     return Candidate{trial.levels_, {trial.emit([](std::vector<HeadPlan>&) {}).density}};
   });
   return made.levels;
+}
+
+double LevelPlanner::density_of(const LevelTable& table, const Levels& levels) const {
+  const size_t heads_per_entry = head_index(1, 0, 0);
+  double sum = 0;
+  for (size_t entry = 0; entry < steps_of_.size(); ++entry) {
+    const size_t first = entry * heads_per_entry;
+    double mean = 0;
+    if (options_.budget == Budget::kEnergy) {  // one level for all
+      mean = table.entry_density(static_cast<int>(entry), levels[first]);
+    } else {
+      for (size_t i = 0; i < heads_per_entry; ++i) {
+        mean += table.density(first + i, levels[first + i]) / static_cast<double>(heads_per_entry);
+      }
+    }
+    sum += mean * steps_of_[entry];
+  }
+  return sum / header_.num_steps();
 }
 
 // An entry counts as often as it has steps: so many times its cost, and the sum of their weights times its error.
@@ -185,20 +192,18 @@ LevelPlanner::Levels LevelPlanner::least_error(const LevelTable& table, double d
   const size_t heads_per_entry = head_index(1, 0, 0);
   const std::span<const int> levels = level_options();
   std::vector<std::vector<HeadOption>> hulls(weights.size() * heads_per_entry);
-  double cheapest = 0;
   for (size_t head = 0; head < hulls.size(); ++head) {
     const size_t entry = head / heads_per_entry;
     std::vector<HeadOption> options;
-    for (size_t i = 0; i < levels.size(); ++i) {
-      options.push_back({table.density(head, i) * steps_of_[entry], weights[entry] * errors.at(head, levels[i]),
-                         static_cast<double>(levels[i])});
+    for (const int level : levels) {
+      options.push_back({table.density(head, level) * steps_of_[entry], weights[entry] * errors.at(head, level),
+                         static_cast<double>(level)});
     }
     hulls[head] = convex_hull(std::move(options));
-    cheapest += hulls[head].front().cost;
   }
-  const double all = static_cast<double>(heads_per_entry) * header_.num_steps();
-  require_density(cheapest / all, density);
   Levels chosen;
+  chosen.reserve(hulls.size());
+  const double all = static_cast<double>(heads_per_entry) * header_.num_steps();
   for (const HeadOption& option : allocate(hulls, density * all)) chosen.push_back(static_cast<uint16_t>(option.level));
   return chosen;
 }

@@ -39,6 +39,7 @@ class LevelPlanner {
   std::vector<int> entry_levels(const std::vector<double>& targets) const;
   Levels of_all_heads(const std::vector<int>& entry_levels) const;
   Levels least_error(const LevelTable& table, double density) const;
+  double density_of(const LevelTable& table, const Levels& levels) const;
   void set_levels(Levels levels);
   void add_errors(CompileSummary& summary) const;
   size_t head_index(int entry, int layer, int head) const;

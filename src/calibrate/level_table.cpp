@@ -45,6 +45,13 @@ void LevelTable::set_head(size_t head, const Histogram& histogram) {
   }
 }
 
+double LevelTable::density(size_t head, int level) const {
+  const std::span<const int> options = level_options();
+  const auto option = std::ranges::lower_bound(options, level);
+  CALIBATT_ASSERT(option != options.end() && *option == level);
+  return densities_[head * options.size() + static_cast<size_t>(option - options.begin())];
+}
+
 void LevelTable::add_to_entry(int entry, const Histogram& histogram) {
   std::vector<double>& sums = of_entry_[static_cast<size_t>(entry)];
   for (size_t level = 0; level < histogram.size(); ++level) sums[level + 1] += static_cast<double>(histogram[level]);

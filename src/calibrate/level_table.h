@@ -15,7 +15,7 @@ namespace calibatt {
 std::span<const int> level_options();
 
 /// What level codes say about each head of each entry as a function of its level: the density of the agreed mask at
-/// each option, and at each level of the histograms that made it, for all heads of an entry together.
+/// the options; and at every level the mean over all heads of an entry.
 class LevelTable {
  public:
   /// Token pairs of the blocks of each level of one head; kept at level j are those of all levels below j.
@@ -26,8 +26,8 @@ class LevelTable {
   void set_head(size_t head, const Histogram& histogram);
   void add_to_entry(int entry, const Histogram& histogram);
 
-  /// Computed over all pairs. head = (entry · layers + layer) · heads + head; option: index into level_options().
-  double density(size_t head, size_t option) const { return densities_[head * level_options().size() + option]; }
+  /// Computed over all pairs. head = (entry · layers + layer) · heads + head; level: one of level_options().
+  double density(size_t head, int level) const;
   /// Mean of an entry's heads, all at `level` (0 … kLevelUnits).
   double entry_density(int entry, int level) const { return of_entry_[static_cast<size_t>(entry)][level]; }
   /// Once all heads are there: sums become densities.

@@ -9,7 +9,7 @@
 namespace calibatt {
 namespace {
 
-constexpr double kLargestHostBytes = 48e9, kLongestHostSeconds = 3600, kLargestLevelsFile = 8e9;
+constexpr double kLargestHostBytes = 48e9, kLongestHostSeconds = 600, kLargestLevelsFile = 8e9;
 
 double num_blocks(const ProfileHeader& header) {
   const AttentionGeometry& g = header.geometry;

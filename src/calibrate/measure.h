@@ -19,8 +19,8 @@ MapsCost cost_of_maps(const ProfileHeader& header, int num_threads);
 double bytes_of_levels(const ProfileHeader& header);
 
 /// Why maps with output errors are out of proportion here, in one clause with figures; empty when they are not: more
-/// than 48 GB of memory, or, when the model runs on a device, more than an hour of host time per prompt. (On the CPU
-/// the measurement is a fixed share of the dense run.)
+/// than 48 GB of memory, or, when the model runs on a device, more than ten minutes of host time per prompt. (On the
+/// CPU the measurement is a fixed share of the dense run.)
 std::string maps_refusal(const ProfileHeader& header, int num_threads, bool device);
 
 /// `count` of the run's steps, evenly spread from the first to the last.
