@@ -23,9 +23,9 @@ enum class GuidanceBranch { kConditional, kUnconditional };
 /// weigh an error of a head's output by what the block makes of it. Host pointers; all may be absent (null/empty)
 /// outside calibration.
 struct OutputContext {
-  const Tensor* output_weight = nullptr;      ///< W_o, [dim, heads·head_dim] (torch Linear layout), F32 or BF16
-  std::span<const float> gate;                ///< [dim]; empty: ones
-  double residual_square_sum = 0;             ///< ‖x‖² of the residual stream before the addition
+  const Tensor* output_weight = nullptr;  ///< W_o, [dim, heads·head_dim] (torch Linear layout), F32 or BF16
+  std::span<const float> gate;            ///< [dim]; empty: ones
+  double residual_square_sum = 0;         ///< ‖x‖² of the residual stream before the addition
   /// W_o and the gate as the backend holds them, for errors measured there.
   const LinearLayer* output_layer = nullptr;
   const Tensor* backend_gate = nullptr;
