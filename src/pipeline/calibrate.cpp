@@ -73,10 +73,11 @@ ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options
 // the user should know of the choice; empty: nothing.
 std::string choose_measured(const CalibrateOptions& options, const CompileOptions& compile, const Backend& backend,
                             ProfileHeader& header) {
-  const int begin = options.prompt_range ? options.prompt_range->first : 0;
-  const std::string saved = prompt_file(options.profile_dir, begin);
-  std::optional<ProfileHeader> existing;
-  if (std::filesystem::exists(saved)) existing = load_header(saved);
+  std::optional<ProfileHeader> existing;  // of any prompt: several processes may share the folder
+  for (int prompt = 0; prompt < header.provenance.num_prompts && !existing; ++prompt) {
+    const std::string saved = prompt_file(options.profile_dir, prompt);
+    if (std::filesystem::exists(saved)) existing = load_header(saved);
+  }
   const bool found_levels = existing && existing->measured == Measured::kLevels;
   const bool needs_maps = (!options.repetition.empty() && compile.repetition != Repetition::kOff) ||
                           (compile.budget == Budget::kError && options.ranking == "harm");

@@ -106,6 +106,16 @@ TEST_F(Calibrate, AFolderOfTheOtherMeasurementIsNamed) {
   }
 }
 
+TEST_F(Calibrate, ASecondRangeMeasuresWhatTheFolderHolds) {
+  const std::string record = "calibrate" + kSmall + "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --prompts " +
+                             folder_.file("prompts.txt") + " --profile-folder " + folder_.file("levels");
+  ASSERT_EQ(run_calibatt(record + " --measure levels --prompt-range 0:1").exit_code, 0);
+  ASSERT_EQ(run_calibatt(record + " --prompt-range 1:3").exit_code, 0);  // by itself it would measure maps
+  const CommandResult whole = run_calibatt(record + " --density 0.5 -o " + folder_.file("plan.safetensors"));
+  EXPECT_EQ(whole.exit_code, 0) << whole.output;
+  EXPECT_THAT(whole.output, HasSubstr("3 prompts (3 from the saved profile)"));
+}
+
 TEST_F(Calibrate, MapsThatWereMeasuredAreNotRefusedForTheirCost) {
   // So many prompts that maps of all would not fit; the first one's are there.
   std::string prompts;
