@@ -29,7 +29,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int kWarmUps = 2, kRuns = 7;
-constexpr int64_t kChecked = 64;  // rows that are compared
+constexpr int64_t kChecked = 64;   // rows that are compared
+constexpr int64_t kTextKeys = 61;  // a prompt of 60 tokens and its padding
 
 struct Model {
   const char *id, *name;
@@ -118,6 +119,26 @@ void check_close(const Tensor& found, const Tensor& expected, const char* what) 
   if (!(difference <= std::ldexp(norm, -16))) {  // 2⁻⁸: one rounding to bf16
     throw Error(ErrorKind::kNumeric, std::string(what) + " differs from the CPU's; run the tests");
   }
+}
+
+/// The weights of the first kChecked queries: attention to values that are unit vectors.
+Tensor weights_on_cpu(Backend& cpu, AttentionCall call, const Tensor& query, const Tensor& keys, int slots) {
+  const int64_t num_keys = call.k.num_tokens;
+  Tensor unit = Tensor::zeros(DType::kF32, {num_keys, call.head_dim});
+  for (int64_t key = 0; key < num_keys; ++key) unit.f32()[key * call.head_dim + key] = 1;
+  const Tensor values = converted(unit, DType::kBF16);
+  Tensor out(DType::kF32, {kChecked, call.num_heads, call.head_dim});
+  call.q.data = query.raw();
+  call.q.num_tokens = kChecked;
+  call.k.data = keys.raw();
+  call.v = {values.raw(), DType::kBF16, num_keys, call.head_dim, 0};  // the same for every head
+  call.out = {out.raw(), DType::kF32, kChecked, int64_t{call.num_heads} * call.head_dim, call.head_dim};
+  cpu.attention(call);
+  Tensor weights(DType::kF32, {kChecked, int64_t{call.num_heads} * slots});
+  for (int64_t head = 0; head < kChecked * call.num_heads; ++head) {
+    std::copy_n(out.f32() + head * call.head_dim, slots, weights.f32() + head * slots);
+  }
+  return weights;
 }
 
 /// What becomes of a product.
@@ -258,6 +279,27 @@ json run_model(Backend& gpu, Bench& bench, Products& products, const Model& mode
         [&] { gpu.norm_and_rotate(query(qkv, tokens), heads, head_dim, &row, 1e-6f, &rope); });
   }
 
+  {
+    const int heads = static_cast<int>(model.heads), head_dim = static_cast<int>(model.head_dim);
+    const int slots = gpu.attention_weight_slots(DType::kBF16, head_dim, kTextKeys);
+    const Tensor query_host = noise(DType::kBF16, {tokens, dim}, 14),
+                 keys_host = noise(DType::kBF16, {kTextKeys, dim}, 15);
+    const Tensor query = gpu.from_host(query_host), keys = gpu.from_host(keys_host);
+    Tensor weights = gpu.empty(DType::kBF16, {tokens, model.heads * slots});
+    AttentionCall call;
+    call.num_heads = heads;
+    call.head_dim = head_dim;
+    call.scale = 1 / std::sqrt(static_cast<float>(head_dim));
+    call.q = {query.raw(), DType::kBF16, tokens, dim, head_dim};
+    call.k = {keys.raw(), DType::kBF16, kTextKeys, dim, head_dim};
+    gpu.attention_weights(call, weights);
+    check_close(gpu.to_host(first_rows(weights, kChecked)), weights_on_cpu(*cpu, call, query_host, keys_host, slots),
+                "attention to a prompt");
+    add("attention to a prompt, weights of " + std::to_string(kTextKeys) + " keys",
+        2 * cells + 2.0 * static_cast<double>(tokens * model.heads * slots),
+        [&] { gpu.attention_weights(call, weights); });
+  }
+
   gpu.synchronize();  // the products have a stream of their own; a measurement waits for its end
   const auto add_product = [&](const std::string& name, const Products::Layer& layer, const Tensor& input, Tensor& out,
                                Way way) { results.push_back(products.measure(name, layer, input, out, way, row)); };
@@ -271,6 +313,10 @@ json run_model(Backend& gpu, Bench& bench, Products& products, const Model& mode
     Tensor other = products.empty(DType::kBF16, {tokens, dim});
     add_product("linear: dim to dim", layer, normed, other, Way::kWritten);
     add_product("linear: dim to dim, added to the residual", layer, normed, residual, Way::kAdded);
+    const Products::Layer projected = products.make(
+        dim, model.heads * gpu.attention_weight_slots(DType::kBF16, static_cast<int>(model.head_dim), kTextKeys), 16);
+    add_product("linear: weights of a prompt's keys to dim, added to the residual", projected,
+                {DType::kBF16, {tokens, projected.weight.dim(1)}, normed.storage()}, residual, Way::kAdded);
     add_product("linear: dim to dim, gated and added", layer, normed, residual, Way::kGated);
     add_product("linear: dim to dim, gated and added in two passes", layer, normed, residual, Way::kGatedInTwoPasses);
   }

@@ -36,6 +36,15 @@ std::shared_ptr<const LinearLayer> Backend::load_linear(const StoredLinear& stor
   return make_linear(weight, stored.biases.empty() ? Tensor() : stack_rows(stored.biases, DType::kF32), stored.dtype);
 }
 
+std::shared_ptr<const LinearLayer> Backend::project_values(const LinearLayer&, ConstHeadsView, int, int) {
+  CALIBATT_ASSERT(!"attention_weight_slots is 0");
+  return nullptr;
+}
+
+void Backend::attention_weights(const AttentionCall&, Tensor&) {
+  CALIBATT_ASSERT(!"attention_weight_slots is 0");
+}
+
 size_t Backend::streamed_bytes(int64_t out, int64_t in, DType dtype) {
   constexpr size_t kAlignment = 256;  // as device memory has it
   return (static_cast<size_t>(out * in) * dtype_size(dtype) + kAlignment - 1) / kAlignment * kAlignment;

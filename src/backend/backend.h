@@ -173,6 +173,18 @@ class Backend {
   virtual void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                                 int head_dim, HeadsView out) = 0;
 
+  // ---- attention to a few keys, the same in many calls (a prompt's) ------------------------------------------------
+  /// Elements that a head takes in a row of attention_weights, at least num_keys; 0: `attention` and the output
+  /// projection are not slower here, and the next two are not to be called.
+  virtual int attention_weight_slots(DType, int /*head_dim*/, int64_t /*num_keys*/) const { return 0; }
+  /// The output projection of the values: a layer from weights w [rows, num_heads·slots] to Σ_h Σ_s w[t, h, s] · W_o,h
+  /// · v[s, h] + bias. `output` must be there (StreamedWeights) during this call only.
+  virtual std::shared_ptr<const LinearLayer> project_values(const LinearLayer& output, ConstHeadsView values,
+                                                            int num_heads, int head_dim);
+  /// weights[t, h, s] = softmax_s(scale · q[t,h]·k[s,h] + key_bias[s]), zero for s ≥ k.num_tokens; [q.num_tokens,
+  /// num_heads·slots] of q's dtype. call.v and call.out are not looked at. Dense heads only.
+  virtual void attention_weights(const AttentionCall& call, Tensor& weights);
+
   /// Turns block energies into level codes where they are (calibration: calibrate/level_code.h defines the codes, and
   /// is what an implementation must reproduce bit for bit). energy F32 [heads, R, C] → codes U8 [heads, R, ⌈C/2⌉];
   /// ladder: rising levels in 1/65536, 15 of them. False: not done here, the caller does it on the host.

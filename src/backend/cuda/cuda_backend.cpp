@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numbers>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "backend/cuda/kernels/biased_attention.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/energy_levels.h"
+#include "backend/cuda/kernels/few_keys.h"
 #include "backend/cuda/kernels/norm.h"
 #include "backend/cuda/kernels/output_changes.h"
 #include "backend/cuda/kernels/patches.h"
@@ -129,6 +131,12 @@ class CudaBackend final : public Backend {
     CALIBATT_ASSERT(bias.size() == num_heads * q.num_tokens * q.num_tokens);
     cuda::biased_attention(q, k, v, bias.f32(), num_heads, head_dim, out, context_.stream());
   }
+  int attention_weight_slots(DType dtype, int head_dim, int64_t num_keys) const override {
+    return few_keys_slots(dtype, head_dim, num_keys);
+  }
+  std::shared_ptr<const LinearLayer> project_values(const LinearLayer& output, ConstHeadsView values, int num_heads,
+                                                    int head_dim) override;
+  void attention_weights(const AttentionCall& call, Tensor& weights) override;
   bool encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) override;
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
   Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate, int num_heads) override;
@@ -292,6 +300,38 @@ void CudaBackend::attention(const AttentionCall& call) {
   const size_t workspace_bytes = attention_workspace_bytes(args);
   const std::shared_ptr<void> workspace = context_.allocate_bytes(workspace_bytes);
   cuda::attention(args, workspace.get(), workspace_bytes, context_.stream());
+}
+
+std::shared_ptr<const LinearLayer> CudaBackend::project_values(const LinearLayer& output, ConstHeadsView values,
+                                                               int num_heads, int head_dim) {
+  const int slots = few_keys_slots(output.dtype(), head_dim, values.num_tokens);
+  const int64_t out = output.out_features(), in = output.in_features();
+  CALIBATT_ASSERT(slots > 0 && in == int64_t{num_heads} * head_dim);
+  Tensor weight = context_.allocate(output.dtype(), {out, int64_t{num_heads} * slots});
+  FewKeysCall call;
+  call.rows = {linear_.weight_of(output), output.dtype(), out, in, head_dim};
+  call.keys = values;
+  call.out = weight.raw();
+  call.num_heads = num_heads;
+  call.head_dim = head_dim;
+  few_keys(call, context_.stream());
+  return linear_.with_weight(output, std::move(weight));
+}
+
+void CudaBackend::attention_weights(const AttentionCall& call, Tensor& weights) {
+  const int slots = few_keys_slots(call.q.dtype, call.head_dim, call.k.num_tokens);
+  CALIBATT_ASSERT(slots > 0 && call.heads.empty() && call.schedule == nullptr && call.block_energy == nullptr);
+  CALIBATT_ASSERT(weights.dtype() == call.q.dtype && weights.size() == call.q.num_tokens * call.num_heads * slots);
+  FewKeysCall few;
+  few.rows = call.q;
+  few.keys = call.k;
+  few.out = weights.raw();
+  few.num_heads = call.num_heads;
+  few.head_dim = call.head_dim;
+  few.softmax = true;
+  few.scale_log2 = call.scale * std::numbers::log2e_v<float>;
+  few.last_key_bias_log2 = last_key_bias_log2(call.key_bias);
+  few_keys(few, context_.stream());
 }
 
 bool usable() {

@@ -1,5 +1,7 @@
 #include "backend/cuda/linear.h"
 
+#include <utility>
+
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "base/error.h"
@@ -37,6 +39,15 @@ class CudaLinear final : public LinearLayer {
       }
     }
     if (!stored.biases.empty()) set_bias(context, stack_rows(stored.biases, DType::kF32));
+  }
+  CudaLinear(const CudaLinear& other, Tensor weight)
+      : out_features_(other.out_features_),
+        in_features_(weight.dim(1)),
+        dtype_(other.dtype_),
+        weight_(std::move(weight)),
+        bias_(other.bias_),
+        rounded_bias_(other.rounded_bias_) {
+    CALIBATT_ASSERT(weight_.dim(0) == out_features_ && weight_.dtype() == dtype_);
   }
   int64_t in_features() const override { return in_features_; }
   int64_t out_features() const override { return out_features_; }
@@ -96,6 +107,12 @@ std::shared_ptr<const LinearLayer> LinearOps::make(const Tensor& weight, const T
 
 std::shared_ptr<const LinearLayer> LinearOps::load(const StoredLinear& stored) {
   return std::make_shared<CudaLinear>(context_, upload_, stored);
+}
+
+std::shared_ptr<const LinearLayer> LinearOps::with_weight(const LinearLayer& layer, Tensor weight) const {
+  const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
+  CALIBATT_ASSERT(linear != nullptr);
+  return std::make_shared<CudaLinear>(*linear, std::move(weight));
 }
 
 const void* LinearOps::weight_of(const LinearLayer& layer) const {

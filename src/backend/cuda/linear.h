@@ -26,6 +26,8 @@ class LinearOps {
   /// Backend::make_linear, load_linear and linear.
   std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
   std::shared_ptr<const LinearLayer> load(const StoredLinear& stored);
+  /// A layer of the same output features, dtype and bias with another weight [out, in], which is in device memory.
+  std::shared_ptr<const LinearLayer> with_weight(const LinearLayer& layer, Tensor weight) const;
   /// The layer's weight [out, in] of its dtype, where it is now (a streamed one: while it is in use).
   const void* weight_of(const LinearLayer& layer) const;
   WeightStream& weight_stream() { return weight_stream_; }

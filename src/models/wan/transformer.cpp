@@ -88,6 +88,13 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
                               config_.attention_head_dim, or_null(block.cross_key_norm), config_.eps, nullptr);
     prompt.keys_values.push_back(std::move(keys_values));
   }
+  if (backend_->attention_weight_slots(dtype_, config_.attention_head_dim, rows) == 0) return prompt;
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const WeightsInUse in_use(blocks_[layer].streamed, blocks_[(layer + 1) % blocks_.size()].streamed);
+    prompt.projected_values.push_back(backend_->project_values(
+        *blocks_[layer].cross_output, as_const(heads_view(prompt.keys_values[layer], dim, config_.attention_head_dim)),
+        config_.num_attention_heads, config_.attention_head_dim));
+  }
   return prompt;
 }
 
@@ -177,7 +184,8 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   backend_->linear(*block.output, work_.attended, work_.residual, {.accumulate = true, .gate = &gate});
 }
 
-/// residual += W_o · attention(norm(W_q x), keys and values of the prompt), x = norm(residual)
+/// residual += W_o · attention(norm(W_q x), keys and values of the prompt), x = norm(residual). W_o is applied to the
+/// values beforehand where that pays.
 void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   const Block& block = blocks_[layer];
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
@@ -195,12 +203,19 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   AttentionCall call;
   call.q = as_const(query);
   call.k = heads_view(prompt.keys_values[layer], 0, head_dim);
-  call.v = heads_view(prompt.keys_values[layer], config_.dim(), head_dim);
-  call.out = heads_view(work_.attended, 0, head_dim);
   call.num_heads = heads;
   call.head_dim = head_dim;
   call.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   call.key_bias = prompt.key_bias;
+  if (!prompt.projected_values.empty()) {
+    const LinearLayer& projected = *prompt.projected_values[layer];  // narrower than what is attended otherwise
+    Tensor weights(dtype_, {work_.attended.dim(0), projected.in_features()}, work_.attended.storage());
+    backend_->attention_weights(call, weights);
+    backend_->linear(projected, weights, work_.residual, {.accumulate = true});
+    return;
+  }
+  call.v = heads_view(prompt.keys_values[layer], config_.dim(), head_dim);
+  call.out = heads_view(work_.attended, 0, head_dim);
   backend_->attention(call);
   backend_->linear(*block.cross_output, work_.attended, work_.residual, {.accumulate = true});
 }

@@ -35,6 +35,9 @@ struct WanPrompt {
   std::vector<Tensor> keys_values;  ///< one per block, [rows, 2·dim]: keys (normalised), then values
   std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows). Empty
                                     ///< when there is no padding
+  /// One per block: its cross-attention's output projection, of the values (Backend::project_values). Empty where that
+  /// does not pay: on CPUs, in float32 and for long prompts.
+  std::vector<std::shared_ptr<const LinearLayer>> projected_values;
 };
 
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.

@@ -132,17 +132,20 @@ AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedul
   args.block_k = call.block_k;
   if (has_summaries) args.num_summaries = (args.num_keys - 1) / args.block_k + 1;
   args.block_energy = call.block_energy;
-  if (!call.key_bias.empty()) {
-    const auto others = call.key_bias.first(call.key_bias.size() - 1);
-    if (!std::isfinite(call.key_bias.back()) || std::ranges::any_of(others, [](float bias) { return bias != 0; })) {
-      refuse(
-          "key_bias: on CUDA only the last key's may differ from 0, and is finite (one key for equal ones, such as "
-          "padding); give other equal keys one by one, or use the CPU backend");
-    }
-    args.last_key_bias_log2 = call.key_bias.back() * std::numbers::log2e_v<float>;
-  }
+  args.last_key_bias_log2 = last_key_bias_log2(call.key_bias);
   validate(args);
   return args;
+}
+
+float last_key_bias_log2(std::span<const float> key_bias) {
+  if (key_bias.empty()) return 0;
+  const auto others = key_bias.first(key_bias.size() - 1);
+  if (!std::isfinite(key_bias.back()) || std::ranges::any_of(others, [](float bias) { return bias != 0; })) {
+    refuse(
+        "key_bias: on CUDA only the last key's may differ from 0, and is finite (one key for equal ones, such as "
+        "padding); give other equal keys one by one, or use the CPU backend");
+  }
+  return key_bias.back() * std::numbers::log2e_v<float>;
 }
 
 void validate(const AttentionArgs& args) {

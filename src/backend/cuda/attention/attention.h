@@ -38,6 +38,10 @@ class ResidentSchedule {
   bool has_summaries_ = false;
 };
 
+/// What AttentionCall::key_bias adds to the last key's logit, in log2 units; 0 without. Throws Error(kUsage) when
+/// another key has a bias, or this one is not finite.
+float last_key_bias_log2(std::span<const float> key_bias);
+
 /// Kernel arguments of one sample's call: views (BF16, F16 or F32, out alike or F32) and block_energy are device
 /// pointers, `schedule` was made of call.heads. Throws Error(kUsage) when the call is not valid, or has a key_bias
 /// other than 0 that is not the last key's or not finite.

@@ -1,0 +1,142 @@
+#include "backend/cuda/kernels/few_keys.h"
+
+#include "backend/cuda/backend_pair.h"
+
+namespace calibatt::cuda {
+namespace {
+
+constexpr int kHeads = 3;
+constexpr DType kTypes[] = {DType::kBF16, DType::kF16};
+
+TEST(CudaFewKeys, SlotsWhereTwoProductsAreCheaper) {
+  EXPECT_EQ(few_keys_slots(DType::kBF16, 128, 1), 16);
+  EXPECT_EQ(few_keys_slots(DType::kF16, 128, 61), 64);
+  EXPECT_EQ(few_keys_slots(DType::kBF16, 128, 112), 112);
+  EXPECT_EQ(few_keys_slots(DType::kBF16, 128, 113), 0);  // 128 slots: as many as channels
+  EXPECT_EQ(few_keys_slots(DType::kBF16, 64, 48), 48);
+  EXPECT_EQ(few_keys_slots(DType::kBF16, 64, 49), 0);
+  EXPECT_EQ(few_keys_slots(DType::kBF16, 96, 16), 0);
+  EXPECT_EQ(few_keys_slots(DType::kF32, 128, 16), 0);
+}
+
+struct Sizes {
+  int head_dim;
+  int64_t rows, keys;
+};
+constexpr Sizes kSizes[] = {{128, 1, 1},    {128, 16, 16}, {128, 130, 17}, {128, 257, 61}, {128, 100, 90},
+                            {128, 40, 112}, {64, 130, 1},  {64, 333, 31},  {64, 15, 48}};
+
+/// Queries that are a third of q, k, v, and keys beside values, as a transformer has them.
+class CudaFewKeysOn : public BackendPair {
+ protected:
+  void make(const Sizes& sizes, DType dtype) {
+    const int64_t dim = int64_t{kHeads} * sizes.head_dim;
+    qkv = random({sizes.rows, 3 * dim}, dtype, 1);
+    keys_values = random({sizes.keys, 2 * dim}, dtype, 2);
+    device_qkv = to_gpu(qkv);
+    device_keys_values = to_gpu(keys_values);
+    call.num_heads = kHeads;
+    call.head_dim = sizes.head_dim;
+    call.scale = 1 / std::sqrt(static_cast<float>(sizes.head_dim));
+    call.q = view(device_qkv, 0, sizes.head_dim);
+    call.k = view(device_keys_values, 0, sizes.head_dim);
+    call.v = view(device_keys_values, dim, sizes.head_dim);
+    bias.assign(static_cast<size_t>(sizes.keys), 0.0f);
+    bias.back() = std::log(450.0f);
+  }
+  static ConstHeadsView view(const Tensor& tensor, int64_t first, int head_dim) {
+    return {static_cast<const char*>(tensor.raw()) + static_cast<size_t>(first) * dtype_size(tensor.dtype()),
+            tensor.dtype(), tensor.dim(0), tensor.dim(1), head_dim};
+  }
+  Tensor weights_on_gpu() {
+    const int slots = gpu->attention_weight_slots(call.q.dtype, call.head_dim, call.k.num_tokens);
+    Tensor weights = gpu->empty(call.q.dtype, {call.q.num_tokens, int64_t{kHeads} * slots});
+    gpu->attention_weights(call, weights);
+    return weights;
+  }
+
+  Tensor qkv, keys_values, device_qkv, device_keys_values;
+  std::vector<float> bias;
+  AttentionCall call;
+};
+
+TEST_F(CudaFewKeysOn, WeightsAreTheSoftmaxAndZeroBehindTheLastKey) {
+  for (const DType dtype : kTypes) {
+    for (const Sizes& sizes : kSizes) {
+      for (const bool biased : {false, true}) {
+        SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << sizes.head_dim << ", " << sizes.rows << " x "
+                                        << sizes.keys << (biased ? " biased" : ""));
+        make(sizes, dtype);
+        if (biased) call.key_bias = bias;
+        const Tensor found = converted(from_gpu(weights_on_gpu()), DType::kF32);
+        const Tensor q = converted(qkv, DType::kF32), k = converted(keys_values, DType::kF32);
+        const int64_t slots = found.dim(1) / kHeads;
+        for (int64_t row = 0; row < sizes.rows; ++row) {
+          for (int head = 0; head < kHeads; ++head) {
+            std::vector<double> expected(static_cast<size_t>(slots), 0.0);
+            double sum = 0;
+            for (int64_t s = 0; s < sizes.keys; ++s) {
+              double product = 0;
+              for (int c = 0; c < sizes.head_dim; ++c) {
+                const int64_t channel = int64_t{head} * sizes.head_dim + c;
+                product += double{q.f32()[row * q.dim(1) + channel]} * k.f32()[s * k.dim(1) + channel];
+              }
+              const double weight =
+                  std::exp(product * call.scale + (biased ? double{bias[static_cast<size_t>(s)]} : 0.0));
+              expected[static_cast<size_t>(s)] = weight;
+              sum += weight;
+            }
+            for (int64_t s = 0; s < slots; ++s) {
+              const double wanted = expected[static_cast<size_t>(s)] / sum;
+              const double each = found.f32()[row * found.dim(1) + head * slots + s];
+              // One rounding (at worst twice kHalfRounding: the last place of 1.0), and for halves the spacing of the
+              // smallest.
+              ASSERT_LE(std::abs(each - wanted), 2.1 * rounding_of(dtype) * wanted + (s < sizes.keys ? 3e-7 : 0.0))
+                  << "row " << row << ", head " << head << ", key " << s << " of " << wanted;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Σ (attention, then the projection) against (weights, then the projected values), both from the same inputs: the
+/// second rounds W_o·v where the first rounds what is attended, and errs no more.
+TEST_F(CudaFewKeysOn, ProjectedValuesGiveWhatAttentionAndProjectionGive) {
+  constexpr int64_t kOut = 200;
+  for (const DType dtype : kTypes) {
+    for (const Sizes& sizes : kSizes) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << sizes.head_dim << ", " << sizes.rows << " x "
+                                      << sizes.keys);
+      make(sizes, dtype);
+      call.key_bias = bias;
+      const int64_t dim = int64_t{kHeads} * sizes.head_dim;
+      Tensor matrix = random({kOut, dim}, DType::kF32, 3);
+      for (int64_t i = 0; i < matrix.size(); ++i) matrix.f32()[i] /= std::sqrt(static_cast<float>(dim));
+      matrix = converted(matrix, dtype);
+      const Tensor output_bias = random({kOut}, DType::kF32, 4), residual = random({sizes.rows, kOut}, DType::kF32, 5);
+      const auto output = gpu->make_linear(matrix, output_bias, dtype);
+
+      const auto projected = gpu->project_values(*output, call.v, kHeads, sizes.head_dim);
+      Tensor found = to_gpu(residual);
+      gpu->linear(*projected, weights_on_gpu(), found, {.accumulate = true});
+
+      // On the CPU in float32.
+      const Tensor q = converted(qkv, DType::kF32), kv = converted(keys_values, DType::kF32);
+      Tensor attended(DType::kF32, {sizes.rows, dim}), expected = residual.clone();
+      AttentionCall wide = call;
+      wide.q = view(q, 0, sizes.head_dim);
+      wide.k = view(kv, 0, sizes.head_dim);
+      wide.v = view(kv, dim, sizes.head_dim);
+      wide.out = {attended.raw(), DType::kF32, sizes.rows, dim, sizes.head_dim};
+      cpu->attention(wide);
+      cpu->linear(*cpu->make_linear(converted(matrix, DType::kF32), output_bias, DType::kF32), attended, expected,
+                  {.accumulate = true});
+      expect_close(found, expected, 2 * rounding_of(dtype));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace calibatt::cuda
