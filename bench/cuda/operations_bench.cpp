@@ -124,15 +124,18 @@ void check_close(const Tensor& found, const Tensor& expected, const char* what) 
 /// The weights of the first kChecked queries: attention to values that are unit vectors.
 Tensor weights_on_cpu(Backend& cpu, AttentionCall call, const Tensor& query, const Tensor& keys, int slots) {
   const int64_t num_keys = call.k.num_tokens;
-  Tensor unit = Tensor::zeros(DType::kF32, {num_keys, call.head_dim});
-  for (int64_t key = 0; key < num_keys; ++key) unit.f32()[key * call.head_dim + key] = 1;
+  const int64_t dim = int64_t{call.num_heads} * call.head_dim;
+  Tensor unit = Tensor::zeros(DType::kF32, {num_keys, dim});
+  for (int64_t key = 0; key < num_keys; ++key) {
+    for (int64_t head = 0; head < call.num_heads; ++head) unit.f32()[key * dim + head * call.head_dim + key] = 1;
+  }
   const Tensor values = converted(unit, DType::kBF16);
   Tensor out(DType::kF32, {kChecked, call.num_heads, call.head_dim});
   call.q.data = query.raw();
   call.q.num_tokens = kChecked;
   call.k.data = keys.raw();
-  call.v = {values.raw(), DType::kBF16, num_keys, call.head_dim, 0};  // the same for every head
-  call.out = {out.raw(), DType::kF32, kChecked, int64_t{call.num_heads} * call.head_dim, call.head_dim};
+  call.v = {values.raw(), DType::kBF16, num_keys, dim, call.head_dim};
+  call.out = {out.raw(), DType::kF32, kChecked, dim, call.head_dim};
   cpu.attention(call);
   Tensor weights(DType::kF32, {kChecked, int64_t{call.num_heads} * slots});
   for (int64_t head = 0; head < kChecked * call.num_heads; ++head) {

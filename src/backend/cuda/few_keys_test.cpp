@@ -35,6 +35,7 @@ class CudaFewKeysOn : public BackendPair {
     keys_values = random({sizes.keys, 2 * dim}, dtype, 2);
     device_qkv = to_gpu(qkv);
     device_keys_values = to_gpu(keys_values);
+    call = {};
     call.num_heads = kHeads;
     call.head_dim = sizes.head_dim;
     call.scale = 1 / std::sqrt(static_cast<float>(sizes.head_dim));
