@@ -20,7 +20,7 @@ MODEL = "14B, 720p, 81 frames"
 CALLS = {  # of a layer
     "linear: q, k, v": 1,
     "linear: dim to dim": 1,
-    "linear: dim to dim, added to the residual": 1,
+    "linear: weights of a prompt's keys to dim, added to the residual": 1,
     "linear: dim to dim, gated and added": 1,
     "linear: feed-forward in, GELU (75600 rows)": 1,
     "linear: feed-forward out, gated and added (75600 rows)": 1,
@@ -44,6 +44,8 @@ def main(forward, operations, image):
                       va="center", color="black" if narrow else "white", fontsize=9)  # fmt: skip
             left += seconds
         print(f"{kind}: " + ", ".join(f"{name} {seconds:.2f} s ({seconds / left:.1%})" for name, seconds in parts.items()))
+    axes.margins(x=0.08)  # for the numbers beside the bars
+    axes.set_xlim(left=0)
     axes.set_yticks([0, 1], [f"planned ({run['density']:.3f})", "dense"])
     axes.set_xlabel("seconds a forward, 14B, 720p × 81 frames, H100")
     axes.legend(fontsize=8, loc="lower right")
