@@ -8,7 +8,7 @@
 // What makes that possible is that a product's terms may be added in any order and its columns be any keys:
 //   terms: lane t of the four that share a row takes elements 8t … 8t + 7 of every 32, 16 bytes, for two k16 steps;
 //          keys are read from shared memory in the same way;
-//   keys:  of every 16 keys (two n8 columns groups) lane t gets the products with keys 4t … 4t + 3.
+//   keys:  of every 16 keys (two groups of 8 columns) lane t gets the products with keys 4t … 4t + 3.
 namespace calibatt::cuda {
 namespace {
 
