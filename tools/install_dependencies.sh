@@ -2,9 +2,11 @@
 # Installs the Debian 12 packages that building, testing and the demo need; does nothing when all are there.
 set -euo pipefail
 
+# Each library that a dependency's CMake or pkg-config file asks for is named here: recommended packages are not installed
+# (ocl-icd-opencl-dev: oneDNN's CMake file looks for OpenCL).
 packages=(
   g++ cmake ninja-build pkg-config git clang-format ffmpeg
-  libdnnl-dev libhwy-dev libsentencepiece-dev libutf8proc-dev libxxhash-dev libzstd-dev libcli11-dev nlohmann-json3-dev
+  libdnnl-dev ocl-icd-opencl-dev libhwy-dev libsentencepiece-dev libutf8proc-dev libxxhash-dev libzstd-dev libcli11-dev nlohmann-json3-dev
   libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   python3 python3-venv
