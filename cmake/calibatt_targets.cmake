@@ -26,11 +26,12 @@ if(CALIBATT_SANITIZE)
   target_link_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE})
 endif()
 
-# calibatt_library(name dir [RECURSE] [EXCLUDE regex] [ONLY regex] [DEPENDS floors...] [LINK targets...]): the library
-# calibatt_<name> of all sources in the folder, and calibatt_<name>_test of the *_test.cpp beside them. A floor without
-# sources yet is header-only. EXCLUDE and ONLY select among the sources by their paths.
+# calibatt_library(name dir [RECURSE] [EXCLUDE regex] [ONLY regex] [DEPENDS floors...] [LINK targets...]
+# [TEST_DEPENDS floors...]): the library calibatt_<name> of all sources in the folder, and calibatt_<name>_test of the
+# *_test.cpp beside them, which may use more floors. A floor without sources yet is header-only. EXCLUDE and ONLY select
+# among the sources by their paths.
 function(calibatt_library name dir)
-  cmake_parse_arguments(ARG "RECURSE" "EXCLUDE;ONLY" "DEPENDS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "RECURSE" "EXCLUDE;ONLY" "DEPENDS;LINK;TEST_DEPENDS" ${ARGN})
   if(ARG_RECURSE)
     file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
   else()
@@ -46,7 +47,9 @@ function(calibatt_library name dir)
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
   set(dependencies ${ARG_DEPENDS})
+  set(test_dependencies ${ARG_TEST_DEPENDS})
   list(TRANSFORM dependencies PREPEND calibatt_)
+  list(TRANSFORM test_dependencies PREPEND calibatt_)
   if(sources)
     add_library(calibatt_${name} STATIC ${sources})
     target_link_libraries(calibatt_${name} PUBLIC calibatt_options ${dependencies} ${ARG_LINK})
@@ -59,7 +62,7 @@ function(calibatt_library name dir)
   endif()
   if(CALIBATT_TESTS AND tests)
     add_executable(calibatt_${name}_test ${tests})
-    target_link_libraries(calibatt_${name}_test PRIVATE calibatt_${name} GTest::gtest_main GTest::gmock)
+    target_link_libraries(calibatt_${name}_test PRIVATE calibatt_${name} ${test_dependencies} GTest::gtest_main GTest::gmock)
     target_compile_definitions(calibatt_${name}_test PRIVATE CALIBATT_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden/data"
       CALIBATT_MODELS_DIR="${PROJECT_SOURCE_DIR}/models")
     add_dependencies(unit_tests calibatt_${name}_test)

@@ -1,4 +1,4 @@
-"""Writes src/pipeline/html_entities.inc: the named character references of HTML 5, as Python's html.entities has them.
+"""Writes src/text/html_entities.inc: the named character references of HTML 5, as Python's html.entities has them.
 
     python tools/make_html_entities.py
 """
@@ -7,7 +7,7 @@ import html
 import pathlib
 from html.entities import html5
 
-TARGET = pathlib.Path(__file__).resolve().parents[1] / "src/pipeline/html_entities.inc"
+TARGET = pathlib.Path(__file__).resolve().parents[1] / "src/text/html_entities.inc"
 
 
 def entry(name, text):

@@ -14,11 +14,11 @@
 #include "base/thread_pool.h"
 #include "bench/calibration/synthetic_energy.h"
 #include "bench/clock.h"
-#include "calibrate/calibrator.h"
-#include "calibrate/compile.h"
-#include "calibrate/level_agreement.h"
-#include "calibrate/level_code.h"
-#include "calibrate/measure.h"
+#include "calibrate/compile/compile.h"
+#include "calibrate/profile/level_agreement.h"
+#include "calibrate/profile/level_code.h"
+#include "calibrate/record/calibrator.h"
+#include "calibrate/record/measure.h"
 
 namespace calibatt::bench {
 namespace {

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "base/tensor.h"
-#include "calibrate/fake_device_backend.h"
+#include "calibrate/record/fake_device_backend.h"
 #include "sparsity/geometry.h"
 
 namespace calibatt::bench {

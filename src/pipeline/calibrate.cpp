@@ -7,9 +7,9 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
-#include "calibrate/calibrator.h"
-#include "calibrate/compile.h"
-#include "calibrate/measure.h"
+#include "calibrate/compile/compile.h"
+#include "calibrate/record/calibrator.h"
+#include "calibrate/record/measure.h"
 #include "io/fingerprint.h"
 #include "pipeline/wan_pipeline.h"
 

@@ -5,7 +5,7 @@
 #include "calibatt/pipeline.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
-#include "pipeline/scheduler.h"
+#include "sampling/scheduler.h"
 
 namespace calibatt {
 

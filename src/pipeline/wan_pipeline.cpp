@@ -11,8 +11,8 @@
 #include "io/fingerprint.h"
 #include "models/original_layout.h"
 #include "pipeline/device_backends.h"
-#include "pipeline/text_clean.h"
 #include "plan/plan.h"
+#include "text/text_clean.h"
 
 namespace calibatt {
 

@@ -13,7 +13,7 @@
 #include "models/wan/transformer.h"
 #include "models/wan/vae.h"
 #include "pipeline/run_options.h"
-#include "pipeline/tokenizer.h"
+#include "text/tokenizer.h"
 
 namespace calibatt {
 

@@ -1,0 +1,65 @@
+#include <algorithm>
+#include <limits>
+
+#include "calibrate/compile/compile.h"
+
+namespace calibatt {
+
+namespace {
+constexpr double kSkippingEfficiency = 0.93;  // dense time × density / sparse time of the kernels; only for predictions
+}
+
+CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<std::vector<LayerFacts>>& facts,
+                         int num_heads, double attention_share) {
+  CompileSummary summary;
+  const size_t steps = step_entry.size(), layers = facts.at(0).size();
+  summary.density_map.assign(steps, std::vector<double>(layers));
+  summary.step_density.assign(steps, 0);
+  summary.layer_density.assign(layers, 0);
+  summary.total_heads = static_cast<int>(steps * layers) * num_heads;
+  summary.num_entries = static_cast<int>(facts.size());
+  summary.density = 0;
+  double summaries = 0;
+  for (size_t step = 0; step < steps; ++step) {
+    for (size_t layer = 0; layer < layers; ++layer) {
+      const LayerFacts& one = facts[static_cast<size_t>(step_entry[step])][layer];
+      summary.density_map[step][layer] = one.density;
+      summary.step_density[step] += one.density / static_cast<double>(layers);
+      summary.layer_density[layer] += one.density / static_cast<double>(steps);
+      summary.density += one.density;
+      summary.repetitive_heads += one.anchored_heads;
+      summaries += one.summary_pairs;
+    }
+  }
+  summary.density /= static_cast<double>(steps * layers);
+  summaries /= static_cast<double>(steps * layers);
+  const double attention = std::min(1.0, summary.density / kSkippingEfficiency + summaries);
+  summary.predicted_speedup = 1 / (1 - attention_share + attention_share * attention);
+  summary.held_out_error = std::numeric_limits<double>::quiet_NaN();
+  return summary;
+}
+
+CompileSummary summarize(const Plan& plan, double attention_share) {
+  const AttentionGeometry& g = plan.geometry();
+  const double tokens = g.num_tokens();
+  std::vector<std::vector<LayerFacts>> facts(static_cast<size_t>(plan.num_entries()));
+  for (int entry = 0; entry < plan.num_entries(); ++entry) {
+    for (int layer = 0; layer < plan.num_layers(); ++layer) {
+      LayerFacts& one = facts[static_cast<size_t>(entry)].emplace_back();
+      one.density = 0;
+      for (int head = 0; head < g.heads; ++head) {
+        const HeadFacts& each = plan.facts(entry, layer, head);
+        one.density += static_cast<double>(each.token_pairs) / (tokens * tokens * g.heads);
+        one.anchored_heads += each.anchored;
+        if (!each.has_intervals || !plan.info().summarize_skipped) continue;
+        const double queries = each.anchored ? static_cast<double>(plan.anchor_rows().query_tokens.size()) : tokens;
+        one.summary_pairs += queries / tokens * g.num_key_blocks() / tokens / g.heads;
+      }
+    }
+  }
+  CompileSummary summary = summarize(plan.info().step_entry, facts, g.heads, attention_share);
+  summary.density = plan.density();
+  return summary;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,46 @@
+#include "calibrate/compile/energy_schedule.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+
+namespace calibatt {
+
+std::vector<double> energy_targets(const CompileOptions& options, int num_steps, std::optional<double> density,
+                                   const std::function<double(const std::vector<double>&)>& density_of) {
+  const auto schedule = [&](double a, double c) {
+    std::vector<double> targets;
+    targets.reserve(static_cast<size_t>(num_steps));
+    for (int step = 0; step < num_steps; ++step)
+      targets.push_back(scheduled_energy(a, c, options.schedule_k, step, num_steps));
+    return targets;
+  };
+  const auto ending_at = [&](double a) { return schedule(a, std::max(a, options.schedule_c)); };
+  if (!density) return ending_at(options.schedule_a);
+  double low = 0, high = 1;
+  for (int i = 0; i < 40; ++i) {
+    const double middle = (low + high) / 2;
+    (density_of(ending_at(middle)) < *density ? low : high) = middle;
+  }
+  // Even A = 0 may be too dense: then the first steps' C gives way too.
+  if (low == 0 && density_of(schedule(0, 0)) <= *density) {
+    double low_c = 0, high_c = options.schedule_c;
+    for (int i = 0; i < 40; ++i) {
+      const double middle = (low_c + high_c) / 2;
+      (density_of(schedule(0, middle)) <= *density ? low_c : high_c) = middle;
+    }
+    return schedule(0, low_c);
+  }
+  return ending_at(high);
+}
+
+void require_density(double density, double target) {
+  if (density <= target * 1.05) return;
+  throw Error(ErrorKind::kUsage, "compiling a plan: the density " + std::to_string(target) +
+                                     " cannot be reached, the least with these settings is about " +
+                                     std::to_string(density) +
+                                     "; ask for more, or use smaller blocks or a smaller merge gap");
+}
+
+}  // namespace calibatt

@@ -1,0 +1,114 @@
+// Joins what several processes measured into one profile folder.
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <map>
+#include <string_view>
+#include <system_error>
+
+#include "base/error.h"
+#include "calibatt/calibrate.h"
+#include "calibrate/profile/profile.h"
+#include "io/atomic_file.h"
+#include "io/mapped_file.h"
+
+namespace calibatt {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kPrefix = "prompt_", kSuffix = ".safetensors";
+
+/// The prompts' files of one folder, by prompt.
+std::map<int, std::string> prompts_in(const std::string& folder) {
+  std::error_code error;
+  std::map<int, std::string> prompts;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix) || name.size() <= kPrefix.size() + kSuffix.size())
+      continue;
+    const std::string_view digits =
+        std::string_view(name).substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
+    int prompt = 0;
+    const auto [rest, failed] = std::from_chars(digits.data(), digits.data() + digits.size(), prompt);
+    if (failed != std::errc() || rest != digits.data() + digits.size() || prompt < 0) continue;
+    if (prompt_file(folder, prompt) == entry->path().string()) prompts[prompt] = entry->path().string();
+  }
+  if (error) {
+    throw Error(ErrorKind::kNotFound, folder + ": cannot be read as a profile folder: " + error.message());
+  }
+  return prompts;
+}
+
+std::string listed(const std::vector<int>& prompts) {
+  std::string text;
+  for (size_t i = 0; i < prompts.size() && i < 20; ++i) text += (i > 0 ? ", " : "") + std::to_string(prompts[i]);
+  return text + (prompts.size() > 20 ? ", …" : "");
+}
+
+// A hard link where the file system has them: no second copy of gigabytes. Either appears whole or not at all.
+bool link_or_copy(const std::string& from, const std::string& to) {
+  std::error_code error;
+  fs::create_hard_link(from, to, error);
+  if (!error) return true;
+  const auto source = MappedFile::open(from);
+  AtomicFile file(to);
+  file.write(source->bytes().data(), source->size());
+  file.commit();
+  return false;
+}
+
+}  // namespace
+
+MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output) {
+  if (folders.empty()) throw Error(ErrorKind::kUsage, "merge: give the profile folders to merge");
+  if (fs::is_directory(output) && !prompts_in(output).empty()) {
+    throw Error(ErrorKind::kUsage, "merge: " + output + " already holds prompts; give a new folder with -o");
+  }
+  std::map<int, std::string> files;
+  std::string first_file;
+  ProfileHeader header;
+  for (const std::string& folder : folders) {
+    const std::map<int, std::string> found = prompts_in(folder);
+    if (found.empty()) {
+      throw Error(ErrorKind::kNotFound, "there is no calibration profile in " + folder + "; calibrate first");
+    }
+    for (const auto& [prompt, path] : found) {
+      if (first_file.empty()) {
+        first_file = path;
+        header = load_header(path);
+      } else {
+        require_mergeable(first_file, path);
+      }
+      const auto [at, fresh] = files.emplace(prompt, path);
+      if (!fresh) {
+        throw Error(ErrorKind::kUsage, "merge: prompt " + std::to_string(prompt) + " is in two folders, " + at->second +
+                                           " and " + path + "; leave one of them out");
+      }
+    }
+  }
+  std::vector<int> missing;
+  for (int prompt = 0; prompt < header.provenance.num_prompts; ++prompt) {
+    if (!files.contains(prompt)) missing.push_back(prompt);
+  }
+  if (!missing.empty()) {
+    throw Error(ErrorKind::kUsage, "merge: of the calibration's " + std::to_string(header.provenance.num_prompts) +
+                                       " prompts these are missing: " + listed(missing) +
+                                       "; calibrate them with --prompt-range and add their folder");
+  }
+  if (files.rbegin()->first >= header.provenance.num_prompts) {
+    throw Error(ErrorKind::kFormat, files.rbegin()->second + ": the calibration has only " +
+                                        std::to_string(header.provenance.num_prompts) + " prompts; remove the file");
+  }
+  std::error_code error;
+  fs::create_directories(output, error);
+  if (error) throw Error(ErrorKind::kIo, "merge: cannot create " + output + ": " + error.message());
+  MergeSummary summary;
+  for (const auto& [prompt, path] : files) {
+    summary.linked += link_or_copy(path, prompt_file(output, prompt));
+    ++summary.prompts;
+  }
+  return summary;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,119 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+
+#include "base/error.h"
+#include "calibatt/calibrate.h"
+#include "calibrate/compile/compile.h"
+#include "calibrate/record/calibrator.h"
+#include "calibrate/record/synthetic_attention.h"
+#include "io/test_folder.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class Merge : public ::testing::Test {
+ protected:
+  Merge() {
+    header.geometry.frames = 2, header.geometry.height = 6, header.geometry.width = 6;
+    header.geometry.heads = 2, header.geometry.head_dim = 16;
+    header.geometry.block_q = header.geometry.block_k = 16;
+    header.num_layers = 1;
+    header.sigmas = {1.0, 0.5};
+    header.anchor_rows = {2};
+    header.provenance.num_prompts = 4;
+  }
+
+  RecordedProfile record(const std::string& to, int begin, int end) {
+    const auto run = [this](int prompt, SelfAttention& attention) {
+      run_synthetic(header.geometry, header.num_steps(), header.num_layers, prompt, attention);
+      return 1e6;
+    };
+    return record_profile(*make_backend("cpu"), header, to, run, {}, {begin, end});
+  }
+  std::string message(ErrorKind kind, const std::vector<std::string>& folders, const std::string& output) {
+    try {
+      merge_profiles(folders, output);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), kind);
+      return error.what();
+    }
+    return "nothing was thrown";
+  }
+
+  ProfileHeader header;
+  TestFolder a, b, c;
+};
+
+TEST_F(Merge, FoldersOfRangesBecomeOneProfile) {
+  record(a.path(), 0, 2);
+  record(b.path(), 2, 4);
+  const std::string output = c / "merged";
+  const MergeSummary summary = merge_profiles({b.path(), a.path()}, output);
+  EXPECT_EQ(summary.prompts, 4);
+  const Profile merged = load_profile(output);
+  ASSERT_EQ(merged.prompts.size(), 4u);
+  // Each range ranks by its own earlier prompts, and says so; its first prompt by itself.
+  for (int prompt = 0; prompt < 4; ++prompt) {
+    EXPECT_EQ(merged.prompts[prompt].prompt, prompt);
+    EXPECT_EQ(merged.prompts[prompt].own_ranking, prompt % 2 == 0);
+    EXPECT_EQ(merged.prompts[prompt].ranked_from, prompt / 2 * 2);
+  }
+  CompileOptions options;
+  options.density = 0.6;
+  options.anchor_rows_per_frame = 2;
+  const CompiledPlan compiled = compile_plan(merged, options);
+  EXPECT_TRUE(compiled.summary.error_is_held_out);
+  EXPECT_EQ(compiled.parts.provenance.num_prompts, 4);
+  // A calibration goes on from it without running anything.
+  const RecordedProfile resumed = record_profile(*make_backend("cpu"), header, output, [](int, SelfAttention&) {
+    ADD_FAILURE() << "nothing may run";
+    return 0.0;
+  });
+  EXPECT_EQ(resumed.prompts_resumed, 4);
+  EXPECT_GT(measured_attention_share(resumed.profile).value(), 0);
+}
+
+TEST_F(Merge, ARangeMeasuresTheSameEnergiesAsTheWhole) {
+  const RecordedProfile whole = record(a.path(), 0, 4), part = record(b.path(), 2, 4);
+  for (size_t i = 0; i < 2; ++i) {
+    const Tensor &expected = whole.profile.prompts[2 + i].energy, &actual = part.profile.prompts[i].energy;
+    EXPECT_EQ(std::memcmp(expected.raw(), actual.raw(), expected.size_bytes()), 0);
+  }
+}
+
+TEST_F(Merge, GapsDuplicatesAndFullFoldersAreRefusedBeforeAnythingIsWritten) {
+  record(a.path(), 0, 2);
+  record(b.path(), 1, 2);
+  const std::string output = c / "merged";
+  EXPECT_THAT(message(ErrorKind::kUsage, {a.path()}, output), HasSubstr("missing: 2, 3"));
+  EXPECT_THAT(message(ErrorKind::kUsage, {a.path(), b.path()}, output),
+              AllOf(HasSubstr("prompt 1 is in two folders"), HasSubstr(a.path()), HasSubstr(b.path())));
+  EXPECT_THAT(message(ErrorKind::kUsage, {b.path()}, a.path()), HasSubstr("already holds prompts"));
+  EXPECT_THAT(message(ErrorKind::kNotFound, {c.path()}, output), HasSubstr("no calibration profile"));
+  EXPECT_THAT(message(ErrorKind::kNotFound, {c / "absent"}, output), HasSubstr("absent"));
+  EXPECT_FALSE(std::filesystem::exists(output));
+}
+
+TEST_F(Merge, FoldersOfDifferentCalibrationsAreRefusedNamingBothValues) {
+  record(a.path(), 0, 2);
+  header.sigmas[1] = 0.25;
+  record(b.path(), 2, 4);
+  EXPECT_THAT(message(ErrorKind::kMismatch, {a.path(), b.path()}, c / "merged"),
+              AllOf(HasSubstr("sigmas"), HasSubstr("1,0.5"), HasSubstr("1,0.25"), HasSubstr(a.path())));
+  EXPECT_FALSE(std::filesystem::exists(c / "merged"));
+}
+
+TEST_F(Merge, ImpossibleRangesAreRefused) {
+  for (const auto& [begin, end] : {std::pair{-1, 2}, std::pair{2, 2}, std::pair{3, 5}}) {
+    EXPECT_THROW(record(a.path(), begin, end), Error) << begin << ":" << end;
+  }
+}
+
+}  // namespace
+}  // namespace calibatt

@@ -1,0 +1,285 @@
+#include "calibrate/profile/profile.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string_view>
+
+#include "base/error.h"
+#include "calibrate/profile/level_code.h"
+#include "calibrate/profile/profile_header.h"
+#include "io/fingerprint.h"
+#include "io/safetensors.h"
+
+namespace calibatt {
+namespace {
+
+constexpr std::string_view kFormat = "calibatt-profile";
+constexpr std::string_view kVersion = "2";  // 1: without times, ranked_from and levels
+constexpr size_t kChecksumDigits = 32;
+
+struct Part {
+  std::string name;
+  Tensor PromptProfile::*field;
+  DType dtype;
+  std::vector<int64_t> shape;
+};
+
+// What a prompt's profile consists of (profile.h says what the axes are).
+std::vector<Part> parts_of(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  const int64_t s = header.num_steps(), l = header.num_layers, h = g.heads, r = g.num_query_blocks(),
+                c = g.num_key_blocks();
+  const auto levels = static_cast<int64_t>(kEnergyLevels.size()),
+             anchors = static_cast<int64_t>(header.anchor_rows.size());
+  if (header.measured == Measured::kLevels) {
+    const auto n = static_cast<int64_t>(header.num_recorded_steps());
+    std::vector<Part> parts{
+        {"levels", &PromptProfile::levels, DType::kU8, {n, l, h, r, packed_row_bytes(static_cast<int>(c))}},
+        {"site_checksums", &PromptProfile::site_checksums, DType::kU8, {n, l, int64_t{kChecksumDigits}}}};
+    if (header.output_errors) {
+      parts.push_back({"level_error", &PromptProfile::level_error, DType::kF32, {n, l, h, 2, kNumCodeLevels}});
+    }
+    return parts;
+  }
+  std::vector<Part> parts{{"energy", &PromptProfile::energy, DType::kF16, {s, l, h, r, c}}};
+  if (!header.output_errors) return parts;
+  parts.push_back({"harm", &PromptProfile::harm, DType::kF16, {2, s, l, h, r, c}});
+  parts.push_back({"harm_scale", &PromptProfile::harm_scale, DType::kF32, {2, s, l, h}});
+  parts.push_back({"level_error", &PromptProfile::level_error, DType::kF32, {s, l, h, 2, 2, levels}});
+  if (anchors == 0) return parts;
+  parts.push_back({"copy_error", &PromptProfile::copy_error, DType::kF32, {s, l, h, anchors}});
+  parts.push_back({"similarity", &PromptProfile::similarity, DType::kF32, {s, l, h, anchors}});
+  return parts;
+}
+
+std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
+  Hasher hasher;
+  for (const auto& [name, tensor] : tensors) {
+    if (name == "levels") continue;  // checked site by site (verify_site)
+    hasher.update(name);
+    hasher.update(tensor.raw(), tensor.size_bytes());
+  }
+  return hasher.hex();
+}
+
+// Everything in a profile is a finite number, and all but similarities are at least 0.
+bool all_valid(const std::string& name, const Tensor& tensor) {
+  if (tensor.dtype() == DType::kU8) return true;
+  if (tensor.dtype() == DType::kF16) {
+    const auto* values = tensor.data<uint16_t>();
+    return std::none_of(values, values + tensor.size(),
+                        [](uint16_t bits) { return bits >= 0x7c00u; });  // also negative ones
+  }
+  return std::all_of(tensor.f32(), tensor.f32() + tensor.size(),
+                     [&](float value) { return std::isfinite(value) && (value >= 0 || name == "similarity"); });
+}
+
+PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index) {
+  const ProfileFields fields(file.metadata(), file.path());
+  if (fields.integer("prompt") != index) throw fields.wrong("prompt", "does not fit the file's name");
+  PromptProfile prompt;
+  prompt.prompt = index;
+  prompt.path = file.path();
+  prompt.own_ranking = fields.text("own_ranking") == "1";
+  if (fields.text("version") != "1") {
+    prompt.ranked_from = fields.integer("ranked_from");
+    prompt.attention_seconds = fields.real("attention_seconds");
+    prompt.run_seconds = fields.real("run_seconds");
+  }
+  std::map<std::string, Tensor> tensors;
+  for (const Part& part : parts_of(header)) {
+    const Tensor tensor = file.get(part.name, part.shape);
+    if (tensor.dtype() != part.dtype) throw fields.wrong(part.name, "has the wrong type");
+    tensors[part.name] = tensor;
+    prompt.*part.field = tensor;
+  }
+  if (checksum_of(tensors) != fields.text("checksum"))
+    throw fields.wrong("checksum", "does not fit the content: the file was altered");
+  for (const auto& [name, tensor] : tensors) {
+    if (!all_valid(name, tensor)) throw fields.wrong(name, "holds a value that cannot be");
+  }
+  return prompt;
+}
+
+Safetensors open_profile(const std::string& path) {
+  Safetensors file = Safetensors::open(path);
+  const auto format = file.metadata().find("format");
+  if (format == file.metadata().end() || format->second != kFormat) {
+    throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");
+  }
+  const std::string version = ProfileFields(file.metadata(), path).text("version");
+  if (version != kVersion && version != "1") {
+    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads 1 and " +
+                                        std::string(kVersion) + "; calibrate again into another profile folder");
+  }
+  return file;
+}
+
+}  // namespace
+
+std::string prompt_file(const std::string& folder, int prompt) {
+  char name[32];
+  std::snprintf(name, sizeof name, "prompt_%04d.safetensors", prompt);
+  return (std::filesystem::path(folder) / name).string();
+}
+
+PromptProfile PromptProfile::allocate(const ProfileHeader& header, int prompt) {
+  PromptProfile profile;
+  profile.prompt = prompt;
+  for (const Part& part : parts_of(header)) {
+    profile.*part.field =
+        part.dtype == DType::kU8 ? Tensor(part.dtype, part.shape) : Tensor::zeros(part.dtype, part.shape);
+  }
+  return profile;
+}
+
+void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    throw Error(ErrorKind::kIo,
+                "cannot create the profile folder " + folder + ": " + error.message() + "; choose another place");
+  }
+  std::map<std::string, Tensor> tensors;
+  for (const Part& part : parts_of(header)) tensors[part.name] = prompt.*part.field;
+  ProfileMetadata metadata = to_metadata(header);
+  metadata["format"] = kFormat;
+  metadata["version"] = kVersion;
+  metadata["tool_version"] = header.provenance.tool_version;
+  metadata["prompt"] = number_text(prompt.prompt);
+  metadata["own_ranking"] = prompt.own_ranking ? "1" : "0";
+  metadata["ranked_from"] = number_text(prompt.ranked_from);
+  metadata["attention_seconds"] = number_text(prompt.attention_seconds);
+  metadata["run_seconds"] = number_text(prompt.run_seconds);
+  metadata["checksum"] = checksum_of(tensors);
+  write_safetensors(prompt_file(folder, prompt.prompt), tensors, metadata);
+}
+
+std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {
+  const std::string path = prompt_file(folder, prompt);
+  if (!std::filesystem::exists(path)) return std::nullopt;
+  const Safetensors file = open_profile(path);
+  require_same(to_metadata(header), file.metadata(), path);
+  return read_prompt(file, header, prompt);
+}
+
+Profile load_profile(const std::string& folder) {
+  Profile profile;
+  for (int prompt = 0;; ++prompt) {
+    const std::string path = prompt_file(folder, prompt);
+    if (!std::filesystem::exists(path)) break;
+    const Safetensors file = open_profile(path);
+    if (prompt == 0) {
+      profile.header = from_metadata(file.metadata(), path);
+    } else {
+      require_same(to_metadata(profile.header), file.metadata(), path);
+    }
+    profile.prompts.push_back(read_prompt(file, profile.header, prompt));
+  }
+  if (profile.prompts.empty()) {
+    throw Error(ErrorKind::kNotFound, "there is no calibration profile in " + folder + "; calibrate first");
+  }
+  return profile;
+}
+
+ProfileHeader load_header(const std::string& path) {
+  return from_metadata(open_profile(path).metadata(), path);
+}
+
+void require_mergeable(const std::string& path, const std::string& other_path) {
+  const Safetensors file = open_profile(path), other = open_profile(other_path);
+  require_same(to_metadata(from_metadata(file.metadata(), path)), other.metadata(), other_path, path,
+               "only prompts of one calibration can be merged");
+}
+
+int64_t site_level_bytes(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  return int64_t{g.heads} * g.num_query_blocks() * packed_row_bytes(g.num_key_blocks());
+}
+
+const uint8_t* site_levels(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer) {
+  CALIBATT_ASSERT(recorded >= 0 && recorded < header.num_recorded_steps() && layer >= 0 && layer < header.num_layers);
+  return prompt.levels.data<uint8_t>() + (int64_t{recorded} * header.num_layers + layer) * site_level_bytes(header);
+}
+
+namespace {
+std::string site_checksum(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer) {
+  Hasher hasher;
+  hasher.update(site_levels(header, prompt, recorded, layer), static_cast<size_t>(site_level_bytes(header)));
+  return hasher.hex();
+}
+size_t site_checksum_offset(const ProfileHeader& header, int recorded, int layer) {
+  return (static_cast<size_t>(recorded) * header.num_layers + layer) * kChecksumDigits;
+}
+}  // namespace
+
+void seal_site(const ProfileHeader& header, PromptProfile& prompt, int recorded, int layer) {
+  const std::string digits = site_checksum(header, prompt, recorded, layer);
+  CALIBATT_ASSERT(digits.size() == kChecksumDigits);
+  std::copy(digits.begin(), digits.end(),
+            prompt.site_checksums.data<char>() + site_checksum_offset(header, recorded, layer));
+}
+
+void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer) {
+  const std::string_view expected(prompt.site_checksums.data<char>() + site_checksum_offset(header, recorded, layer),
+                                  kChecksumDigits);
+  if (site_checksum(header, prompt, recorded, layer) == expected) return;
+  throw Error(ErrorKind::kFormat,
+              prompt.path + ": the level codes of recorded step " + number_text(recorded) + ", layer " +
+                  number_text(layer) +
+                  " do not fit their checksum: the file was altered; delete it and calibrate again");
+}
+
+std::optional<double> measured_attention_share(const Profile& profile) {
+  double attention = 0, run = 0;
+  for (const PromptProfile& prompt : profile.prompts) {
+    if (prompt.run_seconds <= 0) continue;
+    attention += prompt.attention_seconds;
+    run += prompt.run_seconds;
+  }
+  if (run <= 0) return std::nullopt;
+  return std::clamp(attention / run, 0.0, 1.0);
+}
+
+std::vector<float> energy_of(const PromptProfile& prompt, size_t site_head, int num_blocks) {
+  const auto* stored = prompt.energy.data<uint16_t>() + site_head * num_blocks;
+  std::vector<float> energy(num_blocks);
+  for (int i = 0; i < num_blocks; ++i) energy[i] = half_to_float(stored[i]);
+  return energy;
+}
+
+std::vector<float> mean_energy(const std::vector<PromptProfile>& prompts, size_t site_head, int num_blocks) {
+  std::vector<float> mean(num_blocks, 0.0f);
+  for (const PromptProfile& prompt : prompts) {
+    const auto* stored = prompt.energy.data<uint16_t>() + site_head * num_blocks;
+    for (int i = 0; i < num_blocks; ++i) mean[i] += half_to_float(stored[i]) / static_cast<float>(prompts.size());
+  }
+  return mean;
+}
+
+std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head,
+                             int num_blocks) {
+  std::vector<float> mean(num_blocks, 0.0f);
+  for (const PromptProfile& prompt : prompts) {
+    const auto heads_per_step = static_cast<size_t>(prompt.energy.dim(1) * prompt.energy.dim(2));
+    const auto num_heads = static_cast<size_t>(prompt.harm_scale.size() / 2);
+    for_each_neighbouring_step(site_head, heads_per_step, num_heads, [&](size_t neighbour, float share) {
+      const size_t at = static_cast<size_t>(skipped) * num_heads + neighbour;
+      const auto* stored = prompt.harm.data<uint16_t>() + at * num_blocks;
+      const float scale = prompt.harm_scale.f32()[at];
+      const float weight = share * scale * scale / static_cast<float>(prompts.size());
+      for (int i = 0; i < num_blocks; ++i) {
+        const float root = half_to_float(stored[i]);
+        mean[i] += weight * root * root;
+      }
+    });
+  }
+  return mean;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,189 @@
+#include "calibrate/profile/profile_header.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "calibrate/profile/level_code.h"
+
+namespace calibatt {
+namespace {
+
+constexpr const char* kMeasured = "measured";  // absent: maps
+constexpr std::string_view kSettingPrefix = "setting.";
+
+template <class Range>
+std::string joined(const Range& values) {
+  std::string text;
+  for (const auto value : values) text += (text.empty() ? "" : ",") + number_text(value);
+  return text;
+}
+
+bool sound_recorded_steps(const ProfileHeader& header) {
+  const std::vector<int>& steps = header.recorded_steps;
+  return !steps.empty() && steps.front() >= 0 && steps.back() < header.num_steps() &&
+         std::adjacent_find(steps.begin(), steps.end(), std::greater_equal<>()) == steps.end();
+}
+
+// Long lists (a run's noise levels) by their number, beginning and end: both values have to fit into one message.
+std::string shortened(const std::string& value) {
+  if (value.size() <= 60 || value.find(',') == std::string::npos) return value;
+  const auto count = 1 + std::count(value.begin(), value.end(), ',');
+  const std::string second = value.substr(0, value.find(',', value.find(',') + 1));
+  return std::to_string(count) + " values, " + second + ",…" + value.substr(value.rfind(','));
+}
+
+}  // namespace
+
+std::string number_text(double value) {
+  char text[40];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  return {text, end};
+}
+
+ProfileMetadata to_metadata(const ProfileHeader& header) {
+  const AttentionGeometry& g = header.geometry;
+  const PlanProvenance& p = header.provenance;
+  ProfileMetadata metadata{
+      {"frames", number_text(g.frames)},
+      {"height", number_text(g.height)},
+      {"width", number_text(g.width)},
+      {"text_tokens", number_text(g.text_tokens)},
+      {"heads", number_text(g.heads)},
+      {"head_dim", number_text(g.head_dim)},
+      {"block_q", number_text(g.block_q)},
+      {"block_k", number_text(g.block_k)},
+      {"token_order", g.order.to_string()},
+      {"num_layers", number_text(header.num_layers)},
+      {"sigmas", joined(header.sigmas)},
+      {"output_errors", header.output_errors ? "1" : "0"},
+      {"samples_per_block", number_text(header.samples_per_block)},
+      {"anchor_rows", joined(header.anchor_rows)},
+      {"energy_levels", joined(kEnergyLevels)},
+      {"density_levels", joined(kDensityLevels)},
+      {"model_name", p.model_name},
+      {"model_fingerprint", p.model_fingerprint},
+      {"prompts_hash", p.prompts_hash},
+      {"num_prompts", number_text(p.num_prompts)},
+      {"video_frames", number_text(p.video_frames)},
+      {"video_height", number_text(p.video_height)},
+      {"video_width", number_text(p.video_width)},
+      {"guidance_scale", number_text(p.guidance_scale)},
+      {"scheduler", p.scheduler},
+      {"flow_shift", number_text(p.flow_shift)},
+  };
+  if (header.measured == Measured::kLevels) {
+    metadata[kMeasured] = "levels";
+    metadata["recorded_steps"] = joined(header.recorded_steps);
+    metadata["code_levels"] = joined(kCodeLevels);
+    if (header.output_errors) metadata["sampled_blocks"] = number_text(header.sampled_blocks);
+  }
+  for (const auto& [name, value] : p.settings) metadata[std::string(kSettingPrefix) + name] = value;
+  return metadata;
+}
+
+ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& path) {
+  const ProfileFields fields(metadata, path);
+  ProfileHeader header;
+  AttentionGeometry& g = header.geometry;
+  g.frames = fields.integer("frames");
+  g.height = fields.integer("height");
+  g.width = fields.integer("width");
+  g.text_tokens = fields.integer("text_tokens");
+  g.heads = fields.integer("heads");
+  g.head_dim = fields.integer("head_dim");
+  g.block_q = fields.integer("block_q");
+  g.block_k = fields.integer("block_k");
+  try {
+    g.order = TokenOrder::parse(fields.text("token_order"));
+    g.validate();
+  } catch (const Error& error) {
+    throw Error(ErrorKind::kFormat, path + ": " + error.what() + "; delete the file and calibrate again");
+  }
+  header.num_layers = fields.integer("num_layers");
+  header.sigmas = fields.list<double>("sigmas");
+  header.output_errors = fields.text("output_errors") == "1";
+  header.samples_per_block = fields.integer("samples_per_block");
+  header.anchor_rows = fields.list<int>("anchor_rows");
+  PlanProvenance& p = header.provenance;
+  p.tool_version = fields.text("tool_version");
+  p.model_name = fields.text("model_name");
+  p.model_fingerprint = fields.text("model_fingerprint");
+  p.prompts_hash = fields.text("prompts_hash");
+  p.num_prompts = fields.integer("num_prompts");
+  p.video_frames = fields.integer("video_frames");
+  p.video_height = fields.integer("video_height");
+  p.video_width = fields.integer("video_width");
+  p.guidance_scale = fields.real("guidance_scale");
+  p.scheduler = fields.text("scheduler");
+  p.flow_shift = fields.real("flow_shift");
+  for (const auto& [name, value] : metadata) {
+    if (name.starts_with(kSettingPrefix)) p.settings[name.substr(kSettingPrefix.size())] = value;
+  }
+  constexpr int kMany = 1 << 16;
+  if (header.num_layers < 1 || header.num_layers > kMany) throw fields.wrong("num_layers", "is out of range");
+  if (header.sigmas.empty() || header.sigmas.size() > kMany) throw fields.wrong("sigmas", "is empty or far too long");
+  if (fields.text("energy_levels") != joined(kEnergyLevels) ||
+      fields.text("density_levels") != joined(kDensityLevels)) {
+    throw fields.wrong("energy_levels", "or \"density_levels\" is not this version's");
+  }
+  for (const int rows : header.anchor_rows) {
+    if (rows < 1 || rows > g.height) throw fields.wrong("anchor_rows", "is out of range");
+  }
+  if (metadata.contains(kMeasured)) {
+    if (fields.text(kMeasured) != "levels") throw fields.wrong(kMeasured, "is not known to this version");
+    header.measured = Measured::kLevels;
+    header.recorded_steps = fields.list<int>("recorded_steps");
+    if (!sound_recorded_steps(header)) throw fields.wrong("recorded_steps", "is not a rising list of steps");
+    if (fields.text("code_levels") != joined(kCodeLevels)) throw fields.wrong("code_levels", "is not this version's");
+    if (header.output_errors) header.sampled_blocks = fields.integer("sampled_blocks");
+  }
+  return header;
+}
+
+void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
+                  const std::string& ours_name, const std::string& advice) {
+  static const std::string kAbsent = "(absent)";
+  const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
+    return Error(ErrorKind::kMismatch,
+                 path + " was measured with " + name + " = " + shortened(theirs) + ", " + ours_name + " has " +
+                     shortened(ours) + "; " +
+                     (advice.empty() ? "give another profile folder, or delete this one" : advice));
+  };
+  const auto measured = [](const ProfileMetadata& metadata) {
+    const auto at = metadata.find(kMeasured);
+    return at == metadata.end() ? std::string("maps") : at->second;
+  };
+  if (measured(expected) != measured(found)) throw refuse(kMeasured, measured(found), measured(expected));
+  for (const auto& [name, value] : expected) {
+    const auto other = found.find(name);
+    if (other == found.end()) throw refuse(name, kAbsent, value);
+    if (other->second != value) throw refuse(name, other->second, value);
+  }
+  for (const auto& [name, value] : found) {
+    if (name.starts_with(kSettingPrefix) && !expected.contains(name)) throw refuse(name, value, kAbsent);
+  }
+}
+
+void validate(const ProfileHeader& header) {
+  header.geometry.validate();
+  const auto require = [](bool condition, const std::string& what) {
+    if (!condition) throw Error(ErrorKind::kUsage, "calibration: " + what);
+  };
+  require(header.num_layers >= 1, "the model must have at least one layer");
+  require(!header.sigmas.empty(), "the run must have at least one step");
+  require(header.provenance.num_prompts >= 1, "give at least one prompt");
+  if (header.measured == Measured::kLevels) {
+    require(sound_recorded_steps(header), "the recorded steps must be a rising list of the run's steps");
+    require(header.sampled_blocks >= 1,
+            "the sampled query blocks must be at least 1, not " + number_text(header.sampled_blocks));
+  }
+  require(header.samples_per_block >= 1,
+          "the samples per block must be at least 1, not " + number_text(header.samples_per_block));
+  for (const int rows : header.anchor_rows) {
+    require(rows >= 1 && rows <= header.geometry.height, "anchor rows per frame must be between 1 and the " +
+                                                             number_text(header.geometry.height) +
+                                                             " rows of a frame, not " + number_text(rows));
+  }
+}
+
+}  // namespace calibatt

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <charconv>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "calibrate/profile/profile.h"
+
+namespace calibatt {
+
+/// The texts of a profile file's header.
+using ProfileMetadata = std::map<std::string, std::string>;
+
+ProfileMetadata to_metadata(const ProfileHeader& header);
+/// Throws Error(kFormat) naming file and field.
+ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& path);
+/// Throws Error(kMismatch) naming the first field in which the file at `path` differs from `expected`, and both values.
+/// ours_name: whose `expected` is; advice: what to do about it.
+void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
+                  const std::string& ours_name = "this calibration", const std::string& advice = "");
+
+std::string number_text(double value);  ///< the shortest text that reads back as the same value
+
+/// Reads fields back; every problem is an Error(kFormat) that names file and field.
+class ProfileFields {
+ public:
+  ProfileFields(const ProfileMetadata& metadata, const std::string& path) : metadata_(metadata), path_(path) {}
+
+  const std::string& text(const std::string& name) const {
+    const auto found = metadata_.find(name);
+    if (found == metadata_.end()) throw wrong(name, "is missing");
+    return found->second;
+  }
+  double real(const std::string& name) const { return parsed<double>(name, text(name)); }
+  int integer(const std::string& name) const { return parsed<int>(name, text(name)); }
+  template <class T>
+  std::vector<T> list(const std::string& name) const {
+    std::vector<T> values;
+    std::string_view rest = text(name);
+    while (!rest.empty()) {
+      const size_t comma = std::min(rest.find(','), rest.size());
+      values.push_back(parsed<T>(name, rest.substr(0, comma)));
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
+    }
+    return values;
+  }
+  Error wrong(const std::string& name, const std::string& what) const {
+    return Error(ErrorKind::kFormat,
+                 path_ + ": profile field \"" + name + "\" " + what + "; delete the file and calibrate again");
+  }
+
+ private:
+  template <class T>
+  T parsed(const std::string& name, std::string_view text) const {
+    T value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size()) {
+      throw wrong(name, "is not a number: \"" + std::string(text) + "\"");
+    }
+    return value;
+  }
+  const ProfileMetadata& metadata_;
+  const std::string& path_;
+};
+
+}  // namespace calibatt

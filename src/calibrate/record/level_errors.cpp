@@ -1,0 +1,188 @@
+#include "calibrate/record/level_errors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "calibrate/profile/level_agreement.h"
+#include "calibrate/profile/level_code.h"
+
+namespace calibatt {
+namespace {
+
+constexpr size_t kMostEarlierPrompts = 4;    // more would change the masks little and take the host longer
+constexpr int kGroups = kNumCodeLevels + 1;  // the last one keeps every key
+
+double fraction(double value) {
+  return value - std::floor(value);
+}
+
+HeadsView rows_of(Tensor& tensor, int64_t first, int64_t count, int head_dim) {
+  const int64_t width = tensor.dim(-1);
+  char* data = static_cast<char*>(tensor.raw()) + first * width * static_cast<int64_t>(dtype_size(tensor.dtype()));
+  return {data, tensor.dtype(), count, width, head_dim};
+}
+ConstHeadsView as_const(const HeadsView& view) {
+  return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
+}
+
+/// Intervals of blocks c with keeps(c), appended.
+template <class Keeps>
+void append_row(int num_key_blocks, const Keeps& keeps, std::vector<uint32_t>& offsets,
+                std::vector<BlockInterval>& intervals) {
+  const size_t first = intervals.size();
+  for (int c = 0; c < num_key_blocks; ++c) {
+    if (!keeps(c)) continue;
+    const auto block = static_cast<uint32_t>(c);
+    if (intervals.size() > first && intervals.back().end == block) {
+      ++intervals.back().end;
+    } else {
+      intervals.push_back({block, block + 1});
+    }
+  }
+  offsets.push_back(static_cast<uint32_t>(intervals.size()));
+}
+
+}  // namespace
+
+LevelErrors::LevelErrors(Backend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
+                         PromptProfile& profile)
+    : backend_(backend),
+      header_(header),
+      earlier_(earlier.begin(),
+               earlier.begin() + static_cast<ptrdiff_t>(std::min(earlier.size(), kMostEarlierPrompts))),
+      profile_(profile),
+      rows_per_block_(std::min(header.geometry.block_q, header.geometry.num_tokens())) {}
+
+/// Whole query blocks, one of each equal stretch of the video; where in its stretch changes with prompt, step and
+/// layer.
+std::vector<int> LevelErrors::sampled_blocks(int recorded, int layer) const {
+  constexpr double kGolden = 0.6180339887498949,
+                   kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
+  const int whole = header_.geometry.num_tokens() / rows_per_block_, count = std::min(header_.sampled_blocks, whole);
+  const double phase =
+      fraction(kGolden * (profile_.prompt + 1) + kSilver * (double{1} * recorded * header_.num_layers + layer));
+  std::vector<int> blocks;
+  for (int i = 0; i < count; ++i) {
+    const int begin = static_cast<int>(int64_t{whole} * i / count),
+              end = static_cast<int>(int64_t{whole} * (i + 1) / count);
+    blocks.push_back(begin + static_cast<int>(fraction(phase + i * kSilver) * (end - begin)));
+  }
+  return blocks;
+}
+
+/// Of each head: query blocks are the sampled ones at the lowest level, then at the next, …, then with every key.
+std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const std::vector<int>& blocks,
+                                               const uint8_t* own_codes) const {
+  const AttentionGeometry& g = header_.geometry;
+  const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
+  std::vector<const uint8_t*> sites;
+  for (const PromptProfile* prompt : earlier_) sites.push_back(site_levels(header_, *prompt, recorded, layer));
+  if (sites.empty()) sites.push_back(own_codes);
+  CALIBATT_ASSERT(sites.front() != nullptr);
+  std::vector<BlockIntervals> result(static_cast<size_t>(g.heads));
+  parallel_for(g.heads, 1, [&](int64_t begin, int64_t end, int) {
+    LevelAgreement agreement(columns, Agreement::kMean, 0.5, sites.size());
+    std::vector<const uint8_t*> packed(sites.size());
+    std::vector<uint16_t> levels(blocks.size() * static_cast<size_t>(columns));
+    for (int64_t head = begin; head < end; ++head) {
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        const std::span<uint16_t> row(levels.data() + i * static_cast<size_t>(columns), static_cast<size_t>(columns));
+        for (size_t p = 0; p < sites.size(); ++p) {
+          packed[p] = sites[p] + (head * rows + blocks[i]) * packed_row_bytes(columns);
+        }
+        agreement.agree(packed, row);
+        keep_own_blocks(g, blocks[i], row);
+      }
+      std::vector<uint32_t> offsets{0};
+      std::vector<BlockInterval> intervals;
+      for (int group = 0; group < kGroups; ++group) {
+        const int level = group < kNumCodeLevels ? kCodeLevels[static_cast<size_t>(group)] : kLevelUnits;
+        for (size_t i = 0; i < blocks.size(); ++i) {
+          const uint16_t* row = levels.data() + i * static_cast<size_t>(columns);
+          append_row(
+              columns, [&](int c) { return row[c] < level; }, offsets, intervals);
+        }
+      }
+      result[static_cast<size_t>(head)] = BlockIntervals(columns, std::move(offsets), std::move(intervals));
+    }
+  });
+  return result;
+}
+
+void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+                          const OutputContext& context, const uint8_t* own_codes) {
+  const AttentionGeometry& g = header_.geometry;
+  const std::vector<int> blocks = sampled_blocks(recorded, layer);
+  const int64_t block_rows = rows_per_block_, rows = static_cast<int64_t>(blocks.size()) * block_rows;
+  const int64_t width = int64_t{g.heads} * g.head_dim;
+  if (queries_.empty()) {
+    queries_ = backend_.empty(q.dtype, {kGroups, rows, width});
+    outputs_ = backend_.empty(DType::kF32, {kGroups, rows, width});
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const int64_t offset = int64_t{blocks[i]} * block_rows * q.token_stride * static_cast<int64_t>(dtype_size(q.dtype));
+    const ConstHeadsView from{static_cast<const char*>(q.data) + offset, q.dtype, block_rows, q.token_stride,
+                              q.head_stride};
+    backend_.copy_heads(from, rows_of(queries_, static_cast<int64_t>(i) * block_rows, block_rows, g.head_dim), g.heads,
+                        g.head_dim);
+  }
+  for (int group = 1; group < kGroups; ++group) {
+    backend_.copy_heads(as_const(rows_of(queries_, 0, rows, g.head_dim)),
+                        rows_of(queries_, group * rows, rows, g.head_dim), g.heads, g.head_dim);
+  }
+
+  AttentionCall call;
+  call.q = as_const(rows_of(queries_, 0, kGroups * rows, g.head_dim));
+  call.k = k, call.v = v;
+  call.out = rows_of(outputs_, 0, kGroups * rows, g.head_dim);
+  call.num_heads = g.heads;
+  call.head_dim = g.head_dim;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
+  call.block_q = rows_per_block_;
+  call.block_k = g.block_k;
+  Tensor metric;
+  if (context.output_weight != nullptr) {
+    CALIBATT_ASSERT(context.output_layer != nullptr && context.backend_gate != nullptr);
+    metric = backend_.output_metric(*context.output_layer, *context.output_weight, *context.backend_gate, g.heads);
+  }
+  const double residual = context.residual_square_sum > 0 ? context.residual_square_sum : 1.0;
+  const double scale = static_cast<double>(g.num_tokens()) / static_cast<double>(rows) / residual;
+  const std::vector<BlockIntervals> intervals = masks(recorded, layer, blocks, own_codes);
+  std::vector<HeadSchedule> heads(static_cast<size_t>(g.heads));
+  for (const Skipped skipped : {Skipped::kDrop, Skipped::kSummary}) {
+    for (size_t head = 0; head < heads.size(); ++head) {
+      heads[head].intervals = &intervals[head];
+      heads[head].summarize_skipped = skipped == Skipped::kSummary;
+    }
+    call.heads = heads;
+    backend_.attention(call);
+    measured_.push_back(
+        {recorded, layer, static_cast<int>(skipped), backend_.squared_changes(outputs_, metric, g.heads), scale});
+  }
+}
+
+void LevelErrors::collect() {
+  const int64_t heads = header_.geometry.heads;
+  for (const Measured& one : measured_) {
+    const Tensor changes = backend_.to_host(one.changes);
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t site_head = (int64_t{one.recorded} * header_.num_layers + one.layer) * heads + head;
+      for (int level = 0; level < kNumCodeLevels; ++level) {
+        const double error = one.scale * changes.f32()[head * kNumCodeLevels + level];
+        if (!std::isfinite(error)) {
+          throw Error(ErrorKind::kNumeric, "an attention output of recorded step " + std::to_string(one.recorded) +
+                                               ", layer " + std::to_string(one.layer) +
+                                               " is not finite; check the model's weights, or calibrate in f32");
+        }
+        profile_.level_error.f32()[(site_head * 2 + one.skipped) * kNumCodeLevels + level] = static_cast<float>(error);
+      }
+    }
+  }
+  measured_.clear();
+}
+
+}  // namespace calibatt

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/self_attention.h"
+#include "backend/backend.h"
+#include "calibrate/profile/profile.h"
+
+namespace calibatt {
+
+/// What skipping would do to the residual stream at every level of the code ladder (PromptProfile::level_error of
+/// Measured::kLevels), measured where the model runs. A few whole query blocks of a call are computed once more by the
+/// backend's planned attention: under each level's mask, and with every key. So the errors are those of the very
+/// kernels that will run the plan, and nothing of the call goes to the host but the sums. The masks are what a plan
+/// compiled from the earlier prompts would keep, so errors are held out.
+class LevelErrors {
+ public:
+  /// earlier: prompts of this calibration measured before; the first few agree (LevelAgreement, mean) on the masks.
+  /// Empty: the call's own codes are given to `measure`. All arguments must outlive the object.
+  LevelErrors(Backend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
+              PromptProfile& profile);
+
+  bool has_earlier_prompts() const { return !earlier_.empty(); }
+  /// Enqueues the measurement of a call that runs densely or has run. own_codes: [H, R, packed_row_bytes(C)], read only
+  /// without earlier prompts. Waits for nothing the backend computes.
+  void measure(int recorded, int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+               const OutputContext& context, const uint8_t* own_codes);
+  /// Waits for what was measured since the last time and notes it in the profile. Throws Error(kNumeric) when it is not
+  /// finite.
+  void collect();
+
+ private:
+  struct Measured {
+    int recorded, layer, skipped;
+    Tensor changes;  ///< [H, levels], the backend's
+    double scale;    ///< from the sampled rows' sum to all rows', relative to the residual stream
+  };
+  std::vector<int> sampled_blocks(int recorded, int layer) const;
+  std::vector<BlockIntervals> masks(int recorded, int layer, const std::vector<int>& blocks,
+                                    const uint8_t* own_codes) const;
+
+  Backend& backend_;
+  const ProfileHeader& header_;
+  const std::vector<const PromptProfile*> earlier_;
+  PromptProfile& profile_;
+  int rows_per_block_;
+  Tensor queries_, outputs_;  ///< [levels + 1, sampled rows, H·head_dim], the sampled blocks again and again
+  std::vector<Measured> measured_;
+};
+
+}  // namespace calibatt

@@ -1,0 +1,73 @@
+#include "calibrate/record/level_recorder.h"
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "calibrate/profile/level_code.h"
+
+namespace calibatt {
+
+LevelRecorder::LevelRecorder(Backend& backend, const ProfileHeader& header,
+                             const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
+                             std::function<void(int step)> on_forward)
+    : Recorder(backend, header, profile, std::move(on_forward)) {
+  const AttentionGeometry& g = header.geometry;
+  if (header.output_errors) errors_.emplace(backend, header, earlier, profile);
+  for (Tensor& energy : energies_) {
+    energy = backend.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
+  }
+}
+
+void LevelRecorder::begin_forward(int step, GuidanceBranch branch) {
+  if (errors_) errors_->collect();
+  Recorder::begin_forward(step, branch);
+}
+
+void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                           ConstHeadsView v, HeadsView out, const OutputContext& context) {
+  require_announced(layer, geometry);
+  AttentionCall call = dense_call(q, k, v, out);
+  Tensor& energy = energies_[next_];
+  if (recording()) {
+    queue_.wait_until_left(kDepth - 1);  // whoever used this energy map last is done with it
+    call.block_energy = static_cast<float*>(energy.raw());
+  }
+  timed(call, [&] {
+    next_ = (next_ + 1) % kDepth;
+    // Before the codes are waited for: the masks are made while the device still attends.
+    if (errors_ && errors_->has_earlier_prompts()) errors_->measure(recorded_index(), layer, q, k, v, context, nullptr);
+    const Folded folded = fold_energy(backend_, energy, device_codes_);
+    const int recorded = recorded_index(), step = step_;
+    queue_.submit([this, folded, recorded, layer, step] {
+      const AttentionGeometry& g = header_.geometry;
+      auto* codes = const_cast<uint8_t*>(site_levels(header_, profile_, recorded, layer));
+      if (folded.codes.empty()) {
+        encode_levels(folded.energy, codes);
+      } else {
+        std::memcpy(codes, folded.codes.raw(), folded.codes.size_bytes());
+      }
+      if (!all_rows_valid(codes, int64_t{g.heads} * g.num_query_blocks(), g.num_key_blocks())) {
+        throw Error(ErrorKind::kNumeric, "the attention of step " + std::to_string(step) + ", layer " +
+                                             std::to_string(layer) +
+                                             " is not finite; check the model's weights, or calibrate in f32");
+      }
+      seal_site(header_, profile_, recorded, layer);
+    });
+    if (errors_ && !errors_->has_earlier_prompts()) {
+      queue_.finish();  // its own codes say what is kept
+      errors_->measure(recorded_index(), layer, q, k, v, context,
+                       site_levels(header_, profile_, recorded_index(), layer));
+    }
+    mark_recorded(layer);
+  });
+}
+
+void LevelRecorder::finish() {
+  queue_.finish();
+  if (errors_) errors_->collect();
+  Recorder::finish();
+}
+
+}  // namespace calibatt

@@ -1,0 +1,92 @@
+#include "calibrate/record/recorder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+
+namespace calibatt {
+
+Recorder::Recorder(Backend& backend, const ProfileHeader& header, PromptProfile& profile,
+                   std::function<void(int step)> on_forward)
+    : backend_(backend),
+      header_(header),
+      profile_(profile),
+      on_forward_(std::move(on_forward)),
+      index_of_step_(static_cast<size_t>(header.num_steps()), -1) {
+  int count = 0;
+  if (header_.measured == Measured::kLevels) {
+    for (const int step : header_.recorded_steps) index_of_step_[static_cast<size_t>(step)] = count++;
+  } else {
+    for (int& index : index_of_step_) index = count++;
+  }
+  recorded_.assign(static_cast<size_t>(count) * header_.num_layers, 0);
+}
+
+void Recorder::begin_forward(int step, GuidanceBranch branch) {
+  SelfAttention::begin_forward(step, branch);
+  if (step < 0 || step >= header_.num_steps()) {
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_steps()) +
+                                          " steps, but the run has a step " + std::to_string(step));
+  }
+  recorded_index_ = index_of_step_[static_cast<size_t>(step)];
+  forward_is_measured_ = clocks_[recording() ? 1 : 0].calls == 0;
+  if (branch == GuidanceBranch::kConditional && on_forward_) on_forward_(step);
+}
+
+// Only what says where tokens and blocks are; block sizes are the calibration's own choice, whatever the model says.
+void Recorder::require_announced(int layer, const AttentionGeometry& geometry) const {
+  const AttentionGeometry& expected = header_.geometry;
+  AttentionGeometry comparable = geometry;
+  comparable.block_q = expected.block_q;
+  comparable.block_k = expected.block_k;
+  if (!(comparable == expected)) {
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + expected.to_string() +
+                                          ", but the model's attention has " + geometry.to_string() +
+                                          "; give calibration the size that the model runs at");
+  }
+  if (layer < 0 || layer >= header_.num_layers) {
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_layers) +
+                                          " layers, but the model runs layer " + std::to_string(layer));
+  }
+}
+
+AttentionCall Recorder::dense_call(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, HeadsView out) const {
+  const AttentionGeometry& g = header_.geometry;
+  AttentionCall call;
+  call.q = q, call.k = k, call.v = v, call.out = out;
+  call.num_heads = g.heads;
+  call.head_dim = g.head_dim;
+  call.scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
+  call.block_q = g.block_q;
+  call.block_k = g.block_k;
+  return call;
+}
+
+double Recorder::attention_seconds() const {
+  const Clock &plain = clocks_[0], &recorded = clocks_[1];
+  const double each = plain.measured > 0 ? plain.each(plain.attention) : recorded.each(recorded.attention);
+  return each * (plain.calls + recorded.calls);
+}
+
+double Recorder::recording_seconds() const {
+  const Clock &plain = clocks_[0], &recorded = clocks_[1];
+  const double energies =
+      plain.measured > 0 ? recorded.each(recorded.attention) - plain.each(plain.attention) : 0.0;  // Eq. 5 in the pass
+  return (std::max(0.0, energies) + recorded.each(recorded.record)) * recorded.calls;
+}
+
+void Recorder::finish() {
+  for (size_t site = 0; site < recorded_.size(); ++site) {
+    if (recorded_[site]) continue;
+    const int index = static_cast<int>(site / header_.num_layers);
+    const auto step = std::find(index_of_step_.begin(), index_of_step_.end(), index) - index_of_step_.begin();
+    throw Error(ErrorKind::kUsage, "the run ended without the conditional attention of step " + std::to_string(step) +
+                                       ", layer " + std::to_string(site % header_.num_layers) +
+                                       "; nothing can be calibrated from it");
+  }
+}
+
+}  // namespace calibatt

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <vector>
+
+#include "attention/self_attention.h"
+#include "calibrate/profile/profile.h"
+
+namespace calibatt {
+
+/// What both kinds of recording share: a dense run of every self-attention call, checks that the run is the announced
+/// one, and clocks.
+class Recorder : public SelfAttention {
+ public:
+  TokenOrder token_order() const override { return header_.geometry.order; }
+  void begin_forward(int step, GuidanceBranch branch) override;
+
+  /// Throws Error(kUsage) unless every step and layer that the header asks for was recorded.
+  virtual void finish();
+  /// Dense attention of both branches, and what recording cost beyond it. On a backend that runs ahead of the host a
+  /// clock makes it wait, so only the first forward of each kind is measured and stands for the others.
+  double attention_seconds() const;
+  double recording_seconds() const;
+
+ protected:
+  /// All arguments must outlive the object. `on_forward(step)` is called at the beginning of each conditional forward.
+  Recorder(Backend& backend, const ProfileHeader& header, PromptProfile& profile,
+           std::function<void(int step)> on_forward);
+
+  /// Throws Error(kMismatch) when the model's attention is not the header's.
+  void require_announced(int layer, const AttentionGeometry& geometry) const;
+  AttentionCall dense_call(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, HeadsView out) const;
+  bool is_recorded_step() const { return recorded_index_ >= 0; }
+  /// This forward's blocks are to be recorded; else it runs dense.
+  bool recording() const { return branch_ == GuidanceBranch::kConditional && is_recorded_step(); }
+  int recorded_index() const { return recorded_index_; }
+
+  /// Runs one dense call, and `record` after it when this forward is recorded, under the clocks.
+  template <class Record>
+  void timed(const AttentionCall& call, const Record& record) {
+    Clock& clock = clocks_[recording() ? 1 : 0];
+    ++clock.calls;
+    // The first call of its kind loads kernels and allocates.
+    const bool measured = forward_is_measured_ && (clock.calls > 1 || header_.num_layers == 1);
+    const double start = measured ? waited_seconds() : 0;
+    backend_.attention(call);
+    const double attended = measured ? waited_seconds() : 0;
+    if (recording()) record();
+    if (!measured) return;
+    ++clock.measured;
+    clock.attention += attended - start;
+    clock.record += waited_seconds() - attended;
+  }
+  void mark_recorded(int layer) { recorded_[static_cast<size_t>(recorded_index_) * header_.num_layers + layer] = 1; }
+
+  Backend& backend_;
+  const ProfileHeader& header_;
+  PromptProfile& profile_;
+
+ private:
+  struct Clock {
+    int calls = 0, measured = 0;
+    double attention = 0, record = 0;  ///< of the measured calls
+    double each(double total) const { return measured > 0 ? total / measured : 0; }
+  };
+  double waited_seconds() {
+    backend_.synchronize();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
+  std::function<void(int step)> on_forward_;
+  std::vector<int> index_of_step_;  ///< into the recorded steps, −1: not recorded
+  std::vector<uint8_t> recorded_;   ///< [recorded steps, L]
+  int recorded_index_ = -1;
+  bool forward_is_measured_ = false;
+  Clock clocks_[2];  ///< of plain and of recorded calls
+};
+
+}  // namespace calibatt

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "calibrate/record/recorder.h"
+
+namespace calibatt {
+
+struct HeadErrors;
+
+/// Mean over the earlier prompts of this calibration: which blocks a plan made from them would keep.
+struct ReferenceRanking {
+  int num_prompts = 0;
+  std::vector<float> energy;  ///< [S, L, H, R, C]
+  std::vector<float> harm;    ///< [2, S, L, H, R, C], squared
+
+  void add(const ProfileHeader& header, const PromptProfile& prompt);
+  /// One head's harm with its neighbouring steps' mixed in (profile.h), [R, C].
+  std::vector<float> harm_of(const ProfileHeader& header, Skipped skipped, size_t site_head) const;
+};
+
+/// A dense run that fills a PromptProfile with maps: block energy in the same pass as the output and, on sampled
+/// queries, what skipping blocks and copying rows would do to the output. The conditional branch is recorded; the
+/// unconditional one runs dense. Energies come from any backend's memory; output errors are measured on the host, from
+/// copies of q, k, v and out where those are elsewhere.
+class RecordingAttention : public Recorder {
+ public:
+  /// `reference` may be empty (the first prompt). All arguments must outlive the object. `on_forward(step)` is called
+  /// at the beginning of each conditional forward.
+  RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
+                     PromptProfile& profile, std::function<void(int step)> on_forward = {});
+
+  bool wants_output_context() const override;
+  /// Throws Error(kMismatch) when the model's geometry is not the header's, Error(kNumeric) when energies are not
+  /// finite.
+  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+              HeadsView out, const OutputContext& context) override;
+
+ private:
+  /// Host memory, all of them.
+  struct HostCall {
+    ConstHeadsView q, k, v, out;
+    const float* energy;
+  };
+  void record_energy(int layer, const Tensor& energy);
+  void measure_errors(int layer, const HostCall& call, const OutputContext& context);
+  void store(const HeadErrors& errors, size_t site_head, size_t num_site_heads);
+
+  const ReferenceRanking& reference_;
+  std::vector<int32_t> position_of_raster_;
+  std::vector<AnchorRows> anchors_;  ///< one per header.anchor_rows
+  Tensor energy_;                    ///< [H, R, C], the backend's
+};
+
+}  // namespace calibatt

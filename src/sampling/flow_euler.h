@@ -1,0 +1,17 @@
+#pragma once
+
+#include "sampling/scheduler.h"
+
+namespace calibatt {
+
+/// The first-order method: x ← x + (σ' − σ) · model output. As diffusers' FlowMatchEulerDiscreteScheduler.
+class FlowEulerScheduler final : public Scheduler {
+ public:
+  explicit FlowEulerScheduler(SchedulerConfig config) : Scheduler(std::move(config)) {}
+
+ private:
+  void make_sigmas(int num_steps) override;
+  Tensor advance(const Tensor& model_output, const Tensor& sample) override;
+};
+
+}  // namespace calibatt

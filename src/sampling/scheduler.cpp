@@ -1,0 +1,135 @@
+#include "sampling/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "io/json_config.h"
+#include "sampling/flow_euler.h"
+#include "sampling/unipc.h"
+
+namespace calibatt {
+namespace {
+
+constexpr int kMaxSteps = 1000;
+
+void refuse_if_true(const JsonConfig& json, const char* key) {
+  if (json.boolean(key, false)) json.fail(key, "true is not supported; set it to false");
+}
+
+}  // namespace
+
+std::string_view scheduler_kind_name(SchedulerConfig::Kind kind) {
+  return kind == SchedulerConfig::Kind::kUniPC ? "unipc" : "euler";
+}
+
+SchedulerConfig::Kind parse_scheduler_kind(const std::string& name) {
+  for (const auto kind : {SchedulerConfig::Kind::kUniPC, SchedulerConfig::Kind::kEuler}) {
+    if (scheduler_kind_name(kind) == name) return kind;
+  }
+  throw Error(ErrorKind::kUsage, "unknown scheduler \"" + name + "\"; choose unipc or euler");
+}
+
+SchedulerConfig load_scheduler_config(const std::string& path) {
+  const JsonConfig json = JsonConfig::load(path);
+  SchedulerConfig config;
+  config.num_train_timesteps = json.integer_in("num_train_timesteps", 2, 1'000'000, 1000);
+  for (const char* key :
+       {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "thresholding"}) {
+    refuse_if_true(json, key);
+  }
+  if (json.has("shift_terminal")) json.fail("shift_terminal", "is not supported; remove it");
+
+  const std::string class_name = json.string("_class_name");
+  if (class_name == "FlowMatchEulerDiscreteScheduler") {
+    config.kind = SchedulerConfig::Kind::kEuler;
+    config.flow_shift = json.number("shift", 1.0);
+    refuse_if_true(json, "invert_sigmas");
+    refuse_if_true(json, "stochastic_sampling");
+  } else if (class_name == "UniPCMultistepScheduler") {
+    config.kind = SchedulerConfig::Kind::kUniPC;
+    config.flow_shift = json.number("flow_shift", 1.0);
+    if (json.string("prediction_type", "epsilon") != "flow_prediction") {
+      json.fail("prediction_type", "only \"flow_prediction\" is supported");
+    }
+    if (!json.boolean("use_flow_sigmas", false)) json.fail("use_flow_sigmas", "only true is supported");
+    if (!json.boolean("predict_x0", true)) json.fail("predict_x0", "only true is supported");
+    if (json.has("solver_p")) json.fail("solver_p", "is not supported; remove it");
+    config.solver_order = json.integer_in("solver_order", 1, 3, 2);
+    const std::string basis = json.string("solver_type", "bh2");
+    if (basis == "bh1") {
+      config.basis = SchedulerConfig::Basis::kBh1;
+    } else if (basis != "bh2" && basis != "midpoint" && basis != "heun" && basis != "logrho") {
+      // The last three are names of other solvers' types, which diffusers reads as bh2.
+      json.fail("solver_type", "expected \"bh1\" or \"bh2\", found \"" + basis + "\"");
+    }
+    config.lower_order_final = json.boolean("lower_order_final", true);
+    const std::string final_sigma = json.string("final_sigmas_type", "zero");
+    if (final_sigma != "zero" && final_sigma != "sigma_min") {
+      json.fail("final_sigmas_type", "expected \"zero\" or \"sigma_min\", found \"" + final_sigma + "\"");
+    }
+    config.final_sigma_zero = final_sigma == "zero";
+    for (const int64_t step : json.integers("disable_corrector", {})) {
+      config.disable_corrector.push_back(static_cast<int>(std::clamp<int64_t>(step, -1, kMaxSteps)));
+    }
+  } else {
+    json.fail("_class_name",
+              "expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler, found " + class_name);
+  }
+  if (!(config.flow_shift > 0) || !std::isfinite(config.flow_shift)) {
+    json.fail(config.kind == SchedulerConfig::Kind::kEuler ? "shift" : "flow_shift", "expected a positive number");
+  }
+  return config;
+}
+
+std::unique_ptr<Scheduler> Scheduler::make(SchedulerConfig config, std::optional<SchedulerConfig::Kind> kind) {
+  if (kind) config.kind = *kind;
+  if (config.kind == SchedulerConfig::Kind::kEuler) return std::make_unique<FlowEulerScheduler>(std::move(config));
+  return std::make_unique<UniPCScheduler>(std::move(config));
+}
+
+void Scheduler::set_timesteps(int num_steps, std::optional<double> flow_shift) {
+  if (num_steps < 1 || num_steps > kMaxSteps) {
+    throw Error(ErrorKind::kUsage,
+                "steps: " + std::to_string(num_steps) + " is out of range; give 1 to " + std::to_string(kMaxSteps));
+  }
+  const double shift = flow_shift.value_or(config_.flow_shift);
+  if (!(shift > 0) || !std::isfinite(shift)) {
+    throw Error(ErrorKind::kUsage, "flow shift: " + std::to_string(shift) + " is not a positive number");
+  }
+  flow_shift_ = shift;
+  step_index_ = 0;
+  make_sigmas(num_steps);
+  CALIBATT_ASSERT(timesteps_.size() == static_cast<size_t>(num_steps) && sigmas_.size() == timesteps_.size() + 1);
+}
+
+Tensor Scheduler::step(const Tensor& model_output, const Tensor& sample) {
+  CALIBATT_ASSERT(step_index_ < num_steps());
+  CALIBATT_ASSERT(model_output.dtype() == DType::kF32 && sample.dtype() == DType::kF32);
+  CALIBATT_ASSERT(model_output.shape() == sample.shape());
+  Tensor next = advance(model_output, sample);
+  ++step_index_;
+  return next;
+}
+
+Tensor weighted_sum(const std::vector<Term>& terms) {
+  CALIBATT_ASSERT(!terms.empty());
+  Tensor sum(DType::kF32, terms.front().tensor->shape());
+  constexpr int64_t kGrain = 16384;
+  parallel_for(sum.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    float* target = sum.f32();
+    for (size_t t = 0; t < terms.size(); ++t) {
+      const float* source = terms[t].tensor->f32();
+      const auto weight = static_cast<float>(terms[t].weight);
+      if (t == 0) {
+        for (int64_t i = begin; i < end; ++i) target[i] = weight * source[i];
+      } else {
+        for (int64_t i = begin; i < end; ++i) target[i] += weight * source[i];
+      }
+    }
+  });
+  return sum;
+}
+
+}  // namespace calibatt

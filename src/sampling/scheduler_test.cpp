@@ -1,0 +1,148 @@
+#include "sampling/scheduler.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+#include "io/safetensors.h"
+#include "io/test_folder.h"
+
+// Golden data: tools/golden/text_and_scheduler.py, made with diffusers' own schedulers.
+namespace calibatt {
+namespace {
+
+using testing::ElementsAreArray;
+using testing::HasSubstr;
+
+const std::string kGolden = CALIBATT_GOLDEN_DIR;
+
+/// The same function as toy_model in the script, in float32.
+Tensor toy_model(const Tensor& sample, float timestep) {
+  Tensor output(DType::kF32, sample.shape());
+  const float t = timestep / 1000.0f;
+  for (int64_t i = 0; i < sample.size(); ++i) {
+    const float x = sample.f32()[i];
+    output.f32()[i] = x * (0.75f - 0.5f * t) - (0.3f + t) / (1.0f + x * x);
+  }
+  return output;
+}
+
+void expect_close(const Tensor& actual, const Tensor& expected, const std::string& what) {
+  ASSERT_EQ(actual.shape(), expected.shape()) << what;
+  for (int64_t i = 0; i < actual.size(); ++i) {
+    const float wanted = expected.f32()[i];
+    EXPECT_NEAR(actual.f32()[i], wanted, 1e-5f * std::max(1.0f, std::abs(wanted))) << what << " element " << i;
+  }
+}
+
+TEST(Scheduler, FollowsDiffusers) {
+  const Safetensors golden = Safetensors::open(kGolden + "/scheduler.safetensors");
+  const Tensor first = golden.get("first");
+  int runs = 0;
+  for (const auto& [name, entry] : golden.entries()) {
+    if (!name.ends_with("/sigmas")) continue;  // one per run: scheduler/steps/shift
+    const std::string key = name.substr(0, name.rfind('/'));
+    const std::string scheduler_name = key.substr(0, key.find('/'));
+    const double shift = std::stod(key.substr(key.rfind('/') + 1));
+    const Tensor sigmas = golden.get(name), timesteps = golden.get(key + "/timesteps");
+    const int steps = static_cast<int>(timesteps.size());
+
+    const auto scheduler = Scheduler::make(load_scheduler_config(kGolden + "/scheduler/" + scheduler_name + ".json"));
+    scheduler->set_timesteps(3);  // a run begun and left must not matter
+    scheduler->step(first, first);
+    scheduler->set_timesteps(steps, shift);
+    EXPECT_THAT(scheduler->timesteps(), ElementsAreArray(timesteps.f32(), static_cast<size_t>(timesteps.size())))
+        << key;
+    EXPECT_THAT(scheduler->sigmas(), ElementsAreArray(sigmas.f32(), static_cast<size_t>(sigmas.size()))) << key;
+
+    Tensor sample = first;
+    for (int i = 0; i < steps; ++i) {
+      sample = scheduler->step(toy_model(sample, scheduler->timesteps()[static_cast<size_t>(i)]), sample);
+      if (i == (steps - 1) / 2) expect_close(sample, golden.get(key + "/halfway"), key + " halfway");
+    }
+    expect_close(sample, golden.get(key + "/last"), key + " last");
+    ++runs;
+  }
+  EXPECT_EQ(runs, 20 + 4 + 8 + 4 + 2 + 20);
+}
+
+TEST(Scheduler, ReachesTheDataWhenTheModelIsExact) {
+  // A model that knows data and noise predicts noise − data everywhere on the straight path, and any solver arrives.
+  for (const auto kind : {SchedulerConfig::Kind::kUniPC, SchedulerConfig::Kind::kEuler}) {
+    for (const int order : {1, 2, 3}) {
+      for (const bool lower_order_final : {true, false}) {
+        for (const auto basis : {SchedulerConfig::Basis::kBh1, SchedulerConfig::Basis::kBh2}) {
+          SchedulerConfig config;
+          config.solver_order = order;
+          config.lower_order_final = lower_order_final;
+          config.basis = basis;
+          const auto scheduler = Scheduler::make(config, kind);
+          scheduler->set_timesteps(7, 4.0);
+          Tensor sample(DType::kF32, {2}), velocity(DType::kF32, {2});
+          const float data[2] = {0.25f, -2.0f}, noise[2] = {-1.0f, 0.5f};
+          const float sigma = scheduler->sigmas()[0];
+          for (int i = 0; i < 2; ++i) {
+            sample.f32()[i] = (1 - sigma) * data[i] + sigma * noise[i];
+            velocity.f32()[i] = noise[i] - data[i];
+          }
+          for (int i = 0; i < 7; ++i) sample = scheduler->step(velocity, sample);
+          EXPECT_NEAR(sample.f32()[0], data[0], 2e-6f);
+          EXPECT_NEAR(sample.f32()[1], data[1], 2e-6f);
+        }
+      }
+    }
+  }
+}
+
+TEST(Scheduler, KindCanBeOverridden) {
+  const SchedulerConfig config = load_scheduler_config(kGolden + "/scheduler/unipc.json");
+  const auto scheduler = Scheduler::make(config, SchedulerConfig::Kind::kEuler);
+  scheduler->set_timesteps(4, 3.0);
+  EXPECT_EQ(scheduler->config().kind, SchedulerConfig::Kind::kEuler);
+  EXPECT_EQ(scheduler->sigmas().front(), 1.0f);
+  EXPECT_EQ(parse_scheduler_kind("euler"), SchedulerConfig::Kind::kEuler);
+  EXPECT_EQ(scheduler_kind_name(parse_scheduler_kind("unipc")), "unipc");
+  EXPECT_THROW(parse_scheduler_kind("ddim"), Error);
+}
+
+TEST(Scheduler, RefusesImpossibleRuns) {
+  const auto scheduler = Scheduler::make({});
+  EXPECT_THROW(scheduler->set_timesteps(0), Error);
+  EXPECT_THROW(scheduler->set_timesteps(1001), Error);
+  EXPECT_THROW(scheduler->set_timesteps(10, 0.0), Error);
+  EXPECT_THROW(scheduler->set_timesteps(10, std::nan("")), Error);
+  scheduler->set_timesteps(1);
+  const Tensor sample = Tensor::zeros(DType::kF32, {2});
+  scheduler->step(sample, sample);
+  EXPECT_THROW(scheduler->step(sample, sample), std::logic_error);  // no step is left
+}
+
+TEST(SchedulerConfig, RefusesWhatItDoesNotDo) {
+  const TestFolder folder;
+  const auto refusal = [&](const std::string& json) {
+    write_text_file(folder / "scheduler_config.json", json);
+    try {
+      load_scheduler_config(folder / "scheduler_config.json");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kFormat);
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  const std::string unipc =
+      R"("_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": true)";
+  EXPECT_EQ(refusal("{" + unipc + "}"), "accepted");
+  EXPECT_THAT(refusal(R"({"_class_name": "DDIMScheduler"})"), HasSubstr("found DDIMScheduler"));
+  EXPECT_THAT(refusal(R"({"_class_name": "UniPCMultistepScheduler"})"), HasSubstr("flow_prediction"));
+  EXPECT_THAT(refusal("{" + unipc + R"(, "solver_order": 4})"), HasSubstr("from 1 to 3"));
+  EXPECT_THAT(refusal("{" + unipc + R"(, "solver_type": "x"})"), HasSubstr("bh2"));
+  EXPECT_THAT(refusal("{" + unipc + R"(, "use_karras_sigmas": true})"), HasSubstr("use_karras_sigmas"));
+  EXPECT_THAT(refusal("{" + unipc + R"(, "flow_shift": 0})"), HasSubstr("flow_shift"));
+  EXPECT_THAT(refusal("{" + unipc + R"(, "flow_shift": "3"})"), HasSubstr("expected a number"));
+}
+
+}  // namespace
+}  // namespace calibatt
