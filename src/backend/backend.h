@@ -95,6 +95,11 @@ class Backend {
   // ---- time --------------------------------------------------------------------------------------------------------
   virtual void synchronize() {}  ///< waits for all that was asked for; throws Error(kDevice) when any of it failed
   virtual std::unique_ptr<Timer> make_timer() { return std::make_unique<WallClockTimer>(); }
+  /// Ends a piece of work (one layer, say) and waits until the piece before it is done. Called after every piece, it
+  /// keeps the device busy, while the host is never more than a piece ahead: whoever wants to stop has not enqueued
+  /// minutes of work by then. Throws Error(kDevice) when the waited-for piece failed. Nothing to do where a call
+  /// returns when its work is done.
+  virtual void limit_run_ahead() {}
 
   // ---- memory ------------------------------------------------------------------------------------------------------
   virtual Tensor empty(DType dtype, std::vector<int64_t> shape) = 0;

@@ -106,6 +106,12 @@ void Context::synchronize() {
   pool_->stream.synchronize();
 }
 
+void Context::limit_run_ahead() {
+  marks_[next_mark_].record(stream());
+  next_mark_ = 1 - next_mark_;
+  marks_[next_mark_].wait();  // the older one; before it was ever recorded it counts as passed
+}
+
 size_t Context::peak_bytes() const {
   return pool_->attribute(cudaMemPoolAttrUsedMemHigh);
 }

@@ -2,11 +2,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "backend/cuda/device.h"
+#include "backend/cuda/event.h"
 #include "base/tensor.h"
 
 namespace calibatt::cuda {
@@ -31,6 +34,8 @@ class Context {
   void copy_to_device(void* device, const void* host, size_t bytes);  ///< `host` may be changed on return
   void copy_to_host(void* host, const void* device, size_t bytes);    ///< `host` holds the data on return
   void synchronize();  ///< waits; throws Error(kDevice) when anything on the stream failed
+  /// Marks this place in the stream and waits until the stream has passed the mark of the call before.
+  void limit_run_ahead();
 
   size_t peak_bytes() const;  ///< most the pool ever had in use since reset_peak
   void reset_peak();
@@ -40,6 +45,8 @@ class Context {
   struct Pool;
   DeviceInfo device_;
   std::shared_ptr<Pool> pool_;
+  std::array<Event, 2> marks_;
+  size_t next_mark_ = 0;
 };
 
 }  // namespace calibatt::cuda

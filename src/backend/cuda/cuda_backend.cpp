@@ -48,6 +48,7 @@ class CudaBackend final : public Backend {
 
   void synchronize() override { context_.synchronize(); }
   std::unique_ptr<Timer> make_timer() override { return std::make_unique<EventTimer>(context_.stream()); }
+  void limit_run_ahead() override { context_.limit_run_ahead(); }
 
   Tensor empty(DType dtype, std::vector<int64_t> shape) override { return context_.allocate(dtype, std::move(shape)); }
   Tensor from_host(const Tensor& host) override {
