@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -63,9 +62,6 @@ struct CalibrationSummary {
   double attention_share = 0;  ///< of dense self-attention in the transformer's time, as measured; 0: not known
 };
 
-using CalibrationProgress =
-    std::function<void(int prompt, int num_prompts, const std::string& stage, int done, int total)>;
-
 /// What merge_profiles did.
 struct MergeSummary {
   int prompts = 0;
@@ -81,6 +77,6 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
 /// at any moment, the same call goes on where it was.
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
-                             const CalibrationProgress& progress = {});
+                             const ProgressCallback& progress = {});
 
 }  // namespace calibatt

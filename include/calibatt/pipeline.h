@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "calibatt/progress.h"
 #include "calibatt/video.h"
 
 namespace calibatt {
@@ -20,11 +21,6 @@ enum class OnMismatch {
   kRefuse,  ///< Error(kMismatch) that names both values
   kDense,   ///< run those calls dense, count them, and report them
 };
-
-/// Where a job stands. `stage` is "load" (done/total count blocks of the transformer), "check" (tensors of the
-/// transformer whose fingerprint is taken, where there is a plan), "text" (blocks of the text encoder), "denoise"
-/// (steps) or "decode" (frames). What it throws ends the job and reaches its caller.
-using ProgressCallback = std::function<void(const std::string& stage, int done, int total)>;
 
 struct LoadOptions {
   std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
@@ -88,8 +84,6 @@ struct RunReport {
   MaskStreaming mask_streaming;
 };
 std::string to_json(const RunReport& report);
-
-class SelfAttention;  // internal: what a transformer block calls
 
 /// A text-to-video model, loaded. Not thread-safe; one run at a time.
 class Pipeline {

@@ -47,12 +47,11 @@ PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const std::strin
   for (int turn = 0; turn < 2; ++turn) {
     const int which = (turn + index) % 2;
     options.plan_path = which == 0 ? "" : flags.plan;
-    results[which] = pipeline.generate(options, [&](const std::string& stage, int done, int total) {
+    results[which] = pipeline.generate(options, [&](const Progress& state) {
       stop_if_interrupted(
-          stage, done, total,
-          format(" of prompt %d of %d; finished videos are in %s", index + 1, count, flags.output_dir.c_str()));
+          state, format(" of prompt %d of %d; finished videos are in %s", index + 1, count, flags.output_dir.c_str()));
       bar.update(format("prompt %d of %d, %s", index + 1, count, which == 0 ? "dense" : "calibrated"),
-                 (index * 2 + turn + generation_fraction(stage, done, total)) / (count * 2));
+                 (index * 2 + turn + state.overall) / (count * 2));
     });
     write_video(results[which].video, *results[which].report.options.fps,
                 stem + (which == 0 ? "_dense.mp4" : "_calibrated.mp4"));
@@ -135,9 +134,7 @@ void run(Flags& flags) {
   check_output(flags.output_dir + "/report.json");
 
   watch_for_interrupts();
-  flags.load.progress = [](const std::string& stage, int done, int total) {
-    stop_if_interrupted(stage, done, total, "; nothing was written");
-  };
+  flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;

@@ -73,21 +73,15 @@ void run(Flags& flags) {
   if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
   watch_for_interrupts();
   ProgressBar bar("calibrate");
-  flags.load.progress = [](const std::string& stage, int done, int total) {
-    stop_if_interrupted(stage, done, total, "; nothing was measured yet");
-  };
+  flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };
   const auto pipeline = Pipeline::load(flags.load);
-  const CalibrationSummary summary =
-      calibrate(*pipeline, flags.calibration, flags.output,
-                [&](int prompt, int num_prompts, const std::string& stage, int done, int total) {
-                  const std::string which = format("prompt %d of %d", prompt + 1, num_prompts);
-                  stop_if_interrupted(stage, done, total,
-                                      (stage == "check" ? "" : " of " + which) +
-                                          "; what was measured on the prompts before is kept in " +
-                                          flags.calibration.profile_dir + ": the same command goes on from there");
-                  const double within = stage == "denoise" && total > 0 ? static_cast<double>(done) / total : 0;
-                  bar.update(stage == "check" ? stage : which + ", " + stage, (prompt + within) / num_prompts);
-                });
+  const CalibrationSummary summary = calibrate(*pipeline, flags.calibration, flags.output, [&](const Progress& state) {
+    const std::string which = format("prompt %d of %d", state.prompt + 1, state.num_prompts);
+    stop_if_interrupted(state, (state.stage == "check" ? "" : " of " + which) +
+                                   "; what was measured on the prompts before is kept in " +
+                                   flags.calibration.profile_dir + ": the same command goes on from there");
+    bar.update(state.stage == "check" ? state.stage : which + ", " + state.stage, state.overall);
+  });
   bar.finish();
   if (!flags.report.empty()) {
     const nlohmann::json report = {{"calibration_seconds", summary.calibration_seconds},

@@ -50,9 +50,6 @@ class ProgressBar {
   bool drawn_ = false;
 };
 
-/// Fraction of a whole generation that is done, from the pipeline's stage reports (denoising is nearly all of it).
-double generation_fraction(const std::string& stage, int done, int total);
-
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
 }  // namespace calibatt::cli

@@ -170,12 +170,4 @@ void ProgressBar::finish() {
   drawn_ = false;
 }
 
-double generation_fraction(const std::string& stage, int done, int total) {
-  const double within = total > 0 ? static_cast<double>(done) / total : 0;
-  if (stage == "load" || stage == "check") return 0;
-  if (stage == "text") return 0.01 * within;
-  if (stage == "denoise") return 0.01 + 0.87 * within;
-  return 0.88 + 0.12 * within;
-}
-
 }  // namespace calibatt::cli

@@ -53,9 +53,9 @@ void run(Flags& flags) {
 
   watch_for_interrupts();
   ProgressBar bar("generate");
-  const ProgressCallback progress = [&bar](const std::string& stage, int done, int total) {
-    stop_if_interrupted(stage, done, total, "; nothing was written");
-    bar.update(stage, generation_fraction(stage, done, total));
+  const ProgressCallback progress = [&bar](const Progress& state) {
+    stop_if_interrupted(state, "; nothing was written");
+    bar.update(state.stage, state.overall);
   };
   flags.load.progress = progress;
   const auto pipeline = Pipeline::load(flags.load);

@@ -20,12 +20,13 @@ extern "C" void on_signal(int) {
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kNote.data(), kNote.size());
 }
 
-std::string how_far(const std::string& stage, int done, int total) {
+std::string how_far(const Progress& progress) {
+  const std::string& stage = progress.stage;
   if (stage == "load") return "while loading the model";
   if (stage == "check") return "while checking the model's weights";
   if (stage == "text") return "while encoding the text";
-  if (stage == "decode") return format("after decoding %d of %d frames", done, total);
-  return format("after step %d of %d", done, total);
+  if (stage == "decode") return format("after decoding %d of %d frames", progress.done, progress.total);
+  return format("after step %d of %d", progress.done, progress.total);
 }
 
 }  // namespace
@@ -42,9 +43,9 @@ void watch_for_interrupts() {
   }
 }
 
-void stop_if_interrupted(const std::string& stage, int done, int total, const std::string& what_remains) {
+void stop_if_interrupted(const Progress& progress, const std::string& what_remains) {
   if (requested == 0) return;
-  throw Interrupted("interrupted " + how_far(stage, done, total) + what_remains);
+  throw Interrupted("interrupted " + how_far(progress) + what_remains);
 }
 
 }  // namespace calibatt::cli

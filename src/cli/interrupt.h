@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "calibatt/progress.h"
+
 namespace calibatt::cli {
 
 /// A run that the user ended with Ctrl-C or SIGTERM. Exit code 130.
@@ -17,6 +19,6 @@ void watch_for_interrupts();
 
 /// To be called at every step: throws Interrupted when a signal came. The message says how far the run was ("after step
 /// 3 of 50"), and `what_remains`.
-void stop_if_interrupted(const std::string& stage, int done, int total, const std::string& what_remains);
+void stop_if_interrupted(const Progress& progress, const std::string& what_remains);
 
 }  // namespace calibatt::cli

@@ -151,7 +151,7 @@ CompileOptions make_compile_options(const CalibrateOptions& options) {
 }  // namespace
 
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
-                             const CalibrationProgress& progress) {
+                             const ProgressCallback& progress) {
   auto* wan = dynamic_cast<WanPipeline*>(&pipeline);
   CALIBATT_ASSERT(wan != nullptr);
   if (options.prompts.empty()) throw Error(ErrorKind::kUsage, "calibration needs at least one prompt");
@@ -162,9 +162,17 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const int num_prompts = static_cast<int>(options.prompts.size());
   PromptRange range;
   if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
-  ProfileHeader header = make_header(*wan, options, run, [&](const std::string& stage, int done, int total) {
-    if (progress) progress(range.begin, num_prompts, stage, done, total);
-  });
+  const auto progress_of = [&](int prompt) {
+    return [&progress, prompt, num_prompts](const Progress& of_model) {
+      if (!progress) return;
+      Progress state = of_model;
+      state.prompt = prompt;
+      state.num_prompts = num_prompts;
+      state.overall = (prompt + (state.stage == "denoise" ? state.of_stage() : 0)) / num_prompts;
+      progress(state);
+    };
+  };
+  ProfileHeader header = make_header(*wan, options, run, progress_of(range.begin));
   CalibrationSummary summary;
   summary.measured = choose_measured(options, compile, wan->backend(), header);
   if (header.measured == Measured::kLevels) {
@@ -177,9 +185,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     GenerateOptions each = run;
     each.prompt = options.prompts[static_cast<size_t>(prompt)];
     each.seed = run.seed + static_cast<uint64_t>(prompt);
-    const ProgressCallback report = [&](const std::string& stage, int done, int total) {
-      if (progress) progress(prompt, num_prompts, stage, done, total);
-    };
+    const ProgressCallback report = progress_of(prompt);
     const WanPipeline::Conditioning conditioning = wan->encode(each, report);
     TransformerTimes times;
     wan->denoise(each, conditioning, attention, times, report);
