@@ -12,9 +12,9 @@ namespace calibatt {
 /// The knobs of calibration (docs: method). Those of the first group change what is measured, and with it the saved
 /// profile; those of the second only how a plan is compiled from it, without running the model again.
 struct CalibrateOptions {
-  GenerateOptions run;               ///< size, steps, guidance, scheduler; prompt and plan are ignored
-  std::vector<std::string> prompts;  ///< at least one
-  std::string profile_dir;           ///< where the profile is kept, one file per prompt
+  GenerateOptions run;          ///< size, steps, guidance, scheduler; prompt and plan are ignored
+  std::vector<Prompt> prompts;  ///< at least one; read_prompts
+  std::string profile_dir;      ///< where the profile is kept, one file per prompt
   /// Only these prompts, [first, second), are run, and no plan is compiled: several processes calibrate, then
   /// merge_profiles joins their folders.
   std::optional<std::pair<int, int>> prompt_range;

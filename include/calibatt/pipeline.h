@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "calibatt/progress.h"
+#include "calibatt/prompts.h"
 #include "calibatt/video.h"
 
 namespace calibatt {
@@ -37,9 +38,10 @@ struct LoadOptions {
 
 /// One video to make. Unset values are the model folder's own defaults (generation_config.json), else those of Wan 2.1.
 struct GenerateOptions {
-  std::string prompt;
+  std::string prompt;  ///< may be empty: an unconditional video
   std::string negative_prompt;
-  uint64_t seed = 0;  ///< the initial noise is that of torch's CPU generator with this seed
+  std::string prompt_source = "--prompt";  ///< where the prompt was written, for messages (Prompt::source)
+  uint64_t seed = 0;                       ///< the initial noise is that of torch's CPU generator with this seed
   std::optional<int> steps;
   std::optional<double> cfg_scale;   ///< ≤ 1 turns classifier-free guidance off
   std::optional<double> flow_shift;  ///< default: the scheduler's own configuration
@@ -98,6 +100,10 @@ class Pipeline {
   };
   /// Throws Error; nothing is written anywhere.
   virtual Result generate(const GenerateOptions& options, const ProgressCallback& progress = {}) = 0;
+
+  /// Looks at prompts before anything slow: cleans and tokenizes each. Throws Error(kUsage) for one that the model
+  /// cannot read; tells LoadOptions::warn of one that is longer than it reads, and what will be cut.
+  virtual void check_prompts(const std::vector<Prompt>& prompts) = 0;
 
   /// `options` with every default filled in. Throws Error(kUsage) for what this model cannot do.
   virtual GenerateOptions resolved(const GenerateOptions& options) const = 0;

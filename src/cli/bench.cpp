@@ -38,10 +38,11 @@ struct PromptResult {
 
 // The pair of one prompt. The order alternates from prompt to prompt, so that a drift of the machine's speed favours
 // neither.
-PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const std::string& prompt, int index, ProgressBar& bar,
+PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const Prompt& prompt, int index, ProgressBar& bar,
                         int count) {
   GenerateOptions options = flags.run;
-  options.prompt = prompt;
+  options.prompt = prompt.text;
+  options.prompt_source = prompt.source;
   const std::string stem = flags.output_dir + "/prompt_" + std::to_string(index);
   Pipeline::Result results[2];  // [0] dense, [1] calibrated
   for (int turn = 0; turn < 2; ++turn) {
@@ -61,19 +62,20 @@ PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const std::strin
   return {results[0].report, results[1].report, compare_videos(results[0].video, results[1].video)};
 }
 
-json report_json(const Flags& flags, const std::vector<std::string>& prompts,
-                 const std::vector<PromptResult>& results) {
+json report_json(const Flags& flags, const std::vector<Prompt>& prompts, const std::vector<PromptResult>& results) {
   std::vector<double> transformer, attention, total, psnr, ssim, flicker;
+  std::vector<std::string> texts;
   json each = json::array();
   for (size_t i = 0; i < results.size(); ++i) {
     const PromptResult& result = results[i];
+    texts.push_back(prompts[i].text);
     transformer.push_back(result.speedup_transformer());
     attention.push_back(result.speedup_attention());
     total.push_back(result.speedup_total());
     psnr.push_back(result.comparison.psnr_db);
     ssim.push_back(result.comparison.ssim);
     flicker.push_back(result.comparison.flicker_difference);
-    each.push_back({{"prompt", prompts[i]},
+    each.push_back({{"prompt", prompts[i].text},
                     {"speedup_transformer", transformer.back()},
                     {"speedup_attention", attention.back()},
                     {"speedup_total", total.back()},
@@ -95,7 +97,7 @@ json report_json(const Flags& flags, const std::vector<std::string>& prompts,
                  {"psnr_db", median(psnr)},
                  {"ssim", median(ssim)},
                  {"flicker_difference", median(flicker)},
-                 {"prompts", prompts},
+                 {"prompts", texts},
                  {"seed", flags.run.seed},
                  {"calibration_seconds", nullptr},
                  {"runs", each}};
@@ -127,7 +129,8 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
 }
 
 void run(Flags& flags) {
-  std::vector<std::string> prompts = read_prompts(flags.prompts);
+  std::vector<Prompt> prompts = read_prompts(flags.prompts);
+  check_prompt({flags.run.negative_prompt, "--negative-prompt"});
   if (static_cast<int>(prompts.size()) > flags.max_prompts) prompts.resize(static_cast<size_t>(flags.max_prompts));
   std::error_code error;
   std::filesystem::create_directories(flags.output_dir, error);
@@ -136,6 +139,7 @@ void run(Flags& flags) {
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);
+  pipeline->check_prompts(prompts);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;
   for (size_t i = 0; i < prompts.size(); ++i) {
@@ -164,7 +168,7 @@ void add_bench(CLI::App& app) {
       ->required();
   command
       ->add_option("--prompts", flags->prompts,
-                   "Text file with one prompt a line; better others than it was calibrated on")
+                   "Text file with one prompt a line (# begins a comment); better others than it was calibrated on")
       ->type_name("FILE")
       ->required();
   command->add_option("--max-prompts", flags->max_prompts, "Use only the first so many prompts")

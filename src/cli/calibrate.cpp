@@ -70,6 +70,7 @@ void run(Flags& flags) {
   check_outputs(flags);
   if (!flags.report.empty()) check_output(flags.report);
   flags.calibration.prompts = read_prompts(flags.prompts);
+  check_prompt({flags.calibration.run.negative_prompt, "--negative-prompt"});
   if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
   watch_for_interrupts();
   ProgressBar bar("calibrate");
@@ -116,7 +117,9 @@ void add_calibrate(CLI::App& app) {
   const auto flags = std::make_shared<Flags>();
   CalibrateOptions& knobs = flags->calibration;
   add_model_flags(*command, flags->load);
-  command->add_option("--prompts", flags->prompts, "Text file with one calibration prompt a line (4 are enough)")
+  command
+      ->add_option("--prompts", flags->prompts,
+                   "Text file with one calibration prompt a line (4 are enough); lines that begin with # are comments")
       ->required();
   command->add_option("-o,--output", flags->output, "Plan file to write (.safetensors); not with --prompt-range");
   command->add_option(

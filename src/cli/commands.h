@@ -23,9 +23,6 @@ void add_bench(CLI::App& app);
 void add_model_flags(CLI::App& command, LoadOptions& load);
 void add_run_flags(CLI::App& command, GenerateOptions& run);
 
-/// Prompts of a text file, one a line; blank lines and lines starting with '#' are passed over. Throws Error.
-std::vector<std::string> read_prompts(const std::string& path);
-
 /// Fails early, before minutes of work: the folder of `path` must exist and be writable, `path` must be no folder, and
 /// its extension one of `extensions` (e.g. ".mp4") when any are given.
 void check_output(const std::string& path, const std::vector<std::string>& extensions = {});

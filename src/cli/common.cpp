@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <map>
 
 #include "commands.h"
@@ -84,22 +83,6 @@ void add_run_flags(CLI::App& command, GenerateOptions& run) {
   command.add_option("--fps", run.fps, "Frames per second of the video file [the model's default]");
   command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
       ->check(CLI::IsMember({"unipc", "euler"}));
-}
-
-std::vector<std::string> read_prompts(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) {
-    throw Error(ErrorKind::kNotFound,
-                path + ": cannot be read (" + std::strerror(errno) + "); give a text file with one prompt a line");
-  }
-  std::vector<std::string> prompts;
-  for (std::string line; std::getline(file, line);) {
-    if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (line.find_first_not_of(" \t") == std::string::npos || line[0] == '#') continue;
-    prompts.push_back(line);
-  }
-  if (prompts.empty()) throw Error(ErrorKind::kUsage, path + ": holds no prompt; write one a line");
-  return prompts;
 }
 
 void check_output(const std::string& path, const std::vector<std::string>& extensions) {

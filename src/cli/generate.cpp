@@ -51,6 +51,8 @@ void run(Flags& flags) {
   GenerateOptions options = flags.run;
   options.on_mismatch = flags.on_mismatch == "dense" ? OnMismatch::kDense : OnMismatch::kRefuse;
 
+  check_prompt({options.prompt, options.prompt_source});
+  check_prompt({options.negative_prompt, "--negative-prompt"});
   watch_for_interrupts();
   ProgressBar bar("generate");
   const ProgressCallback progress = [&bar](const Progress& state) {
@@ -72,7 +74,7 @@ void add_generate(CLI::App& app) {
   CLI::App* command = app.add_subcommand("generate", "Make a video from a prompt, dense or with a plan");
   const auto flags = std::make_shared<Flags>();
   add_model_flags(*command, flags->load);
-  command->add_option("-p,--prompt", flags->run.prompt, "What the video should show")->required();
+  command->add_option("-p,--prompt", flags->run.prompt, "What the video should show; may be empty")->required();
   add_run_flags(*command, flags->run);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");

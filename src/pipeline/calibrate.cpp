@@ -33,9 +33,9 @@ Value choose(const char* flag, const std::string& name, std::initializer_list<st
   throw Error(ErrorKind::kUsage, std::string(flag) + " " + name + ": must be one of " + known);
 }
 
-std::string hash_prompts(const std::vector<std::string>& prompts, const std::string& negative_prompt) {
+std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& negative_prompt) {
   Hasher hasher;
-  for (const std::string& prompt : prompts) hasher.update(prompt);
+  for (const Prompt& prompt : prompts) hasher.update(prompt.text);
   hasher.update(negative_prompt);
   return hasher.hex();
 }
@@ -159,6 +159,8 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   choose<int>("--measure", options.measure, {{"auto", 0}, {"maps", 1}, {"levels", 2}});
   const double start = now_seconds();
   const GenerateOptions run = wan->resolved(options.run);
+  wan->check_prompts(options.prompts);
+  wan->check_prompts({{run.negative_prompt, "--negative-prompt"}});
   const int num_prompts = static_cast<int>(options.prompts.size());
   PromptRange range;
   if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
@@ -183,7 +185,8 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   // Every prompt has a seed of its own: a plan must hold for any initial noise.
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
     GenerateOptions each = run;
-    each.prompt = options.prompts[static_cast<size_t>(prompt)];
+    each.prompt = options.prompts[static_cast<size_t>(prompt)].text;
+    each.prompt_source = options.prompts[static_cast<size_t>(prompt)].source;
     each.seed = run.seed + static_cast<uint64_t>(prompt);
     const ProgressCallback report = progress_of(prompt);
     const WanPipeline::Conditioning conditioning = wan->encode(each, report);

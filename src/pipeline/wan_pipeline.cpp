@@ -13,6 +13,7 @@
 #include "pipeline/device_backends.h"
 #include "plan/plan.h"
 #include "text/text_clean.h"
+#include "text/unicode.h"
 
 namespace calibatt {
 
@@ -92,6 +93,13 @@ WanVae load_vae(const ModelFolder& folder, Backend& backend, DType dtype) {
   return vae;
 }
 
+/// Fit for a one-line message: the beginning, in quotes.
+std::string shortened_quote(const std::string& clean_text) {
+  constexpr size_t kMost = 80;
+  const std::u32string text = to_code_points(clean_text);
+  return "\"" + to_utf8(text.substr(0, kMost)) + (text.size() > kMost ? "…\"" : "\"");
+}
+
 bool guided(const GenerateOptions& options) {
   return *options.cfg_scale > 1;
 }
@@ -122,7 +130,8 @@ WanPipeline::WanPipeline(const LoadOptions& options, ModelFolder folder, std::un
       tokenizer_(Tokenizer::load(folder_.tokenizer)),
       text_encoder_(Umt5Encoder::open(*backend_, folder_.text_encoder, beside(dtype_), component_options(options))),
       vae_(load_vae(folder_, *backend_, beside(dtype_))),
-      transformer_(WanTransformer::load(*backend_, folder_.transformer, dtype_, component_options(options))) {
+      transformer_(WanTransformer::load(*backend_, folder_.transformer, dtype_, component_options(options))),
+      warn_(options.warn) {
   backend_->trim_memory();
 }
 
@@ -159,24 +168,32 @@ const std::string& WanPipeline::transformer_fingerprint(const ProgressCallback& 
   return fingerprint_;
 }
 
-std::vector<int32_t> WanPipeline::tokenize(const std::string& prompt, const char* flag) const {
-  std::vector<int32_t> ids = tokenizer_.encode(clean_prompt(prompt));
-  if (static_cast<int>(ids.size()) > kMaxPromptTokens) {
-    throw Error(ErrorKind::kUsage, std::string(flag) + ": is " + std::to_string(ids.size()) +
-                                       " tokens long and the model reads " + std::to_string(kMaxPromptTokens) +
-                                       "; shorten it");
+std::vector<int32_t> WanPipeline::tokenize(const Prompt& prompt) {
+  check_prompt(prompt);
+  const Tokenizer::Cut cut = tokenizer_.encode(clean_prompt(prompt.text), kMaxPromptTokens);
+  text_encoder_.check_tokens(cut.ids);
+  if (cut.num_tokens > kMaxPromptTokens) {
+    const std::string message = prompt.source + ": is " + std::to_string(cut.num_tokens) +
+                                " tokens long and the model reads " + std::to_string(kMaxPromptTokens) +
+                                "; this is cut off: " + shortened_quote(cut.dropped);
+    if (warn_ && warned_.insert(message).second) warn_(message);
   }
+  return cut.ids;
+}
+
+void WanPipeline::check_prompts(const std::vector<Prompt>& prompts) {
+  for (const Prompt& prompt : prompts) tokenize(prompt);
+}
+
+std::vector<std::vector<int32_t>> WanPipeline::tokenize_all(const GenerateOptions& options) {
+  std::vector<std::vector<int32_t>> ids{tokenize({options.prompt, options.prompt_source})};
+  if (guided(options)) ids.push_back(tokenize({options.negative_prompt, "--negative-prompt"}));
   return ids;
 }
 
 WanPipeline::Conditioning WanPipeline::encode(const GenerateOptions& options, const ProgressCallback& progress) {
-  if (clean_prompt(options.prompt).empty()) {
-    throw Error(ErrorKind::kUsage, "--prompt: is empty; say what the video should show");
-  }
-  std::vector<std::vector<int32_t>> prompts{tokenize(options.prompt, "--prompt")};
-  if (guided(options)) prompts.push_back(tokenize(options.negative_prompt, "--negative-prompt"));
-  const std::vector<Tensor> embeddings =
-      text_encoder_.encode_all(prompts, [&](int done, int total) { report(progress, "text", done, total); });
+  const std::vector<Tensor> embeddings = text_encoder_.encode_all(
+      tokenize_all(options), [&](int done, int total) { report(progress, "text", done, total); });
   backend_->trim_memory();
   Conditioning result;
   result.conditional = transformer_.prepare_prompt(embeddings[0], kMaxPromptTokens);
@@ -259,7 +276,8 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   backend_->reset_peak_memory();
   const ScheduleStats streamed_before = backend_->schedule_stats();
 
-  // The plan is checked before anything slow starts.
+  // Prompts and plan are checked before anything slow starts.
+  tokenize_all(options);
   const auto attention =
       make_run_attention(*backend_, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
                          describe_attention(options, !options.plan_path.empty(), progress), options.on_mismatch);

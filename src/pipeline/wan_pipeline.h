@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ class WanPipeline : public Pipeline {
 
   Result generate(const GenerateOptions& options, const ProgressCallback& progress) override;
   GenerateOptions resolved(const GenerateOptions& options) const override;
+  void check_prompts(const std::vector<Prompt>& prompts) override;
 
   // The parts of generate(), for calibration and tests. `options` are resolved ones.
 
@@ -55,7 +57,9 @@ class WanPipeline : public Pipeline {
 
  private:
   WanPipeline(const LoadOptions& options, ModelFolder folder, std::unique_ptr<Backend> backend, DType dtype);
-  std::vector<int32_t> tokenize(const std::string& prompt, const char* flag) const;
+  /// Cleaned, cut to what the model reads; warns of a cut, once for each prompt.
+  std::vector<int32_t> tokenize(const Prompt& prompt);
+  std::vector<std::vector<int32_t>> tokenize_all(const GenerateOptions& options);
   std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options) const;
   RunReport describe_run(const GenerateOptions& options) const;
 
@@ -67,6 +71,8 @@ class WanPipeline : public Pipeline {
   WanVae vae_;
   WanTransformer transformer_;  // last: it takes long, and what is wrong with the others is said before
   std::string fingerprint_;
+  std::function<void(const std::string&)> warn_;
+  std::set<std::string> warned_;
 };
 
 }  // namespace calibatt

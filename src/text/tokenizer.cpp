@@ -122,17 +122,21 @@ std::vector<int32_t> Tokenizer::encode(const std::string& text) const {
   return ids;
 }
 
-Tokenizer::Padded Tokenizer::encode_padded(const std::string& text, int max_length) const {
-  CALIBATT_ASSERT(max_length >= 1);
-  Padded result;
+Tokenizer::Cut Tokenizer::encode(const std::string& text, int max_tokens) const {
+  CALIBATT_ASSERT(max_tokens >= 1);
+  Cut result;
   result.ids = encode(text);
-  const auto length = static_cast<size_t>(max_length);
-  if (result.ids.size() > length) {
-    result.ids.resize(length);
-    result.ids.back() = eos_id_;
-  }
   result.num_tokens = static_cast<int>(result.ids.size());
-  result.ids.resize(length, pad_id_);
+  if (result.num_tokens <= max_tokens) return result;
+  for (size_t i = static_cast<size_t>(max_tokens) - 1; i + 1 < result.ids.size(); ++i) {
+    const int32_t id = result.ids[i];
+    std::string part = id < vocabulary_size() ? piece(id) : "";
+    if (part.starts_with("▁")) part.replace(0, std::string_view("▁").size(), " ");
+    result.dropped += part;
+  }
+  if (result.dropped.starts_with(' ')) result.dropped.erase(0, 1);
+  result.ids.resize(static_cast<size_t>(max_tokens));
+  result.ids.back() = eos_id_;
   return result;
 }
 

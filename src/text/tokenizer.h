@@ -27,13 +27,13 @@ class Tokenizer {
   /// UTF-8 text (cleaned before: clean_prompt) → token ids, the end-of-sequence token last. As long as the text is.
   std::vector<int32_t> encode(const std::string& text) const;
 
-  struct Padded {
-    std::vector<int32_t> ids;  ///< exactly max_length
-    int num_tokens = 0;        ///< those before the padding, end of sequence included
+  struct Cut {
+    std::vector<int32_t> ids;  ///< at most max_tokens
+    int num_tokens = 0;        ///< of the whole text, end of sequence included
+    std::string dropped;       ///< the text that the tokens beyond stand for; empty where there are none
   };
-  /// encode(), cut to max_length (≥ 1; the last token is then the end of sequence again) or filled up with the pad
-  /// token.
-  Padded encode_padded(const std::string& text, int max_length) const;
+  /// encode(), cut as transformers truncates: max_tokens (≥ 1) in all, the last of them the end of sequence.
+  Cut encode(const std::string& text, int max_tokens) const;
 
   int32_t pad_id() const { return pad_id_; }
   int32_t eos_id() const { return eos_id_; }

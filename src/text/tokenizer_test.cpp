@@ -15,7 +15,6 @@
 namespace calibatt {
 namespace {
 
-using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -28,7 +27,9 @@ void expect_ids(const std::string& folder, const std::string& cases_name) {
   for (const auto& item : cases) {
     const auto text = item["text"].get<std::string>();
     EXPECT_EQ(tokenizer.encode(text), item["ids"].get<std::vector<int32_t>>()) << text;
-    EXPECT_EQ(tokenizer.encode_padded(text, 8).ids, item["ids_of_8"].get<std::vector<int32_t>>()) << text;
+    std::vector<int32_t> ids_of_8 = tokenizer.encode(text, 8).ids;
+    ids_of_8.resize(8, tokenizer.pad_id());
+    EXPECT_EQ(ids_of_8, item["ids_of_8"].get<std::vector<int32_t>>()) << text;
   }
 }
 
@@ -40,19 +41,20 @@ TEST(Tokenizer, GivesTheIdsOfTransformersWithTheShippedModel) {
   expect_ids(std::string(CALIBATT_GOLDEN_DIR) + "/../../../models/tiny-wan/tokenizer", "tiny_wan_cases.json");
 }
 
-TEST(Tokenizer, CutsAndPads) {
+TEST(Tokenizer, CutsAndSaysWhatItCut) {
   const Tokenizer tokenizer = Tokenizer::load(kFolder);
   const std::string text = "a red circle moves to the left";
   const std::vector<int32_t> ids = tokenizer.encode(text);
-  const auto padded = tokenizer.encode_padded(text, 64);
-  EXPECT_EQ(padded.num_tokens, static_cast<int>(ids.size()));
-  ASSERT_EQ(padded.ids.size(), 64u);
-  EXPECT_EQ(padded.ids[ids.size() - 1], tokenizer.eos_id());
-  EXPECT_THAT(std::vector<int32_t>(padded.ids.begin() + padded.num_tokens, padded.ids.end()), Each(tokenizer.pad_id()));
-  const auto cut = tokenizer.encode_padded(text, 3);
+  const auto whole = tokenizer.encode(text, 64);
+  EXPECT_EQ(whole.ids, ids);
+  EXPECT_EQ(whole.num_tokens, static_cast<int>(ids.size()));
+  EXPECT_EQ(whole.dropped, "");
+  EXPECT_EQ(tokenizer.encode(text, static_cast<int>(ids.size())).ids, ids);
+  const auto cut = tokenizer.encode(text, 3);
   EXPECT_THAT(cut.ids, ElementsAre(ids[0], ids[1], tokenizer.eos_id()));
-  EXPECT_EQ(cut.num_tokens, 3);
-  EXPECT_THAT(tokenizer.encode_padded(text, 1).ids, ElementsAre(tokenizer.eos_id()));
+  EXPECT_EQ(cut.num_tokens, static_cast<int>(ids.size()));
+  EXPECT_TRUE(cut.dropped.ends_with("to the left")) << cut.dropped;
+  EXPECT_THAT(tokenizer.encode(text, 1).ids, ElementsAre(tokenizer.eos_id()));
   EXPECT_THAT(tokenizer.encode(""), ElementsAre(tokenizer.eos_id()));
 }
 

@@ -59,6 +59,16 @@ bool to_code_points_strictly(std::string_view utf8, std::u32string& text) {
   return true;
 }
 
+size_t first_not_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    char32_t character = 0;
+    const size_t length = decode_one(text, i, character);
+    if (length == 0) return i;
+    i += length;
+  }
+  return std::string_view::npos;
+}
+
 std::string to_utf8(std::u32string_view text) {
   std::string utf8;
   utf8.reserve(text.size());

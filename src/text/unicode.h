@@ -10,6 +10,8 @@ namespace calibatt {
 std::u32string to_code_points(std::string_view utf8);
 /// The same, but false at the first such byte.
 bool to_code_points_strictly(std::string_view utf8, std::u32string& text);
+/// Index of the first of these bytes, std::string_view::npos in sound UTF-8.
+size_t first_not_utf8(std::string_view text);
 std::string to_utf8(std::u32string_view text);
 
 std::u32string normalized_nfc(std::u32string_view text);

@@ -93,11 +93,6 @@ TEST_F(Cli, UsageErrors) {
   expect_failure("", 2, "see calibatt --help");
   expect_failure("compare a.mp4", 2, "see calibatt compare --help");
   expect_failure("inspect plan.safetensors --site 0 0 0", 2, "--head-png (see calibatt inspect --help)");
-  expect_failure("generate" + kSmall + "-p '' " + output, 2, "empty");
-  expect_failure("generate" + kSmall + "-p '   ' " + output, 2, "empty");
-  std::string longest = "a";
-  for (int i = 0; i < 900; ++i) longest += " circle";
-  expect_failure("generate" + kSmall + "-p '" + longest + "'" + output, 2, "shorten it");
   expect_failure("generate --model " + kModel + " -p a -W 100" + output, 2, "96 or 112");
   expect_failure("generate --model " + kModel + " -p a -H 1" + output, 2, "multiple of 16");
   expect_failure("generate --model " + kModel + " -p a --video-frames 10" + output, 2, "9 or 13");

@@ -76,7 +76,7 @@ TEST(DevicePipeline, CalibratesLikeTheCpuAndRunsThePlan) {
   const TestFolder folder;
   CalibrateOptions options;
   options.run = nine_blocks();
-  options.prompts = {"a red square moves to the right", "a blue circle moves down"};
+  options.prompts = {{"a red square moves to the right", "first"}, {"a blue circle moves down", "second"}};
   options.density = 0.5;
   const auto calibrated = [&](Pipeline& pipeline, const std::string& name) {
     CalibrateOptions each = options;

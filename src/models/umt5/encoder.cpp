@@ -117,17 +117,22 @@ std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_
   return results;
 }
 
+void Umt5Encoder::check_tokens(std::span<const int32_t> token_ids) const {
+  for (const int32_t id : token_ids) {
+    if (id >= 0 && id < config_.vocab_size) continue;
+    throw Error(ErrorKind::kUsage, "text encoder: token " + std::to_string(id) + " is outside its vocabulary of " +
+                                       std::to_string(config_.vocab_size) +
+                                       "; the tokenizer and the text encoder do not belong together");
+  }
+}
+
 Tensor Umt5Encoder::embed(std::span<const int32_t> token_ids) const {
   if (token_ids.empty()) throw Error(ErrorKind::kUsage, "text encoder: the prompt has no tokens");
   Tensor stored(embedding_.dtype(), {static_cast<int64_t>(token_ids.size()), config_.d_model});
   char* to = static_cast<char*>(stored.raw());
   const size_t row_bytes = embedding_.size_bytes() / static_cast<size_t>(config_.vocab_size);
+  check_tokens(token_ids);
   for (const int32_t id : token_ids) {
-    if (id < 0 || id >= config_.vocab_size) {
-      throw Error(ErrorKind::kUsage, "text encoder: token " + std::to_string(id) + " is outside its vocabulary of " +
-                                         std::to_string(config_.vocab_size) +
-                                         "; the tokenizer and the text encoder do not belong together");
-    }
     std::memcpy(to, static_cast<const char*>(embedding_.raw()) + static_cast<size_t>(id) * row_bytes, row_bytes);
     to += row_bytes;
   }

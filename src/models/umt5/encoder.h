@@ -45,6 +45,9 @@ class Umt5Encoder {
 
   const Umt5Config& config() const { return config_; }
 
+  /// Throws Error(kUsage) for an id outside the vocabulary.
+  void check_tokens(std::span<const int32_t> token_ids) const;
+
   /// For each prompt its real tokens alone, end-of-sequence included, without padding. The attention mask of a padded
   /// prompt hides padding from every real token, so the rows of the real tokens come out the same. Returns for each
   /// [number of tokens, d_model] F32 on the host. The weights are read block by block, each used for all prompts and
