@@ -5,7 +5,7 @@
     python3 tools/plan_reader.py --dump plan.safetensors     # every step, every mask, every anchor, as text
 
 As a module: `plan = read_plan(path)`, then `plan.mask(entry, layer, head)` is a list of rows (query blocks) of 0/1 per key block,
-which numpy.array() takes as it is. Masks of version 2 are decoded when asked for. Needs nothing but Python and, for version 2, libzstd
+which numpy.array() takes as it is. Masks are decoded when asked for. Needs nothing but Python and, from version 2 on, libzstd
 or the zstandard package; checksums are verified where libxxhash or the xxhash package is installed, and `plan.checksum_verified` says
 whether they were.
 """
@@ -19,7 +19,7 @@ import struct
 import sys
 from dataclasses import dataclass
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HAS_INTERVALS, ANCHORED = 1, 2
 PREVIOUS, ABOVE, MAX_SHIFT, KEY_ENTRY_INTERVAL = 1, 2, 7, 8  # filters of a head's bits; which entries refer to no other
 CODES = {"U8": "B", "U16": "H", "U32": "I", "I64": "q", "F64": "d"}  # dtypes that occur in plans → struct codes
@@ -106,7 +106,7 @@ def decompressed(frame, size):
         try:
             library = ctypes.CDLL("libzstd.so.1")
         except OSError:
-            raise PlanError("masks of version 2 need libzstd, or the zstandard package (pip install zstandard)") from None
+            raise PlanError("masks need libzstd, or the zstandard package (pip install zstandard)") from None
         function = library.ZSTD_decompress
         function.restype = ctypes.c_size_t
         function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
@@ -157,11 +157,19 @@ class Plan:
         self.info = json.loads(metadata["plan"])
         self.geometry = self.info["geometry"]
         g = self.geometry
+        g.setdefault("text_tokens", 0)
         self.num_tokens = g["frames"] * g["height"] * g["width"] + g["text_tokens"]
         self.num_key_blocks = -(-self.num_tokens // g["block_k"])
         self.sigmas = tensors["sigmas"].tolist()
         self.energy_targets = tensors["energy_targets"].tolist()
         self.step_entry = tensors["step_entry"].tolist()
+        provenance = self.info["provenance"]
+        if metadata["format_version"] in ("1", "2"):  # one transformer, by two texts
+            provenance["transformers"] = [{"name": provenance.pop("model_name"), "fingerprint": provenance.pop("model_fingerprint")}]
+        self.transformers = provenance["transformers"]
+        self.step_transformer = tensors["step_transformer"].tolist() if "step_transformer" in tensors else [0] * len(self.sigmas)
+        if sorted(set(self.step_transformer)) != list(range(len(self.transformers))) or len(self.step_transformer) != len(self.sigmas):
+            raise PlanError("steps and transformers do not fit each other")
         self.num_entries, self.num_layers, self.num_heads = tensors["head_kind"].shape
         self.kinds = tensors["head_kind"].tolist()
         if "raster_of_position" in tensors:
@@ -332,6 +340,9 @@ def read_plan(path):
     checksum = xxh3_128(checksummed_bytes(tensors, metadata))
     if checksum is not None and checksum != metadata.get("checksum"):
         raise PlanError("altered or damaged: the checksum does not fit")
+    needed = json.loads(metadata["plan"])
+    for feature in [*needed.get("required_features", []), *(key for key in ("step_reuse", "head_precision") if needed.get(key) is not None)]:
+        raise PlanError(f"it needs {feature!r}, which this reader does not know")
     plan = Plan(tensors, metadata)
     plan.checksum_verified = checksum is not None
     return plan
@@ -341,7 +352,8 @@ def dump(plan):
     """Everything that a kernel would need, as text."""
     lines = []
     for step, (sigma, entry) in enumerate(zip(plan.sigmas, plan.step_entry)):
-        lines.append(f"step {step} noise {sigma:.6f} entry {entry}")
+        transformer = f" transformer {plan.step_transformer[step]}" if len(plan.transformers) > 1 else ""
+        lines.append(f"step {step} noise {sigma:.6f} entry {entry}{transformer}")
     lines.append("order " + " ".join(map(str, plan.raster_of_position)))
     if plan.query_tokens:
         lines.append("anchor queries " + " ".join(map(str, plan.query_tokens)))
@@ -354,7 +366,9 @@ def dump(plan):
 
 
 def summary(plan):
-    lines = [f"{key}: {value}" for key, value in plan.info["provenance"].items()]
+    lines = [f"transformer: {each['name']} ({each['fingerprint'] or 'weights not compared'})" for each in plan.transformers]
+    lines += [f"{key}: {value}" for key, value in plan.info["provenance"].items() if key != "transformers"]
+    lines += [f"accuracy: {plan.info['accuracy']}"] if "accuracy" in plan.info else []
     lines.append("geometry: " + ", ".join(f"{key} {value}" for key, value in plan.geometry.items()))
     lines.append(f"{len(plan.sigmas)} steps, {plan.num_entries} entries, {plan.num_layers} layers, {plan.num_heads} heads")
     lines.append(f"density: {plan.density():.4f}")

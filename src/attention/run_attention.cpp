@@ -94,9 +94,10 @@ std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeom
 
 std::string find_mismatch(const Plan& plan, const RunDescription& run) {
   const PlanProvenance& made_for = plan.info().provenance;
-  if (made_for.model_fingerprint != run.model_fingerprint) {
-    return "it was made for the model '" + made_for.model_name + "' with fingerprint " + made_for.model_fingerprint +
-           ", this run has '" + run.model_name + "' with fingerprint " + run.model_fingerprint;
+  if (made_for.transformers[0].fingerprint != run.model_fingerprint) {
+    return "it was made for the model '" + made_for.transformers[0].name + "' with fingerprint " +
+           made_for.transformers[0].fingerprint + ", this run has '" + run.model_name + "' with fingerprint " +
+           run.model_fingerprint;
   }
   if (made_for.video_frames != run.video_frames || made_for.video_height != run.video_height ||
       made_for.video_width != run.video_width) {

@@ -88,7 +88,7 @@ RunDescription run_of(const Plan& plan) {
   const PlanProvenance& made = plan.info().provenance;
   RunDescription run;
   run.model_name = "this model";
-  run.model_fingerprint = made.model_fingerprint;
+  run.model_fingerprint = made.transformers[0].fingerprint;
   run.geometry = plan.geometry();
   run.num_layers = plan.num_layers();
   run.video_frames = made.video_frames;

@@ -55,8 +55,7 @@ ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options
 
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
-  provenance.model_name = "WanTransformer3DModel " + facts.model_name;
-  provenance.model_fingerprint = facts.model_fingerprint;
+  provenance.transformers = {{"WanTransformer3DModel " + facts.model_name, facts.model_fingerprint}};
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());
   provenance.video_frames = facts.video_frames;

@@ -27,13 +27,40 @@ std::string line(const char* title, const std::string& text) {
   return format("%-12s", title) + text + "\n";
 }
 
+// "steps 0 to 12": those of one transformer.
+std::string steps_of(const PlanInfo& info, int transformer) {
+  std::string text;
+  const int num_steps = static_cast<int>(info.sigmas.size());
+  for (int begin = 0, end = 0; begin < num_steps; begin = end) {
+    end = begin + 1;
+    if (info.transformer_of(begin) != transformer) continue;
+    while (end < num_steps && info.transformer_of(end) == transformer) ++end;
+    text += format(text.empty() ? "steps %d to %d" : ", %d to %d", begin, end - 1);
+  }
+  return text;
+}
+
+std::string accuracy_text(const PlanAccuracy& accuracy) {
+  if (accuracy.measured)
+    return format("%.4g of the attention's output, measured in runs with the plan", *accuracy.measured);
+  if (!accuracy.predicted) return "not known";
+  return format("%.4g of the attention's output, predicted ", *accuracy.predicted) +
+         (accuracy.held_out ? "on prompts that chose no blocks" : "on the very prompts that chose the blocks");
+}
+
 }  // namespace
 
 std::string describe(const Plan& plan) {
   const PlanInfo& parts = plan.info();
   const PlanProvenance& made = parts.provenance;
   std::string text;
-  text += line("model", printable(made.model_name) + " (fingerprint " + printable(made.model_fingerprint) + ")");
+  for (size_t i = 0; i < made.transformers.size(); ++i) {
+    const PlanTransformer& each = made.transformers[i];
+    const std::string& fingerprint = each.fingerprint;
+    text += line("model", printable(each.name) + " (" +
+                              (fingerprint.empty() ? "weights not compared" : "fingerprint " + printable(fingerprint)) +
+                              (made.transformers.size() > 1 ? ", " + steps_of(parts, static_cast<int>(i)) : "") + ")");
+  }
   text += line("video", format("%d frames of %d×%d", made.video_frames, made.video_width, made.video_height));
   text += line("attention", parts.geometry.to_string() + format(", %d layers", parts.num_layers));
   text += line("steps", format("%d (%s, flow shift %g, guidance %g), noise %.4g to %.4g, %d distinct", plan.num_steps(),
@@ -59,6 +86,7 @@ std::string describe(const Plan& plan) {
   if (rows > 0)
     text +=
         line("intervals", format("%.2f per query block", static_cast<double>(intervals) / static_cast<double>(rows)));
+  text += line("error", accuracy_text(parts.accuracy));
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()));
 
   // Density by step (down) and layer (right); at most so many of each, evenly spread.

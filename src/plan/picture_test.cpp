@@ -109,7 +109,7 @@ TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
 
 TEST(Describe, ControlCharactersFromAFileDoNotReachTheTerminal) {
   Plan::Parts parts = test::example_parts();
-  parts.provenance.model_name = "\x1b[31mred\n";
+  parts.provenance.transformers[0].name = "\x1b[31mred\n";
   EXPECT_THAT(describe(Plan(parts)), HasSubstr("?[31mred?"));
 }
 

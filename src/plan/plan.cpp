@@ -4,12 +4,15 @@
 #include <cmath>
 #include <utility>
 
+#include "plan/plan_heads.h"
+
 namespace calibatt {
 namespace {
 
 // Far above any real run; low enough that counts multiply without overflow.
 constexpr int kMaxSteps = 100'000;
 constexpr int kMaxLayers = 100'000;
+constexpr size_t kMaxTransformers = 16;
 
 Error refused(const std::string& what) {
   return Error(ErrorKind::kFormat, "plan: " + what);
@@ -62,6 +65,37 @@ void check_entries(const PlanInfo& info) {
   }
 }
 
+// Every step has a transformer, and every transformer a step.
+void check_transformers(const PlanInfo& info) {
+  const size_t count = info.provenance.transformers.size();
+  if (count < 1 || count > kMaxTransformers) {
+    throw refused("the number of transformers must be between 1 and " + std::to_string(kMaxTransformers) + ", not " +
+                  std::to_string(count));
+  }
+  if (info.step_transformer.size() != (count == 1 ? 0 : info.sigmas.size())) {
+    throw refused("the transformers of " + std::to_string(info.step_transformer.size()) + " steps are given, where " +
+                  std::to_string(count) + " transformers share " + std::to_string(info.sigmas.size()) + " steps");
+  }
+  std::vector<char> used(count, count == 1 ? 1 : 0);
+  for (size_t step = 0; step < info.step_transformer.size(); ++step) {
+    const int transformer = info.step_transformer[step];
+    if (transformer < 0 || static_cast<size_t>(transformer) >= count) {
+      throw refused("step " + std::to_string(step) + " uses transformer " + std::to_string(transformer) + " of " +
+                    std::to_string(count));
+    }
+    used[static_cast<size_t>(transformer)] = 1;
+  }
+  const auto unused = std::find(used.begin(), used.end(), 0);
+  if (unused != used.end()) throw refused("no step uses transformer " + std::to_string(unused - used.begin()));
+}
+
+void check_accuracy(const PlanAccuracy& accuracy) {
+  for (const auto& error : {accuracy.predicted, accuracy.measured}) {
+    if (error && !(*error >= 0 && std::isfinite(*error)))
+      throw refused("its accuracy is given as an error of " + std::to_string(*error) + ", which cannot be");
+  }
+}
+
 void check_num_heads(const PlanInfo& info, size_t num_heads) {
   const auto expected = uint64_t{1} * static_cast<unsigned>(info.num_entries()) *
                         static_cast<unsigned>(info.num_layers) * static_cast<unsigned>(info.geometry.heads);
@@ -82,13 +116,6 @@ void check_provenance(const PlanProvenance& provenance) {
   check(provenance.video_width >= 0, "video width");
   check(std::isfinite(provenance.guidance_scale), "guidance scale");
   check(std::isfinite(provenance.flow_shift), "flow shift");
-}
-
-// "entry 1, layer 2, head 3" of a head's place in [num_entries, num_layers, heads].
-std::string site_text(const PlanInfo& info, size_t i) {
-  const auto num_heads = static_cast<size_t>(info.geometry.heads), num_layers = static_cast<size_t>(info.num_layers);
-  return "entry " + std::to_string(i / num_heads / num_layers) + ", layer " +
-         std::to_string(i / num_heads % num_layers) + ", head " + std::to_string(i % num_heads);
 }
 
 int ceil_div(int a, int b) {
@@ -127,6 +154,8 @@ void PlanInfo::validate() const {
   }
   check_steps(*this);
   check_entries(*this);
+  check_transformers(*this);
+  check_accuracy(accuracy);
   check_provenance(provenance);
 }
 
@@ -166,7 +195,7 @@ Plan::Plan(Parts parts) {
     const int num_query_blocks = ceil_div(num_queries, geometry().block_q);
     if (head.intervals->num_query_blocks() != num_query_blocks ||
         head.intervals->num_key_blocks() != geometry().num_key_blocks()) {
-      throw refused(site_text(info_, i) + " has " + std::to_string(head.intervals->num_query_blocks()) + "×" +
+      throw refused(head_text(info_, i) + " has " + std::to_string(head.intervals->num_query_blocks()) + "×" +
                     std::to_string(head.intervals->num_key_blocks()) + " blocks, but the geometry makes it " +
                     std::to_string(num_query_blocks) + "×" + std::to_string(geometry().num_key_blocks()));
     }
@@ -198,12 +227,12 @@ void Plan::check_facts() const {
     const int64_t all_pairs = int64_t{num_queries} * geometry().num_tokens();
     const int64_t most = facts.has_intervals ? num_rows * ceil_div(num_key_blocks, 2) : 0;
     if (facts.num_intervals < (facts.has_intervals ? num_rows : 0) || facts.num_intervals > most) {
-      throw refused(site_text(info_, i) + " is said to have " + std::to_string(facts.num_intervals) +
+      throw refused(head_text(info_, i) + " is said to have " + std::to_string(facts.num_intervals) +
                     " intervals, which cannot be");
     }
     if (facts.token_pairs < 1 || facts.token_pairs > all_pairs ||
         (!facts.has_intervals && facts.token_pairs != all_pairs)) {
-      throw refused(site_text(info_, i) + " is said to compute " + std::to_string(facts.token_pairs) +
+      throw refused(head_text(info_, i) + " is said to compute " + std::to_string(facts.token_pairs) +
                     " pairs of tokens, which cannot be");
     }
   }
@@ -251,11 +280,18 @@ double Plan::density() const {
   return sum / (static_cast<double>(num_steps()) * num_layers());
 }
 
-int Plan::nearest_step(double sigma) const {
-  const auto distance = [sigma](double other) { return std::abs(other - sigma); };
-  const auto nearest = std::min_element(info_.sigmas.begin(), info_.sigmas.end(),
-                                        [&](double a, double b) { return distance(a) < distance(b); });
-  return static_cast<int>(nearest - info_.sigmas.begin());
+int Plan::nearest_step(double sigma, int transformer) const {
+  int nearest = -1;
+  double least = 0;
+  for (int step = 0; step < num_steps(); ++step) {
+    if (info_.transformer_of(step) != transformer) continue;
+    const double distance = std::abs(info_.sigmas[static_cast<size_t>(step)] - sigma);
+    if (nearest >= 0 && distance >= least) continue;
+    nearest = step;
+    least = distance;
+  }
+  CALIBATT_ASSERT(nearest >= 0);
+  return nearest;
 }
 
 }  // namespace calibatt

@@ -21,13 +21,23 @@ struct HeadPlan {
   bool operator==(const HeadPlan&) const = default;
 };
 
+/// One of the transformers that a model denoises with. Wan 2.1 has one; Wan 2.2 A14B has two, each for some of the
+/// steps.
+struct PlanTransformer {
+  std::string name;  ///< transformer's _class_name and folder name, for people
+  /// Of its config and weights; io/fingerprint.h says which kinds there are. Empty: not known when the plan was made
+  /// (weights that another program holds in memory), so that no run's weights are compared with them.
+  std::string fingerprint;
+  bool operator==(const PlanTransformer&) const = default;
+};
+
 /// What a plan was made for and how: enough to refuse a run that it does not fit and to tell a person where it came
 /// from.
 struct PlanProvenance {
   std::string tool_version;
-  std::string model_name;         ///< transformer's _class_name and folder name, for people
-  std::string model_fingerprint;  ///< hex; config and weights of the transformer, see io/fingerprint.h
-  std::string prompts_hash;       ///< hex; of the calibration prompts
+  std::vector<PlanTransformer> transformers =
+      std::vector<PlanTransformer>(1);  ///< at least one; PlanInfo::step_transformer says which steps are whose
+  std::string prompts_hash;             ///< hex; of the calibration prompts
   int num_prompts = 0;
   int video_frames = 0, video_height = 0, video_width = 0;  ///< pixels and video frames
   double guidance_scale = 0;
@@ -35,6 +45,16 @@ struct PlanProvenance {
   double flow_shift = 0;
   std::map<std::string, std::string> settings;  ///< the calibration's knobs, as the command line spells them
   bool operator==(const PlanProvenance&) const = default;
+};
+
+/// How far a run with the plan is from dense attention under the conditions that it was calibrated for (its steps, and
+/// the provenance's size, scheduler, flow shift and guidance): relative error of what the self-attention of a block
+/// adds to the residual stream, root mean square over steps and layers.
+struct PlanAccuracy {
+  std::optional<double> predicted;  ///< summed up by the compiler from the errors that each head showed at each level
+  bool held_out = false;            ///< `predicted` on prompts other than those whose attention chose the blocks
+  std::optional<double> measured;   ///< in runs with the finished plan; absent: there were none
+  bool operator==(const PlanAccuracy&) const = default;
 };
 
 /// What is known of a head without decoding its intervals.
@@ -58,15 +78,24 @@ class LayerSource {
 
 /// A plan without its masks.
 struct PlanInfo {
+  /// Of video tokens alone: text_tokens is 0, and the plan holds for a run with any number of text tokens behind them
+  /// (plan/text.h says how). Plans of versions 1 and 2 may have text tokens in their blocks; such a plan holds for just
+  /// as many.
   AttentionGeometry geometry;
   int num_layers = 0;
   std::vector<double> sigmas;          ///< noise level of each calibrated step, falling from ≤ 1 towards 0
   std::vector<int> step_entry;         ///< [num_steps] entry that the step uses
   std::vector<double> energy_targets;  ///< [num_steps] ε(t) for people; NaN where a budget of another kind chose
+  std::vector<int> step_transformer;   ///< [num_steps] which of the provenance's transformers; empty where there is one
   bool summarize_skipped = false;
   int anchor_rows_per_frame = 0;  ///< k; 0 when no head is anchored
   PlanProvenance provenance;
+  PlanAccuracy accuracy;
 
+  /// Which of the provenance's transformers denoises the step.
+  int transformer_of(int step) const {
+    return step_transformer.empty() ? 0 : step_transformer.at(static_cast<size_t>(step));
+  }
   /// Throws Error(kFormat) when the numbers contradict each other. Heads are not looked at.
   void validate() const;
   int num_entries() const;  ///< the largest entry of a step, plus one
@@ -114,8 +143,9 @@ class Plan {
   double density(int step, int layer) const;  ///< mean over heads
   double density() const;                     ///< mean over everything
 
-  /// The calibrated step whose noise level is nearest to sigma.
-  int nearest_step(double sigma) const;
+  /// The calibrated step whose noise level is nearest to sigma, among those of this transformer. Every transformer of
+  /// the plan has some.
+  int nearest_step(double sigma, int transformer = 0) const;
 
  private:
   size_t index(int entry, int layer, int head) const {
@@ -139,7 +169,8 @@ class Plan {
 /// too large for memory is written layer by layer with PlanWriter (plan_writer.h).
 void save_plan(const Plan& plan, const std::string& path);
 /// Reads the index; masks stay in the file, mapped. Throws Error(kNotFound / kFormat) with the reason: truncated,
-/// altered (checksum), foreign, hostile, newer version. (Version 1 is read whole.)
+/// altered (checksum), foreign, hostile, newer version, or needing what this program does not know. (Version 1 is read
+/// whole.)
 std::shared_ptr<const Plan> load_plan(const std::string& path);
 
 }  // namespace calibatt

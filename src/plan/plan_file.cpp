@@ -1,6 +1,8 @@
 #include "plan/plan_file.h"
 
+#include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <utility>
 
 #include "io/fingerprint.h"
@@ -12,7 +14,23 @@
 namespace calibatt {
 namespace {
 
-int check_kind_and_version(const PlanFile& file, const std::string& where) {
+// 0 where the text is no number.
+int version_number(const std::string& text) {
+  int version = 0;
+  const char* const end = text.data() + text.size();
+  const auto [next, problem] = std::from_chars(text.data(), end, version);
+  return problem == std::errc() && next == end ? version : 0;
+}
+
+// The last one is what is written. Old ones are read forever.
+constexpr PlanVersion kVersions[] = {
+    {1, read_heads_v1, false, false},
+    {2, read_heads_v2, true, false},
+    {3, read_heads_v2, true, true},
+};
+static_assert(std::end(kVersions)[-1].number == kPlanFormatVersion);
+
+const PlanVersion& check_kind_and_version(const PlanFile& file, const std::string& where) {
   const auto text = [&](const char* key) {
     const auto found = file.metadata.find(key);
     return found == file.metadata.end() ? std::string() : found->second;
@@ -22,13 +40,12 @@ int check_kind_and_version(const PlanFile& file, const std::string& where) {
                                         std::string(kPlanFormatName) + "\"); make one with `calibatt calibrate`");
   }
   const std::string version_text = text("format_version");
-  int version = 0;
-  const char* const end = version_text.data() + version_text.size();
-  const auto [next, problem] = std::from_chars(version_text.data(), end, version);
-  if (problem != std::errc() || next != end || version < 1) {
+  const int version = version_number(version_text);
+  if (version < 1) {
     throw Error(ErrorKind::kFormat, where + ": the plan's format version is not a number from 1");
   }
-  if (version > kPlanFormatVersion) {
+  const PlanVersion* const known = find_plan_version(version);
+  if (known == nullptr) {
     throw Error(ErrorKind::kFormat, where + ": the plan has format version " + version_text +
                                         ", this program reads up to " + std::to_string(kPlanFormatVersion) +
                                         "; use a newer calibatt");
@@ -37,18 +54,29 @@ int check_kind_and_version(const PlanFile& file, const std::string& where) {
     throw Error(ErrorKind::kFormat, where + ": the plan was altered or damaged (its checksum is " + text("checksum") +
                                         ", its content's is " + plan_checksum(file) + "); copy it anew");
   }
-  return version;
+  return *known;
 }
 
 }  // namespace
+
+const PlanVersion* find_plan_version(int number) {
+  const auto* const found =
+      std::find_if(std::begin(kVersions), std::end(kVersions), [&](const auto& each) { return each.number == number; });
+  return found == std::end(kVersions) ? nullptr : found;
+}
 
 bool HeadKinds::any(uint8_t bit) const {
   return std::any_of(kind.begin(), kind.end(), [bit](uint8_t k) { return k & bit; });
 }
 
-std::string site_text(const PlanInfo& info, size_t site) {
+std::string section_text(const PlanInfo& info, size_t section) {
   const auto num_layers = static_cast<size_t>(info.num_layers);
-  return "entry " + std::to_string(site / num_layers) + ", layer " + std::to_string(site % num_layers);
+  return "entry " + std::to_string(section / num_layers) + ", layer " + std::to_string(section % num_layers);
+}
+
+std::string head_text(const PlanInfo& info, size_t head) {
+  const auto num_heads = static_cast<size_t>(info.geometry.heads);
+  return section_text(info, head / num_heads) + ", head " + std::to_string(head % num_heads);
 }
 
 HeadKinds take_head_kinds(TensorReader& reader, const PlanInfo& info) {
@@ -58,9 +86,7 @@ HeadKinds take_head_kinds(TensorReader& reader, const PlanInfo& info) {
   kinds.kind.assign(tensor.data<uint8_t>(), tensor.data<uint8_t>() + tensor.size());
   for (size_t i = 0; i < kinds.kind.size(); ++i) {
     if ((kinds.kind[i] & ~(kHasIntervals | kAnchored)) == 0) continue;
-    const auto num_heads = static_cast<size_t>(geometry.heads);
-    throw reader.refused(site_text(info, i / num_heads) + ", head " + std::to_string(i % num_heads) + ": its kind is " +
-                         std::to_string(kinds.kind[i]) + ", expected 0 to 3");
+    throw reader.refused(head_text(info, i) + ": its kind is " + std::to_string(kinds.kind[i]) + ", expected 0 to 3");
   }
   if (!kinds.any(kAnchored)) return kinds;
   if (info.anchor_rows_per_frame < 1 || info.anchor_rows_per_frame > geometry.height) {
@@ -81,6 +107,10 @@ void put_common_tensors(const PlanInfo& info, std::map<std::string, Tensor>& ten
   tensors["energy_targets"] = f64_tensor(info.energy_targets);
   const std::vector<uint32_t> step_entry(info.step_entry.begin(), info.step_entry.end());
   tensors["step_entry"] = narrowed(step_entry, {static_cast<int64_t>(step_entry.size())});
+  if (!info.step_transformer.empty()) {
+    const std::vector<uint32_t> transformers(info.step_transformer.begin(), info.step_transformer.end());
+    tensors["step_transformer"] = narrowed(transformers, {static_cast<int64_t>(transformers.size())});
+  }
   if (info.anchor_rows_per_frame > 0) {
     const std::vector<uint32_t> rows = anchor_row_numbers(info.geometry, info.anchor_rows_per_frame);
     tensors["anchor_rows"] = narrowed(rows, {static_cast<int64_t>(rows.size())});
@@ -101,8 +131,10 @@ void put_head_kinds(const PlanInfo& info, const std::vector<HeadFacts>& facts, s
 }
 
 std::string plan_checksum(const PlanFile& file) {
-  const auto version = file.metadata.find("format_version");
-  const bool sections_apart = version == file.metadata.end() || version->second != "1";
+  const auto text = file.metadata.find("format_version");
+  const PlanVersion* const version =
+      text == file.metadata.end() ? nullptr : find_plan_version(version_number(text->second));
+  const bool sections_apart = version == nullptr || version->sections_apart;
   Hasher hasher;
   const auto number = [&](int64_t value) { hasher.update(&value, sizeof(value)); };
   number(static_cast<int64_t>(file.tensors.size()));
@@ -123,10 +155,10 @@ std::string plan_checksum(const PlanFile& file) {
 }
 
 Plan decode_plan(const PlanFile& file, const std::string& where) {
-  const int version = check_kind_and_version(file, where);
+  const PlanVersion& version = check_kind_and_version(file, where);
   const auto text = file.metadata.find("plan");
   if (text == file.metadata.end()) throw Error(ErrorKind::kFormat, where + ": the metadata has no text \"plan\"");
-  PlanInfo info = parse_plan_json(text->second, where + ": plan metadata");
+  PlanInfo info = parse_plan_json(text->second, where + ": plan metadata", version.many_transformers);
 
   TensorReader reader(file.tensors, where);
   info.sigmas = reader.take_f64("sigmas", -1);
@@ -141,13 +173,19 @@ Plan decode_plan(const PlanFile& file, const std::string& where) {
     }
     info.step_entry.push_back(static_cast<int>(step_entry[step]));
   }
+  if (info.provenance.transformers.size() > 1) {
+    const UnsignedReader transformers = reader.take_unsigned("step_transformer", {num_steps});
+    for (int64_t step = 0; step < num_steps; ++step) {
+      info.step_transformer.push_back(static_cast<int>(std::min<uint32_t>(transformers[step], INT32_MAX)));
+    }
+  }
   if (info.geometry.order.kind != TokenOrder::Kind::kRaster) {
     reader.expect(
         "raster_of_position", info.geometry.num_tokens(), [&] { return info.geometry.raster_of_position(); },
         "the token order of this geometry");
   }
   try {
-    return version == 1 ? read_heads_v1(reader, std::move(info)) : read_heads_v2(reader, std::move(info));
+    return version.read_heads(reader, std::move(info));
   } catch (const Error& error) {
     const std::string message = error.what();
     if (message.starts_with(where + ": ")) throw;

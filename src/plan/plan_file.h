@@ -9,7 +9,7 @@
 namespace calibatt {
 
 /// The format's version that this program writes; it reads this one and all before it.
-inline constexpr int kPlanFormatVersion = 2;
+inline constexpr int kPlanFormatVersion = 3;
 
 /// A plan as the named tensors and texts of its file (docs/plan_format.md); the step between bytes and a Plan.
 struct PlanFile {

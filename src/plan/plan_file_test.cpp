@@ -98,15 +98,15 @@ TEST(PlanFileV1, ADensePlanNeedsNoIntervals) {
 
 TEST(PlanFile, ANameThatIsNotUtf8IsStoredReadably) {
   Plan::Parts parts = test::example_parts();
-  parts.provenance.model_name = "caf\xe9";
-  EXPECT_EQ(decode_plan(test::encode_v1(Plan(parts)), "").info().provenance.model_name, "caf\xef\xbf\xbd");
+  parts.provenance.transformers[0].name = "caf\xe9";
+  EXPECT_EQ(decode_plan(test::encode_v1(Plan(parts)), "").info().provenance.transformers[0].name, "caf\xef\xbf\xbd");
 }
 
 TEST(PlanFile, ForeignNewerAndAlteredFilesAreRefused) {
   EXPECT_EQ(refusal([](auto&) {}), "accepted");
   EXPECT_THAT(refusal([](auto& f) { f.metadata.clear(); }), HasSubstr("not a plan"));
   EXPECT_THAT(refusal([](auto& f) { f.metadata["format"] = "pt"; }), HasSubstr("not a plan"));
-  EXPECT_THAT(refusal([](auto& f) { f.metadata["format_version"] = "3"; }), HasSubstr("use a newer calibatt"));
+  EXPECT_THAT(refusal([](auto& f) { f.metadata["format_version"] = "4"; }), HasSubstr("use a newer calibatt"));
   EXPECT_THAT(refusal([](auto& f) { f.metadata["format_version"] = "0"; }), HasSubstr("format version"));
   EXPECT_THAT(refusal([](auto& f) { f.metadata["format_version"] = "1x"; }), HasSubstr("format version"));
   EXPECT_THAT(refusal([](auto& f) { f.metadata.erase("format_version"); }), HasSubstr("format version"));
@@ -188,7 +188,8 @@ TEST(PlanFileV1, HostileJsonIsRefusedByKey) {
   EXPECT_THAT(refusal([](auto& f) { f.metadata["plan"] = "[[[["; }), HasSubstr("plan metadata"));
 }
 
-// ---- version 2 -----------------------------------------------------------------------------------------------------
+// ---- from version 2 on: masks in sections
+// ----------------------------------------------------------------------------
 
 // 20 entries of slowly changing masks, so that sections refer to the entry before.
 Plan::Parts drifting_parts(int num_entries) {
@@ -232,7 +233,7 @@ Plan::Parts drifting_parts(int num_entries) {
   return parts;
 }
 
-TEST(PlanFileV2, EveryLayerOfALongRunComesBackInAnyOrder) {
+TEST(PlanFileSections, EveryLayerOfALongRunComesBackInAnyOrder) {
   const TestFolder folder;
   const Plan plan(drifting_parts(20));
   save_plan(plan, folder / "plan");
@@ -244,7 +245,7 @@ TEST(PlanFileV2, EveryLayerOfALongRunComesBackInAnyOrder) {
   EXPECT_EQ(loaded->density(), plan.density());
 }
 
-TEST(PlanFileV2, MasksThatChangeLittleCostLittle) {
+TEST(PlanFileSections, MasksThatChangeLittleCostLittle) {
   const TestFolder folder;
   const auto size_of = [&](int num_entries) {
     const Plan plan(drifting_parts(num_entries));
@@ -259,7 +260,7 @@ TEST(PlanFileV2, MasksThatChangeLittleCostLittle) {
   EXPECT_LT(size_of(8), 3 * size_of(1)) << "seven entries are differences";
 }
 
-TEST(PlanFileV2, APlanIsWrittenAsItsLayersCome) {
+TEST(PlanFileSections, APlanIsWrittenAsItsLayersCome) {
   const TestFolder folder;
   Plan::Parts parts = test::example_parts();
   {
@@ -278,7 +279,7 @@ TEST(PlanFileV2, APlanIsWrittenAsItsLayersCome) {
   }
 }
 
-TEST(PlanFileV2, AnchorRowsThatNobodyUsesAreForgotten) {
+TEST(PlanFileSections, AnchorRowsThatNobodyUsesAreForgotten) {
   const TestFolder folder;
   Plan::Parts parts = test::example_parts();
   parts.heads[3] = {};
@@ -292,7 +293,7 @@ TEST(PlanFileV2, AnchorRowsThatNobodyUsesAreForgotten) {
 
 // What is wrong with the example's file after `change`: at opening it, or at decoding its layers.
 std::string refusal_v2(auto&& change, bool repair = true, const Plan& plan = Plan(test::example_parts())) {
-  PlanFile file = test::encode_v2(plan);
+  PlanFile file = test::encode(plan);
   change(file);
   if (repair) test::repair_checksums(file);
   try {
@@ -312,7 +313,7 @@ std::string refusal_v2(auto&& change, bool repair = true, const Plan& plan = Pla
   return "accepted";
 }
 
-TEST(PlanFileV2, DamagedMasksAreFoundWhenDecodedAndNamed) {
+TEST(PlanFileSections, DamagedMasksAreFoundWhenDecodedAndNamed) {
   const auto damage = [](int64_t at) {
     return [at](PlanFile& file) {
       Tensor& sections = file.tensors["sections"];
@@ -331,7 +332,7 @@ TEST(PlanFileV2, DamagedMasksAreFoundWhenDecodedAndNamed) {
   }
 }
 
-TEST(PlanFileV2, AnIndexThatContradictsItselfIsRefused) {
+TEST(PlanFileSections, AnIndexThatContradictsItselfIsRefused) {
   const auto i64 = [](auto& file, const char* name) { return file.tensors.at(name).template data<int64_t>(); };
   const auto u8 = [](auto& file, const char* name) { return file.tensors.at(name).template data<uint8_t>(); };
   EXPECT_THAT(refusal_v2([&](auto& f) { i64(f, "section_end")[0] = -1; }), HasSubstr("entry 0, layer 0: its section"));
@@ -370,7 +371,7 @@ std::string refusal_of_content(const std::vector<uint8_t>& content) {
   });
 }
 
-TEST(PlanFileV2, HostileMasksAreRefusedByHead) {
+TEST(PlanFileSections, HostileMasksAreRefusedByHead) {
   EXPECT_EQ(refusal_of_content({0, 0, 0b111, 0b101, 0b110}), "accepted");
   EXPECT_EQ(refusal_of_content({2, 0, 0b111, 0b010, 0b011}), "accepted") << "differences from the row above";
   EXPECT_THAT(refusal_of_content({0, 0, 0b111, 0b101}), HasSubstr("not a zstd frame of 5 bytes"));
@@ -383,9 +384,9 @@ TEST(PlanFileV2, HostileMasksAreRefusedByHead) {
   EXPECT_THAT(refusal_of_content({0, 0, 0b110, 0b101, 0b110}), HasSubstr("head 0 computes"));
 }
 
-TEST(PlanFileV2, DamageBehindAReferenceNamesTheEntryItIsIn) {
+TEST(PlanFileSections, DamageBehindAReferenceNamesTheEntryItIsIn) {
   const Plan plan(drifting_parts(4));
-  PlanFile file = test::encode_v2(plan);
+  PlanFile file = test::encode(plan);
   const int64_t at = file.tensors["section_end"].data<int64_t>()[2];  // entry 1, layer 1
   file.tensors["sections"].data<uint8_t>()[at + 3] ^= 1;
   const Plan decoded = decode_plan(file, "x");

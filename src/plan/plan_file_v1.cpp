@@ -56,10 +56,7 @@ Plan read_heads_v1(TensorReader& reader, PlanInfo info) {
   parts.heads.resize(kinds.kind.size());
   for (size_t i = 0; i < parts.heads.size(); ++i) {
     HeadPlan& head = parts.heads[i];
-    const auto at = [&](const std::string& what) {
-      const auto num_heads = static_cast<size_t>(geometry.heads);
-      return reader.refused(site_text(parts, i / num_heads) + ", head " + std::to_string(i % num_heads) + ": " + what);
-    };
+    const auto at = [&](const std::string& what) { return reader.refused(head_text(parts, i) + ": " + what); };
     head.anchored = (kinds.kind[i] & kAnchored) != 0;
     if ((kinds.kind[i] & kHasIntervals) == 0) continue;
     try {

@@ -1,4 +1,5 @@
-// Version 2 of the plan file: an index, and the masks of each (entry, layer) in a section that is decoded on demand.
+// Versions 2 and 3 of the plan file: an index, and the masks of each (entry, layer) in a section that is decoded on
+// demand.
 #include <cstring>
 #include <utility>
 
@@ -47,7 +48,7 @@ class FileLayers : public LayerSource {
 
  private:
   Error at(int64_t site, const std::string& what) const {
-    return Error(ErrorKind::kFormat, where_ + ": " + site_text(info_, static_cast<size_t>(site)) + ": " + what);
+    return Error(ErrorKind::kFormat, where_ + ": " + section_text(info_, static_cast<size_t>(site)) + ": " + what);
   }
   std::span<const HeadFacts> facts_of(int64_t site) const {
     const auto num_heads = static_cast<size_t>(info_.geometry.heads);

@@ -1,6 +1,7 @@
 #include "plan/plan_json.h"
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "io/json_config.h"
 
@@ -12,26 +13,38 @@ using Json = nlohmann::json;
 constexpr int64_t kMaxNumber = int64_t{1} << 24;  // of any count in the JSON; Plan and AttentionGeometry look closer
 
 Json provenance_json(const PlanProvenance& provenance) {
-  return {{"tool_version", provenance.tool_version},
-          {"model_name", provenance.model_name},
-          {"model_fingerprint", provenance.model_fingerprint},
-          {"prompts_hash", provenance.prompts_hash},
-          {"num_prompts", provenance.num_prompts},
-          {"video_frames", provenance.video_frames},
-          {"video_height", provenance.video_height},
-          {"video_width", provenance.video_width},
-          {"guidance_scale", provenance.guidance_scale},
-          {"scheduler", provenance.scheduler},
-          {"flow_shift", provenance.flow_shift},
+  Json transformers = Json::array();
+  for (const PlanTransformer& each : provenance.transformers) {
+    transformers.push_back({{"name", each.name}, {"fingerprint", each.fingerprint}});
+  }
+  return {{"tool_version", provenance.tool_version}, {"transformers", transformers},
+          {"prompts_hash", provenance.prompts_hash}, {"num_prompts", provenance.num_prompts},
+          {"video_frames", provenance.video_frames}, {"video_height", provenance.video_height},
+          {"video_width", provenance.video_width},   {"guidance_scale", provenance.guidance_scale},
+          {"scheduler", provenance.scheduler},       {"flow_shift", provenance.flow_shift},
           {"settings", provenance.settings}};
 }
 
-PlanProvenance parse_provenance(const JsonConfig& json) {
+std::vector<PlanTransformer> parse_transformers(const JsonConfig& provenance) {
+  const Json list = provenance.json().value("transformers", Json());
+  if (!list.is_array() || list.empty()) provenance.fail("transformers", "expected a list of at least one");
+  std::vector<PlanTransformer> transformers;
+  for (const Json& each : list) {
+    const JsonConfig json(each, provenance.where() + ".transformers[" + std::to_string(transformers.size()) + "]");
+    transformers.push_back({json.string("name"), json.string("fingerprint")});
+  }
+  return transformers;
+}
+
+PlanProvenance parse_provenance(const JsonConfig& json, bool many_transformers) {
   const auto count = [&](const char* key) { return json.integer_in(key, 0, INT32_MAX); };
   PlanProvenance provenance;
   provenance.tool_version = json.string("tool_version");
-  provenance.model_name = json.string("model_name");
-  provenance.model_fingerprint = json.string("model_fingerprint");
+  if (many_transformers) {
+    provenance.transformers = parse_transformers(json);
+  } else {
+    provenance.transformers = {{json.string("model_name"), json.string("model_fingerprint")}};
+  }
   provenance.prompts_hash = json.string("prompts_hash");
   provenance.num_prompts = count("num_prompts");
   provenance.video_frames = count("video_frames");
@@ -45,25 +58,58 @@ PlanProvenance parse_provenance(const JsonConfig& json) {
   return provenance;
 }
 
+Json optional_json(const std::optional<double>& value) {
+  return value ? Json(*value) : Json(nullptr);
+}
+
+Json accuracy_json(const PlanAccuracy& accuracy) {
+  return {{"predicted", optional_json(accuracy.predicted)},
+          {"held_out", accuracy.held_out},
+          {"measured", optional_json(accuracy.measured)}};
+}
+
+PlanAccuracy parse_accuracy(const JsonConfig& json) {
+  PlanAccuracy accuracy;
+  if (json.has("predicted")) accuracy.predicted = json.number("predicted");
+  accuracy.held_out = json.boolean("held_out", false);
+  if (json.has("measured")) accuracy.measured = json.number("measured");
+  return accuracy;
+}
+
+// A plan that a later program made may need what this one does not do. It names that, so that nobody runs it as if it
+// were not there; the two that are reserved are looked at even where it does not.
+void refuse_unknown_features(const JsonConfig& json) {
+  const auto refuse = [&](const std::string& feature) {
+    throw Error(ErrorKind::kFormat, json.where() + ": the plan needs \"" + feature +
+                                        "\", which this program does not know; use a newer calibatt");
+  };
+  const Json features = json.json().value("required_features", Json::array());
+  if (!features.is_array()) json.fail("required_features", "expected a list of texts");
+  for (const Json& feature : features) {
+    if (!feature.is_string()) json.fail("required_features", "expected a list of texts");
+    refuse(feature.get<std::string>().substr(0, 64));
+  }
+  for (const char* reserved : {"step_reuse", "head_precision"}) {
+    if (json.has(reserved)) refuse(reserved);
+  }
+}
+
 Json geometry_json(const AttentionGeometry& geometry) {
-  return {{"frames", geometry.frames},
-          {"height", geometry.height},
-          {"width", geometry.width},
-          {"text_tokens", geometry.text_tokens},
-          {"heads", geometry.heads},
-          {"head_dim", geometry.head_dim},
-          {"block_q", geometry.block_q},
-          {"block_k", geometry.block_k},
-          {"token_order", geometry.order.to_string()}};
+  Json json = {{"frames", geometry.frames},     {"height", geometry.height},
+               {"width", geometry.width},       {"heads", geometry.heads},
+               {"head_dim", geometry.head_dim}, {"block_q", geometry.block_q},
+               {"block_k", geometry.block_k},   {"token_order", geometry.order.to_string()}};
+  if (geometry.text_tokens > 0) json["text_tokens"] = geometry.text_tokens;
+  return json;
 }
 
 AttentionGeometry parse_geometry(const JsonConfig& json) {
-  const auto count = [&](const char* key, int64_t min = 1) { return json.integer_in(key, min, kMaxNumber); };
+  const auto count = [&](const char* key) { return json.integer_in(key, 1, kMaxNumber); };
   AttentionGeometry geometry;
   geometry.frames = count("frames");
   geometry.height = count("height");
   geometry.width = count("width");
-  geometry.text_tokens = count("text_tokens", 0);
+  geometry.text_tokens = json.integer_in("text_tokens", 0, kMaxNumber, 0);
   geometry.heads = count("heads");
   geometry.head_dim = count("head_dim");
   geometry.block_q = count("block_q");
@@ -85,19 +131,23 @@ std::string plan_json(const PlanInfo& info) {
                      {"num_layers", info.num_layers},
                      {"summarize_skipped", info.summarize_skipped},
                      {"anchor_rows_per_frame", info.anchor_rows_per_frame},
+                     {"required_features", Json::array()},
+                     {"accuracy", accuracy_json(info.accuracy)},
                      {"provenance", provenance_json(info.provenance)}};
   // Names of folders need not be UTF-8, JSON must.
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-PlanInfo parse_plan_json(const std::string& text, const std::string& where) {
+PlanInfo parse_plan_json(const std::string& text, const std::string& where, bool many_transformers) {
   const JsonConfig json(parse_json(text, where), where);
+  refuse_unknown_features(json);
   PlanInfo info;
   info.geometry = parse_geometry(json.object("geometry"));
   info.num_layers = json.integer_in("num_layers", 1, kMaxNumber);
   info.summarize_skipped = json.boolean("summarize_skipped");
   info.anchor_rows_per_frame = json.integer_in("anchor_rows_per_frame", 0, kMaxNumber);
-  info.provenance = parse_provenance(json.object("provenance"));
+  if (json.has("accuracy")) info.accuracy = parse_accuracy(json.object("accuracy"));
+  info.provenance = parse_provenance(json.object("provenance"), many_transformers);
   return info;
 }
 

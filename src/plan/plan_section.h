@@ -8,8 +8,8 @@
 
 #include "plan/plan.h"
 
-// One section of a plan file of version 2: the masks of one (entry, layer) as bits, filtered head by head into what
-// compresses well (as PNG does with rows of pixels), and compressed with zstd. docs/plan_format.md has the layout,
+// One section of a plan file from version 2 on: the masks of one (entry, layer) as bits, filtered head by head into
+// what compresses well (as PNG does with rows of pixels), and compressed with zstd. docs/plan_format.md has the layout,
 // docs/decisions/0002-plan-at-scale.md the measurements behind it. Inside this floor.
 namespace calibatt {
 

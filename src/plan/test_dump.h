@@ -14,7 +14,10 @@ inline std::string dump(const Plan& plan) {
   for (int step = 0; step < plan.num_steps(); ++step) {
     char noise[32];
     std::snprintf(noise, sizeof(noise), "%.6f", plan.info().sigmas[static_cast<size_t>(step)]);
-    text += "step " + std::to_string(step) + " noise " + noise + " entry " + std::to_string(plan.entry_of(step)) + "\n";
+    text += "step " + std::to_string(step) + " noise " + noise + " entry " + std::to_string(plan.entry_of(step));
+    if (!plan.info().step_transformer.empty())
+      text += " transformer " + std::to_string(plan.info().transformer_of(step));
+    text += "\n";
   }
   const auto list = [&text](const char* title, const std::vector<int32_t>& numbers) {
     text += title;

@@ -5,21 +5,37 @@
 #include <zstd.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "io/test_folder.h"
 #include "plan/plan_file.h"
 #include "plan/plan_heads.h"
 #include "plan/plan_json.h"
 #include "plan/plan_section.h"
+#include "plan/plan_writer.h"
 
 namespace calibatt::test {
+
+/// The text "plan" as versions 1 and 2 had it.
+inline std::string old_plan_json(const PlanInfo& info) {
+  nlohmann::json json = nlohmann::json::parse(plan_json(info));
+  json["geometry"]["text_tokens"] = info.geometry.text_tokens;
+  nlohmann::json& provenance = json["provenance"];
+  const nlohmann::json transformer = provenance["transformers"].at(0);
+  provenance.erase("transformers");
+  provenance["model_name"] = transformer["name"];
+  provenance["model_fingerprint"] = transformer["fingerprint"];
+  json.erase("required_features");
+  json.erase("accuracy");
+  return json.dump();
+}
 
 /// Version 1, which the library reads but no longer writes.
 inline PlanFile encode_v1(const Plan& plan) {
   PlanFile file;
   file.metadata["format"] = kPlanFormatName;
   file.metadata["format_version"] = "1";
-  file.metadata["plan"] = plan_json(plan.info());
+  file.metadata["plan"] = old_plan_json(plan.info());
   put_common_tensors(plan.info(), file.tensors);
   put_head_kinds(plan.info(), plan.facts(), file.tensors);
   std::vector<uint32_t> counts, bounds;
@@ -42,11 +58,20 @@ inline PlanFile encode_v1(const Plan& plan) {
 }
 
 /// The version that the library writes; tensors may be changed.
-inline PlanFile encode_v2(const Plan& plan) {
+inline PlanFile encode(const Plan& plan) {
   const TestFolder folder;
   save_plan(plan, folder / "plan");
   PlanFile file = open_plan_file(folder / "plan");
   for (auto& [name, tensor] : file.tensors) tensor = tensor.clone();
+  return file;
+}
+
+/// Version 2, likewise no longer written.
+inline PlanFile encode_v2(const Plan& plan) {
+  PlanFile file = encode(plan);
+  file.metadata["format_version"] = "2";
+  file.metadata["plan"] = old_plan_json(plan.info());
+  file.metadata["checksum"] = plan_checksum(file);
   return file;
 }
 

@@ -62,8 +62,7 @@ inline Plan::Parts random_parts(unsigned seed) {
   }
   PlanProvenance& provenance = parts.provenance;
   provenance.tool_version = "0.1.0";
-  provenance.model_name = "WanTransformer3DModel (tiny \"wan\" ü)";
-  provenance.model_fingerprint = "0123456789abcdef0123456789abcdef";
+  provenance.transformers = {{"WanTransformer3DModel (tiny \"wan\" ü)", "0123456789abcdef0123456789abcdef"}};
   provenance.prompts_hash = "fedcba9876543210fedcba9876543210";
   provenance.num_prompts = number(1, 9);
   provenance.video_frames = 4 * geometry.frames - 3;
@@ -96,8 +95,7 @@ inline Plan::Parts example_parts() {
   parts.heads[3].anchored = true;
   parts.heads[3].intervals = BlockIntervals(3, {0, 1, 2}, {{0, 2}, {1, 3}});
   parts.provenance.tool_version = "0.1.0";
-  parts.provenance.model_name = "example";
-  parts.provenance.model_fingerprint = "00112233445566778899aabbccddeeff";
+  parts.provenance.transformers = {{"example", "00112233445566778899aabbccddeeff"}};
   parts.provenance.prompts_hash = "ffeeddccbbaa99887766554433221100";
   parts.provenance.num_prompts = 1;
   parts.provenance.video_frames = 1;
@@ -141,13 +139,24 @@ inline Plan::Parts drifting_parts() {
   return parts;
 }
 
-/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); and "tiles" with
-/// every feature (tile order, text tokens, anchors, summaries, shared steps, an absent energy target).
+/// What versions 1 and 2 cannot say: two transformers, of which one was not compared, and how accurate the plan is.
+inline Plan::Parts expert_parts() {
+  Plan::Parts parts = example_parts();
+  parts.provenance.transformers = {{"high noise", "values:00112233445566778899aabbccddeeff"}, {"low noise", ""}};
+  parts.step_transformer = {0, 0, 1};
+  parts.accuracy = {0.0625, true, 0.125};
+  return parts;
+}
+
+/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); "experts" (from
+/// version 3); and "tiles" with every other feature (tile order, text tokens in blocks, anchors, summaries, shared
+/// steps, an absent energy target).
 inline Plan::Parts fixture_parts(const std::string& name) {
   if (name == "example") return example_parts();
   if (name == "drift") return drifting_parts();
+  if (name == "experts") return expert_parts();
   Plan::Parts parts = example_parts();
-  parts.provenance.model_name = "tiny \"wan\" ü";
+  parts.provenance.transformers[0].name = "tiny \"wan\" ü";
   AttentionGeometry& geometry = parts.geometry;
   geometry = {};
   geometry.frames = 3;
@@ -188,7 +197,8 @@ inline bool same_plan(const Plan& a, const Plan& b) {
   }
   return x.geometry == y.geometry && x.num_layers == y.num_layers && x.sigmas == y.sigmas &&
          x.step_entry == y.step_entry && x.heads == y.heads && x.summarize_skipped == y.summarize_skipped &&
-         x.anchor_rows_per_frame == y.anchor_rows_per_frame && x.provenance == y.provenance;
+         x.anchor_rows_per_frame == y.anchor_rows_per_frame && x.provenance == y.provenance &&
+         x.step_transformer == y.step_transformer && x.accuracy == y.accuracy;
 }
 
 }  // namespace calibatt::test

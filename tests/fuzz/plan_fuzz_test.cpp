@@ -28,7 +28,7 @@ std::optional<Plan> outcome(const std::function<Plan()>& load) {
     Plan plan = load();
     EXPECT_TRUE(plan.density() > 0 && plan.density() <= 1);
     // What was accepted can be written and is then read as the same.
-    EXPECT_TRUE(test::same_plan(decode_plan(test::encode_v2(plan), "again"), plan));
+    EXPECT_TRUE(test::same_plan(decode_plan(test::encode(plan), "again"), plan));
     return plan;
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kFormat) << error.what();
@@ -241,8 +241,8 @@ TEST_F(PlanFuzz, EditedHeaders) {
 
 // Sections whose content is hostile: what is decompressed is any bytes, filters among them.
 TEST_F(PlanFuzz, HostileMasksUnderRightChecksums) {
-  std::vector<PlanFile> all_sound{test::encode_v2(Plan(test::fixture_parts("drift")))};
-  for (unsigned seed = 0; seed < 29; ++seed) all_sound.push_back(test::encode_v2(Plan(test::random_parts(seed))));
+  std::vector<PlanFile> all_sound{test::encode(Plan(test::fixture_parts("drift")))};
+  for (unsigned seed = 0; seed < 29; ++seed) all_sound.push_back(test::encode(Plan(test::random_parts(seed))));
   int num_refused = 0;
   for (int round = 0; round < 900; ++round) {
     const PlanFile& sound = all_sound[static_cast<size_t>(round) % all_sound.size()];
@@ -281,9 +281,11 @@ TEST_F(PlanFuzz, HostileContentUnderARightChecksum) {
   for (unsigned seed = 0; seed < 8; ++seed) {
     sound.push_back(test::encode_v1(Plan(test::random_parts(seed))));
     sound.push_back(test::encode_v2(Plan(test::random_parts(seed))));
+    sound.push_back(test::encode(Plan(test::random_parts(seed))));
   }
   sound.push_back(test::encode_v1(Plan(test::fixture_parts("tiles"))));
   sound.push_back(test::encode_v2(Plan(test::fixture_parts("tiles"))));
+  sound.push_back(test::encode(Plan(test::fixture_parts("experts"))));
   int num_refused = 0;
   for (int round = 0; round < 4000; ++round) {
     PlanFile file = sound[static_cast<size_t>(round) % sound.size()];

@@ -60,8 +60,8 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
       {"anchor_rows", joined(header.anchor_rows)},
       {"energy_levels", joined(kEnergyLevels)},
       {"density_levels", joined(kDensityLevels)},
-      {"model_name", p.model_name},
-      {"model_fingerprint", p.model_fingerprint},
+      {"model_name", p.transformers.at(0).name},
+      {"model_fingerprint", p.transformers.at(0).fingerprint},
       {"prompts_hash", p.prompts_hash},
       {"num_prompts", number_text(p.num_prompts)},
       {"video_frames", number_text(p.video_frames)},
@@ -106,8 +106,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
   header.anchor_rows = fields.list<int>("anchor_rows");
   PlanProvenance& p = header.provenance;
   p.tool_version = fields.text("tool_version");
-  p.model_name = fields.text("model_name");
-  p.model_fingerprint = fields.text("model_fingerprint");
+  p.transformers = {{fields.text("model_name"), fields.text("model_fingerprint")}};
   p.prompts_hash = fields.text("prompts_hash");
   p.num_prompts = fields.integer("num_prompts");
   p.video_frames = fields.integer("video_frames");

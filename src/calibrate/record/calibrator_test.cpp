@@ -32,7 +32,7 @@ ProfileHeader small_header() {
   header.num_layers = kLayers;
   header.sigmas = {1.0, 0.4};
   header.anchor_rows = {1, 2};
-  header.provenance.model_fingerprint = "f00d";
+  header.provenance.transformers[0].fingerprint = "f00d";
   header.provenance.prompts_hash = "beef";
   header.provenance.num_prompts = kPrompts;
   header.provenance.guidance_scale = 5.0;
@@ -171,7 +171,7 @@ TEST_F(Calibration, ASavedProfileOfSomethingElseIsRefusedNamingBoth) {
     }
   };
   ProfileHeader other = header;
-  other.provenance.model_fingerprint = "cafe";
+  other.provenance.transformers[0].fingerprint = "cafe";
   expect_refused(other, "model_fingerprint", "f00d", "cafe");
   other = header;
   other.geometry.block_k = 32;

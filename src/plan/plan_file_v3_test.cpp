@@ -1,0 +1,111 @@
+// What version 3 of the plan file added: several transformers, how accurate a plan is, features that must be
+// understood.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "plan/test_plan_files.h"
+#include "plan/test_plans.h"
+
+namespace calibatt {
+namespace {
+
+using Json = nlohmann::json;
+using ::testing::HasSubstr;
+
+std::string decoding(PlanFile file) {
+  file.metadata["checksum"] = plan_checksum(file);
+  try {
+    decode_plan(file, "x");
+    return "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kFormat);
+    return error.what();
+  }
+}
+
+std::string json_refusal(auto&& change) {
+  PlanFile file = test::encode(Plan(test::expert_parts()));
+  Json json = Json::parse(file.metadata["plan"]);
+  change(json);
+  file.metadata["plan"] = json.dump();
+  return decoding(std::move(file));
+}
+
+TEST(PlanFileV3, TransformersStepsAndAccuracyComeBack) {
+  const Plan plan(test::expert_parts());
+  const PlanFile file = test::encode(plan);
+  EXPECT_EQ(file.metadata.at("format_version"), "3");
+  const Plan read = decode_plan(file, "x");
+  EXPECT_TRUE(test::same_plan(read, plan));
+  EXPECT_EQ(read.info().transformer_of(1), 0);
+  EXPECT_EQ(read.info().transformer_of(2), 1);
+  EXPECT_EQ(read.info().accuracy.measured, 0.125);
+  EXPECT_FALSE(test::encode(Plan(test::example_parts())).tensors.contains("step_transformer"));
+}
+
+TEST(PlanFileV3, OldVersionsHaveOneTransformerOfAllSteps) {
+  const Plan plan(test::example_parts());
+  for (const PlanFile& file : {test::encode_v1(plan), test::encode_v2(plan)}) {
+    const Plan read = decode_plan(file, "x");
+    EXPECT_TRUE(test::same_plan(read, plan));
+    EXPECT_EQ(read.info().transformer_of(2), 0);
+    EXPECT_FALSE(read.info().accuracy.predicted.has_value());
+  }
+}
+
+TEST(PlanFileV3, AnAccuracyThatIsKnownLastIsWritten) {
+  const TestFolder folder;
+  const Plan plan(test::example_parts());
+  PlanWriter writer(plan.info(), folder / "plan");
+  for (int entry = 0; entry < 2; ++entry) writer.add_layer(*plan.layer(entry, 0));
+  EXPECT_THROW(writer.set_accuracy({-1.0, false, {}}), Error);
+  writer.set_accuracy({1.0 / 3, true, 2.0 / 3});
+  writer.finish();
+  EXPECT_EQ(load_plan(folder / "plan")->info().accuracy, (PlanAccuracy{1.0 / 3, true, 2.0 / 3}));
+}
+
+TEST(PlanFileV3, WhatAPlanNeedsAndThisProgramDoesNotKnowIsRefusedByName) {
+  EXPECT_EQ(json_refusal([](Json&) {}), "accepted");
+  EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {"teleportation"}; }),
+              ::testing::AllOf(HasSubstr("needs \"teleportation\""), HasSubstr("newer calibatt")));
+  // Reserved: their absence has a meaning, anything else is for a later program.
+  EXPECT_THAT(json_refusal([](Json& j) { j["step_reuse"] = {0, 0, 1}; }), HasSubstr("needs \"step_reuse\""));
+  EXPECT_THAT(json_refusal([](Json& j) { j["head_precision"] = "e4m3"; }), HasSubstr("needs \"head_precision\""));
+  EXPECT_EQ(json_refusal([](Json& j) { j["step_reuse"] = nullptr; }), "accepted");
+  EXPECT_EQ(json_refusal([](Json& j) { j["note"] = "not needed"; }), "accepted");
+  EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = "all"; }), HasSubstr("required_features"));
+  EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {7}; }), HasSubstr("required_features"));
+}
+
+TEST(PlanFileV3, TransformersThatContradictTheStepsAreRefused) {
+  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"].erase("transformers"); }), HasSubstr("transformers"));
+  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"]["transformers"] = Json::array(); }),
+              HasSubstr("at least one"));
+  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"]["transformers"][1].erase("fingerprint"); }),
+              ::testing::AllOf(HasSubstr("transformers[1]"), HasSubstr("fingerprint")));
+  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"]["transformers"].erase(1); }), HasSubstr("tensors"));
+  EXPECT_THAT(json_refusal([](Json& j) {
+                j["provenance"]["transformers"].push_back({{"name", "x"}, {"fingerprint", ""}});
+              }),
+              HasSubstr("no step uses transformer 2"));
+  EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"]["predicted"] = -0.5; }), HasSubstr("accuracy"));
+  EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"] = 3; }), HasSubstr("accuracy"));
+  PlanFile file = test::encode(Plan(test::expert_parts()));
+  file.tensors.erase("step_transformer");
+  EXPECT_THAT(decoding(file), HasSubstr("'step_transformer' is missing"));
+  file = test::encode(Plan(test::expert_parts()));
+  file.tensors["step_transformer"].data<uint8_t>()[1] = 2;
+  EXPECT_THAT(decoding(file), HasSubstr("step 1 uses transformer 2 of 2"));
+}
+
+TEST(Plan, ANoiseLevelFindsTheNearestStepOfItsTransformer) {
+  const Plan plan(test::expert_parts());  // noise 1 and 0.75 of the first, 0.25 of the second
+  EXPECT_EQ(plan.nearest_step(0.3, 1), 2);
+  EXPECT_EQ(plan.nearest_step(0.3, 0), 1);
+  EXPECT_EQ(plan.nearest_step(0.9, 1), 2);
+}
+
+}  // namespace
+}  // namespace calibatt
