@@ -73,8 +73,7 @@ PlanInfo make_info(const Options& options) {
     info.energy_targets.push_back(0.9);
   }
   info.provenance.tool_version = "synthetic";
-  info.provenance.model_name = "synthetic masks: " + options.mix;
-  info.provenance.model_fingerprint = options.fingerprint;
+  info.provenance.transformers = {{"synthetic masks: " + options.mix, options.fingerprint}};
   info.provenance.video_frames = 4 * options.frames - 3;
   info.provenance.video_height = 16 * options.height;
   info.provenance.video_width = 16 * options.width;
