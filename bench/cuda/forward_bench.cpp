@@ -229,7 +229,7 @@ class Forwards {
     info.step_entry.resize(run.sigmas.size());
     std::iota(info.step_entry.begin(), info.step_entry.end(), 0);
     info.energy_targets.assign(run.sigmas.size(), .9);
-    info.provenance.model_name = "random weights";
+    info.provenance.transformers[0].name = "random weights";
     PlanWriter writer(info, path);
     for (int step = 0; step < info.num_entries(); ++step) {
       for (int layer = 0; layer < info.num_layers; ++layer) writer.add_layer(layer_of(step, layer));
