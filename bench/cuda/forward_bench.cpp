@@ -186,7 +186,7 @@ class Forwards {
   }
 
   json schedules() const {
-    const ScheduleStats stats = backend_.schedule_stats();
+    const MaskStreaming stats = backend_.mask_streaming();
     return {{"calls", stats.calls},
             {"ready", stats.ready},
             {"late", stats.late},
@@ -194,7 +194,7 @@ class Forwards {
             {"stall_seconds", stats.stall_seconds},
             {"work_seconds", stats.work_seconds},
             {"uploaded_bytes", stats.uploaded_bytes},
-            {"peak_bytes", stats.peak_bytes}};
+            {"peak_bytes", stats.peak_device_bytes}};
   }
   double load_seconds() const { return load_seconds_; }
   int num_layers() const { return transformer_.config().num_layers; }

@@ -240,7 +240,7 @@ class Products {
   Bench& bench_;
   int trial_repeats_;
   cuda::Context context_;
-  cuda::LinearOps linear_{context_};
+  cuda::CublasLinear linear_{context_};
   cuda::Gemm gemm_{context_};
   std::unique_ptr<Backend> cpu_ = cpu::make_cpu_backend();
 };

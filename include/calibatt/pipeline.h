@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "calibatt/mask_streaming.h"
 #include "calibatt/progress.h"
 #include "calibatt/prompts.h"
 #include "calibatt/video.h"
@@ -60,16 +61,6 @@ struct StageSeconds {
   double total() const { return text + attention + transformer_other + vae; }
 };
 
-/// How the masks of a plan reached the GPU in one run, one layer ahead; zeros on the CPU and without a plan.
-struct MaskStreaming {
-  int64_t calls = 0;         ///< planned calls that have masks
-  int64_t late = 0;          ///< of these: announced, but not there yet
-  int64_t unannounced = 0;   ///< of these: nobody said that they would come
-  double stall_seconds = 0;  ///< waited for them, all in all
-  uint64_t uploaded_bytes = 0;
-  uint64_t peak_device_bytes = 0;  ///< most GPU memory that masks took since the model was loaded
-};
-
 /// What a run did, for people and for files.
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
@@ -81,9 +72,9 @@ struct RunReport {
   double density = 1;                            ///< computed query-key pairs of self-attention over all pairs
   std::vector<std::vector<double>> density_map;  ///< [step][layer]
   int64_t attention_calls = 0, dense_fallback_calls = 0;
-  std::string fallback_reason;  ///< why dense_fallback_calls > 0
-  std::string step_mapping;     ///< how the run's steps were mapped to the plan's, when they differ
-  MaskStreaming mask_streaming;
+  std::string fallback_reason;   ///< why dense_fallback_calls > 0
+  std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ
+  MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded
 };
 std::string to_json(const RunReport& report);
 

@@ -132,13 +132,13 @@ std::vector<int> map_steps(const Plan& plan, const std::vector<double>& run_sigm
 void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                             ConstHeadsView v, HeadsView out, const OutputContext&) {
   const AttentionCall call = dense_call(geometry, q, k, v, out);
-  backend_.attention(call);
+  engine_.attention(call);
   meter_.add(step_, layer, all_pairs(call), all_pairs(call));
 }
 
-PlannedAttention::PlannedAttention(Backend& backend, std::shared_ptr<const Plan> plan, const RunDescription& run,
+PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<const Plan> plan, const RunDescription& run,
                                    OnMismatch on_mismatch)
-    : backend_(backend),
+    : engine_(engine),
       plan_(std::move(plan)),
       num_layers_(run.num_layers),
       on_mismatch_(on_mismatch),
@@ -194,7 +194,7 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
     throw Error(ErrorKind::kMismatch, "the plan does not fit layer " + std::to_string(layer) + ": " + mismatch);
   }
   if (fallback_reason_.empty()) fallback_reason_ = mismatch;
-  backend_.attention(call);
+  engine_.attention(call);
   meter_.add(step_, layer, all_pairs(call), all_pairs(call));
   meter_.add_fallback();
 }
@@ -218,14 +218,14 @@ void PlannedAttention::attend_planned(int layer, AttentionCall call) {
   const auto planned = layer_at({step_, layer});
   const ScheduleSizes sizes{static_cast<int>(call.q.num_tokens), static_cast<int>(call.k.num_tokens), call.block_q,
                             call.block_k};
-  if (announced_ != planned) backend_.prefetch_schedule(planned, sizes);  // the first, or another than was expected
+  if (announced_ != planned) engine_.prefetch_schedule(planned, sizes);  // the first, or another than was expected
   if (const auto next = site_after(layer)) {
     announced_ = layer_at(*next);
-    backend_.prefetch_schedule(announced_, sizes);
+    engine_.prefetch_schedule(announced_, sizes);
   }
   call.heads = planned->heads();
   call.schedule = planned.get();
-  backend_.attention(call);
+  engine_.attention(call);
   meter_.add(step_, layer, planned->token_pairs(), all_pairs(call));
 }
 
@@ -236,12 +236,12 @@ AttentionReport PlannedAttention::report() const {
   return report;
 }
 
-std::unique_ptr<RunAttention> make_run_attention(Backend& backend, std::shared_ptr<const Plan> plan,
+std::unique_ptr<RunAttention> make_run_attention(AttentionEngine& engine, std::shared_ptr<const Plan> plan,
                                                  const RunDescription& run, OnMismatch on_mismatch) {
   if (plan == nullptr) {
-    return std::make_unique<DenseAttention>(backend, static_cast<int>(run.sigmas.size()), run.num_layers);
+    return std::make_unique<DenseAttention>(engine, static_cast<int>(run.sigmas.size()), run.num_layers);
   }
-  return std::make_unique<PlannedAttention>(backend, std::move(plan), run, on_mismatch);
+  return std::make_unique<PlannedAttention>(engine, std::move(plan), run, on_mismatch);
 }
 
 }  // namespace calibatt

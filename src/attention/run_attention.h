@@ -8,6 +8,7 @@
 #include "attention/attention_report.h"
 #include "attention/planned_layers.h"
 #include "attention/self_attention.h"
+#include "backend/attention_engine.h"
 #include "calibatt/pipeline.h"
 #include "plan/plan.h"
 
@@ -38,26 +39,28 @@ class RunAttention : public SelfAttention {
 /// Every head attends to everything.
 class DenseAttention : public RunAttention {
  public:
-  /// num_steps × num_layers: the size of the report's density map. The backend must outlive the object.
-  DenseAttention(Backend& backend, int num_steps, int num_layers) : backend_(backend), meter_(num_steps, num_layers) {}
+  /// num_steps × num_layers: the size of the report's density map. The engine must outlive the object.
+  DenseAttention(AttentionEngine& engine, int num_steps, int num_layers)
+      : engine_(engine), meter_(num_steps, num_layers) {}
 
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override { return meter_.report(); }
 
  private:
-  Backend& backend_;
+  AttentionEngine& engine_;
   AttentionMeter meter_;
 };
 
 /// Computes what a plan says. The run's steps use the plan's steps of the nearest noise level. Masks are decoded as
-/// they are needed; the backend is told of the next layer's before the present one runs (Backend::prefetch_schedule).
+/// they are needed; the engine is told of the next layer's before the present one runs
+/// (AttentionEngine::prefetch_schedule).
 class PlannedAttention : public RunAttention {
  public:
   /// Throws Error(kMismatch), naming both values, when the plan was made for another model, size, number of heads or
   /// layers, or for block sizes or a token order that the run does not take — unless `on_mismatch` is kDense. The
-  /// backend must outlive the object.
-  PlannedAttention(Backend& backend, std::shared_ptr<const Plan> plan, const RunDescription& run,
+  /// engine must outlive the object.
+  PlannedAttention(AttentionEngine& engine, std::shared_ptr<const Plan> plan, const RunDescription& run,
                    OnMismatch on_mismatch = OnMismatch::kRefuse);
 
   /// The plan's; raster when everything runs dense.
@@ -78,7 +81,7 @@ class PlannedAttention : public RunAttention {
   std::shared_ptr<const PlannedLayer> layer_at(Site site);
   std::optional<Site> site_after(int layer) const;
 
-  Backend& backend_;
+  AttentionEngine& engine_;
   std::shared_ptr<const Plan> plan_;
   int num_layers_;
   OnMismatch on_mismatch_;
@@ -93,7 +96,7 @@ class PlannedAttention : public RunAttention {
 };
 
 /// Dense without a plan, planned with one.
-std::unique_ptr<RunAttention> make_run_attention(Backend& backend, std::shared_ptr<const Plan> plan,
+std::unique_ptr<RunAttention> make_run_attention(AttentionEngine& engine, std::shared_ptr<const Plan> plan,
                                                  const RunDescription& run,
                                                  OnMismatch on_mismatch = OnMismatch::kRefuse);
 

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "backend/backend.h"
 #include "plan/test_plans.h"
 
 namespace calibatt {
@@ -104,9 +105,8 @@ std::shared_ptr<const Plan> example() {
 }
 
 // Writes down what it is told and asked, and computes nothing.
-class ListeningBackend : public Backend {
+class ListeningEngine : public AttentionEngine {
  public:
-  std::string_view name() const override { return "listening"; }
   void attention(const AttentionCall& call) override { note("run ", call.schedule); }
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     EXPECT_EQ(sizes.num_queries, 12);
@@ -115,37 +115,11 @@ class ListeningBackend : public Backend {
   }
   std::vector<std::string> heard;
 
-  Tensor empty(DType, std::vector<int64_t>) override { return unused(); }
-  Tensor from_host(const Tensor&) override { return unused(); }
-  Tensor to_host(const Tensor&) override { return unused(); }
-  std::shared_ptr<const LinearLayer> make_linear(const Tensor&, const Tensor&, DType) override { return nullptr; }
-  void linear(const LinearLayer&, const Tensor&, Tensor&, const LinearEpilogue&) override { unused(); }
-  void layer_norm(const Tensor&, const Tensor*, const Tensor*, bool, float, Tensor&) override { unused(); }
-  void rms_norm(const Tensor&, const Tensor&, float, Tensor&) override { unused(); }
-  void norm_and_rotate(HeadsView, int, int, const Tensor*, float, const RopeTable*) override { unused(); }
-  void activate(Activation, const Tensor&, Tensor&) override { unused(); }
-  void multiply(const Tensor&, const Tensor&, Tensor&) override { unused(); }
-  void add(const Tensor&, const Tensor&, Tensor&) override { unused(); }
-  void convert(const Tensor&, Tensor&) override { unused(); }
-  double sum_of_squares(const Tensor&) override { return 0; }
-  void patchify(const Tensor&, const PatchLayout&, Tensor&) override { unused(); }
-  void unpatchify(const Tensor&, const PatchLayout&, Tensor&) override { unused(); }
-  void biased_attention(ConstHeadsView, ConstHeadsView, ConstHeadsView, const Tensor&, int, int, HeadsView) override {
-    unused();
-  }
-  void copy_heads(ConstHeadsView, HeadsView, int, int) override { unused(); }
-  Tensor output_metric(const LinearLayer&, const Tensor&, const Tensor&, int) override { return unused(); }
-  Tensor squared_changes(const Tensor&, const Tensor&, int) override { return unused(); }
-
  private:
   void note(const std::string& what, const ScheduleSource* schedule) {
     const auto* layer = dynamic_cast<const PlannedLayer*>(schedule);
     ASSERT_NE(layer, nullptr);
     heard.push_back(what + std::to_string(layer->entry()) + "." + std::to_string(layer->layer()));
-  }
-  static Tensor unused() {
-    ADD_FAILURE() << "attention alone is asked for";
-    return {};
   }
 };
 
@@ -156,8 +130,8 @@ std::vector<std::string> heard_in_run(bool guided) {
   const std::vector<HeadPlan> more = parts.heads;
   parts.heads.insert(parts.heads.end(), more.begin(), more.end());
   const auto plan = std::make_shared<const Plan>(std::move(parts));
-  ListeningBackend backend;
-  PlannedAttention attention(backend, plan, run_of(*plan));
+  ListeningEngine engine;
+  PlannedAttention attention(engine, plan, run_of(*plan));
   Layer data(plan->geometry(), 1);
   for (int step = 0; step < 3; ++step) {
     for (const auto branch : {GuidanceBranch::kConditional, GuidanceBranch::kUnconditional}) {
@@ -166,7 +140,7 @@ std::vector<std::string> heard_in_run(bool guided) {
       for (int layer = 0; layer < 2; ++layer) data.run(attention, layer);
     }
   }
-  return backend.heard;
+  return engine.heard;
 }
 
 TEST(PlannedAttentionHints, TheNextLayerIsAnnouncedBeforeThePresentOneRuns) {

@@ -3,7 +3,7 @@
 #include <span>
 
 #include "backend/attention_call.h"
-#include "backend/backend.h"
+#include "backend/linear.h"
 #include "base/tensor.h"
 #include "sparsity/geometry.h"
 

@@ -54,7 +54,7 @@ struct AttentionCall {
 
   /// One entry per head, or empty: all heads dense.
   std::span<const HeadSchedule> heads;
-  /// Where `heads` come from, for backends that were told of it before (Backend::prefetch_schedule); or null.
+  /// Where `heads` come from, for backends that were told of it before (AttentionEngine::prefetch_schedule); or null.
   const ScheduleSource* schedule = nullptr;
 
   /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross

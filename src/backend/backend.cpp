@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
+#include "base/error.h"
 
 namespace calibatt {
 namespace {
@@ -26,29 +27,6 @@ std::vector<BackendChoice> added_choices() {
 }
 
 }  // namespace
-
-std::shared_ptr<const LinearLayer> Backend::load_linear(const StoredLinear& stored) {
-  CALIBATT_ASSERT(stored.streamed == nullptr);
-  const Tensor weight =
-      stored.weights.size() == 1
-          ? stack_rows(stored.weights, stored.weights[0].tensor.dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32)
-          : stack_rows(stored.weights, stored.dtype);
-  return make_linear(weight, stored.biases.empty() ? Tensor() : stack_rows(stored.biases, DType::kF32), stored.dtype);
-}
-
-std::shared_ptr<const LinearLayer> Backend::project_values(const LinearLayer&, ConstHeadsView, int, int) {
-  CALIBATT_ASSERT(!"attention_weight_slots is 0");
-  return nullptr;
-}
-
-void Backend::attention_weights(const AttentionCall&, Tensor&) {
-  CALIBATT_ASSERT(!"attention_weight_slots is 0");
-}
-
-size_t Backend::streamed_bytes(int64_t out, int64_t in, DType dtype) {
-  constexpr size_t kAlignment = 256;  // as device memory has it
-  return (static_cast<size_t>(out * in) * dtype_size(dtype) + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 void add_backend(const BackendChoice& choice) {
   const std::lock_guard lock(choices().mutex);
@@ -73,10 +51,9 @@ std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
   throw Error(ErrorKind::kUsage, message);
 }
 
-HostHeads Backend::heads_to_host(ConstHeadsView, int, int) {
-  throw Error(ErrorKind::kUsage, "the backend " + std::string(name()) +
-                                     " cannot copy attention heads to the host, which measuring output errors needs; "
-                                     "calibrate with --budget energy");
+ClipOps& Backend::clip_ops() {
+  throw Error(ErrorKind::kUsage,
+              "backend '" + std::string(name()) + "' has no operators for video autoencoders; use cpu");
 }
 
 }  // namespace calibatt

@@ -65,7 +65,7 @@ class ClipOps {
  public:
   virtual ~ClipOps() = default;
 
-  /// True when Backend::empty takes memory from a pool and is as cheap as a pool of our own (ClipPool) would be.
+  /// True when Device::empty takes memory from a pool and is as cheap as a pool of our own (ClipPool) would be.
   virtual bool pools_memory() const { return false; }
 
   /// True when it saves time to leave the bias of a convolution to the norm that reads its result (`offset`).

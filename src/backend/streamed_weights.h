@@ -6,9 +6,9 @@
 namespace calibatt {
 
 /// Weights that live in host memory and are on the device only around their use: the linear layers of one transformer
-/// block. Made by Backend::make_streamed_weights, filled by Backend::load_linear, then sealed. The device has room for
-/// few of them at a time, so their users take turns: prefetch the next one, use this one, end its use. Everything is
-/// enqueued; nothing waits on the host. To be destroyed before its backend.
+/// block. Made by LinearOps::make_streamed_weights, filled by LinearOps::load_linear, then sealed. The device has room
+/// for few of them at a time, so their users take turns: prefetch the next one, use this one, end its use. Everything
+/// is enqueued; nothing waits on the host. To be destroyed before its backend.
 class StreamedWeights {
  public:
   virtual ~StreamedWeights() = default;

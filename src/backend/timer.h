@@ -4,7 +4,7 @@
 
 namespace calibatt {
 
-/// Adds up the seconds between start and stop, over any number of pairs. Made by Backend::make_timer: on a device that
+/// Adds up the seconds between start and stop, over any number of pairs. Made by Device::make_timer: on a device that
 /// works behind the caller's back it measures the device's time between the two places in its queue, not the caller's.
 class Timer {
  public:

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "backend/backend.h"
+#include "backend/transformer_ops.h"
 
 namespace calibatt {
 

@@ -61,17 +61,6 @@ DType beside(DType dtype) {
   return dtype == DType::kF16 ? DType::kBF16 : dtype;
 }
 
-MaskStreaming streaming_between(const ScheduleStats& before, const ScheduleStats& after) {
-  MaskStreaming streaming;
-  streaming.calls = after.calls - before.calls;
-  streaming.late = after.late - before.late;
-  streaming.unannounced = after.unannounced - before.unannounced;
-  streaming.stall_seconds = after.stall_seconds - before.stall_seconds;
-  streaming.uploaded_bytes = after.uploaded_bytes - before.uploaded_bytes;
-  streaming.peak_device_bytes = after.peak_bytes;
-  return streaming;
-}
-
 ModelLoadOptions component_options(const LoadOptions& options) {
   ModelLoadOptions result;
   result.offload = options.offload;
@@ -274,7 +263,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   Result result{{}, describe_run(options)};
   RunReport& run = result.report;
   backend_->reset_peak_memory();
-  const ScheduleStats streamed_before = backend_->schedule_stats();
+  const MaskStreaming streamed_before = backend_->mask_streaming();
 
   // Prompts and plan are checked before anything slow starts.
   tokenize_all(options);
@@ -308,7 +297,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
   run.dense_fallback_calls = accounts.dense_fallback_calls;
   run.fallback_reason = accounts.fallback_reason;
   run.step_mapping = accounts.step_mapping;
-  run.mask_streaming = streaming_between(streamed_before, backend_->schedule_stats());
+  run.mask_streaming = backend_->mask_streaming().since(streamed_before);
   return result;
 }
 

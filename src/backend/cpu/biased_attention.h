@@ -1,6 +1,7 @@
 #pragma once
 
-#include "backend/backend.h"
+#include "backend/attention_call.h"
+#include "base/tensor.h"
 
 namespace calibatt::cpu {
 

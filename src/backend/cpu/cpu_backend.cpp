@@ -54,7 +54,7 @@ void with_data(Tensor& tensor, const Fn& fn) {
   }
 }
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public Backend, public CalibrationOps {
  public:
   std::string_view name() const override { return "cpu"; }
   bool has_fast_bf16() const override { return attention_kernel(DType::kBF16, 64) == "avx512_bf16"; }
@@ -224,6 +224,7 @@ class CpuBackend final : public Backend {
     return cpu::squared_changes(outputs, metric, num_heads);
   }
 
+  CalibrationOps* calibration_ops() override { return this; }
   ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:

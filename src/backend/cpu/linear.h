@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "backend/backend.h"
+#include "backend/linear.h"
 
 namespace calibatt::cpu {
 

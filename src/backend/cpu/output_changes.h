@@ -1,8 +1,9 @@
 #pragma once
 
-#include "backend/backend.h"
+#include "backend/attention_call.h"
+#include "base/tensor.h"
 
-/// Backend::copy_heads, output_metric and squared_changes. All threads; sums in float64.
+/// Device::copy_heads; CalibrationOps::output_metric and squared_changes. All threads; sums in float64.
 namespace calibatt::cpu {
 
 void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim);

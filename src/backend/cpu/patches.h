@@ -1,6 +1,6 @@
 #pragma once
 
-#include "backend/backend.h"
+#include "backend/transformer_ops.h"
 
 namespace calibatt::cpu {
 

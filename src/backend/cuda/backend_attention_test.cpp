@@ -117,7 +117,7 @@ TEST_F(CudaBackendAttention, AnnouncedSchedulesAreThoseOfTheirCalls) {
   constexpr ScheduleSizes kSizes{kTokens, kTokens, 64, 64};
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     SCOPED_TRACE(dtype_name(dtype));
-    const ScheduleStats before = gpu->schedule_stats();
+    const MaskStreaming before = gpu->mask_streaming();
     const Tensor qkv = random({kTokens, 3 * kWidth}, dtype), gpu_qkv = to_gpu(qkv);
     std::vector<std::shared_ptr<const OneSchedule>> schedules;
     for (int i = 0; i < kCalls; ++i) schedules.push_back(std::make_shared<OneSchedule>(kBlocks, i, kHeads));
@@ -140,11 +140,11 @@ TEST_F(CudaBackendAttention, AnnouncedSchedulesAreThoseOfTheirCalls) {
       cpu->attention(call);
       expect_close(found[i], expected, bound(dtype));
     }
-    const ScheduleStats after = gpu->schedule_stats();
+    const MaskStreaming after = gpu->mask_streaming();
     EXPECT_EQ(after.calls - before.calls, kCalls);
     EXPECT_EQ(after.unannounced, 0);
     EXPECT_GT(after.uploaded_bytes, before.uploaded_bytes);
-    EXPECT_GT(after.peak_bytes, 0u);
+    EXPECT_GT(after.peak_device_bytes, 0u);
   }
 }
 
@@ -177,9 +177,9 @@ TEST_F(CudaBackendAttention, EncodesLevelsOfRowsThatFitAndLeavesOthersToTheHost)
   std::fill_n(energy.f32(), energy.size(), 1.0f / 16);
   for (int i = 0; i < 16; ++i) expected.data<uint8_t>()[i] = static_cast<uint8_t>((2 * (i % 8) + 1) << 4 | 2 * (i % 8));
   Tensor codes = gpu->empty(DType::kU8, {1, 2, 8});
-  ASSERT_TRUE(gpu->encode_energy_levels(to_gpu(energy), ladder, codes));
+  ASSERT_TRUE(gpu->calibration_ops()->encode_energy_levels(to_gpu(energy), ladder, codes));
   expect_same(codes, expected);
-  EXPECT_FALSE(gpu->encode_energy_levels(gpu->empty(DType::kF32, {1, 1, 10'000}), ladder, codes));
+  EXPECT_FALSE(gpu->calibration_ops()->encode_energy_levels(gpu->empty(DType::kF32, {1, 1, 10'000}), ladder, codes));
 }
 
 TEST_F(CudaBackendAttention, BlockEnergyIsADevicePointer) {

@@ -35,7 +35,7 @@ const float* f32_or_null(const Tensor* tensor) {
   return tensor != nullptr ? tensor->f32() : nullptr;
 }
 
-class CudaBackend final : public Backend {
+class CudaBackend final : public Backend, public CalibrationOps {
  public:
   explicit CudaBackend(const ClipOptions& clip_options) : clip_ops_(make_clip_ops(context_, clip_options)) {}
 
@@ -63,7 +63,7 @@ class CudaBackend final : public Backend {
   }
   HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim) override;
   bool in_host_memory() const override { return false; }
-  size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_bytes; }
+  size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_device_bytes; }
   void reset_peak_memory() override { context_.reset_peak(); }
   void trim_memory() override {
     linear_.release_staging();
@@ -125,7 +125,7 @@ class CudaBackend final : public Backend {
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     schedules_.prefetch(schedule, sizes);
   }
-  ScheduleStats schedule_stats() const override { return schedules_.stats(); }
+  MaskStreaming mask_streaming() const override { return schedules_.stats(); }
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                         int head_dim, HeadsView out) override {
     CALIBATT_ASSERT(k.num_tokens == q.num_tokens && v.num_tokens == q.num_tokens && out.num_tokens == q.num_tokens);
@@ -142,13 +142,14 @@ class CudaBackend final : public Backend {
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
   Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate, int num_heads) override;
   Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override;
+  CalibrationOps* calibration_ops() override { return this; }
   ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
 
   Context context_;
-  LinearOps linear_{context_};
+  CublasLinear linear_{context_};
   ScheduleStream schedules_{std::make_unique<CudaScheduleBuffers>(context_.stream())};
   std::unique_ptr<ClipOps> clip_ops_;
   std::vector<int32_t> order_;  // the token order that is in device memory

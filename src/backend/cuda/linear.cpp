@@ -92,36 +92,36 @@ Tensor upload(Context& context, const Tensor& host, DType dtype) {
   return result;
 }
 
-struct LinearOps::Gemms {
+struct CublasLinear::Gemms {
   explicit Gemms(Context& context) : gemm(context) {}
   Gemm gemm;
 };
 
-LinearOps::LinearOps(Context& context) : context_(context), gemms_(std::make_unique<Gemms>(context)) {}
-LinearOps::~LinearOps() = default;
+CublasLinear::CublasLinear(Context& context) : context_(context), gemms_(std::make_unique<Gemms>(context)) {}
+CublasLinear::~CublasLinear() = default;
 
-std::shared_ptr<const LinearLayer> LinearOps::make(const Tensor& weight, const Tensor& bias, DType dtype) {
+std::shared_ptr<const LinearLayer> CublasLinear::make(const Tensor& weight, const Tensor& bias, DType dtype) {
   CALIBATT_ASSERT(weight.rank() == 2 && (bias.empty() || bias.size() == weight.dim(0)));
   return std::make_shared<CudaLinear>(context_, weight, bias, dtype);
 }
 
-std::shared_ptr<const LinearLayer> LinearOps::load(const StoredLinear& stored) {
+std::shared_ptr<const LinearLayer> CublasLinear::load(const StoredLinear& stored) {
   return std::make_shared<CudaLinear>(context_, upload_, stored);
 }
 
-std::shared_ptr<const LinearLayer> LinearOps::with_weight(const LinearLayer& layer, Tensor weight) const {
+std::shared_ptr<const LinearLayer> CublasLinear::with_weight(const LinearLayer& layer, Tensor weight) const {
   const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
   CALIBATT_ASSERT(linear != nullptr);
   return std::make_shared<CudaLinear>(*linear, std::move(weight));
 }
 
-const void* LinearOps::weight_of(const LinearLayer& layer) const {
+const void* CublasLinear::weight_of(const LinearLayer& layer) const {
   const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
   CALIBATT_ASSERT(linear != nullptr);
   return linear->weight();
 }
 
-void LinearOps::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {
+void CublasLinear::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {
   const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
   CALIBATT_ASSERT(linear != nullptr && input.dtype() == layer.dtype());
   const int64_t rows = input.size() / layer.in_features(), out_features = layer.out_features();

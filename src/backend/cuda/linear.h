@@ -2,10 +2,10 @@
 
 #include <memory>
 
-#include "backend/backend.h"
 #include "backend/cuda/context.h"
 #include "backend/cuda/staged_upload.h"
 #include "backend/cuda/weight_stream.h"
+#include "backend/linear.h"
 
 namespace calibatt::cuda {
 
@@ -16,14 +16,14 @@ namespace calibatt::cuda {
 /// rows, whose gate is multiplied into a copy of the weight (gate·w is rounded to bf16 instead of the product: the same
 /// error) and into the bias (in float32). What cuBLASLt does not fuse, and gated sums of few rows, follow in a kernel
 /// of our own. One object per backend.
-class LinearOps {
+class CublasLinear {
  public:
-  explicit LinearOps(Context& context);  ///< throws Error(kDevice) when cuBLASLt does not start
-  ~LinearOps();
-  LinearOps(const LinearOps&) = delete;
-  LinearOps& operator=(const LinearOps&) = delete;
+  explicit CublasLinear(Context& context);  ///< throws Error(kDevice) when cuBLASLt does not start
+  ~CublasLinear();
+  CublasLinear(const CublasLinear&) = delete;
+  CublasLinear& operator=(const CublasLinear&) = delete;
 
-  /// Backend::make_linear, load_linear and linear.
+  /// LinearOps::make_linear, load_linear and linear.
   std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
   std::shared_ptr<const LinearLayer> load(const StoredLinear& stored);
   /// A layer of the same output features, dtype and bias with another weight [out, in], which is in device memory.

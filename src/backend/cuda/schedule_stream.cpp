@@ -124,7 +124,7 @@ void ScheduleStream::release(int slot) {
   work_.notify_all();
 }
 
-ScheduleStats ScheduleStream::stats() const {
+MaskStreaming ScheduleStream::stats() const {
   const std::lock_guard lock(mutex_);
   return stats_;
 }
@@ -271,7 +271,7 @@ void ScheduleStream::fill(Job& job, const Place& place, std::unique_lock<std::mu
   stats_.device_wait_seconds += device_wait;
   size_t all = 0;
   for (const Slot& one : slots_) all += one.capacity;
-  stats_.peak_bytes = std::max(stats_.peak_bytes, all);
+  stats_.peak_device_bytes = std::max(stats_.peak_device_bytes, all);
 }
 
 bool ScheduleStream::is_wanted(const Slot& slot) const {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "backend/attention_call.h"
-#include "backend/backend.h"
+#include "backend/attention_engine.h"
 #include "backend/cuda/attention/packed_schedule.h"
 
 /// A plan's schedules on their way to the GPU: a few slots of device memory, filled one or two layers ahead by one
@@ -72,14 +72,14 @@ class ScheduleStream {
     bool has_summaries_ = false;
   };
 
-  /// Backend::prefetch_schedule. Returns at once. What is known already, or under way, is not made again.
+  /// AttentionEngine::prefetch_schedule. Returns at once. What is known already, or under way, is not made again.
   void prefetch(std::shared_ptr<const ScheduleSource> source, const ScheduleSizes& sizes);
 
   /// The schedule of a call (by call.schedule; without one, of call.heads). Waits when it is not there yet. Throws what
   /// decoding and packing throw, and Error(kUsage) when the schedule alone is larger than the limit.
   Lease get(const AttentionCall& call);
 
-  ScheduleStats stats() const;
+  MaskStreaming stats() const;
 
  private:
   struct Job {
@@ -131,7 +131,7 @@ class ScheduleStream {
   std::list<std::shared_ptr<Job>> jobs_;
   uint64_t num_announced_ = 0, last_leased_ = 0;  // running numbers
   bool leased_ = false, stopping_ = false;
-  ScheduleStats stats_;
+  MaskStreaming stats_;
   std::thread thread_;
 };
 

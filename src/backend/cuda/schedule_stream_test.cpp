@@ -158,13 +158,13 @@ TEST_F(ScheduleStreamTest, ARunOneLayerAheadFindsEverythingAnnounced) {
       const auto lease = stream.get(call_of(*run[i]));
       expect_holds(lease, *run[i]);
     }
-    const ScheduleStats stats = stream.stats();
+    const MaskStreaming stats = stream.stats();
     EXPECT_EQ(stats.calls, 30);
     EXPECT_EQ(stats.ready + stats.late, 30);
     EXPECT_EQ(stats.unannounced, 0);
     EXPECT_EQ(buffers_->num_uploads, 30) << "each once";
     EXPECT_LE(buffers_->num_resizes, num_slots + 2) << "slots are used again";
-    EXPECT_EQ(stats.peak_bytes, buffers_->peak_bytes);
+    EXPECT_EQ(stats.peak_device_bytes, buffers_->peak_bytes);
   }
 }
 
@@ -268,7 +268,7 @@ TEST_F(ScheduleStreamTest, MemoryStaysWithinItsLimit) {
       expect_holds(stream.get(call_of(*run[i])), *run[i]);
     }
     EXPECT_LE(buffers_->peak_bytes, max_bytes);
-    EXPECT_LE(stream.stats().peak_bytes, max_bytes);
+    EXPECT_LE(stream.stats().peak_device_bytes, max_bytes);
     EXPECT_EQ(stream.stats().unannounced, 0);
   }
   ScheduleStream& stream = start(3, large_bytes - 1);

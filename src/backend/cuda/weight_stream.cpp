@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "backend/backend.h"
+#include "backend/linear.h"
 #include "base/checked_copy.h"
 #include "base/error.h"
 
@@ -50,7 +50,7 @@ size_t StreamedMemory::append(const std::vector<StoredTensor>& parts, DType dtyp
   CALIBATT_ASSERT(!pinned_);
   int64_t rows = 0;
   for (const StoredTensor& part : parts) rows += part.tensor.dim(0);
-  const size_t begin = size_bytes_, size = Backend::streamed_bytes(rows, parts.at(0).tensor.dim(1), dtype);
+  const size_t begin = size_bytes_, size = LinearOps::streamed_bytes(rows, parts.at(0).tensor.dim(1), dtype);
   CALIBATT_ASSERT(begin + size <= capacity_bytes_);
   char* to = static_cast<char*>(host_) + begin;
   for (const StoredTensor& part : parts) {

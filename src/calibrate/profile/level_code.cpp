@@ -132,11 +132,12 @@ bool all_rows_valid(const uint8_t* codes, int64_t num_rows, int num_key_blocks) 
   return true;
 }
 
-Folded fold_energy(Backend& backend, const Tensor& energy, Tensor& device_codes) {
+Folded fold_energy(Device& device, CalibrationOps* ops, const Tensor& energy, Tensor& device_codes) {
   const std::vector<int64_t> shape{energy.dim(0), energy.dim(1), packed_row_bytes(static_cast<int>(energy.dim(2)))};
-  if (device_codes.empty()) device_codes = backend.empty(DType::kU8, shape);
-  if (backend.encode_energy_levels(energy, code_ladder(), device_codes)) return {backend.to_host(device_codes), {}};
-  return {{}, backend.to_host(energy)};
+  if (device_codes.empty()) device_codes = device.empty(DType::kU8, shape);
+  if (ops != nullptr && ops->encode_energy_levels(energy, code_ladder(), device_codes))
+    return {device.to_host(device_codes), {}};
+  return {{}, device.to_host(energy)};
 }
 
 }  // namespace calibatt

@@ -5,7 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/calibration_ops.h"
+#include "backend/device.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -22,7 +23,7 @@ inline constexpr int kNumCodeLevels = 15;
 inline constexpr std::array<int, kNumCodeLevels> kCodeLevels{307, 430, 532, 614, 686, 748, 799, 840,
                                                              876, 906, 932, 957, 978, 998, 1014};
 inline constexpr int kLevelUnits = 1024;
-/// The same in 1/65536, as Backend::encode_energy_levels takes them.
+/// The same in 1/65536, as CalibrationOps::encode_energy_levels takes them.
 std::span<const uint32_t> code_ladder();
 
 inline int64_t packed_row_bytes(int num_key_blocks) {
@@ -47,7 +48,7 @@ struct Folded {
   Tensor codes;   ///< host U8 [heads, R, packed_row_bytes] when the device made them, else empty
   Tensor energy;  ///< host F32 [heads, R, C] to be given to encode_levels, else empty
 };
-Folded fold_energy(Backend& backend, const Tensor& energy, Tensor& device_codes);
+Folded fold_energy(Device& device, CalibrationOps* ops, const Tensor& energy, Tensor& device_codes);
 
 /// Sorts 0 … keys.size() − 1 by rising key, equal keys by index. Linear time; `order` and `scratch` are resized.
 struct SortScratch {

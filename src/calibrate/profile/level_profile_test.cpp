@@ -227,6 +227,24 @@ TEST_F(LevelProfile, NothingOnADeviceIsTouchedByTheHost) {
   }
 }
 
+TEST_F(LevelProfile, ADeviceThatCannotMeasureOutputErrorsSaysSoBeforeTheRun) {
+  FakeDeviceBackend device(true);
+  const RecordingBackend backend(device, device, nullptr);
+  ProfileHeader header = levels_header();
+  PromptProfile profile = PromptProfile::allocate(header, 0);
+  header.output_errors = false;
+  EXPECT_NO_THROW(LevelRecorder(backend, header, {}, profile)) << "codes are made by the host";
+  header.output_errors = true;
+  try {
+    LevelRecorder(backend, header, {}, profile);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(),
+                testing::AllOf(testing::HasSubstr("the backend fake"), testing::HasSubstr("--measure maps")));
+  }
+}
+
 TEST_F(LevelProfile, OutputErrorsOnADeviceAreThoseOfTheHost) {
   ProfileHeader header = maps_header();
   header.output_errors = true;

@@ -22,7 +22,7 @@ PromptRange checked(const PromptRange& range, int num_prompts) {
 
 }  // namespace
 
-RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder,
+RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHeader& header, const std::string& folder,
                                const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress,
                                const PromptRange& asked) {
   validate(header);

@@ -6,6 +6,7 @@
 
 #include "attention/self_attention.h"
 #include "calibrate/profile/profile.h"
+#include "calibrate/record/recording_backend.h"
 
 namespace calibatt {
 
@@ -40,7 +41,7 @@ struct RecordedProfile {
 /// the range's earlier prompts, so that processes with ranges of their own do not depend on each other; the first
 /// prompt of each range ranks by itself, and its errors do not count. Throws Error(kMismatch) when the folder holds a
 /// profile of something else, Error(kUsage) for an impossible range, and what `run` throws.
-RecordedProfile record_profile(Backend& backend, const ProfileHeader& header, const std::string& folder,
+RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHeader& header, const std::string& folder,
                                const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress = {},
                                const PromptRange& range = {});
 

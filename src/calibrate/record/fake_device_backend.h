@@ -9,16 +9,17 @@
 #include <utility>
 #include <vector>
 
-#include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
 #include "calibrate/profile/level_code.h"
+#include "calibrate/record/recording_backend.h"
 
 namespace calibatt {
 
-/// For tests and benchmarks: a backend whose tensors live where the host cannot read or write. The same pages are
-/// mapped twice: once without any permission, at the addresses that tensors have, and once more for the backend itself,
-/// which computes with the CPU's attention. Code that follows a device pointer ends with a segmentation fault.
-class FakeDeviceBackend : public Backend {
+/// For tests and benchmarks: what a recording uses of a backend, whose tensors live where the host cannot read or
+/// write. The same pages are mapped twice: once without any permission, at the addresses that tensors have, and once
+/// more for the backend itself, which computes with the CPU's attention. Code that follows a device pointer ends with a
+/// segmentation fault.
+class FakeDeviceBackend : public Device, public AttentionEngine, public CalibrationOps {
  public:
   explicit FakeDeviceBackend(bool encodes_levels = false, size_t bytes = size_t{64} << 20)
       : encodes_levels_(encodes_levels), bytes_(bytes) {
@@ -33,6 +34,8 @@ class FakeDeviceBackend : public Backend {
     munmap(device_, bytes_);
     munmap(inside_, bytes_);
   }
+
+  operator RecordingBackend() { return {*this, *this, this}; }
 
   std::string_view name() const override { return "fake"; }
   bool in_host_memory() const override { return false; }
@@ -89,27 +92,10 @@ class FakeDeviceBackend : public Backend {
   Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override {
     if (!metric.empty()) refuse();
     const Tensor visible(outputs.dtype(), outputs.shape(), std::shared_ptr<void>(inside(outputs.raw()), [](void*) {}));
-    return from_host(cpu_->squared_changes(visible, metric, num_heads));
+    return from_host(cpu_->calibration_ops()->squared_changes(visible, metric, num_heads));
   }
 
   int copies_to_host = 0;
-
-  // What calibration does not use.
-  std::shared_ptr<const LinearLayer> make_linear(const Tensor&, const Tensor&, DType) override { refuse(); }
-  void linear(const LinearLayer&, const Tensor&, Tensor&, const LinearEpilogue&) override { refuse(); }
-  void layer_norm(const Tensor&, const Tensor*, const Tensor*, bool, float, Tensor&) override { refuse(); }
-  void rms_norm(const Tensor&, const Tensor&, float, Tensor&) override { refuse(); }
-  void norm_and_rotate(HeadsView, int, int, const Tensor*, float, const RopeTable*) override { refuse(); }
-  void activate(Activation, const Tensor&, Tensor&) override { refuse(); }
-  void multiply(const Tensor&, const Tensor&, Tensor&) override { refuse(); }
-  void add(const Tensor&, const Tensor&, Tensor&) override { refuse(); }
-  void convert(const Tensor&, Tensor&) override { refuse(); }
-  double sum_of_squares(const Tensor&) override { refuse(); }
-  void patchify(const Tensor&, const PatchLayout&, Tensor&) override { refuse(); }
-  void unpatchify(const Tensor&, const PatchLayout&, Tensor&) override { refuse(); }
-  void biased_attention(ConstHeadsView, ConstHeadsView, ConstHeadsView, const Tensor&, int, int, HeadsView) override {
-    refuse();
-  }
 
  private:
   [[noreturn]] static void refuse() { throw std::runtime_error("the fake device only attends"); }

@@ -46,11 +46,20 @@ void append_row(int num_key_blocks, const Keeps& keeps, std::vector<uint32_t>& o
   offsets.push_back(static_cast<uint32_t>(intervals.size()));
 }
 
+CalibrationOps& calibration_ops_of(const RecordingBackend& backend) {
+  if (backend.calibration_ops != nullptr) return *backend.calibration_ops;
+  throw Error(ErrorKind::kUsage, "the backend " + std::string(backend.device.name()) +
+                                     " cannot measure output errors on level codes; calibrate with --measure maps, or "
+                                     "with --budget energy");
+}
+
 }  // namespace
 
-LevelErrors::LevelErrors(Backend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
-                         PromptProfile& profile)
-    : backend_(backend),
+LevelErrors::LevelErrors(const RecordingBackend& backend, const ProfileHeader& header,
+                         std::vector<const PromptProfile*> earlier, PromptProfile& profile)
+    : device_(backend.device),
+      engine_(backend.engine),
+      ops_(calibration_ops_of(backend)),
       header_(header),
       earlier_(earlier.begin(),
                earlier.begin() + static_cast<ptrdiff_t>(std::min(earlier.size(), kMostEarlierPrompts))),
@@ -120,19 +129,19 @@ void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsV
   const int64_t block_rows = rows_per_block_, rows = static_cast<int64_t>(blocks.size()) * block_rows;
   const int64_t width = int64_t{g.heads} * g.head_dim;
   if (queries_.empty()) {
-    queries_ = backend_.empty(q.dtype, {kGroups, rows, width});
-    outputs_ = backend_.empty(DType::kF32, {kGroups, rows, width});
+    queries_ = device_.empty(q.dtype, {kGroups, rows, width});
+    outputs_ = device_.empty(DType::kF32, {kGroups, rows, width});
   }
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t offset = int64_t{blocks[i]} * block_rows * q.token_stride * static_cast<int64_t>(dtype_size(q.dtype));
     const ConstHeadsView from{static_cast<const char*>(q.data) + offset, q.dtype, block_rows, q.token_stride,
                               q.head_stride};
-    backend_.copy_heads(from, rows_of(queries_, static_cast<int64_t>(i) * block_rows, block_rows, g.head_dim), g.heads,
-                        g.head_dim);
+    device_.copy_heads(from, rows_of(queries_, static_cast<int64_t>(i) * block_rows, block_rows, g.head_dim), g.heads,
+                       g.head_dim);
   }
   for (int group = 1; group < kGroups; ++group) {
-    backend_.copy_heads(as_const(rows_of(queries_, 0, rows, g.head_dim)),
-                        rows_of(queries_, group * rows, rows, g.head_dim), g.heads, g.head_dim);
+    device_.copy_heads(as_const(rows_of(queries_, 0, rows, g.head_dim)),
+                       rows_of(queries_, group * rows, rows, g.head_dim), g.heads, g.head_dim);
   }
 
   AttentionCall call;
@@ -147,7 +156,7 @@ void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsV
   Tensor metric;
   if (context.output_weight != nullptr) {
     CALIBATT_ASSERT(context.output_layer != nullptr && context.backend_gate != nullptr);
-    metric = backend_.output_metric(*context.output_layer, *context.output_weight, *context.backend_gate, g.heads);
+    metric = ops_.output_metric(*context.output_layer, *context.output_weight, *context.backend_gate, g.heads);
   }
   const double residual = context.residual_square_sum > 0 ? context.residual_square_sum : 1.0;
   const double scale = static_cast<double>(g.num_tokens()) / static_cast<double>(rows) / residual;
@@ -159,16 +168,16 @@ void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsV
       heads[head].summarize_skipped = skipped == Skipped::kSummary;
     }
     call.heads = heads;
-    backend_.attention(call);
+    engine_.attention(call);
     measured_.push_back(
-        {recorded, layer, static_cast<int>(skipped), backend_.squared_changes(outputs_, metric, g.heads), scale});
+        {recorded, layer, static_cast<int>(skipped), ops_.squared_changes(outputs_, metric, g.heads), scale});
   }
 }
 
 void LevelErrors::collect() {
   const int64_t heads = header_.geometry.heads;
   for (const Measured& one : measured_) {
-    const Tensor changes = backend_.to_host(one.changes);
+    const Tensor changes = device_.to_host(one.changes);
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t site_head = (int64_t{one.recorded} * header_.num_layers + one.layer) * heads + head;
       for (int level = 0; level < kNumCodeLevels; ++level) {

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "attention/self_attention.h"
-#include "backend/backend.h"
 #include "calibrate/profile/profile.h"
+#include "calibrate/record/recording_backend.h"
 
 namespace calibatt {
 
@@ -17,8 +17,9 @@ namespace calibatt {
 class LevelErrors {
  public:
   /// earlier: prompts of this calibration measured before; the first few agree (LevelAgreement, mean) on the masks.
-  /// Empty: the call's own codes are given to `measure`. All arguments must outlive the object.
-  LevelErrors(Backend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
+  /// Empty: the call's own codes are given to `measure`. All arguments must outlive the object. Throws
+  /// Error(kUsage) on a backend without CalibrationOps.
+  LevelErrors(const RecordingBackend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
               PromptProfile& profile);
 
   bool has_earlier_prompts() const { return !earlier_.empty(); }
@@ -40,7 +41,9 @@ class LevelErrors {
   std::vector<BlockIntervals> masks(int recorded, int layer, const std::vector<int>& blocks,
                                     const uint8_t* own_codes) const;
 
-  Backend& backend_;
+  Device& device_;
+  AttentionEngine& engine_;
+  CalibrationOps& ops_;
   const ProfileHeader& header_;
   const std::vector<const PromptProfile*> earlier_;
   PromptProfile& profile_;

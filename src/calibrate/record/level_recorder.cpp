@@ -9,14 +9,14 @@
 
 namespace calibatt {
 
-LevelRecorder::LevelRecorder(Backend& backend, const ProfileHeader& header,
+LevelRecorder::LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header,
                              const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
                              std::function<void(int step)> on_forward)
     : Recorder(backend, header, profile, std::move(on_forward)) {
   const AttentionGeometry& g = header.geometry;
   if (header.output_errors) errors_.emplace(backend, header, earlier, profile);
   for (Tensor& energy : energies_) {
-    energy = backend.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
+    energy = backend.device.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
   }
 }
 
@@ -38,7 +38,7 @@ void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHe
     next_ = (next_ + 1) % kDepth;
     // Before the codes are waited for: the masks are made while the device still attends.
     if (errors_ && errors_->has_earlier_prompts()) errors_->measure(recorded_index(), layer, q, k, v, context, nullptr);
-    const Folded folded = fold_energy(backend_, energy, device_codes_);
+    const Folded folded = fold_energy(backend_.device, backend_.calibration_ops, energy, device_codes_);
     const int recorded = recorded_index(), step = step_;
     queue_.submit([this, folded, recorded, layer, step] {
       const AttentionGeometry& g = header_.geometry;

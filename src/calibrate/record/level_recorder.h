@@ -18,8 +18,9 @@ namespace calibatt {
 /// output_errors, level errors too (LevelErrors), under masks by the earlier prompts.
 class LevelRecorder : public Recorder {
  public:
-  LevelRecorder(Backend& backend, const ProfileHeader& header, const std::vector<const PromptProfile*>& earlier,
-                PromptProfile& profile, std::function<void(int step)> on_forward = {});
+  LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header,
+                const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
+                std::function<void(int step)> on_forward = {});
 
   void begin_forward(int step, GuidanceBranch branch) override;
   bool wants_output_context() const override { return errors_ && recording(); }

@@ -9,7 +9,7 @@
 
 namespace calibatt {
 
-Recorder::Recorder(Backend& backend, const ProfileHeader& header, PromptProfile& profile,
+Recorder::Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
                    std::function<void(int step)> on_forward)
     : backend_(backend),
       header_(header),

@@ -6,6 +6,7 @@
 
 #include "attention/self_attention.h"
 #include "calibrate/profile/profile.h"
+#include "calibrate/record/recording_backend.h"
 
 namespace calibatt {
 
@@ -24,8 +25,9 @@ class Recorder : public SelfAttention {
   double recording_seconds() const;
 
  protected:
-  /// All arguments must outlive the object. `on_forward(step)` is called at the beginning of each conditional forward.
-  Recorder(Backend& backend, const ProfileHeader& header, PromptProfile& profile,
+  /// The backend and all other arguments must outlive the object. `on_forward(step)` is called at the beginning of each
+  /// conditional forward.
+  Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
            std::function<void(int step)> on_forward);
 
   /// Throws Error(kMismatch) when the model's attention is not the header's.
@@ -44,7 +46,7 @@ class Recorder : public SelfAttention {
     // The first call of its kind loads kernels and allocates.
     const bool measured = forward_is_measured_ && (clock.calls > 1 || header_.num_layers == 1);
     const double start = measured ? waited_seconds() : 0;
-    backend_.attention(call);
+    backend_.engine.attention(call);
     const double attended = measured ? waited_seconds() : 0;
     if (recording()) record();
     if (!measured) return;
@@ -54,7 +56,7 @@ class Recorder : public SelfAttention {
   }
   void mark_recorded(int layer) { recorded_[static_cast<size_t>(recorded_index_) * header_.num_layers + layer] = 1; }
 
-  Backend& backend_;
+  const RecordingBackend backend_;
   const ProfileHeader& header_;
   PromptProfile& profile_;
 
@@ -65,7 +67,7 @@ class Recorder : public SelfAttention {
     double each(double total) const { return measured > 0 ? total / measured : 0; }
   };
   double waited_seconds() {
-    backend_.synchronize();
+    backend_.device.synchronize();
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 

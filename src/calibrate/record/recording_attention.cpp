@@ -49,15 +49,16 @@ std::vector<float> ReferenceRanking::harm_of(const ProfileHeader& header, Skippe
   return mixed;
 }
 
-RecordingAttention::RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
-                                       PromptProfile& profile, std::function<void(int step)> on_forward)
+RecordingAttention::RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header,
+                                       const ReferenceRanking& reference, PromptProfile& profile,
+                                       std::function<void(int step)> on_forward)
     : Recorder(backend, header, profile, std::move(on_forward)), reference_(reference) {
   const AttentionGeometry& g = header_.geometry;
   const std::vector<int32_t> raster_of = g.raster_of_position();
   position_of_raster_.resize(raster_of.size());
   for (size_t p = 0; p < raster_of.size(); ++p) position_of_raster_[raster_of[p]] = static_cast<int32_t>(p);
   for (const int rows : header_.anchor_rows) anchors_.push_back(make_anchor_rows(g, rows));
-  energy_ = backend_.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
+  energy_ = backend_.device.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
 }
 
 bool RecordingAttention::wants_output_context() const {
@@ -70,14 +71,15 @@ void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, Co
   AttentionCall call = dense_call(q, k, v, out);
   if (recording()) call.block_energy = static_cast<float*>(energy_.raw());
   timed(call, [&] {
-    const Tensor energy = backend_.to_host(energy_);
+    const Tensor energy = backend_.device.to_host(energy_);
     record_energy(layer, energy);
     if (header_.output_errors) {
       const int heads = header_.geometry.heads, dim = header_.geometry.head_dim;
       const ConstHeadsView result{out.data, out.dtype, out.num_tokens, out.token_stride, out.head_stride};
-      const HostHeads host_q = backend_.heads_to_host(q, heads, dim), host_k = backend_.heads_to_host(k, heads, dim),
-                      host_v = backend_.heads_to_host(v, heads, dim),
-                      host_out = backend_.heads_to_host(result, heads, dim);
+      const HostHeads host_q = backend_.device.heads_to_host(q, heads, dim),
+                      host_k = backend_.device.heads_to_host(k, heads, dim),
+                      host_v = backend_.device.heads_to_host(v, heads, dim),
+                      host_out = backend_.device.heads_to_host(result, heads, dim);
       measure_errors(layer, {host_q.view, host_k.view, host_v.view, host_out.view, energy.f32()}, context);
     }
     mark_recorded(layer);

@@ -28,7 +28,7 @@ class RecordingAttention : public Recorder {
  public:
   /// `reference` may be empty (the first prompt). All arguments must outlive the object. `on_forward(step)` is called
   /// at the beginning of each conditional forward.
-  RecordingAttention(Backend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
+  RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
                      PromptProfile& profile, std::function<void(int step)> on_forward = {});
 
   bool wants_output_context() const override;

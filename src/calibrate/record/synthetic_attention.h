@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention/self_attention.h"
+#include "backend/backend.h"
 #include "base/random.h"
 #include "base/tensor.h"
 #include "sparsity/geometry.h"

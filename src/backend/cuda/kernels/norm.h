@@ -25,7 +25,8 @@ struct LayerNormCall {
 };
 void layer_norm(const LayerNormCall& call, cudaStream_t stream);
 
-/// out = rotate(x/√(mean(x²) + eps) · weight): Backend::rms_norm and Backend::norm_and_rotate. `out` may be `x`.
+/// out = rotate(x/√(mean(x²) + eps) · weight): TransformerOps::rms_norm and TransformerOps::norm_and_rotate. `out` may
+/// be `x`.
 struct RmsNormCall {
   const void* x = nullptr;
   DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16

@@ -6,8 +6,8 @@
 
 #include "base/dtype.h"
 
-/// Backend::output_metric and squared_changes on device memory; each call enqueues one kernel. Sums are added in the
-/// same order in every call.
+/// CalibrationOps::output_metric and squared_changes on device memory; each call enqueues one kernel. Sums are added in
+/// the same order in every call.
 namespace calibatt::cuda {
 
 /// weight [out, num_heads·head_dim] (kF32, kBF16 or kF16), gate [out] → metric [num_heads, head_dim, head_dim].

@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-/// Latent video ↔ tokens (Backend::patchify, unpatchify) on device memory; each call enqueues one kernel.
+/// Latent video ↔ tokens (TransformerOps::patchify, unpatchify) on device memory; each call enqueues one kernel.
 namespace calibatt::cuda {
 
 struct PatchCall {

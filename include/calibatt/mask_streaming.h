@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+
+namespace calibatt {
+
+/// How the masks of planned attention calls reached a GPU, one layer ahead; zeros where they are in the processor's own
+/// memory already.
+struct MaskStreaming {
+  int64_t calls = 0;               ///< planned calls that have masks
+  int64_t ready = 0;               ///< of these: found what they wanted
+  int64_t late = 0;                ///< of these: announced, but the calling thread had to wait
+  int64_t unannounced = 0;         ///< of these: nobody said that they would come (the first of a run, usually)
+  double stall_seconds = 0;        ///< the calling thread waited so long for decoding, packing and writing
+  double device_wait_seconds = 0;  ///< the stream's thread waited so long for the GPU to be done with earlier masks
+  double work_seconds = 0;         ///< decoding, packing and writing, beside the calling thread
+  uint64_t uploaded_bytes = 0;
+  uint64_t peak_device_bytes = 0;  ///< most GPU memory that masks took at a time
+
+  /// What happened since `earlier`; the peak is that of all the time.
+  MaskStreaming since(const MaskStreaming& earlier) const {
+    return {calls - earlier.calls,
+            ready - earlier.ready,
+            late - earlier.late,
+            unannounced - earlier.unannounced,
+            stall_seconds - earlier.stall_seconds,
+            device_wait_seconds - earlier.device_wait_seconds,
+            work_seconds - earlier.work_seconds,
+            uploaded_bytes - earlier.uploaded_bytes,
+            peak_device_bytes};
+  }
+};
+
+}  // namespace calibatt

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/attention_call.h"
+#include "calibatt/mask_streaming.h"
+
+namespace calibatt {
+
+/// The sizes that a schedule is made for, in tokens; as in AttentionCall.
+struct ScheduleSizes {
+  int num_queries = 0, num_keys = 0;
+  int block_q = 64, block_k = 64;
+  bool operator==(const ScheduleSizes&) const = default;
+};
+
+/// A role of a backend: self- and cross-attention, dense or by a schedule.
+class AttentionEngine {
+ public:
+  virtual ~AttentionEngine() = default;
+  /// softmax(QKᵀ)V by the fastest kernel that takes the call. The last in the table takes every call that
+  /// validate_attention_call lets pass, on a GPU up to the sizes of a grid. Throws Error(kUsage), before anything is
+  /// written, when shapes, dtypes or schedules do not fit together or no kernel takes the call.
+  virtual void attention(const AttentionCall& call) = 0;
+  /// Name of the kernel that `attention` would run for dense calls of this dtype and head size; for reports.
+  virtual std::string attention_kernel(DType, int /*head_dim*/) const { return "unknown"; }
+  /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
+  /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
+  /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.
+  virtual void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& /*schedule*/,
+                                 const ScheduleSizes& /*sizes*/) {}
+  /// Since the backend was made; zeros where nothing is streamed.
+  virtual MaskStreaming mask_streaming() const { return {}; }
+};
+
+}  // namespace calibatt

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "backend/linear.h"
+#include "base/tensor.h"
+
+namespace calibatt {
+
+/// A role of a backend that it may lack: what calibration measures where the model runs. Without it block energies are
+/// encoded on the host, and output errors are not measured on level codes.
+class CalibrationOps {
+ public:
+  virtual ~CalibrationOps() = default;
+
+  /// Turns block energies into level codes where they are (calibrate/profile/level_code.h defines the codes, and is
+  /// what an implementation must reproduce bit for bit). energy F32 [heads, R, C] → codes U8 [heads, R, ⌈C/2⌉]; ladder:
+  /// rising levels in 1/65536, 15 of them. False: not done here, the caller does it on the host.
+  virtual bool encode_energy_levels(const Tensor& /*energy*/, std::span<const uint32_t> /*ladder*/, Tensor& /*codes*/) {
+    return false;
+  }
+  /// What a change d of a head's output does to the residual stream behind gate ⊙ W_o: ‖gate ⊙ W_o,h·d‖² = d·M_h·dᵀ
+  /// with M_h = W_o,hᵀ diag(gate²) W_o,h. Returns M [num_heads, head_dim, head_dim] F32. W_o [out, num_heads·head_dim]
+  /// is given as this backend holds it and as it is stored, in host memory; gate: [out] F32.
+  virtual Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate,
+                               int num_heads) = 0;
+  /// outputs [groups, rows, num_heads·head_dim] F32: the same rows' attention, computed in several ways. Returns Σ over
+  /// the rows of d·M_h·dᵀ, d = a group's row − the last group's, [num_heads, groups − 1] F32. metric: M, or empty:
+  /// ‖d‖².
+  virtual Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) = 0;
+};
+
+}  // namespace calibatt

@@ -1,0 +1,21 @@
+#include "backend/linear.h"
+
+#include "base/error.h"
+
+namespace calibatt {
+
+std::shared_ptr<const LinearLayer> LinearOps::load_linear(const StoredLinear& stored) {
+  CALIBATT_ASSERT(stored.streamed == nullptr);
+  const Tensor weight =
+      stored.weights.size() == 1
+          ? stack_rows(stored.weights, stored.weights[0].tensor.dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32)
+          : stack_rows(stored.weights, stored.dtype);
+  return make_linear(weight, stored.biases.empty() ? Tensor() : stack_rows(stored.biases, DType::kF32), stored.dtype);
+}
+
+size_t LinearOps::streamed_bytes(int64_t out, int64_t in, DType dtype) {
+  constexpr size_t kAlignment = 256;  // as device memory has it
+  return (static_cast<size_t>(out * in) * dtype_size(dtype) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+}  // namespace calibatt

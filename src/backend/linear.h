@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "backend/activation.h"
+#include "backend/stored_linear.h"
+#include "backend/streamed_weights.h"
+#include "base/tensor.h"
+
+namespace calibatt {
+
+/// y = xWᵀ + b with the weights in a layout of the backend's own. Made by LinearOps, immutable.
+class LinearLayer {
+ public:
+  virtual ~LinearLayer() = default;
+  virtual int64_t in_features() const = 0;
+  virtual int64_t out_features() const = 0;
+  virtual DType dtype() const = 0;  ///< what the layer takes as input: kF32, kBF16 or kF16
+};
+
+/// What happens to a linear layer's result on its way to memory: out = act(y), or out += gate ⊙ act(y).
+struct LinearEpilogue {
+  Activation activation = Activation::kNone;
+  bool accumulate = false;       ///< add to what `out` holds; out is F32
+  const Tensor* gate = nullptr;  ///< [out_features] F32; null: ones. Only with accumulate
+};
+
+/// A role of a backend: matrix products with weights.
+class LinearOps {
+ public:
+  virtual ~LinearOps() = default;
+
+  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32, kBF16 or (where
+  /// Backend::has_fp16) kF16, of weights and inputs (the bias stays float32). The host tensors may be freed afterwards.
+  virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) = 0;
+  /// The same from tensors as a weight file has them, checked and copied in one pass. Throws Error(kNumeric) naming the
+  /// tensor that is not finite.
+  virtual std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored);
+  /// A home for up to size_bytes of linear layers that stay in host memory between their uses (StoredLinear::streamed);
+  /// null on a backend that has no other memory.
+  virtual std::shared_ptr<StreamedWeights> make_streamed_weights(size_t /*size_bytes*/) { return nullptr; }
+  /// What one matrix of a linear layer takes of that.
+  static size_t streamed_bytes(int64_t out, int64_t in, DType dtype);
+
+  /// input [rows, in] of layer.dtype() → out [rows, out] F32 or of 16 bits.
+  virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out,
+                      const LinearEpilogue& epilogue = {}) = 0;
+  /// Rows that a chain of layers with a wide middle should take at a time: enough to keep the device busy, few enough
+  /// that the middle stays small.
+  virtual int64_t rows_at_a_time() const { return 4096; }
+};
+
+}  // namespace calibatt

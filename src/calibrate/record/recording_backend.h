@@ -1,0 +1,18 @@
+#pragma once
+
+#include "backend/backend.h"
+
+namespace calibatt {
+
+/// What a recording uses of a backend; any Backend will do.
+struct RecordingBackend {
+  RecordingBackend(Backend& backend) : RecordingBackend(backend, backend, backend.calibration_ops()) {}
+  RecordingBackend(Device& device, AttentionEngine& engine, CalibrationOps* calibration_ops)
+      : device(device), engine(engine), calibration_ops(calibration_ops) {}
+
+  Device& device;
+  AttentionEngine& engine;
+  CalibrationOps* calibration_ops;  ///< null where the backend has none
+};
+
+}  // namespace calibatt
