@@ -2,6 +2,8 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -12,6 +14,8 @@ namespace calibatt {
 namespace {
 
 constexpr size_t kReportedBytes = size_t{1} << 30;  // a second from a fast disk, and enough for all threads
+constexpr std::string_view kValuesPrefix = "values1:";
+constexpr int64_t kPieceElements = int64_t{1} << 20;  // part of the scheme: a tensor's hash is that of its pieces'
 
 std::string hex_of(XXH128_hash_t hash) {
   XXH128_canonical_t canonical;
@@ -22,6 +26,67 @@ std::string hex_of(XXH128_hash_t hash) {
     text += "0123456789abcdef"[byte & 15];
   }
   return text;
+}
+
+bool is_float(DType dtype) {
+  return dtype == DType::kF64 || dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
+/// What one thread hashes at a time: these elements of a tensor.
+struct Piece {
+  size_t tensor = 0;
+  int64_t begin = 0, count = 0;
+};
+using HashPiece = std::function<std::string(const std::string& name, const Tensor& tensor, const Piece& piece)>;
+
+/// The hashes of each tensor's pieces, joined, in the order of the names. A group of tensors at a time.
+std::vector<std::string> hash_tensors(const MappedTensors& weights, int64_t piece_elements, const HashPiece& hash,
+                                      const FingerprintProgress& progress) {
+  std::vector<std::string> names;
+  for (const auto& [name, entry] : weights.entries()) names.push_back(name);
+  std::vector<std::string> hashes(names.size());
+  for (size_t first = 0, last = 0; first < names.size(); first = last) {
+    if (progress) progress(static_cast<int>(first), static_cast<int>(names.size()));
+    std::vector<Tensor> tensors;
+    std::vector<Piece> pieces;
+    for (size_t in_group = 0; last < names.size() && in_group < kReportedBytes; ++last) {
+      tensors.push_back(weights.get(names[last]));
+      in_group += tensors.back().size_bytes();
+      int64_t begin = 0;
+      do {  // an empty tensor has one piece, too
+        pieces.push_back({last, begin, std::min(piece_elements, tensors.back().size() - begin)});
+        begin += pieces.back().count;
+      } while (begin < tensors.back().size());
+    }
+    std::vector<std::string> found(pieces.size());
+    parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Piece& piece = pieces[static_cast<size_t>(i)];
+        found[static_cast<size_t>(i)] = hash(names[piece.tensor], tensors[piece.tensor - first], piece);
+      }
+    });
+    for (size_t i = 0; i < pieces.size(); ++i) hashes[pieces[i].tensor] += found[i];
+  }
+  return hashes;
+}
+
+/// As bf16 where it is a float: from the file itself, or by way of the cache.
+std::string hash_values(const Tensor& tensor, const Piece& piece) {
+  const auto* from =
+      static_cast<const char*>(tensor.raw()) + static_cast<size_t>(piece.begin) * dtype_size(tensor.dtype());
+  if (!is_float(tensor.dtype()) || tensor.dtype() == DType::kBF16) {
+    return hash_hex({from, static_cast<size_t>(piece.count) * dtype_size(tensor.dtype())});
+  }
+  constexpr int64_t kStep = 4096;
+  bfloat16 rounded[kStep];
+  Hasher hasher;
+  for (int64_t begin = 0; begin < piece.count; begin += kStep) {
+    const int64_t count = std::min(kStep, piece.count - begin);
+    convert_elements(from + static_cast<size_t>(begin) * dtype_size(tensor.dtype()), tensor.dtype(), rounded,
+                     DType::kBF16, count);
+    hasher.update(rounded, static_cast<size_t>(count) * sizeof(bfloat16));
+  }
+  return hasher.hex();
 }
 
 }  // namespace
@@ -58,38 +123,52 @@ std::string hash_hex(std::string_view bytes) {
   return hex_of(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
-std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights,
-                              const std::function<void(int done, int total)>& progress) {
+std::string values_fingerprint(const std::string& settings, const MappedTensors& weights,
+                               const FingerprintProgress& progress) {
+  const std::vector<std::string> hashes = hash_tensors(
+      weights, kPieceElements,
+      [](const std::string&, const Tensor& tensor, const Piece& piece) { return hash_values(tensor, piece); },
+      progress);
+  Hasher hasher;
+  hasher.update(settings);
+  size_t at = 0;
+  for (const auto& [name, entry] : weights.entries()) {
+    hasher.update(name);
+    if (!is_float(entry.dtype)) hasher.update(dtype_name(entry.dtype));
+    hasher.update(entry.shape.data(), entry.shape.size() * sizeof(int64_t));
+    hasher.update(hashes[at++]);
+  }
+  return std::string(kValuesPrefix) + hasher.hex();
+}
+
+std::string stored_fingerprint(const JsonConfig& config, const MappedTensors& weights,
+                               const FingerprintProgress& progress) {
   nlohmann::json settings = config.json();
   for (auto item = settings.begin(); item != settings.end();) {
     item = item.key().starts_with('_') && item.key() != "_class_name" ? settings.erase(item) : std::next(item);
   }
-  std::vector<std::string> names;
-  for (const auto& [name, entry] : weights.entries()) names.push_back(name);
-  std::vector<std::string> hashes(names.size());
-  for (size_t first = 0, last = 0; first < names.size(); first = last) {
-    if (progress) progress(static_cast<int>(first), static_cast<int>(names.size()));
-    for (size_t in_group = 0; last < names.size() && in_group < kReportedBytes; ++last) {
-      in_group += weights.entries().at(names[last]).size_bytes;
-    }
-    parallel_for(static_cast<int64_t>(last - first), 1, [&](int64_t begin, int64_t end, int) {
-      for (size_t i = first + static_cast<size_t>(begin); i < first + static_cast<size_t>(end); ++i) {
-        const auto bytes = weights.raw_bytes(names[i]);
-        hashes[i] = hash_hex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-      }
-    });
-  }
-
+  const std::vector<std::string> hashes = hash_tensors(
+      weights, std::numeric_limits<int64_t>::max(),
+      [&](const std::string& name, const Tensor&, const Piece&) {
+        const auto bytes = weights.raw_bytes(name);
+        return hash_hex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+      },
+      progress);
   Hasher hasher;
   hasher.update(settings.dump());  // nlohmann keeps keys sorted
-  for (size_t i = 0; i < names.size(); ++i) {
-    const MappedTensors::Entry& entry = weights.entries().at(names[i]);
-    hasher.update(names[i]);
+  size_t at = 0;
+  for (const auto& [name, entry] : weights.entries()) {
+    hasher.update(name);
     hasher.update(dtype_name(entry.dtype));
     hasher.update(entry.shape.data(), entry.shape.size() * sizeof(int64_t));
-    hasher.update(hashes[i]);
+    hasher.update(hashes[at++]);
   }
   return hasher.hex();
+}
+
+FingerprintScheme fingerprint_scheme(std::string_view recorded) {
+  return recorded.empty() || recorded.starts_with(kValuesPrefix) ? FingerprintScheme::kValues
+                                                                 : FingerprintScheme::kStored;
 }
 
 }  // namespace calibatt

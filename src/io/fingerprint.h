@@ -29,12 +29,25 @@ class Hasher {
 
 std::string hash_hex(std::string_view bytes);  ///< XXH3-128 of the bytes alone
 
-/// Identifies a model component: every setting of its config (without the notes of the program that saved it: keys with
-/// a leading underscore other than _class_name) and every tensor's name, dtype, shape and bytes. Independent of how the
-/// tensors are spread over files. Both layouts of a Wan checkpoint give one fingerprint when they are opened as
-/// components (models/original_layout.h). Reads all weights once, on all threads; `progress` hears of the tensors that
-/// are done, at least once a GB, on the calling thread, and may end it by throwing.
-std::string model_fingerprint(const JsonConfig& config, const MappedTensors& weights,
-                              const std::function<void(int done, int total)>& progress = {});
+/// Hears of the tensors that are done, at least once a GB, on the calling thread, and may end the work by throwing.
+using FingerprintProgress = std::function<void(int done, int total)>;
+
+/// Identifies a model component by what it computes: `settings` (what of its configuration changes the arithmetic, in
+/// one fixed spelling) and every tensor's name, shape and values, rounded to bf16. So weights that were saved again, in
+/// another file or order, or as F32, BF16 or F16 that hold the same values, have one fingerprint, and both layouts of a
+/// Wan checkpoint, too, when they are opened as components (models/original_layout.h). Reads all weights once, on all
+/// threads. Begins with "values1:", the name of this scheme.
+std::string values_fingerprint(const std::string& settings, const MappedTensors& weights,
+                               const FingerprintProgress& progress = {});
+
+/// The scheme of plans of versions 1 and 2, 32 digits alone: every setting of the config (without the notes of the
+/// program that saved it: keys with a leading underscore other than _class_name) and every tensor's name, dtype, shape
+/// and bytes as stored. Independent only of how the tensors are spread over files.
+std::string stored_fingerprint(const JsonConfig& config, const MappedTensors& weights,
+                               const FingerprintProgress& progress = {});
+
+/// Which of the two a recorded fingerprint is. Empty: of values, the present scheme.
+enum class FingerprintScheme { kValues, kStored };
+FingerprintScheme fingerprint_scheme(std::string_view recorded);
 
 }  // namespace calibatt

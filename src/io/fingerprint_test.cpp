@@ -31,12 +31,12 @@ TEST(Hash, IsThePublishedOne) {
   EXPECT_NE(other.hex(), another.hex());
 }
 
-TEST(ModelFingerprint, ChangesWithWhatMatters) {
+TEST(StoredFingerprint, ChangesWithWhatMatters) {
   const TestFolder folder;
   Tensor a = Tensor::zeros(DType::kF32, {2, 3}), b = Tensor::zeros(DType::kF32, {4});
   const auto fingerprint = [&](const std::string& json, const std::map<std::string, Tensor>& tensors) {
     write_safetensors(folder / "m.safetensors", tensors);
-    return model_fingerprint(config(json), Safetensors::open(folder / "m.safetensors"));
+    return stored_fingerprint(config(json), Safetensors::open(folder / "m.safetensors"));
   };
   const std::string settings = R"({"_class_name": "Wan", "layers": 2})";
   const std::string base = fingerprint(settings, {{"a", a}, {"b", b}});
@@ -52,18 +52,18 @@ TEST(ModelFingerprint, ChangesWithWhatMatters) {
   EXPECT_NE(fingerprint(settings, {{"a", a}, {"b", b}}), base);
 }
 
-TEST(ModelFingerprint, IsTheSameForShards) {
+TEST(StoredFingerprint, IsTheSameForShards) {
   const TestFolder folder;
   const Tensor a = Tensor::zeros(DType::kF32, {2, 3}), b = Tensor::zeros(DType::kF32, {4});
   write_safetensors(folder / "whole.safetensors", {{"a", a}, {"b", b}});
   write_safetensors(folder / "1.safetensors", {{"b", b}});
   write_safetensors(folder / "2.safetensors", {{"a", a}});
   write_text_file(folder / "i.json", R"({"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}})");
-  EXPECT_EQ(model_fingerprint(config("{}"), Safetensors::open(folder / "whole.safetensors")),
-            model_fingerprint(config("{}"), Safetensors::open(folder / "i.json")));
+  EXPECT_EQ(stored_fingerprint(config("{}"), Safetensors::open(folder / "whole.safetensors")),
+            stored_fingerprint(config("{}"), Safetensors::open(folder / "i.json")));
 }
 
-TEST(ModelFingerprint, CanBeEndedByWhoHearsOfIt) {
+TEST(StoredFingerprint, CanBeEndedByWhoHearsOfIt) {
   const TestFolder folder;
   write_safetensors(folder / "m.safetensors", {{"a", Tensor::zeros(DType::kF32, {2, 3})}});
   const Safetensors weights = Safetensors::open(folder / "m.safetensors");
@@ -73,10 +73,65 @@ TEST(ModelFingerprint, CanBeEndedByWhoHearsOfIt) {
     EXPECT_EQ(total, 1);
     ++calls;
   };
-  EXPECT_EQ(model_fingerprint(config("{}"), weights, count), model_fingerprint(config("{}"), weights));
+  EXPECT_EQ(stored_fingerprint(config("{}"), weights, count), stored_fingerprint(config("{}"), weights));
   EXPECT_EQ(calls, 1);
-  EXPECT_THROW(model_fingerprint(config("{}"), weights, [](int, int) { throw std::runtime_error("enough"); }),
+  EXPECT_THROW(stored_fingerprint(config("{}"), weights, [](int, int) { throw std::runtime_error("enough"); }),
                std::runtime_error);
+}
+
+/// Values that F32, BF16 and F16 all hold.
+Tensor plain_values(int64_t count) {
+  Tensor tensor(DType::kF32, {count / 4, 4});
+  for (int64_t i = 0; i < count; ++i) tensor.f32()[i] = static_cast<float>(i % 251 - 125) * 0.125f;
+  return tensor;
+}
+
+class ValuesFingerprint : public ::testing::Test {
+ protected:
+  std::string of(const std::map<std::string, Tensor>& tensors, const std::string& settings = "settings") const {
+    write_safetensors(folder_ / "m.safetensors", tensors);
+    return values_fingerprint(settings, Safetensors::open(folder_ / "m.safetensors"));
+  }
+  TestFolder folder_;
+};
+
+TEST_F(ValuesFingerprint, IsTheSameHoweverTheValuesAreStored) {
+  const Tensor a = plain_values((1 << 20) + 400), b = plain_values(8);  // of two pieces, and of one
+  const std::string base = of({{"a", a}, {"b", b}});
+  EXPECT_EQ(base.size(), 8u + 32);
+  EXPECT_EQ(fingerprint_scheme(base), FingerprintScheme::kValues);
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    EXPECT_EQ(of({{"a", converted(a, dtype)}, {"b", b}}), base) << dtype_name(dtype);
+    EXPECT_EQ(of({{"a", converted(a, dtype)}, {"b", converted(b, DType::kBF16)}}), base) << dtype_name(dtype);
+  }
+  write_safetensors(folder_ / "1.safetensors", {{"b", converted(b, DType::kF16)}});
+  write_safetensors(folder_ / "2.safetensors", {{"a", a}});
+  write_text_file(folder_ / "i.json", R"({"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}})");
+  EXPECT_EQ(values_fingerprint("settings", Safetensors::open(folder_ / "i.json")), base);
+  Tensor finer = a.clone();
+  finer.f32()[5] *= 1.0005f;  // less than half of a bf16's last place
+  EXPECT_EQ(of({{"a", finer}, {"b", b}}), base);
+}
+
+TEST_F(ValuesFingerprint, ChangesWithWhatMatters) {
+  const Tensor a = plain_values((1 << 20) + 400), b = plain_values(8);
+  const std::string base = of({{"a", a}, {"b", b}});
+  EXPECT_NE(of({{"a", a}, {"b", b}}, "others"), base);
+  EXPECT_NE(of({{"a", a}, {"c", b}}), base);
+  EXPECT_NE(of({{"a", b}, {"b", a}}), base);
+  EXPECT_NE(of({{"a", a}, {"b", b.reshaped({4, 2})}}), base);
+  EXPECT_NE(of({{"a", a}}), base);
+  for (const int64_t place : {int64_t{0}, int64_t{1} << 20, a.size() - 1}) {
+    Tensor other = a.clone();
+    other.f32()[place] += 1;
+    EXPECT_NE(of({{"a", other}, {"b", b}}), base) << place;
+  }
+}
+
+TEST_F(ValuesFingerprint, IsAsItWasFirstPublished) {
+  EXPECT_EQ(of({{"a", plain_values(400)}, {"b", plain_values(8)}}), "values1:f386d9415d8cd85e9f001365b4491191");
+  EXPECT_EQ(fingerprint_scheme("5c7238eec20bafb116948325c56f3a0a"), FingerprintScheme::kStored);
+  EXPECT_EQ(fingerprint_scheme(""), FingerprintScheme::kValues);
 }
 
 }  // namespace

@@ -148,13 +148,17 @@ std::vector<double> WanPipeline::sigmas(const GenerateOptions& options) const {
   return sigmas;
 }
 
-const std::string& WanPipeline::transformer_fingerprint(const ProgressCallback& progress) {
-  if (fingerprint_.empty()) {
+const std::string& WanPipeline::transformer_fingerprint(const std::string& like, const ProgressCallback& progress) {
+  const bool of_values = fingerprint_scheme(like) == FingerprintScheme::kValues;
+  std::string& fingerprint = of_values ? values_fingerprint_ : stored_fingerprint_;
+  if (fingerprint.empty()) {
     const Component transformer = open_transformer(folder_.transformer);
-    fingerprint_ = model_fingerprint(transformer.config, transformer.tensors,
-                                     [&](int done, int total) { report(progress, "check", done, total); });
+    const auto tell = [&](int done, int total) { report(progress, "check", done, total); };
+    fingerprint = of_values
+                      ? values_fingerprint(transformer_.config().fingerprint_settings(), transformer.tensors, tell)
+                      : stored_fingerprint(transformer.config, transformer.tensors, tell);
   }
-  return fingerprint_;
+  return fingerprint;
 }
 
 std::vector<int32_t> WanPipeline::tokenize(const Prompt& prompt) {
@@ -237,7 +241,7 @@ RunDescription WanPipeline::describe_attention(const GenerateOptions& options, b
   run.video_width = *options.width;
   run.sigmas = sigmas(options);
   run.flow_shift = *options.flow_shift;
-  if (with_fingerprint) run.model_fingerprint = transformer_fingerprint(progress);
+  if (with_fingerprint) run.model_fingerprint = transformer_fingerprint("stored", progress);
   return run;
 }
 

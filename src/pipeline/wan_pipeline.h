@@ -48,8 +48,9 @@ class WanPipeline : public Pipeline {
   /// reads every weight.
   RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint,
                                     const ProgressCallback& progress = {});
-  /// Computed on first use: reads every weight.
-  const std::string& transformer_fingerprint(const ProgressCallback& progress = {});
+  /// In the scheme that `like` is of (io/fingerprint.h; empty: the present one). Computed on first use: reads every
+  /// weight.
+  const std::string& transformer_fingerprint(const std::string& like, const ProgressCallback& progress = {});
   const ModelFolder& folder() const { return folder_; }
   const WanTransformerConfig& transformer_config() const { return transformer_.config(); }
   const WanVae& vae() const { return vae_; }
@@ -70,7 +71,7 @@ class WanPipeline : public Pipeline {
   Umt5Encoder text_encoder_;
   WanVae vae_;
   WanTransformer transformer_;  // last: it takes long, and what is wrong with the others is said before
-  std::string fingerprint_;
+  std::string values_fingerprint_, stored_fingerprint_;
   std::function<void(const std::string&)> warn_;
   std::set<std::string> warned_;
 };

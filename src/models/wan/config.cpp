@@ -1,5 +1,7 @@
 #include "models/wan/config.h"
 
+#include <nlohmann/json.hpp>
+
 namespace calibatt {
 namespace {
 
@@ -46,6 +48,22 @@ WanTransformerConfig WanTransformerConfig::from(const JsonConfig& json) {
   config.eps = static_cast<float>(json.number("eps", 1e-6));
   config.rope_max_seq_len = json.integer_in("rope_max_seq_len", 1, 1 << 20, 1024);
   return config;
+}
+
+std::string WanTransformerConfig::fingerprint_settings() const {
+  return nlohmann::json{{"class", "WanTransformer3DModel"},
+                        {"patch_size", patch_size},
+                        {"num_attention_heads", num_attention_heads},
+                        {"attention_head_dim", attention_head_dim},
+                        {"in_channels", in_channels},
+                        {"out_channels", out_channels},
+                        {"text_dim", text_dim},
+                        {"freq_dim", freq_dim},
+                        {"ffn_dim", ffn_dim},
+                        {"num_layers", num_layers},
+                        {"cross_attn_norm", cross_attn_norm},
+                        {"eps", eps}}
+      .dump();
 }
 
 }  // namespace calibatt

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 
 #include "io/json_config.h"
 
@@ -23,6 +24,9 @@ struct WanTransformerConfig {
 
   int dim() const { return num_attention_heads * attention_head_dim; }
   int patch_volume() const { return patch_size[0] * patch_size[1] * patch_size[2]; }
+
+  /// What changes the arithmetic, in one fixed spelling, for values_fingerprint. qk_norm shows in the weights.
+  std::string fingerprint_settings() const;
 
   /// Throws Error(kFormat) naming file, key, found and expected; image-conditioned models (image_dim,
   /// added_kv_proj_dim) are refused.
