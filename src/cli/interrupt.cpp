@@ -16,7 +16,7 @@ volatile std::sig_atomic_t requested = 0;
 extern "C" void on_signal(int) {
   if (requested != 0) _exit(kExitCode);  // results appear under their names complete or not at all: nothing to tidy up
   requested = 1;
-  constexpr std::string_view kNote = "\ncalibatt: ending at the next step; Ctrl-C again ends at once\n";
+  constexpr std::string_view kNote = "\ncalibatt: ending soon; Ctrl-C again ends at once\n";
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kNote.data(), kNote.size());
 }
 
@@ -25,6 +25,7 @@ std::string how_far(const Progress& progress) {
   if (stage == "load") return "while loading the model";
   if (stage == "check") return "while checking the model's weights";
   if (stage == "text") return "while encoding the text";
+  if (stage == "save") return "while saving the measurements";
   if (stage == "decode") return format("after decoding %d of %d frames", progress.done, progress.total);
   return format("after step %d of %d", progress.done, progress.total);
 }

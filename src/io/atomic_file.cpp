@@ -77,10 +77,15 @@ void AtomicFile::write_at(uint64_t offset, const void* data, size_t size_bytes) 
   }
 }
 
-void AtomicFile::finish() {
-  if (descriptor_ < 0) return;
+void AtomicFile::sync() {
+  CALIBATT_ASSERT(descriptor_ >= 0);
   // EINVAL: a file system without sync (some network and pipe-like ones); there is nothing more to do for it.
   if (fsync(descriptor_) != 0 && errno != EINVAL) throw_write_error(path_, errno);
+}
+
+void AtomicFile::finish() {
+  if (descriptor_ < 0) return;
+  sync();
   if (close(std::exchange(descriptor_, -1)) != 0) throw_write_error(path_, errno);
 }
 

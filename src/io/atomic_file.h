@@ -24,6 +24,10 @@ class AtomicFile {
   /// Overwrites what was written before, for a header that is known last.
   void write_at(uint64_t offset, const void* data, size_t size_bytes);
 
+  /// Waits until the disk has what was written so far. After each part of a large file it keeps the wait of `finish`
+  /// short, which nothing can end.
+  void sync();
+
   /// For a writer that opens files itself (FFmpeg): it may overwrite this file by name before `finish`.
   const std::string& temporary_path() const { return temporary_path_; }
 

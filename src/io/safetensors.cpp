@@ -16,6 +16,7 @@ namespace {
 
 using nlohmann::json;
 
+constexpr size_t kPartBytes = size_t{64} << 20;  // written at a time: a moment on any disk
 constexpr size_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = uint64_t{100} << 20;  // the limit of the reference implementation
 constexpr size_t kHeaderAlignment = 64;                    // of the data that follows the header, in files written here
@@ -198,7 +199,7 @@ Safetensors Safetensors::open_folder(const std::string& folder) {
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata, const std::function<void()>& poll) {
   std::vector<const std::pair<const std::string, Tensor>*> order;
   for (const auto& item : tensors) {
     CALIBATT_ASSERT(!item.second.empty() && item.first != "__metadata__");
@@ -226,7 +227,15 @@ void write_safetensors(const std::string& path, const std::map<std::string, Tens
   const uint64_t header_bytes = text.size();
   file.write(&header_bytes, kLengthBytes);
   file.write(text);
-  for (const auto* item : order) file.write(item->second.raw(), item->second.size_bytes());
+  for (const auto* item : order) {
+    const auto* bytes = static_cast<const char*>(item->second.raw());
+    const size_t size = item->second.size_bytes();
+    for (size_t at = 0; at < size; at += kPartBytes) {
+      if (poll) poll();
+      file.write(bytes + at, std::min(kPartBytes, size - at));
+      if (size > kPartBytes) file.sync();
+    }
+  }
   file.commit();
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -32,8 +33,9 @@ class Safetensors : public MappedTensors {
 };
 
 /// Writes one file, atomically and deterministically (equal input gives equal bytes): tensors by descending element
-/// size, then by name, so that all are aligned. Throws Error(kIo).
+/// size, then by name, so that all are aligned. Throws Error(kIo). `poll` is called some times a second; what it throws
+/// leaves no file.
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+                       const std::map<std::string, std::string>& metadata = {}, const std::function<void()>& poll = {});
 
 }  // namespace calibatt

@@ -163,15 +163,18 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const int num_prompts = static_cast<int>(options.prompts.size());
   PromptRange range;
   if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
+  Progress state;  // the last that was told
   const auto progress_of = [&](int prompt) {
-    return [&progress, prompt, num_prompts](const Progress& of_model) {
-      if (!progress) return;
-      Progress state = of_model;
+    return [&, prompt](const Progress& of_model) {
+      state = of_model;
       state.prompt = prompt;
       state.num_prompts = num_prompts;
       state.overall = (prompt + (state.stage == "denoise" ? state.of_stage() : 0)) / num_prompts;
-      progress(state);
+      if (progress) progress(state);
     };
+  };
+  const auto poll = [&] {
+    if (progress) progress(state);
   };
   ProfileHeader header = make_header(*wan, options, run, progress_of(range.begin));
   CalibrationSummary summary;
@@ -191,9 +194,10 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     const WanPipeline::Conditioning conditioning = wan->encode(each, report);
     TransformerTimes times;
     wan->denoise(each, conditioning, attention, times, report);
+    state.stage = "save";
     return times.self_attention + times.other;
   };
-  const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt, {}, range);
+  const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt, poll, range);
 
   summary.prompts_recorded = recorded.prompts_recorded;
   summary.prompts_resumed = recorded.prompts_resumed;

@@ -33,11 +33,17 @@ double overall(const Progress& state) {
   return 0;
 }
 
-void report(const ProgressCallback& progress, const char* stage, int done, int total) {
+void report(const ProgressCallback& progress, const char* stage, int done, int total, double within = 0) {
   if (!progress) return;
-  Progress state{.stage = stage, .done = done, .total = total};
+  Progress state{.stage = stage, .done = done, .total = total, .within = within};
   state.overall = overall(state);
   progress(state);
+}
+
+/// The progress of one stage's work; empty where nobody listens. `progress` must outlive it.
+WorkProgress work_of(const ProgressCallback& progress, const char* stage) {
+  if (!progress) return {};
+  return [&progress, stage](int done, int total, double within) { report(progress, stage, done, total, within); };
 }
 
 DType choose_dtype(Precision precision, const Backend& backend) {
@@ -65,9 +71,7 @@ ModelLoadOptions component_options(const LoadOptions& options) {
   ModelLoadOptions result;
   result.offload = options.offload;
   result.warn = options.warn;
-  if (options.progress) {
-    result.progress = [progress = options.progress](int done, int total) { report(progress, "load", done, total); };
-  }
+  result.progress = work_of(options.progress, "load");
   return result;
 }
 
@@ -185,12 +189,13 @@ std::vector<std::vector<int32_t>> WanPipeline::tokenize_all(const GenerateOption
 }
 
 WanPipeline::Conditioning WanPipeline::encode(const GenerateOptions& options, const ProgressCallback& progress) {
-  const std::vector<Tensor> embeddings = text_encoder_.encode_all(
-      tokenize_all(options), [&](int done, int total) { report(progress, "text", done, total); });
+  const std::vector<Tensor> embeddings = text_encoder_.encode_all(tokenize_all(options), work_of(progress, "text"));
   backend_->trim_memory();
   Conditioning result;
-  result.conditional = transformer_.prepare_prompt(embeddings[0], kMaxPromptTokens);
-  if (guided(options)) result.unconditional = transformer_.prepare_prompt(embeddings[1], kMaxPromptTokens);
+  const int blocks = text_encoder_.config().num_layers;
+  const WorkProgress poll = [&](int, int, double) { report(progress, "text", blocks, blocks); };
+  result.conditional = transformer_.prepare_prompt(embeddings[0], kMaxPromptTokens, poll);
+  if (guided(options)) result.unconditional = transformer_.prepare_prompt(embeddings[1], kMaxPromptTokens, poll);
   return result;
 }
 
@@ -207,13 +212,21 @@ Tensor WanPipeline::denoise(const GenerateOptions& options, const Conditioning& 
   const auto scale = static_cast<float>(*options.cfg_scale);
   for (int step = 0; step < *options.steps; ++step) {
     report(progress, "denoise", step, *options.steps);
+    const int forwards = conditioning.unconditional ? 2 : 1;
+    const auto layers_of = [&](int forward) -> WorkProgress {
+      if (!progress) return {};
+      return [&, forward](int layer, int num_layers, double within) {
+        report(progress, "denoise", step, *options.steps, (forward + (layer + within) / num_layers) / forwards);
+      };
+    };
     const double timestep = scheduler->timesteps()[static_cast<size_t>(step)];
     attention.begin_forward(step, GuidanceBranch::kConditional);
-    Tensor prediction = transformer_.forward(latents, timestep, conditioning.conditional, attention, &times);
+    Tensor prediction =
+        transformer_.forward(latents, timestep, conditioning.conditional, attention, &times, {}, layers_of(0));
     if (conditioning.unconditional) {
       attention.begin_forward(step, GuidanceBranch::kUnconditional);
       const Tensor unconditional =
-          transformer_.forward(latents, timestep, *conditioning.unconditional, attention, &times);
+          transformer_.forward(latents, timestep, *conditioning.unconditional, attention, &times, {}, layers_of(1));
       float* guided = prediction.f32();
       const float* base = unconditional.f32();
       for (int64_t i = 0; i < prediction.size(); ++i) guided[i] = base[i] + scale * (guided[i] - base[i]);
@@ -290,7 +303,7 @@ Pipeline::Result WanPipeline::generate(const GenerateOptions& unresolved, const 
 
   transformer_.release_buffers();
   backend_->trim_memory();  // what libraries allocate by themselves cannot come from what a pool keeps
-  result.video = vae_.decode(latents, [&](int done, int total) { report(progress, "decode", done, total); });
+  result.video = vae_.decode(latents, work_of(progress, "decode"));
   run.seconds.vae = lap();
   run.peak_device_bytes = backend_->peak_memory_bytes();
 

@@ -1,4 +1,4 @@
-// Ctrl-C: the run ends at its next step, says how far it was, and leaves nothing half-written.
+// Ctrl-C: the run ends between two layers, says how far it was, and leaves nothing half-written.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -33,6 +33,15 @@ TEST_F(Interrupt, GenerateEndsAtTheNextStep) {
                                      HasSubstr("Ctrl-C again")));
     EXPECT_TRUE(fs::is_empty(folder_.path));
   }
+}
+
+TEST_F(Interrupt, GenerateEndsWithinAStep) {
+  // The model's own size: its only step takes far longer than the signal.
+  const CommandResult result = interrupt_calibatt(
+      "generate --model " + kModel + " --threads 1 --steps 1 -p a -o " + folder_.file("x.mp4"), "denoise", SIGINT);
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("interrupted after step 0 of 1; nothing was written"));
+  EXPECT_TRUE(fs::is_empty(folder_.path));
 }
 
 TEST_F(Interrupt, LoadingCanBeInterrupted) {

@@ -141,15 +141,27 @@ TEST_P(GoldenVae, GivesFramesAsBytesAndReportsProgress) {
   const WanVae vae = WanVae::load(folder, *backend, DType::kF32);
   for (const std::string& name : cases()) {
     const Tensor latents = golden.get(name + ".latents"), expected = golden.get(name + ".decoded");
-    std::vector<int> done;
-    const VideoFrames video = vae.decode(latents, [&](int frames_done, int frames_total) {
+    std::vector<double> done;
+    const VideoFrames video = vae.decode(latents, [&](int frames_done, int frames_total, double within) {
       EXPECT_EQ(frames_total, expected.dim(0));
-      done.push_back(frames_done);
+      EXPECT_TRUE(within >= 0 && within < 1) << within;
+      done.push_back(frames_done + within);
     });
     ASSERT_EQ(std::vector<int64_t>({video.frames, 3, video.height, video.width}), expected.shape()) << name;
     EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
-    EXPECT_EQ(done.front(), 1);
+    EXPECT_EQ(done.front(), 0);
     EXPECT_EQ(done.back(), video.frames);
+    // Between all layers, so that whoever wants to stop is not kept waiting.
+    struct Stop {};
+    for (size_t at = 0; at < done.size(); at += 7) {
+      size_t calls = 0;
+      const auto stop = [&](int, int, double) {
+        if (calls++ == at) throw Stop();
+      };
+      EXPECT_THROW(vae.decode(latents, stop), Stop);
+      EXPECT_EQ(calls, at + 1);
+    }
+    EXPECT_EQ(vae.decode(latents).rgb, video.rgb) << "nothing of an ended run is left";
     const int64_t plane = expected.dim(2) * expected.dim(3);
     int64_t wrong = 0;
     for (int64_t i = 0; i < expected.size(); ++i) {

@@ -138,7 +138,8 @@ PromptProfile PromptProfile::allocate(const ProfileHeader& header, int prompt) {
   return profile;
 }
 
-void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt) {
+void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt,
+                 const std::function<void()>& poll) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) {
@@ -157,7 +158,7 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   metadata["attention_seconds"] = number_text(prompt.attention_seconds);
   metadata["run_seconds"] = number_text(prompt.run_seconds);
   metadata["checksum"] = checksum_of(tensors);
-  write_safetensors(prompt_file(folder, prompt.prompt), tensors, metadata);
+  write_safetensors(prompt_file(folder, prompt.prompt), tensors, metadata, poll);
 }
 
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {

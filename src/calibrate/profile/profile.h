@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -97,8 +98,9 @@ void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int r
 std::optional<double> measured_attention_share(const Profile& profile);
 
 /// One safetensors file per prompt in `folder`, each of them whole: it appears complete or not at all. Throws
-/// Error(kIo).
-void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt);
+/// Error(kIo). `poll` is called between the parts of the file; what it throws leaves no file.
+void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt,
+                 const std::function<void()>& poll = {});
 /// The saved profile of this prompt, or nothing. Throws Error(kMismatch) naming both values when it was measured on
 /// something else than `header`, Error(kFormat) when the file is damaged.
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt);

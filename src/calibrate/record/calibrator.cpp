@@ -23,44 +23,36 @@ PromptRange checked(const PromptRange& range, int num_prompts) {
 }  // namespace
 
 RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHeader& header, const std::string& folder,
-                               const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress,
-                               const PromptRange& asked) {
+                               const RunPrompt& run, const std::function<void()>& poll, const PromptRange& asked) {
   validate(header);
   const PromptRange range = checked(asked, header.provenance.num_prompts);
   const bool needs_reference = header.measured == Measured::kMaps;
   const bool ranks_errors = needs_reference || header.output_errors;  // under masks by earlier prompts
   RecordedProfile recorded;
   recorded.profile.header = header;
-  RecordingProgress state;
-  state.num_prompts = header.provenance.num_prompts;
-  state.num_steps = header.num_steps();
   ReferenceRanking reference;  // from the saved prompts alone, so that it is the same whether they were run now or
                                // earlier; made when a prompt has to run
   size_t referenced = 0;
   for (int prompt = range.begin; prompt < *range.end; ++prompt) {
-    state.prompt = prompt;
+    if (poll) poll();
     if (std::optional<PromptProfile> saved = load_prompt(folder, header, prompt)) {
       recorded.profile.prompts.push_back(*std::move(saved));
       ++recorded.prompts_resumed;
     } else {
       for (; needs_reference && referenced < recorded.profile.prompts.size(); ++referenced) {
+        if (poll) poll();
         reference.add(header, recorded.profile.prompts[referenced]);
       }
       PromptProfile fresh = PromptProfile::allocate(header, prompt);
       fresh.own_ranking = ranks_errors && prompt == range.begin;
       fresh.ranked_from = range.begin;
-      const auto on_forward = [&](int step) {
-        state.step = step;
-        state.prompts_resumed = recorded.prompts_resumed;
-        if (progress) progress(state);
-      };
       std::unique_ptr<Recorder> recorder;
       if (header.measured == Measured::kLevels) {
         std::vector<const PromptProfile*> earlier;
         for (const PromptProfile& one : recorded.profile.prompts) earlier.push_back(&one);
-        recorder = std::make_unique<LevelRecorder>(backend, header, earlier, fresh, on_forward);
+        recorder = std::make_unique<LevelRecorder>(backend, header, earlier, fresh, poll);
       } else {
-        recorder = std::make_unique<RecordingAttention>(backend, header, reference, fresh, on_forward);
+        recorder = std::make_unique<RecordingAttention>(backend, header, reference, fresh, poll);
       }
       const auto begin = std::chrono::steady_clock::now();
       const double seconds = run(prompt, *recorder);
@@ -72,16 +64,13 @@ RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHea
       recorded.recording_seconds += recorder->recording_seconds();
       recorded.transformer_seconds += seconds;
       recorder.reset();
-      save_prompt(folder, header, fresh);
+      save_prompt(folder, header, fresh, poll);
       recorded.prompt_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       // Gigabytes of levels are used from the file, where the system may drop them from memory.
       if (header.measured == Measured::kLevels) fresh = load_prompt(folder, header, prompt).value();
       recorded.profile.prompts.push_back(std::move(fresh));
       ++recorded.prompts_recorded;
     }
-    state.step = state.num_steps;
-    state.prompts_resumed = recorded.prompts_resumed;
-    if (progress) progress(state);
   }
   return recorded;
 }

@@ -10,13 +10,6 @@
 
 namespace calibatt {
 
-/// Where a calibration stands.
-struct RecordingProgress {
-  int prompt = 0, num_prompts = 0;
-  int step = 0, num_steps = 0;  ///< step about to run; num_steps when the prompt is done
-  int prompts_resumed = 0;      ///< read from the folder instead of run
-};
-
 /// The front end's part: denoises prompt `prompt` from its first step to its last, every self-attention through
 /// `attention`. Returns the seconds that the transformer took, attention included; 0 when it does not know.
 using RunPrompt = std::function<double(int prompt, SelfAttention& attention)>;
@@ -40,9 +33,10 @@ struct RecordedProfile {
 /// header.provenance.num_prompts says how many prompts there are in all. Output errors are measured under a ranking by
 /// the range's earlier prompts, so that processes with ranges of their own do not depend on each other; the first
 /// prompt of each range ranks by itself, and its errors do not count. Throws Error(kMismatch) when the folder holds a
-/// profile of something else, Error(kUsage) for an impossible range, and what `run` throws.
+/// profile of something else, Error(kUsage) for an impossible range, and what `run` throws. `poll` is called between
+/// the parts of what happens beside `run` and within its attention; what it throws ends the calibration.
 RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHeader& header, const std::string& folder,
-                               const RunPrompt& run, const std::function<void(const RecordingProgress&)>& progress = {},
+                               const RunPrompt& run, const std::function<void()>& poll = {},
                                const PromptRange& range = {});
 
 }  // namespace calibatt

@@ -143,16 +143,24 @@ TEST_F(Calibration, GoesOnWhereItWasKilledAndEndsWithTheSameFiles) {
   }
 }
 
-TEST_F(Calibration, ReportsProgress) {
-  std::vector<std::pair<int, int>> seen;
-  record_profile(*backend, header, folder.path(), runner(header), [&](const RecordingProgress& progress) {
-    EXPECT_EQ(progress.num_prompts, kPrompts);
-    EXPECT_EQ(progress.num_steps, kSteps);
-    seen.emplace_back(progress.prompt, progress.step);
-  });
-  EXPECT_EQ(seen.size(), static_cast<size_t>(kPrompts * (kSteps + 1)));
-  EXPECT_EQ(seen.front(), std::make_pair(0, 0));
-  EXPECT_EQ(seen.back(), std::make_pair(kPrompts - 1, kSteps));
+TEST_F(Calibration, CanBeEndedBetweenItsPartsAndLeavesOnlyWholePrompts) {
+  struct Stop {};
+  int polls = 0;
+  record_profile(*backend, header, folder.path(), runner(header), [&] { ++polls; });
+  const std::vector<std::string> whole = folder.list();
+  // Before every head that is measured, every prompt, and every part of a file.
+  EXPECT_GT(polls, kPrompts * kSteps * kLayers * header.geometry.heads);
+  for (int at = 0; at < polls; at += 5) {
+    TestFolder ended;
+    int count = 0;
+    const auto stop = [&] {
+      if (count++ == at) throw Stop();
+    };
+    EXPECT_THROW(record_profile(*backend, header, ended.path(), runner(header), stop), Stop);
+    const std::vector<std::string> left = ended.list();
+    EXPECT_LT(left.size(), whole.size());
+    EXPECT_TRUE(std::equal(left.begin(), left.end(), whole.begin())) << "a part of a file was left";
+  }
 }
 
 TEST_F(Calibration, ASavedProfileOfSomethingElseIsRefusedNamingBoth) {

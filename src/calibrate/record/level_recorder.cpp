@@ -11,8 +11,8 @@ namespace calibatt {
 
 LevelRecorder::LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header,
                              const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
-                             std::function<void(int step)> on_forward)
-    : Recorder(backend, header, profile, std::move(on_forward)) {
+                             std::function<void()> poll)
+    : Recorder(backend, header, profile, std::move(poll)) {
   const AttentionGeometry& g = header.geometry;
   if (header.output_errors) errors_.emplace(backend, header, earlier, profile);
   for (Tensor& energy : energies_) {
@@ -55,6 +55,7 @@ void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHe
       }
       seal_site(header_, profile_, recorded, layer);
     });
+    poll();
     if (errors_ && !errors_->has_earlier_prompts()) {
       queue_.finish();  // its own codes say what is kept
       errors_->measure(recorded_index(), layer, q, k, v, context,

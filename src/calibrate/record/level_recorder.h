@@ -20,7 +20,7 @@ class LevelRecorder : public Recorder {
  public:
   LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header,
                 const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
-                std::function<void(int step)> on_forward = {});
+                std::function<void()> poll = {});
 
   void begin_forward(int step, GuidanceBranch branch) override;
   bool wants_output_context() const override { return errors_ && recording(); }

@@ -10,11 +10,11 @@
 namespace calibatt {
 
 Recorder::Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
-                   std::function<void(int step)> on_forward)
+                   std::function<void()> poll)
     : backend_(backend),
       header_(header),
       profile_(profile),
-      on_forward_(std::move(on_forward)),
+      poll_(std::move(poll)),
       index_of_step_(static_cast<size_t>(header.num_steps()), -1) {
   int count = 0;
   if (header_.measured == Measured::kLevels) {
@@ -33,7 +33,6 @@ void Recorder::begin_forward(int step, GuidanceBranch branch) {
   }
   recorded_index_ = index_of_step_[static_cast<size_t>(step)];
   forward_is_measured_ = clocks_[recording() ? 1 : 0].calls == 0;
-  if (branch == GuidanceBranch::kConditional && on_forward_) on_forward_(step);
 }
 
 // Only what says where tokens and blocks are; block sizes are the calibration's own choice, whatever the model says.

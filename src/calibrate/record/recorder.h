@@ -25,10 +25,10 @@ class Recorder : public SelfAttention {
   double recording_seconds() const;
 
  protected:
-  /// The backend and all other arguments must outlive the object. `on_forward(step)` is called at the beginning of each
-  /// conditional forward.
+  /// The backend and all other arguments must outlive the object. `poll` is called between the parts of what recording
+  /// does beside the attention; what it throws ends the run.
   Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
-           std::function<void(int step)> on_forward);
+           std::function<void()> poll);
 
   /// Throws Error(kMismatch) when the model's attention is not the header's.
   void require_announced(int layer, const AttentionGeometry& geometry) const;
@@ -54,6 +54,9 @@ class Recorder : public SelfAttention {
     clock.attention += attended - start;
     clock.record += waited_seconds() - attended;
   }
+  void poll() const {
+    if (poll_) poll_();
+  }
   void mark_recorded(int layer) { recorded_[static_cast<size_t>(recorded_index_) * header_.num_layers + layer] = 1; }
 
   const RecordingBackend backend_;
@@ -71,7 +74,7 @@ class Recorder : public SelfAttention {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
-  std::function<void(int step)> on_forward_;
+  std::function<void()> poll_;
   std::vector<int> index_of_step_;  ///< into the recorded steps, −1: not recorded
   std::vector<uint8_t> recorded_;   ///< [recorded steps, L]
   int recorded_index_ = -1;

@@ -51,8 +51,8 @@ std::vector<float> ReferenceRanking::harm_of(const ProfileHeader& header, Skippe
 
 RecordingAttention::RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header,
                                        const ReferenceRanking& reference, PromptProfile& profile,
-                                       std::function<void(int step)> on_forward)
-    : Recorder(backend, header, profile, std::move(on_forward)), reference_(reference) {
+                                       std::function<void()> poll)
+    : Recorder(backend, header, profile, std::move(poll)), reference_(reference) {
   const AttentionGeometry& g = header_.geometry;
   const std::vector<int32_t> raster_of = g.raster_of_position();
   position_of_raster_.resize(raster_of.size());
@@ -122,6 +122,7 @@ void RecordingAttention::measure_errors(int layer, const HostCall& host, const O
   const bool has_reference = reference_.num_prompts > 0;
   SampledKeys keys;
   for (size_t head = 0; head < heads; ++head) {
+    poll();
     const size_t site_head = site * heads + head;
     HeadReference ranking;
     ranking.energy = {has_reference ? reference_.energy.data() + site_head * per_head : host.energy + head * per_head,

@@ -26,10 +26,10 @@ struct ReferenceRanking {
 /// copies of q, k, v and out where those are elsewhere.
 class RecordingAttention : public Recorder {
  public:
-  /// `reference` may be empty (the first prompt). All arguments must outlive the object. `on_forward(step)` is called
-  /// at the beginning of each conditional forward.
+  /// `reference` may be empty (the first prompt). All arguments must outlive the object. `poll` is called before each
+  /// head is measured.
   RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
-                     PromptProfile& profile, std::function<void(int step)> on_forward = {});
+                     PromptProfile& profile, std::function<void()> poll = {});
 
   bool wants_output_context() const override;
   /// Throws Error(kMismatch) when the model's geometry is not the header's, Error(kNumeric) when energies are not

@@ -95,14 +95,15 @@ Tensor Umt5Encoder::encode(std::span<const int32_t> prompt) const {
 }
 
 std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_t>>& prompts,
-                                            const std::function<void(int, int)>& progress) const {
+                                            const WorkProgress& progress) const {
   std::vector<Tensor> results;  // the residual streams until the end
   results.reserve(prompts.size());
   for (const std::vector<int32_t>& prompt : prompts) results.push_back(embed(prompt));
   for (int layer = 0; layer < config_.num_layers; ++layer) {
-    if (progress) progress(layer, config_.num_layers);
+    if (progress) progress(layer, config_.num_layers, 0);
     const Block block = load_block(layer);
     for (Tensor& residual : results) {
+      if (progress) progress(layer, config_.num_layers, 0.5);
       self_attention(block, residual);
       feed_forward(block, residual);
     }
@@ -113,7 +114,7 @@ std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_
     backend_->rms_norm(residual, final_norm, config_.layer_norm_epsilon, output);
     residual = backend_->to_host(output);
   }
-  if (progress) progress(config_.num_layers, config_.num_layers);
+  if (progress) progress(config_.num_layers, config_.num_layers, 0);
   return results;
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "base/tensor.h"
+#include "base/work_progress.h"
 #include "io/json_config.h"
 #include "models/load_options.h"
 #include "models/weights.h"
@@ -51,11 +51,12 @@ class Umt5Encoder {
   /// For each prompt its real tokens alone, end-of-sequence included, without padding. The attention mask of a padded
   /// prompt hides padding from every real token, so the rows of the real tokens come out the same. Returns for each
   /// [number of tokens, d_model] F32 on the host. The weights are read block by block, each used for all prompts and
-  /// dropped: the 11 GB of the public checkpoints never need more than two blocks of device memory. Throws
+  /// dropped: the 11 GB of the public checkpoints never need more than two blocks of device memory. `progress` hears of
+  /// the blocks. Throws
   /// Error(kUsage) for an id outside the vocabulary or a prompt without tokens, kNumeric for weights that are not
   /// finite.
   std::vector<Tensor> encode_all(const std::vector<std::vector<int32_t>>& prompts,
-                                 const std::function<void(int blocks_done, int num_blocks)>& progress = {}) const;
+                                 const WorkProgress& progress = {}) const;
   Tensor encode(std::span<const int32_t> prompt) const;
 
  private:

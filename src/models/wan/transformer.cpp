@@ -50,7 +50,15 @@ AttentionGeometry WanTransformer::geometry(int latent_frames, int latent_height,
   return geometry;
 }
 
-WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_sequence_length) const {
+/// Where whoever listens may end the work: the device has little left to do by then.
+void WanTransformer::between_parts(const WorkProgress& progress, int layer, double within) const {
+  if (!progress) return;
+  backend_->limit_run_ahead();
+  progress(layer, config_.num_layers, within);
+}
+
+WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_sequence_length,
+                                         const WorkProgress& progress) const {
   CALIBATT_ASSERT(text_embeddings.rank() == 2 && text_embeddings.dtype() == DType::kF32);
   const int64_t num_tokens = text_embeddings.dim(0), dim = config_.dim();
   if (text_embeddings.dim(1) != config_.text_dim) {
@@ -87,6 +95,7 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
                               config_.attention_head_dim, or_null(block.cross_key_norm), config_.eps, nullptr);
     prompt.keys_values.push_back(std::move(keys_values));
+    between_parts(progress, static_cast<int>(layer), 0.5);
   }
   if (backend_->attention_weight_slots(dtype_, config_.attention_head_dim, rows) == 0) return prompt;
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
@@ -94,12 +103,14 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     prompt.projected_values.push_back(backend_->project_values(
         *blocks_[layer].cross_output, as_const(heads_view(prompt.keys_values[layer], dim, config_.attention_head_dim)),
         config_.num_attention_heads, config_.attention_head_dim));
+    between_parts(progress, static_cast<int>(layer), 1);
   }
   return prompt;
 }
 
 Tensor WanTransformer::forward(const Tensor& latents, double timestep, const WanPrompt& prompt,
-                               SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer) {
+                               SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer,
+                               const WorkProgress& progress) {
   CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
   CALIBATT_ASSERT(prompt.keys_values.size() == blocks_.size());
   WallClockTimer all;  // the wall clock is right for the whole: the result is waited for
@@ -126,9 +137,11 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
     Tensor modulation = backend_->empty(DType::kF32, {6, dim});
     backend_->add(blocks_[layer].modulation, time_modulation, modulation);
     self_attention_step(layer, modulation, layout, self_attention, *attention_timer);
+    between_parts(progress, layer, 0.5);
     cross_attention_step(layer, prompt);
     feed_forward_step(layer, modulation);
     if (observer) observer(layer, work_.residual);
+    between_parts(progress, layer, 1);
   }
 
   Tensor modulation = backend_->empty(DType::kF32, {2, dim});

@@ -9,6 +9,7 @@
 #include "attention/self_attention.h"
 #include "backend/backend.h"
 #include "base/tensor.h"
+#include "base/work_progress.h"
 #include "models/load_options.h"
 #include "models/wan/config.h"
 #include "sparsity/geometry.h"
@@ -62,17 +63,20 @@ class WanTransformer {
                              const TokenOrder& order = TokenOrder::raster()) const;
 
   /// text_embeddings: host, F32 [1 … max_sequence_length, text_dim], the prompt's real tokens only
-  /// (Umt5Encoder::encode).
-  WanPrompt prepare_prompt(const Tensor& text_embeddings, int max_sequence_length = 512) const;
+  /// (Umt5Encoder::encode). `progress` hears of the blocks.
+  WanPrompt prepare_prompt(const Tensor& text_embeddings, int max_sequence_length = 512,
+                           const WorkProgress& progress = {}) const;
 
   /// Called after each block with the residual stream [tokens, dim] F32, tokens in the order of the run.
   using BlockObserver = std::function<void(int layer, const Tensor& hidden)>;
 
   /// latents: host, F32 [in_channels, frames, height, width]; timestep: 0 … 1000, as the scheduler gives it.
   /// Returns the flow prediction, host, F32 [out_channels, frames, height, width]. The caller has told self_attention
-  /// which forward this is (begin_forward). Not to be called from two threads at once.
+  /// which forward this is (begin_forward). `progress` hears of the blocks, twice in each; where somebody listens, a
+  /// device is never more than half a block behind what was heard. Not to be called from two threads at once.
   Tensor forward(const Tensor& latents, double timestep, const WanPrompt& prompt, SelfAttention& self_attention,
-                 TransformerTimes* times = nullptr, const BlockObserver& observer = {});
+                 TransformerTimes* times = nullptr, const BlockObserver& observer = {},
+                 const WorkProgress& progress = {});
 
   /// Frees the activations kept from forward to forward (the VAE may need the memory); the next forward allocates anew.
   void release_buffers() { work_ = {}; }
@@ -107,9 +111,10 @@ class WanTransformer {
   };
 
   WanTransformer() = default;
-  Block load_block(const Weights& weights, int layer, bool offload) const;
+  Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens);
+  void between_parts(const WorkProgress& progress, int layer, double within) const;
   /// → temb [dim] and its projection [6, dim].
   std::pair<Tensor, Tensor> embed_timestep(double timestep) const;
   void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention,

@@ -93,31 +93,38 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
       load_linear(backend, weights, "proj_out", int64_t{config.out_channels} * config.patch_volume(), dim, DType::kF32);
 
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    if (options.progress) options.progress(layer, config.num_layers);
-    model.blocks_.push_back(model.load_block(weights, layer, options.offload));
+    model.blocks_.push_back(model.load_block(weights, layer, options));
   }
   if (const std::string warning = weights.check_unused("blocks."); !warning.empty() && options.warn) {
     options.warn(warning);
   }
-  if (options.progress) options.progress(config.num_layers, config.num_layers);
+  if (options.progress) options.progress(config.num_layers, config.num_layers, 0);
   return model;
 }
 
-WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer, bool offload) const {
+WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer,
+                                                 const ModelLoadOptions& options) const {
   Backend& backend = *backend_;
   const int64_t dim = config_.dim();
   const std::string prefix = "blocks." + std::to_string(layer) + ".";
   Block block;
-  if (offload) {
+  constexpr double kMatrices = 8;
+  int matrices = 0;  // that were read: a large one takes seconds from a slow disk
+  const auto before_matrix = [&] {
+    if (options.progress) options.progress(layer, config_.num_layers, matrices++ / kMatrices);
+  };
+  if (options.offload) {
     const BlockBytes bytes = block_bytes(config_, dtype_);
     block.streamed = backend.make_streamed_weights(bytes.forward);
     block.streamed_prompt = backend.make_streamed_weights(bytes.prompt);
   }
   const auto vector = [&](const std::string& name) { return backend.from_host(weights.get_f32(prefix + name, {dim})); };
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+    before_matrix();
     return load_linear(backend, weights, prefix + name, out, in, dtype_, block.streamed);
   };
   const auto fused = [&](const std::vector<std::string>& names, const std::shared_ptr<StreamedWeights>& streamed) {
+    before_matrix();
     std::vector<std::string> full;
     full.reserve(names.size());
     for (const std::string& name : names) full.push_back(prefix + name);

@@ -146,7 +146,7 @@ struct WanVae::Impl {
   using PatchSink = std::function<void(int64_t latent_frame, Clip patches)>;
 
   /// Calls the sink with the patches of each group, which the backend may still be computing.
-  void decode(const Tensor& latents, const PatchSink& sink) const {
+  void decode(const Tensor& latents, const PatchSink& sink, const WorkProgress& progress) const {
     if (latents.rank() != 4 || latents.dtype() != DType::kF32 || latents.dim(0) != config.z_dim ||
         std::ranges::min(latents.shape()) < 1) {
       refuse("latents to decode", "F32 [" + std::to_string(config.z_dim) + ", frames, height, width]", latents);
@@ -155,10 +155,19 @@ struct WanVae::Impl {
     CodingState state(*backend, compute, decoder_histories);
     const Tensor all = backend->from_host(gather_latents(latents, config));
     const int64_t at_once = latent_frames_at_once > 0 ? latent_frames_at_once : state.ops.latent_frames_at_once();
+    const auto num_frames = static_cast<int>(first_frame_of(latents.dim(1)));
     for (int64_t frame = 0; frame < latents.dim(1);) {
       state.first_group = frame == 0;
       const int64_t count = frame == 0 ? 1 : std::min(at_once, latents.dim(1) - frame);
-      sink(frame, wan_vae::run(decoder, state, as_input(state, view_of(all).frame_range(frame, count))));
+      const int64_t first = first_frame_of(frame), group = first_frame_of(frame + count) - first;
+      const auto before_layer = [&](size_t layer) {
+        if (!progress) return;
+        backend->limit_run_ahead();
+        const double done = static_cast<double>(first) + static_cast<double>(group) * static_cast<double>(layer) /
+                                                             static_cast<double>(decoder.size());
+        progress(static_cast<int>(done), num_frames, done - std::floor(done));
+      };
+      sink(frame, wan_vae::run(decoder, state, as_input(state, view_of(all).frame_range(frame, count)), before_layer));
       frame += count;
     }
   }
@@ -211,16 +220,18 @@ WanVae WanVae::load(const std::string& path, Backend& backend, DType compute, co
 
 void WanVae::decode_groups(const Tensor& latents, const FrameSink& sink) const {
   const int patch = impl_->config.patch_size;
-  impl_->decode(latents, [&](int64_t latent_frame, Clip patches) {
-    const ClipView& view = patches.view();
-    const int64_t first_frame = impl_->first_frame_of(latent_frame);
-    Tensor pixels(DType::kF32, {view.frames, kColors, view.height * patch, view.width * patch});
-    if (!scatter_pixels(impl_->download(patches), patch, pixels)) Impl::refuse_nan(first_frame);
-    sink(static_cast<int>(first_frame), pixels);
-  });
+  impl_->decode(latents,
+                [&](int64_t latent_frame, Clip patches) {
+                  const ClipView& view = patches.view();
+                  const int64_t first_frame = impl_->first_frame_of(latent_frame);
+                  Tensor pixels(DType::kF32, {view.frames, kColors, view.height * patch, view.width * patch});
+                  if (!scatter_pixels(impl_->download(patches), patch, pixels)) Impl::refuse_nan(first_frame);
+                  sink(static_cast<int>(first_frame), pixels);
+                },
+                {});
 }
 
-VideoFrames WanVae::decode(const Tensor& latents, const Progress& progress) const {
+VideoFrames WanVae::decode(const Tensor& latents, const WorkProgress& progress) const {
   VideoFrames video;
   const int patch = impl_->config.patch_size;
   struct Group {
@@ -234,26 +245,29 @@ VideoFrames WanVae::decode(const Tensor& latents, const Progress& progress) cons
     if (!group.rgb->finish(video.rgb.data() + static_cast<size_t>(group.first_frame) * video.frame_bytes())) {
       Impl::refuse_nan(group.first_frame);
     }
-    if (progress) progress(static_cast<int>(group.first_frame + group.patches.view().frames), video.frames);
   };
-  impl_->decode(latents, [&](int64_t latent_frame, Clip patches) {
-    if (latent_frame == 0) {
-      video.frames = 1 + static_cast<int>(latents.dim(1) - 1) * impl_->config.frames_per_latent();
-      video.height = static_cast<int>(patches.view().height * patch);
-      video.width = static_cast<int>(patches.view().width * patch);
-      video.rgb.resize(static_cast<size_t>(video.frames) * video.frame_bytes());
-    }
-    Group group;
-    group.first_frame = impl_->first_frame_of(latent_frame);
-    group.rgb = impl_->backend->clip_ops().start_rgb(patches.view(), patch);
-    group.patches = std::move(patches);
-    finish(std::exchange(last, std::move(group)));
-  });
+  impl_->decode(
+      latents,
+      [&](int64_t latent_frame, Clip patches) {
+        if (latent_frame == 0) {
+          video.frames = 1 + static_cast<int>(latents.dim(1) - 1) * impl_->config.frames_per_latent();
+          video.height = static_cast<int>(patches.view().height * patch);
+          video.width = static_cast<int>(patches.view().width * patch);
+          video.rgb.resize(static_cast<size_t>(video.frames) * video.frame_bytes());
+        }
+        Group group;
+        group.first_frame = impl_->first_frame_of(latent_frame);
+        group.rgb = impl_->backend->clip_ops().start_rgb(patches.view(), patch);
+        group.patches = std::move(patches);
+        finish(std::exchange(last, std::move(group)));
+      },
+      progress);
   finish(std::move(last));
+  if (progress) progress(video.frames, video.frames, 0);
   return video;
 }
 
-Tensor WanVae::decode_to_float(const Tensor& latents, const Progress& progress) const {
+Tensor WanVae::decode_to_float(const Tensor& latents) const {
   Tensor video;
   decode_groups(latents, [&](int first_frame, const Tensor& pixels) {
     if (first_frame == 0) {
@@ -261,7 +275,6 @@ Tensor WanVae::decode_to_float(const Tensor& latents, const Progress& progress) 
       video = Tensor(DType::kF32, {frames, kColors, pixels.dim(2), pixels.dim(3)});
     }
     std::copy_n(pixels.f32(), pixels.size(), video.f32() + first_frame * kColors * pixels.dim(2) * pixels.dim(3));
-    if (progress) progress(first_frame + static_cast<int>(pixels.dim(0)), static_cast<int>(video.dim(0)));
   });
   return video;
 }

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "base/tensor.h"
+#include "base/work_progress.h"
 #include "io/video.h"
 #include "models/wan/vae_config.h"
 
@@ -24,8 +25,6 @@ struct WanVaeOptions {
 /// and the result does not depend on how it was cut. One object may decode from one thread at a time.
 class WanVae {
  public:
-  /// Called after each group with the frames finished so far and their total.
-  using Progress = std::function<void(int frames_done, int frames_total)>;
   /// A finished group: `pixels` is [frames, 3, H, W] F32 in [-1, 1] on the host, its first frame being `first_frame`.
   using FrameSink = std::function<void(int first_frame, const Tensor& pixels)>;
 
@@ -42,10 +41,11 @@ class WanVae {
 
   /// Latents [z_dim, F, h, w] F32 as the denoising loop leaves them (normalised: z · latents_std + latents_mean is what
   /// the decoder sees) → 1 + (F − 1) · frames_per_latent frames of h · w · pixels_per_latent² RGB pixels.
-  /// Throws Error(kMismatch) for another shape, Error(kNumeric) when the latents or the picture hold NaN.
-  VideoFrames decode(const Tensor& latents, const Progress& progress = {}) const;
-  Tensor decode_to_float(const Tensor& latents, const Progress& progress = {}) const;  ///< [frames, 3, H, W], [-1, 1]
-  void decode_groups(const Tensor& latents, const FrameSink& sink) const;              ///< memory of one group
+  /// `progress` hears of the frames, before each layer of a group. Throws Error(kMismatch) for another shape,
+  /// Error(kNumeric) when the latents or the picture hold NaN.
+  VideoFrames decode(const Tensor& latents, const WorkProgress& progress = {}) const;
+  Tensor decode_to_float(const Tensor& latents) const;                     ///< [frames, 3, H, W], [-1, 1]
+  void decode_groups(const Tensor& latents, const FrameSink& sink) const;  ///< memory of one group
 
   /// Video [frames, 3, H, W] F32 in [-1, 1] → the posterior's mean, normalised as `decode` expects it, [z_dim, F, h,
   /// w]. `frames` must be 1 + a multiple of four, H and W multiples of pixels_per_latent; Error(kMismatch) otherwise.

@@ -327,8 +327,11 @@ Layers make_decoder(Builder& build, const WanVaeConfig& config) {
   return layers;
 }
 
-Clip run(const Layers& layers, CodingState& state, Clip x) {
-  for (const auto& layer : layers) x = layer->forward(state, std::move(x));
+Clip run(const Layers& layers, CodingState& state, Clip x, const std::function<void(size_t)>& before_layer) {
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    if (before_layer) before_layer(layer);
+    x = layers[layer]->forward(state, std::move(x));
+  }
   return x;
 }
 

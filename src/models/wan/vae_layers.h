@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -62,6 +63,7 @@ Layers make_encoder(Builder& build, const WanVaeConfig& config);
 /// Everything between the latents and the pixels (patches).
 Layers make_decoder(Builder& build, const WanVaeConfig& config);
 
-Clip run(const Layers& layers, CodingState& state, Clip x);
+/// `before_layer` is called with each layer's index; there whoever listens may end the work.
+Clip run(const Layers& layers, CodingState& state, Clip x, const std::function<void(size_t)>& before_layer = {});
 
 }  // namespace calibatt::wan_vae
