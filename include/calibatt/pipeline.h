@@ -28,7 +28,8 @@ struct LoadOptions {
   std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
                           ///< transformer/, vae/, scheduler/), or Wan-AI's original one as it is published
   Precision precision = Precision::kAuto;
-  int threads = 0;  ///< 0: all processors this process may use
+  int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
+                    ///< its number is in force for whoever else computes with this library
   std::string backend =
       "auto";            ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
   int device = 0;        ///< index of the GPU, as CUDA counts
@@ -78,26 +79,34 @@ struct RunReport {
 };
 std::string to_json(const RunReport& report);
 
+class Runner;  // this library's own
+
 /// A text-to-video model, loaded. Not thread-safe; one run at a time.
 class Pipeline {
  public:
   /// Throws Error(kNotFound / kFormat / kNumeric) naming file and tensor.
   static std::unique_ptr<Pipeline> load(const LoadOptions& options);
-  virtual ~Pipeline() = default;
+  ~Pipeline();
 
   struct Result {
     VideoFrames video;
     RunReport report;
   };
   /// Throws Error; nothing is written anywhere.
-  virtual Result generate(const GenerateOptions& options, const ProgressCallback& progress = {}) = 0;
+  Result generate(const GenerateOptions& options, const ProgressCallback& progress = {});
 
   /// Looks at prompts before anything slow: cleans and tokenizes each. Throws Error(kUsage) for one that the model
   /// cannot read; tells LoadOptions::warn of one that is longer than it reads, and what will be cut.
-  virtual void check_prompts(const std::vector<Prompt>& prompts) = 0;
+  void check_prompts(const std::vector<Prompt>& prompts);
 
   /// `options` with every default filled in. Throws Error(kUsage) for what this model cannot do.
-  virtual GenerateOptions resolved(const GenerateOptions& options) const = 0;
+  GenerateOptions resolved(const GenerateOptions& options) const;
+
+  Runner& runner() { return *runner_; }  ///< for calibrate
+
+ private:
+  explicit Pipeline(std::unique_ptr<Runner> runner);
+  std::unique_ptr<Runner> runner_;
 };
 
 }  // namespace calibatt

@@ -4,6 +4,7 @@
 
 #include "backend/attention_call.h"
 #include "backend/linear.h"
+#include "base/guidance_branch.h"
 #include "base/tensor.h"
 #include "sparsity/geometry.h"
 
@@ -15,9 +16,6 @@ struct AttentionSite {
   int layer = 0;  ///< transformer block
   bool operator==(const AttentionSite&) const = default;
 };
-
-/// Which branch of classifier-free guidance is running: calibration records the conditional one only.
-enum class GuidanceBranch { kConditional, kUnconditional };
 
 /// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)). Calibration needs it to
 /// weigh an error of a head's output by what the block makes of it. Host pointers; all may be absent (null/empty)

@@ -13,8 +13,8 @@ class Interrupted : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// From here on the first SIGINT or SIGTERM asks the run to end at its next step, and a second one ends the process at
-/// once. A signal that was ignored when the program began (nohup) stays ignored.
+/// From here on the first SIGINT or SIGTERM asks the run to end soon (between two layers), and a second one ends the
+/// process at once. A signal that was ignored when the program began (nohup) stays ignored.
 void watch_for_interrupts();
 
 /// To be called at every step: throws Interrupted when a signal came. The message says how far the run was ("after step

@@ -11,7 +11,7 @@
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/measure.h"
 #include "io/fingerprint.h"
-#include "pipeline/wan_pipeline.h"
+#include "pipeline/runner.h"
 
 namespace calibatt {
 
@@ -40,10 +40,10 @@ std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& 
   return hasher.hex();
 }
 
-ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options, const GenerateOptions& run,
+ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run,
                           const ProgressCallback& progress) {
   const std::string order = options.token_order.empty() ? kDefaultTokenOrder : options.token_order;
-  const RunDescription facts = pipeline.describe_attention(run, true, progress);
+  const RunDescription facts = runner.describe_attention(run, true, progress);
   ProfileHeader header;
   header.geometry = facts.geometry;
   header.geometry.order = TokenOrder::parse(order);
@@ -55,7 +55,7 @@ ProfileHeader make_header(WanPipeline& pipeline, const CalibrateOptions& options
 
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
-  provenance.transformers = {{"WanTransformer3DModel " + facts.model_name, facts.model_fingerprint}};
+  provenance.transformers = {{runner.model().kind + " " + facts.model_name, facts.model_fingerprint}};
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());
   provenance.video_frames = facts.video_frames;
@@ -151,15 +151,15 @@ CompileOptions make_compile_options(const CalibrateOptions& options) {
 
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress) {
-  auto* wan = dynamic_cast<WanPipeline*>(&pipeline);
-  CALIBATT_ASSERT(wan != nullptr);
+  Runner& runner = pipeline.runner();
+  runner.begin_job();
   if (options.prompts.empty()) throw Error(ErrorKind::kUsage, "calibration needs at least one prompt");
   CompileOptions compile = make_compile_options(options);  // refused before anything slow starts
   choose<int>("--measure", options.measure, {{"auto", 0}, {"maps", 1}, {"levels", 2}});
   const double start = now_seconds();
-  const GenerateOptions run = wan->resolved(options.run);
-  wan->check_prompts(options.prompts);
-  wan->check_prompts({{run.negative_prompt, "--negative-prompt"}});
+  const GenerateOptions run = runner.resolved(options.run);
+  runner.check_prompts(options.prompts);
+  runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
   const int num_prompts = static_cast<int>(options.prompts.size());
   PromptRange range;
   if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
@@ -176,9 +176,9 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const auto poll = [&] {
     if (progress) progress(state);
   };
-  ProfileHeader header = make_header(*wan, options, run, progress_of(range.begin));
+  ProfileHeader header = make_header(runner, options, run, progress_of(range.begin));
   CalibrationSummary summary;
-  summary.measured = choose_measured(options, compile, wan->backend(), header);
+  summary.measured = choose_measured(options, compile, runner.backend(), header);
   if (header.measured == Measured::kLevels) {
     compile.repetition = Repetition::kOff;
     compile.ranking = Ranking::kEnergy;
@@ -191,13 +191,14 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     each.prompt_source = options.prompts[static_cast<size_t>(prompt)].source;
     each.seed = run.seed + static_cast<uint64_t>(prompt);
     const ProgressCallback report = progress_of(prompt);
-    const WanPipeline::Conditioning conditioning = wan->encode(each, report);
+    const std::unique_ptr<Conditioning> conditioning = runner.encode(each, report);
     TransformerTimes times;
-    wan->denoise(each, conditioning, attention, times, report);
+    runner.denoise(each, *conditioning, attention, times, report);
     state.stage = "save";
     return times.self_attention + times.other;
   };
-  const RecordedProfile recorded = record_profile(wan->backend(), header, options.profile_dir, run_prompt, poll, range);
+  const RecordedProfile recorded =
+      record_profile(runner.backend(), header, options.profile_dir, run_prompt, poll, range);
 
   summary.prompts_recorded = recorded.prompts_recorded;
   summary.prompts_resumed = recorded.prompts_resumed;

@@ -11,19 +11,13 @@
 #include "base/tensor.h"
 #include "base/work_progress.h"
 #include "models/load_options.h"
+#include "models/video_model.h"
 #include "models/wan/config.h"
 #include "sparsity/geometry.h"
 
 namespace calibatt {
 
 class Weights;
-
-/// Where a forward's time went, in seconds, by the backend's own clock (Backend::make_timer); forwards add to it.
-struct TransformerTimes {
-  double self_attention = 0;  ///< inside SelfAttention::attend
-  double other = 0;           ///< everything else of the transformer
-  double total() const { return self_attention + other; }
-};
 
 /// What the transformer needs of one prompt, the same in every step: each block's cross-attention keys and values. Made
 /// by WanTransformer::prepare_prompt once per prompt (and branch of guidance); immutable.

@@ -1,0 +1,51 @@
+#include "models/model_folder.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "io/json_config.h"
+
+namespace calibatt {
+
+namespace fs = std::filesystem;
+
+DiffusersFolder open_diffusers_folder(const std::string& path) {
+  const fs::path root(path);
+  DiffusersFolder folder;
+  folder.index_path = (root / "model_index.json").string();
+  const JsonConfig index = JsonConfig::load(folder.index_path);
+  const auto& json = index.json();
+  if (json.contains("transformer_2") && json["transformer_2"].is_array() && json["transformer_2"].size() == 2 &&
+      !json["transformer_2"][1].is_null()) {
+    throw Error(ErrorKind::kMismatch,
+                folder.index_path + ": has a second transformer (Wan 2.2); this version runs models with one");
+  }
+  folder.transformer = (root / "transformer").string();
+  folder.text_encoder = (root / "text_encoder").string();
+  folder.tokenizer = (root / "tokenizer").string();
+  folder.vae = (root / "vae").string();
+  folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string());
+  return folder;
+}
+
+ModelDescription describe_folder(const std::string& path, const ModelDefaults& defaults) {
+  const fs::path root(path);
+  ModelDescription model;
+  model.path = path;
+  model.name = fs::weakly_canonical(root).filename().string();
+  model.defaults = defaults;
+  const fs::path config_path = root / "generation_config.json";
+  if (!fs::exists(config_path)) return model;
+  const JsonConfig config = JsonConfig::load(config_path.string());
+  ModelDefaults& own = model.defaults;
+  own.width = config.integer_in("width", 1, 65536, own.width);
+  own.height = config.integer_in("height", 1, 65536, own.height);
+  own.video_frames = config.integer_in("num_frames", 1, 65536, own.video_frames);
+  own.steps = config.integer_in("num_inference_steps", 1, 1000, own.steps);
+  own.cfg_scale = config.number("guidance_scale", own.cfg_scale);
+  own.fps = config.number("fps", own.fps);
+  return model;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+
+#include "models/video_model.h"
+
+namespace calibatt {
+
+/// A model in diffusers' layout: model_index.json and a folder for each component.
+struct DiffusersFolder {
+  std::string index_path;
+  std::string transformer, text_encoder, tokenizer, vae;  ///< folders
+  SchedulerConfig scheduler;
+};
+/// Throws Error(kNotFound / kFormat), or kMismatch for a second transformer.
+DiffusersFolder open_diffusers_folder(const std::string& folder);
+
+/// Path and name, and generation_config.json (calibatt's own, optional) where it says other than the model's defaults.
+/// Throws Error(kFormat).
+ModelDescription describe_folder(const std::string& folder, const ModelDefaults& defaults);
+
+}  // namespace calibatt

@@ -1,0 +1,61 @@
+#include "models/registry.h"
+
+#include <array>
+#include <filesystem>
+#include <string_view>
+
+#include "base/error.h"
+#include "io/json_config.h"
+#include "models/wan/model.h"
+
+namespace calibatt {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A model that this version runs.
+struct ModelKind {
+  std::string_view class_name;  ///< "_class_name" of its model_index.json
+  std::string_view summary;     ///< for messages
+  /// Whether a folder without model_index.json is the model in its authors' own layout.
+  bool (*is_original)(const std::string& folder);
+  std::unique_ptr<ModelFiles> (*open)(const std::string& folder);
+};
+
+constexpr std::array kModels{
+    ModelKind{"WanPipeline", "Wan text-to-video", is_original_wan_folder, open_wan},
+};
+
+std::string known_kinds() {
+  std::string text;
+  for (const ModelKind& kind : kModels) {
+    text += (text.empty() ? "" : ", ") + std::string(kind.class_name) + " (" + std::string(kind.summary) + ")";
+  }
+  return text;
+}
+
+}  // namespace
+
+std::unique_ptr<ModelFiles> open_model(const std::string& folder) {
+  if (!fs::is_directory(folder)) {
+    throw Error(ErrorKind::kNotFound,
+                folder + ": no such folder; give a model in the diffusers layout (a folder with model_index.json)");
+  }
+  const std::string index_path = (fs::path(folder) / "model_index.json").string();
+  if (!fs::exists(index_path)) {
+    for (const ModelKind& kind : kModels) {
+      if (kind.is_original(folder)) return kind.open(folder);
+    }
+    throw Error(ErrorKind::kNotFound, folder +
+                                          ": holds no model_index.json; give a model in the diffusers layout, such as "
+                                          "Wan2.1-T2V-1.3B-Diffusers, or Wan-AI's original Wan2.1-T2V-1.3B, which has "
+                                          "a config.json");
+  }
+  const std::string class_name = JsonConfig::load(index_path).string("_class_name");
+  for (const ModelKind& kind : kModels) {
+    if (kind.class_name == class_name) return kind.open(folder);
+  }
+  throw Error(ErrorKind::kMismatch, index_path + ": is a " + class_name + "; this version runs " + known_kinds());
+}
+
+}  // namespace calibatt

@@ -1,0 +1,127 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/self_attention.h"
+#include "backend/backend.h"
+#include "base/tensor.h"
+#include "base/work_progress.h"
+#include "calibatt/prompts.h"
+#include "calibatt/video.h"
+#include "models/load_options.h"
+#include "sampling/scheduler.h"
+#include "sampling/step_settings.h"
+#include "sparsity/geometry.h"
+
+namespace calibatt {
+
+/// Of a video: frames, and pixels.
+struct VideoSize {
+  int frames = 0, height = 0, width = 0;
+};
+
+/// What a run does where nobody says otherwise.
+struct ModelDefaults {
+  int width = 832, height = 480, video_frames = 81, steps = 50;
+  double cfg_scale = 5, fps = 16;
+};
+
+/// What a model's settings say of it. Known before any weight is read.
+struct ModelDescription {
+  std::string path;  ///< of its folder
+  std::string name;  ///< the folder's own name
+  std::string kind;  ///< diffusers' class of its transformer, such as "WanTransformer3DModel"
+  ModelDefaults defaults;
+  SchedulerConfig scheduler;
+  std::vector<Expert> experts = std::vector<Expert>(1);
+
+  int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer
+  int max_prompt_tokens = 512;                      ///< what a prompt is cut to
+
+  // How a video becomes latents and tokens.
+  int latent_channels = 16;
+  int frames_per_latent = 4;               ///< of all latent frames but the first, which is one frame
+  int pixels_per_latent = 8;               ///< rows, and columns
+  std::array<int, 3> patch_size{1, 2, 2};  ///< latent frames, rows, columns per token
+  int max_positions = 1024;                ///< tokens along an axis of the grid
+
+  /// Latent frames, rows, columns of a video; sizes that do not divide are rounded down.
+  std::array<int, 3> latent_size(const VideoSize& size) const {
+    return {(size.frames - 1) / frames_per_latent + 1, size.height / pixels_per_latent, size.width / pixels_per_latent};
+  }
+  /// The attention problem of a video's tokens; without text. The size must be one that the model can do
+  /// (pipeline/options.h checks it).
+  AttentionGeometry geometry(const VideoSize& size, const TokenOrder& order = TokenOrder::raster()) const;
+};
+
+/// Where a forward's time went, in seconds, by the backend's own clock (Backend::make_timer); forwards add to it.
+struct TransformerTimes {
+  double self_attention = 0;  ///< inside SelfAttention::attend
+  double other = 0;           ///< everything else of the transformer
+  double total() const { return self_attention + other; }
+};
+
+/// What a model needs of a run's prompts, the same in every step: a model's own, made by its encode.
+class Conditioning {
+ public:
+  virtual ~Conditioning() = default;
+};
+
+/// About how much memory a video takes, in bytes, where the model computes.
+struct MemoryNeeds {
+  uint64_t weights = 0;      ///< of the transformer, as loaded
+  uint64_t activations = 0;  ///< of a forward; given back before the video is decoded
+  uint64_t autoencoder = 0;  ///< its weights, and what decoding takes
+  uint64_t video = 0;        ///< the decoded frames, in host memory
+};
+
+/// A text-to-video model, loaded: what the pipeline and calibration drive, and all that they know of it. One thread.
+/// Adding a model: implement this and ModelFiles in a folder of its own, and give registry.cpp a line.
+class VideoModel {
+ public:
+  virtual ~VideoModel() = default;
+  virtual const ModelDescription& description() const = 0;
+  virtual Backend& backend() = 0;
+  virtual DType dtype() const = 0;  ///< of the transformer's arithmetic
+
+  /// Cleans and tokenizes a prompt, without encoding it. Throws Error(kUsage) for one that the model cannot read;
+  /// warns (ModelLoadOptions::warn), once for each prompt, when it is longer than the model reads.
+  virtual void check_prompt(const Prompt& prompt) = 0;
+  /// The prompts of both branches of guidance; `negative` is null without guidance. `progress` hears of the text
+  /// encoder's blocks.
+  virtual std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
+                                               const WorkProgress& progress) = 0;
+
+  /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
+  /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The
+  /// caller has told `attention` which forward this is. `progress` hears of the blocks, at least once in each, with
+  /// little left to do on the device behind it.
+  virtual Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
+                         const Conditioning& conditioning, SelfAttention& attention, TransformerTimes& times,
+                         const WorkProgress& progress) = 0;
+
+  /// Latents as the denoising loop leaves them → the video. Frees what forwards kept. `progress` hears of the frames.
+  virtual VideoFrames decode(const Tensor& latents, const WorkProgress& progress) = 0;
+
+  /// Of one expert's weights and settings, in the scheme that `like` is of (io/fingerprint.h; empty: the present one).
+  /// Reads all of them when first asked; `progress` hears of the tensors.
+  virtual std::string fingerprint(int expert, const std::string& like, const WorkProgress& progress) = 0;
+};
+
+/// A model on disk whose settings are understood; its weights are not read yet.
+class ModelFiles {
+ public:
+  virtual ~ModelFiles() = default;
+  virtual const ModelDescription& description() const = 0;
+  virtual MemoryNeeds memory(const VideoSize& size, DType dtype) const = 0;
+  /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
+  /// Throws Error naming file and tensor.
+  virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;
+};
+
+}  // namespace calibatt

@@ -1,0 +1,38 @@
+#include "models/wan/memory.h"
+
+#include <algorithm>
+
+namespace calibatt {
+
+// As WanTransformer::prepare_workspace lays them out, and what is made beside them in each forward.
+uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, DType dtype) {
+  const auto tokens = static_cast<uint64_t>(num_tokens), dim = static_cast<uint64_t>(config.dim()),
+             bytes = static_cast<uint64_t>(dtype_size(dtype));
+  const uint64_t residual = tokens * dim * sizeof(float), normed_query_attended = 3 * tokens * dim * bytes,
+                 qkv = 3 * tokens * dim * bytes;
+  const uint64_t rope = 2 * tokens * static_cast<uint64_t>(config.attention_head_dim) * sizeof(float);
+  const auto patches = static_cast<uint64_t>((config.in_channels + config.out_channels) * config.patch_volume());
+  return residual + normed_query_attended + qkv + rope + 2 * tokens * patches * sizeof(float);
+}
+
+// Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of
+// frames, and two frames of every causal convolution's input, which are kept from group to group.
+uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype) {
+  const auto bytes = static_cast<uint64_t>(dtype_size(dtype));
+  uint64_t histories = 0, widest = 0;
+  int in_channels = config.decoder_base_dim * config.dim_mult.back(), group = 1;
+  for (int level = config.levels() - 1; level >= 0; --level) {
+    const int out_channels = config.decoder_base_dim * config.dim_mult[static_cast<size_t>(level)];
+    const uint64_t pixels = static_cast<uint64_t>(size.height / config.patch_size >> level) *
+                            static_cast<uint64_t>(size.width / config.patch_size >> level);
+    const auto blocks = static_cast<uint64_t>(config.num_res_blocks) + 1, in = static_cast<uint64_t>(in_channels),
+               out = static_cast<uint64_t>(out_channels);
+    histories += 2 * pixels * bytes * (in + (2 * blocks - 1) * out);
+    widest = std::max(widest, pixels * static_cast<uint64_t>(group) * bytes * (2 * std::max(in, out) + 2 * out));
+    in_channels = out_channels / 2;
+    if (level > 0 && config.temporal_downsample[static_cast<size_t>(level) - 1]) group *= 2;
+  }
+  return histories + widest;
+}
+
+}  // namespace calibatt

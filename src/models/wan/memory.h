@@ -1,0 +1,15 @@
+#pragma once
+
+#include "models/video_model.h"
+#include "models/wan/config.h"
+#include "models/wan/vae_config.h"
+
+namespace calibatt {
+
+/// Bytes of the transformer's activations in a forward of so many tokens. dtype: of its arithmetic.
+uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, DType dtype);
+
+/// About the bytes that decoding a video of this size takes beside the weights. dtype: of activations.
+uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype);
+
+}  // namespace calibatt

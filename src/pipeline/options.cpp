@@ -1,0 +1,92 @@
+#include "pipeline/options.h"
+
+#include <array>
+#include <cmath>
+#include <string>
+
+#include "base/error.h"
+
+namespace calibatt {
+
+namespace {
+
+void require_multiple(const char* flag, int value, int factor) {
+  if (value >= factor && value % factor == 0) return;
+  const int below = std::max(1, value / factor) * factor;
+  throw Error(ErrorKind::kUsage, std::string(flag) + " " + std::to_string(value) + ": this model needs a multiple of " +
+                                     std::to_string(factor) + ", e.g. " + std::to_string(below) + " or " +
+                                     std::to_string(below + factor));
+}
+
+void require_finite(const char* flag, double value, double min, double max) {
+  if (std::isfinite(value) && value >= min && value <= max) return;
+  throw Error(ErrorKind::kUsage, std::string(flag) + " " + std::to_string(value) + ": must be between " +
+                                     std::to_string(min) + " and " + std::to_string(max));
+}
+
+void check_frames(int frames, const ModelDescription& model) {
+  const int group = model.frames_per_latent;
+  if (frames < 1 || (frames - 1) % group != 0) {
+    const int below = std::max(0, (frames - 1) / group) * group + 1;
+    throw Error(ErrorKind::kUsage, "--video-frames " + std::to_string(frames) + ": must be " + std::to_string(group) +
+                                       "k+1, e.g. " + std::to_string(below) + " or " + std::to_string(below + group));
+  }
+  const int latent_frames = (frames - 1) / group + 1;
+  if (latent_frames % model.patch_size[0] != 0) {
+    throw Error(ErrorKind::kUsage,
+                "--video-frames " + std::to_string(frames) + ": its " + std::to_string(latent_frames) +
+                    " latent frames do not divide by the model's patch of " + std::to_string(model.patch_size[0]));
+  }
+}
+
+void check_positions(const VideoSize& size, const ModelDescription& model) {
+  constexpr std::array<const char*, 3> kAxis{"frames", "rows", "columns"};
+  const std::array<int, 3> latent = model.latent_size(size);
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const int tokens = latent[axis] / model.patch_size[axis];
+    if (tokens <= model.max_positions) continue;
+    throw Error(ErrorKind::kUsage, "video size: " + std::to_string(tokens) + " tokens along its " + kAxis[axis] +
+                                       "; this model knows " + std::to_string(model.max_positions) +
+                                       " positions: choose a smaller one");
+  }
+}
+
+}  // namespace
+
+VideoSize video_size(const GenerateOptions& options) {
+  return {*options.video_frames, *options.height, *options.width};
+}
+
+GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model) {
+  const ModelDefaults& defaults = model.defaults;
+  GenerateOptions result = options;
+  result.steps = options.steps.value_or(defaults.steps);
+  result.cfg_scale = options.cfg_scale.value_or(defaults.cfg_scale);
+  result.flow_shift = options.flow_shift.value_or(model.scheduler.flow_shift);
+  result.width = options.width.value_or(defaults.width);
+  result.height = options.height.value_or(defaults.height);
+  result.video_frames = options.video_frames.value_or(defaults.video_frames);
+  result.fps = options.fps.value_or(defaults.fps);
+  result.scheduler = options.scheduler.value_or(std::string(scheduler_kind_name(model.scheduler.kind)));
+
+  require_multiple("--width", *result.width, model.pixels_per_latent * model.patch_size[2]);
+  require_multiple("--height", *result.height, model.pixels_per_latent * model.patch_size[1]);
+  check_frames(*result.video_frames, model);
+  check_positions(video_size(result), model);
+  if (*result.steps < 1 || *result.steps > 1000) {
+    throw Error(ErrorKind::kUsage, "--steps " + std::to_string(*result.steps) + ": must be between 1 and 1000");
+  }
+  require_finite("--cfg-scale", *result.cfg_scale, 0, 1000);
+  require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
+  require_finite("--fps", *result.fps, 0.1, 1000);
+  parse_scheduler_kind(*result.scheduler);  // throws
+  return result;
+}
+
+std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {
+  auto scheduler = Scheduler::make(model.scheduler, parse_scheduler_kind(*options.scheduler));
+  scheduler->set_timesteps(*options.steps, *options.flow_shift);
+  return scheduler;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,18 @@
+#pragma once
+
+#include "calibatt/pipeline.h"
+#include "models/video_model.h"
+
+namespace calibatt {
+
+/// Every unset option filled in, and all of them checked against what the model can do. Throws Error(kUsage) naming the
+/// flag, the value and the nearest one that works.
+GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model);
+
+/// Of resolved options.
+VideoSize video_size(const GenerateOptions& options);
+
+/// A scheduler at the first step of a run with these resolved options.
+std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model);
+
+}  // namespace calibatt

@@ -1,0 +1,81 @@
+#include "calibatt/pipeline.h"
+
+#include <chrono>
+#include <utility>
+
+#include "attention/run_attention.h"
+#include "pipeline/runner.h"
+#include "plan/plan.h"
+
+namespace calibatt {
+
+namespace {
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void add_accounts(const AttentionReport& accounts, RunReport& run) {
+  run.density = accounts.density;
+  run.density_map = accounts.density_map;
+  run.attention_calls = accounts.calls;
+  run.dense_fallback_calls = accounts.dense_fallback_calls;
+  run.fallback_reason = accounts.fallback_reason;
+  run.step_mapping = accounts.step_mapping;
+}
+
+}  // namespace
+
+std::unique_ptr<Pipeline> Pipeline::load(const LoadOptions& options) {
+  return std::unique_ptr<Pipeline>(new Pipeline(std::make_unique<Runner>(options)));
+}
+
+Pipeline::Pipeline(std::unique_ptr<Runner> runner) : runner_(std::move(runner)) {}
+Pipeline::~Pipeline() = default;
+
+GenerateOptions Pipeline::resolved(const GenerateOptions& options) const {
+  return runner_->resolved(options);
+}
+
+void Pipeline::check_prompts(const std::vector<Prompt>& prompts) {
+  runner_->check_prompts(prompts);
+}
+
+Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const ProgressCallback& progress) {
+  Runner& runner = *runner_;
+  Backend& backend = runner.backend();
+  runner.begin_job();
+  const GenerateOptions options = runner.resolved(unresolved);
+  Result result{{}, runner.describe_run(options)};
+  RunReport& run = result.report;
+  backend.reset_peak_memory();
+  const MaskStreaming streamed_before = backend.mask_streaming();
+
+  // Prompts and plan are checked before anything slow starts.
+  runner.check_prompts(options);
+  const auto attention =
+      make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
+                         runner.describe_attention(options, !options.plan_path.empty(), progress), options.on_mismatch);
+
+  double start = now_seconds();
+  const auto lap = [&start] {
+    const double previous = std::exchange(start, now_seconds());
+    return start - previous;
+  };
+  const std::unique_ptr<Conditioning> conditioning = runner.encode(options, progress);
+  run.seconds.text = lap();
+
+  TransformerTimes times;
+  const Tensor latents = runner.denoise(options, *conditioning, *attention, times, progress);
+  run.seconds.attention = times.self_attention;
+  run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
+
+  result.video = runner.decode(latents, progress);
+  run.seconds.vae = lap();
+  run.peak_device_bytes = backend.peak_memory_bytes();
+  run.mask_streaming = backend.mask_streaming().since(streamed_before);
+  add_accounts(attention->report(), run);
+  return result;
+}
+
+}  // namespace calibatt

@@ -1,0 +1,156 @@
+#include "pipeline/runner.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/random.h"
+#include "base/thread_pool.h"
+#include "models/registry.h"
+#include "pipeline/device_backends.h"
+#include "pipeline/options.h"
+#include "pipeline/stage_progress.h"
+#include "sampling/denoise.h"
+
+namespace calibatt {
+
+namespace {
+
+DType choose_dtype(Precision precision, const Backend& backend) {
+  switch (precision) {
+    case Precision::kF32:
+      return DType::kF32;
+    case Precision::kBF16:
+      return DType::kBF16;
+    case Precision::kF16:
+      if (backend.has_fp16()) return DType::kF16;
+      throw Error(ErrorKind::kUsage, "--dtype fp16: the backend " + std::string(backend.name()) +
+                                         " has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
+    case Precision::kAuto:
+      break;
+  }
+  return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
+}
+
+std::string precision_name(DType dtype, const Backend& backend) {
+  if (dtype == DType::kF32) return "f32";
+  if (dtype == DType::kF16) return "fp16";
+  return backend.has_fast_bf16() ? "bf16" : "bf16 weights, f32 arithmetic";
+}
+
+}  // namespace
+
+Runner::Runner(const LoadOptions& options) : threads_(options.threads) {
+  begin_job();
+  const std::unique_ptr<ModelFiles> files = open_model(options.model_dir);  // what is wrong with it is said first
+  add_device_backends();
+  backend_ = make_backend(options.backend, options.device);
+  if (options.offload && backend_->in_host_memory()) {
+    throw Error(ErrorKind::kUsage, "--offload: with the backend " + std::string(backend_->name()) +
+                                       " all weights are in host memory already; leave it out, or give --backend cuda");
+  }
+  ModelLoadOptions load;
+  load.offload = options.offload;
+  load.warn = options.warn;
+  load.progress = stage_work(options.progress, "load");
+  model_ = files->load(*backend_, choose_dtype(options.precision, *backend_), load);
+}
+
+void Runner::begin_job() const {
+  set_num_threads(threads_);
+}
+
+GenerateOptions Runner::resolved(const GenerateOptions& options) const {
+  return resolve_options(options, model());
+}
+
+/// The conditional one and, in guided runs, the unconditional one.
+std::vector<Prompt> Runner::prompts_of(const GenerateOptions& options) const {
+  std::vector<Prompt> prompts{{options.prompt, options.prompt_source}};
+  const std::vector<StepSettings> steps = steps_of(options, *make_scheduler(options, model()));
+  if (std::any_of(steps.begin(), steps.end(), [](const StepSettings& step) { return step.guided(); })) {
+    prompts.push_back({options.negative_prompt, "--negative-prompt"});
+  }
+  return prompts;
+}
+
+void Runner::check_prompts(const std::vector<Prompt>& prompts) {
+  for (const Prompt& prompt : prompts) model_->check_prompt(prompt);
+}
+
+void Runner::check_prompts(const GenerateOptions& options) {
+  check_prompts(prompts_of(options));
+}
+
+std::vector<StepSettings> Runner::steps_of(const GenerateOptions& options, const Scheduler& scheduler) const {
+  return make_steps(scheduler, model().experts, std::array{*options.cfg_scale});
+}
+
+RunDescription Runner::describe_attention(const GenerateOptions& options, bool with_fingerprint,
+                                          const ProgressCallback& progress) {
+  RunDescription run;
+  run.model_name = model().name;
+  run.geometry = model().geometry(video_size(options));
+  run.num_layers = model().num_layers;
+  run.video_frames = *options.video_frames;
+  run.video_height = *options.height;
+  run.video_width = *options.width;
+  for (const StepSettings& step : steps_of(options, *make_scheduler(options, model()))) {
+    run.sigmas.push_back(step.sigma);
+  }
+  run.flow_shift = *options.flow_shift;
+  if (with_fingerprint) run.model_fingerprint = model_->fingerprint(0, "stored", stage_work(progress, "check"));
+  return run;
+}
+
+RunReport Runner::describe_run(const GenerateOptions& options) const {
+  RunReport report;
+  report.options = options;
+  report.model_name = model().name;
+  report.precision = precision_name(model_->dtype(), *backend_);
+  report.backend = backend_->name();
+  report.device = backend_->device_name();
+  report.attention_kernel = backend_->attention_kernel(model_->dtype(), model().head_dim);
+  report.threads = num_threads();
+  report.num_layers = model().num_layers;
+  report.num_tokens = model().geometry(video_size(options)).num_tokens();
+  return report;
+}
+
+std::unique_ptr<Conditioning> Runner::encode(const GenerateOptions& options, const ProgressCallback& progress) {
+  const std::vector<Prompt> prompts = prompts_of(options);
+  return model_->encode(prompts[0], prompts.size() > 1 ? &prompts[1] : nullptr, stage_work(progress, "text"));
+}
+
+Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
+                       TransformerTimes& times, const ProgressCallback& progress) {
+  const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model());
+  const std::vector<StepSettings> steps = steps_of(options, *scheduler);
+  const auto num_steps = static_cast<int>(steps.size());
+  const auto predict = [&](const Tensor& latents, int step, GuidanceBranch branch) {
+    const StepSettings& settings = steps[static_cast<size_t>(step)];
+    const int forward = branch == GuidanceBranch::kConditional ? 0 : 1, forwards = settings.guided() ? 2 : 1;
+    WorkProgress layers;
+    if (progress) {
+      layers = [&, forward, forwards](int layer, int num_layers, double within) {
+        report_stage(progress, "denoise", step, num_steps, (forward + (layer + within) / num_layers) / forwards);
+      };
+    }
+    if (forward == 0) report_stage(progress, "denoise", step, num_steps);
+    attention.begin_forward(step, branch);
+    return model_->forward(latents, settings, branch, conditioning, attention, times, layers);
+  };
+
+  const std::array<int, 3> latent = model().latent_size(video_size(options));
+  TorchGenerator generator(options.seed);
+  Tensor noise = generator.randn({model().latent_channels, latent[0], latent[1], latent[2]});
+  Tensor latents = calibatt::denoise(*scheduler, steps, std::move(noise), predict,
+                                     model_->dtype() == DType::kF16 ? "use --dtype bf16" : "try --dtype fp32");
+  report_stage(progress, "denoise", num_steps, num_steps);
+  return latents;
+}
+
+VideoFrames Runner::decode(const Tensor& latents, const ProgressCallback& progress) {
+  return model_->decode(latents, stage_work(progress, "decode"));
+}
+
+}  // namespace calibatt

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/run_attention.h"
+#include "backend/backend.h"
+#include "calibatt/pipeline.h"
+#include "models/video_model.h"
+
+namespace calibatt {
+
+/// The parts of a generation, for Pipeline::generate and for calibration: one model on one backend, whichever they are.
+/// `options` are resolved ones.
+class Runner {
+ public:
+  explicit Runner(const LoadOptions& options);
+
+  GenerateOptions resolved(const GenerateOptions& options) const;
+  void check_prompts(const std::vector<Prompt>& prompts);
+  /// Of the run's own prompts.
+  void check_prompts(const GenerateOptions& options);
+
+  /// What a plan must have been made for to be used in this run, and what calibration makes it for. with_fingerprint:
+  /// reads every weight.
+  RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint,
+                                    const ProgressCallback& progress = {});
+  RunReport describe_run(const GenerateOptions& options) const;
+
+  std::unique_ptr<Conditioning> encode(const GenerateOptions& options, const ProgressCallback& progress);
+  /// The whole denoising run → latents. Adds the transformer's seconds to `times`.
+  Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
+                 TransformerTimes& times, const ProgressCallback& progress);
+  VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);
+
+  const ModelDescription& model() const { return model_->description(); }
+  Backend& backend() { return *backend_; }
+  /// To be called where a job begins: the threads of this pipeline are those of the process from here on.
+  void begin_job() const;
+
+ private:
+  std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler) const;
+  std::vector<Prompt> prompts_of(const GenerateOptions& options) const;
+
+  int threads_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<VideoModel> model_;
+};
+
+}  // namespace calibatt
