@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "sparsity/intervals_builder.h"
 
 namespace calibatt {
 
@@ -43,27 +44,13 @@ BlockIntervals BlockIntervals::from_mask(const BlockMask& mask, int merge_gap) {
     throw Error(ErrorKind::kUsage,
                 "the interval merge gap must not be negative, as " + std::to_string(merge_gap) + " is");
   }
-  std::vector<uint32_t> offsets{0};
-  offsets.reserve(static_cast<size_t>(mask.num_query_blocks()) + 1);
-  std::vector<BlockInterval> intervals;
+  IntervalsBuilder builder(mask.num_key_blocks(), merge_gap);
   for (int r = 0; r < mask.num_query_blocks(); ++r) {
-    for (int c = 0; c < mask.num_key_blocks(); ++c) {
-      if (!mask.kept(r, c)) continue;
-      const auto block = static_cast<uint32_t>(c);
-      const bool row_has_interval = intervals.size() > offsets.back();
-      if (row_has_interval && block - intervals.back().end <= static_cast<uint32_t>(merge_gap)) {
-        intervals.back().end = block + 1;
-      } else {
-        intervals.push_back({block, block + 1});
-      }
-    }
-    if (intervals.size() == offsets.back()) {
-      throw Error(ErrorKind::kUsage,
-                  "a mask cannot become intervals: query block " + std::to_string(r) + " keeps no key block");
-    }
-    offsets.push_back(static_cast<uint32_t>(intervals.size()));
+    if (builder.add_row([&](int c) { return mask.kept(r, c); })) continue;
+    throw Error(ErrorKind::kUsage,
+                "a mask cannot become intervals: query block " + std::to_string(r) + " keeps no key block");
   }
-  return BlockIntervals(mask.num_key_blocks(), std::move(offsets), std::move(intervals));
+  return builder.take();
 }
 
 BlockIntervals BlockIntervals::dense(int num_query_blocks, int num_key_blocks) {

@@ -14,8 +14,6 @@ CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<s
   CompileSummary summary;
   const size_t steps = step_entry.size(), layers = facts.at(0).size();
   summary.density_map.assign(steps, std::vector<double>(layers));
-  summary.step_density.assign(steps, 0);
-  summary.layer_density.assign(layers, 0);
   summary.total_heads = static_cast<int>(steps * layers) * num_heads;
   summary.num_entries = static_cast<int>(facts.size());
   summary.density = 0;
@@ -24,8 +22,6 @@ CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<s
     for (size_t layer = 0; layer < layers; ++layer) {
       const LayerFacts& one = facts[static_cast<size_t>(step_entry[step])][layer];
       summary.density_map[step][layer] = one.density;
-      summary.step_density[step] += one.density / static_cast<double>(layers);
-      summary.layer_density[layer] += one.density / static_cast<double>(steps);
       summary.density += one.density;
       summary.repetitive_heads += one.anchored_heads;
       summaries += one.summary_pairs;

@@ -1,7 +1,8 @@
 #include "calibrate/compile/energy_schedule.h"
 
 #include <algorithm>
-#include <string>
+#include <cmath>
+#include <cstdio>
 
 #include "base/error.h"
 
@@ -37,10 +38,29 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
 
 void require_density(double density, double target) {
   if (density <= target * 1.05) return;
-  throw Error(ErrorKind::kUsage, "compiling a plan: the density " + std::to_string(target) +
-                                     " cannot be reached, the least with these settings is about " +
-                                     std::to_string(density) +
-                                     "; ask for more, or use smaller blocks or a smaller merge gap");
+  char text[220];
+  std::snprintf(
+      text, sizeof text,
+      "compiling a plan: the density %.4g cannot be reached, the least with these settings is about %.3f; ask "
+      "for more (--density), or use smaller blocks, a smaller --merge-gap or no --share-steps",
+      target, density);
+  throw Error(ErrorKind::kUsage, text);
+}
+
+double best_aim(double target, const std::function<double(double aim)>& density_at) {
+  constexpr double kTolerance = 0.003;  // relative
+  double best = target, best_density = density_at(target);
+  double aim = target - (best_density - target), low = 0, high = 1;
+  (best_density > target ? high : low) = target;
+  for (int attempt = 0; attempt < 9 && std::abs(best_density - target) > kTolerance * target; ++attempt) {
+    if (aim <= low || aim >= high) aim = (low + high) / 2;
+    const double density = density_at(aim), miss = density - target;
+    (miss > 0 ? high : low) = aim;
+    if (std::abs(miss) < std::abs(best_density - target)) best = aim, best_density = density;
+    aim -= miss;
+  }
+  require_density(best_density, target);
+  return best;
 }
 
 }  // namespace calibatt

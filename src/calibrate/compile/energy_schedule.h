@@ -1,12 +1,10 @@
 #pragma once
 
-#include <cmath>
 #include <functional>
 #include <optional>
-#include <utility>
 #include <vector>
 
-#include "calibrate/compile/compile.h"
+#include "calibrate/compile/compile_options.h"
 
 namespace calibatt {
 
@@ -19,25 +17,8 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
 void require_density(double density, double target);
 
 /// Filled gaps and shared steps add blocks, and levels come in steps: aims lower or higher until the plan itself has
-/// the density. make(aim) returns something with a `plan`. Throws Error(kUsage) when the density cannot be reached.
-template <class Make>
-auto meet_density(double target, const Make& make) {
-  constexpr double kTolerance = 0.003;  // relative
-  auto best = make(target);
-  double aim = target - (best.plan.density() - target), low = 0, high = 1;
-  (best.plan.density() > target ? high : low) = target;
-  for (int attempt = 0; attempt < 9; ++attempt) {
-    const double miss = best.plan.density() - target;
-    if (std::abs(miss) <= kTolerance * target) break;
-    if (aim <= low || aim >= high) aim = (low + high) / 2;
-    auto next = make(aim);
-    const double next_miss = next.plan.density() - target;
-    (next_miss > 0 ? high : low) = aim;
-    aim -= next_miss;
-    if (std::abs(next_miss) < std::abs(miss)) best = std::move(next);
-  }
-  require_density(best.plan.density(), target);
-  return best;
-}
+/// the density. density_at: of the plan that an aim leads to. Returns the best aim. Throws Error(kUsage) when the
+/// density cannot be reached.
+double best_aim(double target, const std::function<double(double aim)>& density_at);
 
 }  // namespace calibatt

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/error.h"
-
 namespace calibatt {
 namespace {
 
@@ -30,12 +28,11 @@ std::span<const int> level_options() {
 
 LevelTable::LevelTable(const ProfileHeader& header)
     : all_pairs_(double{1} * header.geometry.num_tokens() * header.geometry.num_tokens()),
-      heads_per_entry_(header.num_layers * header.geometry.heads),
-      densities_(static_cast<size_t>(header.num_recorded_steps()) * static_cast<size_t>(heads_per_entry_) *
-                 level_options().size()),
+      heads_per_entry_(static_cast<size_t>(header.num_layers) * static_cast<size_t>(header.geometry.heads)),
+      densities_(static_cast<size_t>(header.num_recorded_steps()) * heads_per_entry_ * level_options().size()),
       of_entry_(static_cast<size_t>(header.num_recorded_steps()), std::vector<double>(kLevelUnits + 1)) {}
 
-void LevelTable::set_head(size_t head, const Histogram& histogram) {
+void LevelTable::add_head(size_t head, const Histogram& histogram) {
   float* densities = densities_.data() + head * level_options().size();
   int64_t kept = 0;
   int level = 0;
@@ -43,38 +40,21 @@ void LevelTable::set_head(size_t head, const Histogram& histogram) {
     for (; level < option; ++level) kept += histogram[static_cast<size_t>(level)];
     *densities++ = static_cast<float>(static_cast<double>(kept) / all_pairs_);
   }
-}
-
-double LevelTable::density(size_t head, int level) const {
-  const std::span<const int> options = level_options();
-  const auto option = std::ranges::lower_bound(options, level);
-  CALIBATT_ASSERT(option != options.end() && *option == level);
-  return densities_[head * options.size() + static_cast<size_t>(option - options.begin())];
-}
-
-void LevelTable::add_to_entry(int entry, const Histogram& histogram) {
-  std::vector<double>& sums = of_entry_[static_cast<size_t>(entry)];
-  for (size_t level = 0; level < histogram.size(); ++level) sums[level + 1] += static_cast<double>(histogram[level]);
+  // Sums of whole numbers below 2⁵³: the same in any order.
+  const std::lock_guard lock(mutex_);
+  std::vector<double>& sums = of_entry_[head / heads_per_entry_];
+  for (size_t j = 0; j < histogram.size(); ++j) sums[j + 1] += static_cast<double>(histogram[j]);
 }
 
 void LevelTable::finish() {
   for (std::vector<double>& sums : of_entry_) {
     for (size_t level = 1; level < sums.size(); ++level) sums[level] += sums[level - 1];
-    for (double& sum : sums) sum /= all_pairs_ * heads_per_entry_;
+    for (double& sum : sums) sum /= all_pairs_ * static_cast<double>(heads_per_entry_);
   }
 }
 
-LevelErrorCurves::LevelErrorCurves(const Profile& profile, Skipped skipped) {
-  const ProfileHeader& header = profile.header;
-  CALIBATT_ASSERT(header.output_errors);
-  std::vector<const PromptProfile*> prompts;
-  for (const PromptProfile& prompt : profile.prompts) {
-    if (!prompt.own_ranking) prompts.push_back(&prompt);
-  }
-  held_out_ = !prompts.empty();
-  if (!held_out_) {
-    for (const PromptProfile& prompt : profile.prompts) prompts.push_back(&prompt);
-  }
+LevelErrorCurves::LevelErrorCurves(const ProfileHeader& header, std::span<const PromptProfile* const> prompts,
+                                   Skipped skipped) {
   const size_t per_entry = static_cast<size_t>(header.num_layers) * static_cast<size_t>(header.geometry.heads);
   const size_t count = per_entry * static_cast<size_t>(header.num_recorded_steps());
   errors_.assign(count * kNumCodeLevels, 0.0f);

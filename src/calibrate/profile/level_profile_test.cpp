@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "calibrate/compile/compile.h"
-#include "calibrate/compile/compile_levels.h"
+#include "calibrate/compile/level_measurements.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/fake_device_backend.h"
 #include "calibrate/record/level_recorder.h"

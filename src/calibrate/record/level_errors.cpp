@@ -9,16 +9,14 @@
 #include "base/thread_pool.h"
 #include "calibrate/profile/level_agreement.h"
 #include "calibrate/profile/level_code.h"
+#include "calibrate/record/low_discrepancy.h"
+#include "sparsity/intervals_builder.h"
 
 namespace calibatt {
 namespace {
 
 constexpr size_t kMostEarlierPrompts = 4;    // more would change the masks little and take the host longer
 constexpr int kGroups = kNumCodeLevels + 1;  // the last one keeps every key
-
-double fraction(double value) {
-  return value - std::floor(value);
-}
 
 HeadsView rows_of(Tensor& tensor, int64_t first, int64_t count, int head_dim) {
   const int64_t width = tensor.dim(-1);
@@ -27,23 +25,6 @@ HeadsView rows_of(Tensor& tensor, int64_t first, int64_t count, int head_dim) {
 }
 ConstHeadsView as_const(const HeadsView& view) {
   return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
-}
-
-/// Intervals of blocks c with keeps(c), appended.
-template <class Keeps>
-void append_row(int num_key_blocks, const Keeps& keeps, std::vector<uint32_t>& offsets,
-                std::vector<BlockInterval>& intervals) {
-  const size_t first = intervals.size();
-  for (int c = 0; c < num_key_blocks; ++c) {
-    if (!keeps(c)) continue;
-    const auto block = static_cast<uint32_t>(c);
-    if (intervals.size() > first && intervals.back().end == block) {
-      ++intervals.back().end;
-    } else {
-      intervals.push_back({block, block + 1});
-    }
-  }
-  offsets.push_back(static_cast<uint32_t>(intervals.size()));
 }
 
 CalibrationOps& calibration_ops_of(const RecordingBackend& backend) {
@@ -69,8 +50,6 @@ LevelErrors::LevelErrors(const RecordingBackend& backend, const ProfileHeader& h
 /// Whole query blocks, one of each equal stretch of the video; where in its stretch changes with prompt, step and
 /// layer.
 std::vector<int> LevelErrors::sampled_blocks(int recorded, int layer) const {
-  constexpr double kGolden = 0.6180339887498949,
-                   kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
   const int whole = header_.geometry.num_tokens() / rows_per_block_, count = std::min(header_.sampled_blocks, whole);
   const double phase =
       fraction(kGolden * (profile_.prompt + 1) + kSilver * (double{1} * recorded * header_.num_layers + layer));
@@ -106,17 +85,15 @@ std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const st
         agreement.agree(packed, row);
         keep_own_blocks(g, blocks[i], row);
       }
-      std::vector<uint32_t> offsets{0};
-      std::vector<BlockInterval> intervals;
+      IntervalsBuilder intervals(columns);
       for (int group = 0; group < kGroups; ++group) {
         const int level = group < kNumCodeLevels ? kCodeLevels[static_cast<size_t>(group)] : kLevelUnits;
         for (size_t i = 0; i < blocks.size(); ++i) {
           const uint16_t* row = levels.data() + i * static_cast<size_t>(columns);
-          append_row(
-              columns, [&](int c) { return row[c] < level; }, offsets, intervals);
+          intervals.add_row([&](int c) { return row[c] < level; });
         }
       }
-      result[static_cast<size_t>(head)] = BlockIntervals(columns, std::move(offsets), std::move(intervals));
+      result[static_cast<size_t>(head)] = intervals.take();
     }
   });
   return result;
@@ -169,14 +146,14 @@ void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsV
     }
     call.heads = heads;
     engine_.attention(call);
-    measured_.push_back(
+    pending_.push_back(
         {recorded, layer, static_cast<int>(skipped), ops_.squared_changes(outputs_, metric, g.heads), scale});
   }
 }
 
 void LevelErrors::collect() {
   const int64_t heads = header_.geometry.heads;
-  for (const Measured& one : measured_) {
+  for (const PendingChanges& one : pending_) {
     const Tensor changes = device_.to_host(one.changes);
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t site_head = (int64_t{one.recorded} * header_.num_layers + one.layer) * heads + head;
@@ -191,7 +168,7 @@ void LevelErrors::collect() {
       }
     }
   }
-  measured_.clear();
+  pending_.clear();
 }
 
 }  // namespace calibatt

@@ -32,7 +32,7 @@ class LevelErrors {
   void collect();
 
  private:
-  struct Measured {
+  struct PendingChanges {
     int recorded, layer, skipped;
     Tensor changes;  ///< [H, levels], the backend's
     double scale;    ///< from the sampled rows' sum to all rows', relative to the residual stream
@@ -49,7 +49,7 @@ class LevelErrors {
   PromptProfile& profile_;
   int rows_per_block_;
   Tensor queries_, outputs_;  ///< [levels + 1, sampled rows, H·head_dim], the sampled blocks again and again
-  std::vector<Measured> measured_;
+  std::vector<PendingChanges> pending_;  ///< on the device until they are collected
 };
 
 }  // namespace calibatt

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "calibrate/record/low_discrepancy.h"
 
 namespace calibatt {
 namespace {
@@ -16,26 +17,10 @@ constexpr int kNumCurves = 4;  // rankings × treatments of skipped blocks
 constexpr int kSimilarityColumns = 4;
 constexpr int kQueriesPerGroup = 16;  // a group's partial results stay in the second-level cache
 
-void read_row(ConstHeadsView view, int64_t token, int head, int head_dim, float* out) {
-  const int64_t start = token * view.token_stride + head * view.head_stride;
-  if (view.dtype == DType::kF32) {
-    std::copy_n(static_cast<const float*>(view.data) + start, head_dim, out);
-  } else {
-    const auto* row = static_cast<const bfloat16*>(view.data) + start;
-    for (int j = 0; j < head_dim; ++j) out[j] = static_cast<float>(row[j]);
-  }
-}
-
 std::vector<float> gathered(ConstHeadsView view, std::span<const int> tokens, int head, int head_dim) {
   std::vector<float> rows(tokens.size() * head_dim);
   for (size_t i = 0; i < tokens.size(); ++i) read_row(view, tokens[i], head, head_dim, rows.data() + i * head_dim);
   return rows;
-}
-
-constexpr double kGolden = 0.6180339887498949, kSilver = 0.4142135623730951;  // multiples spread evenly over [0, 1)
-
-double fraction(double value) {
-  return value - std::floor(value);
 }
 
 // The sampled queries of all query blocks.

@@ -6,17 +6,10 @@
 
 #include "base/error.h"
 #include "base/half.h"
+#include "calibrate/record/low_discrepancy.h"
 #include "calibrate/record/output_error.h"
 
 namespace calibatt {
-namespace {
-
-double fraction(double value) {
-  return value - std::floor(value);
-}
-
-}  // namespace
-
 void ReferenceRanking::add(const ProfileHeader& header, const PromptProfile& prompt) {
   const auto accumulate = [count = num_prompts](std::vector<float>& mean, size_t at, float value) {
     mean[at] += (value - mean[at]) / static_cast<float>(count + 1);
@@ -106,8 +99,6 @@ void RecordingAttention::measure_errors(int layer, const HostCall& host, const O
   const size_t site = static_cast<size_t>(step_) * header_.num_layers + layer;
   const size_t num_sites = static_cast<size_t>(header_.num_steps()) * header_.num_layers, heads = g.heads;
   const size_t per_head = static_cast<size_t>(g.num_query_blocks()) * g.num_key_blocks();
-  constexpr double kGolden = 0.6180339887498949,
-                   kSilver = 0.4142135623730951;  // spread phases evenly, without a common period
   const MeasuredCall call{g,
                           host.q,
                           host.k,

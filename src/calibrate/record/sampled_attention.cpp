@@ -235,6 +235,8 @@ int rounded_up(int value, int multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+}  // namespace
+
 void read_row(ConstHeadsView view, int64_t token, int head, int head_dim, float* out) {
   const int64_t start = token * view.token_stride + head * view.head_stride;
   if (view.dtype == DType::kF32) {
@@ -244,8 +246,6 @@ void read_row(ConstHeadsView view, int64_t token, int head, int head_dim, float*
     for (int j = 0; j < head_dim; ++j) out[j] = static_cast<float>(row[j]);
   }
 }
-
-}  // namespace
 
 void prepare_keys(ConstHeadsView k, ConstHeadsView v, int head, int head_dim, int block_k,
                   std::span<const float> projection, SampledKeys& keys) {

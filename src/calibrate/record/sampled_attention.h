@@ -23,6 +23,9 @@ struct SampledKeys {
   int block_size(int block) const { return block + 1 < num_blocks ? block_k : num_tokens - block * block_k; }
 };
 
+/// One token of one head as f32 → out [head_dim]. The view is F32 or BF16, in host memory.
+void read_row(ConstHeadsView view, int64_t token, int head, int head_dim, float* out);
+
 /// Reuses the memory of `keys`. projection: [head_dim, head_dim] row-major, or empty for none.
 void prepare_keys(ConstHeadsView k, ConstHeadsView v, int head, int head_dim, int block_k,
                   std::span<const float> projection, SampledKeys& keys);

@@ -1,4 +1,4 @@
-#include "calibrate/compile/budget.h"
+#include "calibrate/compile/allocation.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "calibrate/compile/budget.h"
+#include "calibrate/compile/allocation.h"
 
 #include <algorithm>
 #include <tuple>
@@ -25,7 +25,7 @@ std::vector<HeadOption> convex_hull(std::vector<HeadOption> options) {
   return hull;
 }
 
-std::vector<HeadOption> allocate(const std::vector<std::vector<HeadOption>>& hulls, double budget) {
+std::vector<HeadOption> allocate(const std::vector<std::vector<HeadOption>>& hulls, double most_cost) {
   struct Step {
     double gain;  // fall of error per cost
     size_t head, to;
@@ -46,7 +46,7 @@ std::vector<HeadOption> allocate(const std::vector<std::vector<HeadOption>>& hul
   });
   for (const Step& step : steps) {
     const double price = hulls[step.head][step.to].cost - hulls[step.head][step.to - 1].cost;
-    if (chosen[step.head] + 1 != step.to || spent + price > budget + 1e-9) continue;
+    if (chosen[step.head] + 1 != step.to || spent + price > most_cost + 1e-9) continue;
     chosen[step.head] = step.to;
     spent += price;
   }

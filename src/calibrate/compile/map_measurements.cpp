@@ -1,11 +1,11 @@
-#include "calibrate/compile/head_table.h"
+#include "calibrate/compile/map_measurements.h"
 
 #include <algorithm>
 #include <cmath>
-#include <string>
+#include <numeric>
 
-#include "base/error.h"
 #include "base/thread_pool.h"
+#include "sparsity/intervals_builder.h"
 
 namespace calibatt {
 namespace {
@@ -22,56 +22,52 @@ std::vector<double> with_interpolated(std::span<const double> ladder) {
   return levels;
 }
 
-int index_of_anchor_rows(const ProfileHeader& header, int rows) {
-  const auto found = std::find(header.anchor_rows.begin(), header.anchor_rows.end(), rows);
-  if (found != header.anchor_rows.end()) return static_cast<int>(found - header.anchor_rows.begin());
-  std::string measured;
-  for (const int k : header.anchor_rows) measured += (measured.empty() ? "" : ", ") + std::to_string(k);
-  throw Error(ErrorKind::kUsage, "repetition was not measured for " + std::to_string(rows) +
-                                     " anchor rows per frame (measured: " + (measured.empty() ? "none" : measured) +
-                                     "); take one of these, or calibrate anew");
+// Every step has an entry of its own.
+std::vector<int> each_its_own(int num_steps) {
+  std::vector<int> entries(static_cast<size_t>(num_steps));
+  std::iota(entries.begin(), entries.end(), 0);
+  return entries;
 }
 
 }  // namespace
 
-HeadTable::HeadTable(const Profile& profile, const CompileOptions& options)
-    : profile_(profile),
-      options_(options),
+MapMeasurements::MapMeasurements(const Profile& profile, const CompileOptions& options)
+    : Measurements(profile, options, each_its_own(profile.header.num_steps())),
       ranking_(options.budget == Budget::kEnergy ? Ranking::kEnergy : options.ranking),
-      heads_per_step_(static_cast<size_t>(profile.header.num_layers) * profile.header.geometry.heads),
-      levels_(with_interpolated(levels_of(ranking_))) {
-  for (const PromptProfile& prompt : profile.prompts) {
-    if (!prompt.own_ranking) error_prompts_.push_back(&prompt);
+      error_prompts_(profile),
+      levels_(with_interpolated(levels_of(ranking_))),
+      errors_(num_heads()) {
+  if (has_errors()) {
+    parallel_for(static_cast<int64_t>(num_heads()), 64, [&](int64_t begin, int64_t end, int) {
+      for (auto head = static_cast<size_t>(begin); head < static_cast<size_t>(end); ++head) {
+        errors_[head] = interpolated_errors(head);
+      }
+    });
   }
-  errors_are_held_out_ = !error_prompts_.empty();
-  if (!errors_are_held_out_) {
-    for (const PromptProfile& prompt : profile.prompts) error_prompts_.push_back(&prompt);
+  if (options.repetition == Repetition::kOff) return;
+  const std::vector<int>& measured = profile.header.anchor_rows;
+  const auto k = std::find(measured.begin(), measured.end(), options.anchor_rows_per_frame) - measured.begin();
+  for (size_t head = 0; head < num_heads(); ++head) {
+    const size_t at = head * measured.size() + static_cast<size_t>(k);
+    copy_errors_.push_back(mean_of(&PromptProfile::copy_error, at));
+    similarities_.push_back(mean_of(&PromptProfile::similarity, at));
   }
-  const size_t count = static_cast<size_t>(profile.header.num_steps()) * heads_per_step_;
-  errors_.resize(count);
-  densities_[0].resize(count);
-  densities_[1].resize(count);
-  if (options.repetition != Repetition::kOff) {
-    const auto k = static_cast<size_t>(index_of_anchor_rows(profile.header, options.anchor_rows_per_frame));
-    const size_t measured = profile.header.anchor_rows.size();
-    anchors_ = make_anchor_rows(profile.header.geometry, options.anchor_rows_per_frame);
-    for (size_t head = 0; head < count; ++head) {
-      copy_errors_.push_back(mean_of(&PromptProfile::copy_error, head * measured + k));
-      similarities_.push_back(mean_of(&PromptProfile::similarity, head * measured + k));
-    }
-  }
-  parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end, int) {
-    for (auto head = static_cast<size_t>(begin); head < static_cast<size_t>(end); ++head) {
-      densities_[0][head] = measured_densities(inclusion(head, false), false);
-      if (options_.repetition != Repetition::kOff)
-        densities_[1][head] = measured_densities(inclusion(head, true), true);
-      errors_[head] = interpolated_errors(head);
-    }
+}
+
+void MapMeasurements::tabulate(CompileProgress& progress) {
+  densities_[0].resize(num_heads());
+  densities_[1].resize(num_heads());
+  for_each_group([&](int entry, int first_layer, int num_layers) {
+    for_each_head(entry, first_layer, num_layers, [&](size_t head) {
+      densities_[0][head] = counted_densities(head, false);
+      if (options_.repetition != Repetition::kOff) densities_[1][head] = counted_densities(head, true);
+    });
+    progress.advance(num_layers);
   });
 }
 
-InclusionLevels HeadTable::inclusion(size_t head, bool anchored) const {
-  const AttentionGeometry& g = profile_.header.geometry;
+InclusionLevels MapMeasurements::inclusion(size_t head, bool anchored) const {
+  const AttentionGeometry& g = header_.geometry;
   const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
   const int used_rows = anchored ? anchors_.num_query_blocks(g.block_q) : rows;
   const auto used = [&](std::vector<float> matrix) { return anchored ? packed_rows(g, anchors_, matrix) : matrix; };
@@ -92,16 +88,17 @@ InclusionLevels HeadTable::inclusion(size_t head, bool anchored) const {
   return levels;
 }
 
-std::vector<double> HeadTable::measured_densities(const InclusionLevels& inclusion, bool anchored) const {
-  const AttentionGeometry& g = profile_.header.geometry;
+std::vector<double> MapMeasurements::counted_densities(size_t head, bool anchored) const {
+  const InclusionLevels levels = inclusion(head, anchored);
+  const AttentionGeometry& g = header_.geometry;
   const double tokens = g.num_tokens();
   const int num_queries = anchored ? static_cast<int>(anchors_.query_tokens.size()) : g.num_tokens();
   std::vector<double> densities(levels_.size(), 0.0);
-  for (int r = 0; r < inclusion.num_query_blocks(); ++r) {
+  for (int r = 0; r < levels.num_query_blocks(); ++r) {
     const double queries = std::min(g.block_q, num_queries - r * g.block_q) / tokens;
-    for (int c = 0; c < inclusion.num_key_blocks(); ++c) {
+    for (int c = 0; c < levels.num_key_blocks(); ++c) {
       // Kept at every level above its own.
-      const auto first = std::upper_bound(levels_.begin(), levels_.end(), static_cast<double>(inclusion.at(r, c)));
+      const auto first = std::upper_bound(levels_.begin(), levels_.end(), static_cast<double>(levels.at(r, c)));
       densities[static_cast<size_t>(first - levels_.begin())] += queries * g.key_block_size(c) / tokens;
     }
   }
@@ -109,18 +106,15 @@ std::vector<double> HeadTable::measured_densities(const InclusionLevels& inclusi
   return densities;
 }
 
-double HeadTable::mean_of(Tensor PromptProfile::*field, size_t at) const {
+double MapMeasurements::mean_of(Tensor PromptProfile::*field, size_t at) const {
   double sum = 0;
-  for (const PromptProfile* prompt : error_prompts_) {
-    if (!profile_.header.output_errors) return 0;
-    sum += (prompt->*field).f32()[at];
-  }
-  return sum / static_cast<double>(error_prompts_.size());
+  for (const PromptProfile* prompt : error_prompts_.prompts) sum += (prompt->*field).f32()[at];
+  return sum / static_cast<double>(error_prompts_.prompts.size());
 }
 
 // Between two measured levels the error falls about exponentially; towards level 1, where it is 0, it falls
 // quadratically.
-std::vector<double> HeadTable::interpolated_errors(size_t head) const {
+std::vector<double> MapMeasurements::interpolated_errors(size_t head) const {
   const size_t num_measured = levels_of(ranking_).size();
   const size_t curve = (head * 2 + static_cast<size_t>(ranking_)) * 2 + static_cast<size_t>(options_.skipped);
   std::vector<double> measured(num_measured), errors;
@@ -139,7 +133,7 @@ std::vector<double> HeadTable::interpolated_errors(size_t head) const {
   return errors;
 }
 
-double HeadTable::at_level(const std::vector<double>& values, double level) const {
+double MapMeasurements::at_level(const std::vector<double>& values, double level) const {
   const auto above = std::lower_bound(levels_.begin(), levels_.end(), level) - levels_.begin();
   if (above == 0) return values.front();
   const auto i = std::min(static_cast<size_t>(above), levels_.size() - 1);
@@ -147,12 +141,32 @@ double HeadTable::at_level(const std::vector<double>& values, double level) cons
   return values[i - 1] * (1 - t) + values[i] * t;
 }
 
-double HeadTable::density(size_t head, const HeadChoice& choice) const {
+double MapMeasurements::density(size_t head, const HeadChoice& choice) const {
   return at_level(densities_[choice.anchored][head], choice.level);
 }
 
-double HeadTable::error(size_t head, const HeadChoice& choice) const {
+double MapMeasurements::density_of(std::span<const HeadChoice> choices) const {
+  double sum = 0;
+  for (size_t head = 0; head < choices.size(); ++head) sum += density(head, choices[head]);
+  return sum / static_cast<double>(choices.size());
+}
+
+double MapMeasurements::error(size_t head, const HeadChoice& choice) const {
   return at_level(errors_[head], choice.level) + (choice.anchored ? copy_error(head) : 0.0);
+}
+
+HeadPlan MapMeasurements::head_plan(size_t head, const HeadChoice& choice) const {
+  HeadPlan plan;
+  plan.anchored = choice.anchored;
+  if (choice.level >= 1) return plan;
+  const InclusionLevels levels = inclusion(head, choice.anchored);
+  IntervalsBuilder intervals(levels.num_key_blocks(), options_.merge_gap);
+  for (int r = 0; r < levels.num_query_blocks(); ++r) {
+    const std::span<const float> row = levels.row(r);
+    intervals.add_row([&](int c) { return row[static_cast<size_t>(c)] < choice.level; });
+  }
+  if (!intervals.keeps_all()) plan.intervals = intervals.take();
+  return plan;
 }
 
 }  // namespace calibatt

@@ -1,0 +1,80 @@
+#include "calibrate/compile/compile_options.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "base/error.h"
+#include "calibrate/profile/profile_header.h"
+
+namespace calibatt {
+namespace {
+
+/// A number's flag and range. NaN is in no range.
+struct NumberRule {
+  const char* flag;
+  double CompileOptions::*field;
+  double lowest, highest;
+  bool above_lowest = false;  ///< the lowest value itself is out of range
+};
+
+constexpr NumberRule kNumbers[] = {
+    {"--rho", &CompileOptions::agreement_threshold, 0, 1, true},
+    {"--schedule-a", &CompileOptions::schedule_a, 0, 1},
+    {"--schedule-c", &CompileOptions::schedule_c, 0, 1},
+    {"--schedule-k", &CompileOptions::schedule_k, 0, 1000},
+    {"--step-weight", &CompileOptions::step_weight_decay, 0, 1000},
+    {"the floor of the step weight", &CompileOptions::step_weight_floor, 0, 1},
+    {"--gamma", &CompileOptions::similarity_threshold, 0, 1},
+    {"--share-steps", &CompileOptions::share_steps_iou, 0, 1},
+    {"the share of attention", &CompileOptions::attention_share, 0, 1},
+};
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
+void require_number(const char* flag, double value, double lowest, double highest, bool above_lowest) {
+  if ((above_lowest ? value > lowest : value >= lowest) && value <= highest) return;
+  const std::string range = highest == kNoLimit ? "at least " + number_text(lowest)
+                            : above_lowest ? "above " + number_text(lowest) + " and at most " + number_text(highest)
+                                           : "between " + number_text(lowest) + " and " + number_text(highest);
+  throw Error(ErrorKind::kUsage, std::string(flag) + " " + number_text(value) + ": must be " + range);
+}
+
+void require_anchor_rows(const ProfileHeader& header, int rows) {
+  const auto& measured = header.anchor_rows;
+  if (std::find(measured.begin(), measured.end(), rows) != measured.end()) return;
+  std::string list;
+  for (const int each : measured) list += (list.empty() ? "" : ", ") + std::to_string(each);
+  throw Error(ErrorKind::kUsage, "--anchors " + std::to_string(rows) +
+                                     ": repetition was not measured for so many anchor rows per frame (measured: " +
+                                     (list.empty() ? "none" : list) + "); take one of these, or calibrate anew");
+}
+
+}  // namespace
+
+void validate(const CompileOptions& options) {
+  if (options.density) require_number("--density", *options.density, 0, 1, true);
+  for (const NumberRule& rule : kNumbers) {
+    require_number(rule.flag, options.*rule.field, rule.lowest, rule.highest, rule.above_lowest);
+  }
+  require_number("--merge-gap", options.merge_gap, 0, kNoLimit, false);
+  require_number("--anchors", options.anchor_rows_per_frame, 1, kNoLimit, false);
+}
+
+void validate(const CompileOptions& options, const ProfileHeader& header) {
+  validate(options);
+  const bool repeats = options.repetition != Repetition::kOff;
+  if (header.measured == Measured::kLevels &&
+      (repeats || (options.budget == Budget::kError && options.ranking != Ranking::kEnergy))) {
+    throw Error(ErrorKind::kUsage,
+                "the profile has level codes, which know neither repetition nor the harm of single blocks: use "
+                "--repetition off and --ranking energy, or calibrate anew with --measure maps");
+  }
+  if ((options.budget == Budget::kError || repeats) && !header.output_errors) {
+    throw Error(ErrorKind::kUsage,
+                "the profile has no output errors, which --budget error and --repetition need: use --budget energy "
+                "--repetition off, or calibrate anew");
+  }
+  if (repeats) require_anchor_rows(header, options.anchor_rows_per_frame);
+}
+
+}  // namespace calibatt

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "calibrate/profile/level_agreement.h"
+#include "calibrate/profile/profile.h"
+
+namespace calibatt {
+
+enum class Budget : uint8_t {
+  kEnergy,  ///< the paper: each step keeps energy ε(t)
+  kError,   ///< per (entry, layer, head) the level that harms the output least, under one global density
+};
+enum class Repetition : uint8_t {
+  kOff,
+  kError,       ///< anchor rows where the measured output error says so (the budget decides)
+  kSimilarity,  ///< the paper: where rows' similarity to their anchors reaches γ
+};
+
+inline constexpr double kDefaultErrorDensity = 0.3;
+
+/// How a plan is made from a profile. Nothing here needs the model to run again. Ranges: `validate`.
+struct CompileOptions {
+  Budget budget = Budget::kError;
+  Skipped skipped = Skipped::kSummary;
+  std::optional<double> density;  ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
+                                  ///< schedule as given when absent
+
+  // Budget kEnergy.
+  Agreement agreement = Agreement::kMean;
+  double agreement_threshold = 0.5;                              ///< ρ
+  double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; with a density target A is searched
+
+  // Budget kError.
+  Ranking ranking = Ranking::kHarm;  ///< level codes know kEnergy alone
+  double step_weight_decay = 8;      ///< w, and
+  double step_weight_floor =
+      0.1;  ///< b of weight(t) = b + (1 − b)·exp(−w t/T): what an error of step t does to the video
+
+  Repetition repetition = Repetition::kError;
+  int anchor_rows_per_frame = 5;       ///< k; one of the profile's anchor_rows
+  double similarity_threshold = 0.87;  ///< γ
+  int merge_gap = 0;                   ///< gaps of so many skipped blocks are kept
+  double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
+
+  double attention_share = 0.6;  ///< of dense self-attention in the transformer's time; for predicted_speedup
+
+  /// The density that the plan has to meet, if it has to meet one.
+  std::optional<double> target_density() const {
+    return budget == Budget::kError ? density.value_or(kDefaultErrorDensity) : density;
+  }
+};
+
+/// Judges every field by itself. Throws Error(kUsage) naming the flag, the value and the range.
+void validate(const CompileOptions& options);
+/// Also what a profile with this header has to have measured for them. To be asked before the profile is recorded.
+void validate(const CompileOptions& options, const ProfileHeader& header);
+
+}  // namespace calibatt

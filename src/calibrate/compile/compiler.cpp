@@ -1,0 +1,242 @@
+#include "calibrate/compile/compiler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "calibrate/compile/energy_schedule.h"
+#include "plan/sharing.h"
+
+namespace calibatt {
+
+Compiler::Compiler(Measurements& measurements, const CompileOptions& options, size_t num_prompts,
+                   CompileProgress& progress)
+    : measured_(measurements),
+      header_(measurements.header()),
+      options_(options),
+      num_prompts_(num_prompts),
+      progress_(progress) {}
+
+bool Compiler::needs_densities(const CompileOptions& options) {
+  return options.target_density() || options.repetition == Repetition::kError;
+}
+
+Choices Compiler::choose() {
+  if (needs_densities(options_)) measured_.tabulate(progress_);
+  const std::optional<double> target = options_.target_density();
+  if (!target) return choices_for({});
+  const bool plan_is_as_chosen = options_.merge_gap == 0 && options_.share_steps_iou == 0;
+  if (plan_is_as_chosen && measured_.densities_are_exact()) {
+    Choices choices = choices_for(target);
+    require_density(measured_.density_of(choices.heads), *target);
+    return choices;
+  }
+  return choices_for(best_aim(*target, [this](double aim) { return density_of_plan(choices_for(aim)); }));
+}
+
+Choices Compiler::choices_for(std::optional<double> density) const {
+  Choices choices;
+  if (options_.budget == Budget::kError) {
+    choices.heads = choose_by_error(*density);
+    choices.energy_targets.assign(header_.sigmas.size(), std::numeric_limits<double>::quiet_NaN());
+    return choices;
+  }
+  const std::vector<double> levels =
+      entry_levels(energy_targets(options_, header_.num_steps(), density, [this](const std::vector<double>& targets) {
+        return measured_.density_of(choose_by_energy(entry_levels(targets)));
+      }));
+  choices.heads = choose_by_energy(levels);
+  for (const int entry : measured_.step_entry()) choices.energy_targets.push_back(levels[static_cast<size_t>(entry)]);
+  return choices;
+}
+
+// An entry counts as often as it has steps: so many times its cost, and the sum of their weights times its error.
+std::vector<HeadChoice> Compiler::choose_by_error(double density) const {
+  const std::vector<double> weights = weight_of_entries();
+  std::vector<std::vector<HeadOption>> hulls(measured_.num_heads());
+  for (size_t head = 0; head < hulls.size(); ++head) {
+    if (head % measured_.heads_per_entry() == 0) progress_.tell();
+    hulls[head] = hull_of(head, weights[static_cast<size_t>(measured_.entry_of(head))]);
+  }
+  std::vector<HeadChoice> choices;
+  choices.reserve(hulls.size());
+  double left = density * (static_cast<double>(measured_.heads_per_entry()) * header_.num_steps());
+  for (const HeadOption& option : allocate(hulls, left)) {
+    choices.push_back({option.level, option.anchored});
+    left -= option.cost;
+  }
+  if (measured_.spends_rest()) spend_rest(left, choices);
+  return choices;
+}
+
+std::vector<HeadOption> Compiler::hull_of(size_t head, double weight) const {
+  const bool similar = options_.repetition == Repetition::kSimilarity && is_similar(head);
+  const bool may_anchor = options_.repetition == Repetition::kError || similar;
+  const int steps = measured_.num_steps_of(measured_.entry_of(head));
+  std::vector<HeadOption> options;
+  for (const bool anchored : {false, true}) {
+    if (anchored ? !may_anchor : similar) continue;
+    for (size_t i = 0; i < measured_.levels().size(); ++i) {
+      const double error = measured_.error_at(head, i) + (anchored ? measured_.copy_error(head) : 0.0);
+      options.push_back(
+          {measured_.density_at(head, i, anchored) * steps, weight * error, measured_.levels()[i], anchored});
+    }
+  }
+  return convex_hull(std::move(options));
+}
+
+std::vector<double> Compiler::weight_of_entries() const {
+  std::vector<double> weights(static_cast<size_t>(measured_.num_entries()), 0.0);
+  for (int step = 0; step < header_.num_steps(); ++step) {
+    weights[static_cast<size_t>(measured_.step_entry()[static_cast<size_t>(step)])] +=
+        scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, header_.num_steps());
+  }
+  return weights;
+}
+
+// What is left is too little for any head's next step on its hull: levels between the steps take it.
+void Compiler::spend_rest(double left, std::vector<HeadChoice>& choices) const {
+  for (size_t head = 0; head < choices.size() && left > 0; ++head) {
+    HeadChoice& choice = choices[head];
+    const int steps = measured_.num_steps_of(measured_.entry_of(head));
+    const double now = measured_.density(head, choice);
+    for (size_t i = measured_.levels().size(); i-- > 0 && measured_.levels()[i] > choice.level;) {
+      const double price = (measured_.density_at(head, i, choice.anchored) - now) * steps;
+      if (price > left) continue;
+      left -= price;
+      choice.level = measured_.levels()[i];
+      break;
+    }
+  }
+}
+
+// An entry that stands for several steps keeps what the one that keeps most has to keep.
+std::vector<double> Compiler::entry_levels(const std::vector<double>& targets) const {
+  std::vector<double> levels(static_cast<size_t>(measured_.num_entries()), 0.0);
+  for (size_t step = 0; step < targets.size(); ++step) {
+    double& highest = levels[static_cast<size_t>(measured_.step_entry()[step])];
+    highest = std::max(highest, measured_.nearest_level(targets[step]));
+  }
+  return levels;
+}
+
+std::vector<HeadChoice> Compiler::choose_by_energy(const std::vector<double>& entry_levels) const {
+  std::vector<HeadChoice> choices;
+  choices.reserve(measured_.num_heads());
+  for (size_t head = 0; head < measured_.num_heads(); ++head) {
+    const double level = entry_levels[static_cast<size_t>(measured_.entry_of(head))];
+    const bool anchored = options_.repetition == Repetition::kSimilarity ? is_similar(head)
+                          : options_.repetition == Repetition::kError    ? anchors_beat_skipping(head, level)
+                                                                         : false;
+    choices.push_back({level, anchored});
+  }
+  return choices;
+}
+
+bool Compiler::is_similar(size_t head) const {
+  return measured_.similarity(head) >= options_.similarity_threshold;
+}
+
+// Does computing anchor rows alone spoil less than skipping blocks until the head is just as cheap?
+bool Compiler::anchors_beat_skipping(size_t head, double level) const {
+  const HeadChoice anchored{level, true};
+  const double cost = measured_.density(head, anchored);
+  size_t i = 0;
+  while (i + 1 < measured_.levels().size() && measured_.density_at(head, i, false) < cost) ++i;
+  return measured_.error(head, anchored) < measured_.error_at(head, i);
+}
+
+double Compiler::density_of_plan(const Choices& choices) const {
+  progress_.add_pass();
+  if (options_.share_steps_iou > 0) return Plan(in_memory(choices).parts).density();
+  return emit(choices, [](std::vector<HeadPlan>&) {}).density;
+}
+
+PlanInfo Compiler::frame(const Choices& choices) const {
+  PlanInfo frame;
+  frame.geometry = header_.geometry;
+  frame.num_layers = header_.num_layers;
+  frame.sigmas = header_.sigmas;
+  frame.step_entry = measured_.step_entry();
+  frame.energy_targets = choices.energy_targets;
+  frame.summarize_skipped = options_.skipped == Skipped::kSummary;
+  const bool any_anchored =
+      std::any_of(choices.heads.begin(), choices.heads.end(), [](const HeadChoice& head) { return head.anchored; });
+  frame.anchor_rows_per_frame = any_anchored ? options_.anchor_rows_per_frame : 0;
+  frame.provenance = header_.provenance;
+  frame.provenance.num_prompts = static_cast<int>(num_prompts_);
+  return frame;
+}
+
+CompileSummary Compiler::emit(const Choices& choices, const std::function<void(std::vector<HeadPlan>&)>& sink) const {
+  const auto heads = static_cast<size_t>(header_.geometry.heads);
+  std::vector<std::vector<LayerFacts>> facts(static_cast<size_t>(measured_.num_entries()));
+  measured_.for_each_group([&](int entry, int first_layer, int num_layers) {
+    measured_.verify(entry, first_layer, num_layers);
+    std::vector<std::vector<HeadPlan>> layers(static_cast<size_t>(num_layers), std::vector<HeadPlan>(heads));
+    measured_.for_each_head(entry, first_layer, num_layers, [&](size_t head) {
+      const size_t layer = head % measured_.heads_per_entry() / heads - static_cast<size_t>(first_layer);
+      layers[layer][head % heads] = measured_.head_plan(head, choices.heads[head]);
+    });
+    for (std::vector<HeadPlan>& layer : layers) {
+      facts[static_cast<size_t>(entry)].push_back(facts_of(layer));
+      sink(layer);
+    }
+    progress_.advance(num_layers);
+  });
+  CompileSummary summary = summarize(measured_.step_entry(), facts, header_.geometry.heads, options_.attention_share);
+  add_errors(choices, summary);
+  return summary;
+}
+
+LayerFacts Compiler::facts_of(const std::vector<HeadPlan>& heads) const {
+  const AttentionGeometry& g = header_.geometry;
+  const double tokens = g.num_tokens(), num_heads = g.heads;
+  LayerFacts facts;
+  facts.density = 0;
+  for (const HeadPlan& head : heads) {
+    const auto queries = head.anchored ? static_cast<int>(measured_.anchors().query_tokens.size()) : g.num_tokens();
+    const int64_t pairs = head.intervals
+                              ? kept_token_pairs(*head.intervals, queries, g.block_q, g.num_tokens(), g.block_k)
+                              : int64_t{queries} * g.num_tokens();
+    facts.density += static_cast<double>(pairs) / (tokens * tokens);
+    facts.anchored_heads += head.anchored;
+    if (head.intervals && options_.skipped == Skipped::kSummary) {
+      facts.summary_pairs += queries / tokens * g.num_key_blocks() / tokens / num_heads;
+    }
+  }
+  facts.density /= num_heads;
+  return facts;
+}
+
+CompiledPlan Compiler::in_memory(const Choices& choices) const {
+  CompiledPlan compiled{{frame(choices), {}}, {}};
+  compiled.summary = emit(choices, [&](std::vector<HeadPlan>& heads) {
+    std::move(heads.begin(), heads.end(), std::back_inserter(compiled.parts.heads));
+  });
+  if (options_.share_steps_iou == 0) return compiled;
+  const Plan shared(share_adjacent_steps(std::move(compiled.parts), options_.share_steps_iou));
+  compiled = {shared.to_parts(), summarize(shared, options_.attention_share)};
+  add_errors(choices, compiled.summary);
+  return compiled;
+}
+
+void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const {
+  if (!measured_.has_errors()) return;
+  summary.error_is_held_out = measured_.errors_are_held_out();
+  double sum = 0;
+  for (const int entry : measured_.step_entry()) {
+    double of_step = 0;
+    for (size_t i = 0; i < measured_.heads_per_entry(); ++i) {
+      const size_t head = static_cast<size_t>(entry) * measured_.heads_per_entry() + i;
+      of_step += measured_.error(head, choices.heads[head]) / header_.num_layers;
+    }
+    summary.step_error.push_back(std::sqrt(of_step));
+    sum += of_step;
+  }
+  summary.held_out_error = std::sqrt(sum / header_.num_steps());
+}
+
+}  // namespace calibatt

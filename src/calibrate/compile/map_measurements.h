@@ -1,0 +1,51 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "calibrate/compile/measurements.h"
+
+namespace calibatt {
+
+/// From maps: every step is an entry. Densities of all options are counted, errors between measured levels
+/// interpolated.
+class MapMeasurements : public Measurements {
+ public:
+  MapMeasurements(const Profile& profile, const CompileOptions& options);
+
+  /// The ranking's ladder with levels between.
+  std::span<const double> levels() const override { return levels_; }
+
+  void tabulate(CompileProgress& progress) override;
+  double density_at(size_t head, size_t i, bool anchored) const override { return densities_[anchored][head][i]; }
+  double density(size_t head, const HeadChoice& choice) const override;
+  double density_of(std::span<const HeadChoice> choices) const override;
+  /// The error budget takes levels at which blocks were counted.
+  bool densities_are_exact() const override { return options_.budget == Budget::kError; }
+  bool spends_rest() const override { return true; }
+
+  bool errors_are_held_out() const override { return error_prompts_.held_out; }
+  double error_at(size_t head, size_t i) const override { return errors_[head][i]; }
+  double error(size_t head, const HeadChoice& choice) const override;
+  double copy_error(size_t head) const override { return copy_errors_.empty() ? 0.0 : copy_errors_[head]; }
+  double similarity(size_t head) const override { return similarities_[head]; }
+
+  void verify(int, int, int) const override {}  // maps were checked when they were loaded
+  HeadPlan head_plan(size_t head, const HeadChoice& choice) const override;
+
+ private:
+  /// Nested masks of the head; over the anchors' packed query blocks when `anchored`.
+  InclusionLevels inclusion(size_t head, bool anchored) const;
+  std::vector<double> counted_densities(size_t head, bool anchored) const;
+  std::vector<double> interpolated_errors(size_t head) const;
+  double mean_of(Tensor PromptProfile::*field, size_t at) const;  ///< over the prompts whose errors count
+  double at_level(const std::vector<double>& values, double level) const;
+
+  const Ranking ranking_;
+  const ErrorPrompts error_prompts_;
+  std::vector<double> levels_;
+  std::vector<std::vector<double>> densities_[2], errors_;  ///< [anchored][head][level], [head][level]
+  std::vector<double> copy_errors_, similarities_;
+};
+
+}  // namespace calibatt
