@@ -167,6 +167,11 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.anchor_rows_per_frame = any_anchored ? options_.anchor_rows_per_frame : 0;
   frame.provenance = header_.provenance;
   frame.provenance.num_prompts = static_cast<int>(num_prompts_);
+  if (measured_.has_errors()) {
+    CompileSummary errors;
+    add_errors(choices, errors);
+    frame.accuracy = {.predicted = errors.held_out_error, .held_out = errors.error_is_held_out, .measured = {}};
+  }
   return frame;
 }
 
@@ -225,7 +230,6 @@ CompiledPlan Compiler::in_memory(const Choices& choices) const {
 
 void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const {
   if (!measured_.has_errors()) return;
-  summary.error_is_held_out = measured_.errors_are_held_out();
   double sum = 0;
   for (const int entry : measured_.step_entry()) {
     double of_step = 0;
@@ -236,6 +240,7 @@ void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const
     summary.step_error.push_back(std::sqrt(of_step));
     sum += of_step;
   }
+  summary.error_is_held_out = measured_.errors_are_held_out();
   summary.held_out_error = std::sqrt(sum / header_.num_steps());
 }
 

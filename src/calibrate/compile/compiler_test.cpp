@@ -134,6 +134,22 @@ TEST_P(BothSources, FilledGapsAndSharedStepsTogetherMeetTheDensity) {
   }
 }
 
+TEST_P(BothSources, ThePlanCarriesItsPredictedError) {
+  options.density = 0.6;
+  for (const double share_steps_iou : {0.0, 0.45}) {
+    options.share_steps_iou = share_steps_iou;
+    const CompileSummary summary = compile_to_file(profile, options, folder / "plan");
+    const PlanAccuracy accuracy = load_plan(folder / "plan")->info().accuracy;
+    EXPECT_GT(summary.held_out_error, 0);
+    EXPECT_EQ(accuracy, (PlanAccuracy{summary.held_out_error, true, {}}));
+  }
+  Profile one = profile;
+  one.prompts.resize(1);  // its errors are its own
+  const CompiledPlan compiled = compile_plan(one, options);
+  EXPECT_TRUE(compiled.parts.accuracy.predicted.has_value());
+  EXPECT_FALSE(compiled.parts.accuracy.held_out);
+}
+
 /// Measurements by hand: density is the level, error what a test says.
 class Table : public Measurements {
  public:
