@@ -209,9 +209,11 @@ WanVae WanVae::load(const std::string& path, Backend& backend, DType compute, co
   impl->compute = backend.clip_ops().supports(compute) ? compute : DType::kF32;
   const bool defers = options.defers_bias.value_or(backend.clip_ops().defers_bias());
   const Weights weights(std::move(files.tensors));
-  wan_vae::Builder build_encoder(weights, backend, impl->compute, defers);
-  impl->encoder = wan_vae::make_encoder(build_encoder, impl->config);
-  impl->encoder_histories = build_encoder.num_histories();
+  if (options.encodes) {
+    wan_vae::Builder build_encoder(weights, backend, impl->compute, defers);
+    impl->encoder = wan_vae::make_encoder(build_encoder, impl->config);
+    impl->encoder_histories = build_encoder.num_histories();
+  }
   wan_vae::Builder build_decoder(weights, backend, impl->compute, defers);
   impl->decoder = wan_vae::make_decoder(build_decoder, impl->config);
   impl->decoder_histories = build_decoder.num_histories();
@@ -280,6 +282,7 @@ Tensor WanVae::decode_to_float(const Tensor& latents) const {
 }
 
 Tensor WanVae::encode(const Tensor& video) const {
+  CALIBATT_ASSERT(!impl_->encoder.empty());
   const WanVaeConfig& config = impl_->config;
   const int unit = config.pixels_per_latent(), group = config.frames_per_latent();
   if (video.rank() != 4 || video.dtype() != DType::kF32 || std::ranges::min(video.shape()) < 1 ||

@@ -15,6 +15,7 @@ namespace calibatt {
 
 /// How the work is cut, which changes results by rounding alone. The defaults are what the backend has best (ClipOps).
 struct WanVaeOptions {
+  bool encodes = true;  ///< false: the encoder, which text to video has no use for, is not loaded
   std::optional<bool> defers_bias;
   int64_t latent_frames_at_once = 0;  ///< when decoding, all but the first; 0: the backend's
 };

@@ -23,26 +23,7 @@ std::vector<float> latent_statistics(const JsonConfig& json, const std::string& 
   return {values.begin(), values.end()};
 }
 
-}  // namespace
-
-WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
-  if (const std::string name = json.string("_class_name", "AutoencoderKLWan"); name != "AutoencoderKLWan") {
-    json.fail("_class_name", "expected AutoencoderKLWan, found " + name);
-  }
-  if (json.boolean("is_residual", false)) {
-    json.fail("is_residual", "the residual autoencoder of Wan 2.2 (5B) is not supported; expected false");
-  }
-  WanVaeConfig config;
-  config.base_dim = json.integer_in("base_dim", 1, kMaxChannels, 96);
-  config.decoder_base_dim = json.integer_in("decoder_base_dim", 1, kMaxChannels, config.base_dim);
-  config.z_dim = json.integer_in("z_dim", 1, kMaxChannels, 16);
-  config.num_res_blocks = json.integer_in("num_res_blocks", 1, 64, 2);
-  config.patch_size = json.integer_in("patch_size", 1, 16, 1);
-  config.in_channels = json.integer_in("in_channels", 1, kMaxChannels, 3);
-  config.out_channels = json.integer_in("out_channels", 1, kMaxChannels, 3);
-  config.scale_factor_temporal = json.integer_in("scale_factor_temporal", 1, 256, 4);
-  config.scale_factor_spatial = json.integer_in("scale_factor_spatial", 1, 256, 8);
-
+void read_levels(const JsonConfig& json, WanVaeConfig& config) {
   config.dim_mult.clear();
   for (const int64_t factor : json.integers("dim_mult", {1, 2, 4, 4})) {
     if (factor < 1 || factor > 64)
@@ -64,10 +45,10 @@ WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
                                          std::to_string(config.levels() - 1) + "), found " +
                                          std::to_string(config.temporal_downsample.size()));
   }
-  if (!json.numbers("attn_scales", {}).empty()) {
-    json.fail("attn_scales", "attention outside the middle block is not supported; expected []");
-  }
+}
 
+/// What other settings imply as well.
+void check_scales(const JsonConfig& json, const WanVaeConfig& config) {
   const int pixel_channels = 3 * config.patch_size * config.patch_size;
   if (config.in_channels != pixel_channels || config.out_channels != pixel_channels) {
     json.fail("out_channels",
@@ -82,6 +63,34 @@ WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
                   ", as dim_mult, temperal_downsample and patch_size make " + "them; found " +
                   std::to_string(config.scale_factor_spatial) + " and " + std::to_string(config.scale_factor_temporal));
   }
+}
+
+}  // namespace
+
+WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
+  if (const std::string name = json.string("_class_name", "AutoencoderKLWan"); name != "AutoencoderKLWan") {
+    json.fail("_class_name", "expected AutoencoderKLWan, found " + name);
+  }
+  if (json.boolean("is_residual", false)) {
+    json.fail("is_residual", "the residual autoencoder of Wan 2.2 (5B) is not supported; expected false");
+  }
+  WanVaeConfig config;
+  config.base_dim = json.integer_in("base_dim", 1, kMaxChannels, 96);
+  config.decoder_base_dim = json.integer_in("decoder_base_dim", 1, kMaxChannels, config.base_dim);
+  config.z_dim = json.integer_in("z_dim", 1, kMaxChannels, 16);
+  config.num_res_blocks = json.integer_in("num_res_blocks", 1, 64, 2);
+  config.patch_size = json.integer_in("patch_size", 1, 16, 1);
+  config.in_channels = json.integer_in("in_channels", 1, kMaxChannels, 3);
+  config.out_channels = json.integer_in("out_channels", 1, kMaxChannels, 3);
+  config.scale_factor_temporal = json.integer_in("scale_factor_temporal", 1, 256, 4);
+  config.scale_factor_spatial = json.integer_in("scale_factor_spatial", 1, 256, 8);
+
+  read_levels(json, config);
+  if (!json.numbers("attn_scales", {}).empty()) {
+    json.fail("attn_scales", "attention outside the middle block is not supported; expected []");
+  }
+
+  check_scales(json, config);
   config.latents_mean = latent_statistics(json, "latents_mean", config.z_dim, false);
   config.latents_std = latent_statistics(json, "latents_std", config.z_dim, true);
   return config;

@@ -122,8 +122,7 @@ class AttentionBlock : public Layer {
 class Upsample : public Layer {
  public:
   Upsample(Builder& build, const std::string& name, int channels, bool over_time)
-      : channels_(channels),
-        spatial_(build.spatial(name + ".resample.1", channels, channels / 2, 3, 1, 1, 1)),
+      : spatial_(build.spatial(name + ".resample.1", channels, channels / 2, 3, 1, 1, 1)),
         adds_bias_(!build.defers_bias()),
         missing_(build.settle()) {
     if (!adds_bias_) build.leave_out(spatial_);
@@ -149,7 +148,6 @@ class Upsample : public Layer {
   }
 
  private:
-  int channels_;
   CausalConv3d spatial_;
   bool adds_bias_;
   Tensor missing_;
