@@ -5,7 +5,6 @@ namespace calibatt {
 void FlowEulerScheduler::make_sigmas(int num_steps) {
   const double train_steps = config_.num_train_timesteps;
   const double shift = flow_shift_;
-  const auto shifted = [shift](double sigma) { return shift * sigma / (1 + (shift - 1) * sigma); };
   // The lower end of the range is the last training noise level, shifted once there (in float32) and once more below:
   // what diffusers does, and so part of what the name of this scheduler means.
   const float first = 1.0f;
@@ -18,7 +17,8 @@ void FlowEulerScheduler::make_sigmas(int num_steps) {
   timesteps_.clear();
   for (int i = 0; i < num_steps; ++i) {
     const double timestep = i > 0 && i == num_steps - 1 ? end : i * stride + begin;
-    sigmas_.push_back(static_cast<float>(shifted(timestep / train_steps)));
+    const bool original = config_.spacing == SchedulerConfig::Spacing::kOriginal;
+    sigmas_.push_back(static_cast<float>(original ? original_sigma(i, num_steps) : shifted(timestep / train_steps)));
     timesteps_.push_back(sigmas_.back() * static_cast<float>(train_steps));
   }
   sigmas_.push_back(0.0f);

@@ -31,8 +31,20 @@ SchedulerConfig::Kind parse_scheduler_kind(const std::string& name) {
   throw Error(ErrorKind::kUsage, "unknown scheduler \"" + name + "\"; choose unipc or euler");
 }
 
-SchedulerConfig load_scheduler_config(const std::string& path) {
-  const JsonConfig json = JsonConfig::load(path);
+std::string_view spacing_name(SchedulerConfig::Spacing spacing) {
+  return spacing == SchedulerConfig::Spacing::kDiffusers ? "diffusers" : "original";
+}
+
+SchedulerConfig::Spacing parse_spacing(const std::string& name) {
+  for (const auto spacing : {SchedulerConfig::Spacing::kDiffusers, SchedulerConfig::Spacing::kOriginal}) {
+    if (spacing_name(spacing) == name) return spacing;
+  }
+  throw Error(ErrorKind::kUsage, "--sigmas \"" + name + "\": choose diffusers or original");
+}
+
+namespace {
+
+SchedulerConfig config_of(const JsonConfig& json) {
   SchedulerConfig config;
   config.num_train_timesteps = json.integer_in("num_train_timesteps", 2, 1'000'000, 1000);
   for (const char* key :
@@ -83,6 +95,19 @@ SchedulerConfig load_scheduler_config(const std::string& path) {
   return config;
 }
 
+}  // namespace
+
+SchedulerConfig load_scheduler_config(const std::string& path) {
+  const JsonConfig json = JsonConfig::load(path);
+  try {
+    return config_of(json);
+  } catch (const Error& error) {
+    SchedulerConfig config;
+    config.refusal = error.what();
+    return config;
+  }
+}
+
 std::unique_ptr<Scheduler> Scheduler::make(SchedulerConfig config, std::optional<SchedulerConfig::Kind> kind) {
   if (kind) config.kind = *kind;
   if (config.kind == SchedulerConfig::Kind::kEuler) return std::make_unique<FlowEulerScheduler>(std::move(config));
@@ -102,6 +127,14 @@ void Scheduler::set_timesteps(int num_steps, std::optional<double> flow_shift) {
   step_index_ = 0;
   make_sigmas(num_steps);
   CALIBATT_ASSERT(timesteps_.size() == static_cast<size_t>(num_steps) && sigmas_.size() == timesteps_.size() + 1);
+}
+
+double Scheduler::original_sigma(int step, int num_steps) const {
+  // In float32 once, as that script keeps its training levels; and in this order of operations, since UniPC's timesteps
+  // are cut to whole numbers.
+  const double first = static_cast<float>(1 - 1.0 / config_.num_train_timesteps);
+  const double stride = (0 - first) / num_steps;
+  return shifted(step * stride + first);
 }
 
 Tensor Scheduler::step(const Tensor& model_output, const Tensor& sample) {

@@ -14,6 +14,13 @@ namespace calibatt {
 struct SchedulerConfig {
   enum class Kind { kUniPC, kEuler };
   Kind kind = Kind::kUniPC;
+  /// How the noise levels of a run are spaced, before the shift. diffusers: as its class of that name does. Original:
+  /// as Wan-AI's own script does, evenly from the first training level below 1 to 0 (wan/utils/fm_solvers_unipc.py).
+  enum class Spacing { kDiffusers, kOriginal };
+  Spacing spacing = Spacing::kDiffusers;
+  /// Why the file's own scheduler cannot be run, in one line; empty: it can. Whoever names another scheduler and its
+  /// shift runs that one all the same.
+  std::string refusal;
   int num_train_timesteps = 1000;
   double flow_shift = 1.0;  ///< "flow_shift" of UniPC, "shift" of Euler
 
@@ -28,10 +35,13 @@ struct SchedulerConfig {
 
 std::string_view scheduler_kind_name(SchedulerConfig::Kind kind);     ///< "unipc" or "euler"
 SchedulerConfig::Kind parse_scheduler_kind(const std::string& name);  ///< throws Error(kUsage)
+std::string_view spacing_name(SchedulerConfig::Spacing spacing);      ///< "diffusers" or "original"
+SchedulerConfig::Spacing parse_spacing(const std::string& name);      ///< throws Error(kUsage)
 
 /// Reads scheduler_config.json (diffusers' UniPCMultistepScheduler with flow prediction, or
-/// FlowMatchEulerDiscreteScheduler). Throws Error(kFormat) for what this file's classes do not do: other classes, other
-/// kinds of prediction, dynamic shifting, Karras, exponential or beta noise levels, thresholding.
+/// FlowMatchEulerDiscreteScheduler). What this file's classes do not do becomes the refusal: other classes, other kinds
+/// of prediction, dynamic shifting, Karras, exponential or beta noise levels, thresholding. Throws Error(kNotFound /
+/// kIo / kFormat) for a file that cannot be read or is no JSON object.
 SchedulerConfig load_scheduler_config(const std::string& path);
 
 /// Walks a sample from noise to data: x(σ) = (1 − σ)·data + σ·noise, σ falling from about 1 to 0; the model predicts
@@ -63,6 +73,9 @@ class Scheduler {
  protected:
   explicit Scheduler(SchedulerConfig config) : config_(std::move(config)) {}
   virtual void make_sigmas(int num_steps) = 0;  ///< fills sigmas_ and timesteps_, and forgets the last video
+  /// Level `step` of `num_steps` in the original spacing, shifted.
+  double original_sigma(int step, int num_steps) const;
+  double shifted(double sigma) const { return flow_shift_ * sigma / (1 + (flow_shift_ - 1) * sigma); }
   virtual Tensor advance(const Tensor& model_output, const Tensor& sample) = 0;
 
   SchedulerConfig config_;

@@ -35,15 +35,14 @@ std::vector<double> solved(std::vector<std::vector<double>> a, std::vector<doubl
 
 void UniPCScheduler::make_sigmas(int num_steps) {
   const double train_steps = config_.num_train_timesteps;
-  const double shift = flow_shift_;
-  // num_steps + 1 evenly spaced levels from 1 to the last training level, without that last one. In this order of
-  // operations: timesteps are cut to whole numbers, and one rounding in the last place could move one by one.
+  // diffusers: num_steps + 1 evenly spaced levels from 1 to the last training level, without that last one. In this
+  // order of operations: timesteps are cut to whole numbers, and one rounding in the last place could move one by one.
   const double stride = (1 / train_steps - 1) / num_steps;
   sigmas_.clear();
   timesteps_.clear();
   for (int i = 0; i < num_steps; ++i) {
-    double sigma = i * stride + 1.0;
-    sigma = shift * sigma / (1 + (shift - 1) * sigma);
+    double sigma = config_.spacing == SchedulerConfig::Spacing::kOriginal ? original_sigma(i, num_steps)
+                                                                          : shifted(i * stride + 1.0);
     constexpr double kEpsilon = 1e-6;
     if (i == 0 && std::abs(sigma - 1) < kEpsilon) sigma -= kEpsilon;  // σ = 1 has λ = −∞
     timesteps_.push_back(static_cast<float>(std::trunc(sigma * train_steps)));
