@@ -51,6 +51,8 @@ struct GenerateOptions {
   std::optional<int> video_frames;   ///< 4k + 1
   std::optional<double> fps;
   std::optional<std::string> scheduler;  ///< "unipc" or "euler"; default: the model folder's
+  std::optional<std::string> sigmas;     ///< how noise levels are spaced: "diffusers", or "original" as Wan-AI's script
+                                         ///< does it; default: that of the folder's layout
   std::string plan_path;                 ///< empty: dense
   OnMismatch on_mismatch = OnMismatch::kRefuse;
 };
@@ -78,6 +80,46 @@ struct RunReport {
   MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded
 };
 std::string to_json(const RunReport& report);
+
+/// About how much memory a video takes, in bytes. `weights`, `activations` and `autoencoder` are where the model
+/// computes, `video` is in host memory. Activations are given back before the video is decoded.
+struct MemoryEstimate {
+  uint64_t weights = 0, activations = 0, autoencoder = 0, video = 0;
+  /// The most at a time where the model computes.
+  uint64_t peak() const { return weights + (activations > autoencoder ? activations : autoencoder); }
+};
+
+/// What a model's settings say of it.
+struct ModelInfo {
+  std::string name;                             ///< of its folder
+  std::string kind;                             ///< diffusers' class of its transformer
+  GenerateOptions defaults;                     ///< of a run; every value is there
+  int width_multiple = 0, height_multiple = 0;  ///< pixels
+  int frames_multiple = 0;                      ///< video frames are a multiple of it, plus 1
+  int num_layers = 0, num_heads = 0, head_dim = 0;
+  int max_prompt_tokens = 0;
+};
+
+/// A model on disk, its settings read and nothing else: quick, and with nothing computed. What cannot be made is found
+/// here, before minutes of loading.
+class ModelOnDisk {
+ public:
+  /// Throws Error(kNotFound / kFormat / kMismatch) for what Pipeline::load would refuse the settings of.
+  static ModelOnDisk open(const std::string& model_dir);
+  ModelOnDisk(ModelOnDisk&&) noexcept;
+  ~ModelOnDisk();
+
+  const ModelInfo& info() const;
+  /// As Pipeline::resolved.
+  GenerateOptions resolved(const GenerateOptions& options) const;
+  /// Of a video with these options; kAuto counts as bf16, as on a GPU.
+  MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto) const;
+
+ private:
+  struct Impl;
+  explicit ModelOnDisk(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
 
 class Runner;  // this library's own
 

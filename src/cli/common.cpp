@@ -83,6 +83,11 @@ void add_run_flags(CLI::App& command, GenerateOptions& run) {
   command.add_option("--fps", run.fps, "Frames per second of the video file [the model's default]");
   command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
       ->check(CLI::IsMember({"unipc", "euler"}));
+  command
+      .add_option("--sigmas", run.sigmas,
+                  "How noise levels are spaced: as diffusers does it, or as Wan-AI's original script [by the model's "
+                  "layout]")
+      ->check(CLI::IsMember({"diffusers", "original"}));
 }
 
 void check_output(const std::string& path, const std::vector<std::string>& extensions) {

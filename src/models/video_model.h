@@ -11,6 +11,7 @@
 #include "backend/backend.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
+#include "calibatt/pipeline.h"
 #include "calibatt/prompts.h"
 #include "calibatt/video.h"
 #include "models/load_options.h"
@@ -72,14 +73,6 @@ class Conditioning {
   virtual ~Conditioning() = default;
 };
 
-/// About how much memory a video takes, in bytes, where the model computes.
-struct MemoryNeeds {
-  uint64_t weights = 0;      ///< of the transformer, as loaded
-  uint64_t activations = 0;  ///< of a forward; given back before the video is decoded
-  uint64_t autoencoder = 0;  ///< its weights, and what decoding takes
-  uint64_t video = 0;        ///< the decoded frames, in host memory
-};
-
 /// A text-to-video model, loaded: what the pipeline and calibration drive, and all that they know of it. One thread.
 /// Adding a model: implement this and ModelFiles in a folder of its own, and give registry.cpp a line.
 class VideoModel {
@@ -118,7 +111,7 @@ class ModelFiles {
  public:
   virtual ~ModelFiles() = default;
   virtual const ModelDescription& description() const = 0;
-  virtual MemoryNeeds memory(const VideoSize& size, DType dtype) const = 0;
+  virtual MemoryEstimate memory(const VideoSize& size, DType dtype) const = 0;
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;

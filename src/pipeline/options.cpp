@@ -57,7 +57,7 @@ VideoSize video_size(const GenerateOptions& options) {
   return {*options.video_frames, *options.height, *options.width};
 }
 
-GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model) {
+GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescription& model) {
   const ModelDefaults& defaults = model.defaults;
   GenerateOptions result = options;
   result.steps = options.steps.value_or(defaults.steps);
@@ -68,6 +68,18 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   result.video_frames = options.video_frames.value_or(defaults.video_frames);
   result.fps = options.fps.value_or(defaults.fps);
   result.scheduler = options.scheduler.value_or(std::string(scheduler_kind_name(model.scheduler.kind)));
+  result.sigmas = options.sigmas.value_or(std::string(spacing_name(model.scheduler.spacing)));
+  return result;
+}
+
+GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model) {
+  GenerateOptions result = with_defaults(options, model);
+  if (!model.scheduler.refusal.empty() && (!options.scheduler || !options.flow_shift)) {
+    throw Error(ErrorKind::kFormat,
+                model.scheduler.refusal +
+                    "; or choose another one with --scheduler and --flow-shift, which the model was "
+                    "made for");
+  }
 
   require_multiple("--width", *result.width, model.pixels_per_latent * model.patch_size[2]);
   require_multiple("--height", *result.height, model.pixels_per_latent * model.patch_size[1]);
@@ -80,11 +92,14 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);
   parse_scheduler_kind(*result.scheduler);  // throws
+  parse_spacing(*result.sigmas);            // throws
   return result;
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {
-  auto scheduler = Scheduler::make(model.scheduler, parse_scheduler_kind(*options.scheduler));
+  SchedulerConfig config = model.scheduler;
+  config.spacing = parse_spacing(*options.sigmas);
+  auto scheduler = Scheduler::make(config, parse_scheduler_kind(*options.scheduler));
   scheduler->set_timesteps(*options.steps, *options.flow_shift);
   return scheduler;
 }

@@ -5,6 +5,9 @@
 
 namespace calibatt {
 
+/// Every unset option filled in with the model's defaults; nothing is checked.
+GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescription& model);
+
 /// Every unset option filled in, and all of them checked against what the model can do. Throws Error(kUsage) naming the
 /// flag, the value and the nearest one that works.
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model);

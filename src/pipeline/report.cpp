@@ -35,6 +35,7 @@ std::string to_json(const RunReport& report) {
                        {"video_frames", *options.video_frames},
                        {"fps", *options.fps},
                        {"scheduler", *options.scheduler},
+                       {"sigmas", *options.sigmas},
                        {"plan", options.plan_path.empty() ? json(nullptr) : json(options.plan_path)},
                        {"seconds",
                         {{"text", seconds.text},

@@ -32,9 +32,9 @@ DType choose_dtype(Precision precision, const Backend& backend) {
 }
 
 std::string precision_name(DType dtype, const Backend& backend) {
-  if (dtype == DType::kF32) return "f32";
+  if (dtype == DType::kF32) return "fp32";
   if (dtype == DType::kF16) return "fp16";
-  return backend.has_fast_bf16() ? "bf16" : "bf16 weights, f32 arithmetic";
+  return backend.has_fast_bf16() ? "bf16" : "bf16 weights, fp32 arithmetic";
 }
 
 }  // namespace

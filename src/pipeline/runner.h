@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/run_attention.h"
@@ -16,6 +17,8 @@ namespace calibatt {
 class Runner {
  public:
   explicit Runner(const LoadOptions& options);
+  Runner(std::unique_ptr<Backend> backend, std::unique_ptr<VideoModel> model)
+      : backend_(std::move(backend)), model_(std::move(model)) {}
 
   GenerateOptions resolved(const GenerateOptions& options) const;
   void check_prompts(const std::vector<Prompt>& prompts);
@@ -43,7 +46,7 @@ class Runner {
   std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler) const;
   std::vector<Prompt> prompts_of(const GenerateOptions& options) const;
 
-  int threads_;
+  int threads_ = 0;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<VideoModel> model_;
 };

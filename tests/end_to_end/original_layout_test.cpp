@@ -58,7 +58,8 @@ class OriginalLayout : public ::testing::Test {
   }
   std::string generate(const fs::path& model, const std::string& output) const {
     return "generate --model " + model.string() +
-           " -W 64 -H 64 --video-frames 9 --steps 2 --cfg-scale 5 --threads 2 --backend cpu -p 'a red circle' -o " +
+           " -W 64 -H 64 --video-frames 9 --steps 2 --cfg-scale 5 --sigmas diffusers --threads 2 --backend cpu "
+           "-p 'a red circle' -o " +
            folder_.file(output);
   }
   void expect_same_frames(const std::string& a, const std::string& b) const {
@@ -90,14 +91,36 @@ TEST_F(OriginalLayout, MakesTheSameVideo) {
   expect_same_frames("ours", "converted");
 }
 
+// Each layout's video is that of the program which its files are made for.
+TEST_F(OriginalLayout, NoiseLevelsAreThoseOfTheAuthorsScript) {
+  const auto sigmas_of = [&](const fs::path& model, const std::string& flags) {
+    const CommandResult result = run_calibatt("generate --model " + model.string() +
+                                              " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu -p a "
+                                              "-o " +
+                                              folder_.file("x.png") + " --report " + folder_.file("x.json") + flags);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return nlohmann::json::parse(read_file(folder_.file("x.json")))["sigmas"].get<std::string>();
+  };
+  EXPECT_EQ(sigmas_of(ours_, ""), "diffusers");
+  const std::string ours = read_file(folder_.file("x_00000.png"));
+  EXPECT_EQ(sigmas_of(theirs_, ""), "original");
+  const std::string theirs = read_file(folder_.file("x_00000.png"));
+  EXPECT_NE(ours, theirs);
+  EXPECT_EQ(sigmas_of(theirs_, " --sigmas diffusers"), "diffusers");
+  EXPECT_EQ(read_file(folder_.file("x_00000.png")), ours);
+  EXPECT_EQ(sigmas_of(ours_, " --sigmas original"), "original");
+  EXPECT_EQ(read_file(folder_.file("x_00000.png")), theirs);
+}
+
 TEST_F(OriginalLayout, PlansAreOfBothLayouts) {
   write_file(folder_.file("prompts.txt"), "a green square\na pink heart\n");
   const auto plan = [&](const fs::path& model) {
     const std::string path = folder_.file(model.filename().string() + ".safetensors");
-    const CommandResult result = run_calibatt("calibrate --model " + model.string() +
-                                              " -W 64 -H 64 --video-frames 9 --steps 2 --threads 2 --backend cpu "
-                                              "--block-q 8 --block-k 8 --anchors 2 --density 0.5 --prompts " +
-                                              folder_.file("prompts.txt") + " -o " + path);
+    const CommandResult result =
+        run_calibatt("calibrate --model " + model.string() +
+                     " -W 64 -H 64 --video-frames 9 --steps 2 --sigmas diffusers --threads 2 --backend cpu "
+                     "--block-q 8 --block-k 8 --anchors 2 --density 0.5 --prompts " +
+                     folder_.file("prompts.txt") + " -o " + path);
     EXPECT_EQ(result.exit_code, 0) << result.output;
     return path;
   };

@@ -37,6 +37,7 @@ WanFolder open_original_folder(const fs::path& root) {
   WanFolder folder{root.string(), text_encoder.string(), tokenizer.string(), vae.string(), {}};
   folder.description = describe_folder(root.string(), {});
   folder.description.scheduler.flow_shift = kOriginalFlowShift;
+  folder.description.scheduler.spacing = SchedulerConfig::Spacing::kOriginal;
   return folder;
 }
 

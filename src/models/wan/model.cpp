@@ -72,7 +72,7 @@ class WanModel final : public VideoModel {
         warn_(options.warn),
         tokenizer_(Tokenizer::load(folder.tokenizer)),
         text_encoder_(Umt5Encoder::open(backend, folder.text_encoder, beside(dtype), options)),
-        vae_(WanVae::load(folder.vae, backend, beside(dtype))),
+        vae_(WanVae::load(folder.vae, backend, beside(dtype), {.encodes = false, .defers_bias = {}})),
         transformer_(WanTransformer::load(backend, folder.transformer, dtype, options)) {}
 
   const ModelDescription& description() const override { return description_; }
@@ -189,8 +189,8 @@ class WanFiles final : public ModelFiles {
 
   const ModelDescription& description() const override { return description_; }
 
-  MemoryNeeds memory(const VideoSize& size, DType dtype) const override {
-    MemoryNeeds needs;
+  MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
+    MemoryEstimate needs;
     needs.weights = transformer_elements_ * dtype_size(dtype);
     needs.activations = wan_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), dtype);
     needs.autoencoder =

@@ -1,0 +1,121 @@
+#include "models/registry.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "io/test_folder.h"
+
+namespace calibatt {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::HasSubstr;
+
+const std::string kTiny = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
+
+/// tiny-wan by links, so that a test may change its settings.
+class Registry : public testing::Test {
+ protected:
+  Registry() {
+    for (const auto& entry : fs::recursive_directory_iterator(kTiny)) {
+      const fs::path target = fs::path(folder_.path()) / fs::relative(entry.path(), kTiny);
+      if (entry.is_directory()) {
+        fs::create_directories(target);
+      } else if (entry.path().extension() == ".json") {
+        fs::copy_file(entry.path(), target);
+        fs::permissions(target, fs::perms::owner_write, fs::perm_options::add);
+      } else {
+        fs::create_symlink(entry.path(), target);
+      }
+    }
+  }
+  void edit(const std::string& file, const std::function<void(nlohmann::json&)>& change) {
+    auto json = nlohmann::json::parse(std::ifstream(folder_ / file));
+    change(json);
+    std::ofstream(folder_ / file) << json;
+  }
+  void expect_refused(ErrorKind kind, const std::vector<std::string>& parts) {
+    try {
+      open_model(folder_.path());
+      FAIL() << "accepted; expected " << parts[0];
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), kind) << error.what();
+      for (const std::string& part : parts) EXPECT_THAT(error.what(), HasSubstr(part));
+    }
+  }
+  TestFolder folder_;
+};
+
+TEST_F(Registry, DescribesAModelFromItsSettingsAlone) {
+  // Weights that cannot be read do not matter before they are loaded.
+  const std::unique_ptr<ModelFiles> files = open_model(folder_.path());
+  const ModelDescription& model = files->description();
+  EXPECT_EQ(model.kind, "WanTransformer3DModel");
+  EXPECT_EQ(model.name, fs::path(folder_.path()).filename().string());
+  EXPECT_EQ(model.num_layers, 8);
+  EXPECT_EQ(model.num_heads * model.head_dim, 256);
+  EXPECT_EQ(model.experts.size(), 1u);
+  EXPECT_EQ(model.defaults.video_frames, 65);
+  EXPECT_EQ(model.latent_size({65, 256, 192}), (std::array<int, 3>{17, 32, 24}));
+  const AttentionGeometry geometry = model.geometry({65, 256, 192});
+  EXPECT_EQ(geometry.num_tokens(), 17 * 16 * 12);
+  EXPECT_EQ(geometry.heads, model.num_heads);
+}
+
+TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
+  const std::unique_ptr<ModelFiles> files = open_model(kTiny);
+  const MemoryEstimate small = files->memory({17, 128, 128}, DType::kBF16),
+                       large = files->memory({33, 256, 256}, DType::kBF16),
+                       wide = files->memory({33, 256, 256}, DType::kF32);
+  EXPECT_EQ(small.video, 17u * 128 * 128 * 3);
+  EXPECT_EQ(small.weights, large.weights);
+  EXPECT_EQ(wide.weights, 2 * large.weights);
+  EXPECT_GT(large.activations, 4 * small.activations);
+  EXPECT_GT(large.autoencoder, small.autoencoder);
+  EXPECT_GT(wide.activations, large.activations);
+  EXPECT_GT(large.peak(), large.weights);
+}
+
+TEST_F(Registry, ComponentsOfDifferentModelsAreRefusedBeforeAnythingIsLoaded) {
+  const auto with = [&](const std::string& file, const char* key, int value) {
+    int before = 0;
+    edit(file, [&](nlohmann::json& json) {
+      before = json.value(key, 16);
+      json[key] = value;
+    });
+    return before;
+  };
+  const std::string transformer = "transformer/config.json", text = "text_encoder/config.json";
+  int before = with(transformer, "out_channels", 32);
+  expect_refused(ErrorKind::kMismatch, {"out_channels 32", "16", "VAE", "not of one model"});
+  with(transformer, "out_channels", before);
+  before = with(transformer, "in_channels", 8);
+  expect_refused(ErrorKind::kMismatch, {"in_channels 8", "16"});
+  with(transformer, "in_channels", before);
+  before = with(transformer, "text_dim", 128);
+  expect_refused(ErrorKind::kMismatch, {"text encoder", "256", "text_dim 128"});
+  with(transformer, "text_dim", before);
+  open_model(folder_.path());
+}
+
+TEST_F(Registry, AnotherModelIsNamedWithThoseThatThisVersionRuns) {
+  edit("model_index.json", [](nlohmann::json& json) { json["_class_name"] = "FluxPipeline"; });
+  expect_refused(ErrorKind::kMismatch, {"is a FluxPipeline", "WanPipeline"});
+  fs::remove(folder_ / "model_index.json");
+  expect_refused(ErrorKind::kNotFound, {"model_index.json"});
+}
+
+TEST_F(Registry, ASchedulerOfAnotherKindIsNoReasonToRefuseTheModel) {
+  edit("scheduler/scheduler_config.json", [](nlohmann::json& json) { json["use_karras_sigmas"] = true; });
+  EXPECT_THAT(open_model(folder_.path())->description().scheduler.refusal, HasSubstr("use_karras_sigmas"));
+}
+
+}  // namespace
+}  // namespace calibatt

@@ -1,0 +1,49 @@
+#include "calibatt/pipeline.h"
+#include "models/registry.h"
+#include "pipeline/options.h"
+
+namespace calibatt {
+
+struct ModelOnDisk::Impl {
+  std::unique_ptr<ModelFiles> files;
+  ModelInfo info;
+};
+
+ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+ModelOnDisk::ModelOnDisk(ModelOnDisk&&) noexcept = default;
+ModelOnDisk::~ModelOnDisk() = default;
+
+ModelOnDisk ModelOnDisk::open(const std::string& model_dir) {
+  auto impl = std::make_unique<Impl>();
+  impl->files = open_model(model_dir);
+  const ModelDescription& model = impl->files->description();
+  ModelInfo& info = impl->info;
+  info.name = model.name;
+  info.kind = model.kind;
+  info.defaults = with_defaults({}, model);
+  info.width_multiple = model.pixels_per_latent * model.patch_size[2];
+  info.height_multiple = model.pixels_per_latent * model.patch_size[1];
+  info.frames_multiple = model.frames_per_latent;
+  info.num_layers = model.num_layers;
+  info.num_heads = model.num_heads;
+  info.head_dim = model.head_dim;
+  info.max_prompt_tokens = model.max_prompt_tokens;
+  return ModelOnDisk(std::move(impl));
+}
+
+const ModelInfo& ModelOnDisk::info() const {
+  return impl_->info;
+}
+
+GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
+  return resolve_options(options, impl_->files->description());
+}
+
+MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision) const {
+  const DType dtype = precision == Precision::kF32   ? DType::kF32
+                      : precision == Precision::kF16 ? DType::kF16
+                                                     : DType::kBF16;
+  return impl_->files->memory(video_size(resolved(options)), dtype);
+}
+
+}  // namespace calibatt

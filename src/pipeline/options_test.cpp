@@ -1,0 +1,77 @@
+#include "pipeline/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "base/error.h"
+
+namespace calibatt {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+std::string refusal(const GenerateOptions& options, const ModelDescription& model) {
+  try {
+    resolve_options(options, model);
+    return "accepted";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(Options, UnsetOnesAreTheModels) {
+  ModelDescription model;
+  model.defaults.steps = 7;
+  model.scheduler.flow_shift = 3;
+  model.scheduler.spacing = SchedulerConfig::Spacing::kOriginal;
+  GenerateOptions options;
+  options.width = 64;
+  const GenerateOptions resolved = resolve_options(options, model);
+  EXPECT_EQ(resolved.steps, 7);
+  EXPECT_EQ(resolved.width, 64);
+  EXPECT_EQ(resolved.height, model.defaults.height);
+  EXPECT_EQ(resolved.flow_shift, 3);
+  EXPECT_EQ(resolved.scheduler, "unipc");
+  EXPECT_EQ(resolved.sigmas, "original");
+}
+
+TEST(Options, SizesFollowTheModelsRules) {
+  ModelDescription model;
+  model.pixels_per_latent = 16;
+  model.frames_per_latent = 6;
+  model.defaults.video_frames = 13;
+  GenerateOptions options;
+  options.width = options.height = 320;
+  EXPECT_EQ(refusal(options, model), "accepted");
+  options.width = 336;
+  EXPECT_THAT(refusal(options, model),
+              AllOf(HasSubstr("--width 336"), HasSubstr("multiple of 32"), HasSubstr("320 or 352")));
+  options.width = 320;
+  options.video_frames = 12;
+  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--video-frames 12"), HasSubstr("6k+1"), HasSubstr("7 or 13")));
+  options.video_frames = 13;
+  model.max_positions = 9;
+  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("10 tokens along its rows"), HasSubstr("9 positions")));
+}
+
+// A folder whose own scheduler cannot be run is usable by whoever names one that can.
+TEST(Options, TheCommandLineOverridesASchedulerThatCannotBeRun) {
+  ModelDescription model;
+  model.scheduler.refusal = "scheduler_config.json: is LCM";
+  GenerateOptions options;
+  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("is LCM"), HasSubstr("--scheduler and --flow-shift")));
+  options.scheduler = "euler";
+  EXPECT_THAT(refusal(options, model), HasSubstr("is LCM"));
+  options.flow_shift = 5;
+  EXPECT_EQ(refusal(options, model), "accepted");
+  const GenerateOptions resolved = resolve_options(options, model);
+  const auto scheduler = make_scheduler(resolved, model);
+  EXPECT_EQ(scheduler->config().kind, SchedulerConfig::Kind::kEuler);
+  EXPECT_EQ(scheduler->flow_shift(), 5);
+}
+
+}  // namespace
+}  // namespace calibatt

@@ -1,0 +1,136 @@
+// The parts of a generation with a model that is none of this library's: what the pipeline promises to any.
+#include "pipeline/runner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "pipeline/options.h"
+
+namespace calibatt {
+namespace {
+
+using testing::ElementsAre;
+
+constexpr int kLayers = 3;
+
+struct NoConditioning final : Conditioning {};
+
+/// Two transformers, latents of two channels; predicts zeros and writes down what it was asked.
+class FakeModel final : public VideoModel {
+ public:
+  FakeModel(Backend& backend, std::vector<std::string>& log) : backend_(backend), log_(log) {
+    description_.experts = {{500}, {0}};
+    description_.latent_channels = 2;
+    description_.num_layers = kLayers;
+    description_.num_heads = 1;
+    description_.head_dim = 8;
+  }
+  const ModelDescription& description() const override { return description_; }
+  Backend& backend() override { return backend_; }
+  DType dtype() const override { return DType::kF32; }
+  void check_prompt(const Prompt& prompt) override { log_.push_back("check " + prompt.text); }
+  std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative, const WorkProgress&) override {
+    log_.push_back("encode " + prompt.text + (negative != nullptr ? " without " + negative->text : ""));
+    return std::make_unique<NoConditioning>();
+  }
+  Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch, const Conditioning&,
+                 SelfAttention&, TransformerTimes& times, const WorkProgress& progress) override {
+    EXPECT_EQ(latents.shape(), (std::vector<int64_t>{2, 2, 8, 8}));
+    for (int layer = 0; layer < kLayers; ++layer) {
+      if (progress) progress(layer, kLayers, 0.5);
+    }
+    times.other += 1;
+    log_.push_back("expert " + std::to_string(step.expert) +
+                   (branch == GuidanceBranch::kConditional ? " conditional" : " unconditional"));
+    return Tensor::zeros(DType::kF32, latents.shape());
+  }
+  VideoFrames decode(const Tensor&, const WorkProgress&) override { return {}; }
+  std::string fingerprint(int expert, const std::string&, const WorkProgress&) override {
+    return "fingerprint " + std::to_string(expert);
+  }
+
+ private:
+  ModelDescription description_;
+  Backend& backend_;
+  std::vector<std::string>& log_;
+};
+
+class NoAttention final : public SelfAttention {
+ public:
+  explicit NoAttention(std::vector<std::string>& log) : log_(log) {}
+  void begin_forward(int step, GuidanceBranch) override { log_.push_back("step " + std::to_string(step)); }
+  void attend(int, const AttentionGeometry&, ConstHeadsView, ConstHeadsView, ConstHeadsView, HeadsView,
+              const OutputContext&) override {}
+
+ private:
+  std::vector<std::string>& log_;
+};
+
+class RunnerTest : public testing::Test {
+ protected:
+  RunnerTest() {
+    auto backend = make_backend("cpu");
+    auto model = std::make_unique<FakeModel>(*backend, log_);
+    runner_ = std::make_unique<Runner>(std::move(backend), std::move(model));
+    options_.prompt = "cat";
+    options_.negative_prompt = "dog";
+    options_.width = options_.height = 64;
+    options_.video_frames = 5;
+    options_.steps = 2;
+    options_.flow_shift = 1;
+    options_.scheduler = "euler";  // timesteps 1000 and 1
+    options_ = runner_->resolved(options_);
+  }
+  std::vector<std::string> log_;
+  std::unique_ptr<Runner> runner_;
+  GenerateOptions options_;
+};
+
+TEST_F(RunnerTest, EveryForwardHasItsStepExpertAndBranch) {
+  NoAttention attention(log_);
+  TransformerTimes times;
+  const auto conditioning = runner_->encode(options_, {});
+  runner_->denoise(options_, *conditioning, attention, times, {});
+  EXPECT_THAT(
+      log_, ElementsAre("encode cat without dog", "step 0", "expert 0 conditional", "step 0", "expert 0 unconditional",
+                        "step 1", "expert 1 conditional", "step 1", "expert 1 unconditional"));
+  EXPECT_EQ(times.other, 4);
+
+  log_.clear();
+  options_.cfg_scale = 1;
+  runner_->check_prompts(options_);
+  runner_->denoise(options_, *runner_->encode(options_, {}), attention, times, {});
+  EXPECT_THAT(
+      log_, ElementsAre("check cat", "encode cat", "step 0", "expert 0 conditional", "step 1", "expert 1 conditional"));
+}
+
+TEST_F(RunnerTest, ProgressRisesWithinStepsAndEndsTheRunWhereItThrows) {
+  NoAttention attention(log_);
+  TransformerTimes times;
+  std::vector<double> seen, overall;
+  const auto listen = [&](const Progress& progress) {
+    EXPECT_EQ(progress.stage, "denoise");
+    EXPECT_EQ(progress.total, 2);
+    EXPECT_TRUE(progress.within >= 0 && progress.within < 1);
+    seen.push_back(progress.done + progress.within);
+    overall.push_back(progress.overall);
+  };
+  runner_->denoise(options_, NoConditioning(), attention, times, listen);
+  EXPECT_EQ(seen.size(), 2u * (1 + 2 * kLayers) + 1);
+  EXPECT_TRUE(std::is_sorted(seen.begin(), seen.end()));
+  EXPECT_TRUE(std::is_sorted(overall.begin(), overall.end()));
+  EXPECT_EQ(seen.back(), 2);
+
+  struct Stop {};
+  for (size_t at = 0; at < seen.size(); ++at) {
+    size_t count = 0;
+    const auto stop = [&](const Progress&) {
+      if (count++ == at) throw Stop();
+    };
+    EXPECT_THROW(runner_->denoise(options_, NoConditioning(), attention, times, stop), Stop);
+    EXPECT_EQ(count, at + 1);
+  }
+}
+
+}  // namespace
+}  // namespace calibatt
