@@ -96,6 +96,17 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   return result;
 }
 
+std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed, bool on_host,
+                           uint64_t available) {
+  constexpr uint64_t kMegabyte = 1'000'000;
+  const uint64_t bytes = needed.video + (on_host ? needed.peak() - needed.weights : 0);
+  if (bytes <= available) return "";
+  return "a video of " + std::to_string(*options.width) + "×" + std::to_string(*options.height) + " with " +
+         std::to_string(*options.video_frames) + " frames takes about " + std::to_string(bytes / kMegabyte) +
+         " MB of memory beside the weights, and " + std::to_string(available / kMegabyte) +
+         " MB are available; choose a smaller size";
+}
+
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {
   SchedulerConfig config = model.scheduler;
   config.spacing = parse_spacing(*options.sigmas);

@@ -15,6 +15,11 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);
 
+/// What to tell of a video that takes more host memory than is available, in bytes; empty: nothing. The weights are
+/// loaded already. on_host: the model computes there.
+std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed, bool on_host,
+                           uint64_t available);
+
 /// A scheduler at the first step of a run with these resolved options.
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model);
 

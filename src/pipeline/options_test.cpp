@@ -57,6 +57,18 @@ TEST(Options, SizesFollowTheModelsRules) {
   EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("10 tokens along its rows"), HasSubstr("9 positions")));
 }
 
+TEST(Options, AVideoThatTakesMoreMemoryThanThereIsIsSaid) {
+  const GenerateOptions options = resolve_options({}, ModelDescription());
+  const MemoryEstimate needed{
+      .weights = 5'000'000, .activations = 7'000'000, .autoencoder = 9'000'000, .video = 1'000'000};
+  EXPECT_EQ(needed.peak(), 14'000'000u);  // activations are gone when the video is decoded
+  EXPECT_EQ(memory_warning(options, needed, true, 10'000'000), "");
+  EXPECT_THAT(memory_warning(options, needed, true, 9'999'999),
+              AllOf(HasSubstr("832×480"), HasSubstr("81 frames"), HasSubstr("10 MB"), HasSubstr("9 MB are available")));
+  EXPECT_EQ(memory_warning(options, needed, false, 1'000'000), "") << "only the frames are on the host";
+  EXPECT_NE(memory_warning(options, needed, false, 999'999), "");
+}
+
 // A folder whose own scheduler cannot be run is usable by whoever names one that can.
 TEST(Options, TheCommandLineOverridesASchedulerThatCannotBeRun) {
   ModelDescription model;

@@ -53,6 +53,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
 
   // Prompts and plan are checked before anything slow starts.
   runner.check_prompts(options);
+  runner.warn_of_memory(options);
   const auto attention =
       make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
                          runner.describe_attention(options, !options.plan_path.empty(), progress), options.on_mismatch);

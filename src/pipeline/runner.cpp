@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/host_memory.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
 #include "models/registry.h"
@@ -39,9 +40,9 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 }  // namespace
 
-Runner::Runner(const LoadOptions& options) : threads_(options.threads) {
+Runner::Runner(const LoadOptions& options) : threads_(options.threads), warn_(options.warn) {
   begin_job();
-  const std::unique_ptr<ModelFiles> files = open_model(options.model_dir);  // what is wrong with it is said first
+  files_ = open_model(options.model_dir);  // what is wrong with it is said first
   add_device_backends();
   backend_ = make_backend(options.backend, options.device);
   if (options.offload && backend_->in_host_memory()) {
@@ -52,11 +53,18 @@ Runner::Runner(const LoadOptions& options) : threads_(options.threads) {
   load.offload = options.offload;
   load.warn = options.warn;
   load.progress = stage_work(options.progress, "load");
-  model_ = files->load(*backend_, choose_dtype(options.precision, *backend_), load);
+  model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
 }
 
 void Runner::begin_job() const {
   set_num_threads(threads_);
+}
+
+void Runner::warn_of_memory(const GenerateOptions& options) const {
+  if (files_ == nullptr || !warn_) return;
+  const std::string warning = memory_warning(options, files_->memory(video_size(options), model_->dtype()),
+                                             backend_->in_host_memory(), available_host_memory());
+  if (!warning.empty()) warn_(warning);
 }
 
 GenerateOptions Runner::resolved(const GenerateOptions& options) const {

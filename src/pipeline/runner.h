@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,6 +26,9 @@ class Runner {
   /// Of the run's own prompts.
   void check_prompts(const GenerateOptions& options);
 
+  /// Tells LoadOptions::warn where the video takes more host memory than there is.
+  void warn_of_memory(const GenerateOptions& options) const;
+
   /// What a plan must have been made for to be used in this run, and what calibration makes it for. with_fingerprint:
   /// reads every weight.
   RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint,
@@ -47,6 +51,8 @@ class Runner {
   std::vector<Prompt> prompts_of(const GenerateOptions& options) const;
 
   int threads_ = 0;
+  std::function<void(const std::string&)> warn_;
+  std::unique_ptr<ModelFiles> files_;  ///< null for a model that does not come from a folder
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<VideoModel> model_;
 };

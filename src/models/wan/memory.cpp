@@ -5,14 +5,17 @@
 namespace calibatt {
 
 // As WanTransformer::prepare_workspace lays them out, and what is made beside them in each forward.
-uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, DType dtype) {
+uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens, DType dtype) {
   const auto tokens = static_cast<uint64_t>(num_tokens), dim = static_cast<uint64_t>(config.dim()),
              bytes = static_cast<uint64_t>(dtype_size(dtype));
   const uint64_t residual = tokens * dim * sizeof(float), normed_query_attended = 3 * tokens * dim * bytes,
                  qkv = 3 * tokens * dim * bytes;
   const uint64_t rope = 2 * tokens * static_cast<uint64_t>(config.attention_head_dim) * sizeof(float);
   const auto patches = static_cast<uint64_t>((config.in_channels + config.out_channels) * config.patch_volume());
-  return residual + normed_query_attended + qkv + rope + 2 * tokens * patches * sizeof(float);
+  constexpr uint64_t kBranches = 2, kKeysAndValues = 2;
+  const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
+                           static_cast<uint64_t>(config.num_layers);
+  return residual + normed_query_attended + qkv + rope + 2 * tokens * patches * sizeof(float) + prompts;
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

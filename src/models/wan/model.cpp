@@ -192,7 +192,8 @@ class WanFiles final : public ModelFiles {
   MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
     MemoryEstimate needs;
     needs.weights = transformer_elements_ * dtype_size(dtype);
-    needs.activations = wan_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), dtype);
+    needs.activations =
+        wan_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), kMaxPromptTokens, dtype);
     needs.autoencoder =
         vae_elements_ * dtype_size(beside(dtype)) + wan_decoding_bytes(configs_.vae, size, beside(dtype));
     needs.video =
