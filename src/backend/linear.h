@@ -32,9 +32,11 @@ class LinearOps {
  public:
   virtual ~LinearOps() = default;
 
-  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty. dtype: kF32, kBF16 or (where
-  /// Backend::has_fp16) kF16, of weights and inputs (the bias stays float32). The host tensors may be freed afterwards.
-  virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) = 0;
+  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty; it stays float32. format: kF32, kBF16 or
+  /// (where Backend::has_fp16) kF16; Error(kUsage) for one with scales where the backend has none. The host tensors may
+  /// be freed afterwards.
+  virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
+                                                         const LinearFormat& format) = 0;
   /// The same from tensors as a weight file has them, checked and copied in one pass. Throws Error(kNumeric) naming the
   /// tensor that is not finite.
   virtual std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored);

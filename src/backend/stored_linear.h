@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/streamed_weights.h"
@@ -9,10 +10,29 @@
 
 namespace calibatt {
 
+/// Which elements of a matrix share a factor: value = element · scale. Rows of a weight are output channels, rows of an
+/// input are tokens.
+enum class Scales { kNone, kPerTensor, kPerRow };
+
+/// What a linear layer's weights and inputs are in memory while it computes. Without scales, elements are values.
+struct LinearFormat {
+  LinearFormat() = default;
+  LinearFormat(DType dtype, Scales weight_scales = Scales::kNone, Scales input_scales = Scales::kNone)
+      : dtype(dtype), weight_scales(weight_scales), input_scales(input_scales) {}
+
+  DType dtype = DType::kF32;  ///< of weights and inputs: kF32, kBF16 or kF16
+  Scales weight_scales = Scales::kNone, input_scales = Scales::kNone;
+};
+
+/// The dtype of a format without scales. Throws Error(kUsage), naming the backend, for any other: to drop scales would
+/// compute something else.
+DType unscaled_dtype(const LinearFormat& format, std::string_view backend);
+
 /// A tensor as a weight file has it, mapped and not yet looked at: it is checked to be finite while it is copied.
 struct StoredTensor {
-  Tensor tensor;     ///< host; any float dtype
-  std::string name;  ///< FILE: tensor "…", for messages
+  Tensor tensor;       ///< host; any float dtype
+  std::string name;    ///< FILE: tensor "…", for messages
+  Tensor scales = {};  ///< host F32: [1], or one per row; empty: elements are values
 };
 
 /// What a linear layer is loaded from: matrices of one input width stacked along their rows (such as q, k and v), and
@@ -20,14 +40,15 @@ struct StoredTensor {
 struct StoredLinear {
   std::vector<StoredTensor> weights;          ///< [out of each, in]
   std::vector<StoredTensor> biases;           ///< [out of each]; empty: none
-  DType dtype = DType::kF32;                  ///< of weights and inputs: kF32, kBF16 or kF16
+  LinearFormat format;                        ///< of the layer; the file may have another
   std::shared_ptr<StreamedWeights> streamed;  ///< whose part the matrix becomes; null: it stays on the device
 };
 
 /// The tensors one below the other, converted to dtype (kF32, kBF16 or kF16). Throws Error(kNumeric) when one is not
-/// finite.
+/// finite, Error(kFormat) when one has scales, which nobody applies yet.
 Tensor stack_rows(const std::vector<StoredTensor>& parts, DType dtype);
 
 [[noreturn]] void refuse_not_finite(const StoredTensor& stored);  ///< Error(kNumeric) that names it
+void require_unscaled(const StoredTensor& stored);                ///< Error(kFormat) that names it, if it has scales
 
 }  // namespace calibatt

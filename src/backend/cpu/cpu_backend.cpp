@@ -72,8 +72,9 @@ class CpuBackend final : public Backend, public CalibrationOps {
   Tensor to_host(const Tensor& device) override { return device; }
   HostHeads heads_to_host(ConstHeadsView view, int, int) override { return {view, {}}; }
 
-  std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
-    return cpu::make_linear(weight, bias, dtype);
+  std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
+                                                 const LinearFormat& format) override {
+    return cpu::make_linear(weight, bias, unscaled_dtype(format, name()));
   }
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     cpu::linear(layer, input, out, epilogue);

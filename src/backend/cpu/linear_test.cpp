@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/cpu/cpu_backend.h"
+#include "base/error.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
 
@@ -117,6 +119,29 @@ TEST(Linear, ResultDoesNotDependOnTheNumberOfThreads) {
     set_num_threads(0);
     EXPECT_EQ(std::memcmp(first.raw(), again.raw(), first.size_bytes()), 0) << dtype_name(dtype);
   }
+}
+
+TEST(CpuLinear, ScalesAreRefusedAndNotDropped) {
+  const auto backend = make_cpu_backend();
+  const Tensor weight = Tensor::zeros(DType::kF32, {4, 8});
+  const auto expect_refused = [](ErrorKind kind, const std::string& message, const auto& make) {
+    try {
+      make();
+      ADD_FAILURE() << "not refused: " << message;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), kind);
+      EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
+    }
+  };
+  EXPECT_EQ(backend->make_linear(weight, {}, DType::kBF16)->dtype(), DType::kBF16);
+  expect_refused(ErrorKind::kUsage, "the backend cpu has no linear layers of BF16 with scales", [&] {
+    backend->make_linear(weight, {}, {DType::kBF16, Scales::kPerTensor});
+  });
+  expect_refused(ErrorKind::kUsage, "with scales", [&] {
+    backend->make_linear(weight, {}, {DType::kBF16, Scales::kNone, Scales::kPerRow});
+  });
+  StoredLinear stored{{{weight, "a file: tensor \"w\"", Tensor::zeros(DType::kF32, {4})}}, {}, DType::kF32, nullptr};
+  expect_refused(ErrorKind::kFormat, "tensor \"w\" has scales", [&] { backend->load_linear(stored); });
 }
 
 }  // namespace

@@ -71,10 +71,14 @@ class CudaBackend final : public Backend, public CalibrationOps {
     context_.trim();
   }
 
-  std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) override {
-    return linear_.make(weight, bias, dtype);
+  std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
+                                                 const LinearFormat& format) override {
+    return linear_.make(weight, bias, unscaled_dtype(format, name()));
   }
-  std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored) override { return linear_.load(stored); }
+  std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored) override {
+    static_cast<void>(unscaled_dtype(stored.format, name()));
+    return linear_.load(stored);
+  }
   std::shared_ptr<StreamedWeights> make_streamed_weights(size_t size_bytes) override {
     return linear_.weight_stream().make_group(size_bytes);
   }

@@ -21,7 +21,8 @@ class CudaLinear final : public LinearLayer {
     set_bias(context, bias);
   }
   CudaLinear(Context& context, StagedUpload& staged, const StoredLinear& stored)
-      : in_features_(stored.weights.at(0).tensor.dim(1)), dtype_(stored.dtype) {
+      : in_features_(stored.weights.at(0).tensor.dim(1)), dtype_(stored.format.dtype) {
+    for (const StoredTensor& weight : stored.weights) require_unscaled(weight);
     for (const StoredTensor& part : stored.weights) {
       CALIBATT_ASSERT(part.tensor.rank() == 2 && part.tensor.dim(1) == in_features_);
       out_features_ += part.tensor.dim(0);
