@@ -2,11 +2,11 @@
 
 #include <exception>
 #include <memory>
-#include <numbers>
 #include <string>
 #include <vector>
 
 #include "backend/cuda/attention/attention.h"
+#include "base/ceil_div.h"
 
 namespace calibatt::bench {
 namespace {
@@ -24,31 +24,35 @@ Result guarded(Result failed, Body body) {
   }
 }
 
-cuda::DeviceHeads heads(const CalibattHeads& heads) {
-  return {heads.data, heads.batch_stride, heads.token_stride, heads.head_stride};
+template <class View>
+View view(const CalibattHeads& heads, DType dtype, int32_t num_tokens) {
+  return {heads.data, dtype, num_tokens, heads.token_stride, heads.head_stride};
 }
 
-cuda::AttentionArgs make_args(const CalibattCall& call) {
-  cuda::AttentionArgs args;
-  args.q = heads(call.q);
-  args.k = heads(call.k);
-  args.v = heads(call.v);
-  args.out = heads(call.out);
-  args.is_fp16 = call.is_fp16 != 0;
-  args.out_f32 = call.out_f32 != 0;
-  args.batch = call.batch;
-  args.num_heads = call.num_heads;
-  args.head_dim = call.head_dim;
-  args.num_queries = call.num_queries;
-  args.num_keys = call.num_keys;
-  args.block_q = call.block_q;
-  args.block_k = call.block_k;
-  args.scale_log2 = static_cast<float>(call.scale * std::numbers::log2e);
-  args.block_energy = call.block_energy;
-  if (call.schedule != nullptr) {
-    const auto& schedule = *static_cast<const cuda::ResidentSchedule*>(call.schedule);
-    args.schedule = schedule.device();
-    if (schedule.has_summaries()) args.num_summaries = (call.num_keys - 1) / call.block_k + 1;
+/// The first batch entry as an AttentionCall, then what a call does not have: batches, and a schedule without its
+/// heads.
+cuda::AttentionArgs make_args(const CalibattCall& c) {
+  const DType dtype = c.is_fp16 != 0 ? DType::kF16 : DType::kBF16;
+  AttentionCall call;
+  call.q = view<ConstHeadsView>(c.q, dtype, c.num_queries);
+  call.k = view<ConstHeadsView>(c.k, dtype, c.num_keys);
+  call.v = view<ConstHeadsView>(c.v, dtype, c.num_keys);
+  call.out = view<HeadsView>(c.out, c.out_f32 != 0 ? DType::kF32 : dtype, c.num_queries);
+  call.num_heads = c.num_heads;
+  call.head_dim = c.head_dim;
+  call.scale = c.scale;
+  call.block_q = c.block_q;
+  call.block_k = c.block_k;
+  call.block_energy = c.block_energy;
+  cuda::AttentionArgs args = cuda::make_args(call, {});
+  args.batch = c.batch;
+  args.q.batch_stride = c.q.batch_stride;
+  args.k.batch_stride = c.k.batch_stride;
+  args.v.batch_stride = c.v.batch_stride;
+  args.out.batch_stride = c.out.batch_stride;
+  if (c.schedule != nullptr) {
+    const auto& schedule = *static_cast<const cuda::ResidentSchedule*>(c.schedule);
+    cuda::set_schedule(args, schedule.device(), schedule.has_summaries());
   }
   return args;
 }
@@ -82,7 +86,7 @@ void* calibatt_make_schedule(const uint8_t* kept, int32_t num_heads, int32_t num
       anchors.source_of.assign(source_of, source_of + num_queries);
       num_computed = num_anchors;
     }
-    const int query_blocks = (num_computed + block_q - 1) / block_q, key_blocks = (num_keys + block_k - 1) / block_k;
+    const int query_blocks = ceil_div(num_computed, block_q), key_blocks = ceil_div(num_keys, block_k);
     std::vector<BlockIntervals> intervals;
     std::vector<HeadSchedule> schedules(static_cast<size_t>(num_heads));
     intervals.reserve(schedules.size());

@@ -57,9 +57,12 @@ struct AttentionCall {
   /// Where `heads` come from, for backends that were told of it before (AttentionEngine::prefetch_schedule); or null.
   const ScheduleSource* schedule = nullptr;
 
-  /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty. Dense calls only. (Cross
-  /// attention to a padded prompt: n identical padding rows are one row with bias log n, the last; on CUDA no other
-  /// key may have a bias.)
+  /// Added to the logits of key s, for all heads and queries: [k.num_tokens], or empty; −∞: the key takes no part.
+  /// Every backend takes a finite bias of the last key alone, which is what cross-attention to a padded prompt needs (n
+  /// equal padding rows are one row with bias log n); others may be refused with Error(kUsage). Refused everywhere for
+  /// heads with intervals or anchors: what a bias would do to a skipped block's summary is not defined. Joint
+  /// attention does without, because text that pads a prompt is left out of q, k and v, not masked
+  /// (sparsity/text_extension.h appends the text that is there to a plan's blocks).
   std::span<const float> key_bias;
 
   /// When not null: receives the block energy E[h, r, c] (Eq. 5: mean over the queries of block r of the softmax mass

@@ -19,9 +19,9 @@ struct ScheduleSizes {
 class AttentionEngine {
  public:
   virtual ~AttentionEngine() = default;
-  /// softmax(QKᵀ)V by the fastest kernel that takes the call. The last in the table takes every call that
-  /// validate_attention_call lets pass, on a GPU up to the sizes of a grid. Throws Error(kUsage), before anything is
-  /// written, when shapes, dtypes or schedules do not fit together or no kernel takes the call.
+  /// softmax(QKᵀ)V by the fastest kernel that takes the call. The last in a backend's table takes
+  /// every call that AttentionCall allows, on a GPU up to what a grid and its shared memory hold. Throws Error(kUsage),
+  /// before anything is written, when shapes, dtypes or schedules do not fit together or no kernel takes the call.
   virtual void attention(const AttentionCall& call) = 0;
   /// Name of the kernel that `attention` would run for dense calls of this dtype and head size; for reports.
   virtual std::string attention_kernel(DType, int /*head_dim*/) const { return "unknown"; }

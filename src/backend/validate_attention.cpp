@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "base/ceil_div.h"
 #include "base/error.h"
 
 namespace calibatt {
@@ -21,10 +22,6 @@ std::string names_of(std::span<const DType> dtypes) {
     names += separator + std::string(dtype_name(dtypes[i]));
   }
   return names;
-}
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 template <class View>
@@ -76,7 +73,9 @@ void validate_head(const AttentionCall& call, int head) {
     refuse(where + "block energy is measured on dense heads only");
   }
   if (!call.key_bias.empty() && (schedule.intervals != nullptr || schedule.anchors != nullptr)) {
-    refuse(where + "key_bias goes with dense heads only");
+    refuse(
+        where +
+        "key_bias goes with dense heads only (a skipped block's summary has none); leave masked keys out of k and v");
   }
   validate_head_schedule(schedule, head, call.q.num_tokens, call.k.num_tokens, call.block_q, call.block_k);
 }

@@ -9,7 +9,7 @@ namespace calibatt {
 template <std::integral A, std::integral B>
 constexpr std::common_type_t<A, B> ceil_div(A a, B b) {
   static_assert(std::is_signed_v<A> == std::is_signed_v<B>, "one of the two would be converted");
-  return (std::common_type_t<A, B>{a} + b - 1) / b;
+  return a / b + (a % b != 0 ? 1 : 0);
 }
 
 }  // namespace calibatt

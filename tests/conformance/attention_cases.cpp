@@ -290,6 +290,11 @@ const std::vector<AttentionCase>& attention_cases() {
   return cases;
 }
 
+bool is_usual(const AttentionCase& c) {
+  return (c.head_dim == 64 || c.head_dim == 128) && c.key_bias != KeyBias::kCounts &&
+         (c.block_k == 64 || c.block_k == 128) && c.block_q <= 256 && (!c.energy || c.block_q <= 128);
+}
+
 AttentionProblem::AttentionProblem(const AttentionCase& attention_case, DType dtype, DType out_dtype, DType values)
     : case_(attention_case) {
   const AttentionCase& c = case_;

@@ -65,6 +65,8 @@ inline void PrintTo(const AttentionCase& attention_case, std::ostream* out) {
 }
 
 const std::vector<AttentionCase>& attention_cases();
+/// What models need: every kernel takes it in the first of its types, and 16-bit kernels of a GPU are fast there.
+bool is_usual(const AttentionCase& attention_case);
 
 /// A case with its tensors in host memory: the call points into it.
 class AttentionProblem {

@@ -5,10 +5,10 @@
 //   float kernels: 1e-5, or twice the error of a plain float softmax on the same rows where logits are so large that
 //   float itself
 //     is coarser than that (a logit of 115 in log2 units has an ulp of 7.6e-6);
-//   bf16 kernels: twice the error of a plain bf16 run, which rounds the softmax weights to bfloat16 and nothing else;
+//   rounded weights: twice the error of a plain run that rounds the softmax weights to bfloat16 and nothing else;
 //   BF16 output: that of rounding the reference's output, added;
-//   CUDA kernels: 1.1 times the error of a plain run in the inputs' type, output rounded too: gpu_limits has the
-//   details.
+//   like the inputs: 1.1 times the error of a plain run in the inputs' type, output rounded too: limits_of_plain_run
+//   has the details.
 #include "backend/cpu/attention.h"
 
 #include <gmock/gmock.h>
@@ -18,9 +18,11 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <utility>
 
 #include "attention_cases.h"
+#include "base/ceil_div.h"
 #include "base/thread_pool.h"
 #include "expected.h"
 #include "test_kernel.h"
@@ -36,23 +38,20 @@ float element(const ConstHeadsView& view, int64_t token, int head, int dim) {
                                    : static_cast<float>(static_cast<const bfloat16*>(view.data)[index]);
 }
 
-bool has_bf16_arithmetic(const TestKernel& kernel) {
-  return kernel.on_gpu || kernel.name == "avx512_bf16";
-}
-
 /// Limits of the relative L2 error of a head's output, and of its energy.
 struct Limits {
   double output = 0, energy = 0;
 };
 
-Limits cpu_limits(const TestKernel& kernel, const AttentionCase& attention_case, DType dtype, DType out_dtype) {
+Limits limits_of_plain_weights(Arithmetic arithmetic, const AttentionCase& attention_case, DType dtype,
+                               DType out_dtype) {
   const double plain = expected(attention_case, dtype).plain_error;
-  const double arithmetic = has_bf16_arithmetic(kernel) ? 2 * plain + 1e-4 : std::max(1e-5, 2 * plain);
+  const double error = arithmetic == Arithmetic::kRoundedWeights ? 2 * plain + 1e-4 : std::max(1e-5, 2 * plain);
   // Rounding to nearest moves each element by at most 2^-9 of it.
-  return {arithmetic + (out_dtype == DType::kBF16 ? 0x1p-9 : 0.0), arithmetic};
+  return {error + (out_dtype == DType::kBF16 ? 0x1p-9 : 0.0), error};
 }
 
-Limits gpu_limits(const AttentionCase& attention_case, DType dtype) {
+Limits limits_of_plain_run(const AttentionCase& attention_case, DType dtype) {
   const PlainRun& plain = plain_run(attention_case, dtype);
   const double plain_error = relative_errors(plain.outputs, expected(attention_case, dtype).outputs,
                                              attention_case.num_heads, attention_case.head_dim)
@@ -71,21 +70,21 @@ Limits gpu_limits(const AttentionCase& attention_case, DType dtype) {
 }
 
 std::vector<TestKernel> all_kernels() {
-  std::vector<TestKernel> kernels = cpu_kernels();
-  for (TestKernel& kernel : cuda_kernels()) kernels.push_back(std::move(kernel));
-  return kernels;
+  std::vector<TestKernel> all;
+  for (const AddTestKernels::Kernels kernels : AddTestKernels::all()) {
+    for (TestKernel& kernel : kernels()) all.push_back(std::move(kernel));
+  }
+  return all;
 }
 
 using KernelAndCase = std::pair<TestKernel, AttentionCase>;
 class AttentionConformance : public testing::TestWithParam<KernelAndCase> {};
 
-/// All kernels × all cases; the CPU's reference itself, which is slow, on the short ones.
 std::vector<KernelAndCase> kernels_and_cases() {
   std::vector<KernelAndCase> result;
   for (const TestKernel& kernel : all_kernels()) {
     for (AttentionCase attention_case : attention_cases()) {
-      if (kernel.name == "reference" && (attention_case.num_queries > 300 || attention_case.keys() > 5000)) continue;
-      if (kernel.on_gpu) attention_case.out_gap = 8;  // rows at multiples of 16 bytes, which fast kernels ask for
+      if (kernel.out_gap != 0) attention_case.out_gap = kernel.out_gap;
       result.emplace_back(kernel, attention_case);
     }
   }
@@ -97,7 +96,7 @@ void run_repeatedly(const TestKernel& kernel, AttentionProblem& problem) {
   const AttentionCase& attention_case = problem.attention_case();
   std::vector<float> outputs, energy;
   for (const int threads : {1, 2, 3}) {
-    if (!kernel.on_gpu) set_num_threads(threads);
+    if (kernel.on_host_threads) set_num_threads(threads);
     problem.poison();
     kernel.run(problem);
     if (threads > 1) {
@@ -107,8 +106,8 @@ void run_repeatedly(const TestKernel& kernel, AttentionProblem& problem) {
     }
     outputs = problem.outputs();
     energy = problem.energy();
-    if (!kernel.on_gpu && attention_case.num_queries > 2000) break;
-    if (kernel.on_gpu && threads == 2) break;
+    if (kernel.on_host_threads && attention_case.num_queries > 2000) break;
+    if (!kernel.on_host_threads && threads == 2) break;
   }
   set_num_threads(0);
 }
@@ -117,11 +116,11 @@ TEST_P(AttentionConformance, MatchesTheReference) {
   const auto& [kernel, attention_case] = GetParam();
   std::string refused;
   int num_run = 0;
-  for (const auto& [dtype, out_dtype] : {std::pair{DType::kF32, DType::kF32}, std::pair{DType::kBF16, DType::kBF16},
-                                         std::pair{DType::kBF16, DType::kF32}, std::pair{DType::kF16, DType::kF16}}) {
-    if (dtype == (kernel.on_gpu ? DType::kF32 : DType::kF16)) continue;
+  for (const auto& [dtype, out_dtype] : kernel.types) {
     AttentionProblem problem(attention_case, dtype, out_dtype);
     if (const std::string reason = kernel.refusal(problem); !reason.empty()) {
+      const bool first = kernel.types.front() == std::pair{dtype, out_dtype};
+      EXPECT_FALSE(first && is_usual(attention_case)) << "models need this: " << reason;
       refused = reason;
       continue;
     }
@@ -133,8 +132,9 @@ TEST_P(AttentionConformance, MatchesTheReference) {
     EXPECT_EQ(problem.num_touched_gaps(), 0) << "elements written outside the rows";
 
     const Expected& wanted = expected(attention_case, dtype);
-    const Limits limits =
-        kernel.on_gpu ? gpu_limits(attention_case, dtype) : cpu_limits(kernel, attention_case, dtype, out_dtype);
+    const bool like_inputs = kernel.arithmetic == Arithmetic::kLikeInputs;
+    const Limits limits = like_inputs ? limits_of_plain_run(attention_case, dtype)
+                                      : limits_of_plain_weights(kernel.arithmetic, attention_case, dtype, out_dtype);
     const Errors errors = relative_errors(outputs, wanted.outputs, attention_case.num_heads, attention_case.head_dim);
     EXPECT_LE(errors.head, limits.output);
     EXPECT_LE(errors.row, 10 * limits.output);
@@ -145,7 +145,7 @@ TEST_P(AttentionConformance, MatchesTheReference) {
     for (size_t row = 0; row < energy.size(); row += static_cast<size_t>(key_blocks)) {
       double sum = 0;
       for (int c = 0; c < key_blocks; ++c) sum += energy[row + static_cast<size_t>(c)];
-      ASSERT_NEAR(sum, 1.0, kernel.on_gpu ? limits.energy : 1e-5)
+      ASSERT_NEAR(sum, 1.0, like_inputs ? limits.energy : 1e-5)
           << "energy row " << row / static_cast<size_t>(key_blocks);
     }
   }
@@ -155,60 +155,114 @@ TEST_P(AttentionConformance, MatchesTheReference) {
 INSTANTIATE_TEST_SUITE_P(Kernels, AttentionConformance, testing::ValuesIn(kernels_and_cases()),
                          [](const auto& info) { return info.param.first.name + "_" + info.param.second.name; });
 
-/// The reference against P·V with P written out, column by column: keys, then summary tokens.
-TEST(AttentionReference, MatchesAWrittenOutSoftmax) {
-  for (const char* name :
-       {"seven", "key_bias", "planned_one_block", "planned_odd_blocks", "summary_partial_tail_skipped",
-        "summary_mixed_heads", "anchors_planned_summary", "energy_uneven"}) {
-    SCOPED_TRACE(name);
-    AttentionProblem problem(*std::ranges::find(attention_cases(), name, &AttentionCase::name), DType::kF32,
-                             DType::kF32);
-    const AttentionCall& call = problem.call();
-    cpu::attention(call, "reference");
-    const int64_t num_keys = call.k.num_tokens, key_blocks = (num_keys + call.block_k - 1) / call.block_k;
-    for (int head = 0; head < call.num_heads; ++head) {
-      const HeadSchedule schedule = call.heads.empty() ? HeadSchedule{} : call.heads[head];
-      for (int64_t token = 0; token < call.q.num_tokens; token += 5) {
-        const int64_t computed = schedule.anchors ? schedule.anchors->source_of[token] : token;
-        const int64_t query = schedule.anchors ? schedule.anchors->query_tokens[computed] : token;
-        const auto query_block = static_cast<int>(computed / call.block_q);
-        BlockMask mask(query_block + 1, static_cast<int>(key_blocks), true);
-        if (schedule.intervals) mask = schedule.intervals->to_mask();
-        std::vector<double> weight, numerator(call.head_dim);
-        double denominator = 0;
-        const auto add = [&](double logit_scale_free, double bias, const std::vector<double>& value) {
-          const double p = std::exp(call.scale * logit_scale_free + bias);
-          denominator += p;
-          for (int d = 0; d < call.head_dim; ++d) numerator[d] += p * value[d];
-        };
-        for (int64_t block = 0; block < key_blocks; ++block) {
-          const int64_t end = std::min<int64_t>((block + 1) * call.block_k, num_keys);
-          const double count = static_cast<double>(end - block * call.block_k);
-          std::vector<double> mean_value(call.head_dim);
-          double mean_dot = 0;
-          for (int64_t s = block * call.block_k; s < end; ++s) {
-            double dot = 0;
-            std::vector<double> value(call.head_dim);
-            for (int d = 0; d < call.head_dim; ++d) {
-              dot += double{element(call.q, query, head, d)} * element(call.k, s, head, d);
-              value[d] = element(call.v, s, head, d);
-              mean_value[d] += value[d] / count;
-            }
-            mean_dot += dot / count;
-            if (mask.kept(query_block, static_cast<int>(block))) {
-              add(dot, call.key_bias.empty() ? 0.0 : double{call.key_bias[s]}, value);
-            }
-          }
-          if (!mask.kept(query_block, static_cast<int>(block)) && schedule.summarize_skipped) {
-            add(mean_dot, std::log(count), mean_value);
-          }
-        }
+/// One row of softmax(QKᵀ)V with the weights written out: keys, then summary tokens.
+struct WrittenOutRow {
+  std::vector<double> output, mass;  ///< [head_dim]; [key blocks], softmax mass of kept blocks and of summaries
+
+  /// `kept`: of the row's query block.
+  WrittenOutRow(const AttentionCall& call, int head, int64_t query, const std::function<bool(int)>& kept,
+                bool summarizes)
+      : output(static_cast<size_t>(call.head_dim)) {
+    const int64_t num_keys = call.k.num_tokens;
+    for (int64_t first = 0; first < num_keys; first += call.block_k) {
+      const int64_t end = std::min(first + call.block_k, num_keys);
+      const auto count = static_cast<double>(end - first);
+      const bool keeps = kept(static_cast<int>(mass.size()));
+      mass.push_back(0);
+      std::vector<double> mean_value(output.size());
+      double mean_dot = 0;
+      for (int64_t s = first; s < end; ++s) {
+        double dot = 0;
+        std::vector<double> value(output.size());
         for (int d = 0; d < call.head_dim; ++d) {
-          ASSERT_NEAR(problem.output(token, head, d), numerator[d] / denominator, 1e-6)
-              << "token " << token << " dim " << d;
+          dot += double{element(call.q, query, head, d)} * element(call.k, s, head, d);
+          value[static_cast<size_t>(d)] = element(call.v, s, head, d);
+          mean_value[static_cast<size_t>(d)] += value[static_cast<size_t>(d)] / count;
         }
+        mean_dot += dot / count;
+        if (keeps)
+          add(call.scale * dot + (call.key_bias.empty() ? 0.0 : double{call.key_bias[static_cast<size_t>(s)]}), value);
       }
+      if (!keeps && summarizes) add(call.scale * mean_dot + std::log(count), mean_value);
     }
+    for (double& x : output) x /= sum_;
+    for (double& x : mass) x /= sum_;
+  }
+
+ private:
+  void add(double logit, const std::vector<double>& value) {
+    const double weight = std::exp(logit);  // of some 80 at most: no overflow
+    sum_ += weight;
+    mass.back() += weight;
+    for (size_t d = 0; d < output.size(); ++d) output[d] += weight * value[d];
+  }
+  double sum_ = 0;
+};
+
+class AttentionReference : public testing::TestWithParam<AttentionCase> {};
+
+/// Cases that are small enough to be written out.
+std::vector<AttentionCase> short_cases() {
+  std::vector<AttentionCase> cases;
+  std::ranges::copy_if(attention_cases(), std::back_inserter(cases),
+                       [](const AttentionCase& c) { return c.num_queries <= 300 && c.keys() <= 5000; });
+  return cases;
+}
+
+/// The reference, which all other kernels are held against, against softmax weights written out.
+TEST_P(AttentionReference, MatchesAWrittenOutSoftmax) {
+  AttentionProblem problem(GetParam(), DType::kF32, DType::kF32);
+  const AttentionCall& call = problem.call();
+  TestKernel reference;
+  reference.on_host_threads = true;
+  reference.run = [](AttentionProblem& p) { cpu::attention(p.call(), "reference"); };
+  run_repeatedly(reference, problem);
+  EXPECT_EQ(problem.num_touched_gaps(), 0) << "elements written outside the rows";
+  const auto key_blocks = static_cast<size_t>(ceil_div(call.k.num_tokens, call.block_k));
+  std::vector<double> energy(problem.energy().size());
+  for (int head = 0; head < call.num_heads; ++head) {
+    const HeadSchedule schedule = call.heads.empty() ? HeadSchedule{} : call.heads[static_cast<size_t>(head)];
+    const BlockMask mask = schedule.intervals ? schedule.intervals->to_mask() : BlockMask();
+    const int64_t step = energy.empty() ? 5 : 1;
+    for (int64_t token = 0; token < call.q.num_tokens; token += step) {
+      const int64_t computed = schedule.anchors ? schedule.anchors->source_of[static_cast<size_t>(token)] : token;
+      const int64_t query = schedule.anchors ? schedule.anchors->query_tokens[static_cast<size_t>(computed)] : token;
+      const auto query_block = static_cast<int>(computed / call.block_q);
+      const auto kept = [&](int block) { return schedule.intervals == nullptr || mask.kept(query_block, block); };
+      const WrittenOutRow row(call, head, query, kept, schedule.summarize_skipped);
+      for (int d = 0; d < call.head_dim; ++d) {
+        ASSERT_NEAR(problem.output(token, head, d), row.output[static_cast<size_t>(d)], 1e-6)
+            << "token " << token << " dim " << d;
+      }
+      if (energy.empty()) continue;
+      const int64_t rows = std::min<int64_t>(call.block_q, call.q.num_tokens - query_block * call.block_q);
+      const size_t first = (static_cast<size_t>(head) * static_cast<size_t>(ceil_div(call.q.num_tokens, call.block_q)) +
+                            static_cast<size_t>(query_block)) *
+                           key_blocks;
+      for (size_t c = 0; c < key_blocks; ++c) energy[first + c] += row.mass[c] / static_cast<double>(rows);
+    }
+  }
+  for (size_t i = 0; i < energy.size(); ++i) ASSERT_NEAR(problem.energy()[i], energy[i], 1e-6) << "energy " << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, AttentionReference, testing::ValuesIn(short_cases()),
+                         [](const auto& info) { return info.param.name; });
+
+/// What runs here is told from the processor, not from what kernels refuse.
+TEST(AttentionKernels, RunWhereTheProcessorHasTheirInstructions) {
+  const std::vector<TestKernel> kernels = all_kernels();
+  const auto runs = [&](std::string_view name) {
+    return std::ranges::find(kernels, name, &TestKernel::name) != kernels.end();
+  };
+  EXPECT_FALSE(kernels.empty());
+  for (const AttentionKernel& kernel : cpu::attention_kernels()) {
+    bool has_instructions = kernel.name != "reference";  // sse4, neon: any such processor has them
+#if defined(__x86_64__)
+    if (kernel.name == "avx512_bf16") has_instructions = __builtin_cpu_supports("avx512bf16") != 0;
+    if (kernel.name == "avx512") has_instructions = __builtin_cpu_supports("avx512bw") != 0;
+    if (kernel.name == "avx2") has_instructions = __builtin_cpu_supports("avx2") != 0;
+#endif
+    EXPECT_EQ(runs(kernel.name), has_instructions) << kernel.name;
   }
 }
 

@@ -1,5 +1,4 @@
-// What only the CUDA entry has: batches, row sums, graphs, very long sequences, refusals before a launch, and which
-// calls the fast kernels must take.
+// What only the CUDA entry has: batches, row sums, graphs, very long sequences, and refusals before a launch.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,9 +35,11 @@ class CudaKernel : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     if (cuda::num_devices() == 0) GTEST_SKIP() << "no CUDA device";
+    if (!cuda::runs_on(kernel(), cuda::current_device().compute_capability)) GTEST_SKIP() << "for other GPUs";
     AttentionProblem probe({.name = "probe", .num_queries = 1, .out_gap = 8}, DType::kBF16, DType::kBF16);
-    const std::string reason = kernel().refusal(DeviceProblem(probe).args(), cuda::current_device().compute_capability);
-    if (!reason.empty()) GTEST_SKIP() << reason;
+    const std::string reason =
+        cuda::refusal_of(kernel(), DeviceProblem(probe).args(), cuda::current_device().compute_capability);
+    ASSERT_EQ(reason, "");
   }
   const cuda::AttentionKernel& kernel() const {
     return *std::ranges::find(cuda::attention_kernels(), GetParam(), &cuda::AttentionKernel::name);
@@ -233,23 +234,6 @@ TEST_P(CudaKernel, TakesTwoHundredThousandTokens) {
   }
 }
 
-TEST_F(CudaAttention, FastKernelsTakeWhatModelsNeed) {
-  const int capability = cuda::current_device().compute_capability;
-  for (const char* name : {"sm90", "sm80"}) {
-    if (name == std::string("sm90") && capability != 90) continue;
-    const auto& kernel = *std::ranges::find(cuda::attention_kernels(), name, &cuda::AttentionKernel::name);
-    for (AttentionCase attention_case : attention_cases()) {
-      const AttentionCase& c = attention_case;
-      const bool usual = (c.head_dim == 64 || c.head_dim == 128) && c.key_bias != KeyBias::kCounts &&
-                         (c.block_k == 64 || c.block_k == 128) && c.block_q <= 256 && (!c.energy || c.block_q <= 128);
-      if (!usual) continue;
-      attention_case.out_gap = 8;
-      AttentionProblem problem(attention_case, DType::kBF16, DType::kBF16);
-      EXPECT_EQ(kernel.refusal(DeviceProblem(problem).args(), capability), "") << name << ", " << c.name;
-    }
-  }
-}
-
 TEST_F(CudaAttention, TheGenericKernelTakesTheRest) {
   // Output rows at odd addresses, and a head dim that no fast kernel has.
   AttentionProblem problem({.name = "rest", .num_queries = 100, .head_dim = 40, .out_gap = 3}, DType::kBF16,
@@ -259,25 +243,6 @@ TEST_F(CudaAttention, TheGenericKernelTakesTheRest) {
   EXPECT_EQ(cuda::choose_attention_kernel(device.args(), info).name, "generic");
   device.run({});
   expect_right(problem);
-}
-
-TEST_F(CudaAttention, KernelsAreChosenInOrderOrByName) {
-  AttentionProblem problem({.name = "choice", .num_queries = 10, .out_gap = 8}, DType::kBF16, DType::kBF16);
-  const DeviceProblem device_problem(problem);
-  const cuda::AttentionArgs args = const_cast<DeviceProblem&>(device_problem).args();
-  const cuda::DeviceInfo& device = cuda::current_device();
-  const cuda::AttentionKernel& chosen = cuda::choose_attention_kernel(args, device);
-  for (const cuda::AttentionKernel& kernel : cuda::attention_kernels()) {
-    if (&kernel == &chosen) break;
-    EXPECT_FALSE(kernel.refusal(args, device.compute_capability).empty()) << kernel.name;
-  }
-  EXPECT_EQ(cuda::choose_attention_kernel(args, device, "generic").name, "generic");
-  try {
-    cuda::choose_attention_kernel(args, device, "fast");
-    ADD_FAILURE();
-  } catch (const Error& error) {
-    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("fast"), testing::HasSubstr("generic")));
-  }
 }
 
 struct InvalidArgs {

@@ -3,16 +3,28 @@
 #include <functional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention_cases.h"
 
 namespace calibatt {
 
+/// How exactly a kernel computes, which says what error it may have (attention_test.cpp).
+enum class Arithmetic {
+  kFloat,           ///< float throughout
+  kRoundedWeights,  ///< products of the inputs and of softmax weights rounded to their type; sums in float
+  kLikeInputs,      ///< the same with the output rounded too: held against a plain run in the inputs' type
+};
+
 /// A kernel of some backend, as the conformance test sees it.
 struct TestKernel {
-  std::string name;  ///< "avx2", "reference", "cuda_sm90", …
-  bool on_gpu = false;
+  std::string name;  ///< "avx2", "cuda_sm90", …
+  Arithmetic arithmetic = Arithmetic::kFloat;
+  /// Types of inputs and outputs that it is asked for; it takes the first of them in every usual case.
+  std::vector<std::pair<DType, DType>> types;
+  bool on_host_threads = false;  ///< results must not depend on set_num_threads
+  int out_gap = 0;               ///< of outputs whose rows it can write; 0: any
   /// Why it cannot take the problem's call; empty when it can.
   std::function<std::string(AttentionProblem& problem)> refusal;
   /// Computes the call: results are in the problem's own (host) tensors afterwards. The outputs may hold poison before.
@@ -24,8 +36,17 @@ inline void PrintTo(const TestKernel& kernel, std::ostream* out) {
   *out << kernel.name;
 }
 
-/// Those that run on this machine. CUDA: none without a GPU, or in a build without CUDA.
-std::vector<TestKernel> cpu_kernels();
-std::vector<TestKernel> cuda_kernels();
+/// The kernels under test. A backend adds its own from a file of its own, linked into the test:
+///     const AddTestKernels added(my_kernels);
+/// where my_kernels returns those that run on this machine, told from the hardware and not from what they refuse.
+class AddTestKernels {
+ public:
+  using Kernels = std::vector<TestKernel> (*)();
+  explicit AddTestKernels(Kernels kernels) { all().push_back(kernels); }
+  static std::vector<Kernels>& all() {
+    static std::vector<Kernels> added;
+    return added;
+  }
+};
 
 }  // namespace calibatt

@@ -25,13 +25,13 @@ std::string simd_refusal(const SimdKernel& kernel, bool takes_f32, const Attenti
 std::vector<AttentionKernel> make_kernel_table() {
   std::vector<AttentionKernel> table;
   const auto add = [&](const SimdKernel& kernel, bool takes_f32) {
-    table.push_back({kernel.name,
+    table.push_back({kernel.name, kernel.cpu_supports(), takes_f32,
                      [&kernel, takes_f32](const AttentionCall& call) { return simd_refusal(kernel, takes_f32, call); },
                      [&kernel](const AttentionCall& call) { run_tiles(call, kernel.ops()); }});
   };
   for (const SimdKernel& kernel : bf16_kernels()) add(kernel, false);
   for (const SimdKernel& kernel : float_kernels()) add(kernel, true);
-  table.push_back({"reference", [](const AttentionCall&) { return std::string(); }, attention_reference});
+  table.push_back({"reference", true, true, [](const AttentionCall&) { return std::string(); }, attention_reference});
   return table;
 }
 

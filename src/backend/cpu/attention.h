@@ -12,6 +12,8 @@ namespace calibatt::cpu {
 /// A way to compute an AttentionCall on a CPU.
 struct AttentionKernel {
   std::string_view name;  ///< "avx512_bf16", "avx512", "avx2", "sse4", "neon", …, "reference"
+  bool runs_here;         ///< this processor has its instructions
+  bool takes_f32;         ///< inputs may be F32; else they are BF16
   /// Why this kernel cannot take a (valid) call on this machine; empty when it can.
   std::function<std::string(const AttentionCall& call)> refusal;
   std::function<void(const AttentionCall& call)> run;

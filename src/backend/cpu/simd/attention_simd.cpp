@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/cpu/simd/workspace.h"
+#include "base/ceil_div.h"
 #include "base/thread_pool.h"
 
 namespace calibatt::cpu {
@@ -17,9 +18,6 @@ namespace {
 constexpr size_t kPackedBudgetBytes = size_t{16} << 20;  ///< packed keys and values of the heads in flight
 constexpr float kLog2E = 1.44269504088896340736f;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 int round_up(int64_t a, int64_t b) {
   return static_cast<int>(ceil_div(a, b) * b);
 }

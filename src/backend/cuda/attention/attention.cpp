@@ -9,12 +9,14 @@
 
 #include "backend/cuda/attention/summaries.h"
 #include "backend/validate_attention.h"
+#include "base/ceil_div.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256;
+constexpr DType kTypes[] = {DType::kBF16, DType::kF16, DType::kF32};  // of q, k and v
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(ErrorKind::kUsage, "attention: " + message);
@@ -67,11 +69,11 @@ void place_summaries(AttentionArgs& args, const WorkspaceLayout& layout, void* w
 WorkspaceLayout make_layout(const AttentionArgs& args, const AttentionKernel& kernel, const DeviceInfo& device) {
   WorkspaceLayout layout;
   layout.summary_k = aligned(kernel.workspace_bytes(args, device.num_sms));
-  const size_t summaries = makes_summaries(args)
-                               ? aligned((args.is_f32 ? sizeof(float) : sizeof(bfloat16)) *
-                                         static_cast<size_t>(args.batch) * static_cast<size_t>(args.num_summaries) *
-                                         static_cast<size_t>(args.num_heads) * static_cast<size_t>(args.head_dim))
-                               : 0;
+  const size_t summaries =
+      makes_summaries(args)
+          ? aligned(dtype_size(args.dtype) * static_cast<size_t>(args.batch) * static_cast<size_t>(args.num_summaries) *
+                    static_cast<size_t>(args.num_heads) * static_cast<size_t>(args.head_dim))
+          : 0;
   layout.summary_v = layout.summary_k + summaries;
   layout.size_bytes = layout.summary_v + summaries;
   return layout;
@@ -109,7 +111,6 @@ AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& sched
 }
 
 AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries) {
-  static constexpr DType kTypes[] = {DType::kBF16, DType::kF16, DType::kF32};
   validate_attention_call(call, kTypes);
   if (needs_schedule(call.heads) != (schedule.tiles != nullptr)) {
     refuse("the schedule in device memory was not made of this call's heads");
@@ -119,22 +120,25 @@ AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedul
   args.k = device_heads(call.k);
   args.v = device_heads(call.v);
   args.out = device_heads(call.out);
-  args.is_fp16 = call.q.dtype == DType::kF16;
-  args.is_f32 = call.q.dtype == DType::kF32;
+  args.dtype = call.q.dtype;
   args.out_f32 = call.out.dtype == DType::kF32;
   args.num_heads = call.num_heads;
   args.head_dim = call.head_dim;
   args.num_queries = to_int(call.q.num_tokens, "queries");
   args.num_keys = to_int(call.k.num_tokens, "keys");
   args.scale_log2 = static_cast<float>(call.scale * std::numbers::log2e);
-  args.schedule = schedule;
   args.block_q = call.block_q;
   args.block_k = call.block_k;
-  if (has_summaries) args.num_summaries = (args.num_keys - 1) / args.block_k + 1;
+  set_schedule(args, schedule, has_summaries);
   args.block_energy = call.block_energy;
   args.last_key_bias_log2 = last_key_bias_log2(call.key_bias);
   validate(args);
   return args;
+}
+
+void set_schedule(AttentionArgs& args, const DeviceSchedule& schedule, bool has_summaries) {
+  args.schedule = schedule;
+  args.num_summaries = has_summaries ? ceil_div(args.num_keys, args.block_k) : 0;
 }
 
 float last_key_bias_log2(std::span<const float> key_bias) {
@@ -161,7 +165,10 @@ void validate(const AttentionArgs& args) {
   if (!std::isfinite(args.scale_log2) || args.scale_log2 <= 0) {
     refuse("the scale is " + std::to_string(args.scale_log2) + "; CUDA kernels take a positive one");
   }
-  if (args.is_f32 && (args.is_fp16 || !args.out_f32)) refuse("inputs of 32 bits have outputs of 32 bits");
+  if (std::ranges::find(kTypes, args.dtype) == std::end(kTypes)) {
+    refuse("q, k and v are " + std::string(dtype_name(args.dtype)) + "; BF16, F16 and F32 are computed");
+  }
+  if (args.dtype == DType::kF32 && !args.out_f32) refuse("q, k and v of F32 have out_f32");
   validate_heads(args.q, "q", args, args.num_queries);
   validate_heads(args.k, "k", args, args.num_keys);
   validate_heads(args.v, "v", args, args.num_keys);
@@ -183,7 +190,7 @@ void validate(const AttentionArgs& args) {
   if (args.schedule.tiles == nullptr || args.schedule.kept_bits == nullptr) {
     refuse("summaries need a schedule that says which key blocks are kept");
   }
-  if (args.num_summaries != (args.num_keys - 1) / args.block_k + 1) {
+  if (args.num_summaries != ceil_div(args.num_keys, args.block_k)) {
     refuse(std::to_string(args.num_summaries) + " summaries for " + std::to_string(args.num_keys) +
            " keys in blocks of " + std::to_string(args.block_k));
   }
@@ -216,9 +223,9 @@ void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cuda
   }
   if (makes_summaries(args)) {
     place_summaries(args, layout, workspace);
-    const DType dtype = args.is_f32 ? DType::kF32 : args.is_fp16 ? DType::kF16 : DType::kBF16;
     for (const auto& [from, to] : {std::pair{&args.k, &args.summary_k}, {&args.v, &args.summary_v}}) {
-      make_summaries(*from, *to, dtype, args.batch, args.num_heads, args.head_dim, args.num_keys, args.block_k, stream);
+      make_summaries(*from, *to, args.dtype, args.batch, args.num_heads, args.head_dim, args.num_keys, args.block_k,
+                     stream);
     }
   }
   args.workspace = workspace;

@@ -49,8 +49,12 @@ AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& sched
 /// The same for a schedule that lies somewhere else (schedule_stream.h).
 AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries);
 
-/// Throws Error(kUsage), naming the field, when sizes, strides or pointers do not fit together. A schedule's arrays are
-/// taken on trust: they are in device memory, and pack_schedule checks what it packs.
+/// Makes a dense call's arguments those of a planned one; for callers that have the schedule in device memory and no
+/// HeadSchedules.
+void set_schedule(AttentionArgs& args, const DeviceSchedule& schedule, bool has_summaries);
+
+/// Throws Error(kUsage), naming the field, when dtypes, sizes, strides or pointers do not fit together. A schedule's
+/// arrays are taken on trust: they are in device memory, and pack_schedule checks what it packs.
 void validate(const AttentionArgs& args);
 
 /// Bytes of device memory that `attention` needs beside the arguments: the kernel's own, and the summaries when

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "base/dtype.h"
+
 /// What every CUDA attention kernel is given: plain data, device pointers, sizes. Made by the host side
 /// (attention.cpp, packed_schedule.cpp), read by the kernels of sm80/, sm90/ and generic/. No CUDA types, so that the
 /// packing is tested on machines without CUDA.
@@ -60,10 +62,11 @@ struct DeviceSchedule {
 
 /// out[b, t, h] = Σ_s softmax_s(scale · q[b, t, h] · k[b, s, h]) v[b, s, h], with what a plan leaves out left out.
 struct AttentionArgs {
-  DeviceHeads q, k, v, out;  ///< q, k, v: bf16 unless is_fp16 or is_f32; out: the same type, or float when out_f32
-  bool is_fp16 = false;
-  bool is_f32 = false;  ///< for parity runs; the generic kernel alone takes it. out_f32 then
-  bool out_f32 = false;
+  DeviceHeads q, k, v, out;
+  DType dtype = DType::kBF16;  ///< of q, k, v: kBF16, kF16; or kF32, for parity runs: the generic kernel alone takes it
+  /// out is float; else of `dtype`. True with kF32. (Aligned as it is, the kernels' code is bit for bit the measured.)
+  alignas(2) bool out_f32 = false;
+  DType out_dtype() const { return out_f32 ? DType::kF32 : dtype; }
   int batch = 1, num_heads = 1, head_dim = 128;
   int num_queries = 0, num_keys = 0;
   float scale_log2 = 0;  ///< scale · log2(e): logits in powers of two
@@ -73,7 +76,7 @@ struct AttentionArgs {
   int block_k = 128;  ///< tokens of a key block: of a summary, and of an energy column
 
   /// Summaries (schedule tiles with kSummaries): [batch, num_summaries, num_heads, head_dim] mean keys and values of
-  /// the key blocks, in q's type; summary c has the logit bias log2(tokens of block c).
+  /// the key blocks, in `dtype`; summary c has the logit bias log2(tokens of block c).
   DeviceHeads summary_k, summary_v;
   int num_summaries = 0;
 
@@ -83,7 +86,8 @@ struct AttentionArgs {
   int block_q = 128;  ///< tokens of a query block (energy rows); tiles of a dense call are cut by it
   /// Dense calls: added to the logits of the last key (log2): that key and its value then count 2^bias times.
   float last_key_bias_log2 = 0;
-  /// Dense calls: receives the natural log of each row's sum of exponentials, [batch, num_heads, num_queries]. Or null.
+  /// Dense calls: receives the natural log of each row's sum of exponentials, [batch, num_heads, num_queries]. Or
+  /// null. (The program asks for none; tests hold the kernels' sums against it.)
   float* row_lse = nullptr;
 
   /// Workspace of the call, of the size the kernel asks for. The first word is the tile counter, zero at launch.

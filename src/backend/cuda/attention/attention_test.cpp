@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -43,6 +45,80 @@ TEST(CudaAttentionArgs, OtherBiasesAreRefused) {
       EXPECT_EQ(error.kind(), ErrorKind::kUsage);
       EXPECT_THAT(error.what(), HasSubstr("only the last key's"));
       EXPECT_THAT(error.what(), HasSubstr("use the CPU backend"));
+    }
+  }
+}
+
+TEST(CudaAttentionArgs, TypesAreThoseOfTheCall) {
+  for (const auto& [dtype, out] : {std::pair{DType::kBF16, DType::kBF16},
+                                   {DType::kF16, DType::kF16},
+                                   {DType::kBF16, DType::kF32},
+                                   {DType::kF32, DType::kF32}}) {
+    AttentionCall call = call_with({});
+    call.q.dtype = call.k.dtype = call.v.dtype = dtype;
+    call.out.dtype = out;
+    const AttentionArgs args = make_args(call, {});
+    EXPECT_EQ(args.dtype, dtype);
+    EXPECT_EQ(args.out_dtype(), out);
+  }
+  const auto expect_refused = [](DType dtype, const std::string& message) {
+    AttentionArgs args = make_args(call_with({}), {});
+    args.dtype = dtype;
+    try {
+      validate(args);
+      ADD_FAILURE() << "not refused: " << dtype_name(dtype);
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(message));
+    }
+  };
+  expect_refused(DType::kI8, "q, k and v are I8");
+  expect_refused(DType::kF32, "out_f32");
+}
+
+// Which kernel a GPU of this compute capability computes a call with.
+std::string_view chosen(int capability, const AttentionCall& call) {
+  DeviceInfo device;
+  device.name = "some GPU";
+  device.compute_capability = capability;
+  return choose_attention_kernel(make_args(call, {}), device).name;
+}
+
+TEST(CudaKernelTable, TheFastestThatTakesTheCallIsChosen) {
+  alignas(16) static float aligned[4];
+  AttentionCall usual = call_with({});
+  usual.q.data = usual.k.data = usual.v.data = usual.out.data = aligned;
+  AttentionCall odd_energy = usual, odd_dim = usual, floats = usual;
+  odd_energy.block_energy = aligned;  // the kernel for Hopper has no energy of blocks of 192 keys
+  odd_energy.block_k = 192;
+  odd_dim.head_dim = 40;
+  floats.q.dtype = floats.k.dtype = floats.v.dtype = floats.out.dtype = DType::kF32;
+  for (const auto& [capability, names] :
+       std::vector<std::pair<int, std::vector<std::string_view>>>{{75, {"generic", "generic", "generic", "generic"}},
+                                                                  {80, {"sm80", "sm80", "generic", "generic"}},
+                                                                  {90, {"sm90", "sm80", "generic", "generic"}},
+                                                                  {100, {"sm80", "sm80", "generic", "generic"}}}) {
+    EXPECT_EQ(chosen(capability, usual), names[0]) << capability;
+    EXPECT_EQ(chosen(capability, odd_energy), names[1]) << capability;
+    EXPECT_EQ(chosen(capability, odd_dim), names[2]) << capability;
+    EXPECT_EQ(chosen(capability, floats), names[3]) << capability;
+  }
+}
+
+TEST(CudaKernelTable, ANamedKernelIsChosenOrSaysWhyNot) {
+  AttentionCall call = call_with({});
+  const AttentionArgs args = make_args(call, {});
+  DeviceInfo device;
+  device.name = "some GPU";
+  device.compute_capability = 86;
+  EXPECT_EQ(choose_attention_kernel(args, device, "generic").name, "generic");
+  for (const auto& [name, message] :
+       {std::pair{"fast", "no CUDA kernel is named fast"}, {"sm90", "compute capability 9.0, this one has 8.6"}}) {
+    try {
+      choose_attention_kernel(args, device, name);
+      ADD_FAILURE() << name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      EXPECT_THAT(error.what(), HasSubstr(message));
     }
   }
 }

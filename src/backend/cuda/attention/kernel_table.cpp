@@ -1,5 +1,8 @@
 #include "backend/cuda/attention/kernel_table.h"
 
+#include <limits>
+#include <string>
+
 #include "backend/cuda/attention/generic/attention_generic.h"
 #include "backend/cuda/attention/sm80/attention_sm80.h"
 #include "backend/cuda/attention/sm90/attention_sm90.h"
@@ -7,13 +10,33 @@
 
 namespace calibatt::cuda {
 
+namespace {
+
+constexpr int kNewest = std::numeric_limits<int>::max();
+
+std::string version_text(int capability) {
+  return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+}
+
+}  // namespace
+
 std::span<const AttentionKernel> attention_kernels() {
   static constexpr AttentionKernel kTable[] = {
-      {"sm90", false, sm90::refusal, sm90::workspace_bytes, sm90::launch},
-      {"sm80", false, sm80::refusal, sm80::workspace_bytes, sm80::launch},
-      {"generic", true, generic::refusal, generic::workspace_bytes, generic::launch},
+      {"sm90", false, 90, 90, sm90::refusal, sm90::workspace_bytes, sm90::launch},
+      {"sm80", false, 80, kNewest, sm80::refusal, sm80::workspace_bytes, sm80::launch},
+      {"generic", true, 0, kNewest, generic::refusal, generic::workspace_bytes, generic::launch},
   };
   return kTable;
+}
+
+std::string refusal_of(const AttentionKernel& kernel, const AttentionArgs& args, int capability) {
+  if (!runs_on(kernel, capability)) {
+    const bool one = kernel.oldest_capability == kernel.newest_capability;
+    return "it is for GPUs of compute capability " + version_text(kernel.oldest_capability) + (one ? "" : " or newer") +
+           ", this one has " + version_text(capability);
+  }
+  if (args.dtype == DType::kF32 && !kernel.takes_f32) return "q, k and v are F32, it takes 16-bit floats";
+  return kernel.refusal(args);
 }
 
 const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const DeviceInfo& device,
@@ -22,8 +45,7 @@ const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const 
   for (const AttentionKernel& kernel : attention_kernels()) {
     known += (known.empty() ? "" : ", ") + std::string(kernel.name);
     if (!name.empty() && kernel.name != name) continue;
-    const std::string reason = args.is_f32 && !kernel.takes_f32 ? "q, k and v are F32, it takes 16-bit floats"
-                                                                : kernel.refusal(args, device.compute_capability);
+    const std::string reason = refusal_of(kernel, args, device.compute_capability);
     if (reason.empty()) return kernel;
     reasons += (reasons.empty() ? "" : "; ") + std::string(kernel.name) + " refuses: " + reason;
   }

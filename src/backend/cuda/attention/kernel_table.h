@@ -15,16 +15,25 @@ namespace calibatt::cuda {
 /// A way to compute an attention call on a GPU.
 struct AttentionKernel {
   std::string_view name;  ///< "sm90", "sm80", "generic"
-  bool takes_f32;         ///< reads args.is_f32; the others are not asked about such calls
-  /// Why this kernel cannot take a (valid) call on a GPU of this compute capability (90 is 9.0); empty when it can.
-  std::string (*refusal)(const AttentionArgs& args, int compute_capability);
+  bool takes_f32;         ///< whether args.dtype may be kF32; the others are not asked about such calls
+  int oldest_capability, newest_capability;  ///< GPUs that it runs on: 10 · major + minor, both included
+  /// Why this kernel cannot take a (valid) call on such a GPU; empty when it can.
+  std::string (*refusal)(const AttentionArgs& args);
   /// Of args.workspace, for `launch`.
   size_t (*workspace_bytes)(const AttentionArgs& args, int num_sms);
   /// Enqueues the call; allocates nothing, so that it can be captured in a CUDA graph.
   void (*launch)(const AttentionArgs& args, int num_sms, cudaStream_t stream);
 };
 
-/// Every kernel, the fastest first. The last one is slow and obvious and refuses nothing.
+/// Whether a kernel runs on GPUs of this compute capability (90 is 9.0) at all.
+inline bool runs_on(const AttentionKernel& kernel, int capability) {
+  return capability >= kernel.oldest_capability && capability <= kernel.newest_capability;
+}
+/// Why a kernel cannot take a (valid) call on such a GPU; empty when it can.
+std::string refusal_of(const AttentionKernel& kernel, const AttentionArgs& args, int capability);
+
+/// Every kernel, the fastest first. The last one is slow and obvious, and refuses only what a grid or its
+/// shared memory cannot hold.
 std::span<const AttentionKernel> attention_kernels();
 
 /// The first kernel of the table that takes the call on this device, or the one of that name. Throws Error(kUsage) when

@@ -6,6 +6,7 @@
 
 #include "backend/cuda/attention/generic/attention_generic.h"
 #include "backend/cuda/device.h"
+#include "base/ceil_div.h"
 
 namespace calibatt::cuda::generic {
 namespace {
@@ -231,8 +232,8 @@ __global__ void energy_kernel(const __grid_constant__ KernelCall call) {
   }
 }
 
-uint32_t ceil_div(int64_t a, int64_t b) {
-  return static_cast<uint32_t>((a + b - 1) / b);
+uint32_t count_of(int64_t a, int64_t each) {
+  return static_cast<uint32_t>(ceil_div(a, each));
 }
 
 int num_warps(const AttentionArgs& args) {
@@ -249,23 +250,23 @@ void launch_typed(const KernelCall& call, cudaStream_t stream) {
   attention_kernel<T><<<dim3(num_tiles, args.batch), 32 * warps, shared_bytes, stream>>>(call);
   check(cudaGetLastError(), "attention, generic kernel: launch");
   if (args.block_energy == nullptr) return;
-  const dim3 grid(call.num_query_blocks, ceil_div(call.num_key_blocks, kMaxWarps), args.batch * args.num_heads);
+  const dim3 grid(call.num_query_blocks, count_of(call.num_key_blocks, kMaxWarps), args.batch * args.num_heads);
   energy_kernel<T><<<grid, 32 * kMaxWarps, 0, stream>>>(call);
   check(cudaGetLastError(), "attention, generic kernel: launch for the block energy");
 }
 
 }  // namespace
 
-std::string refusal(const AttentionArgs& args, int) {
+std::string refusal(const AttentionArgs& args) {
   constexpr int64_t kMaxGrid = 65535;  // of y and z
   if (args.head_dim > kMaxHeadDim) return "it has head dims up to " + std::to_string(kMaxHeadDim);
   if (args.batch > kMaxGrid) return "it has up to " + std::to_string(kMaxGrid) + " batch entries";
   if (args.schedule.tiles == nullptr &&
-      int64_t{ceil_div(args.num_queries, kTileRows)} * args.num_heads > std::numeric_limits<int32_t>::max()) {
+      int64_t{count_of(args.num_queries, kTileRows)} * args.num_heads > std::numeric_limits<int32_t>::max()) {
     return "it has more tiles than a grid has blocks";
   }
   if (args.block_energy != nullptr && (int64_t{args.batch} * args.num_heads > kMaxGrid ||
-                                       ceil_div(args.num_keys, int64_t{args.block_k} * kMaxWarps) > kMaxGrid)) {
+                                       count_of(args.num_keys, int64_t{args.block_k} * kMaxWarps) > kMaxGrid)) {
     return "it has more heads or key blocks than a grid has blocks";
   }
   return {};
@@ -279,13 +280,13 @@ size_t workspace_bytes(const AttentionArgs& args, int) {
 void launch(const AttentionArgs& args, int, cudaStream_t stream) {
   KernelCall call{};
   call.args = args;
-  call.tiles_per_head = ceil_div(args.num_queries, kTileRows);
-  call.num_query_blocks = ceil_div(args.num_queries, args.block_q);
-  call.num_key_blocks = ceil_div(args.num_keys, args.block_k);
+  call.tiles_per_head = count_of(args.num_queries, kTileRows);
+  call.num_query_blocks = count_of(args.num_queries, args.block_q);
+  call.num_key_blocks = count_of(args.num_keys, args.block_k);
   call.log_sums = args.block_energy != nullptr ? static_cast<float*>(args.workspace) : nullptr;
-  if (args.is_f32) {
+  if (args.dtype == DType::kF32) {
     launch_typed<float>(call, stream);
-  } else if (args.is_fp16) {
+  } else if (args.dtype == DType::kF16) {
     launch_typed<__half>(call, stream);
   } else {
     launch_typed<__nv_bfloat16>(call, stream);

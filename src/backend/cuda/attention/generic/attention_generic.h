@@ -11,8 +11,8 @@
 /// warp per query row, no tensor cores; the reference of the others on the GPU, and what runs when they refuse.
 namespace calibatt::cuda::generic {
 
-/// Why this kernel cannot take a (valid) call on a GPU of this compute capability (80, 90, 120, …); empty when it can.
-std::string refusal(const AttentionArgs& args, int compute_capability);
+/// Why this kernel cannot take a (valid) call, on a GPU that it runs on (kernel_table.cpp); empty when it can.
+std::string refusal(const AttentionArgs& args);
 
 /// Bytes of workspace (256-byte aligned) that `launch` needs: row sums, when block energy is wanted.
 size_t workspace_bytes(const AttentionArgs& args, int num_sms);

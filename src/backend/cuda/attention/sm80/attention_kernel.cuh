@@ -156,7 +156,7 @@ __device__ __forceinline__ void store_rows(const KernelCall& call, const WorkUni
   float factor[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) factor[r] = 1.0f / state.softmax.sum[r];
-  char* const head = head_of(args.out, work.batch, tile.head, args.out_f32 ? 4 : 2);
+  char* const head = head_of(args.out, work.batch, tile.head, args.out_f32 ? sizeof(float) : sizeof(T));
   if (args.out_f32) {
     store_output<Shape, T, float>(call, tile, head, stage, first_row, state.output, factor);
   } else {
@@ -167,6 +167,7 @@ __device__ __forceinline__ void store_rows(const KernelCall& call, const WorkUni
 template <class Shape, class T, bool kEnergy>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::blocks_per_sm(kEnergy))
     attention_kernel(const __grid_constant__ KernelCall call) {
+  static_assert(sizeof(T) == kElementBytes);
   extern __shared__ __align__(128) char shared[];
   auto* const log_sums = reinterpret_cast<float*>(shared + Shape::kStatisticsOffset);
   auto* const works = reinterpret_cast<WorkUnit*>(shared + Shape::kWorkOffset);

@@ -6,12 +6,13 @@
 #include "backend/cuda/attention/sm80/attention_kernel.cuh"
 #include "backend/cuda/attention/sm80/attention_sm80.h"
 #include "backend/cuda/device.h"
+#include "base/ceil_div.h"
 
 namespace calibatt::cuda::sm80 {
 namespace {
 
-constexpr int64_t kScratchOffset = 256;  ///< of the workspace: behind the tile counter
-constexpr int64_t kMaxTokenStride = std::numeric_limits<int32_t>::max() / 2;  ///< elements: bytes fit 32 bits
+constexpr int64_t kScratchOffset = 256;                                  ///< of the workspace: behind the tile counter
+constexpr int64_t kMaxTokenBytes = std::numeric_limits<int32_t>::max();  ///< from token to token
 
 /// Calls visit(kernel, shape) with the kernel for the call's types and sizes.
 template <class Visit>
@@ -24,7 +25,7 @@ void visit_kernel(const AttentionArgs& args, const Visit& visit) {
     }
   };
   const auto by_type = [&](auto shape) {
-    if (args.is_fp16) {
+    if (args.dtype == DType::kF16) {
       by_energy(static_cast<__half*>(nullptr), shape);
     } else {
       by_energy(static_cast<__nv_bfloat16*>(nullptr), shape);
@@ -35,10 +36,6 @@ void visit_kernel(const AttentionArgs& args, const Visit& visit) {
   } else {
     by_type(TileShape<128>{});
   }
-}
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 int64_t tiles_per_head(const AttentionArgs& args) {
@@ -58,17 +55,22 @@ int64_t grid_size(const AttentionArgs& args, int num_sms) {
 }
 
 /// Whether every row begins at a multiple of 16 bytes.
-bool rows_are_aligned(const DeviceHeads& array, int element_bytes = 2) {
-  const auto aligned = [&](int64_t stride) { return stride * element_bytes % 16 == 0; };
+bool rows_are_aligned(const DeviceHeads& array, DType dtype) {
+  const auto aligned = [&](int64_t stride) { return stride * static_cast<int64_t>(dtype_size(dtype)) % 16 == 0; };
   return reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && aligned(array.batch_stride) &&
          aligned(array.token_stride) && aligned(array.head_stride);
+}
+
+bool tokens_are_too_far(const DeviceHeads& array, DType dtype) {
+  return array.token_stride > kMaxTokenBytes / static_cast<int64_t>(dtype_size(dtype));
 }
 
 KernelCall kernel_call(const AttentionArgs& args) {
   KernelCall call{};
   call.args = args;
-  call.key_token_bytes = static_cast<int>(args.k.token_stride * 2);
-  call.value_token_bytes = static_cast<int>(args.v.token_stride * 2);
+  const auto element_bytes = static_cast<int64_t>(dtype_size(args.dtype));
+  call.key_token_bytes = static_cast<int>(args.k.token_stride * element_bytes);
+  call.value_token_bytes = static_cast<int>(args.v.token_stride * element_bytes);
   call.num_units = static_cast<uint32_t>(num_units(args));
   call.tiles_per_head = static_cast<uint32_t>(tiles_per_head(args));
   call.tile_rows = args.block_energy != nullptr ? args.block_q : kTileRows;
@@ -81,28 +83,24 @@ KernelCall kernel_call(const AttentionArgs& args) {
     call.last_summary_bias = std::log2(static_cast<float>(last_tokens)) / args.scale_log2;
   }
   call.last_key_bias = args.last_key_bias_log2 / args.scale_log2;
-  call.out_rows_aligned = rows_are_aligned(args.out, args.out_f32 ? 4 : 2);
+  call.out_rows_aligned = rows_are_aligned(args.out, args.out_dtype());
   call.chunk_weights = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + kScratchOffset);
   return call;
 }
 
 }  // namespace
 
-std::string refusal(const AttentionArgs& args, int compute_capability) {
-  if (compute_capability < 80) {
-    return "it needs compute capability 8.0 or newer, this GPU has " + std::to_string(compute_capability / 10) + "." +
-           std::to_string(compute_capability % 10);
-  }
+std::string refusal(const AttentionArgs& args) {
   if (args.head_dim != 64 && args.head_dim != 128) {
     return "it has head dims 64 and 128, not " + std::to_string(args.head_dim);
   }
   if (!(args.scale_log2 > 1e-30f)) return "it needs a positive scale";
   for (const auto& [array, name] : {std::pair{&args.q, "q"}, {&args.k, "k"}, {&args.v, "v"}}) {
-    if (!rows_are_aligned(*array)) return std::string("the rows of ") + name + " are not 16-byte aligned";
-    if (array->token_stride > kMaxTokenStride) return std::string("the tokens of ") + name + " are over 2 GB apart";
+    if (!rows_are_aligned(*array, args.dtype)) return std::string("the rows of ") + name + " are not 16-byte aligned";
+    if (tokens_are_too_far(*array, args.dtype)) return std::string("the tokens of ") + name + " are over 2 GB apart";
   }
   for (const DeviceHeads* array : {&args.summary_k, &args.summary_v}) {
-    if (args.num_summaries > 0 && (!rows_are_aligned(*array) || array->token_stride > kMaxTokenStride)) {
+    if (args.num_summaries > 0 && (!rows_are_aligned(*array, args.dtype) || tokens_are_too_far(*array, args.dtype))) {
       return "the rows of the summaries are not 16-byte aligned, or over 2 GB apart";
     }
   }

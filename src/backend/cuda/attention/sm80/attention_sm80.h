@@ -12,8 +12,8 @@
 /// comment of attention_kernel.cuh.
 namespace calibatt::cuda::sm80 {
 
-/// Why this kernel cannot take a (valid) call on a GPU of this compute capability (80, 90, 120, …); empty when it can.
-std::string refusal(const AttentionArgs& args, int compute_capability);
+/// Why this kernel cannot take a (valid) call, on a GPU that it runs on (kernel_table.cpp); empty when it can.
+std::string refusal(const AttentionArgs& args);
 
 /// Bytes of workspace (256-byte aligned) that `launch` needs: the tile counter and, when block energy is wanted, every
 /// resident block's row statistics.

@@ -73,8 +73,9 @@ class Feed {
       Copy::whole(slot, rows, token_bytes, walk_.chunk() * kChunkKeys);
     } else if (left - 1 > work.stop) {
       const int first = (1 - left) * kChunkKeys;
-      Copy::partial(slot, head_of(summaries, work.batch, work.tile.head), static_cast<int>(summaries.token_stride * 2),
-                    first, min(num_summaries - first, kChunkKeys));
+      Copy::partial(slot, head_of(summaries, work.batch, work.tile.head),
+                    static_cast<int>(summaries.token_stride * kElementBytes), first,
+                    min(num_summaries - first, kChunkKeys));
     }
     ptx::cp_async_commit();
   }

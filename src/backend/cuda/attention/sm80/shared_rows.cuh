@@ -75,7 +75,7 @@ __device__ __forceinline__ void copy_query_rows(uint32_t destination, const Atte
   for (int first = 0; first < Shape::kWarpRows; first += kRowsPerStep) {
     const int row = first + lane / kUnits;
     const int64_t token = __shfl_sync(kAllLanes, my_token, row);
-    const char* source = head + token * args.q.token_stride * 2 + unit * 16;
+    const char* source = head + token * args.q.token_stride * kElementBytes + unit * 16;
     ptx::cp_async_16_or_zero(destination + swizzled<Shape::kRowBytes>(row, unit), source, row < num_rows);
   }
 }

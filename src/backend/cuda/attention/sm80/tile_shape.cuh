@@ -5,7 +5,8 @@
 namespace calibatt::cuda::sm80 {
 
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
-inline constexpr int kWorkBytes = 128;  ///< shared memory for two WorkUnits
+inline constexpr int kWorkBytes = 128;   ///< shared memory for two WorkUnits
+inline constexpr int kElementBytes = 2;  ///< of q, k, v (bf16, fp16), which shared memory is laid out for
 
 /// x, computed here and now: what follows from it is then not carried through the mainloop, which needs the registers.
 __device__ __forceinline__ int recomputed(int x) {
@@ -30,7 +31,7 @@ struct TileShape {
   static constexpr int kDimGroups = kHeadDim / 8;    ///< n8 products of the output
   static constexpr int kKeySteps = kChunkKeys / 16;  ///< k16 steps of weights · values
   static constexpr int kDimSteps = kHeadDim / 16;    ///< k16 steps of queries · keys
-  static constexpr int kRowBytes = kHeadDim * 2;
+  static constexpr int kRowBytes = kHeadDim * kElementBytes;
 
   /// Keys and values go through one ring in the order in which they are used: K0 V0 K1 V1 … Three slots: one in use,
   /// two in flight. 80 KB with the queries at head dim 128: two blocks fit an A100's multiprocessor (164 KB), one those

@@ -36,7 +36,8 @@ struct WorkUnit {
 static_assert(2 * sizeof(WorkUnit) <= kWorkBytes);
 
 /// From a [batch, token, head, dim] array to one head of a batch entry.
-__device__ __forceinline__ char* head_of(const DeviceHeads& array, int batch, uint32_t head, int element_bytes = 2) {
+__device__ __forceinline__ char* head_of(const DeviceHeads& array, int batch, uint32_t head,
+                                         int element_bytes = kElementBytes) {
   return static_cast<char*>(array.data) + (batch * array.batch_stride + head * array.head_stride) * element_bytes;
 }
 

@@ -18,6 +18,7 @@
 #include "backend/cuda/attention/sm90/consumer.cuh"
 #include "backend/cuda/attention/sm90/layout.cuh"
 #include "backend/cuda/attention/sm90/producer.cuh"
+#include "base/ceil_div.h"
 #include "base/error.h"
 
 namespace calibatt::cuda::sm90 {
@@ -72,25 +73,21 @@ CUtensorMap tensor_map(const DeviceHeads& heads, const AttentionArgs& args, int 
                                static_cast<cuuint64_t>(args.num_heads), static_cast<cuuint64_t>(args.batch)};
   // A stride along an axis of one element is never used, but must be valid.
   const auto bytes = [&](int64_t stride, int64_t count) {
-    return static_cast<cuuint64_t>(count > 1 ? stride * 2 : args.head_dim * 2);
+    return static_cast<cuuint64_t>(count > 1 ? stride : args.head_dim) * dtype_size(args.dtype);
   };
   const cuuint64_t strides[3] = {bytes(heads.token_stride, num_tokens), bytes(heads.head_stride, args.num_heads),
                                  bytes(heads.batch_stride, args.batch)};
   const cuuint32_t box[4] = {kPanelColumns, kChunkKeys, 1, 1}, steps[4] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult status =
-      encode(&map, args.is_fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, heads.data,
-             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, args.dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+             heads.data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorKind::kDevice,
                 "attention on the GPU: cuTensorMapEncodeTiled failed with " + std::to_string(static_cast<int>(status)));
   }
   return map;
-}
-
-int ceil_div(int64_t a, int64_t b) {
-  return static_cast<int>((a + b - 1) / b);
 }
 
 EnergyColumns energy_kind(const AttentionArgs& args) {
@@ -138,14 +135,14 @@ void dispatch(const AttentionArgs& args, Visit visit) {
     }
   };
   const auto with_type = [&](auto head_dim) {
-    return args.is_fp16 ? with_energy(head_dim, __half{}) : with_energy(head_dim, __nv_bfloat16{});
+    return args.dtype == DType::kF16 ? with_energy(head_dim, __half{}) : with_energy(head_dim, __nv_bfloat16{});
   };
   return args.head_dim == 64 ? with_type(std::integral_constant<int, 64>{})
                              : with_type(std::integral_constant<int, 128>{});
 }
 
-std::string view_refusal(const DeviceHeads& heads, const char* name, int element_bytes) {
-  const int64_t align = 16 / element_bytes;
+std::string view_refusal(const DeviceHeads& heads, const char* name, DType dtype) {
+  const int64_t align = 16 / static_cast<int64_t>(dtype_size(dtype));
   if (reinterpret_cast<uintptr_t>(heads.data) % 16 != 0 || heads.token_stride % align != 0 ||
       heads.head_stride % align != 0 || heads.batch_stride % align != 0) {
     return std::string("rows of ") + name + " do not start at multiples of 16 bytes";
@@ -155,14 +152,13 @@ std::string view_refusal(const DeviceHeads& heads, const char* name, int element
 
 }  // namespace
 
-std::string refusal(const AttentionArgs& args, int compute_capability) {
-  if (compute_capability != 90) return "the GPU is not of compute capability 9.0";
+std::string refusal(const AttentionArgs& args) {
   if (args.head_dim != 64 && args.head_dim != 128) return "head_dim is neither 64 nor 128";
   if (!(args.scale_log2 > 0)) return "the scale is not positive";
   for (const auto& [heads, name] : {std::pair{&args.q, "q"}, std::pair{&args.k, "k"}, std::pair{&args.v, "v"}}) {
-    if (std::string reason = view_refusal(*heads, name, 2); !reason.empty()) return reason;
+    if (std::string reason = view_refusal(*heads, name, args.dtype); !reason.empty()) return reason;
   }
-  if (std::string reason = view_refusal(args.out, "out", args.out_f32 ? 4 : 2); !reason.empty()) return reason;
+  if (std::string reason = view_refusal(args.out, "out", args.out_dtype()); !reason.empty()) return reason;
   if (args.block_energy != nullptr) {
     if (args.block_k % kStepKeys != 0 && args.block_k != kChunkKeys) {
       return "block energy needs key blocks of 64 tokens or a multiple of 128";

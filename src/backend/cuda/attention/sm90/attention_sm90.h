@@ -11,8 +11,8 @@
 /// How it works: the comment of attention_sm90.cu.
 namespace calibatt::cuda::sm90 {
 
-/// Why this kernel cannot take a (valid) call on a GPU of this compute capability (90 is 9.0); empty when it can.
-std::string refusal(const AttentionArgs& args, int compute_capability);
+/// Why this kernel cannot take a (valid) call, on a GPU that it runs on (kernel_table.cpp); empty when it can.
+std::string refusal(const AttentionArgs& args);
 
 /// Bytes of workspace that `launch` needs: a counter, and room for row statistics when block energy is wanted.
 size_t workspace_bytes(const AttentionArgs& args, int num_multiprocessors);

@@ -19,6 +19,7 @@ __device__ __forceinline__ int uniform(int value) {
 template <int kHeadDim, class Type, EnergyColumns kEnergyColumns>
 class Consumer {
  public:
+  static_assert(sizeof(Type) == kElementBytes);
   using Shared = SharedMemory<kHeadDim>;
   using Output = float[kHeadDim / 2];
 
@@ -220,17 +221,18 @@ class Consumer {
 
   /// Anchors: the tile's query rows lie scattered. Each group copies its own 64, in the copy engine's swizzle.
   __device__ __forceinline__ void gather_queries(uint32_t slot, const TileHeader& header) {
-    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes, per row
+    constexpr int kPieces = kHeadDim * kElementBytes / 16;  // of a row
     const DeviceHeads& q = params_.args.q;
-    const char* base =
-        static_cast<const char*>(q.data) + 2 * (header.batch * q.batch_stride + header.head * q.head_stride);
+    const char* base = static_cast<const char*>(q.data) +
+                       kElementBytes * (header.batch * q.batch_stride + header.head * q.head_stride);
     const int* tokens = params_.args.schedule.anchor_tokens + header.first_row;
     const int thread = static_cast<int>(threadIdx.x) % 128;
     for (int i = thread; i < kGroupRows * kPieces; i += 128) {
       const int row = group_ * kGroupRows + i / kPieces, piece = i % kPieces;
       uint4 data = {};
       if (row < header.num_rows) {
-        data = __ldg(reinterpret_cast<const uint4*>(base + 2 * __ldg(tokens + row) * q.token_stride) + piece);
+        data =
+            __ldg(reinterpret_cast<const uint4*>(base + kElementBytes * __ldg(tokens + row) * q.token_stride) + piece);
       }
       uint8_t* panel = shared_.queries[slot][piece / 8];
       *reinterpret_cast<uint4*>(panel + row * kRowBytes + ((piece % 8) ^ (row % 8)) * 16) = data;

@@ -44,26 +44,26 @@ __device__ __forceinline__ void write_output(const AttentionArgs& args, const Ti
   }
   // Pieces are stored at their number XOR the row, so that neither writing columns nor reading rows meets bank
   // conflicts.
-  constexpr int kBytes = kHeadDim * 2, kPieces = kHeadDim / 8, kRowsAtOnce = 32 / kPieces;
+  constexpr int kBytes = kHeadDim * kElementBytes, kPieces = kBytes / 16, kRowsAtOnce = 32 / kPieces;
   __syncwarp();  // the last tile's rows have been read
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = quad + 8 * r;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      *reinterpret_cast<uint32_t*>(staging + row * kBytes + ((i ^ (row % 8)) * 16) + column * 2) =
+      *reinterpret_cast<uint32_t*>(staging + row * kBytes + ((i ^ (row % 8)) * 16) + column * kElementBytes) =
           ptx::pack_pair<Type>(o[4 * i + 2 * r], o[4 * i + 2 * r + 1]);
     }
   }
   __syncwarp();
-  char* data = static_cast<char*>(out.data) + 2 * base;
+  char* data = static_cast<char*>(out.data) + kElementBytes * base;
   const int piece = lane % kPieces;
 #pragma unroll
   for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
     const int row = i * kRowsAtOnce + lane / kPieces;
     const uint4 content = *reinterpret_cast<const uint4*>(staging + row * kBytes + ((piece ^ (row % 8)) * 16));
     for_each_token(args, header, first + row, [&](int token) {
-      *(reinterpret_cast<uint4*>(data + 2 * token * out.token_stride) + piece) = content;
+      *(reinterpret_cast<uint4*>(data + kElementBytes * token * out.token_stride) + piece) = content;
     });
   }
 }

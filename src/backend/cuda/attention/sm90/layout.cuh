@@ -22,6 +22,7 @@ inline constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 inline constexpr int kPanelColumns = 64;  ///< 128 bytes: the swizzle's row. Tiles are stored panel by panel
 inline constexpr int kRowBytes = 128;     ///< of a panel
+inline constexpr int kElementBytes = kRowBytes / kPanelColumns;  ///< of q, k, v, and of outputs of their type
 
 /// Named barriers; kTurn and kGather: one per consumer warpgroup. 0 is __syncthreads().
 enum NamedBarrier { kTurn = 1, kGather = 3, kEnergyNotes = 5 };
@@ -46,7 +47,7 @@ struct SharedMemory {
   static constexpr int kPanels = kHeadDim / kPanelColumns;
   static constexpr int kQueryBytes = kPanels * kTileRows * kRowBytes;
   static constexpr int kStepBytes = kPanels * kStepKeys * kRowBytes;  ///< keys, or values, of a step
-  static constexpr int kOutBytes = 16 * kHeadDim * 2;                 ///< a warp's 16 rows
+  static constexpr int kOutBytes = 16 * kHeadDim * kElementBytes;     ///< a warp's 16 rows
 
   alignas(1024) uint8_t queries[2][kPanels][kTileRows * kRowBytes];
   alignas(1024) uint8_t keys[kStages][kPanels][kStepKeys * kRowBytes];

@@ -1,9 +1,0 @@
-#include "test_kernel.h"
-
-namespace calibatt {
-
-std::vector<TestKernel> cuda_kernels() {
-  return {};
-}
-
-}  // namespace calibatt
