@@ -22,6 +22,7 @@ enum class Precision { kAuto, kF32, kBF16, kF16 };
 enum class OnMismatch {
   kRefuse,  ///< Error(kMismatch) that names both values
   kDense,   ///< run those calls dense, count them, and report them
+  kWarn,    ///< of other weights (a fine-tune): apply it and say so; of another size or shape: as kRefuse
 };
 
 struct LoadOptions {
@@ -64,6 +65,17 @@ struct StageSeconds {
   double total() const { return text + attention + transformer_other + vae; }
 };
 
+/// How a plan was applied in a run, and how far that may be from dense attention.
+struct PlanUse {
+  /// Relative error of what self-attention adds to the residual stream, root mean square over steps and layers, as the
+  /// plan's calibration found it under its own conditions. Absent: the plan does not say.
+  std::optional<double> expected_error;
+  /// "measured" (in runs with the plan), "held out" (predicted, on prompts that chose no blocks) or "not held out".
+  std::string error_basis;
+  std::string weights;                ///< beside those that the plan was made for: "same", "other" or "not compared"
+  std::vector<std::string> warnings;  ///< what the error says nothing of: other weights, conditions never measured
+};
+
 /// What a run did, for people and for files.
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
@@ -77,6 +89,7 @@ struct RunReport {
   int64_t attention_calls = 0, dense_fallback_calls = 0;
   std::string fallback_reason;   ///< why dense_fallback_calls > 0
   std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ
+  std::optional<PlanUse> plan;   ///< where a plan was applied
   MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded
 };
 std::string to_json(const RunReport& report);

@@ -25,16 +25,13 @@ AttentionReport AttentionMeter::report() const {
   report.calls = calls_;
   report.dense_fallback_calls = fallback_calls_;
   report.density = total_.density();
-  std::vector<Pairs> layers(static_cast<size_t>(num_layers_));
+  const auto num_layers = static_cast<size_t>(num_layers_);
   for (int step = 0; step < num_steps_; ++step) {
     auto& row = report.density_map.emplace_back();
-    for (size_t layer = 0; layer < layers.size(); ++layer) {
-      const Pairs& pairs = pairs_[static_cast<size_t>(step) * layers.size() + layer];
-      row.push_back(pairs.density());
-      layers[layer].add(pairs);
+    for (size_t layer = 0; layer < num_layers; ++layer) {
+      row.push_back(pairs_[static_cast<size_t>(step) * num_layers + layer].density());
     }
   }
-  for (const Pairs& pairs : layers) report.layer_density.push_back(pairs.density());
   return report;
 }
 

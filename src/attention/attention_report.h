@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "calibatt/pipeline.h"
 
 namespace calibatt {
 
@@ -13,12 +16,12 @@ struct AttentionReport {
   int64_t dense_fallback_calls = 0;  ///< planned, but run dense because the plan does not fit
   std::string fallback_reason;       ///< why; empty when there was none
   std::string step_mapping;          ///< how the run's steps were mapped to the plan's; empty when they are the same
+  std::optional<PlanUse> plan;       ///< where a plan was applied
 
   /// Computed (query, key) token pairs over all pairs, anchors and blocks together, of the calls that were made.
   /// Summary tokens are not counted. 1 where no call was made.
   double density = 1;
   std::vector<std::vector<double>> density_map;  ///< [step][layer]
-  std::vector<double> layer_density;             ///< [layer]
 };
 
 /// Adds up what an AttentionReport tells.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/attention_report.h"
+#include "attention/plan_fit.h"
 #include "attention/planned_layers.h"
 #include "attention/self_attention.h"
 #include "backend/attention_engine.h"
@@ -13,22 +14,6 @@
 #include "plan/plan.h"
 
 namespace calibatt {
-
-/// One denoising run, as far as attention is concerned: what a plan must have been made for to be used in it.
-struct RunDescription {
-  std::string model_name;         ///< for messages
-  std::string model_fingerprint;  ///< hex, see io/fingerprint.h
-  AttentionGeometry
-      geometry;  ///< grid, text tokens, heads and head dim of the run; the plan brings order and block sizes
-  int num_layers = 0;
-  int video_frames = 0, video_height = 0, video_width = 0;  ///< pixels and video frames
-  std::vector<double> sigmas;                               ///< noise level of each step of this run
-  double flow_shift = 0;                                    ///< for messages
-  /// Set where the run insists on them (a flag, or a device whose kernels take only some): a plan with others does not
-  /// fit.
-  std::optional<int> block_q, block_k;
-  std::optional<TokenOrder> order;
-};
 
 /// Self-attention that runs something (dense or planned) and can account for it.
 class RunAttention : public SelfAttention {
@@ -58,8 +43,7 @@ class DenseAttention : public RunAttention {
 class PlannedAttention : public RunAttention {
  public:
   /// Throws Error(kMismatch), naming both values, when the plan was made for another model, size, number of heads or
-  /// layers, or for block sizes or a token order that the run does not take — unless `on_mismatch` is kDense. The
-  /// engine must outlive the object.
+  /// layers — unless `on_mismatch` is kDense, or kWarn and only weights differ. The engine must outlive the object.
   PlannedAttention(AttentionEngine& engine, std::shared_ptr<const Plan> plan, const RunDescription& run,
                    OnMismatch on_mismatch = OnMismatch::kRefuse);
 
@@ -76,9 +60,12 @@ class PlannedAttention : public RunAttention {
  private:
   struct Site {
     int step = 0, layer = 0;
+    size_t forward = 0;  ///< of the step: 0, or 1 for the second branch of guidance
   };
-  void attend_planned(int layer, AttentionCall call);
-  std::shared_ptr<const PlannedLayer> layer_at(Site site);
+  void attend_planned(int layer, AttentionCall call, int text_tokens);
+  std::shared_ptr<const PlannedLayer> layer_at(const Site& site);
+  int text_tokens_of(size_t forward) const;
+  size_t forward_of_step() const { return forwards_of_step_ > 1 ? 1 : 0; }
   std::optional<Site> site_after(int layer) const;
 
   AttentionEngine& engine_;
@@ -86,7 +73,9 @@ class PlannedAttention : public RunAttention {
   int num_layers_;
   OnMismatch on_mismatch_;
   std::string mismatch_, fallback_reason_, step_mapping_;
-  std::vector<int> plan_step_;  // of each step of the run
+  PlanUse use_;
+  std::vector<int> text_tokens_;  // behind the plan's, in each forward of a step, as last seen: branches may differ
+  std::vector<int> plan_step_;    // of each step of the run
   std::optional<PlannedLayers> layers_;
   std::shared_ptr<const PlannedLayer> announced_;  // what the backend expects next
   int forwards_of_step_ = 0;                       // begun in the present step
@@ -99,11 +88,5 @@ class PlannedAttention : public RunAttention {
 std::unique_ptr<RunAttention> make_run_attention(AttentionEngine& engine, std::shared_ptr<const Plan> plan,
                                                  const RunDescription& run,
                                                  OnMismatch on_mismatch = OnMismatch::kRefuse);
-
-/// Why a plan does not fit a run, in one line that names both values; empty when it fits.
-std::string find_mismatch(const Plan& plan, const RunDescription& run);
-
-/// For each step of the run the plan's step of the nearest noise level.
-std::vector<int> map_steps(const Plan& plan, const std::vector<double>& run_sigmas);
 
 }  // namespace calibatt

@@ -3,106 +3,23 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-
+#include "attention/test_attention.h"
 #include "backend/backend.h"
+#include "io/test_folder.h"
 #include "plan/test_plans.h"
 
 namespace calibatt {
 namespace {
 
+using test::example;
+using test::Layer;
+using test::of_fingerprint;
+using test::run_of;
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-// q, k, v and out of one layer, [tokens, heads, head_dim], small enough to check in obvious loops.
-struct Layer {
-  explicit Layer(const AttentionGeometry& geometry, unsigned seed) : geometry(geometry) {
-    std::mt19937 random(seed);
-    for (auto* array : {&q, &k, &v}) {
-      array->resize(static_cast<size_t>(geometry.num_tokens()) * row());
-      for (float& x : *array) x = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-    }
-    out.assign(q.size(), std::nanf(""));
-  }
-  size_t row() const { return static_cast<size_t>(geometry.heads) * static_cast<size_t>(geometry.head_dim); }
-  template <class View, class Array>
-  View view(Array& array) const {
-    View result;
-    result.data = array.data();
-    result.num_tokens = geometry.num_tokens();
-    result.token_stride = static_cast<int64_t>(row());
-    result.head_stride = geometry.head_dim;
-    return result;
-  }
-  void run(SelfAttention& attention, int layer) {
-    attention.attend(layer, geometry, view<ConstHeadsView>(q), view<ConstHeadsView>(k), view<ConstHeadsView>(v),
-                     view<HeadsView>(out), {});
-  }
-  double dot(int query, int head, const double* key) const {
-    double sum = 0;
-    for (int d = 0; d < geometry.head_dim; ++d) sum += q[at(query, head, d)] * key[d];
-    return sum / std::sqrt(geometry.head_dim);
-  }
-  size_t at(int token, int head, int d) const {
-    return static_cast<size_t>(token) * row() + static_cast<size_t>(head * geometry.head_dim + d);
-  }
-
-  // What the plan's head says the output row of this token is, in obvious loops.
-  std::vector<double> expected(const Plan& plan, const HeadPlan& plan_of_head, int head, int token) const {
-    const int packed = plan_of_head.anchored ? plan.anchor_rows().source_of[static_cast<size_t>(token)] : token;
-    const int query = plan_of_head.anchored ? plan.anchor_rows().query_tokens[static_cast<size_t>(packed)] : token;
-    const int block_k = plan.geometry().block_k, dim = geometry.head_dim;
-    double weight_sum = 0;
-    std::vector<double> result(static_cast<size_t>(dim)), key(result), value(result);
-    const auto add = [&](double bias) {
-      const double weight = std::exp(dot(query, head, key.data()) + bias);
-      weight_sum += weight;
-      for (int d = 0; d < dim; ++d) result[static_cast<size_t>(d)] += weight * value[static_cast<size_t>(d)];
-    };
-    const BlockMask mask = plan_of_head.intervals ? plan_of_head.intervals->to_mask() : BlockMask();
-    for (int block = 0; block < plan.geometry().num_key_blocks(); ++block) {
-      const int begin = block * block_k, size = plan.geometry().key_block_size(block);
-      const bool kept = !plan_of_head.intervals || mask.kept(packed / plan.geometry().block_q, block);
-      if (!kept && !plan.info().summarize_skipped) continue;
-      std::fill(key.begin(), key.end(), 0.0);
-      std::fill(value.begin(), value.end(), 0.0);
-      for (int s = begin; s < begin + size; ++s) {
-        for (int d = 0; d < dim; ++d) {
-          const double share = kept ? 1.0 : 1.0 / size;
-          key[static_cast<size_t>(d)] = (kept ? 0 : key[static_cast<size_t>(d)]) + share * k[at(s, head, d)];
-          value[static_cast<size_t>(d)] = (kept ? 0 : value[static_cast<size_t>(d)]) + share * v[at(s, head, d)];
-        }
-        if (kept) add(0);
-      }
-      if (!kept) add(std::log(size));
-    }
-    for (double& x : result) x /= weight_sum;
-    return result;
-  }
-
-  AttentionGeometry geometry;
-  std::vector<float> q, k, v, out;
-};
-
-// The run that the plan was made for.
-RunDescription run_of(const Plan& plan) {
-  const PlanProvenance& made = plan.info().provenance;
-  RunDescription run;
-  run.model_name = "this model";
-  run.model_fingerprint = made.transformers[0].fingerprint;
-  run.geometry = plan.geometry();
-  run.num_layers = plan.num_layers();
-  run.video_frames = made.video_frames;
-  run.video_height = made.video_height;
-  run.video_width = made.video_width;
-  run.sigmas = plan.info().sigmas;
-  run.flow_shift = made.flow_shift;
-  return run;
-}
-
-std::shared_ptr<const Plan> example() {
-  return std::make_shared<const Plan>(test::example_parts());
-}
 
 // Writes down what it is told and asked, and computes nothing.
 class ListeningEngine : public AttentionEngine {
@@ -144,7 +61,6 @@ std::vector<std::string> heard_in_run(bool guided) {
 }
 
 TEST(PlannedAttentionHints, TheNextLayerIsAnnouncedBeforeThePresentOneRuns) {
-  using ::testing::ElementsAre;
   EXPECT_THAT(heard_in_run(true),
               ElementsAre("hear 0.0", "hear 0.1", "run 0.0", "hear 0.0", "run 0.1",  // then the other branch
                           "hear 0.1", "run 0.0", "hear 1.0", "run 0.1",              // then the next step
@@ -159,11 +75,14 @@ TEST(PlannedAttentionHints, TheNextLayerIsAnnouncedBeforeThePresentOneRuns) {
 }
 
 TEST(PlannedLayers, KeepsWhatWasUsedLastWithinItsLimit) {
-  const auto plan = std::make_shared<const Plan>(test::fixture_parts("tiles"));  // 2 entries, 2 layers
+  const TestFolder folder;
+  save_plan(Plan(test::fixture_parts("tiles")), folder / "plan");  // 2 entries, 2 layers
+  const auto plan = load_plan(folder / "plan");
   PlannedLayers all(plan, size_t{1} << 30), few(plan, 1);
   const auto first = all.get(0, 0);
-  EXPECT_EQ(first->heads().size(), 3u);
-  EXPECT_EQ(first->heads().data(), first->heads().data());
+  ASSERT_EQ(first->heads().size(), 3u);
+  const BlockIntervals* const decoded = first->heads()[0].intervals;
+  ASSERT_NE(decoded, nullptr);
   int64_t pairs = 0;
   for (int head = 0; head < 3; ++head) pairs += plan->entry_token_pairs(0, 0, head);
   EXPECT_EQ(first->token_pairs(), pairs);
@@ -171,6 +90,7 @@ TEST(PlannedLayers, KeepsWhatWasUsedLastWithinItsLimit) {
     for (int site = 0; site < 4; ++site) layers->get(site / 2, site % 2);
   }
   EXPECT_EQ(all.get(0, 0), first);
+  EXPECT_EQ(first->heads()[0].intervals, decoded) << "a layer is decoded once";
   EXPECT_EQ(all.num_layers(), 4u);
   EXPECT_EQ(few.num_layers(), 3u) << "the one that runs and what comes next stay at any limit";
   const auto last = few.get(1, 1);
@@ -235,26 +155,24 @@ TEST_F(RunAttentionTest, EverySiteComputesWhatItsHeadsSay) {
 
 TEST_F(RunAttentionTest, EveryMismatchNamesBothValues) {
   EXPECT_EQ(refusal([](auto&) {}), "accepted");
-  EXPECT_THAT(refusal([](auto& r) { r.model_fingerprint = "abc"; }),
+  EXPECT_THAT(refusal([](auto& r) { r.transformers = of_fingerprint("abc"); }),
               AllOf(HasSubstr("00112233445566778899aabbccddeeff"), HasSubstr("'this model' with fingerprint abc")));
   EXPECT_THAT(refusal([](auto& r) { r.video_frames = 5; }),
               AllOf(HasSubstr("1 frames of 48×64"), HasSubstr("5 frames of 48×64")));
   EXPECT_THAT(refusal([](auto& r) { r.video_width = 80; }), AllOf(HasSubstr("48×64"), HasSubstr("80×64")));
   EXPECT_THAT(refusal([](auto& r) { r.geometry.height = 5; }),
               AllOf(HasSubstr("1×4×3 tokens"), HasSubstr("1×5×3 tokens")));
-  EXPECT_THAT(refusal([](auto& r) { r.geometry.text_tokens = 7; }), HasSubstr("7 text tokens"));
+  EXPECT_EQ(refusal([](auto& r) { r.geometry.text_tokens = 7; }), "accepted") << "text may have any number";
+  EXPECT_THAT(refusal([](auto& r) { r.transformers.resize(2); }), AllOf(HasSubstr("1 transformers"), HasSubstr("2")));
   EXPECT_THAT(refusal([](auto& r) { r.geometry.heads = 3; }), AllOf(HasSubstr("2 heads × 64"), HasSubstr("3 × 64")));
   EXPECT_THAT(refusal([](auto& r) { r.geometry.head_dim = 32; }), HasSubstr("2 × 32"));
   EXPECT_THAT(refusal([](auto& r) { r.num_layers = 8; }), AllOf(HasSubstr("1 layers"), HasSubstr("8")));
-  EXPECT_THAT(refusal([](auto& r) { r.block_k = 128; }), AllOf(HasSubstr("4×4"), HasSubstr("4×128")));
-  EXPECT_THAT(refusal([](auto& r) { r.order = TokenOrder::tiles(1, 2, 2); }),
-              AllOf(HasSubstr("raster"), HasSubstr("tiles:1x2x2")));
   EXPECT_EQ(refusal([](auto& r) { r.geometry.block_q = 128; }), "accepted") << "the plan brings the blocks";
 }
 
 TEST_F(RunAttentionTest, OnMismatchDenseRunsDenseAndCountsEveryCall) {
   RunDescription run = run_of(*example());
-  run.model_fingerprint = "abc";
+  run.transformers = of_fingerprint("abc");
   PlannedAttention attention(*backend_, example(), run, OnMismatch::kDense);
   DenseAttention dense(*backend_, 3, 1);
   EXPECT_EQ(attention.token_order(), TokenOrder::raster());
@@ -274,6 +192,22 @@ TEST_F(RunAttentionTest, OnMismatchDenseRunsDenseAndCountsEveryCall) {
   EXPECT_EQ(dense.report().dense_fallback_calls, 0) << "dense by choice is no fallback";
   EXPECT_EQ(dense.report().calls, 3);
   EXPECT_EQ(dense.report().density_map, (std::vector<std::vector<double>>{{1}, {1}, {1}}));
+}
+
+TEST_F(RunAttentionTest, AFineTuneIsWarnedOfWhereThatWasChosen) {
+  RunDescription run = run_of(*example());
+  run.transformers = of_fingerprint("abc");
+  PlannedAttention attention(*backend_, example(), run, OnMismatch::kWarn);
+  Layer(run.geometry, 1).run(attention, 0);
+  const AttentionReport report = attention.report();
+  EXPECT_EQ(report.dense_fallback_calls, 0);
+  EXPECT_LT(report.density, 1) << "the plan is applied";
+  ASSERT_TRUE(report.plan.has_value());
+  EXPECT_EQ(report.plan->weights, "other");
+  EXPECT_THAT(report.plan->warnings, ElementsAre(AllOf(HasSubstr("other weights"), HasSubstr("fingerprint abc"),
+                                                       HasSubstr("00112233445566778899aabbccddeeff"))));
+  run.video_frames = 5;
+  EXPECT_THROW(PlannedAttention(*backend_, example(), run, OnMismatch::kWarn), Error) << "of another size";
 }
 
 TEST_F(RunAttentionTest, ACallOfAnotherSizeIsCaughtToo) {
@@ -299,7 +233,7 @@ TEST_F(RunAttentionTest, OtherStepsAreMappedByNoiseLevel) {
   RunDescription run = run_of(*plan);
   run.sigmas = {1.0, 0.9, 0.7, 0.52, 0.3, 0.1};
   run.flow_shift = 5;
-  EXPECT_EQ(map_steps(*plan, run.sigmas), (std::vector<int>{0, 0, 1, 1, 2, 2}));
+  EXPECT_EQ(map_steps(*plan, run), (std::vector<int>{0, 0, 1, 1, 2, 2}));
   PlannedAttention attention(*backend_, plan, run);
   for (int step = 0; step < 6; ++step) {
     attention.begin_forward(step, GuidanceBranch::kConditional);
@@ -313,8 +247,6 @@ TEST_F(RunAttentionTest, OtherStepsAreMappedByNoiseLevel) {
   for (size_t step = 0; step < 6; ++step) {
     EXPECT_NEAR(report.density_map[step][0], plan->density(static_cast<int>(step / 2), 0), 1e-12) << step;
   }
-  EXPECT_NEAR(report.layer_density[0], plan->density(), 1e-12);
-
   run.sigmas = plan->info().sigmas;
   run.sigmas[1] += 1e-7;  // rounding is no difference
   EXPECT_THAT(PlannedAttention(*backend_, plan, run).report().step_mapping, IsEmpty());
@@ -336,7 +268,6 @@ TEST(AttentionMeter, WeighsByPairsAndKeepsStrayCallsOutOfTheMap) {
   EXPECT_DOUBLE_EQ(report.density, 0.1);
   EXPECT_DOUBLE_EQ(report.density_map[0][0], 0.2);
   EXPECT_DOUBLE_EQ(report.density_map[0][1], 1.0) << "no call was made there";
-  EXPECT_DOUBLE_EQ(report.layer_density[0], 0.2);
 }
 
 }  // namespace

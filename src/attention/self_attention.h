@@ -10,16 +10,9 @@
 
 namespace calibatt {
 
-/// Where in the denoising run a self-attention call happens.
-struct AttentionSite {
-  int step = 0;   ///< index into the run's own step list, 0 = the noisiest
-  int layer = 0;  ///< transformer block
-  bool operator==(const AttentionSite&) const = default;
-};
-
 /// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)). Calibration needs it to
-/// weigh an error of a head's output by what the block makes of it. Host pointers; all may be absent (null/empty)
-/// outside calibration.
+/// weigh an error of a head's output by what the block makes of it. All may be absent (null/empty) outside calibration.
+/// W_o and the gate are there twice: calibration with maps reads them on the host, with level codes the backend does.
 struct OutputContext {
   const Tensor* output_weight = nullptr;  ///< W_o, [dim, heads·head_dim] (torch Linear layout), F32 or BF16
   std::span<const float> gate;            ///< [dim]; empty: ones
@@ -29,9 +22,9 @@ struct OutputContext {
   const Tensor* backend_gate = nullptr;
 };
 
-/// What a transformer block calls for its self-attention. One object lives for one denoising run;
-/// begin_step/begin_branch are called by the denoise loop, attend by the model. Tokens arrive in the order of
-/// geometry().order.
+/// What a transformer block calls for its self-attention. One object lives for one denoising run; begin_forward is
+/// called by the denoise loop, attend by the model. Video tokens arrive in the order of token_order(), text behind
+/// them.
 class SelfAttention {
  public:
   virtual ~SelfAttention() = default;

@@ -14,6 +14,19 @@ struct Flags {
   std::string output, report, on_mismatch = "refuse";
 };
 
+void print_plan_use(const PlanUse& plan) {
+  if (plan.expected_error) {
+    const char* const basis = plan.error_basis == "measured"   ? "measured in runs with it"
+                              : plan.error_basis == "held out" ? "predicted on prompts that chose no blocks"
+                                                               : "predicted on the very prompts that chose its blocks";
+    std::printf("plan: error %.4f of the attention's output at calibration, %s; weights: %s\n", *plan.expected_error,
+                basis, plan.weights.c_str());
+  } else {
+    std::printf("plan: it does not say how far it is from dense; weights: %s\n", plan.weights.c_str());
+  }
+  for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", warning.c_str());
+}
+
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
   std::printf("%s: %d×%d, %d frames, seed %llu, %d steps (%s, %s, %d threads)\n", output.c_str(), *report.options.width,
@@ -37,6 +50,7 @@ void print_summary(const RunReport& report, const std::string& output) {
     }
     std::printf("\n");
   }
+  if (report.plan) print_plan_use(*report.plan);
   if (!report.step_mapping.empty()) std::printf("plan steps: %s\n", report.step_mapping.c_str());
   if (report.dense_fallback_calls > 0) {
     std::printf("WARNING: %lld of %lld self-attention calls ran dense because the plan does not fit: %s\n",
@@ -49,7 +63,9 @@ void run(Flags& flags) {
   check_video_output(flags.output);
   if (!flags.report.empty()) check_output(flags.report);
   GenerateOptions options = flags.run;
-  options.on_mismatch = flags.on_mismatch == "dense" ? OnMismatch::kDense : OnMismatch::kRefuse;
+  options.on_mismatch = flags.on_mismatch == "dense"  ? OnMismatch::kDense
+                        : flags.on_mismatch == "warn" ? OnMismatch::kWarn
+                                                      : OnMismatch::kRefuse;
 
   check_prompt({options.prompt, options.prompt_source});
   check_prompt({options.negative_prompt, "--negative-prompt"});
@@ -80,8 +96,9 @@ void add_generate(CLI::App& app) {
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
   command
       ->add_option("--on-mismatch", flags->on_mismatch,
-                   "When the plan was made for something else: refuse, or run dense and say so")
-      ->check(CLI::IsMember({"refuse", "dense"}))
+                   "When the plan was made for something else: refuse; run dense and say so; or warn: apply a plan of "
+                   "the same size and shape to other weights (a fine-tune)")
+      ->check(CLI::IsMember({"refuse", "dense", "warn"}))
       ->capture_default_str();
   command->add_option("-o,--output", flags->output, "Video file: .mp4, .webm, .webp, or .png for numbered frames")
       ->required();

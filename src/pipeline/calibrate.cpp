@@ -43,7 +43,7 @@ std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& 
 ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run,
                           const ProgressCallback& progress) {
   const std::string order = options.token_order.empty() ? kDefaultTokenOrder : options.token_order;
-  const RunDescription facts = runner.describe_attention(run, true, progress);
+  const RunDescription facts = runner.describe_attention(run, progress);
   ProfileHeader header;
   header.geometry = facts.geometry;
   header.geometry.order = TokenOrder::parse(order);
@@ -55,7 +55,8 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
 
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
-  provenance.transformers = {{runner.model().kind + " " + facts.model_name, facts.model_fingerprint}};
+  provenance.transformers = {
+      {runner.model().kind + " " + facts.transformers[0].name, facts.transformers[0].fingerprint("stored")}};
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());
   provenance.video_frames = facts.video_frames;

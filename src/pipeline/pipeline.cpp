@@ -22,6 +22,7 @@ void add_accounts(const AttentionReport& accounts, RunReport& run) {
   run.dense_fallback_calls = accounts.dense_fallback_calls;
   run.fallback_reason = accounts.fallback_reason;
   run.step_mapping = accounts.step_mapping;
+  run.plan = accounts.plan;
 }
 
 }  // namespace
@@ -54,9 +55,12 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   // Prompts and plan are checked before anything slow starts.
   runner.check_prompts(options);
   runner.warn_of_memory(options);
-  const auto attention =
-      make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
-                         runner.describe_attention(options, !options.plan_path.empty(), progress), options.on_mismatch);
+  const auto attention = make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
+                                            runner.describe_attention(options, progress), options.on_mismatch);
+
+  if (const auto plan = attention->report().plan) {
+    for (const std::string& warning : plan->warnings) runner.warn(warning);
+  }
 
   double start = now_seconds();
   const auto lap = [&start] {

@@ -4,8 +4,20 @@
 
 namespace calibatt {
 
+using nlohmann::json;
+
+namespace {
+
+json plan_use_json(const PlanUse& plan) {
+  return {{"expected_error", plan.expected_error ? json(*plan.expected_error) : json(nullptr)},
+          {"error_basis", plan.error_basis},
+          {"weights", plan.weights},
+          {"warnings", plan.warnings}};
+}
+
+}  // namespace
+
 std::string to_json(const RunReport& report) {
-  using nlohmann::json;
   const GenerateOptions& options = report.options;
   const StageSeconds& seconds = report.seconds;
   const MaskStreaming& masks = report.mask_streaming;
@@ -50,6 +62,7 @@ std::string to_json(const RunReport& report) {
                        {"dense_fallback_calls", report.dense_fallback_calls},
                        {"fallback_reason", report.fallback_reason},
                        {"step_mapping", report.step_mapping},
+                       {"plan_use", report.plan ? plan_use_json(*report.plan) : json(nullptr)},
                        {"mask_streaming", masks.calls > 0 ? streaming : json(nullptr)}};
   return result.dump(2) + "\n";
 }

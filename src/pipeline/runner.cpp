@@ -93,10 +93,14 @@ std::vector<StepSettings> Runner::steps_of(const GenerateOptions& options, const
   return make_steps(scheduler, model().experts, std::array{*options.cfg_scale});
 }
 
-RunDescription Runner::describe_attention(const GenerateOptions& options, bool with_fingerprint,
-                                          const ProgressCallback& progress) {
+RunDescription Runner::describe_attention(const GenerateOptions& options, const ProgressCallback& progress) {
   RunDescription run;
-  run.model_name = model().name;
+  run.transformers.clear();
+  for (int expert = 0; expert < static_cast<int>(model().experts.size()); ++expert) {
+    run.transformers.push_back({model().name, [this, expert, progress](const std::string& like) {
+                                  return model_->fingerprint(expert, like, stage_work(progress, "check"));
+                                }});
+  }
   run.geometry = model().geometry(video_size(options));
   run.num_layers = model().num_layers;
   run.video_frames = *options.video_frames;
@@ -104,9 +108,11 @@ RunDescription Runner::describe_attention(const GenerateOptions& options, bool w
   run.video_width = *options.width;
   for (const StepSettings& step : steps_of(options, *make_scheduler(options, model()))) {
     run.sigmas.push_back(step.sigma);
+    if (run.transformers.size() > 1) run.step_transformer.push_back(step.expert);
   }
   run.flow_shift = *options.flow_shift;
-  if (with_fingerprint) run.model_fingerprint = model_->fingerprint(0, "stored", stage_work(progress, "check"));
+  run.guidance_scale = *options.cfg_scale;
+  run.scheduler = *options.scheduler;
   return run;
 }
 

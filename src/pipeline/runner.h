@@ -29,10 +29,9 @@ class Runner {
   /// Tells LoadOptions::warn where the video takes more host memory than there is.
   void warn_of_memory(const GenerateOptions& options) const;
 
-  /// What a plan must have been made for to be used in this run, and what calibration makes it for. with_fingerprint:
-  /// reads every weight.
-  RunDescription describe_attention(const GenerateOptions& options, bool with_fingerprint,
-                                    const ProgressCallback& progress = {});
+  /// What a plan must have been made for to be used in this run, and what calibration makes it for. progress: of
+  /// reading every weight, where a fingerprint is asked for.
+  RunDescription describe_attention(const GenerateOptions& options, const ProgressCallback& progress = {});
   RunReport describe_run(const GenerateOptions& options) const;
 
   std::unique_ptr<Conditioning> encode(const GenerateOptions& options, const ProgressCallback& progress);
@@ -43,6 +42,10 @@ class Runner {
 
   const ModelDescription& model() const { return model_->description(); }
   Backend& backend() { return *backend_; }
+  /// Tells the user of something odd that does no harm.
+  void warn(const std::string& message) const {
+    if (warn_) warn_(message);
+  }
   /// To be called where a job begins: the threads of this pipeline are those of the process from here on.
   void begin_job() const;
 

@@ -79,8 +79,8 @@ class LayerSource {
 /// A plan without its masks.
 struct PlanInfo {
   /// Of video tokens alone: text_tokens is 0, and the plan holds for a run with any number of text tokens behind them
-  /// (plan/text.h says how). Plans of versions 1 and 2 may have text tokens in their blocks; such a plan holds for just
-  /// as many.
+  /// (sparsity/text_extension.h says how). Plans of versions 1 and 2 may have text tokens in their blocks; such a plan
+  /// holds for just as many.
   AttentionGeometry geometry;
   int num_layers = 0;
   std::vector<double> sigmas;          ///< noise level of each calibrated step, falling from ≤ 1 towards 0

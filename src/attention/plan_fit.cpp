@@ -1,0 +1,192 @@
+#include "attention/plan_fit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <utility>
+
+namespace calibatt {
+namespace {
+
+// Two schedules are the same when they differ by rounding only (float32 in one place, float64 in another).
+constexpr double kSigmaTolerance = 1e-5;
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.4g", value);
+  return text;
+}
+
+std::string grid_text(const AttentionGeometry& geometry) {
+  return std::to_string(geometry.frames) + "×" + std::to_string(geometry.height) + "×" +
+         std::to_string(geometry.width) + " tokens";
+}
+
+std::string video_text(int frames, int height, int width) {
+  return std::to_string(frames) + " frames of " + std::to_string(width) + "×" + std::to_string(height);
+}
+
+// "0–3→0, 4→1, …": steps of the run → steps of the plan, runs of equal targets joined.
+std::string mapping_text(const std::vector<int>& plan_step) {
+  std::string text;
+  for (size_t begin = 0; begin < plan_step.size();) {
+    size_t end = begin + 1;
+    while (end < plan_step.size() && plan_step[end] == plan_step[begin]) ++end;
+    if (!text.empty()) text += ", ";
+    text += std::to_string(begin);
+    if (end > begin + 1) text += "–" + std::to_string(end - 1);
+    text += "→" + std::to_string(plan_step[begin]);
+    begin = end;
+  }
+  return text;
+}
+
+// The largest distance of a step's noise level from the one that its step of the plan has.
+double largest_distance(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
+  double largest = 0;
+  for (size_t step = 0; step < run.sigmas.size(); ++step) {
+    largest = std::max(largest, std::abs(run.sigmas[step] - plan.info().sigmas[static_cast<size_t>(plan_step[step])]));
+  }
+  return largest;
+}
+
+bool same_steps(const Plan& plan, const RunDescription& run) {
+  return run.sigmas.size() == plan.info().sigmas.size() &&
+         largest_distance(plan, run, map_steps(plan, run)) <= kSigmaTolerance;
+}
+
+std::string joined(const std::vector<std::string>& texts) {
+  std::string text;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    text += (i == 0 ? "" : i + 1 == texts.size() ? " and " : ", ") + texts[i];
+  }
+  return text;
+}
+
+// The conditions under which the plan's error was found and that this run does not have; empty: none.
+std::string condition_warning(const Plan& plan, const RunDescription& run) {
+  const PlanProvenance& made = plan.info().provenance;
+  std::vector<std::string> theirs, ours;
+  const auto differ = [&](const std::string& name, const std::string& their_value, const std::string& our_value) {
+    theirs.push_back(name + their_value);
+    ours.push_back(name + our_value);
+  };
+  const auto number = [&](const char* name, double their_value, double our_value) {
+    if (std::abs(their_value - our_value) > 1e-6) differ(name, short_number(their_value), short_number(our_value));
+  };
+  const size_t num_steps = run.sigmas.size();
+  if (num_steps != plan.info().sigmas.size()) {
+    theirs.push_back(std::to_string(plan.num_steps()) + " steps");
+    ours.push_back(std::to_string(num_steps));
+  }
+  number("flow shift ", made.flow_shift, run.flow_shift);
+  if (run.guidance_scale) number("guidance ", made.guidance_scale, *run.guidance_scale);
+  if (!run.scheduler.empty() && !made.scheduler.empty() && run.scheduler != made.scheduler) {
+    differ("scheduler ", made.scheduler, run.scheduler);
+  }
+  if (theirs.empty() && !same_steps(plan, run)) {
+    theirs.emplace_back("other noise levels");
+    ours.emplace_back("levels of its own");
+  }
+  if (theirs.empty()) return "";
+  return "the plan was calibrated with " + joined(theirs) + ", this run has " + joined(ours) +
+         ": how far from dense it is there was never measured";
+}
+
+// Empty where they are the run's or cannot be compared.
+std::string other_weights(const Plan& plan, const RunDescription& run, bool& compared) {
+  const std::vector<PlanTransformer>& made_for = plan.info().provenance.transformers;
+  compared = true;
+  for (size_t i = 0; i < made_for.size(); ++i) {
+    if (made_for[i].fingerprint.empty() || !run.transformers[i].fingerprint) {
+      compared = false;
+      continue;
+    }
+    const std::string fingerprint = run.transformers[i].fingerprint(made_for[i].fingerprint);
+    if (fingerprint == made_for[i].fingerprint) continue;
+    return "it was made for the model '" + made_for[i].name + "' with fingerprint " + made_for[i].fingerprint +
+           ", this run has '" + run.transformers[i].name + "' with fingerprint " + fingerprint;
+  }
+  return "";
+}
+
+PlanUse use_of(const Plan& plan) {
+  PlanUse use;
+  const PlanAccuracy& accuracy = plan.info().accuracy;
+  use.expected_error = accuracy.measured ? accuracy.measured : accuracy.predicted;
+  if (use.expected_error) {
+    use.error_basis = accuracy.measured ? "measured" : accuracy.held_out ? "held out" : "not held out";
+  }
+  return use;
+}
+
+std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
+  const PlanProvenance& made_for = plan.info().provenance;
+  if (made_for.transformers.size() != run.transformers.size()) {
+    return "it was made for a model of " + std::to_string(made_for.transformers.size()) +
+           " transformers, this run has " + std::to_string(run.transformers.size());
+  }
+  if (made_for.video_frames != run.video_frames || made_for.video_height != run.video_height ||
+      made_for.video_width != run.video_width) {
+    return "it was made for " + video_text(made_for.video_frames, made_for.video_height, made_for.video_width) +
+           ", this run makes " + video_text(run.video_frames, run.video_height, run.video_width);
+  }
+  if (std::string difference = geometry_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
+  if (plan.num_layers() == run.num_layers) return "";
+  return "it was made for " + std::to_string(plan.num_layers()) + " layers, this run has " +
+         std::to_string(run.num_layers);
+}
+
+}  // namespace
+
+std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
+  const double largest = largest_distance(plan, run, plan_step);
+  if (run.sigmas.size() == plan.info().sigmas.size() && largest <= kSigmaTolerance) return "";
+  return std::to_string(run.sigmas.size()) + " steps (flow shift " + short_number(run.flow_shift) +
+         ") use the plan's " + std::to_string(plan.num_steps()) + " steps (flow shift " +
+         short_number(plan.info().provenance.flow_shift) + ") of the nearest noise level, at most " +
+         short_number(largest) + " away: " + mapping_text(plan_step);
+}
+
+std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
+  if (grid_text(plan) != grid_text(run)) {
+    return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);
+  }
+  if (plan.heads != run.heads || plan.head_dim != run.head_dim) {
+    return "it was made for " + std::to_string(plan.heads) + " heads × " + std::to_string(plan.head_dim) +
+           ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
+  }
+  if (plan.text_tokens > 0 && plan.text_tokens != run.text_tokens) {  // only in old plans
+    return "it was made for " + std::to_string(plan.text_tokens) + " text tokens, this run has " +
+           std::to_string(run.text_tokens);
+  }
+  return "";
+}
+
+std::vector<int> map_steps(const Plan& plan, const RunDescription& run) {
+  std::vector<int> plan_step;
+  plan_step.reserve(run.sigmas.size());
+  for (size_t step = 0; step < run.sigmas.size(); ++step) {
+    plan_step.push_back(
+        plan.nearest_step(run.sigmas[step], run.step_transformer.empty() ? 0 : run.step_transformer.at(step)));
+  }
+  return plan_step;
+}
+
+PlanFit fit_plan(const Plan& plan, const RunDescription& run) {
+  PlanFit fit;
+  fit.mismatch = shape_mismatch(plan, run);
+  if (!fit.mismatch.empty()) return fit;
+  fit.use = use_of(plan);
+  bool compared = false;
+  fit.other_weights = other_weights(plan, run, compared);
+  fit.use.weights = !fit.other_weights.empty() ? "other" : compared ? "same" : "not compared";
+  if (!fit.other_weights.empty()) {
+    fit.use.warnings.push_back("the plan is applied to other weights: " + fit.other_weights +
+                               "; how far from dense it is there was never measured");
+  }
+  if (std::string warning = condition_warning(plan, run); !warning.empty()) fit.use.warnings.push_back(warning);
+  return fit;
+}
+
+}  // namespace calibatt

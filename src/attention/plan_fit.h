@@ -1,0 +1,58 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calibatt/pipeline.h"
+#include "plan/plan.h"
+
+namespace calibatt {
+
+/// The weights of one transformer of a run.
+struct RunTransformer {
+  std::string name;  ///< for messages
+  /// Their fingerprint, of the kind that `like` is of (io/fingerprint.h; empty: of the present kind). Reads all weights
+  /// when first asked. Null where nobody can tell (weights that another program holds in memory): they are not
+  /// compared.
+  std::function<std::string(const std::string& like)> fingerprint;
+};
+
+/// One denoising run, as far as attention is concerned: what a plan must have been made for to be used in it.
+struct RunDescription {
+  std::vector<RunTransformer> transformers = std::vector<RunTransformer>(1);
+  std::vector<int> step_transformer;  ///< [num_steps]; empty where there is one
+  /// Grid, heads and head dim of the run; the plan brings order and block sizes. How much text there is shows in each
+  /// call.
+  AttentionGeometry geometry;
+  int num_layers = 0;
+  int video_frames = 0, video_height = 0, video_width = 0;  ///< pixels and video frames
+  std::vector<double> sigmas;                               ///< noise level of each step of this run
+  // What else the plan's error was measured under. Empty or absent: not known, not compared.
+  double flow_shift = 0;
+  std::optional<double> guidance_scale;
+  std::string scheduler;
+};
+
+/// Whether a plan can be applied in a run, and what is to be said of it.
+struct PlanFit {
+  std::string mismatch;       ///< why it cannot, in one line that names both values; empty: it can
+  std::string other_weights;  ///< it was made for these others, in one line that names both; empty: for the run's, or
+                              ///< that is not known
+  PlanUse use;                ///< with the conditions that differ among its warnings
+};
+/// Takes fingerprints only where everything else fits.
+PlanFit fit_plan(const Plan& plan, const RunDescription& run);
+
+/// Why two attention problems differ in what a plan cannot choose, in one line that names both; empty: they do not.
+/// Text behind the plan's tokens may have any number.
+std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run);
+
+/// For each step of the run the plan's step of the nearest noise level that the same transformer denoises.
+std::vector<int> map_steps(const Plan& plan, const RunDescription& run);
+
+/// How the run's steps use the plan's, for people; empty where they are the same.
+std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
+
+}  // namespace calibatt

@@ -1,0 +1,87 @@
+#include "attention/plan_fit.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "attention/test_attention.h"
+
+namespace calibatt {
+namespace {
+
+using test::example;
+using test::run_of;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+TEST(PlanFit, WeightsThatNobodyKnowsAreNotCompared) {
+  const auto use = [&](const Plan& plan, const RunDescription& run) { return fit_plan(plan, run).use; };
+  RunDescription run = run_of(*example());
+  EXPECT_EQ(use(*example(), run).weights, "same");
+  run.transformers[0].fingerprint = nullptr;
+  EXPECT_EQ(use(*example(), run).weights, "not compared");
+  EXPECT_THAT(use(*example(), run).warnings, IsEmpty());
+  Plan::Parts parts = test::example_parts();
+  parts.provenance.transformers[0].fingerprint.clear();
+  const Plan of_memory(parts);
+  EXPECT_EQ(use(of_memory, run_of(*example())).weights, "not compared");
+}
+
+TEST(PlanFit, AFingerprintIsTakenOfThePlansKindAndOnlyWhereTheRestFits) {
+  std::vector<std::string> asked;
+  RunDescription run = run_of(*example());
+  run.transformers[0].fingerprint = [&](const std::string& like) {
+    asked.push_back(like);
+    return like;
+  };
+  EXPECT_THAT(fit_plan(*example(), run).other_weights, IsEmpty());
+  EXPECT_THAT(asked, ElementsAre("00112233445566778899aabbccddeeff"));
+  run.num_layers = 8;
+  EXPECT_THAT(fit_plan(*example(), run).mismatch, HasSubstr("8"));
+  EXPECT_EQ(asked.size(), 1u) << "reading all weights takes minutes";
+}
+
+TEST(PlanFit, ThePlansErrorAndTheConditionsItSaysNothingOfAreReported) {
+  Plan::Parts parts = test::example_parts();
+  parts.accuracy.predicted = 0.25;
+  const auto use = [&](auto&& change) {
+    const Plan plan(parts);
+    RunDescription run = run_of(plan);
+    change(run);
+    return fit_plan(plan, run).use;
+  };
+  const PlanUse same = use([](auto&) {});
+  EXPECT_EQ(same.expected_error, 0.25);
+  EXPECT_EQ(same.error_basis, "not held out");
+  EXPECT_THAT(same.warnings, IsEmpty());
+  parts.accuracy.held_out = true;
+  EXPECT_EQ(use([](auto&) {}).error_basis, "held out");
+  parts.accuracy.measured = 0.5;
+  EXPECT_EQ(use([](auto&) {}).expected_error, 0.5);
+  EXPECT_EQ(use([](auto&) {}).error_basis, "measured");
+
+  const PlanUse other = use([](RunDescription& run) {
+    run.sigmas = {1, 0.5};
+    run.flow_shift = 8;
+    run.guidance_scale = 6.5;
+    run.scheduler = "euler";
+  });
+  EXPECT_THAT(other.warnings, ElementsAre(AllOf(HasSubstr("3 steps, flow shift 3, guidance 5 and scheduler unipc"),
+                                                HasSubstr("2, flow shift 8, guidance 6.5 and scheduler euler"))));
+  EXPECT_THAT(use([](RunDescription& run) { run.flow_shift = 8; }).warnings,
+              ElementsAre(AllOf(HasSubstr("with flow shift 3,"), HasSubstr("has flow shift 8:"))));
+  EXPECT_THAT(use([](RunDescription& run) { run.sigmas[1] = 0.6; }).warnings, ElementsAre(HasSubstr("noise levels")));
+}
+
+TEST(PlanFit, StepsUseThoseOfTheirOwnTransformer) {
+  const Plan plan(test::expert_parts());  // noise 1 and 0.75 of the first, 0.25 of the second
+  RunDescription run = run_of(plan);
+  run.transformers.resize(2);
+  run.sigmas = {1.0, 0.4, 0.35, 0.1};
+  run.step_transformer = {0, 0, 1, 1};
+  EXPECT_EQ(map_steps(plan, run), (std::vector<int>{0, 1, 2, 2}));
+}
+
+}  // namespace
+}  // namespace calibatt
