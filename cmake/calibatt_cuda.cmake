@@ -71,8 +71,10 @@ function(calibatt_cuda_kernels library name)
   add_library(${library}_${name} OBJECT ${kernels})
   set_target_properties(${library}_${name} PROPERTIES CUDA_ARCHITECTURES "${ARG_ARCHITECTURES}")
   target_compile_options(${library}_${name} PRIVATE --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-Wno-psabi,-Wno-missing-field-initializers ${ARG_OPTIONS})
+  target_include_directories(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},INTERFACE_INCLUDE_DIRECTORIES>)
   target_link_libraries(${library}_${name} PRIVATE calibatt_options)
   target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_${name}>)
+  set_property(TARGET ${library} APPEND PROPERTY CALIBATT_OBJECTS $<TARGET_OBJECTS:${library}_${name}>)
 endfunction()
 
 # Floors of devices that this build has backends for: what the pipeline links beside the models.

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "calibatt/export.h"
 #include "calibatt/pipeline.h"
 
 namespace calibatt {
@@ -72,11 +73,11 @@ struct MergeSummary {
 /// is a profile_dir with every prompt. Files are linked, or copied to another file system. Before anything is written,
 /// throws Error(kMismatch) naming both values when the folders were measured differently, Error(kUsage) naming prompts
 /// that are missing or there twice, or when `output` already holds prompts.
-MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output);
+CALIBATT_API MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output);
 
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
 /// at any moment, the same call goes on where it was.
-CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
-                             const ProgressCallback& progress = {});
+CALIBATT_API CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options,
+                                          const std::string& plan_path, const ProgressCallback& progress = {});
 
 }  // namespace calibatt

@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "calibatt/export.h"
+
 namespace calibatt {
 
 /// What went wrong, coarse enough for a caller to react to (the command line maps kinds to exit codes).
@@ -17,7 +19,7 @@ enum class ErrorKind {
 };
 
 /// The one exception type of the library. `what()` is one line: what, where, and what to do about it.
-class Error : public std::runtime_error {
+class CALIBATT_API Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
   ErrorKind kind() const { return kind_; }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "calibatt/export.h"
 #include "calibatt/mask_streaming.h"
 #include "calibatt/progress.h"
 #include "calibatt/prompts.h"
@@ -92,7 +93,7 @@ struct RunReport {
   std::optional<PlanUse> plan;   ///< where a plan was applied
   MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded
 };
-std::string to_json(const RunReport& report);
+CALIBATT_API std::string to_json(const RunReport& report);
 
 /// About how much memory a video takes, in bytes. `weights`, `activations` and `autoencoder` are where the model
 /// computes, `video` is in host memory. Activations are given back before the video is decoded.
@@ -137,7 +138,7 @@ class ModelOnDisk {
 class Runner;  // this library's own
 
 /// A text-to-video model, loaded. Not thread-safe; one run at a time.
-class Pipeline {
+class CALIBATT_API Pipeline {
  public:
   /// Throws Error(kNotFound / kFormat / kNumeric) naming file and tensor.
   static std::unique_ptr<Pipeline> load(const LoadOptions& options);

@@ -2,16 +2,19 @@
 
 #include <string>
 
+#include "calibatt/export.h"
+
 namespace calibatt {
 
 /// A plan file, described in a few lines of text. Throws Error(kNotFound / kFormat).
-std::string describe_plan(const std::string& plan_path);
+CALIBATT_API std::string describe_plan(const std::string& plan_path);
 
 /// The kept blocks of one head as a PNG (rows: query blocks, columns: key blocks). Throws Error(kUsage) when out of
 /// range.
-void write_head_picture(const std::string& plan_path, int step, int layer, int head, const std::string& png_path);
+CALIBATT_API void write_head_picture(const std::string& plan_path, int step, int layer, int head,
+                                     const std::string& png_path);
 
 /// Density of every step and layer as a PNG.
-void write_density_picture(const std::string& plan_path, const std::string& png_path);
+CALIBATT_API void write_density_picture(const std::string& plan_path, const std::string& png_path);
 
 }  // namespace calibatt

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "calibatt/export.h"
+
 namespace calibatt {
 
 /// Decoded video: `frames` × `height` × `width` × 3 bytes, RGB, row-major, one frame after another.
@@ -17,13 +19,13 @@ struct VideoFrames {
 
 /// Writes by the path's extension: .mp4 (H.264), .webm (VP9), .webp (animated), .png (one numbered file per frame).
 /// The file appears complete or not at all. Throws Error(kUsage) for other extensions, Error(kIo) when writing fails.
-void write_video(const VideoFrames& video, double fps, const std::string& path);
+CALIBATT_API void write_video(const VideoFrames& video, double fps, const std::string& path);
 
 /// Decodes any file that FFmpeg reads. Throws Error(kNotFound / kFormat).
-VideoFrames read_video(const std::string& path);
+CALIBATT_API VideoFrames read_video(const std::string& path);
 
 /// The two videos next to each other, `a` on the left. Throws Error(kMismatch) when their sizes differ.
-VideoFrames side_by_side(const VideoFrames& a, const VideoFrames& b);
+CALIBATT_API VideoFrames side_by_side(const VideoFrames& a, const VideoFrames& b);
 
 /// How close video `b` is to `a`. Throws Error(kMismatch) when frame counts or sizes differ, naming both.
 struct VideoComparison {
@@ -33,6 +35,6 @@ struct VideoComparison {
   double flicker_difference = 0;
   std::vector<double> psnr_db_per_frame;
 };
-VideoComparison compare_videos(const VideoFrames& a, const VideoFrames& b);
+CALIBATT_API VideoComparison compare_videos(const VideoFrames& a, const VideoFrames& b);
 
 }  // namespace calibatt
