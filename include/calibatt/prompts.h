@@ -3,6 +3,8 @@
 #include <string>
 #include <vector>
 
+#include "calibatt/export.h"
+
 namespace calibatt {
 
 /// One prompt and, for messages, where it was written: "--prompt", or "prompts.txt:3" for the third line of a file.
@@ -18,10 +20,10 @@ struct Prompt {
 /// Throws Error(kNotFound / kIo) for a file that cannot be read; Error(kFormat) naming file, line and byte for one in
 /// another encoding, with NUL bytes, or with a line that no prompt can be as long as; Error(kUsage) where a line is
 /// empty once cleaned, or the file holds no prompt at all.
-std::vector<Prompt> read_prompts(const std::string& path);
+CALIBATT_API std::vector<Prompt> read_prompts(const std::string& path);
 
 /// Throws Error(kUsage), beginning with the source, where the text is not UTF-8 or is too long to be a prompt. An empty
 /// prompt is one: it makes an unconditional video.
-void check_prompt(const Prompt& prompt);
+CALIBATT_API void check_prompt(const Prompt& prompt);
 
 }  // namespace calibatt
