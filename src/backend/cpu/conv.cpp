@@ -38,9 +38,6 @@ std::unique_ptr<ConvolutionPrimitive> make_primitive(const ConvolutionPrimitives
   const memory::desc bias({spec.out_channels}, memory::data_type::f32, memory::format_tag::a);
 
   const OneThread one_thread;
-  const dnnl::convolution_forward::desc description(
-      dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, src, weights, bias, dst,
-      {spec.stride[0], spec.stride[1], spec.stride[2]}, {0, 0, spec.pad_left}, {0, 0, spec.pad_right});
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   if (key.accumulate) {
@@ -48,7 +45,10 @@ std::unique_ptr<ConvolutionPrimitive> make_primitive(const ConvolutionPrimitives
     sum.append_sum(1.0f);
     attributes.set_post_ops(sum);
   }
-  const dnnl::convolution_forward::primitive_desc chosen(description, attributes, onednn_engine());
+  const auto chosen = describe_primitive<dnnl::convolution_forward>(
+      attributes, dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, src, weights, bias, dst,
+      memory::dims{spec.stride[0], spec.stride[1], spec.stride[2]}, memory::dims{0, 0, spec.pad_left},
+      memory::dims{0, 0, spec.pad_right});
   return std::make_unique<ConvolutionPrimitive>(ConvolutionPrimitive{dnnl::convolution_forward(chosen),
                                                                      chosen.src_desc(), chosen.weights_desc(), bias,
                                                                      chosen.dst_desc(), chosen.scratchpad_desc()});

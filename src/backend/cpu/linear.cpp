@@ -98,14 +98,14 @@ class OneDnnLinear final : public LinearLayer {
     const dnnl::memory::desc source({key.rows, in_}, onednn_type(compute_), Format::ab);
     const dnnl::memory::desc destination({key.rows, out_}, onednn_type(key.out), Format::ab);
     dnnl::post_ops post_ops;
-    if (key.activation == Activation::kGeluTanh) post_ops.append_eltwise(1, dnnl::algorithm::eltwise_gelu_tanh, 0, 0);
-    if (key.activation == Activation::kSiLU) post_ops.append_eltwise(1, dnnl::algorithm::eltwise_swish, 1, 0);
+    if (key.activation == Activation::kGeluTanh) append_eltwise(post_ops, dnnl::algorithm::eltwise_gelu_tanh, 0);
+    if (key.activation == Activation::kSiLU) append_eltwise(post_ops, dnnl::algorithm::eltwise_swish, 1);
     if (key.gated) post_ops.append_binary(dnnl::algorithm::binary_mul, row_desc());
     if (key.accumulate) post_ops.append_sum(1);
     dnnl::primitive_attr attributes;
     attributes.set_post_ops(post_ops);
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // the library's own is not safe across threads
-    return {dnnl::matmul::desc(source, weights, row_desc(), destination), attributes, onednn_engine()};
+    return describe_primitive<dnnl::matmul>(attributes, source, weights, row_desc(), destination);
   }
 
   dnnl::memory::desc preferred_weights(int64_t rows) const {

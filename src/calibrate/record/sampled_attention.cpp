@@ -21,7 +21,7 @@ HWY_BEFORE_NAMESPACE();
 namespace calibatt::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-using Floats = hn::CappedTag<float, 16>;  // divides the padding of SampledKeys
+using Floats = hn::CappedTag<float, HWY_TARGET == HWY_SCALAR ? 1 : 16>;  // divides the padding of SampledKeys
 using Vector = hn::Vec<Floats>;
 
 // out[i][j] = Σ_t a[i·a_stride + t] · b[t·b_stride + j] for 4 rows i and all j < columns (a multiple of 16).

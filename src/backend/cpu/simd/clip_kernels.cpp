@@ -44,7 +44,8 @@ void store([[maybe_unused]] D d, hn::Vec<D> value, bfloat16* to) {
   const auto bits = hn::BitCast(d32, value);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
   const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fffu))));
-  hn::StoreU(hn::TruncateTo(d16, rounded), d16, reinterpret_cast<uint16_t*>(to));
+  hn::StoreU(hn::DemoteTo(d16, hn::BitCast(hn::Repartition<int32_t, D>(), rounded)), d16,
+             reinterpret_cast<uint16_t*>(to));
 }
 
 template <class D, class In>
