@@ -3,7 +3,12 @@
 
 // Instruction sets that do not deserve a copy of their own, and those whose vectors have no size that the compiler
 // knows.
+#include <hwy/base.h>
+#ifdef HWY_UNROLL
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#else  // Highway 0.16, which has no names for SVE of one size
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_RVV)
+#endif
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backend/cpu/simd/attention_f32.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h

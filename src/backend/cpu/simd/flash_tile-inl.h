@@ -15,6 +15,10 @@
 #include "backend/cpu/simd/pack-inl.h"
 #include "backend/cpu/simd/tile_ops.h"
 
+#ifndef HWY_UNROLL  // version 0.16 of Highway
+#define HWY_UNROLL(factor)
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace calibatt::cpu {
 namespace HWY_NAMESPACE {
