@@ -1,38 +1,49 @@
-# The two commands of the README: `make demo` (build, then calibrate and compare on the shipped model) and `make test`.
-JOBS   ?= $(shell nproc)
-BUILD  := build/cpu
+# make          builds the program: build/cpu/calibatt
+# make demo     calibrates the shipped model and makes videos, dense and calibrated
+# make test     builds and runs every check
+# make install  PREFIX=/usr/local: program, library, headers, CMake package
+# All of them install the system's packages that are missing. PRESET=cuda builds with the CUDA backend, in build/cuda.
+JOBS     ?= $(shell nproc)
+PREFIX   ?= /usr/local
+PRESET   ?= cpu
+BUILD    := build/$(PRESET)
 CALIBATT := $(BUILD)/calibatt
 
-.PHONY: all build dependencies demo test test-unit test-sanitize format format-check tidy bench golden clean
+.PHONY: all build install demo test format format-check tidy bench golden clean
 
 all: build
 
-# Debian packages that are missing, and nothing when none is.
-dependencies:
-	@tools/install_dependencies.sh
+build:
+	@tools/install_dependencies.sh program
+	@cmake --preset $(PRESET) >/dev/null
+	@cmake --build --preset $(PRESET) -j $(JOBS) --target calibatt
 
-build: dependencies
-	@cmake --preset cpu >/dev/null
-	@cmake --build --preset cpu -j $(JOBS)
+install: build
+	@cmake --install $(BUILD) --prefix $(PREFIX)
 
 demo: build
 	@tools/demo.sh $(CALIBATT)
 
-test: build
+test:
+	@tools/install_dependencies.sh tests
 	@JOBS=$(JOBS) tools/test.sh
 
 format:
-	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
+	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-14 -i
 
 format-check:
-	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+	@tools/style.sh format
 
-tidy: dependencies
-	@cmake --preset tidy >/dev/null
-	@cmake --build --preset tidy -j $(JOBS)
+# clang-tidy over every source; `make test` looks only at what a branch changed.
+tidy:
+	@tools/install_dependencies.sh tests
+	@cmake --preset cpu >/dev/null
+	@JOBS=$(JOBS) tools/style.sh tidy --all
 
 # Kernel and end-to-end figures against their targets; torch, for the comparison with its CPU kernel, goes to .venv.
 bench: build
+	@tools/install_dependencies.sh bench
+	@cmake --build --preset $(PRESET) -j $(JOBS) --target calibatt_bench
 	@tools/bench.sh $(BUILD)
 
 # Makes the golden data of tests/golden anew, with diffusers' and transformers' own classes (needs torch in .venv).
