@@ -116,7 +116,7 @@ struct ModelInfo {
 
 /// A model on disk, its settings read and nothing else: quick, and with nothing computed. What cannot be made is found
 /// here, before minutes of loading.
-class ModelOnDisk {
+class CALIBATT_API ModelOnDisk {
  public:
   /// Throws Error(kNotFound / kFormat / kMismatch) for what Pipeline::load would refuse the settings of.
   static ModelOnDisk open(const std::string& model_dir);
