@@ -18,10 +18,12 @@ enum class ErrorKind {
   kDevice,    ///< a GPU that is not there, lost, out of memory, or refused by its driver
 };
 
-/// The one exception type of the library. `what()` is one line: what, where, and what to do about it.
+/// The one exception type of the library. `what()` is one line: what, where, and what to do about it. It is fit for a
+/// terminal: what files and flags bring into it is escaped where it would move the cursor or change what is read, and
+/// cut where it is long.
 class CALIBATT_API Error : public std::runtime_error {
  public:
-  Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
+  Error(ErrorKind kind, const std::string& message);
   ErrorKind kind() const { return kind_; }
 
  private:

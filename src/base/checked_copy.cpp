@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 #include "base/thread_pool.h"
 
 namespace calibatt {
@@ -84,6 +85,7 @@ bool checked_copy(const void* from, DType dtype, void* to, DType to_dtype, int64
     void* target = static_cast<unsigned char*>(to) + static_cast<size_t>(begin) * dtype_size(to_dtype);
     if (!copy_part(source, dtype, target, to_dtype, end - begin)) finite.store(false, std::memory_order_relaxed);
   });
+  require_mapped_files();
   return finite;
 }
 
@@ -94,6 +96,7 @@ bool all_finite(const Tensor& tensor) {
         static_cast<const unsigned char*>(tensor.raw()) + static_cast<size_t>(begin) * dtype_size(tensor.dtype());
     if (!finite_part(source, tensor.dtype(), end - begin)) finite.store(false, std::memory_order_relaxed);
   });
+  require_mapped_files();
   return finite;
 }
 

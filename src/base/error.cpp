@@ -1,5 +1,13 @@
 #include "base/error.h"
 
+#include "base/printable.h"
+
+namespace calibatt {
+
+Error::Error(ErrorKind kind, const std::string& message) : std::runtime_error(printable(message)), kind_(kind) {}
+
+}  // namespace calibatt
+
 namespace calibatt::internal {
 
 void assertion_failed(const char* expression, const char* file, int line) {

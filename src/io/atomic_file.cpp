@@ -9,7 +9,8 @@
 #include <utility>
 
 #include "base/error.h"
-#include "io/mapped_file.h"
+#include "base/mapped_ranges.h"
+#include "io/input_file.h"
 #include "io/system_error.h"
 
 namespace calibatt {
@@ -91,6 +92,7 @@ void AtomicFile::finish() {
 
 void AtomicFile::commit() {
   CALIBATT_ASSERT(!committed_);
+  require_mapped_files();  // nothing that was made of zeros in place of a file
   finish();
   if (rename(temporary_path_.c_str(), path_.c_str()) != 0) throw_write_error(path_, errno);
   committed_ = true;
@@ -103,12 +105,23 @@ void AtomicFile::commit() {
 }
 
 std::string read_text_file(const std::string& path, size_t max_bytes) {
-  const auto file = MappedFile::open(path);
-  if (file->size() > max_bytes) {
-    throw Error(ErrorKind::kFormat, path + ": " + std::to_string(file->size()) + " bytes, but at most " +
+  const InputFile file(path);
+  const auto check = [&](uint64_t size) {
+    if (size <= max_bytes) return;
+    throw Error(ErrorKind::kFormat, path + ": " + std::to_string(size) + " bytes, but at most " +
                                         std::to_string(max_bytes) + " are expected of such a file");
+  };
+  check(file.size_bytes());
+  std::string text;
+  char part[size_t{64} << 10];
+  while (true) {
+    const ssize_t count = read(file.descriptor(), part, sizeof(part));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_open_error(path, errno);
+    if (count == 0) return text;
+    text.append(part, static_cast<size_t>(count));
+    check(text.size());  // files of the system (/proc) have no size
   }
-  return {reinterpret_cast<const char*>(file->bytes().data()), file->size()};
 }
 
 void write_text_file(const std::string& path, std::string_view text) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 #include "base/thread_pool.h"
 
 namespace calibatt {
@@ -65,6 +66,7 @@ std::vector<std::string> hash_tensors(const MappedTensors& weights, int64_t piec
         found[static_cast<size_t>(i)] = hash(names[piece.tensor], tensors[piece.tensor - first], piece);
       }
     });
+    require_mapped_files();
     for (size_t i = 0; i < pieces.size(); ++i) hashes[pieces[i].tensor] += found[i];
   }
   return hashes;

@@ -1,8 +1,8 @@
 #include "io/json_config.h"
 
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kMaxDepth = 64;
+constexpr size_t kMaxDepth = 64;
 constexpr size_t kMaxShown = 40;  // bytes of a foreign value quoted in a message
 
 std::string shown(const Json& value) {
@@ -21,31 +21,66 @@ std::string shown(const Json& value) {
   return text;
 }
 
+/// Builds a value from the parser's events in linear time. (The library's own parser, asked about each event, looks at
+/// all earlier keys of an object after each of its values.)
+class Builder : public nlohmann::json_sax<Json> {
+ public:
+  explicit Builder(const std::string& where) : where_(where) {}
+  Json take() { return std::move(root_); }
+
+  bool null() override { return put(nullptr) != nullptr; }
+  bool boolean(bool value) override { return put(value) != nullptr; }
+  bool number_integer(number_integer_t value) override { return put(value) != nullptr; }
+  bool number_unsigned(number_unsigned_t value) override { return put(value) != nullptr; }
+  bool number_float(number_float_t value, const string_t&) override { return put(value) != nullptr; }
+  bool string(string_t& value) override { return put(std::move(value)) != nullptr; }
+  bool binary(binary_t&) override { return false; }  // JSON has none
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool key(string_t& name) override {
+    const auto [place, inserted] = open_.back()->get_ref<Json::object_t&>().emplace(name, nullptr);
+    if (!inserted) fail("key " + shown(name) + " appears twice");
+    member_ = &place->second;
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) override {
+    std::string reason = error.what();  // "[json.exception.parse_error.101] parse error at line 1, …"
+    if (const size_t end = reason.find("] "); end != std::string::npos) reason = reason.substr(end + 2);
+    fail("not valid JSON: " + reason.substr(0, 200));
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& reason) const { throw Error(ErrorKind::kFormat, where_ + ": " + reason); }
+  Json* put(Json value) {
+    if (open_.empty()) return &(root_ = std::move(value));
+    if (open_.back()->is_object()) return &(*member_ = std::move(value));
+    auto& list = open_.back()->get_ref<Json::array_t&>();
+    return &list.emplace_back(std::move(value));
+  }
+  bool open(Json container) {
+    open_.push_back(put(std::move(container)));
+    if (open_.size() > kMaxDepth) fail("JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  const std::string& where_;
+  Json root_;
+  std::vector<Json*> open_;  ///< objects and lists around this point; each the last element of the one before
+  Json* member_ = nullptr;   ///< of the open object, whose key was read
+};
+
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& where) {
-  std::vector<std::set<std::string>> keys;  // of the objects that are open at this point
-  const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth) {
-      throw Error(ErrorKind::kFormat, where + ": JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
-    }
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-      throw Error(ErrorKind::kFormat, where + ": key " + shown(parsed) + " appears twice");
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text, check);
-  } catch (const Json::exception& error) {
-    std::string reason = error.what();  // "[json.exception.parse_error.101] parse error at line 1, …"
-    if (const size_t end = reason.find("] "); end != std::string::npos) reason = reason.substr(end + 2);
-    for (char& character : reason) {
-      if (static_cast<unsigned char>(character) < 0x20) character = ' ';
-    }
-    throw Error(ErrorKind::kFormat, where + ": not valid JSON: " + reason.substr(0, 200));
-  }
+  Builder builder(where);
+  Json::sax_parse(text, &builder);
+  return builder.take();
 }
 
 JsonConfig JsonConfig::load(const std::string& path) {

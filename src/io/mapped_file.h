@@ -2,13 +2,17 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+
+#include "base/mapped_ranges.h"
 
 namespace calibatt {
 
 /// A whole file, mapped read-only. Pages come from the disk when touched, and are shared between processes.
-/// The file must not be shortened by others while mapped (the system answers that with SIGBUS).
+/// Where the file is cut short by others while it is mapped, or its disk fails, zeros are read, and who uses them asks
+/// afterwards (base/mapped_ranges.h).
 class MappedFile {
  public:
   /// Throws Error(kNotFound) when there is no such file, Error(kIo) when it cannot be read.
@@ -21,6 +25,10 @@ class MappedFile {
   size_t size() const { return size_; }
   /// Asks the system to begin reading these bytes from the disk; does not wait, and nothing depends on it.
   void read_ahead(size_t begin, size_t count) const;
+  /// Throws Error(kIo) when some of the bytes could not be delivered.
+  void require_readable() const {
+    if (range_) range_->require_readable();
+  }
   const std::string& path() const { return path_; }
 
  private:
@@ -28,6 +36,7 @@ class MappedFile {
   std::string path_;
   const unsigned char* data_;  // null for an empty file
   size_t size_;
+  std::optional<MappedRange> range_;
 };
 
 }  // namespace calibatt

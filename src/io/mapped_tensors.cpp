@@ -46,6 +46,7 @@ Tensor MappedTensors::get(const std::string& name) const {
   if (bytes.empty() || reinterpret_cast<uintptr_t>(bytes.data()) % dtype_size(found.dtype) != 0) {
     Tensor copy(found.dtype, found.shape);
     if (!bytes.empty()) std::memcpy(copy.raw(), bytes.data(), bytes.size());
+    files_[found.file]->require_readable();
     return copy;
   }
   return {found.dtype, found.shape,

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 #include "io/atomic_file.h"
 #include "io/json_config.h"
 
@@ -32,6 +33,7 @@ std::optional<DType> dtype_of(std::string_view name) {
 }
 
 [[noreturn]] void refuse(const std::string& path, const std::string& reason) {
+  require_mapped_files();  // else what is wrong may be that zeros were read
   throw Error(ErrorKind::kFormat,
               path + ": " + reason + "; this is not a complete, unaltered safetensors file (copy it anew)");
 }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <fstream>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
@@ -217,6 +218,23 @@ TEST(Safetensors, RefusesTensorsThatDoNotTileTheData) {
       refusal(
           R"({"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})"),
       HasSubstr("appears twice"));
+}
+
+// A reader that looks at all earlier tensors for each one takes more than ten minutes here.
+TEST(Safetensors, HeadersOfManyTensorsAreReadInLinearTime) {
+  const TestFolder folder;
+  constexpr int kTensors = 200000;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i) {
+    header += (i > 0 ? ",\"" : "\"") + std::to_string(i) + R"(":{"dtype":"F32","shape":[0],"data_offsets":[0,0]})";
+  }
+  header += "}";
+  std::ofstream file(folder / "x.safetensors", std::ios::binary);
+  const uint64_t size = header.size();
+  file.write(reinterpret_cast<const char*>(&size), sizeof(size));
+  file << header;
+  file.close();
+  EXPECT_EQ(Safetensors::open(folder / "x.safetensors").entries().size(), size_t{kTensors});
 }
 
 }  // namespace

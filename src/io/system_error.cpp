@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 
 namespace calibatt {
 
@@ -19,6 +20,7 @@ void throw_open_error(const std::string& path, int code) {
 }
 
 void throw_write_error(const std::string& path, int code) {
+  if (code == EFAULT) require_mapped_files();  // what was to be written comes from a file that cannot be read
   std::string remedy;
   if (code == ENOSPC || code == EDQUOT || code == EFBIG) {
     remedy = "; free some space or choose another folder (nothing was left behind)";

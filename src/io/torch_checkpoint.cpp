@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 #include "io/pickle.h"
 #include "io/zip_directory.h"
 
@@ -69,6 +70,7 @@ class TorchCheckpoint : public MappedTensors {
 
  private:
   [[noreturn]] void refuse(const std::string& reason, const char* advice) const {
+    require_mapped_files();  // else what is wrong may be that zeros were read
     throw Error(ErrorKind::kFormat, path() + ": " + reason + advice);
   }
   [[noreturn]] void refuse_tensor(const std::string& name, const std::string& reason, const char* advice) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 #include "io/mapped_tensors.h"
 
 namespace calibatt {
@@ -29,6 +30,7 @@ class Reader {
   Reader(std::span<const unsigned char> file, const std::string& path) : file_(file), path_(path) {}
 
   [[noreturn]] void refuse(const std::string& reason) const {
+    require_mapped_files();  // else what is wrong may be that zeros were read
     throw Error(ErrorKind::kFormat, path_ + ": " + reason + "; the file is not a complete zip archive (copy it anew)");
   }
   size_t size() const { return file_.size(); }

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "base/error.h"
+#include "io/input_file.h"
 #include "models/original_names.h"
 
 namespace calibatt {
@@ -167,13 +167,13 @@ Component open_transformer(const std::string& folder) {
 }
 
 Component open_text_encoder(const std::string& path) {
-  if (std::filesystem::is_directory(path)) return open_component_folder(path);
+  if (is_folder(path)) return open_component_folder(path);
   MappedTensors tensors = open_tensor_file(path).renamed(transformers_umt5_name);
   return {umt5_config(tensors), tensors};
 }
 
 Component open_vae(const std::string& path) {
-  if (std::filesystem::is_directory(path)) return open_component_folder(path);
+  if (is_folder(path)) return open_component_folder(path);
   const MappedTensors tensors = open_tensor_file(path);
   const JsonConfig config = vae_config(tensors);
   const auto num_res_blocks = static_cast<int>(config.integer("num_res_blocks"));

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/printable.h"
 #include "plan/picture.h"
 
 namespace calibatt {
@@ -14,13 +15,6 @@ std::string format(const char* pattern, Args... args) {
   char text[512];
   std::snprintf(text, sizeof(text), pattern, args...);
   return text;
-}
-
-// Text from a file, fit for a terminal.
-std::string printable(const std::string& text) {
-  std::string result;
-  for (const char c : text.substr(0, 200)) result += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-  return result;
 }
 
 std::string line(const char* title, const std::string& text) {

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "base/mapped_ranges.h"
 #include "io/fingerprint.h"
 #include "io/safetensors.h"
 #include "plan/plan_heads.h"
@@ -50,9 +51,11 @@ const PlanVersion& check_kind_and_version(const PlanFile& file, const std::strin
                                         ", this program reads up to " + std::to_string(kPlanFormatVersion) +
                                         "; use a newer calibatt");
   }
-  if (text("checksum") != plan_checksum(file)) {
+  const std::string checksum = plan_checksum(file);
+  require_mapped_files();
+  if (text("checksum") != checksum) {
     throw Error(ErrorKind::kFormat, where + ": the plan was altered or damaged (its checksum is " + text("checksum") +
-                                        ", its content's is " + plan_checksum(file) + "); copy it anew");
+                                        ", its content's is " + checksum + "); copy it anew");
   }
   return *known;
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/mapped_ranges.h"
 #include "plan/plan_heads.h"
 #include "plan/plan_section.h"
 
@@ -63,6 +64,7 @@ class FileLayers : public LayerSource {
     const std::span<const unsigned char> bytes(sections_.data<unsigned char>() + begin,
                                                static_cast<size_t>(end - begin));
     const SectionChecksum checksum = section_checksum(bytes);
+    require_mapped_files();
     if (std::memcmp(checksum.data(), checksums_.data<uint8_t>() + site * static_cast<int64_t>(checksum.size()),
                     checksum.size()) != 0) {
       throw at(site, "its masks, bytes " + std::to_string(begin) + " to " + std::to_string(end) +

@@ -10,6 +10,7 @@
 #include "calibatt/calibrate.h"
 #include "calibrate/profile/profile.h"
 #include "io/atomic_file.h"
+#include "io/input_file.h"
 #include "io/mapped_file.h"
 
 namespace calibatt {
@@ -62,7 +63,7 @@ bool link_or_copy(const std::string& from, const std::string& to) {
 
 MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output) {
   if (folders.empty()) throw Error(ErrorKind::kUsage, "merge: give the profile folders to merge");
-  if (fs::is_directory(output) && !prompts_in(output).empty()) {
+  if (is_folder(output) && !prompts_in(output).empty()) {
     throw Error(ErrorKind::kUsage, "merge: " + output + " already holds prompts; give a new folder with -o");
   }
   std::map<int, std::string> files;

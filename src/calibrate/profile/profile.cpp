@@ -13,6 +13,7 @@
 #include "calibrate/profile/level_code.h"
 #include "calibrate/profile/profile_header.h"
 #include "io/fingerprint.h"
+#include "io/input_file.h"
 #include "io/safetensors.h"
 
 namespace calibatt {
@@ -163,7 +164,7 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
 
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {
   const std::string path = prompt_file(folder, prompt);
-  if (!std::filesystem::exists(path)) return std::nullopt;
+  if (!path_exists(path)) return std::nullopt;
   const Safetensors file = open_profile(path);
   require_same(to_metadata(header), file.metadata(), path);
   return read_prompt(file, header, prompt);
@@ -173,7 +174,7 @@ Profile load_profile(const std::string& folder) {
   Profile profile;
   for (int prompt = 0;; ++prompt) {
     const std::string path = prompt_file(folder, prompt);
-    if (!std::filesystem::exists(path)) break;
+    if (!path_exists(path)) break;
     const Safetensors file = open_profile(path);
     if (prompt == 0) {
       profile.header = from_metadata(file.metadata(), path);

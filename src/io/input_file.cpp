@@ -1,0 +1,64 @@
+#include "io/input_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "base/error.h"
+#include "io/system_error.h"
+
+namespace calibatt {
+namespace {
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISFIFO(mode)) return "a pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+/// False when there is nothing.
+bool status_of(const std::string& path, struct stat& status) {
+  if (stat(path.c_str(), &status) == 0) return true;
+  if (errno != ENOENT && errno != ENOTDIR) throw_open_error(path, errno);
+  return false;
+}
+
+}  // namespace
+
+InputFile::InputFile(std::string path) : path_(std::move(path)) {
+  // O_NONBLOCK: a pipe is opened, and seen to be one, without waiting for who writes to it.
+  descriptor_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (descriptor_ < 0 && errno == ENXIO)
+    throw Error(ErrorKind::kIo, path_ + ": is a socket or a device; give a regular file");
+  if (descriptor_ < 0) throw_open_error(path_, errno);
+  struct stat status {};
+  const int code = fstat(descriptor_, &status) == 0 ? 0 : errno;
+  if (code == 0 && S_ISREG(status.st_mode)) {
+    size_bytes_ = static_cast<uint64_t>(status.st_size);
+    return;
+  }
+  close(descriptor_);
+  if (code != 0) throw_open_error(path_, code);
+  throw Error(ErrorKind::kIo,
+              path_ + ": is " + kind_of(status.st_mode) + ", not a regular file; give the path of a file");
+}
+
+InputFile::~InputFile() {
+  close(descriptor_);
+}
+
+bool path_exists(const std::string& path) {
+  struct stat status {};
+  return status_of(path, status);
+}
+
+bool is_folder(const std::string& path) {
+  struct stat status {};
+  return status_of(path, status) && S_ISDIR(status.st_mode);
+}
+
+}  // namespace calibatt
