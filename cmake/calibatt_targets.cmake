@@ -7,7 +7,6 @@ pkg_check_modules(FFMPEG REQUIRED IMPORTED_TARGET libavcodec libavformat libavut
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)  # its CMake file came after version 0.16 (Ubuntu 22.04)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
-pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 if(CALIBATT_TESTS STREQUAL "AUTO")  # the program needs no GoogleTest; `make test` sees to it and says ON
   find_package(GTest QUIET)

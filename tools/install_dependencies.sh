@@ -8,7 +8,7 @@ set -euo pipefail
 # (ocl-icd-opencl-dev: oneDNN's CMake file looks for OpenCL).
 packages=(
   g++ cmake ninja-build pkg-config
-  libdnnl-dev ocl-icd-opencl-dev libhwy-dev libsentencepiece-dev libutf8proc-dev libxxhash-dev libzstd-dev libcli11-dev nlohmann-json3-dev
+  libdnnl-dev ocl-icd-opencl-dev libhwy-dev libutf8proc-dev libxxhash-dev libzstd-dev libcli11-dev nlohmann-json3-dev
   libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
 )
 test_packages=(git libgtest-dev libgmock-dev python3)

@@ -3,21 +3,21 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace calibatt {
 
-/// A T5 tokenizer folder (tokenizer/: spiece.model, tokenizer_config.json) as transformers' T5Tokenizer reads it:
-/// SentencePiece unigram pieces, one end-of-sequence token behind the text, padding with the pad token. Special tokens
-/// written out in a text
+/// A T5 tokenizer folder as transformers reads it: tokenizer.json, all that transformers 5 saves, or where there is
+/// none spiece.model, each with tokenizer_config.json beside it or without. White space parts words, a unigram model
+/// cuts each into pieces, an end-of-sequence token stands behind the text. Special tokens written out in a text
 /// ("</s>") become those tokens.
-/// Not covered: T5's sentinels ("<extra_id_0>") unless the config lists them in added_tokens_decoder; special tokens
-/// with lstrip, rstrip or single_word; a "▁" (U+2581) written out in a text; and a model that folds case, which turns
-/// "</S>" into the special token there and into ordinary pieces here.
+///
+/// tokenizer.json is done as it says. In place of spiece.model's own rules come those of transformers' T5Tokenizer, but
+/// for one thing: what has no piece becomes the model's own unknown token, where transformers 5 takes token 2, whatever
+/// that is. Not covered: T5's sentinels ("<extra_id_0>") where neither file lists them.
 class Tokenizer {
  public:
-  /// Throws Error(kNotFound) without a spiece.model, Error(kFormat) for one that is not sound, or lacks the special
+  /// Throws Error(kNotFound) without either file, Error(kFormat) for one that is not sound, or lacks the special
   /// tokens.
   static Tokenizer load(const std::string& folder);
   Tokenizer(Tokenizer&&) noexcept;
@@ -35,18 +35,12 @@ class Tokenizer {
   /// encode(), cut as transformers truncates: max_tokens (≥ 1) in all, the last of them the end of sequence.
   Cut encode(const std::string& text, int max_tokens) const;
 
-  int32_t pad_id() const { return pad_id_; }
-  int32_t eos_id() const { return eos_id_; }
-  int32_t unk_id() const { return unk_id_; }
-  int vocabulary_size() const;          ///< of the SentencePiece model
-  std::string piece(int32_t id) const;  ///< as SentencePiece spells it, "▁circle"; for messages and tests
+  int vocabulary_size() const;  ///< pieces; added tokens may have numbers beyond
 
  private:
-  struct Model;
+  struct Parts;
   Tokenizer();
-  std::unique_ptr<Model> model_;
-  std::vector<std::pair<std::string, int32_t>> special_tokens_;  ///< longest first
-  int32_t pad_id_ = 0, eos_id_ = 1, unk_id_ = 2;
+  std::unique_ptr<Parts> parts_;
 };
 
 }  // namespace calibatt

@@ -17,6 +17,11 @@ std::string to_utf8(std::u32string_view text);
 std::u32string normalized_nfc(std::u32string_view text);
 std::u32string normalized_nfkc(std::u32string_view text);
 
+/// Where the extended grapheme cluster that begins at `begin` ends (UAX 29).
+size_t grapheme_end(std::u32string_view text, size_t begin);
+
 bool is_white_space(char32_t character);  ///< as Python's str.isspace: all of Unicode's, and U+001C to U+001F
+bool is_unicode_white_space(char32_t character);
+bool is_word_character(char32_t character);  ///< \w of regular expressions: letters, marks, figures, connectors
 
 }  // namespace calibatt

@@ -25,7 +25,9 @@ WanFolder open_original_folder(const fs::path& root) {
   const fs::path text_encoder = tensor_file(root, "models_t5_umt5-xxl-enc-bf16"), vae = tensor_file(root, "Wan2.1_VAE"),
                  tokenizer = root / "google" / "umt5-xxl";
   std::string missing;
-  for (const fs::path& part : {text_encoder, vae, tokenizer / "spiece.model"}) {
+  const fs::path vocabulary =
+      tokenizer / (fs::exists(tokenizer / "tokenizer.json") ? "tokenizer.json" : "spiece.model");
+  for (const fs::path& part : {text_encoder, vae, vocabulary}) {
     if (!fs::exists(part)) missing += (missing.empty() ? "" : ", ") + part.lexically_relative(root).string();
   }
   if (!missing.empty()) {
