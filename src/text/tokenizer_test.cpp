@@ -61,7 +61,9 @@ TEST(Tokenizer, GivesTheIdsOfTransformersForHardTexts) {
     for (const auto& item : cases) {
       const auto text = item["text"].get<std::string>();
       if (tokenizer.encode(text) == item[name].get<std::vector<int32_t>>()) continue;
-      if (++different == 1) EXPECT_EQ(tokenizer.encode(text), item[name].get<std::vector<int32_t>>()) << item["text"];
+      if (++different == 1) {
+        EXPECT_EQ(tokenizer.encode(text), item[name].get<std::vector<int32_t>>()) << item["text"];
+      }
     }
     EXPECT_EQ(different, 0) << name;
   }
