@@ -23,7 +23,7 @@ struct CalibrateOptions {
   // What is measured.
   std::string token_order;  ///< "raster", "tiles:FxHxW", or empty: the default
   int block_q = 64, block_k = 64;
-  int anchor_rows_per_frame = 5;
+  std::optional<int> anchor_rows_per_frame;  ///< default: what profile_dir holds, else 5, or all rows of a lower frame
   /// "maps": energy maps, harm and output errors of single blocks, for every budget and repetition. "levels": for each
   /// block the energy level from which on it is kept, 4 bits, and output errors of every level: for both budgets at any
   /// size. "auto": what profile_dir already holds, else maps for budget error where they are not out of proportion,
@@ -50,10 +50,12 @@ struct CalibrateOptions {
 /// What was compiled, for the summary table.
 struct CalibrationSummary {
   double density = 1;
+  std::optional<double> density_asked;           ///< the target, also a default one; none: the schedule as given
   std::vector<std::vector<double>> density_map;  ///< [step][layer]
   int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
   double predicted_speedup = 1;    ///< of the transformer, from density and the measured share of attention
-  double held_out_error = 0;       ///< predicted relative output error, root mean square over sites
+  double held_out_error = 0;       ///< predicted relative output error, root mean square over sites; NaN: not measured
+  bool error_is_held_out = false;  ///< false: of the very prompt that chose the blocks, there being one alone
   double calibration_seconds = 0;  ///< wall clock of everything: fingerprint, recorded prompts, compilation
   double prompt_seconds = 0;       ///< of it, prompts that ran now: text, transformer, measuring, saving
   double transformer_seconds = 0;  ///< of them, the transformer with all measuring beside it
@@ -74,6 +76,9 @@ struct MergeSummary {
 /// throws Error(kMismatch) naming both values when the folders were measured differently, Error(kUsage) naming prompts
 /// that are missing or there twice, or when `output` already holds prompts.
 CALIBATT_API MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output);
+
+/// Judges all that can be judged without a model. Throws Error(kUsage) naming the flag, the value and what it may be.
+void validate(const CalibrateOptions& options);
 
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
 /// at any moment, the same call goes on where it was.

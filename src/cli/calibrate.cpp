@@ -18,13 +18,16 @@ struct Flags {
 
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
   if (!summary.measured.empty()) std::printf("measured: %s\n", summary.measured.c_str());
-  std::printf("%s: density %.3f, %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ",
-              output.c_str(), summary.density, summary.repetitive_heads, summary.total_heads,
-              summary.predicted_speedup);
+  std::printf("%s: density %.3f", output.c_str(), summary.density);
+  if (summary.density_asked) std::printf(" (asked for: %.3g)", *summary.density_asked);
+  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ", summary.repetitive_heads,
+              summary.total_heads, summary.predicted_speedup);
   if (std::isnan(summary.held_out_error)) {
     std::printf("output errors not measured\n");
-  } else {
+  } else if (summary.error_is_held_out) {
     std::printf("held-out error %.4f\n", summary.held_out_error);
+  } else {
+    std::printf("error %.4f on the prompts that chose the blocks (others were not measured)\n", summary.held_out_error);
   }
   std::printf("%d prompts (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
               summary.prompts_recorded + summary.prompts_resumed, summary.prompts_resumed, summary.calibration_seconds,
@@ -72,33 +75,38 @@ void run(Flags& flags) {
   flags.calibration.prompts = read_prompts(flags.prompts);
   check_prompt({flags.calibration.run.negative_prompt, "--negative-prompt"});
   if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
+  validate(flags.calibration);
   watch_for_interrupts();
   ProgressBar bar("calibrate");
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };
   const auto pipeline = Pipeline::load(flags.load);
   const CalibrationSummary summary = calibrate(*pipeline, flags.calibration, flags.output, [&](const Progress& state) {
     const std::string which = format("prompt %d of %d", state.prompt + 1, state.num_prompts);
-    stop_if_interrupted(state, (state.stage == "check" ? "" : " of " + which) +
-                                   "; what was measured on the prompts before is kept in " +
+    const bool compiling = state.stage == "compile", of_prompt = state.stage != "check" && !compiling;
+    stop_if_interrupted(state, (of_prompt ? " of " + which : "") + "; what was measured " +
+                                   (compiling ? "" : "on the prompts before ") + "is kept in " +
                                    flags.calibration.profile_dir + ": the same command goes on from there");
-    bar.update(state.stage == "check" ? state.stage : which + ", " + state.stage, state.overall);
+    bar.update(of_prompt ? which + ", " + state.stage : state.stage, state.overall);
   });
   bar.finish();
   if (!flags.report.empty()) {
-    const nlohmann::json report = {{"calibration_seconds", summary.calibration_seconds},
-                                   {"prompt_seconds", summary.prompt_seconds},
-                                   {"transformer_seconds", summary.transformer_seconds},
-                                   {"density", summary.density},
-                                   {"density_map", summary.density_map},
-                                   {"repetitive_heads", summary.repetitive_heads},
-                                   {"total_heads", summary.total_heads},
-                                   {"predicted_speedup", summary.predicted_speedup},
-                                   {"held_out_error", summary.held_out_error},
-                                   {"plan_written", summary.plan_written},
-                                   {"measured", summary.measured},
-                                   {"attention_share", summary.attention_share},
-                                   {"prompts_recorded", summary.prompts_recorded},
-                                   {"prompts_resumed", summary.prompts_resumed}};
+    const nlohmann::json report = {
+        {"calibration_seconds", summary.calibration_seconds},
+        {"prompt_seconds", summary.prompt_seconds},
+        {"transformer_seconds", summary.transformer_seconds},
+        {"density", summary.density},
+        {"density_asked", summary.density_asked ? nlohmann::json(*summary.density_asked) : nlohmann::json()},
+        {"density_map", summary.density_map},
+        {"repetitive_heads", summary.repetitive_heads},
+        {"total_heads", summary.total_heads},
+        {"predicted_speedup", summary.predicted_speedup},
+        {"held_out_error", summary.held_out_error},
+        {"error_is_held_out", summary.error_is_held_out},
+        {"plan_written", summary.plan_written},
+        {"measured", summary.measured},
+        {"attention_share", summary.attention_share},
+        {"prompts_recorded", summary.prompts_recorded},
+        {"prompts_resumed", summary.prompts_resumed}};
     write_text_file(flags.report, report.dump(2) + "\n");
   }
   if (summary.plan_written) {
@@ -137,16 +145,17 @@ void add_calibrate(CLI::App& app) {
       ->add_option("--token-order", knobs.token_order,
                    "raster, or tiles:FxHxW (frames × height × width of a tile) [tiles]")
       ->group(measured);
-  command->add_option("--block-q", knobs.block_q, "Tokens per query block")
-      ->check(CLI::Range(8, 1024))
+  command->add_option("--block-q", knobs.block_q, "Tokens per query block, 8 to 1024")
       ->capture_default_str()
       ->group(measured);
-  command->add_option("--block-k", knobs.block_k, "Tokens per key block")
-      ->check(CLI::Range(8, 1024))
+  command->add_option("--block-k", knobs.block_k, "Tokens per key block, 8 to 1024")
       ->capture_default_str()
       ->group(measured);
-  command->add_option("--anchors", knobs.anchor_rows_per_frame, "Anchor rows per frame of repetitive heads (k)")
-      ->capture_default_str()
+  command
+      ->add_option(
+          "--anchors", knobs.anchor_rows_per_frame,
+          "Anchor rows per frame of repetitive heads (k) [what the profile folder holds, else 5, or all rows of "
+          "a lower frame]")
       ->group(measured);
   command
       ->add_option(
@@ -161,16 +170,13 @@ void add_calibrate(CLI::App& app) {
       ->add_option("--steps-recorded", knobs.steps_recorded,
                    "Levels: record so many of the steps, evenly spread; the others share the plan of the nearest noise "
                    "level [all, or every k-th so that a prompt takes at most 8 GB]")
-      ->check(CLI::Range(1, 1000))
       ->group(measured);
   command
       ->add_option("--budget", knobs.budget, "error: least output error under one global density; energy: the paper's")
       ->check(CLI::IsMember({"error", "energy"}))
       ->capture_default_str()
       ->group(compiled);
-  command->add_option("--density", knobs.density, "Target density, 0–1 [0.3 for --budget error]")
-      ->check(CLI::Range(0.01, 1.0))
-      ->group(compiled);
+  command->add_option("--density", knobs.density, "Target density, 0–1 [0.3 for --budget error]")->group(compiled);
   command->add_option("--skipped", knobs.skipped, "Skipped blocks: drop, or summary (one mean token each)")
       ->check(CLI::IsMember({"drop", "summary"}))
       ->capture_default_str()

@@ -26,6 +26,7 @@ std::string how_far(const Progress& progress) {
   if (stage == "check") return "while checking the model's weights";
   if (stage == "text") return "while encoding the text";
   if (stage == "save") return "while saving the measurements";
+  if (stage == "compile") return "while compiling the plan";
   if (stage == "decode") return format("after decoding %d of %d frames", progress.done, progress.total);
   return format("after step %d of %d", progress.done, progress.total);
 }

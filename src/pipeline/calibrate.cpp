@@ -11,6 +11,7 @@
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/measure.h"
 #include "io/fingerprint.h"
+#include "pipeline/calibration_options.h"
 #include "pipeline/runner.h"
 
 namespace calibatt {
@@ -18,19 +19,10 @@ namespace calibatt {
 namespace {
 
 constexpr const char* kDefaultTokenOrder = "tiles:16x2x2";
+constexpr double kCompileShare = 0.03;  // of the time that a calibration usually takes
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-template <class Value>
-Value choose(const char* flag, const std::string& name, std::initializer_list<std::pair<const char*, Value>> choices) {
-  std::string known;
-  for (const auto& [choice, value] : choices) {
-    if (name == choice) return value;
-    known += (known.empty() ? "" : ", ") + std::string(choice);
-  }
-  throw Error(ErrorKind::kUsage, std::string(flag) + " " + name + ": must be one of " + known);
 }
 
 std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& negative_prompt) {
@@ -51,7 +43,6 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   header.geometry.block_k = options.block_k;
   header.num_layers = facts.num_layers;
   header.sigmas = facts.sigmas;
-  header.anchor_rows = {options.anchor_rows_per_frame};
 
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
@@ -69,83 +60,27 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   return header;
 }
 
-// What is to be measured: what was asked for, what the folder has, or what the budget needs at this size. Returns what
-// the user should know of the choice; empty: nothing.
-std::string choose_measured(const CalibrateOptions& options, const CompileOptions& compile, const Backend& backend,
-                            ProfileHeader& header) {
-  std::optional<ProfileHeader> existing;  // of any prompt: several processes may share the folder
-  for (int prompt = 0; prompt < header.provenance.num_prompts && !existing; ++prompt) {
+MeasureFacts measure_facts(const CalibrateOptions& options, const ProfileHeader& header, const Backend& backend) {
+  MeasureFacts facts;
+  // Of any prompt: several processes may share the folder.
+  for (int prompt = 0; prompt < header.provenance.num_prompts && !facts.existing; ++prompt) {
     const std::string saved = prompt_file(options.profile_dir, prompt);
-    if (std::filesystem::exists(saved)) existing = load_header(saved);
+    if (std::filesystem::exists(saved)) facts.existing = load_header(saved);
   }
-  const bool found_levels = existing && existing->measured == Measured::kLevels;
-  const bool needs_maps = (!options.repetition.empty() && compile.repetition != Repetition::kOff) ||
-                          (compile.budget == Budget::kError && options.ranking == "harm");
-  const std::string refusal = maps_refusal(header, num_threads(), !backend.in_host_memory());
-  const bool levels =
-      options.measure == "levels" ||
-      (options.measure == "auto" &&
-       (existing ? found_levels : !needs_maps && (compile.budget == Budget::kEnergy || !refusal.empty())));
-  if (existing && levels != found_levels) {
-    const auto name_of = [](bool codes) { return codes ? "level codes" : "maps"; };
-    throw Error(ErrorKind::kMismatch, options.profile_dir + " holds " + name_of(found_levels) + ", --measure " +
-                                          options.measure + " asks for " + name_of(levels) +
-                                          "; leave --measure out, or give another --profile folder");
-  }
-  if (!levels) {
-    if (options.steps_recorded) {
-      throw Error(ErrorKind::kUsage, "--steps-recorded: maps are measured in every step; add --measure levels");
-    }
-    if (options.measure == "auto" && !existing && !refusal.empty()) {
-      throw Error(ErrorKind::kUsage, refusal +
-                                         "; leave out --repetition and --ranking harm, which need maps, or do it all "
-                                         "the same with --measure maps");
-    }
-    return "";
-  }
-  if (needs_maps && !options.prompt_range) {
-    throw Error(ErrorKind::kUsage,
-                (found_levels ? options.profile_dir + " holds level codes" : std::string("--measure levels")) +
-                    ", which know neither repetition nor the harm of single blocks: leave out --repetition and "
-                    "--ranking harm, or measure maps into another folder (--measure maps)");
-  }
-  header.measured = Measured::kLevels;
-  header.output_errors = existing ? existing->output_errors : true;
-  header.anchor_rows.clear();
-  int count = options.steps_recorded.value_or(default_recorded_steps(header));
-  if (!options.steps_recorded && existing) count = existing->num_recorded_steps();
-  if (count < 1 || count > header.num_steps()) {
-    throw Error(ErrorKind::kUsage, "--steps-recorded " + std::to_string(count) + ": must be between 1 and the run's " +
-                                       std::to_string(header.num_steps()) + " steps");
-  }
-  header.recorded_steps = spread_steps(header.num_steps(), count);
-  if (options.measure != "auto" || compile.budget == Budget::kEnergy) return "";
-  return "level codes" + (refusal.empty() ? "" : ", since " + refusal);
+  facts.maps_refusal = maps_refusal(header, num_threads(), !backend.in_host_memory());
+  return facts;
 }
 
-CompileOptions make_compile_options(const CalibrateOptions& options) {
-  CompileOptions compile;
-  compile.budget = choose<Budget>("--budget", options.budget, {{"error", Budget::kError}, {"energy", Budget::kEnergy}});
-  compile.skipped =
-      choose<Skipped>("--skipped", options.skipped, {{"summary", Skipped::kSummary}, {"drop", Skipped::kDrop}});
-  compile.agreement =
-      choose<Agreement>("--agreement", options.agreement, {{"mean", Agreement::kMean}, {"vote", Agreement::kVote}});
-  compile.ranking = choose<Ranking>("--ranking", options.ranking.empty() ? "harm" : options.ranking,
-                                    {{"harm", Ranking::kHarm}, {"energy", Ranking::kEnergy}});
-  compile.repetition = choose<Repetition>(
-      "--repetition", options.repetition.empty() ? "error" : options.repetition,
-      {{"error", Repetition::kError}, {"similarity", Repetition::kSimilarity}, {"off", Repetition::kOff}});
-  compile.density = options.density;
-  compile.agreement_threshold = options.agreement_threshold;
-  compile.schedule_a = options.schedule_a;
-  compile.schedule_c = options.schedule_c;
-  compile.schedule_k = options.schedule_k;
-  compile.step_weight_decay = options.step_weight_decay;
-  compile.anchor_rows_per_frame = options.anchor_rows_per_frame;
-  compile.similarity_threshold = options.similarity_threshold;
-  compile.merge_gap = options.merge_gap;
-  compile.share_steps_iou = options.share_steps_iou;
-  return compile;
+void add_compiled(const CompileSummary& compiled, const CompileOptions& options, CalibrationSummary& summary) {
+  summary.density_asked = options.target_density();
+  summary.density = compiled.density;
+  summary.density_map = compiled.density_map;
+  summary.repetitive_heads = compiled.repetitive_heads;
+  summary.total_heads = compiled.total_heads;
+  summary.predicted_speedup = compiled.predicted_speedup;
+  summary.held_out_error = compiled.held_out_error;
+  summary.error_is_held_out = compiled.error_is_held_out;
+  summary.plan_written = true;
 }
 
 }  // namespace
@@ -154,9 +89,8 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
                              const ProgressCallback& progress) {
   Runner& runner = pipeline.runner();
   runner.begin_job();
-  if (options.prompts.empty()) throw Error(ErrorKind::kUsage, "calibration needs at least one prompt");
-  CompileOptions compile = make_compile_options(options);  // refused before anything slow starts
-  choose<int>("--measure", options.measure, {{"auto", 0}, {"maps", 1}, {"levels", 2}});
+  validate(options);  // refused before anything slow starts
+  CompileOptions compile = compile_options_of(options);
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);
   runner.check_prompts(options.prompts);
@@ -170,7 +104,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
       state = of_model;
       state.prompt = prompt;
       state.num_prompts = num_prompts;
-      state.overall = (prompt + (state.stage == "denoise" ? state.of_stage() : 0)) / num_prompts;
+      state.overall = (1 - kCompileShare) * (prompt + (state.stage == "denoise" ? state.of_stage() : 0)) / num_prompts;
       if (progress) progress(state);
     };
   };
@@ -179,11 +113,9 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   };
   ProfileHeader header = make_header(runner, options, run, progress_of(range.begin));
   CalibrationSummary summary;
-  summary.measured = choose_measured(options, compile, runner.backend(), header);
-  if (header.measured == Measured::kLevels) {
-    compile.repetition = Repetition::kOff;
-    compile.ranking = Ranking::kEnergy;
-  }
+  const MeasureFacts facts = measure_facts(options, header, runner.backend());
+  choose_measurements(options, facts, header, compile);
+  summary.measured = note_of_choice(options, facts, header.measured);
 
   // Every prompt has a seed of its own: a plan must hold for any initial noise.
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
@@ -212,14 +144,15 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     return summary;
   }
   if (share) compile.attention_share = *share;
-  const CompileSummary compiled = compile_to_file(recorded.profile, compile, plan_path);
-  summary.density = compiled.density;
-  summary.density_map = compiled.density_map;
-  summary.repetitive_heads = compiled.repetitive_heads;
-  summary.total_heads = compiled.total_heads;
-  summary.predicted_speedup = compiled.predicted_speedup;
-  summary.held_out_error = compiled.held_out_error;
-  summary.plan_written = true;
+  const ProgressCallback compiling = [&](const Progress& of_compiler) {
+    const double before = recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0;
+    state = of_compiler;
+    state.prompt = num_prompts - 1;
+    state.num_prompts = num_prompts;
+    state.overall = before + (1 - before) * of_compiler.of_stage();
+    if (progress) progress(state);
+  };
+  add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);
   summary.calibration_seconds = now_seconds() - start;
   return summary;
 }

@@ -60,6 +60,40 @@ TEST_F(Calibrate, PlanRunsAndReportsItsDensity) {
   EXPECT_TRUE(run["mask_streaming"].is_null()) << "masks are in the CPU's memory already";
 }
 
+// Hours of prompts must not end in a typing error: the model is not even looked for.
+TEST_F(Calibrate, OptionsAreJudgedBeforeAnythingIsLoaded) {
+  for (const auto& [flag, value] : {std::pair{"--rho", "-5"},
+                                    {"--density", "nan"},
+                                    {"--density", "7"},
+                                    {"--merge-gap", "-5"},
+                                    {"--share-steps", "9"},
+                                    {"--schedule-a", "9"},
+                                    {"--gamma", "nan"},
+                                    {"--step-weight", "-1e+09"},
+                                    {"--anchors", "0"},
+                                    {"--block-q", "3"},
+                                    {"--steps-recorded", "0"}}) {
+    const CommandResult result = run_calibatt("calibrate --model /nowhere --prompts " + folder_.file("prompts.txt") +
+                                              " -o " + folder_.file("plan.safetensors") + " " + flag + "=" + value);
+    EXPECT_EQ(result.exit_code, 2) << result.output;
+    EXPECT_THAT(result.output, HasSubstr(std::string(flag) + " " + value + ": must be"));
+    EXPECT_FALSE(std::filesystem::exists(folder_.file("plan.safetensors.profile")));
+  }
+}
+
+// Four rows in a frame of 64 pixels, and five anchor rows by default.
+TEST_F(Calibrate, DefaultsFitASmallFrame) {
+  const std::string command = "calibrate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " +
+                              folder_.file("plan.safetensors") + " --block-q 8 --block-k 8 --density 0.6";
+  const CommandResult result = run_calibatt(command);
+  EXPECT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("(asked for: 0.6)"));
+  EXPECT_THAT(result.output, HasSubstr("held-out error"));
+  const CommandResult asked = run_calibatt(command + " --anchors 5");
+  EXPECT_EQ(asked.exit_code, 2);
+  EXPECT_THAT(asked.output, HasSubstr("--anchors 5: must be between 1 and the 4 rows"));
+}
+
 TEST_F(Calibrate, ProfileIsMeasuredOnceAndCompiledMany) {
   make_plan("a.safetensors", "--profile " + folder_.file("profile"));
   for (const std::string knobs :
