@@ -78,7 +78,7 @@ struct MergeSummary {
 CALIBATT_API MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output);
 
 /// Judges all that can be judged without a model. Throws Error(kUsage) naming the flag, the value and what it may be.
-void validate(const CalibrateOptions& options);
+CALIBATT_API void validate(const CalibrateOptions& options);
 
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
 /// at any moment, the same call goes on where it was.
