@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "base/error.h"
@@ -32,6 +33,22 @@ std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& 
   return hasher.hex();
 }
 
+// What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, and the seed. A
+// text that is there twice is two prompts, since each has noise of its own.
+std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, const GenerateOptions& run) {
+  std::vector<std::string> identities;
+  std::map<std::string, int> times;
+  for (const Prompt& prompt : prompts) {
+    Hasher hasher;
+    hasher.update(prompt.text);
+    hasher.update(*run.cfg_scale > 1 ? run.negative_prompt : "");
+    hasher.update(std::to_string(run.seed));
+    hasher.update(std::to_string(times[prompt.text]++));
+    identities.push_back(hasher.hex());
+  }
+  return identities;
+}
+
 ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run,
                           const ProgressCallback& progress) {
   const std::string order = options.token_order.empty() ? kDefaultTokenOrder : options.token_order;
@@ -47,7 +64,10 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
   provenance.transformers = {
-      {runner.model().kind + " " + facts.transformers[0].name, facts.transformers[0].fingerprint("stored")}};
+      {runner.model().kind + " " + facts.transformers[0].name, facts.transformers[0].fingerprint("")}};
+  header.fingerprint = facts.transformers[0].fingerprint;
+  header.prompt_identities = prompt_identities(options.prompts, run);
+  header.precision = runner.describe_run(run).precision;
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());
   provenance.video_frames = facts.video_frames;
@@ -130,6 +150,10 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     state.stage = "save";
     return times.self_attention + times.other;
   };
+  if (const int others = count_other_prompts(options.profile_dir, header); others > 0) {
+    runner.warn(std::to_string(others) + " prompts in " + options.profile_dir +
+                " have another text, negative prompt or seed; they stay there and are not used");
+  }
   const RecordedProfile recorded =
       record_profile(runner.backend(), header, options.profile_dir, run_prompt, poll, range);
 

@@ -32,6 +32,10 @@ std::map<int, std::string> prompts_in(const std::string& folder) {
         std::string_view(name).substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffix.size());
     int prompt = 0;
     const auto [rest, failed] = std::from_chars(digits.data(), digits.data() + digits.size(), prompt);
+    if (failed == std::errc() && rest != digits.data() + digits.size() && *rest == '_') {
+      throw Error(ErrorKind::kUsage, "merge: " + folder + " holds prompts of more than one list (" + name +
+                                         "); calibrate the list that you want with --prompt-range into a new folder");
+    }
     if (failed != std::errc() || rest != digits.data() + digits.size() || prompt < 0) continue;
     if (prompt_file(folder, prompt) == entry->path().string()) prompts[prompt] = entry->path().string();
   }

@@ -20,7 +20,7 @@ namespace calibatt {
 namespace {
 
 constexpr std::string_view kFormat = "calibatt-profile";
-constexpr std::string_view kVersion = "2";  // 1: without times, ranked_from and levels
+constexpr std::string_view kVersion = "3";  // 1: without times, ranked_from and levels; 2: prompts have no identities
 constexpr size_t kChecksumDigits = 32;
 
 struct Part {
@@ -82,7 +82,6 @@ bool all_valid(const std::string& name, const Tensor& tensor) {
 
 PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index) {
   const ProfileFields fields(file.metadata(), file.path());
-  if (fields.integer("prompt") != index) throw fields.wrong("prompt", "does not fit the file's name");
   PromptProfile prompt;
   prompt.prompt = index;
   prompt.path = file.path();
@@ -114,11 +113,58 @@ Safetensors open_profile(const std::string& path) {
     throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");
   }
   const std::string version = ProfileFields(file.metadata(), path).text("version");
-  if (version != kVersion && version != "1") {
-    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads 1 and " +
+  if (version != kVersion && version != "2" && version != "1") {
+    throw Error(ErrorKind::kFormat, path + " has profile version " + version + ", this program reads 1 to " +
                                         std::string(kVersion) + "; calibrate again into another profile folder");
   }
   return file;
+}
+
+// What is known of a prompt where only all prompts together have a hash: its place among them and the run's seed.
+std::string old_identity(const std::string& prompts_hash, const std::string& prompt, const std::string& seed) {
+  return prompts_hash + ":" + prompt + ":" + seed;
+}
+
+std::string old_identity(const ProfileHeader& header, int prompt) {
+  const auto seed = header.provenance.settings.find("seed");
+  return old_identity(header.provenance.prompts_hash, std::to_string(prompt),
+                      seed == header.provenance.settings.end() ? "" : seed->second);
+}
+
+std::string identity_of(const ProfileHeader& header, int prompt) {
+  const auto at = static_cast<size_t>(prompt);
+  return at < header.prompt_identities.size() ? header.prompt_identities[at] : old_identity(header, prompt);
+}
+
+bool is_of_prompt(const ProfileMetadata& metadata, const std::string& path, const ProfileHeader& header, int prompt) {
+  const auto own = metadata.find("prompt_identity"), seed = metadata.find("setting.seed");
+  if (own != metadata.end()) return own->second == identity_of(header, prompt);
+  const ProfileFields fields(metadata, path);
+  return old_identity(fields.text("prompts_hash"), fields.text("prompt"), seed == metadata.end() ? "" : seed->second) ==
+         old_identity(header, prompt);
+}
+
+// All prompts' files of a folder, in the order of their names.
+std::vector<std::string> files_in(const std::string& folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.starts_with("prompt_") && name.ends_with(".safetensors")) files.push_back(entry->path().string());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+// Measured in the same kind of run, whatever the prompt. Weights are compared in the scheme that the file has.
+void require_same_run(const ProfileHeader& header, const ProfileMetadata& found, const std::string& path) {
+  ProfileMetadata expected = to_metadata(header);
+  const auto theirs = found.find("model_fingerprint");
+  if (header.fingerprint && theirs != found.end() &&
+      fingerprint_scheme(theirs->second) != fingerprint_scheme(expected["model_fingerprint"])) {
+    expected["model_fingerprint"] = header.fingerprint(theirs->second);
+  }
+  require_same(expected, found, path, Comparison::kOneRun);
 }
 
 }  // namespace
@@ -150,6 +196,11 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   std::map<std::string, Tensor> tensors;
   for (const Part& part : parts_of(header)) tensors[part.name] = prompt.*part.field;
   ProfileMetadata metadata = to_metadata(header);
+  const std::string identity = identity_of(header, prompt.prompt);
+  std::string path = prompt_file(folder, prompt.prompt);
+  // Hours of another prompt's measurement are not written over.
+  if (path_exists(path)) path.insert(path.rfind('.'), "_" + hash_hex(identity).substr(0, 16));
+  metadata["prompt_identity"] = identity;
   metadata["format"] = kFormat;
   metadata["version"] = kVersion;
   metadata["tool_version"] = header.provenance.tool_version;
@@ -159,15 +210,29 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   metadata["attention_seconds"] = number_text(prompt.attention_seconds);
   metadata["run_seconds"] = number_text(prompt.run_seconds);
   metadata["checksum"] = checksum_of(tensors);
-  write_safetensors(prompt_file(folder, prompt.prompt), tensors, metadata, poll);
+  write_safetensors(path, tensors, metadata, poll);
 }
 
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {
-  const std::string path = prompt_file(folder, prompt);
-  if (!path_exists(path)) return std::nullopt;
-  const Safetensors file = open_profile(path);
-  require_same(to_metadata(header), file.metadata(), path);
-  return read_prompt(file, header, prompt);
+  for (const std::string& path : files_in(folder)) {
+    const Safetensors file = open_profile(path);
+    require_same_run(header, file.metadata(), path);
+    if (is_of_prompt(file.metadata(), path, header, prompt)) return read_prompt(file, header, prompt);
+  }
+  return std::nullopt;
+}
+
+int count_other_prompts(const std::string& folder, const ProfileHeader& header) {
+  int others = 0;
+  for (const std::string& path : files_in(folder)) {
+    const Safetensors file = open_profile(path);
+    bool asked_for = false;
+    for (int prompt = 0; prompt < header.provenance.num_prompts && !asked_for; ++prompt) {
+      asked_for = is_of_prompt(file.metadata(), path, header, prompt);
+    }
+    others += !asked_for;
+  }
+  return others;
 }
 
 Profile load_profile(const std::string& folder) {
@@ -179,7 +244,7 @@ Profile load_profile(const std::string& folder) {
     if (prompt == 0) {
       profile.header = from_metadata(file.metadata(), path);
     } else {
-      require_same(to_metadata(profile.header), file.metadata(), path);
+      require_same(to_metadata(profile.header), file.metadata(), path, Comparison::kOneRun);
     }
     profile.prompts.push_back(read_prompt(file, profile.header, prompt));
   }
@@ -195,8 +260,8 @@ ProfileHeader load_header(const std::string& path) {
 
 void require_mergeable(const std::string& path, const std::string& other_path) {
   const Safetensors file = open_profile(path), other = open_profile(other_path);
-  require_same(to_metadata(from_metadata(file.metadata(), path)), other.metadata(), other_path, path,
-               "only prompts of one calibration can be merged");
+  require_same(to_metadata(from_metadata(file.metadata(), path)), other.metadata(), other_path,
+               Comparison::kOneCalibration, path, "only prompts of one calibration can be merged");
 }
 
 int64_t site_level_bytes(const ProfileHeader& header) {

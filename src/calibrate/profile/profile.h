@@ -36,7 +36,14 @@ struct ProfileHeader {
   int samples_per_block = 4;        ///< kMaps: queries of each query block on which output errors are measured
   int sampled_blocks = 4;           ///< kLevels: whole query blocks of a call on which they are
   std::vector<int> anchor_rows{5};  ///< numbers of anchor rows per frame for which repetition is measured
-  PlanProvenance provenance;        ///< tool_version may differ between runs
+  PlanProvenance provenance;        ///< tool_version and the model's name may differ between runs
+  std::string precision;            ///< of the run's arithmetic, which shows in what is measured; empty: not known
+  /// Of each prompt what its measurement depends on beside all this: its text, the negative prompt, the seed. Empty:
+  /// only all prompts together are known, by the provenance's prompts_hash (so in profiles of versions 1 and 2).
+  std::vector<std::string> prompt_identities;
+  /// The fingerprint of the run's weights in the scheme that `like` is of, for profiles measured before the present
+  /// scheme (io/fingerprint.h). Null: the provenance's is all that is known.
+  std::function<std::string(const std::string& like)> fingerprint;
 
   int num_steps() const { return static_cast<int>(sigmas.size()); }
   int num_recorded_steps() const { return static_cast<int>(recorded_steps.size()); }
@@ -97,14 +104,18 @@ void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int r
 /// The share of dense self-attention in the transformer's time, over all prompts that know it.
 std::optional<double> measured_attention_share(const Profile& profile);
 
-/// One safetensors file per prompt in `folder`, each of them whole: it appears complete or not at all. Throws
+/// One safetensors file per prompt in `folder`, each of them whole: it appears complete or not at all. Files of other
+/// prompts stay: where one has this prompt's place, the new file's name says its identity too. Throws
 /// Error(kIo). `poll` is called between the parts of the file; what it throws leaves no file.
 void save_prompt(const std::string& folder, const ProfileHeader& header, const PromptProfile& prompt,
                  const std::function<void()>& poll = {});
-/// The saved profile of this prompt, or nothing. Throws Error(kMismatch) naming both values when it was measured on
-/// something else than `header`, Error(kFormat) when the file is damaged.
+/// The saved profile of this prompt, whichever place in the list it had when it was measured, or nothing. Throws
+/// Error(kMismatch) naming both values when the folder's files were measured on something else than `header` (another
+/// model, size, steps, …), Error(kFormat) when one is damaged.
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt);
-/// The file that a prompt has in a folder.
+/// How many files of the folder are of prompts that `header` does not ask for: another text, negative prompt or seed.
+int count_other_prompts(const std::string& folder, const ProfileHeader& header);
+/// The file that a prompt has in a folder that nothing else was measured in.
 std::string prompt_file(const std::string& folder, int prompt);
 /// The header of a prompt's file. Throws like load_prompt.
 ProfileHeader load_header(const std::string& path);

@@ -8,8 +8,15 @@
 namespace calibatt {
 namespace {
 
-constexpr const char* kMeasured = "measured";  // absent: maps
+constexpr const char* kMeasured = "measured";    // absent: maps
+constexpr const char* kPrecision = "precision";  // absent: not known, as before version 3
 constexpr std::string_view kSettingPrefix = "setting.";
+
+bool must_agree(const std::string& name, Comparison comparison) {
+  if (name == "model_name" || name == kPrecision) return false;  // the precision: see require_same
+  return comparison == Comparison::kOneCalibration ||
+         (name != "prompts_hash" && name != "num_prompts" && name != std::string(kSettingPrefix) + "seed");
+}
 
 template <class Range>
 std::string joined(const Range& values) {
@@ -77,6 +84,7 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
     metadata["code_levels"] = joined(kCodeLevels);
     if (header.output_errors) metadata["sampled_blocks"] = number_text(header.sampled_blocks);
   }
+  if (!header.precision.empty()) metadata[kPrecision] = header.precision;
   for (const auto& [name, value] : p.settings) metadata[std::string(kSettingPrefix) + name] = value;
   return metadata;
 }
@@ -115,6 +123,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
   p.guidance_scale = fields.real("guidance_scale");
   p.scheduler = fields.text("scheduler");
   p.flow_shift = fields.real("flow_shift");
+  if (metadata.contains(kPrecision)) header.precision = fields.text(kPrecision);
   for (const auto& [name, value] : metadata) {
     if (name.starts_with(kSettingPrefix)) p.settings[name.substr(kSettingPrefix.size())] = value;
   }
@@ -140,26 +149,31 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
 }
 
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
-                  const std::string& ours_name, const std::string& advice) {
+                  Comparison comparison, const std::string& ours_name, const std::string& advice) {
   static const std::string kAbsent = "(absent)";
   const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
-    return Error(ErrorKind::kMismatch,
-                 path + " was measured with " + name + " = " + shortened(theirs) + ", " + ours_name + " has " +
-                     shortened(ours) + "; " +
-                     (advice.empty() ? "give another profile folder, or delete this one" : advice));
+    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + shortened(theirs) + ", " +
+                                           ours_name + " has " + shortened(ours) + "; " +
+                                           (advice.empty() ? "give another profile folder" : advice));
   };
   const auto measured = [](const ProfileMetadata& metadata) {
     const auto at = metadata.find(kMeasured);
     return at == metadata.end() ? std::string("maps") : at->second;
   };
   if (measured(expected) != measured(found)) throw refuse(kMeasured, measured(found), measured(expected));
+  const auto precision = expected.find(kPrecision), their_precision = found.find(kPrecision);
+  if (precision != expected.end() && their_precision != found.end() && precision->second != their_precision->second) {
+    throw refuse(kPrecision, their_precision->second, precision->second);
+  }
   for (const auto& [name, value] : expected) {
+    if (!must_agree(name, comparison)) continue;
     const auto other = found.find(name);
     if (other == found.end()) throw refuse(name, kAbsent, value);
     if (other->second != value) throw refuse(name, other->second, value);
   }
   for (const auto& [name, value] : found) {
-    if (name.starts_with(kSettingPrefix) && !expected.contains(name)) throw refuse(name, value, kAbsent);
+    const bool extra = name.starts_with(kSettingPrefix) && !expected.contains(name);
+    if (extra && must_agree(name, comparison)) throw refuse(name, value, kAbsent);
   }
 }
 

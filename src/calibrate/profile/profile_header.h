@@ -17,10 +17,15 @@ using ProfileMetadata = std::map<std::string, std::string>;
 ProfileMetadata to_metadata(const ProfileHeader& header);
 /// Throws Error(kFormat) naming file and field.
 ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& path);
+/// What of two files must agree: the kind of run alone (model, size, steps, what is measured and how), or also the list
+/// of prompts and the seed. The model's name never does: a folder may be called anything.
+enum class Comparison { kOneRun, kOneCalibration };
 /// Throws Error(kMismatch) naming the first field in which the file at `path` differs from `expected`, and both values.
-/// ours_name: whose `expected` is; advice: what to do about it.
+/// A precision that one of them does not tell is not compared. ours_name: whose `expected` is; advice: what to do about
+/// it.
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
-                  const std::string& ours_name = "this calibration", const std::string& advice = "");
+                  Comparison comparison, const std::string& ours_name = "this calibration",
+                  const std::string& advice = "");
 
 std::string number_text(double value);  ///< the shortest text that reads back as the same value
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibrate/profile/profile_lock.h"
 #include "calibrate/record/level_recorder.h"
 #include "calibrate/record/recording_attention.h"
 
@@ -28,6 +29,7 @@ RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHea
   const PromptRange range = checked(asked, header.provenance.num_prompts);
   const bool needs_reference = header.measured == Measured::kMaps;
   const bool ranks_errors = needs_reference || header.output_errors;  // under masks by earlier prompts
+  const ProfileLock lock(folder, range.begin, *range.end);
   RecordedProfile recorded;
   recorded.profile.header = header;
   ReferenceRanking reference;  // from the saved prompts alone, so that it is the same whether they were run now or

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <map>
 
 #include "base/error.h"
 #include "calibrate/record/recording_attention.h"
@@ -34,6 +35,7 @@ ProfileHeader small_header() {
   header.anchor_rows = {1, 2};
   header.provenance.transformers[0].fingerprint = "f00d";
   header.provenance.prompts_hash = "beef";
+  header.precision = "f32";
   header.provenance.num_prompts = kPrompts;
   header.provenance.guidance_scale = 5.0;
   header.provenance.settings["seed"] = "3";
@@ -51,6 +53,12 @@ RunPrompt runner(const ProfileHeader& header, std::vector<int>* ran = nullptr) {
 std::string bytes_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::map<std::string, std::string> contents(const TestFolder& folder) {
+  std::map<std::string, std::string> files;
+  for (const std::string& name : folder.list()) files[name] = bytes_of(folder / name);
+  return files;
 }
 
 // All but the seconds that the run took.
@@ -132,7 +140,7 @@ TEST_F(Calibration, GoesOnWhereItWasKilledAndEndsWithTheSameFiles) {
                                 return seconds;
                               }),
                Killed);
-  EXPECT_THAT(folder.list(), ::testing::ElementsAre("prompt_0000.safetensors"));
+  EXPECT_THAT(folder.list(), ::testing::ElementsAre(".lock", "prompt_0000.safetensors"));
   std::vector<int> ran;
   const RecordedProfile resumed = record_profile(*backend, header, folder.path(), runner(header, &ran));
   EXPECT_EQ(ran, (std::vector<int>{1, 2}));
@@ -188,14 +196,67 @@ TEST_F(Calibration, ASavedProfileOfSomethingElseIsRefusedNamingBoth) {
   other.geometry.order = TokenOrder::raster();
   expect_refused(other, "token_order", "tiles:2x2x2", "raster");
   other = header;
-  other.provenance.settings["seed"] = "4";
-  expect_refused(other, "seed", "3", "4");
+  other.precision = "bf16";
+  expect_refused(other, "precision", "f32", "bf16");
   other = header;
   other.sigmas[1] = 0.41;
   expect_refused(other, "sigmas", "0.4", "0.41");
-  other = header;
-  other.provenance.settings.clear();
-  expect_refused(other, "seed", "3", "absent");
+}
+
+TEST_F(Calibration, WhatHoldsOfAProfileIsKeptPerPrompt) {
+  header.prompt_identities = {"a cat", "a dog", "a cow"};
+  const auto measured = [&](const ProfileHeader& each) {
+    std::vector<int> ran;
+    const RecordedProfile recorded = record_profile(*backend, each, folder.path(), runner(each, &ran));
+    for (size_t i = 0; i < recorded.profile.prompts.size(); ++i) {
+      EXPECT_EQ(recorded.profile.prompts[i].prompt, static_cast<int>(i));
+    }
+    return ran;
+  };
+  EXPECT_EQ(measured(header), (std::vector<int>{0, 1, 2}));
+  const std::map<std::string, std::string> before = contents(folder);
+
+  ProfileHeader more = header;  // in another order, with one more, in a folder of another name
+  more.prompt_identities = {"a cow", "a fox", "a cat", "a dog"};
+  more.provenance.num_prompts = 4;
+  more.provenance.prompts_hash = "another";
+  more.provenance.transformers[0].name = "another folder";
+  EXPECT_EQ(measured(more), (std::vector<int>{1}));
+  EXPECT_EQ(count_other_prompts(folder.path(), more), 0);
+  EXPECT_EQ(count_other_prompts(folder.path(), header), 1);
+  EXPECT_EQ(measured(more), std::vector<int>{}) << "and again";
+
+  ProfileHeader others = header;  // another negative prompt: another identity for all
+  others.prompt_identities = {"a cat, no mice", "a dog, no mice", "a cow, no mice"};
+  others.provenance.prompts_hash = "a third";
+  EXPECT_EQ(count_other_prompts(folder.path(), others), 4);
+  EXPECT_EQ(measured(others), (std::vector<int>{0, 1, 2}));
+  EXPECT_EQ(measured(header), std::vector<int>{}) << "the first ones are still there";
+  const std::map<std::string, std::string> after = contents(folder);
+  for (const auto& [name, content] : before) EXPECT_EQ(after.at(name), content) << name;
+}
+
+TEST_F(Calibration, AnotherSeedMeasuresAnewBesideWhatIsThere) {
+  record_profile(*backend, header, folder.path(), runner(header));
+  ProfileHeader other = header;
+  other.provenance.settings["seed"] = "4";
+  std::vector<int> ran;
+  record_profile(*backend, other, folder.path(), runner(other, &ran));
+  EXPECT_EQ(ran, (std::vector<int>{0, 1, 2}));
+  ran.clear();
+  record_profile(*backend, header, folder.path(), runner(header, &ran));
+  EXPECT_THAT(ran, ::testing::IsEmpty());
+}
+
+TEST_F(Calibration, WeightsAreComparedInTheSchemeThatTheProfileHas) {
+  record_profile(*backend, header, folder.path(), runner(header));  // fingerprint f00d, without a scheme
+  ProfileHeader now = header;
+  now.provenance.transformers[0].fingerprint = "values1:beef";
+  std::string stored = "f00d";
+  now.fingerprint = [&](const std::string& like) { return like == "f00d" ? stored : "asked for the wrong scheme"; };
+  EXPECT_EQ(record_profile(*backend, now, folder.path(), runner(now)).prompts_resumed, 3);
+  stored = "cafe";
+  EXPECT_THROW(record_profile(*backend, now, folder.path(), runner(now)), Error);
 }
 
 TEST_F(Calibration, ADamagedProfileIsRefused) {
@@ -231,14 +292,14 @@ TEST_F(Calibration, FilesOfVersionOneAreRead) {
     metadata = file.metadata();
   }
   metadata["version"] = "1";  // which had no times and no ranges
-  for (const char* field : {"ranked_from", "attention_seconds", "run_seconds"}) {
+  for (const char* field : {"ranked_from", "attention_seconds", "run_seconds", "prompt_identity", "precision"}) {
     EXPECT_EQ(metadata.erase(field), 1u) << field;
   }
   write_safetensors(prompt_file(folder.path(), 0), tensors, metadata);
   const PromptProfile read = *load_prompt(folder.path(), header, 0);
   expect_same_measurements(read, written);
   EXPECT_EQ(read.attention_seconds, 0);
-  metadata["version"] = "3";
+  metadata["version"] = "4";
   write_safetensors(prompt_file(folder.path(), 0), tensors, metadata);
   EXPECT_THROW(load_prompt(folder.path(), header, 0), Error);
 }
