@@ -55,17 +55,6 @@ TEST(PlanFileV3, OldVersionsHaveOneTransformerOfAllSteps) {
   }
 }
 
-TEST(PlanFileV3, AnAccuracyThatIsKnownLastIsWritten) {
-  const TestFolder folder;
-  const Plan plan(test::example_parts());
-  PlanWriter writer(plan.info(), folder / "plan");
-  for (int entry = 0; entry < 2; ++entry) writer.add_layer(*plan.layer(entry, 0));
-  EXPECT_THROW(writer.set_accuracy({-1.0, false, {}}), Error);
-  writer.set_accuracy({1.0 / 3, true, 2.0 / 3});
-  writer.finish();
-  EXPECT_EQ(load_plan(folder / "plan")->info().accuracy, (PlanAccuracy{1.0 / 3, true, 2.0 / 3}));
-}
-
 TEST(PlanFileV3, WhatAPlanNeedsAndThisProgramDoesNotKnowIsRefusedByName) {
   EXPECT_EQ(json_refusal([](Json&) {}), "accepted");
   EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {"teleportation"}; }),

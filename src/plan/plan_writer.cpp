@@ -15,7 +15,7 @@ constexpr size_t kLengthBytes = 8;        // of the header, in front of it
 constexpr size_t kHeaderAlignment = 64;   // of the data behind it
 constexpr size_t kSectionsAlignment = 8;  // of the tensors behind the sections
 // The header stands first but is known last; room is left for the longest that it can become.
-constexpr size_t kNumTensors = 12, kTensorHeaderBytes = 192, kAccuracyBytes = 128;
+constexpr size_t kNumTensors = 12, kTensorHeaderBytes = 192;
 
 int ceil_div(int a, int b) {
   return (a - 1) / b + 1;
@@ -62,8 +62,8 @@ PlanWriter::PlanWriter(PlanInfo info, const std::string& path) : info_(validated
   last_entry_.resize(static_cast<size_t>(info_.num_layers));
 
   std::vector<std::string> no_tensors;
-  header_bytes_ = kLengthBytes + header_text(PlanFile{{}, metadata()}, no_tensors).size() +
-                  kNumTensors * kTensorHeaderBytes + kAccuracyBytes;
+  header_bytes_ =
+      kLengthBytes + header_text(PlanFile{{}, metadata()}, no_tensors).size() + kNumTensors * kTensorHeaderBytes;
   header_bytes_ = (header_bytes_ + kHeaderAlignment - 1) / kHeaderAlignment * kHeaderAlignment;
   file_.write(std::string(header_bytes_, ' '));
 }
@@ -73,11 +73,6 @@ std::map<std::string, std::string> PlanWriter::metadata() const {
           {"format", kPlanFormatName},
           {"format_version", std::to_string(kPlanFormatVersion)},
           {"plan", plan_json(info_)}};
-}
-
-void PlanWriter::set_accuracy(const PlanAccuracy& accuracy) {
-  info_.accuracy = accuracy;
-  info_.validate();
 }
 
 HeadFacts PlanWriter::facts_of(const HeadPlan& head) const {

@@ -21,9 +21,6 @@ class PlanWriter {
   /// info.num_layers calls. Throws Error(kFormat) naming the head when it does not fit the geometry, Error(kIo).
   void add_layer(std::span<const HeadPlan> heads);
 
-  /// What is known only when all layers are compiled; before `finish`. Throws Error(kFormat) for what cannot be.
-  void set_accuracy(const PlanAccuracy& accuracy);
-
   /// Throws Error(kIo).
   void finish();
 

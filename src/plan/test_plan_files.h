@@ -12,7 +12,6 @@
 #include "plan/plan_heads.h"
 #include "plan/plan_json.h"
 #include "plan/plan_section.h"
-#include "plan/plan_writer.h"
 
 namespace calibatt::test {
 
