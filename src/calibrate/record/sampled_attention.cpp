@@ -163,7 +163,7 @@ float squared_change(const float* sum, float inverse_mass, const float* output, 
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-void LevelErrors(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value,
+void AccumulateLevelErrors(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value,
                  const float* output, const int* order, const int* kept, int num_levels, bool summary, double weight,
                  float* sum, double* error) {
   const int blocks = keys.num_blocks, size = keys.padded_dim;
@@ -228,7 +228,7 @@ namespace {
 
 HWY_EXPORT(PreparedBlock);
 HWY_EXPORT(FourQueries);
-HWY_EXPORT(LevelErrors);
+HWY_EXPORT(AccumulateLevelErrors);
 HWY_EXPORT(Harm);
 
 int rounded_up(int value, int multiple) {
@@ -324,7 +324,7 @@ void add_level_errors(const SampledKeys& keys, const PartialAttention& partial, 
   const auto blocks = static_cast<size_t>(keys.num_blocks), value_dim = static_cast<size_t>(keys.padded_dim);
   CALIBATT_ASSERT(order.size() == blocks);
   std::vector<float> sum(value_dim);
-  HWY_DYNAMIC_DISPATCH(LevelErrors)
+  HWY_DYNAMIC_DISPATCH(AccumulateLevelErrors)
   (keys, partial.mass.data() + query * blocks, partial.summary_mass.data() + query * blocks,
    partial.value.data() + query * blocks * value_dim, partial.output.data() + query * value_dim, order.data(),
    kept.data(), static_cast<int>(kept.size()), summary, weight, sum.data(), error);
