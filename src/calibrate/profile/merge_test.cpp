@@ -79,6 +79,21 @@ TEST_F(Merge, FoldersOfRangesBecomeOneProfile) {
   EXPECT_GT(measured_attention_share(resumed.profile).value(), 0);
 }
 
+TEST_F(Merge, OneModelInFoldersOfDifferentNamesIsOneModel) {
+  header.provenance.transformers[0] = {"WanTransformer3DModel here", "f00d"};
+  record(a.path(), 0, 2);
+  header.provenance.transformers[0].name = "WanTransformer3DModel there";
+  record(b.path(), 2, 4);
+  EXPECT_EQ(merge_profiles({a.path(), b.path()}, c / "merged").prompts, 4);
+}
+
+TEST_F(Merge, PromptsOfAnotherListInAFolderAreNotMergedUnseen) {
+  record(a.path(), 0, 4);
+  header.provenance.prompts_hash = "another list";
+  record(a.path(), 0, 4);
+  EXPECT_THAT(message(ErrorKind::kUsage, {a.path()}, c / "merged"), HasSubstr("more than one list"));
+}
+
 TEST_F(Merge, ARangeMeasuresTheSameEnergiesAsTheWhole) {
   const RecordedProfile whole = record(a.path(), 0, 4), part = record(b.path(), 2, 4);
   for (size_t i = 0; i < 2; ++i) {
