@@ -5,8 +5,9 @@
 namespace calibatt {
 
 /// Says that this process measures prompts [begin, end) of a profile folder, until it is destroyed or the process ends,
-/// however it ends (the kernel holds the lock: bytes [begin, end) of the hidden file `.lock`). Processes with ranges
-/// that do not overlap share a folder.
+/// however it ends: the kernel holds the lock, on bytes [begin, end) of the hidden file `.lock`. Processes with ranges
+/// that do not overlap share a folder. The last one to leave removes the file, and a folder of its own making in which
+/// nothing was measured.
 class ProfileLock {
  public:
   /// Creates the folder where there is none. Throws Error(kMismatch) naming the process that measures one of these
@@ -17,6 +18,8 @@ class ProfileLock {
   ProfileLock& operator=(const ProfileLock&) = delete;
 
  private:
+  std::string path_;
+  bool created_folder_ = false;
   int descriptor_ = -1;
 };
 

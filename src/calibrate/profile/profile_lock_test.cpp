@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -60,6 +61,9 @@ TEST(ProfileLock, NamesTheProcessThatIsAtTheSamePromptsAndOutlivesNobody) {
   EXPECT_NO_THROW(ProfileLock(profile, 4, 6));
   other.stop();
   EXPECT_NO_THROW(ProfileLock(profile, 0, 6)) << "the kernel takes a dead process's lock away";
+  EXPECT_FALSE(std::filesystem::exists(profile + "/.lock"));
+  { const ProfileLock lock(folder / "new", 0, 1); }
+  EXPECT_FALSE(std::filesystem::exists(folder / "new")) << "nothing was measured, nothing stays";
 }
 
 }  // namespace
