@@ -83,8 +83,8 @@ nlohmann::json measure(DType dtype, double gigabytes, int runs, const fs::path& 
     for (int64_t begin = 0; begin < stored.tensor.size(); begin += chunk) {
       const auto* from = static_cast<const char*>(stored.tensor.raw()) + static_cast<size_t>(begin) * element;
       void* const to = ring[next++ % kChunks].raw();
-      if (!checked_copy(from, dtype, to, dtype, std::min(chunk, stored.tensor.size() - begin))) {
-        refuse_not_finite(stored);
+      if (!checked_copy(from, dtype, to, dtype, std::min(chunk, stored.tensor.size() - begin)).finite) {
+        accept_values(stored, {.finite = false});
       }
     }
   });

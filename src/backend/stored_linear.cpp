@@ -1,14 +1,16 @@
 #include "backend/stored_linear.h"
 
-#include "base/checked_copy.h"
 #include "base/error.h"
 
 namespace calibatt {
 
-void refuse_not_finite(const StoredTensor& stored) {
-  throw Error(ErrorKind::kNumeric, stored.name +
-                                       " holds NaN or infinity; the file is damaged or was saved from a run that "
-                                       "diverged: fetch it again");
+void accept_values(const StoredTensor& stored, const ValueCheck& found) {
+  if (!found.finite) {
+    throw Error(ErrorKind::kNumeric, stored.name +
+                                         " holds NaN or infinity; the file is damaged or was saved from a run that "
+                                         "diverged: fetch it again");
+  }
+  if (found.constant && stored.found_constant) stored.found_constant();
 }
 
 void require_unscaled(const StoredTensor& stored) {
@@ -27,7 +29,7 @@ Tensor stack_rows(const std::vector<StoredTensor>& parts, DType dtype) {
   for (const StoredTensor& part : parts) require_unscaled(part);
   std::vector<int64_t> shape = parts[0].tensor.shape();
   if (parts.size() == 1 && parts[0].tensor.dtype() == dtype) {  // as it is, in the mapped file
-    if (!all_finite(parts[0].tensor)) refuse_not_finite(parts[0]);
+    accept_values(parts[0], check_values(parts[0].tensor));
     return parts[0].tensor;
   }
   shape[0] = 0;
@@ -36,7 +38,7 @@ Tensor stack_rows(const std::vector<StoredTensor>& parts, DType dtype) {
   char* to = static_cast<char*>(all.raw());
   for (const StoredTensor& part : parts) {
     const int64_t count = part.tensor.size();
-    if (!checked_copy(part.tensor.raw(), part.tensor.dtype(), to, dtype, count)) refuse_not_finite(part);
+    accept_values(part, checked_copy(part.tensor.raw(), part.tensor.dtype(), to, dtype, count));
     to += static_cast<size_t>(count) * dtype_size(dtype);
   }
   return all;

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "backend/streamed_weights.h"
+#include "base/checked_copy.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -30,9 +32,10 @@ DType unscaled_dtype(const LinearFormat& format, std::string_view backend);
 
 /// A tensor as a weight file has it, mapped and not yet looked at: it is checked to be finite while it is copied.
 struct StoredTensor {
-  Tensor tensor;       ///< host; any float dtype
-  std::string name;    ///< FILE: tensor "…", for messages
-  Tensor scales = {};  ///< host F32: [1], or one per row; empty: elements are values
+  Tensor tensor;                              ///< host; any float dtype
+  std::string name;                           ///< FILE: tensor "…", for messages
+  Tensor scales = {};                         ///< host F32: [1], or one per row; empty: elements are values
+  std::function<void()> found_constant = {};  ///< to be told when all values are the same; null: that is nothing odd
 };
 
 /// What a linear layer is loaded from: matrices of one input width stacked along their rows (such as q, k and v), and
@@ -48,7 +51,9 @@ struct StoredLinear {
 /// finite, Error(kFormat) when one has scales, which nobody applies yet.
 Tensor stack_rows(const std::vector<StoredTensor>& parts, DType dtype);
 
-[[noreturn]] void refuse_not_finite(const StoredTensor& stored);  ///< Error(kNumeric) that names it
-void require_unscaled(const StoredTensor& stored);                ///< Error(kFormat) that names it, if it has scales
+/// To be called with what was found when all of a tensor was read (or as much as to be sure that it is not finite).
+/// Throws Error(kNumeric) that names it when it is not finite.
+void accept_values(const StoredTensor& stored, const ValueCheck& found);
+void require_unscaled(const StoredTensor& stored);  ///< throws Error(kFormat) that names it, if it has scales
 
 }  // namespace calibatt

@@ -105,23 +105,7 @@ void AtomicFile::commit() {
 }
 
 std::string read_text_file(const std::string& path, size_t max_bytes) {
-  const InputFile file(path);
-  const auto check = [&](uint64_t size) {
-    if (size <= max_bytes) return;
-    throw Error(ErrorKind::kFormat, path + ": " + std::to_string(size) + " bytes, but at most " +
-                                        std::to_string(max_bytes) + " are expected of such a file");
-  };
-  check(file.size_bytes());
-  std::string text;
-  char part[size_t{64} << 10];
-  while (true) {
-    const ssize_t count = read(file.descriptor(), part, sizeof(part));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw_open_error(path, errno);
-    if (count == 0) return text;
-    text.append(part, static_cast<size_t>(count));
-    check(text.size());  // files of the system (/proc) have no size
-  }
+  return InputFile(path).read_all(max_bytes);
 }
 
 void write_text_file(const std::string& path, std::string_view text) {

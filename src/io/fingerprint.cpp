@@ -38,7 +38,7 @@ struct Piece {
   size_t tensor = 0;
   int64_t begin = 0, count = 0;
 };
-using HashPiece = std::function<std::string(const std::string& name, const Tensor& tensor, const Piece& piece)>;
+using HashPiece = std::function<std::string(const Tensor& tensor, const Piece& piece)>;
 
 /// The hashes of each tensor's pieces, joined, in the order of the names. A group of tensors at a time.
 std::vector<std::string> hash_tensors(const MappedTensors& weights, int64_t piece_elements, const HashPiece& hash,
@@ -63,7 +63,7 @@ std::vector<std::string> hash_tensors(const MappedTensors& weights, int64_t piec
     parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const Piece& piece = pieces[static_cast<size_t>(i)];
-        found[static_cast<size_t>(i)] = hash(names[piece.tensor], tensors[piece.tensor - first], piece);
+        found[static_cast<size_t>(i)] = hash(tensors[piece.tensor - first], piece);
       }
     });
     require_mapped_files();
@@ -127,10 +127,7 @@ std::string hash_hex(std::string_view bytes) {
 
 std::string values_fingerprint(const std::string& settings, const MappedTensors& weights,
                                const FingerprintProgress& progress) {
-  const std::vector<std::string> hashes = hash_tensors(
-      weights, kPieceElements,
-      [](const std::string&, const Tensor& tensor, const Piece& piece) { return hash_values(tensor, piece); },
-      progress);
+  const std::vector<std::string> hashes = hash_tensors(weights, kPieceElements, hash_values, progress);
   Hasher hasher;
   hasher.update(settings);
   size_t at = 0;
@@ -149,13 +146,10 @@ std::string stored_fingerprint(const JsonConfig& config, const MappedTensors& we
   for (auto item = settings.begin(); item != settings.end();) {
     item = item.key().starts_with('_') && item.key() != "_class_name" ? settings.erase(item) : std::next(item);
   }
-  const std::vector<std::string> hashes = hash_tensors(
-      weights, std::numeric_limits<int64_t>::max(),
-      [&](const std::string& name, const Tensor&, const Piece&) {
-        const auto bytes = weights.raw_bytes(name);
-        return hash_hex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-      },
-      progress);
+  const auto whole = [](const Tensor& tensor, const Piece&) {
+    return hash_hex({static_cast<const char*>(tensor.raw()), tensor.size_bytes()});
+  };
+  const std::vector<std::string> hashes = hash_tensors(weights, std::numeric_limits<int64_t>::max(), whole, progress);
   Hasher hasher;
   hasher.update(settings.dump());  // nlohmann keeps keys sorted
   size_t at = 0;

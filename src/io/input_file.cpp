@@ -51,6 +51,25 @@ InputFile::~InputFile() {
   close(descriptor_);
 }
 
+std::string InputFile::read_all(size_t max_bytes) const {
+  const auto check = [&](uint64_t size) {
+    if (size <= max_bytes) return;
+    throw Error(ErrorKind::kFormat, path_ + ": " + std::to_string(size) + " bytes, but at most " +
+                                        std::to_string(max_bytes) + " are expected of such a file");
+  };
+  check(size_bytes_);
+  std::string text;
+  char part[size_t{64} << 10];
+  while (true) {
+    const ssize_t count = read(descriptor_, part, sizeof(part));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_open_error(path_, errno);
+    if (count == 0) return text;
+    text.append(part, static_cast<size_t>(count));
+    check(text.size());  // files of the system (/proc) have no size
+  }
+}
+
 bool path_exists(const std::string& path) {
   struct stat status {};
   return status_of(path, status);

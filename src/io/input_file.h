@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -17,6 +18,8 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   int descriptor() const { return descriptor_; }
+  /// All of it, from where it stands. Throws Error(kIo); kFormat when it is larger than `max_bytes`.
+  std::string read_all(size_t max_bytes) const;
   uint64_t size_bytes() const { return size_bytes_; }  ///< when it was opened
 
  private:

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/atomic_file.h"
+#include "io/recognise.h"
 
 namespace calibatt {
 namespace {
@@ -84,7 +85,11 @@ Json parse_json(std::string_view text, const std::string& where) {
 }
 
 JsonConfig JsonConfig::load(const std::string& path) {
-  return {parse_json(read_text_file(path), path), path};
+  const std::string text = read_text_file(path);
+  const std::string found =
+      text.starts_with('{') ? "" : recognise_bytes({reinterpret_cast<const unsigned char*>(text.data()), text.size()});
+  if (!found.empty()) throw Error(ErrorKind::kFormat, path + ": " + found);
+  return {parse_json(text, path), path};
 }
 
 JsonConfig::JsonConfig(const Json& object, std::string where)
@@ -95,6 +100,7 @@ JsonConfig::JsonConfig(const Json& object, std::string where)
 }
 
 bool JsonConfig::has(const std::string& key) const {
+  read_->insert(key);
   const auto found = json_->find(key);
   return found != json_->end() && !found->is_null();
 }
@@ -152,6 +158,24 @@ double JsonConfig::number(const std::string& key) const {
 
 double JsonConfig::number(const std::string& key, double fallback) const {
   return has(key) ? number(key) : fallback;
+}
+
+double JsonConfig::number_in(const std::string& key, double min, double max, double fallback) const {
+  const double value = number(key, fallback);
+  if (!(value >= min && value <= max)) {
+    fail(key,
+         "expected a number from " + shown(Json(min)) + " to " + shown(Json(max)) + ", found " + shown(at(key, "")));
+  }
+  return value;
+}
+
+std::vector<std::string> JsonConfig::unread() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : json_->items()) {
+    const bool says_nothing = value.is_null() || ((value.is_structured() || value.is_string()) && value.empty());
+    if (!key.starts_with('_') && !says_nothing && !read_->contains(key)) keys.push_back(key);
+  }
+  return keys;
 }
 
 bool JsonConfig::boolean(const std::string& key) const {

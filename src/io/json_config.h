@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,6 +26,7 @@ class JsonConfig {
   int64_t integer(const std::string& key) const;
   int64_t integer(const std::string& key, int64_t fallback) const;
   /// The same, and within [min, max].
+  double number_in(const std::string& key, double min, double max, double fallback) const;
   int integer_in(const std::string& key, int64_t min, int64_t max) const;
   int integer_in(const std::string& key, int64_t min, int64_t max, int64_t fallback) const;
   double number(const std::string& key) const;
@@ -41,6 +43,10 @@ class JsonConfig {
   std::vector<bool> booleans(const std::string& key, std::vector<bool> fallback) const;
   JsonConfig object(const std::string& key) const;
 
+  /// Keys that nobody asked for, neither null nor empty: what the file says and no reader of it (or of a copy of this
+  /// object) understands. Without the notes of the program that wrote it, whose keys begin with an underscore.
+  std::vector<std::string> unread() const;
+
   const nlohmann::json& json() const { return *json_; }
   const std::string& where() const { return where_; }  ///< the file, for messages
   /// Error(kFormat): `FILE: key "…": <message>`.
@@ -49,6 +55,7 @@ class JsonConfig {
  private:
   const nlohmann::json& at(const std::string& key, const char* expected) const;
   std::shared_ptr<const nlohmann::json> json_;
+  std::shared_ptr<std::set<std::string>> read_ = std::make_shared<std::set<std::string>>();
   std::string where_;
 };
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "io/recognise.h"
 
 namespace calibatt {
 
@@ -18,6 +19,11 @@ std::string quoted_name(const std::string& name) {
 const MappedTensors::Entry& MappedTensors::entry(const std::string& name) const {
   const auto found = entries_.find(name);
   if (found == entries_.end()) {
+    std::vector<std::string> names;
+    for (const auto& [other, entry] : entries_) names.push_back(entry.stored_name);
+    if (const std::string odd = recognise_tensor_names(names); !odd.empty()) {
+      throw Error(ErrorKind::kFormat, path_ + ": " + odd);
+    }
     throw Error(ErrorKind::kFormat, path_ + ": tensor " + quoted_name(name) +
                                         " is missing; are these the weights of the model that the configuration "
                                         "describes, and is the file complete?");
@@ -30,11 +36,6 @@ std::string MappedTensors::describe(const std::string& name) const {
   return files_[found.file]->path() + ": tensor " + quoted_name(found.stored_name);
 }
 
-std::span<const unsigned char> MappedTensors::raw_bytes(const std::string& name) const {
-  const Entry& found = entry(name);
-  return files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
-}
-
 void MappedTensors::read_ahead(const std::string& name) const {
   const Entry& found = entry(name);
   files_[found.file]->read_ahead(found.begin, found.size_bytes);
@@ -42,7 +43,15 @@ void MappedTensors::read_ahead(const std::string& name) const {
 
 Tensor MappedTensors::get(const std::string& name) const {
   const Entry& found = entry(name);
-  const std::span<const unsigned char> bytes = raw_bytes(name);
+  Tensor tensor = stored(found);
+  if (!found.change) return tensor;
+  Tensor changed = (*found.change)(tensor);
+  CALIBATT_ASSERT(changed.shape() == found.shape && changed.dtype() == found.dtype);
+  return changed;
+}
+
+Tensor MappedTensors::stored(const Entry& found) const {
+  const std::span<const unsigned char> bytes = files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
   if (bytes.empty() || reinterpret_cast<uintptr_t>(bytes.data()) % dtype_size(found.dtype) != 0) {
     Tensor copy(found.dtype, found.shape);
     if (!bytes.empty()) std::memcpy(copy.raw(), bytes.data(), bytes.size());
@@ -62,6 +71,15 @@ Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& s
                 describe(name) + " is " + tensor.describe() + ", but the configuration makes it [" + expected + "]");
   }
   return tensor;
+}
+
+MappedTensors MappedTensors::changed(const std::map<std::string, TensorChange>& changes) const {
+  MappedTensors result = *this;
+  for (const auto& [name, change] : changes) {
+    entry(name);  // throws where there is none
+    result.entries_.at(name).change = std::make_shared<const TensorChange>(change);
+  }
+  return result;
 }
 
 MappedTensors MappedTensors::renamed(const std::function<std::string(const std::string& stored)>& new_name) const {

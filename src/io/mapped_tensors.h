@@ -25,6 +25,7 @@ class MappedTensors {
     std::vector<int64_t> shape;
     size_t begin = 0, size_bytes = 0;  ///< in the file
     size_t file = 0;
+    std::shared_ptr<const std::function<Tensor(const Tensor& stored)>> change;  ///< null: none
     std::string stored_name;  ///< as the file has it; differs from the name here after renamed()
   };
 
@@ -33,9 +34,9 @@ class MappedTensors {
   const std::map<std::string, Entry>& entries() const { return entries_; }
   const std::string& path() const { return path_; }  ///< as it was opened, for messages
 
-  /// A view into the mapped file that keeps it mapped; read-only memory (writing to it is a fault: clone() first).
-  /// Bytes that the file does not align to the element size are copied. Throws Error(kFormat) when there is no such
-  /// tensor.
+  /// The one way to a tensor's values. A view into the mapped file that keeps it mapped; read-only memory (writing to
+  /// it is a fault: clone() first). Bytes that the file does not align to the element size are copied. Throws
+  /// Error(kFormat) when there is no such tensor.
   Tensor get(const std::string& name) const;
   /// The same, checked to have this shape; for weights, whose expected shape the configuration gives.
   Tensor get(const std::string& name, const std::vector<int64_t>& shape) const;
@@ -45,15 +46,20 @@ class MappedTensors {
   std::string describe(const std::string& name) const;
   /// Asks the system to begin reading a tensor from the disk; does not wait.
   void read_ahead(const std::string& name) const;
-  /// The file's bytes of a tensor, unaligned as they may be.
-  std::span<const unsigned char> raw_bytes(const std::string& name) const;
 
   /// The same tensors under other names. Throws Error(kFormat) when two of them get one name.
   MappedTensors renamed(const std::function<std::string(const std::string& stored)>& new_name) const;
 
+  /// Makes a tensor's values from those that are stored: of the same shape and dtype.
+  using TensorChange = std::function<Tensor(const Tensor& stored)>;
+  /// The same tensors, those named here with other values: from here on `get` gives these, and nothing gives the
+  /// stored ones. Throws Error(kFormat) when there is no such tensor.
+  MappedTensors changed(const std::map<std::string, TensorChange>& changes) const;
+
  protected:
   explicit MappedTensors(std::string path) : path_(std::move(path)) {}
   const Entry& entry(const std::string& name) const;
+  Tensor stored(const Entry& entry) const;
 
   std::string path_;
   std::vector<std::shared_ptr<const MappedFile>> files_;

@@ -10,7 +10,9 @@
 #include "base/error.h"
 #include "base/mapped_ranges.h"
 #include "io/atomic_file.h"
+#include "io/input_file.h"
 #include "io/json_config.h"
+#include "io/recognise.h"
 
 namespace calibatt {
 namespace {
@@ -43,8 +45,9 @@ std::optional<DType> dtype_of(std::string_view name) {
 }
 
 /// What the header says of one tensor; `begin` relative to the data.
-Safetensors::Entry parse_entry(const std::string& path, const std::string& name, const json& value,
+Safetensors::Entry parse_entry(const std::string& path, const json& header, const std::string& name,
                                uint64_t data_bytes) {
+  const json& value = header[name];
   const auto fail = [&](const std::string& reason) { refuse_tensor(path, name, reason); };
   if (!value.is_object()) fail("its entry is not an object");
   for (const auto& [key, unused] : value.items()) {
@@ -53,9 +56,11 @@ Safetensors::Entry parse_entry(const std::string& path, const std::string& name,
   if (!value.contains("dtype") || !value["dtype"].is_string()) fail("no dtype");
   const auto dtype = dtype_of(value["dtype"].get_ref<const std::string&>());
   if (!dtype) {
-    throw Error(ErrorKind::kFormat, path + ": tensor " + quoted_name(name) + ": dtype " +
-                                        quoted_name(value["dtype"].get<std::string>()) +
-                                        " is not supported; convert the weights to F32 or BF16");
+    const std::string found = value["dtype"].get<std::string>();
+    std::vector<std::string> names;
+    for (const auto& [other, unused] : header.items()) names.push_back(other);
+    throw Error(ErrorKind::kFormat, path + ": tensor " + quoted_name(name) + ": dtype " + quoted_name(found) + " " +
+                                        recognise_dtype(found, names));
   }
   Safetensors::Entry entry;
   entry.dtype = *dtype;
@@ -98,15 +103,21 @@ Safetensors::Entry parse_entry(const std::string& path, const std::string& name,
 void Safetensors::add_file(const std::string& path) {
   auto mapped = MappedFile::open(path);
   const std::span<const unsigned char> bytes = mapped->bytes();
-  if (bytes.size() < kLengthBytes) refuse(path, "only " + std::to_string(bytes.size()) + " bytes");
+  const auto refuse_framing = [&](const std::string& reason) {
+    if (const std::string found = recognise_bytes(bytes); !found.empty()) {
+      throw Error(ErrorKind::kFormat, path + ": " + found);
+    }
+    refuse(path, reason);
+  };
+  if (bytes.size() < kLengthBytes) refuse_framing("only " + std::to_string(bytes.size()) + " bytes");
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
   if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - kLengthBytes) {
-    refuse(path, "the header is said to have " + std::to_string(header_bytes) + " bytes in a file of " +
-                     std::to_string(bytes.size()));
+    refuse_framing("the header is said to have " + std::to_string(header_bytes) + " bytes in a file of " +
+                   std::to_string(bytes.size()));
   }
   const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes);
-  if (!header.starts_with('{')) refuse(path, "the header does not begin with \"{\"");
+  if (!header.starts_with('{')) refuse_framing("the header does not begin with \"{\"");
   const json root = parse_json(header, path);
   if (!root.is_object()) refuse(path, "the header is not a JSON object");
 
@@ -126,7 +137,7 @@ void Safetensors::add_file(const std::string& path) {
       }
       continue;
     }
-    Entry entry = parse_entry(path, name, value, data_bytes);
+    Entry entry = parse_entry(path, root, name, data_bytes);
     const size_t begin = entry.begin, end = begin + entry.size_bytes;
     entry.begin += data_begin;
     entry.file = files_.size();
@@ -187,17 +198,27 @@ Safetensors Safetensors::open(const std::string& path) {
   return result;
 }
 
-Safetensors Safetensors::open_folder(const std::string& folder) {
-  std::error_code ignored;
-  for (const char* stem : {"diffusion_pytorch_model", "model"}) {
-    for (const char* ending : {".safetensors", ".safetensors.index.json"}) {
-      const auto path = std::filesystem::path(folder) / (std::string(stem) + ending);
-      if (std::filesystem::exists(path, ignored)) return open(path.string());
+Safetensors Safetensors::open_folder(const std::string& folder, const std::function<void(const std::string&)>& warn) {
+  // Where there are both, each library takes what it saves by default: diffusers the index, transformers the one file.
+  constexpr const char *kOne = ".safetensors", *kIndex = ".safetensors.index.json";
+  constexpr std::array<std::array<const char*, 3>, 2> kPreferred{
+      {{"diffusion_pytorch_model", kIndex, kOne}, {"model", kOne, kIndex}}};
+  for (const auto& [stem, first, second] : kPreferred) {
+    const std::string path = (std::filesystem::path(folder) / stem).string();
+    if (path_exists(path + first)) {
+      if (warn && path_exists(path + second)) {
+        warn(folder + ": holds " + stem + first + " and " + stem + second + "; the first is used, as " +
+             (first == kIndex ? "diffusers" : "transformers") + " does; remove the one that you do not mean");
+      }
+      return open(path + first);
     }
+    if (path_exists(path + second)) return open(path + second);
   }
-  throw Error(ErrorKind::kNotFound, folder +
-                                        ": no weights; expected diffusion_pytorch_model.safetensors or "
-                                        "model.safetensors (or their .index.json) in this folder");
+  const std::string found = recognise_weights(folder);
+  throw Error(ErrorKind::kNotFound, folder + ": " +
+                                        (found.empty() ? "no weights; expected diffusion_pytorch_model.safetensors or "
+                                                         "model.safetensors (or their .index.json) in this folder"
+                                                       : found));
 }
 
 void write_safetensors(const std::string& path, const std::map<std::string, Tensor>& tensors,

@@ -20,8 +20,9 @@ class Safetensors : public MappedTensors {
   static Safetensors open(const std::string& path);
 
   /// The weights of a model component's folder: `diffusion_pytorch_model` (diffusers) or `model` (transformers), in one
-  /// file or sharded. Throws Error(kNotFound) naming what was looked for.
-  static Safetensors open_folder(const std::string& folder);
+  /// file or sharded; where there are both, as diffusers and transformers choose, and with a warning. Throws
+  /// Error(kNotFound) naming what was looked for, or what lies there instead.
+  static Safetensors open_folder(const std::string& folder, const std::function<void(const std::string&)>& warn = {});
 
   /// "__metadata__"; of sharded files, all of them joined (the first file wins).
   const std::map<std::string, std::string>& metadata() const { return metadata_; }

@@ -1,5 +1,6 @@
 #include "io/torch_checkpoint.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -8,6 +9,7 @@
 #include "base/error.h"
 #include "base/mapped_ranges.h"
 #include "io/pickle.h"
+#include "io/recognise.h"
 #include "io/zip_directory.h"
 
 namespace calibatt {
@@ -47,6 +49,10 @@ class TorchCheckpoint : public MappedTensors {
     files_.push_back(MappedFile::open(path));
     const std::span<const unsigned char> bytes = files_[0]->bytes();
     if (is_old_format(bytes)) refuse("is in PyTorch's format of before 1.6", "; load it in PyTorch and save it again");
+    const std::string_view head(reinterpret_cast<const char*>(bytes.data()), std::min<size_t>(bytes.size(), 2));
+    if (const std::string found = head == "PK" ? "" : recognise_bytes(bytes); !found.empty()) {
+      throw Error(ErrorKind::kFormat, path + ": " + found);
+    }
     records_ = read_zip_directory(bytes, path);
     find_root();
     require_little_endian();

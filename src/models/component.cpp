@@ -1,12 +1,33 @@
 #include "models/component.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "io/safetensors.h"
 #include "io/torch_checkpoint.h"
 
 namespace calibatt {
 
-Component open_component_folder(const std::string& folder) {
-  return {JsonConfig::load(folder + "/config.json"), Safetensors::open_folder(folder)};
+Component open_component_folder(const std::string& folder, const ModelLoadOptions& options) {
+  JsonConfig config = JsonConfig::load(folder + "/config.json");
+  if (config.has("quantization_config")) {
+    config.fail("quantization_config",
+                "the weights are quantized, which this version does not read; give the model as it was published in "
+                "BF16 or F32");
+  }
+  return {std::move(config), Safetensors::open_folder(folder, options.warn)};
+}
+
+void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::string_view>& harmless,
+                             const ModelLoadOptions& options) {
+  if (!options.warn) return;
+  std::string names;
+  for (const std::string& key : config.unread()) {
+    if (std::ranges::find(harmless, key) == harmless.end()) names += (names.empty() ? "" : ", ") + quoted_name(key);
+  }
+  if (names.empty()) return;
+  options.warn(config.where() + ": settings that this version does not know are passed over: " + names +
+               "; if they change what the model computes, its videos will differ");
 }
 
 MappedTensors open_tensor_file(const std::string& path) {

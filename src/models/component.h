@@ -1,9 +1,12 @@
 #pragma once
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "io/json_config.h"
 #include "io/mapped_tensors.h"
+#include "models/load_options.h"
 
 namespace calibatt {
 
@@ -15,9 +18,15 @@ struct Component {
   MappedTensors tensors;
 };
 
-/// A folder in diffusers' layout: config.json, and weights in one file or in shards. Throws Error(kNotFound / kIo /
+/// A folder in diffusers' layout: config.json, and weights in one file or in shards. Only `warn` of the
+/// options is looked at. Throws Error(kNotFound / kIo /
 /// kFormat).
-Component open_component_folder(const std::string& folder);
+Component open_component_folder(const std::string& folder, const ModelLoadOptions& options = {});
+
+/// Warns of settings that nobody read (JsonConfig::unread), and that may change what the model computes: to be called
+/// when everything that is understood was read. harmless: keys that are known to change nothing here.
+void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::string_view>& harmless,
+                             const ModelLoadOptions& options);
 
 /// Tensors alone: a PyTorch checkpoint (.pth) or a safetensors file.
 MappedTensors open_tensor_file(const std::string& path);

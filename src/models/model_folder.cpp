@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "io/input_file.h"
 #include "io/json_config.h"
 
 namespace calibatt {
@@ -15,11 +16,21 @@ DiffusersFolder open_diffusers_folder(const std::string& path) {
   DiffusersFolder folder;
   folder.index_path = (root / "model_index.json").string();
   const JsonConfig index = JsonConfig::load(folder.index_path);
+  if (index.boolean("expand_timesteps", false)) {
+    throw Error(ErrorKind::kMismatch, folder.index_path +
+                                          ": key \"expand_timesteps\": each token has a timestep of its own (Wan 2.2 "
+                                          "5B); this version runs Wan 2.1");
+  }
   const auto& json = index.json();
   if (json.contains("transformer_2") && json["transformer_2"].is_array() && json["transformer_2"].size() == 2 &&
       !json["transformer_2"][1].is_null()) {
     throw Error(ErrorKind::kMismatch,
                 folder.index_path + ": has a second transformer (Wan 2.2); this version runs models with one");
+  }
+  if (index.has("boundary_ratio")) {
+    throw Error(ErrorKind::kMismatch, folder.index_path +
+                                          ": key \"boundary_ratio\": steps are to change to a second transformer, and "
+                                          "there is one alone; copy the whole model, or set the key to null");
   }
   folder.transformer = (root / "transformer").string();
   folder.text_encoder = (root / "text_encoder").string();
@@ -36,15 +47,16 @@ ModelDescription describe_folder(const std::string& path, const ModelDefaults& d
   model.name = fs::weakly_canonical(root).filename().string();
   model.defaults = defaults;
   const fs::path config_path = root / "generation_config.json";
-  if (!fs::exists(config_path)) return model;
+  if (!path_exists(config_path.string())) return model;
   const JsonConfig config = JsonConfig::load(config_path.string());
   ModelDefaults& own = model.defaults;
+  own.path = config_path.string();
   own.width = config.integer_in("width", 1, 65536, own.width);
   own.height = config.integer_in("height", 1, 65536, own.height);
   own.video_frames = config.integer_in("num_frames", 1, 65536, own.video_frames);
   own.steps = config.integer_in("num_inference_steps", 1, 1000, own.steps);
-  own.cfg_scale = config.number("guidance_scale", own.cfg_scale);
-  own.fps = config.number("fps", own.fps);
+  own.cfg_scale = config.number_in("guidance_scale", 0, 1000, own.cfg_scale);
+  own.fps = config.number_in("fps", 0.1, 1000, own.fps);
   return model;
 }
 

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "io/input_file.h"
 #include "models/original_names.h"
+#include "models/weight_overlay.h"
 
 namespace calibatt {
 namespace {
@@ -157,23 +158,28 @@ bool is_original_config(const JsonConfig& config) {
   return config.string("_class_name", "") == "WanModel" || (config.has("dim") && !config.has("num_attention_heads"));
 }
 
-Component open_transformer(const std::string& folder) {
-  Component found = open_component_folder(folder);
-  if (is_original_config(found.config)) found.config = diffusers_transformer_config(found.config);
+Component open_transformer(const std::string& folder, const ModelLoadOptions& options) {
+  Component found = open_component_folder(folder, options);
+  if (is_original_config(found.config)) {
+    const JsonConfig original = found.config;
+    found.config = diffusers_transformer_config(original);
+    warn_of_unread_settings(original, {"text_len"}, options);
+  }
   if (found.tensors.contains("blocks.0.self_attn.q.weight")) {
     found.tensors = found.tensors.renamed(diffusers_transformer_name);
   }
+  if (options.overlay) found.tensors = options.overlay->over(found.tensors);
   return found;
 }
 
-Component open_text_encoder(const std::string& path) {
-  if (is_folder(path)) return open_component_folder(path);
+Component open_text_encoder(const std::string& path, const ModelLoadOptions& options) {
+  if (is_folder(path)) return open_component_folder(path, options);
   MappedTensors tensors = open_tensor_file(path).renamed(transformers_umt5_name);
   return {umt5_config(tensors), tensors};
 }
 
-Component open_vae(const std::string& path) {
-  if (is_folder(path)) return open_component_folder(path);
+Component open_vae(const std::string& path, const ModelLoadOptions& options) {
+  if (is_folder(path)) return open_component_folder(path, options);
   const MappedTensors tensors = open_tensor_file(path);
   const JsonConfig config = vae_config(tensors);
   const auto num_res_blocks = static_cast<int>(config.integer("num_res_blocks"));

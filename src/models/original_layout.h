@@ -12,16 +12,16 @@ namespace calibatt {
 /// tell, from Wan-AI's code (github.com/Wan-Video/Wan2.1). Throw Error(kNotFound / kIo / kFormat) naming file, tensor
 /// or key.
 
-/// Original: the same folder with Wan-AI's names and a config.json of WanModel.
-Component open_transformer(const std::string& folder);
+/// With the options' overlay. Original: the same folder with Wan-AI's names and a config.json of WanModel.
+Component open_transformer(const std::string& folder, const ModelLoadOptions& options = {});
 
 /// Original: models_t5_umt5-xxl-enc-bf16.pth. Not in the shapes: the largest distance of the relative positions (128)
 /// and the norms' epsilon (1e-6).
-Component open_text_encoder(const std::string& path);
+Component open_text_encoder(const std::string& path, const ModelLoadOptions& options = {});
 
 /// Original: Wan2.1_VAE.pth. Not in the shapes: mean and deviation of the latents, known for the 16 channels of
 /// Wan 2.1; other numbers of channels are refused.
-Component open_vae(const std::string& path);
+Component open_vae(const std::string& path, const ModelLoadOptions& options = {});
 
 /// Whether a config.json is that of Wan-AI's WanModel.
 bool is_original_config(const JsonConfig& config);

@@ -5,7 +5,9 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "io/input_file.h"
 #include "io/json_config.h"
+#include "io/recognise.h"
 #include "models/wan/model.h"
 
 namespace calibatt {
@@ -37,14 +39,21 @@ std::string known_kinds() {
 }  // namespace
 
 std::unique_ptr<ModelFiles> open_model(const std::string& folder) {
-  if (!fs::is_directory(folder)) {
+  if (!is_folder(folder)) {
+    const std::string found = recognise_model_path(folder);
     throw Error(ErrorKind::kNotFound,
-                folder + ": no such folder; give a model in the diffusers layout (a folder with model_index.json)");
+                folder + ": " +
+                    (found.empty() ? "no such folder; give a model in the diffusers layout (a folder with "
+                                     "model_index.json)"
+                                   : found));
   }
   const std::string index_path = (fs::path(folder) / "model_index.json").string();
-  if (!fs::exists(index_path)) {
+  if (!path_exists(index_path)) {
     for (const ModelKind& kind : kModels) {
       if (kind.is_original(folder)) return kind.open(folder);
+    }
+    if (const std::string found = recognise_model_path(folder); !found.empty()) {
+      throw Error(ErrorKind::kNotFound, folder + ": " + found);
     }
     throw Error(ErrorKind::kNotFound, folder +
                                           ": holds no model_index.json; give a model in the diffusers layout, such as "

@@ -17,7 +17,15 @@ StoredTensor Weights::checked(const std::string& name, const std::vector<int64_t
                 where + ": expected F32, BF16 or F16, found " + std::string(dtype_name(tensor.dtype())));
   }
   used_.insert(name);
-  return {std::move(tensor), where};
+  // Biases and norms may well be constant: vectors, whatever their rank.
+  const auto extents = std::ranges::count_if(shape, [](int64_t extent) { return extent > 1; });
+  StoredTensor found{std::move(tensor), where};
+  if (extents > 1 && name.ends_with(".weight")) {
+    found.found_constant = [constants = constants_, name] {
+      if (constants->all.insert(name).second) constants->found.push_back(name);
+    };
+  }
+  return found;
 }
 
 void Weights::require(const std::string& name, const std::vector<int64_t>& shape) const {
@@ -40,7 +48,7 @@ std::vector<StoredTensor> Weights::stored_all(const std::vector<std::string>& na
 
 Tensor Weights::get(const std::string& name, const std::vector<int64_t>& shape) const {
   StoredTensor found = stored(name, shape);
-  if (!all_finite(found.tensor)) refuse_not_finite(found);
+  accept_values(found, check_values(found.tensor));
   return std::move(found.tensor);
 }
 
@@ -48,18 +56,27 @@ Tensor Weights::get_f32(const std::string& name, const std::vector<int64_t>& sha
   return stack_rows({stored(name, shape)}, DType::kF32);
 }
 
+std::string Weights::list(const std::vector<std::string>& names) const {
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) {
+    text += (i > 0 ? ", " : "") + quoted_name(file_.entries().at(names[i]).stored_name);
+  }
+  if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+  return text;
+}
+
+std::string Weights::constant_matrices() const {
+  const std::vector<std::string> found = std::exchange(constants_->found, {});
+  if (found.empty()) return {};
+  return file_.path() + ": " + std::to_string(found.size()) + (found.size() == 1 ? " matrix is" : " matrices are") +
+         " all zero or one value throughout: " + list(found) + "; such weights are damaged: fetch the file again";
+}
+
 std::string Weights::check_unused(const std::string& essential) const {
   std::vector<std::string> unused;
   for (const auto& [name, entry] : file_.entries()) {
     if (!used_.contains(name)) unused.push_back(name);
   }
-  const auto list = [this](const std::vector<std::string>& names) {
-    std::string text;
-    for (size_t i = 0; i < std::min(names.size(), kNamed); ++i)
-      text += (i > 0 ? ", \"" : "\"") + file_.entries().at(names[i]).stored_name + "\"";
-    if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
-    return text;
-  };
   std::vector<std::string> missed;
   std::ranges::copy_if(unused, std::back_inserter(missed),
                        [&](const std::string& name) { return name.starts_with(essential); });

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -40,12 +41,21 @@ class Weights {
   /// Looks at the tensors that nobody took. Throws Error(kFormat) when one's name begins with `essential`: what belongs
   /// to a layer and is left out would change the result. Others make a one-line warning; empty: there are none.
   std::string check_unused(const std::string& essential) const;
+  /// Of the matrices that were read since the last call: a one-line warning that names those that are all zero or hold
+  /// one value throughout, as damaged files do; empty: there are none. Each is named once.
+  std::string constant_matrices() const;
 
  private:
+  std::string list(const std::vector<std::string>& names) const;
   StoredTensor checked(const std::string& name, const std::vector<int64_t>& shape) const;
 
   MappedTensors file_;
   mutable std::set<std::string> used_;
+  struct Constants {
+    std::vector<std::string> found;  ///< since they were last told
+    std::set<std::string> all;
+  };
+  std::shared_ptr<Constants> constants_ = std::make_shared<Constants>();  ///< tensors that were handed out tell it
 };
 
 }  // namespace calibatt

@@ -8,6 +8,8 @@
 #include <fstream>
 
 #include "io/safetensors.h"
+#include "models/model_folder.h"
+#include "models/registry.h"
 #include "models/umt5/encoder.h"
 #include "models/wan/transformer.h"
 
@@ -177,6 +179,110 @@ TEST_F(ModelFolder, TextEncoderConfigurationsItCannotRunAreRefused) {
   EXPECT_THAT(message(R"(, "feed_forward_proj": "relu")"), AllOf(HasSubstr("feed_forward_proj"), HasSubstr("relu")));
   EXPECT_THAT(message(R"(, "num_buckets": 1, "relative_attention_num_buckets": 1)"),
               HasSubstr("relative_attention_num_buckets"));
+}
+
+TEST_F(ModelFolder, ConstantMatricesAreNamedOnceAndVectorsAreNot) {
+  Tensor sound = filled(DType::kF32, {2, 4}, 1);
+  sound.f32()[7] = 2;
+  write_weights({{"zero.weight", filled(DType::kBF16, {2, 4}, 0)},
+                 {"ones.weight", filled(DType::kF32, {2, 4}, 1)},
+                 {"sound.weight", sound},
+                 {"norm.weight", filled(DType::kF32, {4}, 1)},
+                 {"gamma.weight", filled(DType::kF32, {4, 1, 1}, 1)},
+                 {"x.bias", filled(DType::kF32, {4}, 0)},
+                 {"scale_shift_table", filled(DType::kF32, {6, 4}, 0)}});
+  const Weights weights(Safetensors::open_folder(folder()));
+  const auto backend = make_backend("cpu");
+  for (int load = 0; load < 2; ++load) {
+    backend->load_linear({weights.stored_all({"sound.weight", "zero.weight"}, {2, 4}), {}, DType::kF32, {}});
+    weights.get_f32("ones.weight", {2, 4});
+    weights.get("norm.weight", {4});
+    weights.get_f32("gamma.weight", {4, 1, 1});
+    weights.get("x.bias", {4});
+    weights.get_f32("scale_shift_table", {6, 4});
+    const std::string warning = weights.constant_matrices();
+    if (load == 0) {
+      EXPECT_THAT(warning, AllOf(HasSubstr(folder()), HasSubstr("2 matrices are"), HasSubstr("\"zero.weight\""),
+                                 HasSubstr("\"ones.weight\"")));
+    } else {
+      EXPECT_EQ(warning, "");
+    }
+  }
+}
+
+TEST_F(ModelFolder, DamagedWeightsAreWarnedOfWhileAModelIsLoaded) {
+  const std::string tiny = CALIBATT_MODELS_DIR "/tiny-wan/";
+  const auto backend = make_backend("cpu");
+  const auto warnings_of = [&](const std::string& part, const std::string& damaged, const auto& load) {
+    std::map<std::string, Tensor> tensors;
+    const Safetensors file = Safetensors::open_folder(tiny + part);
+    for (const auto& [name, entry] : file.entries()) tensors[name] = file.get(name);
+    for (auto& [name, tensor] : tensors) {
+      if (name == damaged) tensor = Tensor::zeros(tensor.dtype(), tensor.shape());
+    }
+    write_weights(tensors);
+    std::filesystem::copy(tiny + part + "/config.json", path_ / "config.json",
+                          std::filesystem::copy_options::overwrite_existing);
+    std::string warnings;
+    load(ModelLoadOptions{.warn = [&](const std::string& message) { warnings += message + "\n"; }});
+    return warnings;
+  };
+  const auto transformer = [&](const ModelLoadOptions& options) {
+    WanTransformer::load(*backend, folder(), DType::kBF16, options);
+  };
+  const auto text_encoder = [&](const ModelLoadOptions& options) {
+    Umt5Encoder::open(*backend, folder(), DType::kBF16, options).encode(std::vector<int32_t>{5, 9, 1});
+  };
+  EXPECT_EQ(warnings_of("transformer", "", transformer), "");
+  EXPECT_EQ(warnings_of("text_encoder", "", text_encoder), "");
+  EXPECT_THAT(warnings_of("transformer", "condition_embedder.text_embedder.linear_1.weight", transformer),
+              AllOf(HasSubstr("1 matrix is"), HasSubstr("text_embedder.linear_1.weight")));
+  EXPECT_THAT(warnings_of("text_encoder", "encoder.block.1.layer.1.DenseReluDense.wo.weight", text_encoder),
+              HasSubstr("block.1.layer.1.DenseReluDense.wo.weight"));
+  EXPECT_THAT(warnings_of("text_encoder", "shared.weight", text_encoder), HasSubstr("embedding table"));
+}
+
+TEST_F(ModelFolder, SettingsThatNobodyReadAreNamedAndQuantizationIsRefused) {
+  const auto warnings_of = [&](const std::string& extra) {
+    write_config(std::string("{") + kTransformer + extra + "}");
+    std::string warnings;
+    const Component found{JsonConfig::load(folder() + "/config.json"), open_component_folder(folder()).tensors};
+    WanTransformerConfig::from(found.config);
+    warn_of_unread_settings(found.config, {"harmless"},
+                            {.warn = [&](const std::string& message) { warnings += message; }});
+    return warnings;
+  };
+  write_weights({{"a", filled(DType::kF32, {1}, 1)}});
+  EXPECT_EQ(warnings_of(R"(, "_diffusers_version": "9", "unknown": null, "list": [], "harmless": 3)"), "");
+  EXPECT_THAT(warnings_of(R"(, "rope_theta": 5000, "window": [3])"),
+              AllOf(HasSubstr("config.json"), HasSubstr("\"rope_theta\", \"window\"")));
+  write_config(std::string("{") + kTransformer + R"(, "quantization_config": {"quant_method": "bitsandbytes"}})");
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { open_component_folder(folder()); }),
+              AllOf(HasSubstr("config.json"), HasSubstr("quantization_config")));
+}
+
+TEST_F(ModelFolder, DefaultsAndSettingsOfTheWholeModelAreBlamedOnTheirFiles) {
+  const auto defaults = [&](const std::string& text) {
+    std::ofstream(path_ / "generation_config.json") << text;
+    return message_of(ErrorKind::kFormat, [&] { describe_folder(folder(), {}); });
+  };
+  for (const char* value : {"0", "-16", "1e9", "\"many\""}) {
+    EXPECT_THAT(defaults(std::string(R"({"fps": )") + value + "}"),
+                AllOf(HasSubstr("generation_config.json"), HasSubstr("\"fps\""), HasSubstr(value)));
+  }
+  EXPECT_THAT(defaults(R"({"guidance_scale": -3})"), HasSubstr("\"guidance_scale\""));
+  for (const char* key : {"boundary_ratio\": 0.875", "expand_timesteps\": true"}) {
+    std::ofstream(path_ / "model_index.json") << std::string("{\"") + key + "}";
+    EXPECT_THAT(message_of(ErrorKind::kMismatch, [&] { open_diffusers_folder(folder()); }),
+                AllOf(HasSubstr("model_index.json"), HasSubstr(std::string(key).substr(0, 10))));
+  }
+}
+
+TEST_F(ModelFolder, LinksInACircleAreAnErrorOfOneLine) {
+  std::filesystem::create_symlink("model_index.json", path_ / "model_index.json");
+  std::filesystem::create_symlink("loop", path_ / "loop");
+  EXPECT_THAT(message_of(ErrorKind::kIo, [&] { open_model(folder()); }), HasSubstr("model_index.json: cannot be read"));
+  EXPECT_THAT(message_of(ErrorKind::kIo, [&] { open_model(folder() + "/loop"); }), HasSubstr("/loop: cannot be read"));
 }
 
 }  // namespace

@@ -10,10 +10,10 @@ namespace calibatt {
 
 namespace {
 
-void require_multiple(const char* flag, int value, int factor) {
+void require_multiple(const std::string& flag, int value, int factor) {
   if (value >= factor && value % factor == 0) return;
   const int below = std::max(1, value / factor) * factor;
-  throw Error(ErrorKind::kUsage, std::string(flag) + " " + std::to_string(value) + ": this model needs a multiple of " +
+  throw Error(ErrorKind::kUsage, flag + " " + std::to_string(value) + ": this model needs a multiple of " +
                                      std::to_string(factor) + ", e.g. " + std::to_string(below) + " or " +
                                      std::to_string(below + factor));
 }
@@ -24,18 +24,18 @@ void require_finite(const char* flag, double value, double min, double max) {
                                      std::to_string(min) + " and " + std::to_string(max));
 }
 
-void check_frames(int frames, const ModelDescription& model) {
+void check_frames(const std::string& flag, int frames, const ModelDescription& model) {
   const int group = model.frames_per_latent;
   if (frames < 1 || (frames - 1) % group != 0) {
     const int below = std::max(0, (frames - 1) / group) * group + 1;
-    throw Error(ErrorKind::kUsage, "--video-frames " + std::to_string(frames) + ": must be " + std::to_string(group) +
+    throw Error(ErrorKind::kUsage, flag + " " + std::to_string(frames) + ": must be " + std::to_string(group) +
                                        "k+1, e.g. " + std::to_string(below) + " or " + std::to_string(below + group));
   }
   const int latent_frames = (frames - 1) / group + 1;
   if (latent_frames % model.patch_size[0] != 0) {
-    throw Error(ErrorKind::kUsage,
-                "--video-frames " + std::to_string(frames) + ": its " + std::to_string(latent_frames) +
-                    " latent frames do not divide by the model's patch of " + std::to_string(model.patch_size[0]));
+    throw Error(ErrorKind::kUsage, flag + " " + std::to_string(frames) + ": its " + std::to_string(latent_frames) +
+                                       " latent frames do not divide by the model's patch of " +
+                                       std::to_string(model.patch_size[0]));
   }
 }
 
@@ -81,9 +81,15 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
                     "made for");
   }
 
-  require_multiple("--width", *result.width, model.pixels_per_latent * model.patch_size[2]);
-  require_multiple("--height", *result.height, model.pixels_per_latent * model.patch_size[1]);
-  check_frames(*result.video_frames, model);
+  // A default is no user's fault: its file is named in place of the flag.
+  const auto blamed = [&](bool given, const char* flag, const char* key) {
+    return given || defaults.path.empty() ? std::string(flag) : defaults.path + ": \"" + key + "\"";
+  };
+  require_multiple(blamed(options.width.has_value(), "--width", "width"), *result.width,
+                   model.pixels_per_latent * model.patch_size[2]);
+  require_multiple(blamed(options.height.has_value(), "--height", "height"), *result.height,
+                   model.pixels_per_latent * model.patch_size[1]);
+  check_frames(blamed(options.video_frames.has_value(), "--video-frames", "num_frames"), *result.video_frames, model);
   check_positions(video_size(result), model);
   if (*result.steps < 1 || *result.steps > 1000) {
     throw Error(ErrorKind::kUsage, "--steps " + std::to_string(*result.steps) + ": must be between 1 and 1000");

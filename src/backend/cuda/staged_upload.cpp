@@ -19,6 +19,7 @@ void StagedUpload::run(const StoredTensor& stored, void* device, DType device_dt
   const auto chunk_elements = static_cast<int64_t>(kChunkBytes / staged_element);
   const cudaStream_t stream = context_.stream();
 
+  ValueCheck found;
   for (int64_t begin = 0; begin < stored.tensor.size(); begin += chunk_elements) {
     std::unique_ptr<Chunk>& chunk = chunks_[static_cast<size_t>(next_)];
     next_ = (next_ + 1) % kNumChunks;
@@ -31,7 +32,8 @@ void StagedUpload::run(const StoredTensor& stored, void* device, DType device_dt
 
     const int64_t count = std::min(chunk_elements, stored.tensor.size() - begin);
     const auto* const from = static_cast<const char*>(stored.tensor.raw()) + static_cast<size_t>(begin) * element;
-    if (!checked_copy(from, dtype, chunk->memory, staged_dtype, count)) refuse_not_finite(stored);
+    found.join(checked_copy(from, dtype, chunk->memory, staged_dtype, count));
+    if (!found.finite) accept_values(stored, found);
     void* const to = static_cast<char*>(device) + static_cast<size_t>(begin) * dtype_size(device_dtype);
     const size_t bytes = static_cast<size_t>(count) * staged_element;
     if (staged_dtype == device_dtype) {
@@ -43,6 +45,7 @@ void StagedUpload::run(const StoredTensor& stored, void* device, DType device_dt
     }
     chunk->fetched.record(stream);
   }
+  accept_values(stored, found);
 }
 
 void StagedUpload::release() {

@@ -55,7 +55,7 @@ size_t StreamedMemory::append(const std::vector<StoredTensor>& parts, DType dtyp
   char* to = static_cast<char*>(host_) + begin;
   for (const StoredTensor& part : parts) {
     const int64_t count = part.tensor.size();
-    if (!checked_copy(part.tensor.raw(), part.tensor.dtype(), to, dtype, count)) refuse_not_finite(part);
+    accept_values(part, checked_copy(part.tensor.raw(), part.tensor.dtype(), to, dtype, count));
     to += static_cast<size_t>(count) * dtype_size(dtype);
   }
   size_bytes_ = begin + size;

@@ -16,6 +16,15 @@ constexpr const char* kFinalNorm = "encoder.final_layer_norm.weight";
 constexpr const char* kAttention = "0.SelfAttention.";
 constexpr const char* kFeedForward = "1.DenseReluDense.";
 
+/// Of transformers' config.json: of training, of the decoder, of how it was saved, or said by other keys.
+const std::vector<std::string_view> kHarmless = {"architectures",        "classifier_dropout", "decoder_start_token_id",
+                                                 "dense_act_fn",         "dropout_rate",       "dtype",
+                                                 "eos_token_id",         "initializer_factor", "is_decoder",
+                                                 "is_encoder_decoder",   "is_gated_act",       "num_decoder_layers",
+                                                 "output_past",          "pad_token_id",       "scalable_attention",
+                                                 "tie_word_embeddings",  "tokenizer_class",    "torch_dtype",
+                                                 "transformers_version", "use_cache"};
+
 std::string block_prefix(int layer) {
   return "encoder.block." + std::to_string(layer) + ".layer.";
 }
@@ -40,8 +49,9 @@ std::map<std::string, std::vector<int64_t>> block_shapes(const Umt5Config& confi
 
 Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& path, DType dtype, const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
-  Component files = open_text_encoder(path);
+  Component files = open_text_encoder(path, options);
   const Umt5Config config = Umt5Config::from(files.config);
+  warn_of_unread_settings(files.config, kHarmless, options);
   Umt5Encoder encoder(Weights(std::move(files.tensors)));
   encoder.backend_ = &backend;
   encoder.dtype_ = dtype;
@@ -61,6 +71,7 @@ Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& path, DType d
   if (const std::string warning = weights.check_unused("encoder.block."); !warning.empty() && options.warn) {
     options.warn(warning);
   }
+  encoder.warn_ = options.warn;
   encoder.embedding_ = weights.view(table, {config.vocab_size, config.d_model});
   return encoder;
 }
@@ -108,6 +119,7 @@ std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_
       feed_forward(block, residual);
     }
   }
+  if (const std::string warning = weights_.constant_matrices(); !warning.empty() && warn_) warn_(warning);
   const Tensor final_norm = backend_->from_host(weights_.get_f32(kFinalNorm, {config_.d_model}));
   for (Tensor& residual : results) {
     Tensor output = backend_->empty(DType::kF32, residual.shape());
@@ -137,8 +149,14 @@ Tensor Umt5Encoder::embed(std::span<const int32_t> token_ids) const {
     std::memcpy(to, static_cast<const char*>(embedding_.raw()) + static_cast<size_t>(id) * row_bytes, row_bytes);
     to += row_bytes;
   }
-  if (!all_finite(stored)) {
+  const ValueCheck values = check_values(stored);
+  if (!values.finite) {
     throw Error(ErrorKind::kNumeric, "text encoder: the embedding table holds NaN or infinity; fetch its file again");
+  }
+  if (values.constant && warn_) {
+    warn_(
+        "text encoder: the embedding table holds the same value for all of a prompt; it is damaged: fetch its file "
+        "again");
   }
   // A copy even where nothing is converted: the residual stream is written to.
   return backend_->from_host(stored.dtype() == DType::kF32 ? stored : converted(stored, DType::kF32));

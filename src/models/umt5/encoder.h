@@ -78,6 +78,7 @@ class Umt5Encoder {
   DType dtype_ = DType::kF32;
   Umt5Config config_;
   Weights weights_;
+  std::function<void(const std::string& message)> warn_;
   Tensor embedding_;  // host, mapped, as stored: [vocab_size, d_model]
 };
 

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "io/input_file.h"
 #include "io/json_config.h"
 #include "models/model_folder.h"
 #include "models/original_layout.h"
@@ -16,7 +17,7 @@ namespace fs = std::filesystem;
 /// converted it because the other could not be read.
 fs::path tensor_file(const fs::path& root, const std::string& stem) {
   const fs::path converted = root / (stem + ".safetensors");
-  return fs::exists(converted) ? converted : root / (stem + ".pth");
+  return path_exists(converted.string()) ? converted : root / (stem + ".pth");
 }
 
 WanFolder open_original_folder(const fs::path& root) {
@@ -26,9 +27,9 @@ WanFolder open_original_folder(const fs::path& root) {
                  tokenizer = root / "google" / "umt5-xxl";
   std::string missing;
   const fs::path vocabulary =
-      tokenizer / (fs::exists(tokenizer / "tokenizer.json") ? "tokenizer.json" : "spiece.model");
+      tokenizer / (path_exists((tokenizer / "tokenizer.json").string()) ? "tokenizer.json" : "spiece.model");
   for (const fs::path& part : {text_encoder, vae, vocabulary}) {
-    if (!fs::exists(part)) missing += (missing.empty() ? "" : ", ") + part.lexically_relative(root).string();
+    if (!path_exists(part.string())) missing += (missing.empty() ? "" : ", ") + part.lexically_relative(root).string();
   }
   if (!missing.empty()) {
     throw Error(ErrorKind::kNotFound,
@@ -47,11 +48,11 @@ WanFolder open_original_folder(const fs::path& root) {
 
 bool is_original_wan_folder(const std::string& folder) {
   const fs::path config = fs::path(folder) / "config.json";
-  return fs::exists(config) && is_original_config(JsonConfig::load(config.string()));
+  return path_exists(config.string()) && is_original_config(JsonConfig::load(config.string()));
 }
 
 WanFolder open_wan_folder(const std::string& path) {
-  if (!fs::exists(fs::path(path) / "model_index.json")) return open_original_folder(path);
+  if (!path_exists(path + "/model_index.json")) return open_original_folder(path);
   const DiffusersFolder files = open_diffusers_folder(path);
   WanFolder folder{files.transformer, files.text_encoder, files.tokenizer, files.vae, {}};
   folder.description = describe_folder(path, {});

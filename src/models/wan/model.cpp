@@ -70,9 +70,11 @@ class WanModel final : public VideoModel {
         dtype_(dtype),
         transformer_path_(folder.transformer),
         warn_(options.warn),
+        overlay_(options.overlay),
         tokenizer_(Tokenizer::load(folder.tokenizer)),
         text_encoder_(Umt5Encoder::open(backend, folder.text_encoder, beside(dtype), options)),
-        vae_(WanVae::load(folder.vae, backend, beside(dtype), {.encodes = false, .defers_bias = {}})),
+        vae_(WanVae::load(folder.vae, backend, beside(dtype),
+                          {.encodes = false, .defers_bias = {}, .warn = options.warn})),
         transformer_(WanTransformer::load(backend, folder.transformer, dtype, options)) {}
 
   const ModelDescription& description() const override { return description_; }
@@ -119,7 +121,7 @@ class WanModel final : public VideoModel {
     const bool of_values = fingerprint_scheme(like) == FingerprintScheme::kValues;
     std::string& fingerprint = of_values ? values_fingerprint_ : stored_fingerprint_;
     if (fingerprint.empty()) {
-      const Component transformer = open_transformer(transformer_path_);
+      const Component transformer = open_transformer(transformer_path_, {.overlay = overlay_});
       const auto tell = [&](int done, int total) {
         if (progress) progress(done, total, 0);
       };
@@ -158,6 +160,7 @@ class WanModel final : public VideoModel {
   std::string transformer_path_;
   std::function<void(const std::string&)> warn_;
   std::set<std::string> warned_;
+  std::shared_ptr<const WeightOverlay> overlay_;
   Tokenizer tokenizer_;
   Umt5Encoder text_encoder_;
   WanVae vae_;

@@ -63,8 +63,9 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   WanTransformer model;
   model.backend_ = &backend;
   model.dtype_ = dtype;
-  Component files = open_transformer(folder);
+  Component files = open_transformer(folder, options);
   model.config_ = WanTransformerConfig::from(files.config);
+  warn_of_unread_settings(files.config, {}, options);
   const WanTransformerConfig& config = model.config_;
   const Weights weights(std::move(files.tensors));
   if (options.offload) require_host_memory(config, dtype);
@@ -95,8 +96,8 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   for (int layer = 0; layer < config.num_layers; ++layer) {
     model.blocks_.push_back(model.load_block(weights, layer, options));
   }
-  if (const std::string warning = weights.check_unused("blocks."); !warning.empty() && options.warn) {
-    options.warn(warning);
+  for (const std::string& warning : {weights.check_unused("blocks."), weights.constant_matrices()}) {
+    if (!warning.empty() && options.warn) options.warn(warning);
   }
   if (options.progress) options.progress(config.num_layers, config.num_layers, 0);
   return model;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/mapped_ranges.h"
 #include "base/thread_pool.h"
 #include "models/original_layout.h"
 #include "models/wan/vae_layers.h"
@@ -170,6 +171,7 @@ struct WanVae::Impl {
       sink(frame, wan_vae::run(decoder, state, as_input(state, view_of(all).frame_range(frame, count)), before_layer));
       frame += count;
     }
+    require_mapped_files();  // weights may be used where they lie
   }
 
   int64_t first_frame_of(int64_t latent_frame) const {
@@ -202,8 +204,10 @@ const WanVaeConfig& WanVae::config() const {
 WanVae WanVae::load(const std::string& path, Backend& backend, DType compute, const WanVaeOptions& options) {
   CALIBATT_ASSERT(compute == DType::kF32 || compute == DType::kBF16);
   auto impl = std::make_unique<Impl>();
-  Component files = open_vae(path);
+  const ModelLoadOptions load_options{.warn = options.warn};
+  Component files = open_vae(path, load_options);
   impl->config = WanVaeConfig::from(files.config);
+  warn_of_unread_settings(files.config, {"dropout"}, load_options);
   impl->backend = &backend;
   impl->latent_frames_at_once = options.latent_frames_at_once;
   impl->compute = backend.clip_ops().supports(compute) ? compute : DType::kF32;
@@ -217,6 +221,7 @@ WanVae WanVae::load(const std::string& path, Backend& backend, DType compute, co
   wan_vae::Builder build_decoder(weights, backend, impl->compute, defers);
   impl->decoder = wan_vae::make_decoder(build_decoder, impl->config);
   impl->decoder_histories = build_decoder.num_histories();
+  if (const std::string warning = weights.constant_matrices(); !warning.empty() && options.warn) options.warn(warning);
   return WanVae(std::move(impl));
 }
 

@@ -13,11 +13,13 @@
 
 namespace calibatt {
 
-/// How the work is cut, which changes results by rounding alone. The defaults are what the backend has best (ClipOps).
+/// What is loaded, and how the work is cut, which changes results by rounding alone. The defaults are what the backend
+/// has best (ClipOps).
 struct WanVaeOptions {
   bool encodes = true;  ///< false: the encoder, which text to video has no use for, is not loaded
-  std::optional<bool> defers_bias;
-  int64_t latent_frames_at_once = 0;  ///< when decoding, all but the first; 0: the backend's
+  std::optional<bool> defers_bias = {};
+  int64_t latent_frames_at_once = 0;                          ///< when decoding, all but the first; 0: the backend's
+  std::function<void(const std::string& message)> warn = {};  ///< as in ModelLoadOptions
 };
 
 /// AutoencoderKLWan: the causal video autoencoder of Wan 2.1 (and of tiny-wan), numerically as diffusers runs it.
@@ -50,6 +52,7 @@ class WanVae {
 
   /// Video [frames, 3, H, W] F32 in [-1, 1] → the posterior's mean, normalised as `decode` expects it, [z_dim, F, h,
   /// w]. `frames` must be 1 + a multiple of four, H and W multiples of pixels_per_latent; Error(kMismatch) otherwise.
+  /// Only of an object that was loaded with its encoder.
   Tensor encode(const Tensor& video) const;
 
  private:
