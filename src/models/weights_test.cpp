@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "io/safetensors.h"
+#include "models/component.h"
 #include "models/model_folder.h"
 #include "models/registry.h"
 #include "models/umt5/encoder.h"

@@ -1,0 +1,98 @@
+// Deterministic fuzzing: whatever is done to sound settings files and indexes of shards, reading them works or is an
+// Error of one line that can be shown.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <random>
+
+#include "base/error.h"
+#include "base/printable.h"
+#include "io/atomic_file.h"
+#include "io/safetensors.h"
+#include "io/test_folder.h"
+#include "models/umt5/encoder.h"
+#include "models/wan/config.h"
+#include "models/wan/vae_config.h"
+
+namespace calibatt {
+namespace {
+
+using Read = std::function<void(const std::string& path)>;
+
+class ConfigFuzz : public ::testing::Test {
+ protected:
+  size_t below(size_t limit) { return random_() % limit; }
+
+  bool accepts(const Read& read, const std::string& text) {
+    const std::string path = folder_ / "x.json";
+    std::filesystem::remove(path);
+    std::ofstream(path, std::ios::binary) << text;
+    try {
+      read(path);
+      return true;
+    } catch (const Error& error) {
+      EXPECT_EQ(printable(error.what()), error.what());
+      EXPECT_NE(error.kind(), ErrorKind::kUsage) << error.what();
+      return false;
+    }
+  }
+
+  std::string mutant_of(const std::string& sound) {
+    static const std::string tokens[] = {
+        "[",    "{",    "\"",  "}",   "]",       ",",    ":",       "-1", "18446744073709551615",
+        "1e99", "null", "0.5", "NaN", "\\u0000", "true", "\x1b[2J", "[]", "9223372036854775807"};
+    std::string mutant = sound;
+    for (size_t edits = 1 + below(3); edits > 0; --edits) {
+      const size_t at = below(mutant.size());
+      switch (below(4)) {
+        case 0:
+          mutant.erase(at, 1 + below(12));
+          break;
+        case 1:
+          mutant.insert(at, tokens[below(std::size(tokens))]);
+          break;
+        case 2:
+          mutant.insert(at, sound.substr(below(sound.size()), below(40)));
+          break;
+        default:
+          mutant[at] = static_cast<char>(random_());
+      }
+      if (mutant.empty()) mutant = sound;
+    }
+    return mutant;
+  }
+
+  void disturb(const Read& read, const std::string& sound) {
+    ASSERT_TRUE(accepts(read, sound));
+    int refused = 0;
+    for (int round = 0; round < 2000; ++round) refused += !accepts(read, mutant_of(sound));
+    EXPECT_GT(refused, 200);
+  }
+
+  TestFolder folder_;
+  std::mt19937 random_{20261128};
+};
+
+const std::string kTiny = CALIBATT_MODELS_DIR "/tiny-wan/";
+
+TEST_F(ConfigFuzz, SettingsOfComponents) {
+  disturb([](const std::string& path) { WanTransformerConfig::from(JsonConfig::load(path)).fingerprint_settings(); },
+          read_text_file(kTiny + "transformer/config.json"));
+  disturb([](const std::string& path) { WanVaeConfig::from(JsonConfig::load(path)); },
+          read_text_file(kTiny + "vae/config.json"));
+  disturb([](const std::string& path) { Umt5Config::from(JsonConfig::load(path)); },
+          read_text_file(kTiny + "text_encoder/config.json"));
+}
+
+TEST_F(ConfigFuzz, IndexesOfShards) {
+  for (const char* shard : {"a", "b"}) {
+    write_safetensors(folder_ / (std::string(shard) + ".safetensors"), {{shard, Tensor::zeros(DType::kF32, {1})}});
+  }
+  disturb([](const std::string& path) { Safetensors::open(path); },
+          R"({"metadata": {"total_size": 8}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})");
+}
+
+}  // namespace
+}  // namespace calibatt
