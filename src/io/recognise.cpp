@@ -78,7 +78,8 @@ std::string recognise_file_as_model(const std::string& path) {
   std::vector<std::string> names;
   try {
     if (path.ends_with(".safetensors")) {
-      for (const auto& [name, entry] : Safetensors::open(path).entries()) names.push_back(name);
+      const Safetensors file = Safetensors::open(path);
+      for (const auto& [name, entry] : file.entries()) names.push_back(name);
     }
   } catch (const Error&) {
   }
