@@ -19,7 +19,7 @@ struct Component {
 };
 
 /// A folder in diffusers' layout: config.json, and weights in one file or in shards. Only `warn` of the
-/// options is looked at. Throws Error(kNotFound / kIo /
+/// options is looked at. Throws Error(kNotFound / kUnreadable /
 /// kFormat).
 Component open_component_folder(const std::string& folder, const ModelLoadOptions& options = {});
 
