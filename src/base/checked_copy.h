@@ -21,8 +21,8 @@ struct ValueCheck {
 /// Copies `count` elements of a float dtype (F64, F32, BF16, F16; at any address) to `to` in `to_dtype`: the stored one
 /// as it is, or F32, BF16 or F16 (rounded to nearest even; too large for F16 becomes infinity). All are
 /// copied, whatever is found. One pass over the memory, in parallel: a mapped file is read,
-/// checked and staged at the speed of the disk. Throws Error(kUnreadable), as all_finite does, when a mapped file could not be
-/// read (mapped_ranges.h).
+/// checked and staged at the speed of the disk. Throws Error(kUnreadable), as all_finite does, when a mapped file could
+/// not be read (mapped_ranges.h).
 ValueCheck checked_copy(const void* from, DType dtype, void* to, DType to_dtype, int64_t count);
 
 ValueCheck check_values(const Tensor& tensor);  ///< of a float tensor on the host; one pass at memory speed

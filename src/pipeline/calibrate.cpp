@@ -1,6 +1,7 @@
 // Joins the calibrator, which knows no pipeline, with the pipeline, which knows no calibration.
 #include "calibatt/calibrate.h"
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <map>

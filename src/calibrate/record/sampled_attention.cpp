@@ -164,8 +164,8 @@ float squared_change(const float* sum, float inverse_mass, const float* output, 
 }
 
 void AccumulateLevelErrors(const SampledKeys& keys, const float* mass, const float* summary_mass, const float* value,
-                 const float* output, const int* order, const int* kept, int num_levels, bool summary, double weight,
-                 float* sum, double* error) {
+                           const float* output, const int* order, const int* kept, int num_levels, bool summary,
+                           double weight, float* sum, double* error) {
   const int blocks = keys.num_blocks, size = keys.padded_dim;
   std::fill(sum, sum + size, 0.0f);
   double total_mass = 0;  // in double: levels take masses away again
