@@ -83,7 +83,7 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
 
   // A default is no user's fault: its file is named in place of the flag.
   const auto blamed = [&](bool given, const char* flag, const char* key) {
-    return given || defaults.path.empty() ? std::string(flag) : defaults.path + ": \"" + key + "\"";
+    return given || model.defaults.path.empty() ? std::string(flag) : model.defaults.path + ": \"" + key + "\"";
   };
   require_multiple(blamed(options.width.has_value(), "--width", "width"), *result.width,
                    model.pixels_per_latent * model.patch_size[2]);
