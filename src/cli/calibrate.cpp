@@ -26,7 +26,7 @@ struct Flags {
 
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
   if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
-  std::printf("%s: density %.3f", output.c_str(), summary.density);
+  std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
   if (summary.density_asked) std::printf(" (asked for: %.3g)", *summary.density_asked);
   std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ", summary.repetitive_heads,
               summary.total_heads, summary.predicted_speedup);
@@ -79,6 +79,7 @@ void check(Flags& flags) {
   if (calibration.profile_dir.empty()) calibration.profile_dir = flags.output + ".profile";
   calibration.prompts = read_prompts(flags.prompts);
   check_prompt({calibration.run.negative_prompt, "--negative-prompt"});
+  validate(calibration);
   check_outputs(
       {{OutputKind::kPlan, "-o", flags.output},
        {OutputKind::kReport, "--report", flags.report},
@@ -88,7 +89,6 @@ void check(Flags& flags) {
 
 void run(Flags& flags) {
   check(flags);
-  validate(flags.calibration);
   ModelOnDisk::open(flags.load.model_dir).resolved(flags.calibration.run);  // before the loading
   watch_for_interrupts();
   ProgressBar bar("calibrate");
@@ -160,16 +160,15 @@ void add_calibrate(CLI::App& app) {
       ->add_option("--token-order", knobs.token_order,
                    "raster, or tiles:FxHxW (frames × height × width of a tile) [tiles]")
       ->group(measured);
-  add_whole_number(*command, "--block-q", knobs.block_q, 8, 1024, "Tokens per query block")
+  add_whole_number(*command, "--block-q", knobs.block_q, 8, 1024, "Tokens per query block, 8 to 1024")
       ->default_str("64")
       ->group(measured);
-  add_whole_number(*command, "--block-k", knobs.block_k, 8, 1024, "Tokens per key block")
+  add_whole_number(*command, "--block-k", knobs.block_k, 8, 1024, "Tokens per key block, 8 to 1024")
       ->default_str("64")
       ->group(measured);
-  add_whole_number(
-      *command, "--anchors", knobs.anchor_rows_per_frame, 1, 65536,
-      "Anchor rows per frame of repetitive heads (k) [what the profile folder holds, else 5, or all rows of a "
-      "lower frame]")
+  add_whole_number(*command, "--anchors", knobs.anchor_rows_per_frame, 1, 65536,
+                   "Anchor rows per frame of repetitive heads (k) [what the profile folder holds, else 5, or all rows "
+                   "of a lower frame]")
       ->group(measured);
   command
       ->add_option(
@@ -190,7 +189,7 @@ void add_calibrate(CLI::App& app) {
       ->capture_default_str()
       ->group(compiled);
   add_real_number(
-      *command, "--density", knobs.density, 0.01, 1,
+      *command, "--density", knobs.density, -kAny, kAny,
       "Share of attention that is computed, 0–1: begin with .3 to .4, and look at compare or bench before going lower "
       "[0.3 for --budget error]")
       ->group(compiled);
