@@ -133,7 +133,7 @@ void MappedRange::require_readable() const {
     reason = "somebody cut it from " + std::to_string(size_bytes_) + " to " + std::to_string(status.st_size) +
              " bytes; fetch it again, and leave files alone while they are in use";
   }
-  throw Error(ErrorKind::kIo, path_ + ": could not be read to its end: " + reason);
+  throw Error(ErrorKind::kUnreadable, path_ + ": could not be read to its end: " + reason);
 }
 
 void require_mapped_files() {

@@ -19,7 +19,7 @@ class MappedRange {
   MappedRange(const MappedRange&) = delete;
   MappedRange& operator=(const MappedRange&) = delete;
 
-  /// Throws Error(kIo), naming the file, when it failed since it was mapped.
+  /// Throws Error(kUnreadable), naming the file, when it failed since it was mapped.
   void require_readable() const;
 
  private:

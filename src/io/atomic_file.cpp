@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
@@ -11,42 +12,77 @@
 #include "base/error.h"
 #include "base/mapped_ranges.h"
 #include "io/input_file.h"
+#include "io/stale_files.h"
 #include "io/system_error.h"
 
 namespace calibatt {
 namespace {
 
-std::filesystem::path folder_of(const std::string& path) {
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  return folder.empty() ? "." : folder;
+std::string name_of(const OutputTarget& target) {
+  return std::filesystem::path(target.path).filename().string();
+}
+
+// The way to a file without a name; a magic link that can be opened and linked.
+std::string descriptor_path(int descriptor) {
+  return "/proc/self/fd/" + std::to_string(descriptor);
+}
+
+std::string next_hidden_path(const std::string& folder, const std::string& name) {
+  static std::atomic<unsigned> counter{0};
+  return (std::filesystem::path(folder) / hidden_name(name, counter++)).string();
 }
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
-  const std::string name = std::filesystem::path(path_).filename().string();
-  if (name.empty()) throw Error(ErrorKind::kIo, "\"" + path_ + "\" is not the name of a file; give one to write to");
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path_, ignored)) throw_write_error(path_, EISDIR);
-  static std::atomic<unsigned> counter{0};
-  do {
-    temporary_path_ = (folder_of(path_) / ("." + name.substr(0, 200) + "." + std::to_string(getpid()) + "-" +
-                                           std::to_string(counter++) + ".part"))
-                          .string();
-    descriptor_ = open(temporary_path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  } while (descriptor_ < 0 && errno == EEXIST);  // left by a killed process of the same number
-  if (descriptor_ < 0) throw_write_error(path_, errno);
+AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), target_(resolve_output(path_)) {
+  if (target_.stream) {
+    // A stream cannot be sought in, and is better given a whole file: it is made in the folder for temporary files.
+    std::error_code error;
+    const std::filesystem::path folder = std::filesystem::temp_directory_path(error);
+    if (error) throw_write_error(path_, error.value());
+    if (open_without_name(folder.string())) return;
+    std::string pattern = (folder / "calibatt-XXXXXX").string();
+    descriptor_ = mkostemp(pattern.data(), O_CLOEXEC);
+    if (descriptor_ < 0) throw_write_error(path_, errno);
+    hidden_path_ = pattern;
+    return;
+  }
+  const std::string folder = folder_of(target_.path);
+  remove_stale_files(folder, name_of(target_));
+  if (!open_without_name(folder)) open_hidden();
 }
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),
-      temporary_path_(std::move(other.temporary_path_)),
+      target_(std::move(other.target_)),
+      hidden_path_(std::move(other.hidden_path_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
       committed_(std::exchange(other.committed_, true)) {}
 
 AtomicFile::~AtomicFile() {
   if (descriptor_ >= 0) close(descriptor_);
-  if (!committed_) unlink(temporary_path_.c_str());
+  if (!committed_ && !hidden_path_.empty()) unlink(hidden_path_.c_str());
+}
+
+bool AtomicFile::open_without_name(const std::string& folder) {
+  if (access("/proc/self/fd", X_OK) != 0) return false;  // it could not be given a name again
+  descriptor_ = open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+  return descriptor_ >= 0;
+}
+
+void AtomicFile::open_hidden() {
+  while (true) {
+    hidden_path_ = next_hidden_path(folder_of(target_.path), name_of(target_));
+    descriptor_ = open(hidden_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor_ >= 0 && lock_hidden_file(descriptor_)) return;
+    const int code = errno;
+    const bool taken = descriptor_ >= 0 || code == EEXIST;
+    if (descriptor_ >= 0) close(std::exchange(descriptor_, -1));
+    if (!taken) {
+      hidden_path_.clear();
+      throw_write_error(path_, code);
+    }
+  }
 }
 
 void AtomicFile::write(const void* data, size_t size_bytes) {
@@ -78,26 +114,87 @@ void AtomicFile::write_at(uint64_t offset, const void* data, size_t size_bytes) 
   }
 }
 
+std::string AtomicFile::temporary_path() const {
+  return hidden_path_.empty() ? descriptor_path(descriptor_) : hidden_path_;
+}
+
 void AtomicFile::sync() {
   CALIBATT_ASSERT(descriptor_ >= 0);
   // EINVAL: a file system without sync (some network and pipe-like ones); there is nothing more to do for it.
   if (fsync(descriptor_) != 0 && errno != EINVAL) throw_write_error(path_, errno);
 }
 
+void AtomicFile::give_hidden_name() {
+  while (true) {
+    const std::string hidden = next_hidden_path(folder_of(target_.path), name_of(target_));
+    if (linkat(AT_FDCWD, descriptor_path(descriptor_).c_str(), AT_FDCWD, hidden.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+      hidden_path_ = hidden;
+      return;
+    }
+    if (errno == EEXIST) continue;
+    // A file system that makes files without names and then gives them none: a copy has a name from the beginning.
+    AtomicFile copy(std::move(*this));
+    path_ = copy.path_;
+    target_ = copy.target_;
+    committed_ = false;
+    open_hidden();
+    copy.copy_to(descriptor_);
+    return;
+  }
+}
+
 void AtomicFile::finish() {
-  if (descriptor_ < 0) return;
+  if (descriptor_ < 0 || target_.stream) return;
+  if (hidden_path_.empty()) give_hidden_name();
   sync();
   if (close(std::exchange(descriptor_, -1)) != 0) throw_write_error(path_, errno);
+}
+
+void AtomicFile::copy_to(int descriptor) {
+  std::array<char, 1 << 16> buffer;
+  off_t offset = 0;
+  while (true) {
+    const ssize_t count = pread(descriptor_, buffer.data(), buffer.size(), offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_write_error(path_, errno);
+    if (count == 0) return;
+    offset += count;
+    for (ssize_t done = 0; done < count;) {
+      const ssize_t written = ::write(descriptor, buffer.data() + done, static_cast<size_t>(count - done));
+      if (written < 0 && errno != EINTR) throw_write_error(path_, errno);
+      if (written > 0) done += written;
+    }
+  }
+}
+
+void AtomicFile::copy_to_stream() {
+  const int descriptor = target_.descriptor >= 0 ? fcntl(target_.descriptor, F_DUPFD_CLOEXEC, 0)
+                                                 : open(target_.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  if (descriptor < 0) throw_write_error(path_, errno);
+  try {
+    copy_to(descriptor);
+  } catch (...) {
+    close(descriptor);
+    throw;
+  }
+  if (close(descriptor) != 0) throw_write_error(path_, errno);
 }
 
 void AtomicFile::commit() {
   CALIBATT_ASSERT(!committed_);
   require_mapped_files();  // nothing that was made of zeros in place of a file
+  if (target_.stream) {
+    copy_to_stream();
+    if (!hidden_path_.empty()) unlink(hidden_path_.c_str());
+    close(std::exchange(descriptor_, -1));
+    committed_ = true;
+    return;
+  }
   finish();
-  if (rename(temporary_path_.c_str(), path_.c_str()) != 0) throw_write_error(path_, errno);
+  if (rename(hidden_path_.c_str(), target_.path.c_str()) != 0) throw_write_error(path_, errno);
   committed_ = true;
   // Makes the new name itself last; the data is safe already, so a failure here is not worth an error.
-  const int folder = open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int folder = open(folder_of(target_.path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) {
     fsync(folder);
     close(folder);

@@ -5,15 +5,20 @@
 #include <string>
 #include <string_view>
 
+#include "calibatt/output.h"
+#include "io/output_target.h"
+
 namespace calibatt {
 
-/// A file that appears complete or not at all: written beside its target under a temporary name, synced, then renamed
-/// over the target. Destroyed before `commit`, it leaves nothing behind. Every failure is an Error(kIo) that names the
-/// target.
+/// A file that appears complete or not at all: written without a name in the target's folder (or beside the target
+/// under a hidden one, where the file system has no files without names), synced, then put in the target's place.
+/// Destroyed before `commit`, it leaves nothing behind; what a killed process left is removed by the next one that
+/// writes the same target. A target that is a device or a FIFO gets the bytes at `commit`. Every failure is an
+/// Error(kIo) that names the target. A limit on the size of files (ulimit -f) is such a failure where the program
+/// ignores SIGXFSZ, as the command line does.
 class AtomicFile {
  public:
-  explicit AtomicFile(
-      std::string path);  ///< creates the temporary file: an unwritable folder is found here, not at the end
+  explicit AtomicFile(std::string path);  ///< an unwritable place is found here, not at the end (resolve_output)
   ~AtomicFile();
   AtomicFile(AtomicFile&& other) noexcept;
   AtomicFile& operator=(AtomicFile&&) = delete;
@@ -28,20 +33,27 @@ class AtomicFile {
   /// short, which nothing can end.
   void sync();
 
-  /// For a writer that opens files itself (FFmpeg): it may overwrite this file by name before `finish`.
-  const std::string& temporary_path() const { return temporary_path_; }
+  /// For a writer that opens files itself (FFmpeg): it may overwrite this file by this name before `finish`.
+  std::string temporary_path() const;
 
   void finish();  ///< syncs and closes; the file is complete on the disk but not yet visible under its name
-  void commit();  ///< finish (when not done yet) and rename
+  void commit();  ///< finish (when not done yet) and put it in the target's place
 
  private:
-  std::string path_, temporary_path_;
+  bool open_without_name(const std::string& folder);
+  void open_hidden();
+  void give_hidden_name();
+  void copy_to(int descriptor);
+  void copy_to_stream();
+
+  std::string path_;  // as the user gave it, for messages
+  OutputTarget target_;
+  std::string hidden_path_;  // empty while the file has no name
   int descriptor_ = -1;
   bool committed_ = false;
 };
 
-/// The whole of a small file. Throws Error(kNotFound / kIo); kFormat when it is larger than `max_bytes`.
+/// The whole of a small file. Throws Error(kNotFound / kUnreadable); kFormat when it is larger than `max_bytes`.
 std::string read_text_file(const std::string& path, size_t max_bytes = size_t{64} << 20);
-void write_text_file(const std::string& path, std::string_view text);  ///< atomically
 
 }  // namespace calibatt

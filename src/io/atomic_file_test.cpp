@@ -1,12 +1,23 @@
 #include "io/atomic_file.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
 
 #include "base/error.h"
+#include "io/stale_files.h"
 #include "io/test_folder.h"
 
 namespace calibatt {
@@ -32,7 +43,7 @@ TEST(AtomicFile, AppearsOnlyWhenCommitted) {
   {
     AtomicFile file(folder / "a.txt");
     file.write("half");
-    EXPECT_THAT(folder.list(), ElementsAre(testing::StartsWith(".a.txt.")));
+    EXPECT_THAT(folder.list(), testing::Each(testing::StartsWith(".")));
   }
   EXPECT_THAT(folder.list(), IsEmpty());
 
@@ -56,6 +67,117 @@ TEST(AtomicFile, SaysWhyItCannotBeWritten) {
   EXPECT_EQ(kind_of([&] { AtomicFile file(""); }, &message), ErrorKind::kIo);
 }
 
+TEST(AtomicFile, FollowsLinksAndLeavesThem) {
+  const TestFolder folder, elsewhere;
+  write_text_file(elsewhere / "real.txt", "old");
+  for (const auto& [name, target] : {std::pair{"a", elsewhere / "real.txt"}, {"b", elsewhere / "new.txt"}}) {
+    std::filesystem::create_symlink(target, folder / name);
+    write_text_file(folder / name, "new");
+    EXPECT_TRUE(std::filesystem::is_symlink(folder / name));
+    EXPECT_EQ(read_text_file(target), "new");
+  }
+  std::filesystem::create_symlink("c", folder / "relative");
+  write_text_file(folder / "relative", "new");
+  EXPECT_EQ(read_text_file(folder / "c"), "new");
+
+  std::filesystem::create_symlink(folder / "loop", folder / "loop");
+  EXPECT_EQ(kind_of([&] { write_text_file(folder / "loop", "x"); }), ErrorKind::kIo);
+  EXPECT_TRUE(std::filesystem::is_symlink(folder / "loop"));
+}
+
+TEST(AtomicFile, WritesIntoDevicesAndFifos) {
+  const TestFolder folder;
+  ASSERT_EQ(mkfifo((folder / "fifo").c_str(), 0600), 0);
+  std::string read;
+  std::thread reader([&] { std::getline(std::ifstream(folder / "fifo"), read, '\0'); });
+  {
+    AtomicFile file(folder / "fifo");
+    file.write("xxcd");
+    file.write_at(0, "ab", 2);
+    file.commit();
+  }
+  reader.join();
+  EXPECT_EQ(read, "abcd");
+  EXPECT_TRUE(std::filesystem::is_fifo(folder / "fifo"));
+
+  write_text_file("/dev/null", "gone");
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+  std::string message;
+  EXPECT_EQ(kind_of([&] { write_text_file("/dev/full", "x"); }, &message), ErrorKind::kIo);
+  EXPECT_THAT(message, HasSubstr("/dev/full"));
+}
+
+TEST(AtomicFile, WritesWhereAnOpenDescriptorStands) {
+  const TestFolder folder;
+  const int descriptor = open((folder / "log").c_str(), O_WRONLY | O_CREAT, 0600);
+  ASSERT_EQ(write(descriptor, "first,", 6), 6);
+  write_text_file("/dev/fd/" + std::to_string(descriptor), "second");
+  close(descriptor);
+  EXPECT_EQ(read_text_file(folder / "log"), "first,second");
+  EXPECT_EQ(kind_of([&] { write_text_file("/dev/fd/987", "x"); }), ErrorKind::kIo);
+}
+
+TEST(AtomicFile, RefusesWhatCannotBeBeforeAnythingIsWritten) {
+  const TestFolder folder;
+  const int descriptor = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{AF_UNIX, {}};
+  ASSERT_LT((folder / "socket").size(), sizeof(address.sun_path));
+  std::strcpy(address.sun_path, (folder / "socket").c_str());
+  ASSERT_EQ(bind(descriptor, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  for (const std::string& path :
+       {folder / "socket", folder / std::string(300, 'a'), folder / "no/such", folder / "socket/a", folder.path()}) {
+    EXPECT_EQ(kind_of([&] { resolve_output(path); }), ErrorKind::kIo) << path;
+    EXPECT_EQ(kind_of([&] { AtomicFile file(path); }), ErrorKind::kIo) << path;
+  }
+  close(descriptor);
+  if (geteuid() != 0) {  // root may write everywhere
+    write_text_file(folder / "protected", "old");
+    std::filesystem::permissions(folder / "protected", std::filesystem::perms::owner_read);
+    EXPECT_EQ(kind_of([&] { resolve_output(folder / "protected"); }), ErrorKind::kIo);
+    std::filesystem::permissions(folder.path(), std::filesystem::perms::owner_read);
+    EXPECT_EQ(kind_of([&] { resolve_output(folder / "new"); }), ErrorKind::kIo);
+    std::filesystem::permissions(folder.path(), std::filesystem::perms::owner_all);
+  }
+}
+
+TEST(AtomicFile, AKilledProcessLeavesNothing) {
+  const TestFolder folder;
+  const pid_t child = fork();
+  if (child == 0) {
+    AtomicFile file(folder / "a.txt");
+    file.write("half");
+    raise(SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  write_text_file(folder / "a.txt", "new");  // on file systems without nameless files, the next writer tidies up
+  EXPECT_THAT(folder.list(), ElementsAre("a.txt"));
+}
+
+TEST(AtomicFile, RemovesOnlyWhatDeadProcessesLeft) {
+  const TestFolder folder;
+  const pid_t dead = fork();
+  if (dead == 0) _exit(0);
+  ASSERT_EQ(waitpid(dead, nullptr, 0), dead);
+  const auto hidden = [&](pid_t process, int number) {
+    return folder / (".a.txt." + std::to_string(process) + "-" + std::to_string(number) + ".part");
+  };
+  const std::string stale = hidden(dead, 0), locked = hidden(dead, 1), alive = hidden(getppid(), 0);
+  for (const std::string& path : {stale, locked, alive, folder / ".b.txt.1-0.part", folder / ".a.txt.x.part"}) {
+    std::ofstream(path) << "half";
+  }
+  const int descriptor = open(locked.c_str(), O_WRONLY);
+  ASSERT_TRUE(lock_hidden_file(descriptor));
+  write_text_file(folder / "a.txt", "new");
+  EXPECT_FALSE(std::filesystem::exists(stale));
+  EXPECT_EQ(folder.list().size(), 5U);
+  close(descriptor);
+  write_text_file(folder / "a.txt", "new");
+  EXPECT_FALSE(std::filesystem::exists(locked));
+  EXPECT_TRUE(std::filesystem::exists(alive));
+}
+
 TEST(AtomicFile, LeavesNothingWhenTheDiskIsFull) {
   const TestFolder folder;
   // A limit on the size of files stands in for a full disk: write(2) fails in the same way.
@@ -76,7 +198,7 @@ TEST(AtomicFile, LeavesNothingWhenTheDiskIsFull) {
 TEST(ReadTextFile, RefusesWhatIsMissingOrTooLarge) {
   const TestFolder folder;
   EXPECT_EQ(kind_of([&] { read_text_file(folder / "none"); }), ErrorKind::kNotFound);
-  EXPECT_EQ(kind_of([&] { read_text_file(folder.path()); }), ErrorKind::kIo);
+  EXPECT_EQ(kind_of([&] { read_text_file(folder.path()); }), ErrorKind::kUnreadable);
   write_text_file(folder / "five", "12345");
   EXPECT_EQ(kind_of([&] { read_text_file(folder / "five", 4); }), ErrorKind::kFormat);
   EXPECT_EQ(read_text_file(folder / "five", 5), "12345");

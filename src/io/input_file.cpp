@@ -33,7 +33,7 @@ InputFile::InputFile(std::string path) : path_(std::move(path)) {
   // O_NONBLOCK: a pipe is opened, and seen to be one, without waiting for who writes to it.
   descriptor_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (descriptor_ < 0 && errno == ENXIO)
-    throw Error(ErrorKind::kIo, path_ + ": is a socket or a device; give a regular file");
+    throw Error(ErrorKind::kUnreadable, path_ + ": is a socket or a device; give a regular file");
   if (descriptor_ < 0) throw_open_error(path_, errno);
   struct stat status {};
   const int code = fstat(descriptor_, &status) == 0 ? 0 : errno;
@@ -43,7 +43,7 @@ InputFile::InputFile(std::string path) : path_(std::move(path)) {
   }
   close(descriptor_);
   if (code != 0) throw_open_error(path_, code);
-  throw Error(ErrorKind::kIo,
+  throw Error(ErrorKind::kUnreadable,
               path_ + ": is " + kind_of(status.st_mode) + ", not a regular file; give the path of a file");
 }
 

@@ -9,8 +9,8 @@ namespace calibatt {
 /// that none of them waits for a pipe that nobody writes to, or reads a device without end.
 class InputFile {
  public:
-  /// Throws Error(kNotFound) when there is no such file, Error(kIo), saying what lies there, when it is a folder, a
-  /// pipe, a socket or a device, or cannot be read.
+  /// Throws Error(kNotFound) when there is no such file, Error(kUnreadable), saying what lies there, when it is a
+  /// folder, a pipe, a socket or a device, or cannot be read.
   explicit InputFile(std::string path);
   ~InputFile();
   InputFile(const InputFile&) = delete;
@@ -26,7 +26,7 @@ class InputFile {
 };
 
 /// Whether there is something at a path, and whether it is a folder. Errors other than that there is nothing (no
-/// permission, links in a circle) are an Error(kIo) that names the path, where std::filesystem throws its own.
+/// permission, links in a circle) are an Error(kUnreadable) that names the path, where std::filesystem throws its own.
 bool path_exists(const std::string& path);
 bool is_folder(const std::string& path);
 

@@ -49,11 +49,12 @@ TEST(InputFile, WhatIsNoRegularFileIsRefusedAtOnceByEveryReader) {
   const TestFolder folder;
   ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
   for (const auto& [name, read] : kReaders) {
-    EXPECT_THAT(message_of(ErrorKind::kIo, [&] { read(folder / "pipe"); }),
+    EXPECT_THAT(message_of(ErrorKind::kUnreadable, [&] { read(folder / "pipe"); }),
                 AllOf(HasSubstr(folder / "pipe"), HasSubstr("a pipe, not a regular file")))
         << name;
-    EXPECT_THAT(message_of(ErrorKind::kIo, [&] { read("/dev/zero"); }), HasSubstr("/dev/zero: is a device")) << name;
-    EXPECT_THAT(message_of(ErrorKind::kIo, [&] { read(folder.path()); }), HasSubstr("is a folder")) << name;
+    EXPECT_THAT(message_of(ErrorKind::kUnreadable, [&] { read("/dev/zero"); }), HasSubstr("/dev/zero: is a device"))
+        << name;
+    EXPECT_THAT(message_of(ErrorKind::kUnreadable, [&] { read(folder.path()); }), HasSubstr("is a folder")) << name;
     EXPECT_THAT(message_of(ErrorKind::kNotFound, [&] { read(folder / "absent"); }), HasSubstr("absent")) << name;
   }
 }
@@ -62,11 +63,12 @@ TEST(InputFile, LinksInACircleAreAnErrorOfOneLine) {
   const TestFolder folder;
   std::filesystem::create_symlink("loop", folder / "loop");
   for (const auto& [name, read] : kReaders) {
-    EXPECT_THAT(message_of(ErrorKind::kIo, [&] { read(folder / "loop"); }), HasSubstr("/loop: cannot be read")) << name;
+    EXPECT_THAT(message_of(ErrorKind::kUnreadable, [&] { read(folder / "loop"); }), HasSubstr("/loop: cannot be read"))
+        << name;
   }
   for (const std::string& path : {folder / "loop", folder / "loop/file"}) {
-    EXPECT_THAT(message_of(ErrorKind::kIo, [&] { path_exists(path); }), HasSubstr(path));
-    EXPECT_THAT(message_of(ErrorKind::kIo, [&] { is_folder(path); }), HasSubstr(path));
+    EXPECT_THAT(message_of(ErrorKind::kUnreadable, [&] { path_exists(path); }), HasSubstr(path));
+    EXPECT_THAT(message_of(ErrorKind::kUnreadable, [&] { is_folder(path); }), HasSubstr(path));
   }
 }
 

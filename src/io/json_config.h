@@ -18,7 +18,7 @@ nlohmann::json parse_json(std::string_view text, const std::string& where);
 /// is given and is an error where none is.
 class JsonConfig {
  public:
-  static JsonConfig load(const std::string& path);  ///< throws Error(kNotFound / kIo / kFormat)
+  static JsonConfig load(const std::string& path);  ///< throws Error(kNotFound / kUnreadable / kFormat)
   JsonConfig(const nlohmann::json& object, std::string where);
 
   bool has(const std::string& key) const;  ///< present and not null

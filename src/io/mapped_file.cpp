@@ -19,7 +19,7 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   if (size > 0) {
     data = mmap(nullptr, size, PROT_READ, MAP_SHARED, file.descriptor(), 0);
     if (data == MAP_FAILED) {
-      throw Error(ErrorKind::kIo, path + ": cannot be mapped into memory: " + system_message(errno));
+      throw Error(ErrorKind::kUnreadable, path + ": cannot be mapped into memory: " + system_message(errno));
     }
   }
   return std::shared_ptr<const MappedFile>(new MappedFile(path, static_cast<const unsigned char*>(data), size));

@@ -15,7 +15,7 @@ namespace calibatt {
 /// afterwards (base/mapped_ranges.h).
 class MappedFile {
  public:
-  /// Throws Error(kNotFound) when there is no such file, Error(kIo) when it cannot be read.
+  /// Throws Error(kNotFound) when there is no such file, Error(kUnreadable) when it cannot be read.
   static std::shared_ptr<const MappedFile> open(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -25,7 +25,7 @@ class MappedFile {
   size_t size() const { return size_; }
   /// Asks the system to begin reading these bytes from the disk; does not wait, and nothing depends on it.
   void read_ahead(size_t begin, size_t count) const;
-  /// Throws Error(kIo) when some of the bytes could not be delivered.
+  /// Throws Error(kUnreadable) when some of the bytes could not be delivered.
   void require_readable() const {
     if (range_) range_->require_readable();
   }

@@ -30,7 +30,7 @@ std::string message_of(const Action& action) {
   try {
     action();
   } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kIo) << error.what();
+    EXPECT_EQ(error.kind(), ErrorKind::kUnreadable) << error.what();
     return error.what();
   }
   return "no error";

@@ -13,7 +13,7 @@ namespace calibatt {
 /// Named tensors in safetensors files, mapped into memory. Format: 8 bytes little-endian header length, a JSON object
 /// (name → dtype, shape, byte range; "__metadata__" → strings), then the tensors' bytes, row-major, little-endian,
 /// without gaps. The whole header is checked when a file is opened; tensor bytes are touched only when used. Errors:
-/// kNotFound, kIo, and kFormat (`FILE: tensor "…": reason`) for anything that is not exactly this format.
+/// kNotFound, kUnreadable, and kFormat (`FILE: tensor "…": reason`) for anything that is not exactly this format.
 class Safetensors : public MappedTensors {
  public:
   /// `path`: one `*.safetensors` file, or a `*.safetensors.index.json` that names its shards.

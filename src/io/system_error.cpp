@@ -16,7 +16,7 @@ void throw_open_error(const std::string& path, int code) {
   if (code == ENOENT || code == ENOTDIR) {
     throw Error(ErrorKind::kNotFound, path + ": no such file; check the path");
   }
-  throw Error(ErrorKind::kIo, path + ": cannot be read: " + system_message(code));
+  throw Error(ErrorKind::kUnreadable, path + ": cannot be read: " + system_message(code));
 }
 
 void throw_write_error(const std::string& path, int code) {

@@ -15,8 +15,8 @@ struct Component {
   MappedTensors tensors;
 };
 
-/// A folder in diffusers' layout: config.json, and weights in one file or in shards. Throws Error(kNotFound / kIo /
-/// kFormat).
+/// A folder in diffusers' layout: config.json, and weights in one file or in shards. Throws Error(kNotFound /
+/// kUnreadable / kFormat).
 Component open_component_folder(const std::string& folder);
 
 /// Tensors alone: a PyTorch checkpoint (.pth) or a safetensors file.

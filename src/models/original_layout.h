@@ -9,8 +9,8 @@ namespace calibatt {
 /// The models of a checkpoint in either layout: `path` is a folder in diffusers' layout, or what Wan-AI's original
 /// folders (Wan2.1-T2V-14B and -1.3B without "-Diffusers") have instead. Those say little about the text encoder and
 /// nothing about the autoencoder; their settings are taken from the shapes of the tensors, and where shapes do not
-/// tell, from Wan-AI's code (github.com/Wan-Video/Wan2.1). Throw Error(kNotFound / kIo / kFormat) naming file, tensor
-/// or key.
+/// tell, from Wan-AI's code (github.com/Wan-Video/Wan2.1). Throw Error(kNotFound / kUnreadable / kFormat) naming file,
+/// tensor or key.
 
 /// Original: the same folder with Wan-AI's names and a config.json of WanModel.
 Component open_transformer(const std::string& folder);

@@ -1,0 +1,216 @@
+#include "calibatt/output.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+#include "io/frame_names.h"
+#include "io/kept_frames.h"
+#include "io/output_target.h"
+#include "io/system_error.h"
+#include "io/video_writer.h"
+#include "plan/plan_heads.h"
+
+namespace calibatt {
+namespace {
+
+namespace fs = std::filesystem;
+
+using FileId = std::pair<dev_t, ino_t>;
+
+std::optional<FileId> id_of(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) return std::nullopt;
+  return FileId{status.st_dev, status.st_ino};
+}
+
+std::vector<std::string> extensions_of(OutputKind kind) {
+  if (kind == OutputKind::kVideo) return video_extensions();
+  if (kind == OutputKind::kPicture) return {".png"};
+  if (kind == OutputKind::kPlan || kind == OutputKind::kFrames) return {".safetensors"};
+  return {};
+}
+
+void check_extension(const Output& output) {
+  const std::vector<std::string> known = extensions_of(output.kind);
+  if (known.empty() || std::find(known.begin(), known.end(), lower_extension(output.path)) != known.end()) return;
+  std::string text;
+  for (const std::string& each : known) text += (text.empty() ? "" : ", ") + each;
+  throw Error(ErrorKind::kUsage,
+              output.flag + " " + output.path + ": the name must end in " + (known.size() > 1 ? "one of " : "") + text);
+}
+
+// The folder is there, or the nearest one above it that is there can take it.
+void check_folder(const Output& output) {
+  fs::path folder = fs::path(output.path) / "";
+  folder = folder.parent_path();
+  struct stat status {};
+  for (fs::path part = folder;; part = part.parent_path().empty() ? "." : part.parent_path()) {
+    if (lstat(part.c_str(), &status) != 0) {
+      if (errno != ENOENT || part == part.parent_path()) throw_write_error(output.path, errno);
+      continue;
+    }
+    if (stat(part.c_str(), &status) != 0) throw_write_error(output.path, errno);
+    if (!S_ISDIR(status.st_mode)) {
+      throw Error(ErrorKind::kIo,
+                  output.flag + " " + output.path + ": " + part.string() + " is not a folder; give another name");
+    }
+    std::string probe = (part / ".calibatt-XXXXXX").string();
+    if (mkdtemp(probe.data()) == nullptr) throw_write_error(output.path, errno);
+    rmdir(probe.c_str());
+    return;
+  }
+}
+
+/// One output, followed to where it is written.
+struct Place {
+  const Output* output = nullptr;
+  std::string path;                           ///< absolute, without links and dots
+  std::optional<FrameNames> frames;           ///< of numbered frames
+  std::map<FileId, std::string> replaceable;  ///< regular files that are there already and may be replaced
+};
+
+std::string normalised(const std::string& path) {
+  std::error_code error;
+  const fs::path folder = fs::weakly_canonical(folder_of(path), error);
+  return ((error ? fs::absolute(folder_of(path)) : folder) / fs::path(path).filename()).string();
+}
+
+void add_replaceable(Place& place, const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return;
+  place.replaceable[{status.st_dev, status.st_ino}] = path;
+}
+
+Place place_of(const Output& output) {
+  Place place{&output, "", {}, {}};
+  if (output.kind == OutputKind::kFolder) {
+    check_folder(output);
+    place.path = fs::weakly_canonical(fs::absolute(fs::path(output.path) / "").parent_path()).string();
+    return place;
+  }
+  check_extension(output);
+  if (output.kind == OutputKind::kVideo && lower_extension(output.path) == ".png") {
+    AtomicFile(FrameNames(output.path).name(0));
+    place.path = normalised(output.path);
+    place.frames = FrameNames(place.path);
+    std::error_code error;
+    for (fs::directory_iterator entry(folder_of(place.path), error), end; !error && entry != end;
+         entry.increment(error)) {
+      if (place.frames->is_frame(entry->path().string())) add_replaceable(place, entry->path().string());
+    }
+    return place;
+  }
+  const OutputTarget target = resolve_output(output.path);
+  if (target.stream) return place;  // nothing there can be lost
+  AtomicFile(output.path);          // a file beside it can be made; none stays
+  place.path = normalised(target.path);
+  add_replaceable(place, place.path);
+  return place;
+}
+
+bool starts_like(OutputKind kind, const std::string& path, const std::string& head) {
+  if (kind == OutputKind::kReport) {
+    const size_t first = head.find_first_not_of(" \t\r\n");
+    return first != std::string::npos && (head[first] == '{' || head[first] == '[');
+  }
+  if (kind == OutputKind::kPlan) return head.find('"' + std::string(kPlanFormatName) + '"') != std::string::npos;
+  if (kind == OutputKind::kFrames) return head.find('"' + std::string(kKeptFramesFormat) + '"') != std::string::npos;
+  const std::string extension = lower_extension(path);
+  if (extension == ".mp4") return head.substr(4, 4) == "ftyp";
+  if (extension == ".webm") return head.starts_with("\x1a\x45\xdf\xa3");
+  if (extension == ".webp") return head.starts_with("RIFF") && head.substr(8, 4) == "WEBP";
+  return head.starts_with("\x89PNG");
+}
+
+// A file may be replaced by a newer one of its kind. Anything else was not made by an earlier run, but named by
+// mistake.
+void check_replaceable(const Place& place) {
+  constexpr size_t kHeadBytes = size_t{4} << 20;  // a plan says what it is at the start of its header
+  for (const auto& [id, path] : place.replaceable) {
+    std::string head(kHeadBytes, '\0');
+    std::ifstream file(path, std::ios::binary);
+    file.read(head.data(), static_cast<std::streamsize>(head.size()));
+    head.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
+    if (file.is_open() && (head.empty() || starts_like(place.output->kind, path, head.append(16, '\0')))) continue;
+    constexpr const char* kKinds[] = {"video", "picture", "plan", "file of kept frames", "JSON report", "folder"};
+    throw Error(ErrorKind::kUsage, place.output->flag + " " + path + ": there is a file of that name that is no " +
+                                       kKinds[static_cast<int>(place.output->kind)] +
+                                       ", and it would be lost; give another name, or remove it first");
+  }
+}
+
+bool same_place(const Place& a, const Place& b) {
+  if (a.path.empty() || b.path.empty()) return false;
+  if (a.path == b.path || (a.frames && a.frames->is_frame(b.path)) || (b.frames && b.frames->is_frame(a.path))) {
+    return true;
+  }
+  return std::any_of(a.replaceable.begin(), a.replaceable.end(),
+                     [&](const auto& item) { return b.replaceable.contains(item.first); });
+}
+
+/// Every file that is read, with the input it belongs to.
+std::map<FileId, std::string> files_read(const std::vector<Input>& inputs) {
+  std::map<FileId, std::string> files;
+  const auto add = [&](const Input& input, const std::string& path) {
+    if (const auto id = id_of(path)) files.emplace(*id, input.flag + " " + input.path);
+  };
+  for (const Input& input : inputs) {
+    std::error_code error;
+    if (fs::is_directory(input.path, error)) {
+      constexpr auto kOptions =
+          fs::directory_options::follow_directory_symlink | fs::directory_options::skip_permission_denied;
+      constexpr int kMaxDepth = 2;  // of the files in a model's folder; and a chain of links ends
+      for (fs::recursive_directory_iterator entry(input.path, kOptions, error), end; !error && entry != end;
+           entry.increment(error)) {
+        if (entry.depth() >= kMaxDepth) entry.disable_recursion_pending();
+        add(input, entry->path().string());
+      }
+    } else if (!fs::exists(input.path, error) && lower_extension(input.path) == ".png") {
+      const FrameNames names(input.path);
+      for (int i = 0; fs::exists(names.name(i), error); ++i) add(input, names.name(i));
+    } else {
+      add(input, input.path);
+    }
+  }
+  return files;
+}
+
+}  // namespace
+
+void check_outputs(const std::vector<Output>& outputs, const std::vector<Input>& inputs) {
+  std::vector<Place> places;
+  for (const Output& output : outputs) {
+    if (!output.path.empty()) places.push_back(place_of(output));
+  }
+  const std::map<FileId, std::string> read = files_read(inputs);
+  for (const Place& place : places) {
+    for (const auto& [id, path] : place.replaceable) {
+      if (const auto found = read.find(id); found != read.end()) {
+        throw Error(ErrorKind::kUsage, place.output->flag + " " + place.output->path +
+                                           ": would overwrite what is read (" + found->second + "); give another name");
+      }
+    }
+  }
+  for (size_t i = 0; i < places.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (!same_place(places[i], places[j])) continue;
+      throw Error(ErrorKind::kUsage, places[i].output->flag + " " + places[i].output->path + " and " +
+                                         places[j].output->flag + " " + places[j].output->path +
+                                         " are one file; give each its own name");
+    }
+  }
+  for (const Place& place : places) check_replaceable(place);
+}
+
+}  // namespace calibatt
