@@ -21,8 +21,17 @@ struct VideoFrames {
 /// The file appears complete or not at all. Throws Error(kUsage) for other extensions, Error(kIo) when writing fails.
 CALIBATT_API void write_video(const VideoFrames& video, double fps, const std::string& path);
 
-/// Decodes any file that FFmpeg reads. Throws Error(kNotFound / kFormat).
+/// The files that write_video makes of `path`, for messages: "v.mp4"; "v_00000.png … v_00080.png".
+CALIBATT_API std::string written_names(const std::string& path, int frames);
+
+/// Decodes a file of a common container (mp4, mov, webm, mkv, avi, gif, apng, png, …), or the numbered PNG files that
+/// write_video makes of this name. Never opens another file. Throws Error(kNotFound / kUnreadable / kFormat).
 CALIBATT_API VideoFrames read_video(const std::string& path);
+
+/// Keeps frames as they are in one file (.safetensors), where their video could not be written; and gets them back,
+/// with their frames per second. Throw Error(kIo), and Error(kNotFound / kUnreadable / kFormat).
+CALIBATT_API void keep_frames(const VideoFrames& video, double fps, const std::string& path);
+CALIBATT_API VideoFrames kept_frames(const std::string& path, double& fps);
 
 /// The two videos next to each other, `a` on the left. Throws Error(kMismatch) when their sizes differ.
 CALIBATT_API VideoFrames side_by_side(const VideoFrames& a, const VideoFrames& b);
@@ -36,5 +45,14 @@ struct VideoComparison {
   std::vector<double> psnr_db_per_frame;
 };
 CALIBATT_API VideoComparison compare_videos(const VideoFrames& a, const VideoFrames& b);
+
+/// compare_videos of two files that are read frame by frame, in memory that does not grow with their length. Where
+/// `side_by_side_path` is not empty, both are also written next to each other, at `fps`.
+struct FileComparison {
+  VideoComparison comparison;
+  int frames = 0, height = 0, width = 0;
+};
+CALIBATT_API FileComparison compare_video_files(const std::string& a, const std::string& b,
+                                                const std::string& side_by_side_path = "", double fps = 16);
 
 }  // namespace calibatt

@@ -33,4 +33,14 @@ std::string FrameNames::name(int frame) const {
   return before_ + std::string(zeros, '0') + number + after_;
 }
 
+bool FrameNames::is_frame(const std::string& path) const {
+  if (path.size() <= before_.size() + after_.size() || !path.starts_with(before_) || !path.ends_with(after_)) {
+    return false;
+  }
+  const std::string number = path.substr(before_.size(), path.size() - before_.size() - after_.size());
+  if (number.find_first_not_of("0123456789") != std::string::npos) return false;
+  return number.size() == static_cast<size_t>(digits_) ||
+         (number.size() > static_cast<size_t>(digits_) && number[0] != '0');
+}
+
 }  // namespace calibatt

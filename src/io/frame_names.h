@@ -10,6 +10,7 @@ class FrameNames {
  public:
   explicit FrameNames(const std::string& path);  ///< throws Error(kUsage) for another kind of "%" in the file's name
   std::string name(int frame) const;
+  bool is_frame(const std::string& path) const;  ///< whether name() can be `path`, by its text
 
  private:
   std::string before_, after_;

@@ -45,7 +45,7 @@ std::vector<uint8_t> encode_png(const uint8_t* rgb, int height, int width) {
 }
 
 void write_png(const Image& image, const std::string& path) {
-  if (!path.ends_with(".png"))
+  if (lower_extension(path) != ".png")
     throw Error(ErrorKind::kUsage, path + ": pictures are written as .png; use that extension");
   CALIBATT_ASSERT(image.height > 0 && image.width > 0);
   CALIBATT_ASSERT(image.rgb.size() == static_cast<size_t>(image.height) * static_cast<size_t>(image.width) * 3);

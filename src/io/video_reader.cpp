@@ -1,4 +1,5 @@
-#include <algorithm>
+#include "io/video_reader.h"
+
 #include <cstring>
 #include <filesystem>
 #include <new>
@@ -6,14 +7,21 @@
 #include "base/error.h"
 #include "io/ffmpeg.h"
 #include "io/frame_names.h"
-#include "io/mapped_file.h"
+#include "io/input_file.h"
+#include "io/output_target.h"
 #include "io/video.h"
 
 namespace calibatt {
 namespace {
 
-constexpr int64_t kMaxFrameBytes = int64_t{1} << 30;
-constexpr int64_t kMaxVideoBytes = int64_t{64} << 30;  // decoded; more is a mistake or an attack
+constexpr int64_t kMaxFrameBytes = int64_t{1} << 28;   // 9,000 × 9,000 pixels; more is a mistake or an attack
+constexpr int64_t kMaxVideoBytes = int64_t{64} << 30;  // of a video that is held decoded as a whole
+
+// FFmpeg's names of the containers that are read. Each holds its frames itself. Playlists and scripts (hls, dash,
+// concat, image2, …) name further files, which nobody asked us to open.
+constexpr const char* kContainers =
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,png_pipe,webp_pipe,jpeg_pipe,ivf,mpegts,mpeg,ogg,flv,"
+    "yuv4mpegpipe,h264,hevc";
 
 /// The demuxer's context, closed at the end.
 struct Input {
@@ -21,10 +29,15 @@ struct Input {
   ~Input() { avformat_close_input(&context); }
 };
 
-class Decoder {
+}  // namespace
+
+/// One file.
+class VideoReader::Decoder {
  public:
-  explicit Decoder(const std::string& path) : path_(path) {
-    check(avformat_open_input(&input_.context, ("file:" + path).c_str(), nullptr, nullptr));
+  explicit Decoder(const std::string& path) : path_(path), packet_(ffmpeg::make_packet()), frame_(av_frame_alloc()) {
+    if (!frame_) throw std::bad_alloc();
+    InputFile{path};  // says precisely what is wrong with a path
+    open_container();
     check(avformat_find_stream_info(input_.context, nullptr));
     const AVCodec* codec = nullptr;
     stream_ = av_find_best_stream(input_.context, AVMEDIA_TYPE_VIDEO, -1, -1, &codec, 0);
@@ -32,106 +45,146 @@ class Decoder {
     codec_.reset(avcodec_alloc_context3(codec));
     if (!codec_) throw std::bad_alloc();
     check(avcodec_parameters_to_context(codec_.get(), input_.context->streams[stream_]->codecpar));
+    codec_->max_pixels = kMaxFrameBytes / 3;
     check(avcodec_open2(codec_.get(), codec, nullptr));
   }
 
-  void read(VideoFrames& video) {
-    const ffmpeg::Packet packet = ffmpeg::make_packet();
-    const ffmpeg::Frame frame(av_frame_alloc());
-    if (!frame) throw std::bad_alloc();
-    bool more = true;
-    while (more) {
-      const int code = av_read_frame(input_.context, packet.get());
-      if (code == AVERROR_EOF) {
-        more = false;
-        check(avcodec_send_packet(codec_.get(), nullptr));
-      } else {
-        check(code);
-        const bool ours = packet->stream_index == stream_;
-        const int sent = ours ? avcodec_send_packet(codec_.get(), packet.get()) : 0;
-        av_packet_unref(packet.get());
-        check(sent);
-        if (!ours) continue;
-      }
-      while (true) {
-        const int received = avcodec_receive_frame(codec_.get(), frame.get());
-        if (received == AVERROR(EAGAIN) || received == AVERROR_EOF) break;
+  /// The next frame in FFmpeg's own format, valid until the next call; nullptr at the end.
+  const AVFrame* next() {
+    while (true) {
+      const int received = avcodec_receive_frame(codec_.get(), frame_.get());
+      if (received == AVERROR_EOF) return nullptr;
+      if (received != AVERROR(EAGAIN)) {
         check(received);
-        append(*frame, video);
-        av_frame_unref(frame.get());
+        return frame_.get();
       }
+      send_packet();
     }
   }
 
- private:
   [[noreturn]] void fail(const std::string& reason) const {
     throw Error(ErrorKind::kFormat, path_ + ": cannot be read as a video: " + reason);
   }
-  void check(int code) const {
-    if (code < 0) fail(ffmpeg::message(code));
-  }
 
-  void append(const AVFrame& frame, VideoFrames& video) {
+  /// `frame` as RGB.
+  void convert(const AVFrame& frame, uint8_t* target) {
     const auto format = static_cast<AVPixelFormat>(frame.format);
-    if (frame.width <= 0 || frame.height <= 0 || int64_t{3} * frame.width * frame.height > kMaxFrameBytes) {
-      fail("its pictures are of an impossible size");
+    const int stride = frame.width * 3;
+    if (format == AV_PIX_FMT_RGB24) {
+      for (int y = 0; y < frame.height; ++y) {
+        std::memcpy(target + static_cast<ptrdiff_t>(y) * stride,
+                    frame.data[0] + static_cast<ptrdiff_t>(y) * frame.linesize[0], static_cast<size_t>(stride));
+      }
+      return;
     }
-    if (video.frames == 0) {
-      video.width = frame.width;
-      video.height = frame.height;
-    } else if (frame.width != video.width || frame.height != video.height) {
-      fail("its pictures change their size");
-    }
-    if (static_cast<int64_t>(video.rgb.size() + video.frame_bytes()) > kMaxVideoBytes) fail("too long");
     if (!scaler_ || format != format_) {
       format_ = format;
       // An unmarked video is in BT.601, as FFmpeg and most players take it.
       const AVColorSpace colorspace = frame.colorspace == AVCOL_SPC_UNSPECIFIED || frame.colorspace == AVCOL_SPC_RGB
                                           ? AVCOL_SPC_SMPTE170M
                                           : frame.colorspace;
+      if (sws_isSupportedInput(format) == 0) fail("its pixels are of a kind that this FFmpeg does not convert");
       scaler_ = ffmpeg::make_scaler(frame.width, frame.height, format, AV_PIX_FMT_RGB24, colorspace,
                                     frame.color_range == AVCOL_RANGE_JPEG);
     }
-    const size_t offset = video.rgb.size();
-    video.rgb.resize(offset + video.frame_bytes());
-    uint8_t* target = video.rgb.data() + offset;
-    const int stride = video.width * 3;
-    if (format == AV_PIX_FMT_RGB24) {
-      for (int y = 0; y < video.height; ++y) {
-        std::memcpy(target + static_cast<ptrdiff_t>(y) * stride,
-                    frame.data[0] + static_cast<ptrdiff_t>(y) * frame.linesize[0], static_cast<size_t>(stride));
-      }
-    } else {
-      sws_scale(scaler_.get(), frame.data, frame.linesize, 0, video.height, &target, &stride);
+    sws_scale(scaler_.get(), frame.data, frame.linesize, 0, frame.height, &target, &stride);
+  }
+
+ private:
+  void open_container() {
+    AVDictionary* entries = nullptr;
+    av_dict_set(&entries, "format_whitelist", kContainers, 0);
+    av_dict_set(&entries, "protocol_whitelist", "file", 0);
+    const int code = avformat_open_input(&input_.context, ("file:" + path_).c_str(), nullptr, &entries);
+    av_dict_free(&entries);
+    if (code == AVERROR(EINVAL) || code == AVERROR_INVALIDDATA) {
+      fail(
+          "not one of the containers that are read (mp4, mov, webm, mkv, avi, gif, apng, png and a few more; no "
+          "playlists)");
     }
-    ++video.frames;
+    check(code);
+  }
+
+  void send_packet() {
+    const int code = av_read_frame(input_.context, packet_.get());
+    if (code == AVERROR_EOF) return check(avcodec_send_packet(codec_.get(), nullptr));
+    check(code);
+    const int sent = packet_->stream_index == stream_ ? avcodec_send_packet(codec_.get(), packet_.get()) : 0;
+    av_packet_unref(packet_.get());
+    check(sent);
+  }
+
+  void check(int code) const {
+    if (code < 0) fail(ffmpeg::message(code));
   }
 
   std::string path_;
   Input input_;
   int stream_ = -1;
   ffmpeg::CodecContext codec_;
+  ffmpeg::Packet packet_;
+  ffmpeg::Frame frame_;
   ffmpeg::Scaler scaler_;
   AVPixelFormat format_ = AV_PIX_FMT_NONE;
 };
 
-}  // namespace
-
-VideoFrames read_video(const std::string& path) {
+VideoReader::VideoReader(const std::string& path) : path_(path), files_{path} {
   ffmpeg::silence();
-  VideoFrames video;
-  if (path.ends_with(".png") && !std::filesystem::exists(path)) {
+  if (lower_extension(path) == ".png" && !std::filesystem::exists(path)) {
     // The same names as write_video's.
     const FrameNames names(path);
-    for (int i = 0; std::filesystem::exists(names.name(i)); ++i) Decoder(names.name(i)).read(video);
-    if (video.frames == 0) {
+    files_.clear();
+    for (int i = 0; std::filesystem::exists(names.name(i)); ++i) files_.push_back(names.name(i));
+    if (files_.empty()) {
       throw Error(ErrorKind::kNotFound, path + ": no such file, and no " + names.name(0) + "; check the path");
     }
-    return video;
   }
-  MappedFile::open(path);  // says precisely what is wrong with a path
-  Decoder(path).read(video);
-  if (video.frames == 0) throw Error(ErrorKind::kFormat, path + ": holds no pictures");
+  open_next_file();
+}
+
+VideoReader::~VideoReader() = default;
+
+bool VideoReader::open_next_file() {
+  decoder_.reset();
+  if (next_file_ == files_.size()) return false;
+  decoder_ = std::make_unique<Decoder>(files_[next_file_++]);
+  return true;
+}
+
+bool VideoReader::next(std::vector<uint8_t>& rgb) {
+  while (decoder_) {
+    const AVFrame* frame = decoder_->next();
+    if (frame == nullptr) {
+      open_next_file();
+      continue;
+    }
+    if (frame->width <= 0 || frame->height <= 0 || int64_t{3} * frame->width * frame->height > kMaxFrameBytes) {
+      decoder_->fail("its pictures are of an impossible size");
+    }
+    if (height_ != 0 && (frame->width != width_ || frame->height != height_)) {
+      decoder_->fail("its pictures change their size");
+    }
+    width_ = frame->width;
+    height_ = frame->height;
+    rgb.resize(static_cast<size_t>(width_) * static_cast<size_t>(height_) * 3);
+    decoder_->convert(*frame, rgb.data());
+    return true;
+  }
+  if (height_ == 0) throw Error(ErrorKind::kFormat, path_ + ": holds no pictures");
+  return false;
+}
+
+VideoFrames read_video(const std::string& path) {
+  VideoReader reader(path);
+  VideoFrames video;
+  for (std::vector<uint8_t> rgb; reader.next(rgb); ++video.frames) {
+    if (static_cast<int64_t>(video.rgb.size() + rgb.size()) > kMaxVideoBytes) {
+      throw Error(ErrorKind::kFormat, path + ": cannot be read as a video: too long");
+    }
+    video.rgb.insert(video.rgb.end(), rgb.begin(), rgb.end());
+    video.height = reader.height();
+    video.width = reader.width();
+  }
   return video;
 }
 

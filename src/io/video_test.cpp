@@ -13,6 +13,8 @@
 #include "io/atomic_file.h"
 #include "io/frame_names.h"
 #include "io/image.h"
+#include "io/kept_frames.h"
+#include "io/safetensors.h"
 #include "io/test_folder.h"
 
 namespace calibatt {
@@ -123,6 +125,8 @@ TEST(Video, PngFramesAreExact) {
   EXPECT_EQ(read_video(folder / "a.png").rgb, video.rgb);
   write_video(video, 16, folder / "b%03d.png");
   EXPECT_EQ(read_video(folder / "b%03d.png").rgb, video.rgb);
+  write_video(video, 16, folder / "c.PNG");
+  EXPECT_EQ(read_video(folder / "c.PNG").rgb, video.rgb);
   const VideoFrames one = read_video(folder / "b001.png");
   EXPECT_EQ(one.frames, 1);
   EXPECT_TRUE(std::equal(one.rgb.begin(), one.rgb.end(), video.rgb.begin() + 17 * 31 * 3));
@@ -175,11 +179,54 @@ TEST(Video, SaysWhyItCannotBeRead) {
   EXPECT_THAT(refusal(ErrorKind::kFormat, [&] { read_video(folder / "b.mp4"); }), HasSubstr("cannot be read"));
 }
 
+TEST(Video, PlaylistsOpenNoOtherFiles) {
+  const TestFolder folder;
+  write_video(moving_disc(3, 32, 32), 16, folder / "secret.mp4");
+  const std::string hls = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n";
+  const std::string concat = "ffconcat version 1.0\nfile secret.mp4\n";
+  const std::string dash =
+      R"(<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet )"
+      R"(mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>secret.mp4</BaseURL></Representation>)"
+      R"(</AdaptationSet></Period></MPD>)";
+  for (const auto& [name, text] : {std::pair{"a.m3u8", hls}, {"b.mp4", hls}, {"c.txt", concat}, {"d.mpd", dash}}) {
+    write_text_file(folder / name, text);
+    EXPECT_THAT(refusal(ErrorKind::kFormat, [&] { read_video(folder / name); }), HasSubstr("no playlists")) << name;
+  }
+}
+
+TEST(Video, FramesAreKeptAsTheyAre) {
+  const TestFolder folder;
+  const VideoFrames video = moving_disc(3, 17, 31);
+  keep_frames(video, 23.976, folder / "a.safetensors");
+  double fps = 0;
+  const VideoFrames back = kept_frames(folder / "a.safetensors", fps);
+  EXPECT_EQ(back.rgb, video.rgb);
+  EXPECT_EQ(back.frames, 3);
+  EXPECT_EQ(back.height, 17);
+  EXPECT_EQ(back.width, 31);
+  EXPECT_NEAR(fps, 23.976, 1e-5);
+  write_safetensors(folder / "b.safetensors", {{"frames", Tensor::zeros(DType::kU8, {1, 2, 2, 3})}}, {});
+  EXPECT_THAT(refusal(ErrorKind::kFormat, [&] { kept_frames(folder / "b.safetensors", fps); }), HasSubstr("kept"));
+  write_safetensors(folder / "c.safetensors", {{"frames", Tensor::zeros(DType::kU8, {1, 2, 2})}},
+                    {{"format", kKeptFramesFormat}, {"fps", "16"}});
+  EXPECT_THAT(refusal(ErrorKind::kFormat, [&] { kept_frames(folder / "c.safetensors", fps); }), HasSubstr("shape"));
+  write_safetensors(folder / "d.safetensors", {{"frames", Tensor::zeros(DType::kU8, {1, 2, 2, 3})}},
+                    {{"format", kKeptFramesFormat}, {"fps", "nan"}});
+  EXPECT_THAT(refusal(ErrorKind::kFormat, [&] { kept_frames(folder / "d.safetensors", fps); }), HasSubstr("fps"));
+}
+
+TEST(Video, NamesWhatWasWritten) {
+  EXPECT_EQ(written_names("v.mp4", 3), "v.mp4");
+  EXPECT_EQ(written_names("v.png", 3), "v_00000.png … v_00002.png");
+  EXPECT_EQ(written_names("v%d.PNG", 1), "v0.PNG");
+}
+
 TEST(Image, WritesPng) {
   const TestFolder folder;
   Image image{2, 3, {255, 0, 0, 0, 255, 0, 0, 0, 255, 1, 2, 3, 4, 5, 6, 7, 8, 9}};
   write_png(image, folder / "a.png");
   EXPECT_EQ(read_video(folder / "a.png").rgb, image.rgb);
+  write_png(image, folder / "b.PNG");
   EXPECT_THAT(refusal(ErrorKind::kUsage, [&] { write_png(image, folder / "a.jpg"); }), HasSubstr(".png"));
 }
 
@@ -188,6 +235,12 @@ TEST(FrameNames, PutsTheNumber) {
   EXPECT_EQ(FrameNames("100%/a.png").name(0), "100%/a_00000.png");
   EXPECT_EQ(FrameNames("a%d.png").name(3), "a3.png");
   EXPECT_EQ(FrameNames("a%02d_x.png").name(123), "a123_x.png");
+  for (const char* frame : {"out/a_00000.png", "out/a_99999.png", "out/a_100000.png"}) {
+    EXPECT_TRUE(FrameNames("out/a.png").is_frame(frame)) << frame;
+  }
+  for (const char* other : {"out/a.png", "out/a_0000.png", "out/a_000000.png", "out/a_0000x.png", "a_00000.png"}) {
+    EXPECT_FALSE(FrameNames("out/a.png").is_frame(other)) << other;
+  }
   for (const char* bad : {"a%.png", "a%s.png", "a%5d.png", "a%d%d.png", "a%00d.png", "a%012d.png", "a%"}) {
     EXPECT_THROW(FrameNames{bad}, Error) << bad;
   }

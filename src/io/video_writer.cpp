@@ -1,6 +1,8 @@
+#include "io/video_writer.h"
+
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
+#include <deque>
 #include <new>
 
 #include "base/error.h"
@@ -31,13 +33,6 @@ constexpr Container kContainers[] = {
     {".webp", "webp", "libwebp_anim", AV_PIX_FMT_BGRA, "quality=90:compression_level=4", "loop=0"},
 };
 
-std::string lower_extension(const std::string& path) {
-  std::string extension = std::filesystem::path(path).extension().string();
-  std::transform(extension.begin(), extension.end(), extension.begin(),
-                 [](unsigned char character) { return static_cast<char>(std::tolower(character)); });
-  return extension;
-}
-
 struct Dictionary {
   AVDictionary* entries = nullptr;
   explicit Dictionary(const char* text) {
@@ -52,8 +47,9 @@ struct Dictionary {
 class Muxer {
  public:
   Muxer(const Container& container, const AtomicFile& file, const std::string& path) : path_(path) {
-    check(avformat_alloc_output_context2(&context_, nullptr, container.muxer, file.temporary_path().c_str()));
-    const int code = avio_open(&context_->pb, file.temporary_path().c_str(), AVIO_FLAG_WRITE);
+    const std::string url = "file:" + file.temporary_path();
+    check(avformat_alloc_output_context2(&context_, nullptr, container.muxer, url.c_str()));
+    const int code = avio_open(&context_->pb, url.c_str(), AVIO_FLAG_WRITE);
     if (code < 0) {
       avformat_free_context(context_);
       check(code);
@@ -86,7 +82,7 @@ AVRational frame_rate(double fps) {
   return av_d2q(fps, 1001000);
 }
 
-ffmpeg::CodecContext open_encoder(const Container& container, const VideoFrames& video, double fps, bool global_header,
+ffmpeg::CodecContext open_encoder(const Container& container, int height, int width, double fps, bool global_header,
                                   const std::string& path) {
   const AVCodec* codec = avcodec_find_encoder_by_name(container.encoder);
   if (codec == nullptr) {
@@ -95,8 +91,8 @@ ffmpeg::CodecContext open_encoder(const Container& container, const VideoFrames&
   }
   ffmpeg::CodecContext context(avcodec_alloc_context3(codec));
   if (!context) throw std::bad_alloc();
-  context->width = video.width;
-  context->height = video.height;
+  context->width = width;
+  context->height = height;
   context->pix_fmt = container.format;
   context->framerate = frame_rate(fps);
   context->time_base = av_inv_q(context->framerate);
@@ -111,98 +107,165 @@ ffmpeg::CodecContext open_encoder(const Container& container, const VideoFrames&
   Dictionary options(container.options);
   const int code = avcodec_open2(context.get(), codec, &options.entries);
   if (code < 0) {
-    throw Error(ErrorKind::kUsage, path + ": " + std::to_string(video.width) + "×" + std::to_string(video.height) +
-                                       " at " + std::to_string(fps) + " frames per second cannot be encoded by " +
+    throw Error(ErrorKind::kUsage, path + ": " + std::to_string(width) + "×" + std::to_string(height) + " at " +
+                                       std::to_string(fps) + " frames per second cannot be encoded by " +
                                        container.encoder + ": " + ffmpeg::message(code));
   }
   CALIBATT_ASSERT(av_dict_count(options.entries) == 0);  // what is left over was not understood
   return context;
 }
 
-/// Drains the encoder into the muxer.
-void write_packets(AVCodecContext* encoder, Muxer& muxer, const AVStream* stream, AVPacket* packet) {
-  while (true) {
-    const int code = avcodec_receive_packet(encoder, packet);
-    if (code == AVERROR(EAGAIN) || code == AVERROR_EOF) return;
-    muxer.check(code);
-    if (packet->duration == 0) packet->duration = 1;  // libx264 leaves it out; the last frame would have no length
-    av_packet_rescale_ts(packet, encoder->time_base, stream->time_base);
-    packet->stream_index = stream->index;
-    muxer.check(av_interleaved_write_frame(muxer.get(), packet));
-  }
-}
-
-void write_container(const Container& container, const VideoFrames& video, double fps, const std::string& path) {
-  if (container.format == AV_PIX_FMT_YUV420P && (video.width % 2 != 0 || video.height % 2 != 0)) {
-    throw Error(ErrorKind::kUsage, path + ": " + container.extension + " needs an even width and height, not " +
-                                       std::to_string(video.width) + "×" + std::to_string(video.height) +
-                                       "; write .webp or .png");
-  }
-  AtomicFile file(path);
-  Muxer muxer(container, file, path);
-  const bool global_header = (muxer.get()->oformat->flags & AVFMT_GLOBALHEADER) != 0;
-  const ffmpeg::CodecContext encoder = open_encoder(container, video, fps, global_header, path);
-  AVStream* stream = avformat_new_stream(muxer.get(), nullptr);
-  if (stream == nullptr) throw std::bad_alloc();
-  stream->time_base = encoder->time_base;
-  stream->avg_frame_rate = encoder->framerate;
-  muxer.check(avcodec_parameters_from_context(stream->codecpar, encoder.get()));
-  {
-    Dictionary options(container.mux_options);
-    muxer.check(avformat_write_header(muxer.get(), &options.entries));
-  }
-
-  const ffmpeg::Scaler scaler =
-      ffmpeg::make_scaler(video.width, video.height, AV_PIX_FMT_RGB24, container.format, AVCOL_SPC_BT709, false);
-  const ffmpeg::Packet packet = ffmpeg::make_packet();
-  for (int i = 0; i < video.frames; ++i) {
-    const ffmpeg::Frame frame =
-        ffmpeg::make_frame(container.format, video.width, video.height);  // encoders keep frames
-    const uint8_t* source = video.rgb.data() + static_cast<size_t>(i) * video.frame_bytes();
-    const int stride = video.width * 3;
-    sws_scale(scaler.get(), &source, &stride, 0, video.height, frame->data, frame->linesize);
-    frame->pts = i;
-    frame->pkt_duration = 1;
-    muxer.check(avcodec_send_frame(encoder.get(), frame.get()));
-    write_packets(encoder.get(), muxer, stream, packet.get());
-  }
-  muxer.check(avcodec_send_frame(encoder.get(), nullptr));
-  write_packets(encoder.get(), muxer, stream, packet.get());
-  muxer.check(av_write_trailer(muxer.get()));
-  muxer.close();
-  file.commit();
-}
-
-void write_frames(const VideoFrames& video, const std::string& path) {
-  const FrameNames names(path);
-  std::vector<AtomicFile> files;  // all complete before the first one becomes visible
-  files.reserve(static_cast<size_t>(video.frames));
-  for (int i = 0; i < video.frames; ++i) {
-    const uint8_t* rgb = video.rgb.data() + static_cast<size_t>(i) * video.frame_bytes();
-    const std::vector<uint8_t> png = encode_png(rgb, video.height, video.width);
-    files.emplace_back(names.name(i)).write(png.data(), png.size());
-    files.back().finish();
-  }
-  for (AtomicFile& file : files) file.commit();
-}
-
 }  // namespace
 
-void write_video(const VideoFrames& video, double fps, const std::string& path) {
-  CALIBATT_ASSERT(video.frames > 0 && video.height > 0 && video.width > 0);
-  CALIBATT_ASSERT(video.rgb.size() == static_cast<size_t>(video.frames) * video.frame_bytes());
+class VideoWriter::Sink {
+ public:
+  virtual ~Sink() = default;
+  virtual void add(const uint8_t* rgb) = 0;
+  virtual void finish() = 0;
+};
+
+namespace {
+
+/// One file of a container.
+class ContainerSink : public VideoWriter::Sink {
+ public:
+  ContainerSink(const Container& container, const std::string& path, int height, int width, double fps)
+      : container_(container), height_(height), width_(width), file_(path), muxer_(container, file_, path) {
+    const bool global_header = (muxer_.get()->oformat->flags & AVFMT_GLOBALHEADER) != 0;
+    encoder_ = open_encoder(container, height, width, fps, global_header, path);
+    stream_ = avformat_new_stream(muxer_.get(), nullptr);
+    if (stream_ == nullptr) throw std::bad_alloc();
+    stream_->time_base = encoder_->time_base;
+    stream_->avg_frame_rate = encoder_->framerate;
+    muxer_.check(avcodec_parameters_from_context(stream_->codecpar, encoder_.get()));
+    Dictionary options(container.mux_options);
+    muxer_.check(avformat_write_header(muxer_.get(), &options.entries));
+    scaler_ = ffmpeg::make_scaler(width, height, AV_PIX_FMT_RGB24, container.format, AVCOL_SPC_BT709, false);
+  }
+
+  void add(const uint8_t* rgb) override {
+    const ffmpeg::Frame frame = ffmpeg::make_frame(container_.format, width_, height_);  // encoders keep frames
+    const int stride = width_ * 3;
+    sws_scale(scaler_.get(), &rgb, &stride, 0, height_, frame->data, frame->linesize);
+    frame->pts = frames_++;
+    frame->pkt_duration = 1;
+    send(frame.get());
+  }
+
+  void finish() override {
+    send(nullptr);
+    muxer_.check(av_write_trailer(muxer_.get()));
+    muxer_.close();
+    file_.commit();
+  }
+
+ private:
+  /// A frame, or nullptr for the end, to the encoder; what comes out of it to the muxer.
+  void send(const AVFrame* frame) {
+    muxer_.check(avcodec_send_frame(encoder_.get(), frame));
+    while (true) {
+      const int code = avcodec_receive_packet(encoder_.get(), packet_.get());
+      if (code == AVERROR(EAGAIN) || code == AVERROR_EOF) return;
+      muxer_.check(code);
+      if (packet_->duration == 0) packet_->duration = 1;  // libx264 leaves it out; the last frame would have no length
+      av_packet_rescale_ts(packet_.get(), encoder_->time_base, stream_->time_base);
+      packet_->stream_index = stream_->index;
+      muxer_.check(av_interleaved_write_frame(muxer_.get(), packet_.get()));
+    }
+  }
+
+  const Container& container_;
+  int height_, width_;
+  AtomicFile file_;
+  Muxer muxer_;
+  ffmpeg::CodecContext encoder_;
+  AVStream* stream_ = nullptr;
+  ffmpeg::Scaler scaler_;
+  ffmpeg::Packet packet_ = ffmpeg::make_packet();
+  int64_t frames_ = 0;
+};
+
+/// Numbered PNG files; all are complete before the first one becomes visible.
+class FramesSink : public VideoWriter::Sink {
+ public:
+  FramesSink(const std::string& path, int height, int width) : names_(path), height_(height), width_(width) {
+    resolve_output(names_.name(0));
+  }
+
+  void add(const uint8_t* rgb) override {
+    const std::vector<uint8_t> png = encode_png(rgb, height_, width_);
+    files_.emplace_back(names_.name(static_cast<int>(files_.size()))).write(png.data(), png.size());
+    files_.back().finish();
+  }
+
+  void finish() override {
+    // The first frame last: where it is, all are.
+    for (auto file = files_.rbegin(); file != files_.rend(); ++file) file->commit();
+  }
+
+ private:
+  FrameNames names_;
+  int height_, width_;
+  std::deque<AtomicFile> files_;
+};
+
+std::unique_ptr<VideoWriter::Sink> make_sink(const std::string& path, int height, int width, double fps) {
   if (!(fps > 0) || fps > 1000) {
     throw Error(ErrorKind::kUsage, "frames per second: " + std::to_string(fps) + " is out of range; give 1 to 1000");
   }
   ffmpeg::silence();
   const std::string extension = lower_extension(path);
-  if (extension == ".png") return write_frames(video, path);
+  if (extension == ".png") return std::make_unique<FramesSink>(path, height, width);
   for (const Container& container : kContainers) {
-    if (extension == container.extension) return write_container(container, video, fps, path);
+    if (extension != container.extension) continue;
+    if (container.format == AV_PIX_FMT_YUV420P && (width % 2 != 0 || height % 2 != 0)) {
+      throw Error(ErrorKind::kUsage, path + ": " + container.extension + " needs an even width and height, not " +
+                                         std::to_string(width) + "×" + std::to_string(height) +
+                                         "; write .webp or .png");
+    }
+    return std::make_unique<ContainerSink>(container, path, height, width, fps);
   }
   throw Error(ErrorKind::kUsage, path +
                                      ": videos are written as .mp4, .webm, .webp or .png (numbered frames); use one of "
                                      "these extensions");
+}
+
+}  // namespace
+
+std::vector<std::string> video_extensions() {
+  std::vector<std::string> extensions;
+  for (const Container& container : kContainers) extensions.emplace_back(container.extension);
+  extensions.emplace_back(".png");
+  return extensions;
+}
+
+VideoWriter::VideoWriter(const std::string& path, int height, int width, double fps) {
+  CALIBATT_ASSERT(height > 0 && width > 0);
+  sink_ = make_sink(path, height, width, fps);
+}
+
+VideoWriter::~VideoWriter() = default;
+
+void VideoWriter::add(const uint8_t* rgb) {
+  sink_->add(rgb);
+}
+
+void VideoWriter::finish() {
+  sink_->finish();
+}
+
+void write_video(const VideoFrames& video, double fps, const std::string& path) {
+  CALIBATT_ASSERT(video.frames > 0);
+  CALIBATT_ASSERT(video.rgb.size() == static_cast<size_t>(video.frames) * video.frame_bytes());
+  VideoWriter writer(path, video.height, video.width, fps);
+  for (int i = 0; i < video.frames; ++i) writer.add(video.rgb.data() + static_cast<size_t>(i) * video.frame_bytes());
+  writer.finish();
+}
+
+std::string written_names(const std::string& path, int frames) {
+  if (lower_extension(path) != ".png" || frames < 1) return path;
+  const FrameNames names(path);
+  return names.name(0) + (frames > 1 ? " … " + names.name(frames - 1) : "");
 }
 
 }  // namespace calibatt

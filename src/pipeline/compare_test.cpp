@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cmath>
 #include <random>
 
 #include "calibatt/error.h"
 #include "calibatt/video.h"
+#include "io/test_folder.h"
+#include "io/video_writer.h"
 
 namespace calibatt {
 namespace {
@@ -54,6 +57,53 @@ TEST(CompareVideos, DifferentSizesAreRefusedWithBothNamed) {
     EXPECT_NE(std::string(error.what()).find("2 frames of 32×24"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("3 frames of 32×24"), std::string::npos) << error.what();
   }
+}
+
+TEST(CompareVideos, FilesGiveWhatFramesInMemoryGive) {
+  const TestFolder folder;
+  const VideoFrames a = noise_video(11, 24, 32, 7), b = noise_video(11, 24, 32, 8);
+  write_video(a, 16, folder / "a.png");
+  write_video(b, 16, folder / "b.png");
+  const FileComparison files = compare_video_files(folder / "a.png", folder / "b.png", folder / "both.png");
+  const VideoComparison memory = compare_videos(a, b);
+  EXPECT_EQ(files.frames, 11);
+  EXPECT_EQ(files.comparison.psnr_db, memory.psnr_db);
+  EXPECT_EQ(files.comparison.ssim, memory.ssim);
+  EXPECT_EQ(files.comparison.flicker_difference, memory.flicker_difference);
+  EXPECT_EQ(files.comparison.psnr_db_per_frame, memory.psnr_db_per_frame);
+  EXPECT_EQ(read_video(folder / "both.png").rgb, side_by_side(a, b).rgb);
+}
+
+TEST(CompareVideos, FilesOfDifferentLengthAreRefusedAndLeaveNothing) {
+  const TestFolder folder;
+  write_video(noise_video(11, 24, 32, 7), 16, folder / "a.png");
+  write_video(noise_video(4, 24, 32, 8), 16, folder / "b.png");
+  try {
+    compare_video_files(folder / "a.png", folder / "b.png", folder / "both.webp");
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kMismatch);
+    EXPECT_NE(std::string(error.what()).find("11 frames of 32×24 against 4 frames"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(folder.list().size(), 15U);
+}
+
+// 1,500 frames of 256×256: 295 MB as they are decoded, for each video.
+TEST(CompareVideos, LongFilesNeedNoMoreMemoryThanShortOnes) {
+  const TestFolder folder;
+  {
+    VideoWriter writer(folder / "long.mp4", 256, 256, 16);
+    for (int i = 0; i < 1500; ++i) writer.add(std::vector<uint8_t>(256 * 256 * 3, static_cast<uint8_t>(i % 7)).data());
+    writer.finish();
+  }
+  const auto peak_kib = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  const long before = peak_kib();
+  EXPECT_EQ(compare_video_files(folder / "long.mp4", folder / "long.mp4").frames, 1500);
+  EXPECT_LT(peak_kib() - before, 200 * 1024);
 }
 
 TEST(SideBySide, LeftIsTheFirstVideo) {
