@@ -4,10 +4,15 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
-#include "calibatt/plan.h"
+#include "calibatt/error.h"
+#include "calibatt/output.h"
+#include "calibatt/pipeline.h"
 #include "commands.h"
 #include "interrupt.h"
+#include "options.h"
+#include "progress_bar.h"
 
 namespace calibatt::cli {
 
@@ -19,8 +24,15 @@ struct Flags {
   LoadOptions load;
   GenerateOptions run;
   std::string plan, prompts, output_dir, calibration_report;
-  int max_prompts = 2;
+  std::optional<int> max_prompts;
+  json calibration;  // what the calibration report holds
 };
+
+constexpr const char *kDense = "_dense.mp4", *kCalibrated = "_calibrated.mp4", *kSideBySide = "_side_by_side.mp4";
+
+std::string stem(const Flags& flags, int prompt) {
+  return flags.output_dir + "/prompt_" + std::to_string(prompt);
+}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -43,22 +55,21 @@ PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const Prompt& pr
   GenerateOptions options = flags.run;
   options.prompt = prompt.text;
   options.prompt_source = prompt.source;
-  const std::string stem = flags.output_dir + "/prompt_" + std::to_string(index);
   Pipeline::Result results[2];  // [0] dense, [1] calibrated
   for (int turn = 0; turn < 2; ++turn) {
-    const int which = (turn + index) % 2;
+    const int which = (turn + index + 1) % 2;  // calibrated first: a plan that does not fit is found at once
     options.plan_path = which == 0 ? "" : flags.plan;
     results[which] = pipeline.generate(options, [&](const Progress& state) {
       stop_if_interrupted(
           state, format(" of prompt %d of %d; finished videos are in %s", index + 1, count, flags.output_dir.c_str()));
-      bar.update(format("prompt %d of %d, %s", index + 1, count, which == 0 ? "dense" : "calibrated"),
-                 (index * 2 + turn + state.overall) / (count * 2));
+      bar.update(state, (index * 2 + turn + state.overall) / (count * 2),
+                 format("prompt %d of %d, %s", index + 1, count, which == 0 ? "dense" : "calibrated"));
     });
     write_video(results[which].video, *results[which].report.options.fps,
-                stem + (which == 0 ? "_dense.mp4" : "_calibrated.mp4"));
+                stem(flags, index) + (which == 0 ? kDense : kCalibrated));
   }
   write_video(side_by_side(results[0].video, results[1].video), *results[0].report.options.fps,
-              stem + "_side_by_side.mp4");
+              stem(flags, index) + kSideBySide);
   return {results[0].report, results[1].report, compare_videos(results[0].video, results[1].video)};
 }
 
@@ -101,14 +112,9 @@ json report_json(const Flags& flags, const std::vector<Prompt>& prompts, const s
                  {"seed", flags.run.seed},
                  {"calibration_seconds", nullptr},
                  {"runs", each}};
-  if (!flags.calibration_report.empty()) {
-    std::ifstream file(flags.calibration_report);
-    const json calibration = json::parse(file, nullptr, false);
-    if (!calibration.is_object() || !calibration.contains("calibration_seconds")) {
-      throw Error(ErrorKind::kFormat, flags.calibration_report + ": not a report of `calibatt calibrate --report`");
-    }
-    report["calibration_seconds"] = calibration["calibration_seconds"];
-    report["calibration"] = calibration;
+  if (flags.calibration.is_object()) {
+    report["calibration_seconds"] = flags.calibration["calibration_seconds"];
+    report["calibration"] = flags.calibration;
   }
   return report;
 }
@@ -128,28 +134,69 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
               report["density"].get<double>(), report["psnr_db"].get<double>(), report["ssim"].get<double>());
 }
 
-void run(Flags& flags) {
+json read_calibration_report(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw Error(ErrorKind::kNotFound, path + ": cannot be opened; give what calibrate --report wrote");
+  json calibration = json::parse(file, nullptr, false);
+  if (!calibration.is_object() || !calibration.contains("calibration_seconds")) {
+    throw Error(ErrorKind::kFormat, path + ": not a report of `calibatt calibrate --report`");
+  }
+  return calibration;
+}
+
+/// What can be known before the first video: prompts, and all that is read and written.
+std::vector<Prompt> check(Flags& flags) {
   std::vector<Prompt> prompts = read_prompts(flags.prompts);
   check_prompt({flags.run.negative_prompt, "--negative-prompt"});
-  if (static_cast<int>(prompts.size()) > flags.max_prompts) prompts.resize(static_cast<size_t>(flags.max_prompts));
+  if (!flags.calibration_report.empty()) flags.calibration = read_calibration_report(flags.calibration_report);
+  if (const size_t found = prompts.size(); flags.max_prompts && found > static_cast<size_t>(*flags.max_prompts)) {
+    prompts.resize(static_cast<size_t>(*flags.max_prompts));
+    std::fprintf(stderr, "calibatt: %zu of %zu prompts are run (--max-prompts)\n", prompts.size(), found);
+  }
+  check_outputs({{OutputKind::kFolder, "-o", flags.output_dir}}, {});
   std::error_code error;
   std::filesystem::create_directories(flags.output_dir, error);
-  check_output(flags.output_dir + "/report.json");
+  std::vector<Output> outputs{{OutputKind::kReport, "-o", flags.output_dir + "/report.json"}};
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    for (const char* name : {kDense, kCalibrated, kSideBySide}) {
+      outputs.push_back({OutputKind::kVideo, "-o", stem(flags, static_cast<int>(i)) + name});
+    }
+  }
+  check_outputs(outputs, {{"--model", flags.load.model_dir},
+                          {"--plan", flags.plan},
+                          {"--prompts", flags.prompts},
+                          {"--calibration-report", flags.calibration_report}});
+  return prompts;
+}
 
+void run(Flags& flags) {
+  std::vector<Prompt> prompts = check(flags);
+  ModelOnDisk::open(flags.load.model_dir).resolved(flags.run);  // a size that cannot be is said before the loading
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);
   pipeline->check_prompts(prompts);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    results.push_back(
-        run_prompt(*pipeline, flags, prompts[i], static_cast<int>(i), bar, static_cast<int>(prompts.size())));
+  std::optional<Error> failure;
+  for (size_t i = 0; i < prompts.size() && !failure; ++i) {
+    try {
+      results.push_back(
+          run_prompt(*pipeline, flags, prompts[i], static_cast<int>(i), bar, static_cast<int>(prompts.size())));
+    } catch (const Error& error) {
+      if (results.empty()) throw;
+      failure = error;  // what was measured before is worth a table
+    }
   }
   bar.finish();
   const json report = report_json(flags, prompts, results);
-  write_text_file(flags.output_dir + "/report.json", report.dump(2) + "\n");
   print_table(results, report);
+  std::fflush(stdout);
+  write_text_file(flags.output_dir + "/report.json", report.dump(2) + "\n");
+  if (failure) {
+    throw Error(failure->kind(), format("prompt %zu of %zu: %s; table and report are of the prompts before it",
+                                        results.size() + 1, prompts.size(), failure->what()));
+  }
 }
 
 }  // namespace
@@ -171,9 +218,7 @@ void add_bench(CLI::App& app) {
                    "Text file with one prompt a line (# begins a comment); better others than it was calibrated on")
       ->type_name("FILE")
       ->required();
-  command->add_option("--max-prompts", flags->max_prompts, "Use only the first so many prompts")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  add_whole_number(*command, "--max-prompts", flags->max_prompts, 1, 1'000'000, "Use only the first so many [all]");
   add_run_flags(*command, flags->run);
   command
       ->add_option("--calibration-report", flags->calibration_report,

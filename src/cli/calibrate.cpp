@@ -1,14 +1,22 @@
+#include "calibatt/calibrate.h"
+
 #include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "calibatt/error.h"
+#include "calibatt/output.h"
 #include "commands.h"
 #include "interrupt.h"
+#include "options.h"
+#include "progress_bar.h"
 
 namespace calibatt::cli {
 
 namespace {
+
+constexpr double kAny = 1e300;  // bounds of knobs that the library judges
 
 struct Flags {
   LoadOptions load;
@@ -17,8 +25,8 @@ struct Flags {
 };
 
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
-  if (!summary.measured.empty()) std::printf("measured: %s\n", summary.measured.c_str());
-  std::printf("%s: density %.3f", output.c_str(), summary.density);
+  if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
+  std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
   if (summary.density_asked) std::printf(" (asked for: %.3g)", *summary.density_asked);
   std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ", summary.repetitive_heads,
               summary.total_heads, summary.predicted_speedup);
@@ -55,27 +63,33 @@ std::pair<int, int> parse_range(const std::string& text) {
   return {begin, end};
 }
 
-void check_outputs(Flags& flags) {
-  if (flags.prompt_range.empty()) {
-    check_output(flags.output, {".safetensors"});
-    return;
+void check(Flags& flags) {
+  CalibrateOptions& calibration = flags.calibration;
+  if (!flags.prompt_range.empty()) {
+    calibration.prompt_range = parse_range(flags.prompt_range);
+    if (!flags.output.empty() || calibration.profile_dir.empty()) {
+      throw Error(
+          ErrorKind::kUsage,
+          "--prompt-range records into the folder given with --profile and writes no plan: leave out -o, merge the "
+          "folders (calibatt merge), then calibrate with --profile MERGED -o PLAN");
+    }
+  } else if (flags.output.empty()) {
+    throw Error(ErrorKind::kUsage, "name the plan that is to be written: -o plan.safetensors");
   }
-  flags.calibration.prompt_range = parse_range(flags.prompt_range);
-  if (!flags.output.empty() || flags.calibration.profile_dir.empty()) {
-    throw Error(
-        ErrorKind::kUsage,
-        "--prompt-range records into the folder given with --profile and writes no plan: leave out -o, merge the "
-        "folders (calibatt merge), then calibrate with --profile MERGED -o PLAN");
-  }
+  if (calibration.profile_dir.empty()) calibration.profile_dir = flags.output + ".profile";
+  calibration.prompts = read_prompts(flags.prompts);
+  check_prompt({calibration.run.negative_prompt, "--negative-prompt"});
+  validate(calibration);
+  check_outputs(
+      {{OutputKind::kPlan, "-o", flags.output},
+       {OutputKind::kReport, "--report", flags.report},
+       {OutputKind::kFolder, "--profile", calibration.profile_dir}},
+      {{"--model", flags.load.model_dir}, {"--prompts", flags.prompts}, {"--profile", calibration.profile_dir}});
 }
 
 void run(Flags& flags) {
-  check_outputs(flags);
-  if (!flags.report.empty()) check_output(flags.report);
-  flags.calibration.prompts = read_prompts(flags.prompts);
-  check_prompt({flags.calibration.run.negative_prompt, "--negative-prompt"});
-  if (flags.calibration.profile_dir.empty()) flags.calibration.profile_dir = flags.output + ".profile";
-  validate(flags.calibration);
+  check(flags);
+  ModelOnDisk::open(flags.load.model_dir).resolved(flags.calibration.run);  // before the loading
   watch_for_interrupts();
   ProgressBar bar("calibrate");
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };
@@ -86,7 +100,7 @@ void run(Flags& flags) {
     stop_if_interrupted(state, (of_prompt ? " of " + which : "") + "; what was measured " +
                                    (compiling ? "" : "on the prompts before ") + "is kept in " +
                                    flags.calibration.profile_dir + ": the same command goes on from there");
-    bar.update(of_prompt ? which + ", " + state.stage : state.stage, state.overall);
+    bar.update(state, state.overall, of_prompt ? which : "");
   });
   bar.finish();
   if (!flags.report.empty()) {
@@ -127,35 +141,34 @@ void add_calibrate(CLI::App& app) {
   add_model_flags(*command, flags->load);
   command
       ->add_option("--prompts", flags->prompts,
-                   "Text file with one calibration prompt a line (4 are enough); lines that begin with # are comments")
+                   "Text file with one calibration prompt a line (4 are enough, of the kind that will be used); # "
+                   "begins a comment")
       ->required();
   command->add_option("-o,--output", flags->output, "Plan file to write (.safetensors); not with --prompt-range");
   command->add_option(
-      "--profile,--profile-folder", knobs.profile_dir,
+      "--profile", knobs.profile_dir,
       "Folder of the measurements [OUTPUT.profile]; a killed run goes on from it, and other plans are compiled "
       "from it without running the model again");
   command->add_option("--prompt-range", flags->prompt_range,
                       "A:B: only record prompts A … B−1 (from 0) of the file into the --profile folder; several "
                       "processes can do their part, calibatt merge joins them");
   command->add_option("--report", flags->report, "Write the summary to this JSON file");
-  add_run_flags(*command, knobs.run);
+  add_run_flags(*command, knobs.run, false);
 
   const std::string measured = "What is measured", compiled = "How the plan is compiled (cheap to change afterwards)";
   command
       ->add_option("--token-order", knobs.token_order,
                    "raster, or tiles:FxHxW (frames × height × width of a tile) [tiles]")
       ->group(measured);
-  command->add_option("--block-q", knobs.block_q, "Tokens per query block, 8 to 1024")
-      ->capture_default_str()
+  add_whole_number(*command, "--block-q", knobs.block_q, 8, 1024, "Tokens per query block, 8 to 1024")
+      ->default_str("64")
       ->group(measured);
-  command->add_option("--block-k", knobs.block_k, "Tokens per key block, 8 to 1024")
-      ->capture_default_str()
+  add_whole_number(*command, "--block-k", knobs.block_k, 8, 1024, "Tokens per key block, 8 to 1024")
+      ->default_str("64")
       ->group(measured);
-  command
-      ->add_option(
-          "--anchors", knobs.anchor_rows_per_frame,
-          "Anchor rows per frame of repetitive heads (k) [what the profile folder holds, else 5, or all rows of "
-          "a lower frame]")
+  add_whole_number(*command, "--anchors", knobs.anchor_rows_per_frame, 1, 65536,
+                   "Anchor rows per frame of repetitive heads (k) [what the profile folder holds, else 5, or all rows "
+                   "of a lower frame]")
       ->group(measured);
   command
       ->add_option(
@@ -166,8 +179,7 @@ void add_calibrate(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "maps", "levels"}))
       ->capture_default_str()
       ->group(measured);
-  command
-      ->add_option("--steps-recorded", knobs.steps_recorded,
+  add_whole_number(*command, "--steps-recorded", knobs.steps_recorded, 1, 1000,
                    "Levels: record so many of the steps, evenly spread; the others share the plan of the nearest noise "
                    "level [all, or every k-th so that a prompt takes at most 8 GB]")
       ->group(measured);
@@ -176,7 +188,11 @@ void add_calibrate(CLI::App& app) {
       ->check(CLI::IsMember({"error", "energy"}))
       ->capture_default_str()
       ->group(compiled);
-  command->add_option("--density", knobs.density, "Target density, 0–1 [0.3 for --budget error]")->group(compiled);
+  add_real_number(
+      *command, "--density", knobs.density, -kAny, kAny,
+      "Share of attention that is computed, 0–1: begin with .3 to .4, and look at compare or bench before going lower "
+      "[0.3 for --budget error]")
+      ->group(compiled);
   command->add_option("--skipped", knobs.skipped, "Skipped blocks: drop, or summary (one mean token each)")
       ->check(CLI::IsMember({"drop", "summary"}))
       ->capture_default_str()
@@ -185,15 +201,17 @@ void add_calibrate(CLI::App& app) {
       ->check(CLI::IsMember({"vote", "mean"}))
       ->capture_default_str()
       ->group(compiled);
-  command->add_option("--rho", knobs.agreement_threshold, "Vote threshold")->capture_default_str()->group(compiled);
-  command->add_option("--schedule-a", knobs.schedule_a, "Energy kept in late steps (A)")
-      ->capture_default_str()
+  add_real_number(*command, "--rho", knobs.agreement_threshold, -kAny, kAny, "Vote threshold")
+      ->default_str("0.5")
       ->group(compiled);
-  command->add_option("--schedule-c", knobs.schedule_c, "Energy kept in the first step (C)")
-      ->capture_default_str()
+  add_real_number(*command, "--schedule-a", knobs.schedule_a, -kAny, kAny, "Energy kept in late steps (A)")
+      ->default_str("0.84")
       ->group(compiled);
-  command->add_option("--schedule-k", knobs.schedule_k, "Decay of the energy schedule (k)")
-      ->capture_default_str()
+  add_real_number(*command, "--schedule-c", knobs.schedule_c, -kAny, kAny, "Energy kept in the first step (C)")
+      ->default_str("0.99")
+      ->group(compiled);
+  add_real_number(*command, "--schedule-k", knobs.schedule_k, -kAny, kAny, "Decay of the energy schedule (k)")
+      ->default_str("16")
       ->group(compiled);
   command
       ->add_option(
@@ -202,9 +220,9 @@ void add_calibrate(CLI::App& app) {
           "level codes]")
       ->check(CLI::IsMember({"harm", "energy"}))
       ->group(compiled);
-  command
-      ->add_option("--step-weight", knobs.step_weight_decay, "Error budget: w of a step's weight 0.1 + 0.9 exp(-w t/T)")
-      ->capture_default_str()
+  add_real_number(*command, "--step-weight", knobs.step_weight_decay, -kAny, kAny,
+                  "Error budget: w of a step's weight 0.1 + 0.9 exp(-w t/T)")
+      ->default_str("8")
       ->group(compiled);
   command
       ->add_option("--repetition", knobs.repetition,
@@ -212,16 +230,16 @@ void add_calibrate(CLI::App& app) {
                    "[error where output errors were measured, else off]")
       ->check(CLI::IsMember({"off", "error", "similarity"}))
       ->group(compiled);
-  command->add_option("--gamma", knobs.similarity_threshold, "Similarity from which a head is repetitive")
-      ->capture_default_str()
+  add_real_number(*command, "--gamma", knobs.similarity_threshold, -kAny, kAny,
+                  "Similarity from which a head is repetitive")
+      ->default_str("0.87")
       ->group(compiled);
-  command->add_option("--merge-gap", knobs.merge_gap, "Fill gaps of up to so many skipped blocks")
-      ->capture_default_str()
+  add_whole_number(*command, "--merge-gap", knobs.merge_gap, 0, 1'000'000, "Fill gaps of up to so many skipped blocks")
+      ->default_str("0")
       ->group(compiled);
-  command
-      ->add_option("--share-steps", knobs.share_steps_iou,
-                   "Share masks of adjacent steps that agree at least so much (0: off)")
-      ->capture_default_str()
+  add_real_number(*command, "--share-steps", knobs.share_steps_iou, -kAny, kAny,
+                  "Share masks of adjacent steps that agree at least so much (0: off)")
+      ->default_str("0")
       ->group(compiled);
   command->callback([flags] { run(*flags); });
 }

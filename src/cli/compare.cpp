@@ -1,7 +1,10 @@
 #include <cstdio>
 #include <memory>
 
+#include "calibatt/output.h"
+#include "calibatt/video.h"
 #include "commands.h"
+#include "options.h"
 
 namespace calibatt::cli {
 
@@ -26,17 +29,16 @@ void add_compare(CLI::App& app) {
           ->add_option("--side-by-side", flags->side_by_side,
                        "Also write both next to each other, the reference on the left: .mp4, .webm, .webp or .png")
           ->type_name("FILE");
-  command->add_option("--fps", flags->fps, "Frames per second of the side-by-side file")
-      ->capture_default_str()
+  add_real_number(*command, "--fps", flags->fps, 0.1, 1000, "Frames per second of the side-by-side file")
+      ->default_str("16")
       ->needs(picture);
   command->callback([flags] {
-    if (!flags->side_by_side.empty()) check_video_output(flags->side_by_side);
-    const VideoFrames reference = read_video(flags->reference), other = read_video(flags->other);
-    const VideoComparison result = compare_videos(reference, other);
+    check_outputs({{OutputKind::kVideo, "--side-by-side", flags->side_by_side}},
+                  {{"reference", flags->reference}, {"video", flags->other}});
+    const FileComparison result = compare_video_files(flags->reference, flags->other, flags->side_by_side, flags->fps);
     std::printf("PSNR %.2f dB   SSIM %.4f   flicker difference %+.3f grey levels   (%d frames, %d×%d)\n",
-                result.psnr_db, result.ssim, result.flicker_difference, reference.frames, reference.width,
-                reference.height);
-    if (!flags->side_by_side.empty()) write_video(side_by_side(reference, other), flags->fps, flags->side_by_side);
+                result.comparison.psnr_db, result.comparison.ssim, result.comparison.flicker_difference, result.frames,
+                result.width, result.height);
   });
 }
 

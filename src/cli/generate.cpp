@@ -1,8 +1,18 @@
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <optional>
+#include <utility>
 
+#include "calibatt/error.h"
+#include "calibatt/output.h"
+#include "calibatt/pipeline.h"
+#include "calibatt/prompts.h"
 #include "commands.h"
 #include "interrupt.h"
+#include "options.h"
+#include "progress_bar.h"
+#include "video_files.h"
 
 namespace calibatt::cli {
 
@@ -11,7 +21,13 @@ namespace {
 struct Flags {
   LoadOptions load;
   GenerateOptions run;
-  std::string output, report, on_mismatch = "refuse";
+  std::string prompts, output, report, on_mismatch = "refuse";
+};
+
+/// One video to make.
+struct Job {
+  Prompt prompt;
+  std::string output, report;
 };
 
 void print_plan_use(const PlanUse& plan) {
@@ -29,7 +45,8 @@ void print_plan_use(const PlanUse& plan) {
 
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
-  std::printf("%s: %d×%d, %d frames, seed %llu, %d steps (%s, %s, %d threads)\n", output.c_str(), *report.options.width,
+  std::printf("%s: %d×%d, %d frames, seed %llu, %d steps (%s, %s, %d threads)\n",
+              printable(written_names(output, *report.options.video_frames)).c_str(), *report.options.width,
               *report.options.height, *report.options.video_frames,
               static_cast<unsigned long long>(report.options.seed), *report.options.steps, report.precision.c_str(),
               report.attention_kernel.c_str(), report.threads);
@@ -51,37 +68,121 @@ void print_summary(const RunReport& report, const std::string& output) {
     std::printf("\n");
   }
   if (report.plan) print_plan_use(*report.plan);
-  if (!report.step_mapping.empty()) std::printf("plan steps: %s\n", report.step_mapping.c_str());
+  if (!report.step_mapping.empty()) std::printf("plan steps: %s\n", printable(report.step_mapping).c_str());
   if (report.dense_fallback_calls > 0) {
     std::printf("WARNING: %lld of %lld self-attention calls ran dense because the plan does not fit: %s\n",
                 static_cast<long long>(report.dense_fallback_calls), static_cast<long long>(report.attention_calls),
-                report.fallback_reason.c_str());
+                printable(report.fallback_reason).c_str());
+  }
+}
+
+bool is_finished(const Job& job) {
+  // The first of numbered frames appears last.
+  const std::string names = written_names(job.output, 1);
+  std::error_code error;
+  return std::filesystem::is_regular_file(names, error);
+}
+
+/// What is to be done. Of many videos those that are there already are passed over, so that a command that was ended
+/// goes on where it was.
+std::vector<Job> jobs_of(const Flags& flags) {
+  if (flags.prompts.empty()) {
+    check_prompt({flags.run.prompt, flags.run.prompt_source});
+    return {{{flags.run.prompt, flags.run.prompt_source}, flags.output, flags.report}};
+  }
+  std::vector<Job> jobs;
+  int number = 0, finished = 0;
+  for (Prompt& prompt : read_prompts(flags.prompts)) {
+    Job job{std::move(prompt), numbered(flags.output, number), ""};
+    if (!flags.report.empty()) job.report = numbered(flags.report, number);
+    ++number;
+    if (is_finished(job)) {
+      ++finished;
+    } else {
+      jobs.push_back(std::move(job));
+    }
+  }
+  if (finished > 0) {
+    std::fprintf(stderr,
+                 "calibatt: %d of %d videos are there already and are passed over (remove one to make it anew)\n",
+                 finished, number);
+  }
+  return jobs;
+}
+
+void check(const Flags& flags, const std::vector<Job>& jobs) {
+  check_prompt({flags.run.negative_prompt, "--negative-prompt"});
+  std::vector<Output> outputs;
+  for (const Job& job : jobs) {
+    outputs.push_back({OutputKind::kVideo, "-o", job.output});
+    outputs.push_back({OutputKind::kReport, "--report", job.report});
+  }
+  check_outputs(outputs,
+                {{"--model", flags.load.model_dir}, {"--plan", flags.run.plan_path}, {"--prompts", flags.prompts}});
+}
+
+void run_job(Pipeline& pipeline, const GenerateOptions& run, const Job& job, const ProgressCallback& progress) {
+  GenerateOptions options = run;
+  options.prompt = job.prompt.text;
+  options.prompt_source = job.prompt.source;
+  const Pipeline::Result result = pipeline.generate(options, progress);
+  write_or_keep(result.video, *result.report.options.fps, job.output);
+  if (!job.report.empty()) write_text_file(job.report, to_json(result.report));
+  print_summary(result.report, job.output);
+}
+
+/// One video after another; one that fails does not stop the others.
+void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vector<Job>& jobs, ProgressBar& bar) {
+  const size_t count = jobs.size();
+  const GenerateOptions resolved = pipeline.resolved(options);  // what no prompt could run with is said once
+  std::vector<Prompt> prompts;
+  for (const Job& job : jobs) prompts.push_back(job.prompt);
+  pipeline.check_prompts(prompts);
+  std::optional<ErrorKind> failed_with;
+  size_t failed = 0;
+  for (size_t i = 0; i < count; ++i) {
+    try {
+      run_job(pipeline, resolved, jobs[i], [&](const Progress& state) {
+        stop_if_interrupted(state, format(" of video %zu of %zu; the finished ones are kept, and the same command goes "
+                                          "on from there",
+                                          i + 1, count));
+        bar.update(state, (static_cast<double>(i) + state.overall) / static_cast<double>(count),
+                   format("video %zu of %zu", i + 1, count));
+      });
+      bar.finish();
+      std::fflush(stdout);
+    } catch (const Error& error) {
+      bar.finish();
+      std::fprintf(stderr, "calibatt: %s: %s\n", printable(jobs[i].output).c_str(), printable(error.what()).c_str());
+      ++failed;
+      if (!failed_with) failed_with = error.kind();
+    }
+  }
+  if (failed_with) {
+    throw Error(*failed_with, format("%zu of %zu videos were not made, for the reasons above; the same command tries "
+                                     "them again",
+                                     failed, count));
   }
 }
 
 void run(Flags& flags) {
-  check_video_output(flags.output);
-  if (!flags.report.empty()) check_output(flags.report);
-  GenerateOptions options = flags.run;
-  options.on_mismatch = flags.on_mismatch == "dense"  ? OnMismatch::kDense
-                        : flags.on_mismatch == "warn" ? OnMismatch::kWarn
-                                                      : OnMismatch::kRefuse;
-
-  check_prompt({options.prompt, options.prompt_source});
-  check_prompt({options.negative_prompt, "--negative-prompt"});
+  flags.run.on_mismatch = flags.on_mismatch == "dense"  ? OnMismatch::kDense
+                          : flags.on_mismatch == "warn" ? OnMismatch::kWarn
+                                                        : OnMismatch::kRefuse;
+  const std::vector<Job> jobs = jobs_of(flags);
+  check(flags, jobs);
+  if (jobs.empty()) return;
+  ModelOnDisk::open(flags.load.model_dir).resolved(flags.run);  // a size that cannot be is said before the loading
   watch_for_interrupts();
   ProgressBar bar("generate");
   const ProgressCallback progress = [&bar](const Progress& state) {
     stop_if_interrupted(state, "; nothing was written");
-    bar.update(state.stage, state.overall);
+    bar.update(state);
   };
   flags.load.progress = progress;
   const auto pipeline = Pipeline::load(flags.load);
-  const Pipeline::Result result = pipeline->generate(options, progress);
-  bar.finish();
-  write_video(result.video, *result.report.options.fps, flags.output);
-  if (!flags.report.empty()) write_text_file(flags.report, to_json(result.report));
-  print_summary(result.report, flags.output);
+  if (!flags.prompts.empty()) return run_jobs(*pipeline, flags.run, jobs, bar);
+  run_job(*pipeline, flags.run, jobs[0], progress);
 }
 
 }  // namespace
@@ -90,7 +191,16 @@ void add_generate(CLI::App& app) {
   CLI::App* command = app.add_subcommand("generate", "Make a video from a prompt, dense or with a plan");
   const auto flags = std::make_shared<Flags>();
   add_model_flags(*command, flags->load);
-  command->add_option("-p,--prompt", flags->run.prompt, "What the video should show; may be empty")->required();
+  CLI::Option* prompt =
+      command->add_option("-p,--prompt", flags->run.prompt, "What the video should show; may be empty")
+          ->type_name("TEXT");
+  CLI::Option* prompts =
+      command
+          ->add_option("--prompts", flags->prompts,
+                       "Text file with one prompt a line (# begins a comment): a video of each, by names with numbers "
+                       "(-o v.mp4: v_0000.mp4, …); those that are there already are passed over")
+          ->type_name("FILE")
+          ->excludes(prompt);
   add_run_flags(*command, flags->run);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
@@ -103,7 +213,13 @@ void add_generate(CLI::App& app) {
   command->add_option("-o,--output", flags->output, "Video file: .mp4, .webm, .webp, or .png for numbered frames")
       ->required();
   command->add_option("--report", flags->report, "Write everything about the run to this JSON file");
-  command->callback([flags] { run(*flags); });
+  command->callback([flags, prompt, prompts] {
+    if (prompt->empty() && prompts->empty()) {
+      throw Error(ErrorKind::kUsage,
+                  "say what the video should show: --prompt TEXT, or --prompts FILE for many videos");
+    }
+    run(*flags);
+  });
 }
 
 }  // namespace calibatt::cli

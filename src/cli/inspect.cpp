@@ -1,8 +1,12 @@
 #include <cstdio>
+#include <limits>
 #include <memory>
 
+#include "calibatt/output.h"
 #include "calibatt/plan.h"
 #include "commands.h"
+#include "options.h"
+#include "text.h"
 
 namespace calibatt::cli {
 
@@ -20,7 +24,15 @@ void add_inspect(CLI::App& app) {
           ->add_option("--head-png", flags->head_png,
                        "Write a picture of one head's kept blocks (rows: query blocks, columns: key blocks)")
           ->type_name("FILE");
-  command->add_option("--site", flags->site, "Which head --head-png draws: its step, layer and number, from 0")
+  command
+      ->add_option_function<std::vector<std::string>>(
+          "--site",
+          [flags](const std::vector<std::string>& numbers) {
+            for (size_t i = 0; i < 3; ++i) {
+              flags->site[i] = static_cast<int>(whole_number("--site", numbers[i], 0, std::numeric_limits<int>::max()));
+            }
+          },
+          "Which head --head-png draws: its step, layer and number, from 0")
       ->type_name("STEP LAYER HEAD")
       ->expected(3)
       ->default_str("0 0 0")
@@ -30,9 +42,10 @@ void add_inspect(CLI::App& app) {
                    "Write a picture of the density (share of attention that is computed) of every step and layer")
       ->type_name("FILE");
   command->callback([flags] {
-    if (!flags->head_png.empty()) check_output(flags->head_png, {".png"});
-    if (!flags->density_png.empty()) check_output(flags->density_png, {".png"});
-    std::fputs(describe_plan(flags->plan).c_str(), stdout);
+    check_outputs({{OutputKind::kPicture, "--head-png", flags->head_png},
+                   {OutputKind::kPicture, "--density-png", flags->density_png}},
+                  {{"plan", flags->plan}});
+    std::fputs(printable(describe_plan(flags->plan), size_t{1} << 20).c_str(), stdout);
     if (!flags->head_png.empty()) {
       write_head_picture(flags->plan, flags->site[0], flags->site[1], flags->site[2], flags->head_png);
     }

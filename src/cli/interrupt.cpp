@@ -5,7 +5,7 @@
 #include <csignal>
 #include <string_view>
 
-#include "commands.h"
+#include "text.h"
 
 namespace calibatt::cli {
 namespace {
@@ -24,6 +24,7 @@ std::string how_far(const Progress& progress) {
   const std::string& stage = progress.stage;
   if (stage == "load") return "while loading the model";
   if (stage == "check") return "while checking the model's weights";
+  if (stage == "compile") return "while compiling the plan";
   if (stage == "text") return "while encoding the text";
   if (stage == "save") return "while saving the measurements";
   if (stage == "compile") return "while compiling the plan";

@@ -1,6 +1,8 @@
 #include <cstdio>
 #include <memory>
 
+#include "calibatt/calibrate.h"
+#include "calibatt/output.h"
 #include "commands.h"
 
 namespace calibatt::cli {
@@ -17,6 +19,7 @@ void add_merge(CLI::App& app) {
       ->required()
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->callback([flags] {
+    check_outputs({{OutputKind::kFolder, "-o", flags->output}}, {});
     const MergeSummary summary = merge_profiles(flags->folders, flags->output);
     std::printf("%s: %d prompts (%d linked, %d copied); compile with calibatt calibrate … --profile %s -o PLAN\n",
                 flags->output.c_str(), summary.prompts, summary.linked, summary.prompts - summary.linked,

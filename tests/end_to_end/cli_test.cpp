@@ -89,7 +89,7 @@ TEST_F(Cli, CompareReportsAndRefusesOtherSizes) {
 
 TEST_F(Cli, UsageErrors) {
   const std::string output = " -o " + folder_.file("x.mp4");
-  expect_failure("generate --no-such-flag", 2, "--help");
+  expect_failure("generate --no-such-flag", 2, "see calibatt generate --help");
   expect_failure("", 2, "see calibatt --help");
   expect_failure("compare a.mp4", 2, "see calibatt compare --help");
   expect_failure("inspect plan.safetensors --site 0 0 0", 2, "--head-png (see calibatt inspect --help)");
@@ -102,14 +102,14 @@ TEST_F(Cli, UsageErrors) {
   expect_failure("generate" + kSmall + "-p a --backend cpu --dtype fp16" + output, 2, "bf16");
   expect_failure("generate" + kSmall + "-p a --backend cpu --offload" + output, 2, "--offload");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.file("x.avi"), 2, ".webm");
-  expect_failure("generate" + kSmall + "-p a -o " + folder_.path.string(), 2, "");
+  expect_failure("generate" + kSmall + "-p a -o " + folder_.path.string(), 2, "must end in one of");
 }
 
 TEST_F(Cli, MissingAndUnreadableFiles) {
   const std::string output = " -o " + folder_.file("x.mp4");
   expect_failure("generate --model " + folder_.file("nothing") + " -p a" + output, 3, "no such folder");
   expect_failure("generate --model " + folder_.path.string() + " -p a" + output, 3, "model_index.json");
-  expect_failure("generate" + kSmall + "-p a -o " + folder_.file("no/folder/x.mp4"), 3, "create it first");
+  expect_failure("generate" + kSmall + "-p a -o " + folder_.file("no/folder/x.mp4"), 6, "create the folder first");
   expect_failure("generate" + kSmall + "-p a --plan " + folder_.file("no.safetensors") + output, 3, "no.safetensors");
   write_file(folder_.file("text.safetensors"), "this is no plan at all, only text");
   expect_failure("generate" + kSmall + "-p a --plan " + folder_.file("text.safetensors") + output, 4,

@@ -16,13 +16,25 @@
 
 namespace calibatt::test {
 
-CommandResult run_calibatt(const std::string& arguments) {
-  std::FILE* pipe = popen((std::string(CALIBATT_BINARY) + " " + arguments + " 2>&1").c_str(), "r");
+CommandResult run_calibatt(const std::string& arguments, const std::string& before) {
+  return run_while(arguments, before, "", [] {});
+}
+
+CommandResult run_while(const std::string& arguments, const std::string& before, const std::string& text,
+                        const std::function<void()>& action) {
+  // The shell's own redirections in `arguments` come before ours, which is for what they leave.
+  std::FILE* pipe = popen(("{ " + before + CALIBATT_BINARY + " " + arguments + "\n} 2>&1").c_str(), "r");
   if (pipe == nullptr) throw std::runtime_error("popen failed");
   CommandResult result;
+  bool acted = text.empty();
   std::array<char, 4096> buffer;
-  while (const size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe))
-    result.output.append(buffer.data(), count);
+  ssize_t count = 0;
+  while ((count = read(fileno(pipe), buffer.data(), buffer.size())) > 0) {
+    result.output.append(buffer.data(), static_cast<size_t>(count));
+    if (acted || result.output.find(text) == std::string::npos) continue;
+    acted = true;
+    action();
+  }
   const int status = pclose(pipe);
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   return result;

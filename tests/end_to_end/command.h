@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 
 namespace calibatt::test {
@@ -10,8 +11,8 @@ struct CommandResult {
   std::string output;  ///< stdout and stderr together
 };
 
-/// Runs `calibatt ARGUMENTS` through the shell.
-CommandResult run_calibatt(const std::string& arguments);
+/// Runs `BEFORE calibatt ARGUMENTS` through the shell.
+CommandResult run_calibatt(const std::string& arguments, const std::string& before = "");
 
 /// Starts it, and kills it with SIGKILL as soon as `file` exists. Returns false when it ended before that.
 bool kill_calibatt_once(const std::string& arguments, const std::filesystem::path& file);
@@ -19,6 +20,10 @@ bool kill_calibatt_once(const std::string& arguments, const std::filesystem::pat
 /// Starts it, sends `signal` as soon as its output contains `text` (`times` times, a tenth of a second apart), and
 /// waits for its end.
 CommandResult interrupt_calibatt(const std::string& arguments, const std::string& text, int signal, int times = 1);
+
+/// Runs `BEFORE calibatt ARGUMENTS` and calls `action` once, as soon as the output contains `text`.
+CommandResult run_while(const std::string& arguments, const std::string& before, const std::string& text,
+                        const std::function<void()>& action);
 
 /// A folder that is there while the object lives.
 class TemporaryFolder {

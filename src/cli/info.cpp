@@ -1,0 +1,49 @@
+#include <cstdio>
+#include <memory>
+
+#include "calibatt/pipeline.h"
+#include "commands.h"
+#include "options.h"
+
+namespace calibatt::cli {
+namespace {
+
+double gigabytes(uint64_t bytes) {
+  return static_cast<double>(bytes) * 1e-9;
+}
+
+void print_info(const ModelOnDisk& model, const LoadOptions& load, const GenerateOptions& options) {
+  const ModelInfo& info = model.info();
+  const GenerateOptions run = model.resolved(options);
+  std::printf("%s: %s, %d layers of %d heads; prompts of up to %d tokens\n", printable(info.name).c_str(),
+              printable(info.kind).c_str(), info.num_layers, info.num_heads, info.max_prompt_tokens);
+  std::printf("what a run does here where no flag says otherwise:\n");
+  std::printf("  --width %d --height %d (multiples of %d and %d)\n", *run.width, *run.height, info.width_multiple,
+              info.height_multiple);
+  std::printf("  --video-frames %d (%dk+1) --fps %g\n", *run.video_frames, info.frames_multiple, *run.fps);
+  std::printf("  --steps %d --cfg-scale %g --flow-shift %g --scheduler %s --sigmas %s\n", *run.steps, *run.cfg_scale,
+              *run.flow_shift, run.scheduler->c_str(), run.sigmas->c_str());
+  const MemoryEstimate memory = model.memory(run, load.precision);
+  std::printf(
+      "memory for such a video: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
+      "the frames take %.2f GB of host memory\n",
+      gigabytes(memory.peak()), gigabytes(memory.weights), gigabytes(memory.activations), gigabytes(memory.autoencoder),
+      gigabytes(memory.video));
+}
+
+}  // namespace
+
+void add_info(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("info", "Show a model's defaults, the sizes it can do, and the memory they take");
+  struct Flags {
+    LoadOptions load;
+    GenerateOptions run;
+  };
+  const auto flags = std::make_shared<Flags>();
+  add_model_flags(*command, flags->load);
+  add_run_flags(*command, flags->run);
+  command->callback([flags] { print_info(ModelOnDisk::open(flags->load.model_dir), flags->load, flags->run); });
+}
+
+}  // namespace calibatt::cli

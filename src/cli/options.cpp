@@ -1,0 +1,128 @@
+#include "options.h"
+
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include "calibatt/error.h"
+
+namespace calibatt::cli {
+namespace {
+
+constexpr int kMaxInt = std::numeric_limits<int>::max();
+
+[[noreturn]] void refuse(const std::string& flag, const std::string& text, const std::string& what) {
+  throw Error(ErrorKind::kUsage, flag + " " + shown(text) + ": " + what);
+}
+
+bool has_leading_zero(const std::string& text) {
+  const size_t first = text.starts_with('-') ? 1 : 0;
+  return text.size() > first + 1 && text[first] == '0';
+}
+
+Precision precision_of(const std::string& name) {
+  if (name == "f32" || name == "fp32") return Precision::kF32;
+  if (name == "f16" || name == "fp16") return Precision::kF16;
+  return name == "bf16" ? Precision::kBF16 : Precision::kAuto;
+}
+
+uint64_t drawn_seed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+// As other programs have it: −1 takes any seed. Which one is in the summary and the report.
+uint64_t seed_of(const std::string& text, bool random) {
+  if (text == "-1" && random) return drawn_seed();
+  uint64_t seed = 0;
+  const char *begin = text.data(), *end = begin + text.size();
+  const auto [rest, failed] = std::from_chars(begin, end, seed);
+  if (failed != std::errc() || rest != end || has_leading_zero(text)) {
+    refuse("--seed", text,
+           "must be a whole number from 0 to 18446744073709551615" +
+               std::string(random ? ", or -1 for a random one" : ""));
+  }
+  return seed;
+}
+
+}  // namespace
+
+int64_t whole_number(const std::string& flag, const std::string& text, int64_t min, int64_t max) {
+  int64_t value = 0;
+  const char *begin = text.data(), *end = begin + text.size();
+  const auto [rest, failed] = std::from_chars(begin, end, value);
+  if (failed == std::errc() && rest == end && !has_leading_zero(text) && value >= min && value <= max) return value;
+  refuse(flag, text,
+         "must be a whole number" +
+             (max >= kMaxInt ? format(" from %lld", static_cast<long long>(min))
+                             : format(" from %lld to %lld", static_cast<long long>(min), static_cast<long long>(max))));
+}
+
+double real_number(const std::string& flag, const std::string& text, double min, double max) {
+  double value = 0;
+  const char *begin = text.data(), *end = begin + text.size();
+  const auto [rest, failed] = std::from_chars(begin, end, value);
+  if (failed == std::errc() && rest == end && std::isfinite(value) && value >= min && value <= max) return value;
+  const bool bounded = std::abs(min) < 1e9 && std::abs(max) < 1e9;
+  refuse(flag, text, "must be a number" + (bounded ? format(" from %g to %g", min, max) : ""));
+}
+
+void add_model_flags(CLI::App& command, LoadOptions& load) {
+  command
+      .add_option("-m,--model", load.model_dir,
+                  "Model folder in the diffusers layout (with model_index.json), or Wan-AI's own")
+      ->type_name("FOLDER")
+      ->required();
+  command
+      .add_option_function<std::string>(
+          "--dtype", [&load](const std::string& name) { load.precision = precision_of(name); },
+          "Arithmetic: bf16, fp16 (on a GPU), fp32, or auto (bf16 where the hardware has it)")
+      ->check(CLI::IsMember({"auto", "bf16", "fp32", "f32", "fp16", "f16"}).description("auto|bf16|fp16|fp32"))
+      ->default_str("auto");
+  add_whole_number(command, "-t,--threads", load.threads, 0, 4096, "Threads; 0: all processors")->default_str("0");
+  command
+      .add_option("--backend", load.backend,
+                  "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
+      ->type_name("NAME")
+      ->capture_default_str();
+  add_whole_number(command, "--device", load.device, 0, 1024, "Index of the GPU, as CUDA counts them")
+      ->default_str("0");
+  command.add_flag("--offload", load.offload,
+                   "Keep the transformer's blocks in host memory and stream them to the GPU: 14B on 24 GB cards");
+  load.warn = [](const std::string& message) {
+    std::fprintf(stderr, "calibatt: warning: %s\n", printable(message).c_str());
+  };
+}
+
+void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed) {
+  command.add_option("-n,--negative-prompt", run.negative_prompt, "What the video should not show")->type_name("TEXT");
+  command
+      .add_option_function<std::string>(
+          "-s,--seed", [&run, random_seed](const std::string& text) { run.seed = seed_of(text, random_seed); },
+          std::string("Seed of the initial noise (the same noise as torch's CPU generator)") +
+              (random_seed ? "; -1: a random one" : ""))
+      ->type_name("NUMBER")
+      ->default_str("0");
+  add_whole_number(command, "--steps", run.steps, 1, 1000, "Denoising steps [the model's default]");
+  add_real_number(command, "--cfg-scale", run.cfg_scale, 0, 1000,
+                  "Classifier-free guidance; 1 turns it off [the model's default]");
+  add_real_number(command, "--flow-shift", run.flow_shift, 1e-3, 1000,
+                  "Shift of the noise schedule [the model's default]");
+  add_whole_number(command, "-W,--width", run.width, 1, kMaxInt,
+                   "Width in pixels, a multiple of 16 [the model's default]");
+  add_whole_number(command, "-H,--height", run.height, 1, kMaxInt,
+                   "Height in pixels, a multiple of 16 [the model's default]");
+  add_whole_number(command, "--video-frames", run.video_frames, 1, kMaxInt,
+                   "Frames, 4k+1 (for example 17, 49, 81) [the model's default]");
+  add_real_number(command, "--fps", run.fps, 0.1, 1000, "Frames per second of the video file [the model's default]");
+  command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
+      ->check(CLI::IsMember({"unipc", "euler"}));
+  command
+      .add_option("--sigmas", run.sigmas,
+                  "How noise levels are spaced: as diffusers does it, or as Wan-AI's original script [by the model's "
+                  "layout]")
+      ->check(CLI::IsMember({"diffusers", "original"}));
+}
+
+}  // namespace calibatt::cli

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "calibatt/pipeline.h"
+#include "text.h"
+
+namespace calibatt::cli {
+
+/// Flags that every command which runs a model shares.
+void add_model_flags(CLI::App& command, LoadOptions& load);
+void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true);
+
+/// A whole number of the command line: decimal digits, with a sign where `min` is below 0, without leading zeros (which
+/// elsewhere make a number octal). Throws Error(kUsage) beginning with `flag` and the value.
+int64_t whole_number(const std::string& flag, const std::string& text, int64_t min, int64_t max);
+/// Any finite number from `min` to `max`.
+double real_number(const std::string& flag, const std::string& text, double min, double max);
+
+/// A flag whose value is such a number, stored in an int or a std::optional<int>.
+template <class Value>
+CLI::Option* add_whole_number(CLI::App& command, const std::string& flags, Value& value, int min, int max,
+                              const std::string& description) {
+  const std::string flag = flags.substr(flags.rfind(',') + 1);
+  return command
+      .add_option_function<std::string>(
+          flags,
+          [&value, flag, min, max](const std::string& text) {
+            value = static_cast<int>(whole_number(flag, text, min, max));
+          },
+          description)
+      ->type_name("NUMBER");
+}
+
+/// The same for a double or a std::optional<double>.
+template <class Value>
+CLI::Option* add_real_number(CLI::App& command, const std::string& flags, Value& value, double min, double max,
+                             const std::string& description) {
+  const std::string flag = flags.substr(flags.rfind(',') + 1);
+  return command
+      .add_option_function<std::string>(
+          flags, [&value, flag, min, max](const std::string& text) { value = real_number(flag, text, min, max); },
+          description)
+      ->type_name("NUMBER");
+}
+
+}  // namespace calibatt::cli

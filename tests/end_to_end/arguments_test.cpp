@@ -1,0 +1,173 @@
+// What is typed: mistakes name the nearest, flags of other programs are understood, numbers mean what they say.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "command.h"
+
+namespace calibatt::test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class Arguments : public ::testing::Test {
+ protected:
+  void expect_usage(const std::string& arguments, const std::string& message) {
+    const CommandResult result = run_calibatt(arguments);
+    EXPECT_EQ(result.exit_code, 2) << arguments << "\n" << result.output;
+    EXPECT_THAT(result.output, HasSubstr(message)) << arguments;
+    EXPECT_EQ(result.output.find('\n'), result.output.size() - 1) << "one line: " << result.output;
+    EXPECT_LT(result.output.size(), 500U) << result.output;
+  }
+  std::string report() { return read_file(folder_.file("r.json")); }
+
+  TemporaryFolder folder_;
+  const std::string output_ = " -o " + folder_.file("v.mp4") + " --report " + folder_.file("r.json") + " ";
+};
+
+TEST_F(Arguments, MistypedOnesNameTheNearest) {
+  expect_usage("generat", "did you mean calibatt generate?");
+  expect_usage("brnch", "did you mean calibatt bench?");
+  expect_usage("frobnicate", "the commands are generate, calibrate");
+  expect_usage("--prompt a", "a command comes before its flags");
+  expect_usage("generate" + kSmall + "-p a --stpes 3" + output_, "--stpes; did you mean --steps?");
+  expect_usage("generate" + kSmall + "-p a --hieght 64" + output_, "did you mean --height?");
+  expect_usage("generate -m x -p a --density .3" + output_, "--density is a flag of calibatt calibrate");
+  expect_usage("generate -m x -p a --qqqqqqqqqq" + output_, "there is no flag --qqqqqqqqqq");
+  expect_usage("generate -m x -p a cat" + output_, "\"cat\" was not expected there; put text with blanks in quotes");
+  expect_usage("generate -m x" + output_, "--prompt TEXT, or --prompts FILE");
+  expect_usage("generate -p a" + output_, "--model is required");
+}
+
+TEST_F(Arguments, EmptyValuesAreNoValues) {
+  expect_usage("generate" + kSmall + "-p a --plan ''" + output_, "--plan is empty");
+  expect_usage("generate" + kSmall + "-p a --plan=" + output_, "--plan is empty");
+  expect_usage("generate" + kSmall + "-p a --seed ''" + output_, "--seed is empty");
+  expect_usage("generate" + kSmall + "-p a --report '' -o " + folder_.file("v.mp4"), "--report is empty");
+  expect_usage("generate" + kSmall + "-p a --plan --steps 2" + output_, "--plan needs a value, but --steps follows");
+  expect_usage("generate" + kSmall + "-p a -o", "-o needs a value");
+  expect_usage("compare '' b.mp4", "is empty");
+}
+
+TEST_F(Arguments, NumbersMeanWhatTheySay) {
+  for (const std::string value : {"2.5", "010", "0x10", "3e1", "two", "0", "1001", "99999999999999999999"}) {
+    expect_usage("generate" + kSmall + "-p a --steps " + value + output_,
+                 "--steps " + value + ": must be a whole number");
+  }
+  for (const std::string value : {"18446744073709551616", "-5", "007", "0x7", "1.0", "' 7'", "seven"}) {
+    expect_usage("generate" + kSmall + "-p a --seed " + value + output_, "must be a whole number from 0 to");
+  }
+  for (const std::string value : {"nan", "inf", "-1", "1,5", "5x"}) {
+    expect_usage("generate" + kSmall + "-p a --cfg-scale " + value + output_,
+                 "--cfg-scale " + value + ": must be a number");
+  }
+  expect_usage("generate" + kSmall + "-p a --steps " + std::string(100'000, '9') + output_, "must be a whole number");
+  expect_usage("generate" + kSmall + "-p a --" + std::string(100'000, 'x') + " 1" + output_, "there is no flag");
+  expect_usage("generate" + kSmall + "-p a --'\x1b[31m'" + output_, "\\x1b[31m");
+}
+
+TEST_F(Arguments, MinusOneIsAnySeedAndIsSaid) {
+  const std::string command = "generate" + kSmall + "-p a --steps 1 --seed -1" + output_;
+  const CommandResult first = run_calibatt(command);
+  ASSERT_EQ(first.exit_code, 0) << first.output;
+  const auto seed = nlohmann::json::parse(report())["seed"].get<uint64_t>();
+  EXPECT_THAT(first.output, HasSubstr("seed " + std::to_string(seed)));
+  ASSERT_EQ(run_calibatt(command).exit_code, 0);
+  EXPECT_NE(nlohmann::json::parse(report())["seed"].get<uint64_t>(), seed);
+  ASSERT_EQ(run_calibatt("generate" + kSmall + "-p a --steps 1 -s 18446744073709551615" + output_).exit_code, 0);
+  EXPECT_EQ(nlohmann::json::parse(report())["seed"].get<uint64_t>(), UINT64_MAX);
+  expect_usage("calibrate" + kSmall + "--seed -1 --prompts x -o p.safetensors", "--seed -1: must be");
+}
+
+TEST_F(Arguments, FlagsOfOtherProgramsAreUnderstood) {
+  const CommandResult result = run_calibatt(
+      "generate --task t2v-1.3B --size 64*48 --ckpt_dir " + kModel +
+      " --sample_steps 2 --sample_shift 4 --sample_guide_scale 3.5 --frame_num 5 --base_seed 9 --offload_model False "
+      "--negative_prompt blur --backend cpu --threads 2 --prompt 'a red circle' --save_file=" +
+      folder_.file("v.mp4") + " --report " + folder_.file("r.json"));
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_THAT(result.output, AllOf(HasSubstr("--sample_steps is --steps here"), HasSubstr("--size is -W 64 -H 48"),
+                                   HasSubstr("--negative_prompt is --negative-prompt here")));
+  const auto run = nlohmann::json::parse(report());
+  EXPECT_EQ(run["width"], 64);
+  EXPECT_EQ(run["height"], 48);
+  EXPECT_EQ(run["steps"], 2);
+  EXPECT_EQ(run["flow_shift"], 4);
+  EXPECT_EQ(run["cfg_scale"], 3.5);
+  EXPECT_EQ(run["video_frames"], 5);
+  EXPECT_EQ(run["seed"], 9);
+  EXPECT_EQ(run["negative_prompt"], "blur");
+  const CommandResult diffusers = run_calibatt("generate --model " + kModel +
+                                               " --num_inference_steps 1 --guidance_scale 1 --num-frames 5 --height 48 "
+                                               "--width 64 --prompt a --backend cpu" +
+                                               output_);
+  EXPECT_EQ(diffusers.exit_code, 0) << diffusers.output;
+
+  expect_usage("generate --task i2v-14B -p a" + output_, "from text only");
+  expect_usage("generate --size 832 -p a" + output_, "-W WIDTH -H HEIGHT");
+  expect_usage("generate --ulysses_size 8 -p a" + output_, "one GPU");
+  expect_usage("compare --sample_steps 3 a b", "there is no flag --sample_steps");
+}
+
+TEST_F(Arguments, DefaultsThatDoNotFitASizeAreNoFaultOfTheUsers) {
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  // Four rows of tokens: fewer than the anchor rows that a frame has by default.
+  const std::string command = "calibrate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " +
+                              folder_.file("p.safetensors") + " --block-q 8 --block-k 8 --token-order tiles:2x2x2 ";
+  const CommandResult by_default = run_calibatt(command);
+  EXPECT_EQ(by_default.exit_code, 0) << by_default.output;
+  const CommandResult asked = run_calibatt(command + "--profile " + folder_.file("other") + " --anchors 5");
+  EXPECT_EQ(asked.exit_code, 2) << asked.output;
+  EXPECT_THAT(asked.output, HasSubstr("--anchors 5: must be between 1 and the 4 rows"));
+}
+
+TEST_F(Arguments, BenchRunsEveryPromptOrSaysSo) {
+  std::string prompts;
+  for (int i = 0; i < 3; ++i) prompts += "a red circle\n";
+  write_file(folder_.file("prompts.txt"), prompts);
+  const std::string tiles = "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --density 0.5 ";
+  ASSERT_EQ(run_calibatt("calibrate" + kSmall + tiles + "--prompts " + folder_.file("prompts.txt") + " -o " +
+                         folder_.file("p.safetensors"))
+                .exit_code,
+            0);
+  const std::string bench = "bench" + kSmall + "--plan " + folder_.file("p.safetensors") + " --prompts " +
+                            folder_.file("prompts.txt") + " -o " + folder_.file("out");
+  const CommandResult all = run_calibatt(bench);
+  ASSERT_EQ(all.exit_code, 0) << all.output;
+  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("out/report.json")))["prompts"].size(), 3U);
+  EXPECT_THAT(all.output, Not(HasSubstr("prompts are run")));
+  const CommandResult some = run_calibatt(bench + " --max-prompts 1");
+  ASSERT_EQ(some.exit_code, 0) << some.output;
+  EXPECT_THAT(some.output, HasSubstr("1 of 3 prompts are run (--max-prompts)"));
+}
+
+TEST_F(Arguments, UnreadableInputsAreNotUnwrittenOutputs) {
+  EXPECT_EQ(run_calibatt("inspect " + folder_.path.string()).exit_code, 4);
+  EXPECT_EQ(run_calibatt("compare /dev/null /dev/null").exit_code, 4);
+  EXPECT_EQ(run_calibatt("generate" + kSmall + "-p a --plan " + folder_.path.string() + output_).exit_code, 4);
+}
+
+TEST_F(Arguments, InfoTellsDefaultsAndMemory) {
+  const CommandResult info = run_calibatt("info -m " + kModel);
+  ASSERT_EQ(info.exit_code, 0) << info.output;
+  EXPECT_THAT(info.output, AllOf(HasSubstr("--width 256 --height 256 (multiples of 16 and 16)"),
+                                 HasSubstr("--video-frames 65 (4k+1)"), HasSubstr("--steps "), HasSubstr("GB")));
+  EXPECT_EQ(run_calibatt("info -m " + kModel + " -W 100").exit_code, 2);
+  EXPECT_EQ(run_calibatt("info -m " + folder_.file("none")).exit_code, 3);
+}
+
+TEST_F(Arguments, HelpTeaches) {
+  const CommandResult nothing = run_calibatt("");
+  EXPECT_EQ(nothing.exit_code, 2);
+  EXPECT_THAT(nothing.output, AllOf(HasSubstr("calibatt generate"), HasSubstr("calibatt calibrate")));
+  const CommandResult help = run_calibatt("generate --help");
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_THAT(help.output, AllOf(HasSubstr("multiple of 16"), HasSubstr("# begins a comment"), HasSubstr("--prompts")));
+}
+
+}  // namespace
+}  // namespace calibatt::test

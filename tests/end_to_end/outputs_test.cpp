@@ -1,0 +1,167 @@
+// Outputs: nothing is destroyed, what cannot be written is said before the run, and nothing that took long is lost.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+
+#include "calibatt/video.h"
+#include "command.h"
+
+namespace calibatt::test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+using ::testing::Not;
+namespace fs = std::filesystem;
+
+class Outputs : public ::testing::Test {
+ protected:
+  std::string generate(const std::string& more) const { return "generate" + kSmall + "-p 'a red circle' " + more; }
+
+  /// Refused before the model is loaded, and no file of the folder has changed.
+  void expect_refusal(const std::string& arguments, int exit_code, const std::string& message) {
+    const auto before = contents();
+    const CommandResult result = run_calibatt(arguments);
+    EXPECT_EQ(result.exit_code, exit_code) << arguments << "\n" << result.output;
+    EXPECT_THAT(result.output, AllOf(HasSubstr(message), Not(HasSubstr("%  ")))) << arguments;
+    EXPECT_EQ(contents(), before) << arguments;
+  }
+  std::map<std::string, std::string> contents() const {
+    std::map<std::string, std::string> files;
+    for (const auto& entry : fs::recursive_directory_iterator(folder_.path)) {
+      files[entry.path().string()] = entry.is_regular_file() ? read_file(entry.path().string()) : "";
+    }
+    return files;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Outputs, NothingThatIsReadOrWrittenOtherwiseIsOverwritten) {
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  fs::copy(kModel, folder_.path / "model", fs::copy_options::recursive);
+  const std::string model = folder_.file("model"), video = folder_.file("v.mp4"), prompts = folder_.file("prompts.txt");
+  const std::string calibrate = "calibrate --model " + model + " --prompts " + prompts + " -o ";
+  expect_refusal(generate("-o " + video + " --report " + video), 2, "are one file");
+  expect_refusal(generate("-o " + video + " --report " + prompts), 2, "no JSON report");
+  expect_refusal(calibrate + model + "/transformer/diffusion_pytorch_model.safetensors", 2, "would overwrite");
+  expect_refusal(calibrate + folder_.file("p.safetensors") + " --report " + model + "/transformer/config.json", 2,
+                 "would overwrite");
+  expect_refusal(calibrate + folder_.file("p.safetensors") + " --profile " + prompts, 6, "is not a folder");
+  write_file(folder_.file("plan.json"), "{}");
+  expect_refusal(
+      generate("-o " + video + " --plan " + folder_.file("plan.json") + " --report " + folder_.file("plan.json")), 2,
+      "would overwrite");
+  write_file(folder_.file("r.json"), "{}");
+  expect_refusal("bench" + kSmall + "--prompts " + prompts + " --plan " + folder_.file("plan.json") +
+                     " --calibration-report none.json -o " + folder_.file("bench"),
+                 3, "none.json");
+  write_video({1, 16, 16, std::vector<uint8_t>(768)}, 16, folder_.file("a.mp4"));
+  write_video({1, 16, 16, std::vector<uint8_t>(768)}, 16, folder_.file("b.mp4"));
+  expect_refusal(
+      "compare " + folder_.file("a.mp4") + " " + folder_.file("b.mp4") + " --side-by-side " + folder_.file("a.mp4"), 2,
+      "would overwrite");
+  expect_refusal("inspect " + folder_.file("plan.json") + " --head-png " + folder_.file("x.png") + " --density-png " +
+                     folder_.file("x.png"),
+                 2, "are one file");
+}
+
+TEST_F(Outputs, WhatCannotBeWrittenIsSaidBeforeTheRun) {
+  expect_refusal(generate("-o " + folder_.file("y%s.png")), 2, "%05d");
+  expect_refusal(generate("-o " + folder_.file(std::string(300, 'y') + ".mp4")), 6, "too long");
+  expect_refusal(generate("-o " + folder_.file("v.mp4") + " --report " + folder_.file("no/r.json")), 6,
+                 "create the folder first");
+}
+
+TEST_F(Outputs, DevicesAndFifosGetTheBytes) {
+  const CommandResult standard =
+      run_calibatt(generate("-o " + folder_.file("v.MP4") + " --report /dev/stdout") + " 2>/dev/null");
+  ASSERT_EQ(standard.exit_code, 0) << standard.output;
+  EXPECT_THAT(standard.output, AllOf(HasSubstr("\"seed\": 0"), HasSubstr("v.MP4")));
+  ASSERT_EQ(mkfifo(folder_.file("fifo").c_str(), 0600), 0);
+  const CommandResult piped =
+      run_calibatt(generate("-o " + folder_.file("v.mp4") + " --report " + folder_.file("fifo")) +
+                   " >/dev/null 2>&1 & cat " + folder_.file("fifo") + "; wait");
+  EXPECT_TRUE(nlohmann::json::accept(piped.output)) << piped.output;
+  EXPECT_TRUE(fs::is_fifo(folder_.file("fifo")));
+  EXPECT_EQ(run_calibatt(generate("-o " + folder_.file("v.mp4") + " --report /dev/null")).exit_code, 0);
+  EXPECT_TRUE(fs::is_character_file("/dev/null"));
+}
+
+TEST_F(Outputs, FullStandardOutputIsAnError) {
+  write_video({1, 16, 16, std::vector<uint8_t>(768)}, 16, folder_.file("a.mp4"));
+  const CommandResult result =
+      run_calibatt("compare " + folder_.file("a.mp4") + " " + folder_.file("a.mp4") + " 2>&1 >/dev/full");
+  EXPECT_EQ(result.exit_code, 6);
+  EXPECT_THAT(result.output, HasSubstr("standard output: cannot be written"));
+}
+
+TEST_F(Outputs, FramesAreKeptWhereTheVideoCannotBeWritten) {
+  ASSERT_EQ(run_calibatt(generate("-o " + folder_.file("whole.mp4"))).exit_code, 0);
+  fs::create_directory(folder_.file("place"));
+  // No file may be larger than 4 KiB: the video's is, and so are its frames beside it; then the limit is none of
+  // theirs.
+  const CommandResult result = run_calibatt(generate("-o " + folder_.file("place/v.mp4")), "ulimit -f 4; ");
+  EXPECT_EQ(result.exit_code, 6) << result.output;
+  EXPECT_THAT(result.output, HasSubstr(folder_.file("place/v.mp4") + ": cannot be written: File too large"));
+  EXPECT_TRUE(fs::is_empty(folder_.file("place")));
+
+  // The folder is gone at the end: the frames are in the folder for temporary files.
+  const std::string temporary = folder_.file("tmp");
+  fs::create_directory(temporary);
+  const CommandResult kept =
+      run_while(generate("--steps 60 -o " + folder_.file("place/v.mp4")), "TMPDIR=" + temporary + " ", "denoise",
+                [&] { fs::remove_all(folder_.file("place")); });
+  EXPECT_EQ(kept.exit_code, 6) << kept.output;
+  EXPECT_THAT(kept.output, HasSubstr("the frames are kept in " + temporary + "/v.frames.safetensors"));
+  const CommandResult encoded =
+      run_calibatt("encode " + temporary + "/v.frames.safetensors -o " + folder_.file("late.png"));
+  ASSERT_EQ(encoded.exit_code, 0) << encoded.output;
+  ASSERT_EQ(run_calibatt(generate("--steps 60 -o " + folder_.file("direct.png"))).exit_code, 0);
+  EXPECT_EQ(read_video(folder_.file("late.png")).rgb, read_video(folder_.file("direct.png")).rgb);
+}
+
+TEST_F(Outputs, NumberedFramesAreNamedAsTheyAre) {
+  const CommandResult result = run_calibatt(generate("-o " + folder_.file("f.png")));
+  EXPECT_THAT(result.output, HasSubstr(folder_.file("f_00000.png") + " … " + folder_.file("f_00008.png")));
+  EXPECT_TRUE(fs::exists(folder_.file("f_00008.png")));
+}
+
+TEST_F(Outputs, ManyVideosOfOneFile) {
+  write_file(folder_.file("prompts.txt"), "# three\na red circle\na blue square\na green star\n");
+  const std::string many = "generate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " +
+                           folder_.file("v.mp4") + " --report " + folder_.file("r.json");
+  // The second one's place cannot be written to; the others are made all the same.
+  fs::create_directory(folder_.file("v_0001.mp4"));
+  expect_refusal(many, 6, "v_0001.mp4");
+  fs::remove(folder_.file("v_0001.mp4"));
+  write_file(folder_.file("v_0001.mp4"), "");  // there already: passed over
+  const CommandResult first = run_calibatt(many);
+  ASSERT_EQ(first.exit_code, 0) << first.output;
+  EXPECT_THAT(first.output, HasSubstr("1 of 3 videos are there already"));
+  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("r_0002.json")))["prompt"], "a green star");
+  EXPECT_EQ(read_file(folder_.file("v_0001.mp4")), "");
+
+  const std::string before = read_file(folder_.file("v_0000.mp4"));
+  fs::remove(folder_.file("v_0001.mp4"));
+  ASSERT_EQ(run_calibatt(many).exit_code, 0);
+  EXPECT_EQ(read_video(folder_.file("v_0001.mp4")).frames, 9);
+  ASSERT_EQ(run_calibatt("generate" + kSmall + "-p 'a red circle' -o " + folder_.file("one.mp4")).exit_code, 0);
+  EXPECT_EQ(read_file(folder_.file("one.mp4")), before) << "the same video as by itself";
+}
+
+TEST_F(Outputs, OneVideoThatFailsDoesNotStopTheOthers) {
+  write_file(folder_.file("prompts.txt"), "a red circle\na blue square\n");
+  const CommandResult result = run_while(
+      "generate" + kSmall + "--steps 40 --prompts " + folder_.file("prompts.txt") + " -o " + folder_.file("v.mp4"),
+      "TMPDIR=" + folder_.path.string() + " ", "denoise", [&] { fs::create_directory(folder_.file("v_0000.mp4")); });
+  EXPECT_EQ(result.exit_code, 6) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("1 of 2 videos were not made"));
+  EXPECT_EQ(read_video(folder_.file("v_0001.mp4")).frames, 9);
+}
+
+}  // namespace
+}  // namespace calibatt::test
