@@ -145,12 +145,14 @@ TEST_F(Outputs, ManyVideosOfOneFile) {
   EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("r_0002.json")))["prompt"], "a green star");
   EXPECT_EQ(read_file(folder_.file("v_0001.mp4")), "");
 
-  const std::string before = read_file(folder_.file("v_0000.mp4"));
   fs::remove(folder_.file("v_0001.mp4"));
   ASSERT_EQ(run_calibatt(many).exit_code, 0);
   EXPECT_EQ(read_video(folder_.file("v_0001.mp4")).frames, 9);
-  ASSERT_EQ(run_calibatt("generate" + kSmall + "-p 'a red circle' -o " + folder_.file("one.mp4")).exit_code, 0);
-  EXPECT_EQ(read_file(folder_.file("one.mp4")), before) << "the same video as by itself";
+  // The same videos as by themselves. (The encoder of .mp4 files is free to differ in a few bytes.)
+  const std::string prompts = "generate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o ";
+  ASSERT_EQ(run_calibatt(prompts + folder_.file("many.png")).exit_code, 0);
+  ASSERT_EQ(run_calibatt("generate" + kSmall + "-p 'a blue square' -o " + folder_.file("one.png")).exit_code, 0);
+  EXPECT_EQ(read_video(folder_.file("one.png")).rgb, read_video(folder_.file("many_0001.png")).rgb);
 }
 
 TEST_F(Outputs, OneVideoThatFailsDoesNotStopTheOthers) {
