@@ -113,18 +113,6 @@ TEST_F(Arguments, FlagsOfOtherProgramsAreUnderstood) {
   expect_usage("compare --sample_steps 3 a b", "there is no flag --sample_steps");
 }
 
-TEST_F(Arguments, DefaultsThatDoNotFitASizeAreNoFaultOfTheUsers) {
-  write_file(folder_.file("prompts.txt"), "a red circle\n");
-  // Four rows of tokens: fewer than the anchor rows that a frame has by default.
-  const std::string command = "calibrate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " +
-                              folder_.file("p.safetensors") + " --block-q 8 --block-k 8 --token-order tiles:2x2x2 ";
-  const CommandResult by_default = run_calibatt(command);
-  EXPECT_EQ(by_default.exit_code, 0) << by_default.output;
-  const CommandResult asked = run_calibatt(command + "--profile " + folder_.file("other") + " --anchors 5");
-  EXPECT_EQ(asked.exit_code, 2) << asked.output;
-  EXPECT_THAT(asked.output, HasSubstr("--anchors 5: must be between 1 and the 4 rows"));
-}
-
 TEST_F(Arguments, BenchRunsEveryPromptOrSaysSo) {
   std::string prompts;
   for (int i = 0; i < 3; ++i) prompts += "a red circle\n";
