@@ -148,8 +148,8 @@ endfunction()
 # `cmake --install`: the program, the library, its public headers, and what find_package(calibatt) reads.
 function(calibatt_install)
   set(package ${CMAKE_INSTALL_LIBDIR}/cmake/calibatt)
-  install(TARGETS calibatt libcalibatt EXPORT calibatt_targets
-    RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(TARGETS calibatt RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(TARGETS libcalibatt EXPORT calibatt_targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/calibatt DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
   install(EXPORT calibatt_targets NAMESPACE calibatt:: FILE calibattConfig.cmake DESTINATION ${package})
   include(CMakePackageConfigHelpers)

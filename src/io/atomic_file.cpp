@@ -85,6 +85,15 @@ void AtomicFile::open_hidden() {
   }
 }
 
+// The kernel says EFAULT where the bytes lie in a mapped file that is gone: looking at them says which.
+void AtomicFile::fail_to_write(int code, const void* data) const {
+  if (code == EFAULT) {
+    [[maybe_unused]] const char looked_at = *static_cast<const volatile char*>(data);
+    require_mapped_files();
+  }
+  throw_write_error(path_, code);
+}
+
 void AtomicFile::write(const void* data, size_t size_bytes) {
   CALIBATT_ASSERT(descriptor_ >= 0);
   const char* position = static_cast<const char*>(data);
@@ -92,7 +101,7 @@ void AtomicFile::write(const void* data, size_t size_bytes) {
     const ssize_t written = ::write(descriptor_, position, size_bytes);
     if (written < 0) {
       if (errno == EINTR) continue;
-      throw_write_error(path_, errno);
+      fail_to_write(errno, position);
     }
     position += written;
     size_bytes -= static_cast<size_t>(written);
@@ -106,7 +115,7 @@ void AtomicFile::write_at(uint64_t offset, const void* data, size_t size_bytes) 
     const ssize_t written = pwrite(descriptor_, position, size_bytes, static_cast<off_t>(offset));
     if (written < 0) {
       if (errno == EINTR) continue;
-      throw_write_error(path_, errno);
+      fail_to_write(errno, position);
     }
     position += written;
     offset += static_cast<uint64_t>(written);

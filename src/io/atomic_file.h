@@ -45,6 +45,7 @@ class AtomicFile {
   void give_hidden_name();
   void copy_to(int descriptor);
   void copy_to_stream();
+  [[noreturn]] void fail_to_write(int code, const void* data) const;
 
   std::string path_;  // as the user gave it, for messages
   OutputTarget target_;

@@ -98,26 +98,30 @@ Safetensors::Entry parse_entry(const std::string& path, const json& header, cons
   return entry;
 }
 
+/// A torn file of the right kind is refused for what is wrong with it, another one for what it is.
+[[noreturn]] void refuse_framing(const std::string& path, std::span<const unsigned char> bytes,
+                                 const std::string& reason) {
+  const bool begins_well = bytes.size() > kLengthBytes && bytes[kLengthBytes] == '{';
+  const std::string found = begins_well ? "" : recognise_bytes(bytes);
+  if (!found.empty()) throw Error(ErrorKind::kFormat, path + ": " + found);
+  refuse(path, reason);
+}
+
 }  // namespace
 
 void Safetensors::add_file(const std::string& path) {
   auto mapped = MappedFile::open(path);
   const std::span<const unsigned char> bytes = mapped->bytes();
-  const auto refuse_framing = [&](const std::string& reason) {
-    if (const std::string found = recognise_bytes(bytes); !found.empty()) {
-      throw Error(ErrorKind::kFormat, path + ": " + found);
-    }
-    refuse(path, reason);
-  };
-  if (bytes.size() < kLengthBytes) refuse_framing("only " + std::to_string(bytes.size()) + " bytes");
+  if (bytes.size() < kLengthBytes) refuse_framing(path, bytes, "only " + std::to_string(bytes.size()) + " bytes");
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
   if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - kLengthBytes) {
-    refuse_framing("the header is said to have " + std::to_string(header_bytes) + " bytes in a file of " +
-                   std::to_string(bytes.size()));
+    refuse_framing(path, bytes,
+                   "the header is said to have " + std::to_string(header_bytes) + " bytes in a file of " +
+                       std::to_string(bytes.size()));
   }
   const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes);
-  if (!header.starts_with('{')) refuse_framing("the header does not begin with \"{\"");
+  if (!header.starts_with('{')) refuse_framing(path, bytes, "the header does not begin with \"{\"");
   const json root = parse_json(header, path);
   if (!root.is_object()) refuse(path, "the header is not a JSON object");
 
