@@ -18,7 +18,6 @@ LONGER_BEFORE = {
     "src/models/wan/vae_config.cpp", "src/models/weights_test.cpp", "src/pipeline/calibrate.cpp", "src/plan/describe.cpp", "src/plan/picture.cpp",
     "src/calibrate/profile/level_profile_test.cpp", "tests/conformance/attention_cases.cpp",
 }
-CHECK_DOCS = "--docs" in sys.argv[1:]
 
 
 def listed(*patterns):
@@ -59,10 +58,10 @@ def main():
                 breaches.append(f"{path}:{line}: a function of {length} lines, at most {MAX_FUNCTION}")
         breaches += [f"{path}:{number}: #include by a path that goes around the floors" for number, line in enumerate(lines, 1)
                      if re.match(r'\s*#include "(\.\./|src/)', line)]
-    for path in listed("*.md") if CHECK_DOCS else []:
+    for path in listed("*.md"):
         with open(path, encoding="utf-8") as file:
             breaches += [f"{path}:{number}: {len(line)} columns, at most {MAX_DOC_COLUMNS}" for number, line in enumerate(file.read().splitlines(), 1)
-                         if len(line) > MAX_DOC_COLUMNS]
+                         if len(line) > MAX_DOC_COLUMNS and not line.lstrip().startswith("|")]  # a row of a table cannot be wrapped
     print("\n".join(breaches) or "sizes: all within bounds")
     sys.exit(1 if breaches else 0)
 

@@ -1,6 +1,6 @@
 """README's C++ example, built against an installed calibatt and run on the shipped model.
 
-Usage: consumer_test.py CMAKE SOURCE_DIR BUILD_DIR. Installs BUILD_DIR into a temporary prefix, takes the example from README.md, makes its video
+Usage: consumer_test.py CMAKE SOURCE_DIR BUILD_DIR. Installs BUILD_DIR into a temporary prefix, takes the example from docs/cpp_api.md, makes its video
 small (that is all that is changed), and builds it as a project of its own that finds calibatt with find_package.
 """
 import os
@@ -21,16 +21,16 @@ def run(*command, **options):
 
 
 def example():
-    with open(os.path.join(source, "README.md"), encoding="utf-8") as readme:
-        blocks = re.findall(r"^```cpp\n(.*?)^```", readme.read(), re.M | re.S)
+    with open(os.path.join(source, "docs/cpp_api.md"), encoding="utf-8") as page:
+        blocks = re.findall(r"^```cpp\n(.*?)^```", page.read(), re.M | re.S)
     code = [block for block in blocks if "#include <calibatt/pipeline.h>" in block]
     if len(code) != 1:
-        sys.exit(f"README.md: {len(code)} C++ examples with #include <calibatt/pipeline.h> where one is expected")
+        sys.exit(f"docs/cpp_api.md: {len(code)} C++ examples with #include <calibatt/pipeline.h> where one is expected")
     lines = code[0].splitlines()
     small, found = re.subn(r'\.plan_path = "[^"]*"', ".steps = 2, .width = 64, .height = 64, .video_frames = 5",
                            "\n".join(line for line in lines if not line.startswith("#include")))
     if found != 1:
-        sys.exit("README.md: the C++ example names no .plan_path, where this test puts a small size")
+        sys.exit("docs/cpp_api.md: the C++ example names no .plan_path, where this test puts a small size")
     includes = "\n".join(line for line in lines if line.startswith("#include"))
     return f"{includes}\n\nint main() {{\n{small}\n}}\n"
 
