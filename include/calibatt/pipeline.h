@@ -53,9 +53,14 @@ struct GenerateOptions {
   std::optional<int> video_frames;   ///< 4k + 1
   std::optional<double> fps;
   std::optional<std::string> scheduler;  ///< "unipc" or "euler"; default: the model folder's
-  std::optional<std::string> sigmas;     ///< how noise levels are spaced: "diffusers", or "original" as Wan-AI's script
-                                         ///< does it; default: that of the folder's layout
-  std::string plan_path;                 ///< empty: dense
+  std::optional<std::string> sigmas;     ///< how noise levels are spaced: "diffusers"; "original" as Wan-AI's script
+                                         ///< does it; "even" from 1 to 0; "list": see below. Default: that of the
+                                         ///< folder's layout, and "even" for euler, which diffusers shifts twice
+  /// The steps themselves, as few-step models are made for; at most one of the two is given. Timesteps: before the
+  /// shift, strictly falling from at most 1000 to above 0. Noise levels: as the model sees them, from at most 1; they
+  /// are not shifted, and flow_shift is 1.
+  std::vector<double> timesteps, noise_levels;
+  std::string plan_path;  ///< empty: dense
   OnMismatch on_mismatch = OnMismatch::kRefuse;
 };
 
@@ -87,6 +92,7 @@ struct RunReport {
   StageSeconds seconds;
   double density = 1;                            ///< computed query-key pairs of self-attention over all pairs
   std::vector<std::vector<double>> density_map;  ///< [step][layer]
+  std::vector<double> noise_levels;              ///< of each step
   int64_t attention_calls = 0, dense_fallback_calls = 0;
   std::string fallback_reason;   ///< why dense_fallback_calls > 0
   std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ

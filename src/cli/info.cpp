@@ -21,8 +21,10 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
   std::printf("  --width %d --height %d (multiples of %d and %d)\n", *run.width, *run.height, info.width_multiple,
               info.height_multiple);
   std::printf("  --video-frames %d (%dk+1) --fps %g\n", *run.video_frames, info.frames_multiple, *run.fps);
-  std::printf("  --steps %d --cfg-scale %g --flow-shift %g --scheduler %s --sigmas %s\n", *run.steps, *run.cfg_scale,
-              *run.flow_shift, run.scheduler->c_str(), run.sigmas->c_str());
+  const bool listed = !run.timesteps.empty() || !run.noise_levels.empty();
+  std::printf("  --steps %d --cfg-scale %g --flow-shift %g --scheduler %s%s\n", *run.steps, *run.cfg_scale,
+              *run.flow_shift, run.scheduler->c_str(),
+              listed ? ", steps as listed" : (" --sigmas " + *run.sigmas).c_str());
   const MemoryEstimate memory = model.memory(run, load.precision);
   std::printf(
       "memory for such a video: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "

@@ -21,6 +21,7 @@ constexpr KnownFlag kKnown[] = {
     {"--guide_scale", kRenamed, "--cfg-scale"},
     {"--cfg", kRenamed, "--cfg-scale"},
     {"--sample_solver", kRenamed, "--scheduler"},
+    {"--denoising_step_list", kRenamed, "--timesteps"},
     {"--frame_num", kRenamed, "--video-frames"},
     {"--num_frames", kRenamed, "--video-frames"},
     {"--frames", kRenamed, "--video-frames"},

@@ -1,9 +1,12 @@
 #include "options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <random>
+#include <string_view>
+#include <vector>
 
 #include "calibatt/error.h"
 
@@ -44,6 +47,25 @@ uint64_t seed_of(const std::string& text, bool random) {
                std::string(random ? ", or -1 for a random one" : ""));
   }
   return seed;
+}
+
+// In brackets or not. A 0 at the end is where every walk ends, and no step.
+std::vector<double> listed_steps(const std::string& flag, const std::string& text, double max) {
+  std::string_view list = text;
+  if (list.size() > 1 && list.front() == '[' && list.back() == ']') list = list.substr(1, list.size() - 2);
+  std::vector<double> values;
+  while (true) {
+    const size_t comma = std::min(list.find(','), list.size());
+    std::string_view item = list.substr(0, comma);
+    while (item.starts_with(' ')) item.remove_prefix(1);
+    while (item.ends_with(' ')) item.remove_suffix(1);
+    values.push_back(real_number(flag, std::string(item), 0, max));
+    if (comma == list.size()) break;
+    list.remove_prefix(comma + 1);
+  }
+  if (values.back() == 0) values.pop_back();
+  if (values.empty()) refuse(flag, text, "lists no step");
+  return values;
 }
 
 }  // namespace
@@ -119,10 +141,23 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed) {
   command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
       ->check(CLI::IsMember({"unipc", "euler"}));
   command
-      .add_option("--sigmas", run.sigmas,
-                  "How noise levels are spaced: as diffusers does it, or as Wan-AI's original script [by the model's "
-                  "layout]")
-      ->check(CLI::IsMember({"diffusers", "original"}));
+      .add_option_function<std::string>(
+          "--sigmas",
+          [&run](const std::string& text) {
+            if (text.find_first_of("0123456789") == std::string::npos) {
+              run.sigmas = text;
+              return;
+            }
+            run.noise_levels = listed_steps("--sigmas", text, 1);
+          },
+          "Noise levels: diffusers, original (Wan-AI's script) or even, how they are spaced [by the model's layout; "
+          "euler: even]; or the levels themselves, not shifted: 1,0.94,0.83,0.63")
+      ->type_name("NAME|LIST");
+  command
+      .add_option_function<std::string>(
+          "--timesteps", [&run](const std::string& text) { run.timesteps = listed_steps("--timesteps", text, 1000); },
+          "The steps themselves, before the shift, as few-step models are made for: 1000,750,500,250")
+      ->type_name("LIST");
 }
 
 }  // namespace calibatt::cli

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <string>
 
 #include "base/error.h"
@@ -57,24 +58,80 @@ VideoSize video_size(const GenerateOptions& options) {
   return {*options.video_frames, *options.height, *options.width};
 }
 
+namespace {
+
+constexpr double kTrainTimesteps = 1000;
+constexpr const char* kList = "list";  // options.sigmas where the levels themselves are given
+
+/// The levels that were given, before they are shifted; empty: they follow from the number of steps.
+std::vector<double> given_levels(const GenerateOptions& options) {
+  std::vector<double> levels = options.noise_levels;
+  for (const double timestep : options.timesteps) levels.push_back(timestep / kTrainTimesteps);
+  return levels;
+}
+
+/// Checks a list of steps, and what else says how many there are and where.
+void check_given_levels(const GenerateOptions& options) {
+  const bool by_timestep = !options.timesteps.empty(), by_level = !options.noise_levels.empty();
+  if (!by_timestep && !by_level) {
+    if (options.sigmas == kList)
+      throw Error(ErrorKind::kUsage, "--sigmas list: give the levels, as in 1,0.75,0.5,0.25");
+    return;
+  }
+  const std::string flag = by_timestep ? "--timesteps" : "--sigmas";
+  const auto usage = [&](const std::string& what) { return Error(ErrorKind::kUsage, flag + ": " + what); };
+  if (by_timestep && (by_level || (options.sigmas && options.sigmas != kList))) {
+    throw usage("says where each step is, and so does --sigmas; leave one of them out");
+  }
+  const std::vector<double>& values = by_timestep ? options.timesteps : options.noise_levels;
+  const double most = by_timestep ? kTrainTimesteps : 1;
+  const auto number = [](double value) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%g", value);
+    return std::string(text.data());
+  };
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i] > 0 && values[i] <= most && (i == 0 || values[i] < values[i - 1])) continue;
+    throw usage(number(values[i]) + " cannot be step " + std::to_string(i + 1) + ": give numbers that fall from " +
+                number(most) + " at most, all above 0");
+  }
+  if (options.steps && *options.steps != static_cast<int>(values.size())) {
+    throw usage("lists " + std::to_string(values.size()) + " steps, and --steps says " +
+                std::to_string(*options.steps) + "; leave --steps out");
+  }
+  if (by_level && options.flow_shift && *options.flow_shift != 1) {
+    throw usage("gives the noise levels as the model sees them, and --flow-shift " + number(*options.flow_shift) +
+                " would shift them; leave it out, or give --timesteps, which are shifted");
+  }
+}
+
+}  // namespace
+
 GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescription& model) {
   const ModelDefaults& defaults = model.defaults;
   GenerateOptions result = options;
-  result.steps = options.steps.value_or(defaults.steps);
+  const std::vector<double> levels = given_levels(options);
+  result.steps = levels.empty() ? options.steps.value_or(defaults.steps) : static_cast<int>(levels.size());
   result.cfg_scale = options.cfg_scale.value_or(defaults.cfg_scale);
-  result.flow_shift = options.flow_shift.value_or(model.scheduler.flow_shift);
+  result.flow_shift = options.flow_shift.value_or(options.noise_levels.empty() ? model.scheduler.flow_shift : 1);
   result.width = options.width.value_or(defaults.width);
   result.height = options.height.value_or(defaults.height);
   result.video_frames = options.video_frames.value_or(defaults.video_frames);
   result.fps = options.fps.value_or(defaults.fps);
   result.scheduler = options.scheduler.value_or(std::string(scheduler_kind_name(model.scheduler.kind)));
-  result.sigmas = options.sigmas.value_or(std::string(spacing_name(model.scheduler.spacing)));
+  const SchedulerConfig::Kind kind = parse_scheduler_kind(*result.scheduler);
+  result.sigmas =
+      levels.empty()
+          ? options.sigmas.value_or(std::string(spacing_name(default_spacing(model.scheduler.spacing, kind))))
+          : kList;
   return result;
 }
 
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model) {
+  check_given_levels(options);
   GenerateOptions result = with_defaults(options, model);
-  if (!model.scheduler.refusal.empty() && (!options.scheduler || !options.flow_shift)) {
+  const bool shift_is_known = options.flow_shift || !options.noise_levels.empty();
+  if (!model.scheduler.refusal.empty() && !(options.scheduler && shift_is_known)) {
     throw Error(ErrorKind::kFormat,
                 model.scheduler.refusal +
                     "; or choose another one with --scheduler and --flow-shift, which the model was "
@@ -97,8 +154,7 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   require_finite("--cfg-scale", *result.cfg_scale, 0, 1000);
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);
-  parse_scheduler_kind(*result.scheduler);  // throws
-  parse_spacing(*result.sigmas);            // throws
+  if (*result.sigmas != kList) parse_spacing(*result.sigmas);  // throws
   return result;
 }
 
@@ -115,9 +171,14 @@ std::string memory_warning(const GenerateOptions& options, const MemoryEstimate&
 
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {
   SchedulerConfig config = model.scheduler;
-  config.spacing = parse_spacing(*options.sigmas);
+  const std::vector<double> levels = given_levels(options);
+  if (levels.empty()) config.spacing = parse_spacing(*options.sigmas);
   auto scheduler = Scheduler::make(config, parse_scheduler_kind(*options.scheduler));
-  scheduler->set_timesteps(*options.steps, *options.flow_shift);
+  if (levels.empty()) {
+    scheduler->set_timesteps(*options.steps, *options.flow_shift);
+  } else {
+    scheduler->set_levels(levels, *options.flow_shift);
+  }
   return scheduler;
 }
 

@@ -85,5 +85,53 @@ TEST(Options, TheCommandLineOverridesASchedulerThatCannotBeRun) {
   EXPECT_EQ(scheduler->flow_shift(), 5);
 }
 
+TEST(Options, EulerIsShiftedOnceUnlessDiffusersIsAskedFor) {
+  ModelDescription model;
+  GenerateOptions options;
+  options.scheduler = "euler";
+  EXPECT_EQ(resolve_options(options, model).sigmas, "even");
+  options.sigmas = "diffusers";
+  EXPECT_EQ(resolve_options(options, model).sigmas, "diffusers");
+}
+
+TEST(Options, ListedStepsSayHowManyThereAreAndWhere) {
+  ModelDescription model;
+  model.scheduler.flow_shift = 3;
+  GenerateOptions options;
+  options.scheduler = "euler";
+  options.timesteps = {1000, 750, 500, 250};
+  options.flow_shift = 5;
+  const auto levels_of = [&](const GenerateOptions& given) {
+    const GenerateOptions resolved = resolve_options(resolve_options(given, model), model);  // whoever resolves twice
+    EXPECT_EQ(resolved.steps, 4);
+    EXPECT_EQ(resolved.sigmas, "list");
+    const std::vector<float> sigmas = make_scheduler(resolved, model)->sigmas();
+    return std::vector<double>(sigmas.begin(), sigmas.end());
+  };
+  using testing::DoubleNear;
+  const auto shifted_by_5 = testing::ElementsAre(1.0, .9375, DoubleNear(.8333333, 1e-6), .625, 0.0);
+  EXPECT_THAT(levels_of(options), shifted_by_5);
+  GenerateOptions as_they_are;
+  as_they_are.scheduler = "euler";
+  as_they_are.noise_levels = {1, .9375, .8333333, .625};
+  EXPECT_THAT(levels_of(as_they_are), shifted_by_5);
+
+  GenerateOptions wrong = options;
+  wrong.steps = 20;
+  EXPECT_THAT(refusal(wrong, model), AllOf(HasSubstr("lists 4 steps"), HasSubstr("--steps says 20")));
+  wrong = options;
+  wrong.sigmas = "original";
+  EXPECT_THAT(refusal(wrong, model), HasSubstr("so does --sigmas"));
+  wrong = as_they_are;
+  wrong.flow_shift = 5;
+  EXPECT_THAT(refusal(wrong, model), AllOf(HasSubstr("--flow-shift 5 would shift them"), HasSubstr("--timesteps")));
+  wrong = options;
+  wrong.timesteps = {1000, 500, 500};
+  EXPECT_THAT(refusal(wrong, model), HasSubstr("--timesteps: 500 cannot be step 3"));
+  wrong = {};
+  wrong.sigmas = "list";
+  EXPECT_THAT(refusal(wrong, model), HasSubstr("give the levels"));
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -48,6 +48,7 @@ std::string to_json(const RunReport& report) {
                        {"fps", *options.fps},
                        {"scheduler", *options.scheduler},
                        {"sigmas", *options.sigmas},
+                       {"noise_levels", report.noise_levels},
                        {"plan", options.plan_path.empty() ? json(nullptr) : json(options.plan_path)},
                        {"seconds",
                         {{"text", seconds.text},

@@ -43,6 +43,7 @@ std::string precision_name(DType dtype, const Backend& backend) {
 Runner::Runner(const LoadOptions& options) : threads_(options.threads), warn_(options.warn) {
   begin_job();
   files_ = open_model(options.model_dir);  // what is wrong with it is said first
+  warn(files_->description().scheduler.warning);
   add_device_backends();
   backend_ = make_backend(options.backend, options.device);
   if (options.offload && backend_->in_host_memory()) {
@@ -126,6 +127,9 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.attention_kernel = backend_->attention_kernel(model_->dtype(), model().head_dim);
   report.threads = num_threads();
   report.num_layers = model().num_layers;
+  for (const StepSettings& step : steps_of(options, *make_scheduler(options, model()))) {
+    report.noise_levels.push_back(step.sigma);
+  }
   report.num_tokens = model().geometry(video_size(options)).num_tokens();
   return report;
 }

@@ -44,7 +44,7 @@ class Runner {
   Backend& backend() { return *backend_; }
   /// Tells the user of something odd that does no harm.
   void warn(const std::string& message) const {
-    if (warn_) warn_(message);
+    if (warn_ && !message.empty()) warn_(message);
   }
   /// To be called where a job begins: the threads of this pipeline are those of the process from here on.
   void begin_job() const;

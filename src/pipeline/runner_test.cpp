@@ -76,9 +76,9 @@ class RunnerTest : public testing::Test {
     options_.negative_prompt = "dog";
     options_.width = options_.height = 64;
     options_.video_frames = 5;
-    options_.steps = 2;
     options_.flow_shift = 1;
-    options_.scheduler = "euler";  // timesteps 1000 and 1
+    options_.scheduler = "euler";
+    options_.timesteps = {1000, 1};
     options_ = runner_->resolved(options_);
   }
   std::vector<std::string> log_;

@@ -10,7 +10,8 @@ class FlowEulerScheduler final : public Scheduler {
   explicit FlowEulerScheduler(SchedulerConfig config) : Scheduler(std::move(config)) {}
 
  private:
-  void make_sigmas(int num_steps) override;
+  double diffusers_sigma(int step, int num_steps) const override;
+  void begin(const std::vector<double>& sigmas) override;
   Tensor advance(const Tensor& model_output, const Tensor& sample) override;
 };
 

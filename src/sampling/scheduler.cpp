@@ -1,11 +1,13 @@
 #include "sampling/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "io/json_config.h"
+#include "io/mapped_tensors.h"
 #include "sampling/flow_euler.h"
 #include "sampling/unipc.h"
 
@@ -16,6 +18,27 @@ constexpr int kMaxSteps = 1000;
 
 void refuse_if_true(const JsonConfig& json, const char* key) {
   if (json.boolean(key, false)) json.fail(key, "true is not supported; set it to false");
+}
+
+/// Of both classes' settings: those that do nothing without what is refused above, and in runs by noise levels.
+constexpr std::array<std::string_view, 16> kWithoutEffect{
+    "beta_start",       "beta_end",           "beta_schedule",
+    "trained_betas",    "steps_offset",       "rescale_betas_zero_snr",
+    "sample_max_value", "sigma_min",          "dynamic_thresholding_ratio",
+    "sigma_max",        "base_shift",         "timestep_spacing",
+    "max_shift",        "base_image_seq_len", "time_shift_type",
+    "max_image_seq_len"};
+
+std::string warning_of_unread(const JsonConfig& json) {
+  std::string names;
+  for (const std::string& key : json.unread()) {
+    if (std::ranges::find(kWithoutEffect, key) == kWithoutEffect.end()) {
+      names += (names.empty() ? "" : ", ") + quoted_name(key);
+    }
+  }
+  if (names.empty()) return {};
+  return json.where() + ": settings that this version does not know are passed over: " + names +
+         "; if they change the steps of a run, its videos will differ";
 }
 
 }  // namespace
@@ -32,14 +55,30 @@ SchedulerConfig::Kind parse_scheduler_kind(const std::string& name) {
 }
 
 std::string_view spacing_name(SchedulerConfig::Spacing spacing) {
-  return spacing == SchedulerConfig::Spacing::kDiffusers ? "diffusers" : "original";
+  switch (spacing) {
+    case SchedulerConfig::Spacing::kDiffusers:
+      return "diffusers";
+    case SchedulerConfig::Spacing::kOriginal:
+      return "original";
+    case SchedulerConfig::Spacing::kEven:
+      return "even";
+  }
+  internal::assertion_failed("known spacing", __FILE__, __LINE__);
 }
 
 SchedulerConfig::Spacing parse_spacing(const std::string& name) {
-  for (const auto spacing : {SchedulerConfig::Spacing::kDiffusers, SchedulerConfig::Spacing::kOriginal}) {
+  using enum SchedulerConfig::Spacing;
+  for (const auto spacing : {kDiffusers, kOriginal, kEven}) {
     if (spacing_name(spacing) == name) return spacing;
   }
-  throw Error(ErrorKind::kUsage, "--sigmas \"" + name + "\": choose diffusers or original");
+  throw Error(
+      ErrorKind::kUsage,
+      "--sigmas \"" + name + "\": choose diffusers, original or even, or list the noise levels: 1,0.75,0.5,0.25");
+}
+
+SchedulerConfig::Spacing default_spacing(SchedulerConfig::Spacing of_layout, SchedulerConfig::Kind kind) {
+  const bool twice_shifted = kind == SchedulerConfig::Kind::kEuler && of_layout == SchedulerConfig::Spacing::kDiffusers;
+  return twice_shifted ? SchedulerConfig::Spacing::kEven : of_layout;
 }
 
 namespace {
@@ -85,9 +124,14 @@ SchedulerConfig config_of(const JsonConfig& json) {
     for (const int64_t step : json.integers("disable_corrector", {})) {
       config.disable_corrector.push_back(static_cast<int>(std::clamp<int64_t>(step, -1, kMaxSteps)));
     }
+  } else if (class_name == "LCMScheduler" || class_name == "FlowMatchLCMScheduler") {
+    json.fail("_class_name", class_name +
+                                 " adds fresh noise after each step, which this version does not do; few-step models "
+                                 "of Wan run with --scheduler euler --flow-shift 5 --timesteps 1000,750,500,250 "
+                                 "--cfg-scale 1");
   } else {
     json.fail("_class_name",
-              "expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler, found " + class_name);
+              "expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler, found " + quoted_name(class_name));
   }
   if (!(config.flow_shift > 0) || !std::isfinite(config.flow_shift)) {
     json.fail(config.kind == SchedulerConfig::Kind::kEuler ? "shift" : "flow_shift", "expected a positive number");
@@ -100,7 +144,9 @@ SchedulerConfig config_of(const JsonConfig& json) {
 SchedulerConfig load_scheduler_config(const std::string& path) {
   const JsonConfig json = JsonConfig::load(path);
   try {
-    return config_of(json);
+    SchedulerConfig config = config_of(json);
+    config.warning = warning_of_unread(json);
+    return config;
   } catch (const Error& error) {
     SchedulerConfig config;
     config.refusal = error.what();
@@ -114,27 +160,64 @@ std::unique_ptr<Scheduler> Scheduler::make(SchedulerConfig config, std::optional
   return std::make_unique<UniPCScheduler>(std::move(config));
 }
 
-void Scheduler::set_timesteps(int num_steps, std::optional<double> flow_shift) {
-  if (num_steps < 1 || num_steps > kMaxSteps) {
-    throw Error(ErrorKind::kUsage,
-                "steps: " + std::to_string(num_steps) + " is out of range; give 1 to " + std::to_string(kMaxSteps));
-  }
-  const double shift = flow_shift.value_or(config_.flow_shift);
-  if (!(shift > 0) || !std::isfinite(shift)) {
-    throw Error(ErrorKind::kUsage, "flow shift: " + std::to_string(shift) + " is not a positive number");
-  }
-  flow_shift_ = shift;
-  step_index_ = 0;
-  make_sigmas(num_steps);
-  CALIBATT_ASSERT(timesteps_.size() == static_cast<size_t>(num_steps) && sigmas_.size() == timesteps_.size() + 1);
+namespace {
+
+void require_steps(size_t num_steps) {
+  if (num_steps >= 1 && num_steps <= kMaxSteps) return;
+  throw Error(ErrorKind::kUsage,
+              "steps: " + std::to_string(num_steps) + " is out of range; give 1 to " + std::to_string(kMaxSteps));
 }
 
-double Scheduler::original_sigma(int step, int num_steps) const {
-  // In float32 once, as that script keeps its training levels; and in this order of operations, since UniPC's timesteps
-  // are cut to whole numbers.
-  const double first = static_cast<float>(1 - 1.0 / config_.num_train_timesteps);
-  const double stride = (0 - first) / num_steps;
-  return shifted(step * stride + first);
+}  // namespace
+
+void Scheduler::restart(double flow_shift) {
+  if (!(flow_shift > 0) || !std::isfinite(flow_shift)) {
+    throw Error(ErrorKind::kUsage, "flow shift: " + std::to_string(flow_shift) + " is not a positive number");
+  }
+  flow_shift_ = flow_shift;
+  step_index_ = 0;
+}
+
+void Scheduler::set_timesteps(int num_steps, std::optional<double> flow_shift) {
+  require_steps(static_cast<size_t>(std::max(num_steps, 0)));
+  restart(flow_shift.value_or(config_.flow_shift));
+  std::vector<double> sigmas;
+  for (int step = 0; step < num_steps; ++step) sigmas.push_back(spaced_sigma(step, num_steps));
+  begin(sigmas);
+  CALIBATT_ASSERT(timesteps_.size() == sigmas.size() && sigmas_.size() == timesteps_.size() + 1);
+}
+
+void Scheduler::set_levels(const std::vector<double>& levels, double flow_shift) {
+  require_steps(levels.size());
+  restart(flow_shift);
+  std::vector<double> sigmas;
+  double above = 0;
+  for (const double level : levels) {
+    if (!(level > 0 && level <= 1) || (!sigmas.empty() && level >= above)) {
+      throw Error(ErrorKind::kUsage,
+                  "noise levels: " + std::to_string(level) + " is not above 0, at most 1 and below the one before it");
+    }
+    above = level;
+    sigmas.push_back(shifted(level));
+  }
+  begin(sigmas);
+}
+
+double Scheduler::spaced_sigma(int step, int num_steps) const {
+  switch (config_.spacing) {
+    case SchedulerConfig::Spacing::kDiffusers:
+      return diffusers_sigma(step, num_steps);
+    case SchedulerConfig::Spacing::kOriginal: {
+      // In float32 once, as that script keeps its training levels; and in this order of operations, since UniPC's
+      // timesteps are cut to whole numbers.
+      const double first = static_cast<float>(1 - 1.0 / config_.num_train_timesteps);
+      const double stride = (0 - first) / num_steps;
+      return shifted(step * stride + first);
+    }
+    case SchedulerConfig::Spacing::kEven:
+      return shifted(1 - static_cast<double>(step) / num_steps);
+  }
+  internal::assertion_failed("known spacing", __FILE__, __LINE__);
 }
 
 Tensor Scheduler::step(const Tensor& model_output, const Tensor& sample) {

@@ -14,13 +14,16 @@ namespace calibatt {
 struct SchedulerConfig {
   enum class Kind { kUniPC, kEuler };
   Kind kind = Kind::kUniPC;
-  /// How the noise levels of a run are spaced, before the shift. diffusers: as its class of that name does. Original:
+  /// How the noise levels of a run are spaced, before the shift. diffusers: as its class of that name does (which for
+  /// Euler shifts the last level twice and spreads the others from there, huggingface/diffusers issue 13243). Original:
   /// as Wan-AI's own script does, evenly from the first training level below 1 to 0 (wan/utils/fm_solvers_unipc.py).
-  enum class Spacing { kDiffusers, kOriginal };
+  /// Even: evenly from 1 to 0. None is asked where the levels themselves are given (Scheduler::set_levels).
+  enum class Spacing { kDiffusers, kOriginal, kEven };
   Spacing spacing = Spacing::kDiffusers;
   /// Why the file's own scheduler cannot be run, in one line; empty: it can. Whoever names another scheduler and its
   /// shift runs that one all the same.
   std::string refusal;
+  std::string warning;  ///< one line about settings that this version does not know; empty: there are none
   int num_train_timesteps = 1000;
   double flow_shift = 1.0;  ///< "flow_shift" of UniPC, "shift" of Euler
 
@@ -35,13 +38,16 @@ struct SchedulerConfig {
 
 std::string_view scheduler_kind_name(SchedulerConfig::Kind kind);     ///< "unipc" or "euler"
 SchedulerConfig::Kind parse_scheduler_kind(const std::string& name);  ///< throws Error(kUsage)
-std::string_view spacing_name(SchedulerConfig::Spacing spacing);      ///< "diffusers" or "original"
+std::string_view spacing_name(SchedulerConfig::Spacing spacing);      ///< "diffusers", "original" or "even"
 SchedulerConfig::Spacing parse_spacing(const std::string& name);      ///< throws Error(kUsage)
+/// What a run takes where nobody says: the layout's, but for Euler, whose levels in diffusers are those of no model.
+SchedulerConfig::Spacing default_spacing(SchedulerConfig::Spacing of_layout, SchedulerConfig::Kind kind);
 
 /// Reads scheduler_config.json (diffusers' UniPCMultistepScheduler with flow prediction, or
 /// FlowMatchEulerDiscreteScheduler). What this file's classes do not do becomes the refusal: other classes, other kinds
-/// of prediction, dynamic shifting, Karras, exponential or beta noise levels, thresholding. Throws Error(kNotFound /
-/// kIo / kFormat) for a file that cannot be read or is no JSON object.
+/// of prediction, dynamic shifting, Karras, exponential or beta noise levels, thresholding. Settings that nobody here
+/// knows become the warning. Throws Error(kNotFound / kIo / kFormat) for a file that cannot be read or is no JSON
+/// object.
 SchedulerConfig load_scheduler_config(const std::string& path);
 
 /// Walks a sample from noise to data: x(σ) = (1 − σ)·data + σ·noise, σ falling from about 1 to 0; the model predicts
@@ -58,6 +64,9 @@ class Scheduler {
   /// Begins a new video. flow_shift: absent, the config's. Throws Error(kUsage) for 0 or more than 1,000 steps, or a
   /// shift that is not a positive number.
   void set_timesteps(int num_steps, std::optional<double> flow_shift = {});
+  /// The same with noise levels as somebody chose them, one of each step, strictly falling from at most 1 to above 0;
+  /// they are shifted, once (1: as they are).
+  void set_levels(const std::vector<double>& levels, double flow_shift);
 
   /// Takes the model's output at `timesteps()[step_index()]` and the sample that the model saw; gives the next sample.
   /// Both F32 on the host, of one shape. All num_steps() steps must be taken in order.
@@ -72,12 +81,18 @@ class Scheduler {
 
  protected:
   explicit Scheduler(SchedulerConfig config) : config_(std::move(config)) {}
-  virtual void make_sigmas(int num_steps) = 0;  ///< fills sigmas_ and timesteps_, and forgets the last video
-  /// Level `step` of `num_steps` in the original spacing, shifted.
-  double original_sigma(int step, int num_steps) const;
+  /// Level `step` of `num_steps` as diffusers' class of this method spaces them, shifted.
+  virtual double diffusers_sigma(int step, int num_steps) const = 0;
+  /// Begins a walk over these shifted levels: fills sigmas_ and timesteps_, and forgets the last video.
+  virtual void begin(const std::vector<double>& sigmas) = 0;
   double shifted(double sigma) const { return flow_shift_ * sigma / (1 + (flow_shift_ - 1) * sigma); }
   virtual Tensor advance(const Tensor& model_output, const Tensor& sample) = 0;
 
+ private:
+  double spaced_sigma(int step, int num_steps) const;
+  void restart(double flow_shift);
+
+ protected:
   SchedulerConfig config_;
   double flow_shift_ = 1.0;
   std::vector<float> sigmas_, timesteps_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -18,6 +19,7 @@ namespace {
 
 using testing::ElementsAreArray;
 using testing::HasSubstr;
+using testing::Not;
 
 const std::string kGolden = CALIBATT_GOLDEN_DIR;
 
@@ -71,6 +73,41 @@ TEST(Scheduler, FollowsDiffusers) {
   EXPECT_EQ(runs, 20 + 4 + 8 + 4 + 2 + 20);
 }
 
+// Steps that were listed, in a folder whose own levels are diffusers'.
+TEST(Scheduler, ListedStepsAreShiftedOnceAsDiffusersDoes) {
+  const auto golden = nlohmann::json::parse(std::ifstream(kGolden + "/scheduler/given_steps.json"), nullptr, false);
+  ASSERT_TRUE(golden.is_object() && golden["runs"].size() == 12);
+  const auto start = golden["first"].get<std::vector<float>>();
+  for (const auto& run : golden["runs"]) {
+    const std::string what = run["scheduler"].get<std::string>() + " " + run["name"].get<std::string>();
+    const auto scheduler = Scheduler::make({}, parse_scheduler_kind(run["scheduler"]));
+    scheduler->set_levels(run["levels"].get<std::vector<double>>(), run["shift"]);
+    const auto sigmas = run["sigmas"].get<std::vector<float>>(), timesteps = run["timesteps"].get<std::vector<float>>();
+    ASSERT_EQ(scheduler->sigmas().size(), sigmas.size()) << what;
+    for (size_t i = 0; i < sigmas.size(); ++i) EXPECT_FLOAT_EQ(scheduler->sigmas()[i], sigmas[i]) << what << i;
+    for (size_t i = 0; i < timesteps.size(); ++i) EXPECT_FLOAT_EQ(scheduler->timesteps()[i], timesteps[i]) << what << i;
+    Tensor sample(DType::kF32, {static_cast<int64_t>(start.size())}), last(DType::kF32, sample.shape());
+    std::ranges::copy(start, sample.f32());
+    std::ranges::copy(run["last"].get<std::vector<float>>(), last.f32());
+    for (const float timestep : scheduler->timesteps()) sample = scheduler->step(toy_model(sample, timestep), sample);
+    expect_close(sample, last, what);
+  }
+}
+
+// What distilled models are made for: 4 steps at shift 5. diffusers' own levels would be 1000, 910, 717 and 24.
+TEST(Scheduler, EvenLevelsAreShiftedOnce) {
+  using Config = SchedulerConfig;
+  Config config;
+  config.spacing = default_spacing(Config::Spacing::kDiffusers, Config::Kind::kEuler);
+  const auto scheduler = Scheduler::make(config, Config::Kind::kEuler);
+  scheduler->set_timesteps(4, 5.0);
+  const std::vector<float> expected{1000, 937.5f, 833.3333f, 625};
+  for (size_t i = 0; i < 4; ++i) EXPECT_FLOAT_EQ(scheduler->timesteps()[i], expected[i]);
+  EXPECT_EQ(default_spacing(Config::Spacing::kDiffusers, Config::Kind::kUniPC), Config::Spacing::kDiffusers);
+  EXPECT_EQ(default_spacing(Config::Spacing::kOriginal, Config::Kind::kEuler), Config::Spacing::kOriginal);
+  EXPECT_EQ(parse_spacing("even"), Config::Spacing::kEven);
+}
+
 TEST(Scheduler, ReachesTheDataWhenTheModelIsExact) {
   // A model that knows data and noise predicts noise − data everywhere on the straight path, and any solver arrives.
   for (const auto kind : {SchedulerConfig::Kind::kUniPC, SchedulerConfig::Kind::kEuler}) {
@@ -116,6 +153,10 @@ TEST(Scheduler, RefusesImpossibleRuns) {
   EXPECT_THROW(scheduler->set_timesteps(1001), Error);
   EXPECT_THROW(scheduler->set_timesteps(10, 0.0), Error);
   EXPECT_THROW(scheduler->set_timesteps(10, std::nan("")), Error);
+  for (const std::vector<double>& levels :
+       std::vector<std::vector<double>>{{}, {1.5}, {1, 1}, {.5, .6}, {1, 0}, {std::nan("")}}) {
+    EXPECT_THROW(scheduler->set_levels(levels, 1), Error);
+  }
   scheduler->set_timesteps(1);
   const Tensor sample = Tensor::zeros(DType::kF32, {2});
   scheduler->step(sample, sample);
@@ -136,7 +177,9 @@ TEST(SchedulerConfig, RefusesWhatItDoesNotDo) {
   const std::string unipc =
       R"("_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": true)";
   EXPECT_EQ(refusal("{" + unipc + "}"), "accepted");
-  EXPECT_THAT(refusal(R"({"_class_name": "DDIMScheduler"})"), HasSubstr("found DDIMScheduler"));
+  EXPECT_THAT(refusal(R"({"_class_name": "DDIMScheduler"})"), HasSubstr("found \"DDIMScheduler\""));
+  EXPECT_THAT(refusal(R"({"_class_name": "LCMScheduler"})"),
+              testing::AllOf(HasSubstr("LCMScheduler adds fresh noise"), HasSubstr("--timesteps 1000,750,500,250")));
   EXPECT_THAT(refusal(R"({"_class_name": "UniPCMultistepScheduler"})"), HasSubstr("flow_prediction"));
   EXPECT_THAT(refusal("{" + unipc + R"(, "solver_order": 4})"), HasSubstr("from 1 to 3"));
   EXPECT_THAT(refusal("{" + unipc + R"(, "solver_type": "x"})"), HasSubstr("bh2"));
@@ -144,6 +187,17 @@ TEST(SchedulerConfig, RefusesWhatItDoesNotDo) {
   EXPECT_THAT(refusal("{" + unipc + R"(, "flow_shift": 0})"), HasSubstr("flow_shift"));
   EXPECT_THAT(refusal("{" + unipc + R"(, "flow_shift": "3"})"), HasSubstr("expected a number"));
   EXPECT_THAT(refusal("{" + unipc), HasSubstr("not readable"));  // no scheduler's name mends this
+}
+
+TEST(SchedulerConfig, NamesSettingsThatItDoesNotKnow) {
+  EXPECT_EQ(load_scheduler_config(kGolden + "/scheduler/unipc.json").warning, "");
+  EXPECT_EQ(load_scheduler_config(kGolden + "/scheduler/euler.json").warning, "");
+  const TestFolder folder;
+  const std::string path = folder / "scheduler_config.json";
+  write_text_file(path, R"({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3, "flow_shift": 5, "x\u001b": 1,
+                            "sigma_min": null, "max_shift": 1.15})");
+  EXPECT_THAT(load_scheduler_config(path).warning,
+              testing::AllOf(HasSubstr(R"("flow_shift", "x\u001b")"), Not(HasSubstr("max_shift"))));
 }
 
 // Golden data: tools/golden/original_sigmas.py, made with Wan-AI's own scheduler.

@@ -33,19 +33,20 @@ std::vector<double> solved(std::vector<std::vector<double>> a, std::vector<doubl
 
 }  // namespace
 
-void UniPCScheduler::make_sigmas(int num_steps) {
-  const double train_steps = config_.num_train_timesteps;
-  // diffusers: num_steps + 1 evenly spaced levels from 1 to the last training level, without that last one. In this
-  // order of operations: timesteps are cut to whole numbers, and one rounding in the last place could move one by one.
-  const double stride = (1 / train_steps - 1) / num_steps;
+double UniPCScheduler::diffusers_sigma(int step, int num_steps) const {
+  // num_steps + 1 evenly spaced levels from 1 to the last training level, without that last one. In this order of
+  // operations: timesteps are cut to whole numbers, and one rounding in the last place could move one by one.
+  const double stride = (1 / static_cast<double>(config_.num_train_timesteps) - 1) / num_steps;
+  return shifted(step * stride + 1.0);
+}
+
+void UniPCScheduler::begin(const std::vector<double>& sigmas) {
   sigmas_.clear();
   timesteps_.clear();
-  for (int i = 0; i < num_steps; ++i) {
-    double sigma = config_.spacing == SchedulerConfig::Spacing::kOriginal ? original_sigma(i, num_steps)
-                                                                          : shifted(i * stride + 1.0);
+  for (double sigma : sigmas) {
     constexpr double kEpsilon = 1e-6;
-    if (i == 0 && std::abs(sigma - 1) < kEpsilon) sigma -= kEpsilon;  // σ = 1 has λ = −∞
-    timesteps_.push_back(static_cast<float>(std::trunc(sigma * train_steps)));
+    if (sigmas_.empty() && std::abs(sigma - 1) < kEpsilon) sigma -= kEpsilon;  // σ = 1 has λ = −∞
+    timesteps_.push_back(static_cast<float>(std::trunc(sigma * config_.num_train_timesteps)));
     sigmas_.push_back(static_cast<float>(sigma));
   }
   sigmas_.push_back(config_.final_sigma_zero ? 0.0f : sigmas_.back());

@@ -16,7 +16,8 @@ class UniPCScheduler final : public Scheduler {
   explicit UniPCScheduler(SchedulerConfig config) : Scheduler(std::move(config)) {}
 
  private:
-  void make_sigmas(int num_steps) override;
+  double diffusers_sigma(int step, int num_steps) const override;
+  void begin(const std::vector<double>& sigmas) override;
   Tensor advance(const Tensor& model_output, const Tensor& sample) override;
 
   double log_snr(int step) const;  ///< λ at sigmas_[step]

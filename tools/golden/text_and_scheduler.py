@@ -1,14 +1,15 @@
 """Golden data of text cleaning, tokenizer, schedulers and random numbers, from diffusers, transformers and torch.
 
-    python tools/golden/text_and_scheduler.py [random|scheduler|text|tokenizer ...]     (all without arguments)
+    python tools/golden/text_and_scheduler.py [random|scheduler|given_steps|text|tokenizer ...]     (all without arguments)
 
-Writes tests/golden/data/{random,scheduler}.safetensors, text_clean.json and tokenizer/. Deterministic.
+Writes tests/golden/data/{random,scheduler}.safetensors, scheduler/, text_clean.json and tokenizer/. Deterministic.
 """
 
 import json
 import pathlib
 import sys
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -85,6 +86,30 @@ def make_scheduler():
         config = {"_class_name": SCHEDULERS[name][0], **{k: v for k, v in config.items() if k[0] != "_"}}
         (DATA / "scheduler").mkdir(exist_ok=True)
         (DATA / "scheduler" / f"{name}.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def make_given_steps():
+    """Steps that were listed: diffusers shifts the levels that it is given, once."""
+    import diffusers
+
+    lists = {"four steps": [1, 0.75, 0.5, 0.25], "FastWan": [1, 0.757, 0.522], "uneven": [0.995, 0.7, 0.69, 0.2, 0.001]}
+    first = torch.randn(1, 4, 1, 1, 2, generator=torch.Generator("cpu").manual_seed(3), dtype=torch.float32)
+    runs = []
+    for kind, shift_key in (("FlowMatchEulerDiscreteScheduler", "shift"), ("UniPCMultistepScheduler", "flow_shift")):
+        settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if kind.startswith("UniPC") else {}
+        for name, levels in lists.items():
+            for shift in (1.0, 5.0):
+                scheduler = getattr(diffusers, kind)(**settings, **{shift_key: shift})
+                scheduler.set_timesteps(sigmas=np.array(levels))
+                sample = first.clone()
+                for t in scheduler.timesteps:
+                    sample = scheduler.step(toy_model(sample, t), t, sample, return_dict=False)[0]
+                runs.append({"scheduler": "euler" if shift_key == "shift" else "unipc", "name": name, "levels": levels,
+                             "shift": shift, "sigmas": scheduler.sigmas.tolist(), "timesteps": scheduler.timesteps.tolist(),
+                             "last": sample.flatten().tolist()})
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    (DATA / "scheduler" / "given_steps.json").write_text(
+        f'{{"first": {json.dumps(first.flatten().tolist())}, "runs": [\n{lines}\n]}}\n')
 
 
 TOKENIZER_TEXTS = [
@@ -197,7 +222,7 @@ def make_text():
     (DATA / "text_clean.json").write_text('{"clean": [\n' + lines(clean) + '\n], "html": [\n' + lines(plain) + "\n]}\n")
 
 
-MAKERS = {"random": make_random, "scheduler": make_scheduler, "text": make_text, "tokenizer": make_tokenizer}
+MAKERS = {"random": make_random, "scheduler": make_scheduler, "given_steps": make_given_steps, "text": make_text, "tokenizer": make_tokenizer}
 
 
 if __name__ == "__main__":
