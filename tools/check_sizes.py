@@ -8,16 +8,9 @@ import subprocess
 import sys
 
 MAX_FILE, MAX_FUNCTION, MAX_DOC_COLUMNS = 450, 60, 160
-NO_FUNCTION = re.compile(r"^\s*(namespace|class|struct|enum|union|extern|template|using|typedef|static_assert|\}|//|#|TEST|INSTANTIATE)")
+NO_FUNCTION = re.compile(r"^\s*(namespace|class|struct|enum|union|extern|template|using|typedef|static_assert|\}|//|#|TEST|INSTANTIATE|EXPECT_|ASSERT_)")
 # Files that were longer, or had longer functions, when this check began: they may, until somebody mends them.
-LONGER_BEFORE = {
-    "bench/calibration/main.cpp", "bench/cuda/forward_bench.cpp", "bench/cuda/operations_bench.cpp", "src/backend/cpu/simd/flash_tile-inl.h",
-    "src/backend/cuda/attention/generic/attention_generic.cu", "src/backend/cuda/attention/packed_schedule_test.cpp",
-    "src/backend/cuda/kernels/energy_levels.cu", "src/backend/cuda/kernels/few_keys.cu", "src/backend/cuda/kernels/norm.cu",
-    "src/backend/cuda/linear.cpp", "src/calibrate/record/calibrator.cpp", "src/cli/calibrate.cpp", "src/io/pickle.cpp",
-    "src/models/wan/vae_config.cpp", "src/models/weights_test.cpp", "src/pipeline/calibrate.cpp", "src/plan/describe.cpp", "src/plan/picture.cpp",
-    "src/calibrate/profile/level_profile_test.cpp", "tests/conformance/attention_cases.cpp",
-}
+LONGER_BEFORE = {"src/backend/cuda/kernels/norm.cu"}
 
 
 def listed(*patterns):

@@ -131,6 +131,62 @@ double density_difference(const AttentionGeometry& g, int prompts, Agreement agr
   return largest;
 }
 
+struct Recorded {
+  Profile profile;
+  double core_seconds = 0;
+};
+
+/// One prompt on its own device memory: each recorder takes two energy maps of it.
+Recorded record(const Options& options, const ProfileHeader& part) {
+  Recorded result;
+  result.profile.header = part;
+  for (int prompt = 0; prompt < options.prompts; ++prompt) {
+    SyntheticDevice each(part.geometry, size_t{1} << 28);
+    const auto run_one = [&](int index, SelfAttention& attention) {
+      for (int step = 0; step < part.num_steps(); ++step) {
+        attention.begin_forward(step, GuidanceBranch::kConditional);
+        for (int layer = 0; layer < part.num_layers; ++layer) {
+          each.next(index, step * part.num_layers + layer);
+          attention.attend(layer, part.geometry, {}, {}, {}, {}, {});
+        }
+      }
+      return 0.0;
+    };
+    result.core_seconds += core_seconds([&] {
+      RecordedProfile one = record_profile(each, part, options.folder, run_one, {}, {prompt, prompt + 1});
+      result.profile.prompts.push_back(std::move(one.profile.prompts[0]));
+    });
+    result.core_seconds -= each.seconds_making_energies;
+  }
+  return result;
+}
+
+/// Both agreements. sites: that the profile holds; all_sites: of the whole model.
+nlohmann::json compile(const Options& options, const Profile& profile, double sites, double all_sites) {
+  nlohmann::json compiled = nlohmann::json::object();
+  for (const Agreement agreement : {Agreement::kVote, Agreement::kMean}) {
+    const char* name = agreement == Agreement::kVote ? "vote" : "mean";
+    CompiledPlan plan;
+    const double start = now(Clock::kWall);
+    const double seconds = core_seconds([&] { plan = compile_plan(profile, energy_options(agreement)); });
+    double intervals = 0;
+    for (const HeadPlan& head : plan.parts.heads) {
+      if (head.intervals) intervals += static_cast<double>(head.intervals->intervals().size());
+    }
+    compiled[name] = {
+        {"core_seconds_per_site", seconds / sites},
+        {"wall_seconds", now(Clock::kWall) - start},
+        {"extrapolated_core_seconds", seconds / sites * all_sites},
+        {"density", plan.summary.density},
+        {"extrapolated_intervals_gb", intervals / sites * all_sites * sizeof(BlockInterval) / 1e9},
+        {"largest_density_difference", density_difference(profile.header.geometry, options.prompts, agreement)}};
+    std::printf("compile, %s: %.2f core seconds a site, density %.4f; largest density difference from full maps %.5f\n",
+                name, seconds / sites, plan.summary.density,
+                compiled[name]["largest_density_difference"].get<double>());
+  }
+  return compiled;
+}
+
 nlohmann::json run(const Options& options) {
   set_num_threads(options.threads);
   const ProfileHeader whole = header_of(options, options.model_layers, options.model_steps);
@@ -144,56 +200,17 @@ nlohmann::json run(const Options& options) {
               g.num_key_blocks());
 
   std::filesystem::remove_all(options.folder);
-  // One prompt on its own device memory: each recorder takes two energy maps of it.
-  Profile profile;
-  profile.header = part;
-  double record = 0;
-  for (int prompt = 0; prompt < options.prompts; ++prompt) {
-    SyntheticDevice each(g, size_t{1} << 28);
-    const auto run_one = [&](int index, SelfAttention& attention) {
-      for (int step = 0; step < part.num_steps(); ++step) {
-        attention.begin_forward(step, GuidanceBranch::kConditional);
-        for (int layer = 0; layer < part.num_layers; ++layer) {
-          each.next(index, step * part.num_layers + layer);
-          attention.attend(layer, g, {}, {}, {}, {}, {});
-        }
-      }
-      return 0.0;
-    };
-    record += core_seconds([&] {
-      RecordedProfile one = record_profile(each, part, options.folder, run_one, {}, {prompt, prompt + 1});
-      profile.prompts.push_back(std::move(one.profile.prompts[0]));
-    });
-    record -= each.seconds_making_energies;
-  }
+  const Recorded recorded = record(options, part);
+  const double record_seconds = recorded.core_seconds;
   const double record_peak = peak_gigabytes();
   std::printf("record: %.3f core seconds a site (copy, fold, checksum, file), peak memory %.2f GB\n",
-              record / (sites * options.prompts), record_peak);
+              record_seconds / (sites * options.prompts), record_peak);
 
   double file_bytes = 0;
   for (const auto& entry : std::filesystem::directory_iterator(options.folder)) {
     file_bytes += static_cast<double>(entry.file_size());
   }
-  nlohmann::json compiled = nlohmann::json::object();
-  for (const Agreement agreement : {Agreement::kVote, Agreement::kMean}) {
-    const char* name = agreement == Agreement::kVote ? "vote" : "mean";
-    CompiledPlan plan;
-    const double start = now(Clock::kWall);
-    const double seconds = core_seconds([&] { plan = compile_plan(profile, energy_options(agreement)); });
-    double intervals = 0;
-    for (const HeadPlan& head : plan.parts.heads) {
-      if (head.intervals) intervals += static_cast<double>(head.intervals->intervals().size());
-    }
-    compiled[name] = {{"core_seconds_per_site", seconds / sites},
-                      {"wall_seconds", now(Clock::kWall) - start},
-                      {"extrapolated_core_seconds", seconds / sites * all_sites},
-                      {"density", plan.summary.density},
-                      {"extrapolated_intervals_gb", intervals / sites * all_sites * sizeof(BlockInterval) / 1e9},
-                      {"largest_density_difference", density_difference(g, options.prompts, agreement)}};
-    std::printf("compile, %s: %.2f core seconds a site, density %.4f; largest density difference from full maps %.5f\n",
-                name, seconds / sites, plan.summary.density,
-                compiled[name]["largest_density_difference"].get<double>());
-  }
+  const nlohmann::json compiled = compile(options, recorded.profile, sites, all_sites);
   return {{"geometry", g.to_string()},
           {"prompts", options.prompts},
           {"sites_run", sites},
@@ -202,8 +219,8 @@ nlohmann::json run(const Options& options) {
           {"threads", num_threads()},
           {"clock", "process CPU time summed over threads"},
           {"fold_core_seconds_per_layer", fold},
-          {"record_core_seconds_per_site", record / (sites * options.prompts)},
-          {"record_extrapolated_core_seconds_per_prompt", record / (sites * options.prompts) * all_sites},
+          {"record_core_seconds_per_site", record_seconds / (sites * options.prompts)},
+          {"record_extrapolated_core_seconds_per_prompt", record_seconds / (sites * options.prompts) * all_sites},
           {"record_peak_gb_of_this_run", record_peak},
           {"file_gb_per_prompt", file_bytes / options.prompts / sites * all_sites / 1e9},
           {"file_gb_all_prompts", file_bytes / sites * all_sites / 1e9},

@@ -338,6 +338,21 @@ Model find_model(const std::string& name) {
   throw Error(ErrorKind::kUsage, "--model: is \"" + name + "\"; there are 14B-720p, 14B-480p, 1.3B-480p and small");
 }
 
+/// What may be asked for in the place of a model's own; 0: the model's.
+struct Sizes {
+  int layers = 0, frames = 0, height = 0, width = 0;
+  double density = 0;
+};
+
+Model resized(Model model, const Sizes& sizes) {
+  if (sizes.layers > 0) model.layers = sizes.layers;
+  if (sizes.frames > 0) model.frames = sizes.frames;
+  if (sizes.height > 0) model.height = sizes.height;
+  if (sizes.width > 0) model.width = sizes.width;
+  if (sizes.density > 0) model.density = sizes.density;
+  return model;
+}
+
 }  // namespace
 }  // namespace calibatt
 
@@ -345,30 +360,25 @@ int main(int argc, char** argv) {
   using namespace calibatt;
   CLI::App app("Forwards of Wan 2.1 with random weights, dense and planned.");
   std::string backend_name = "cuda", model_name = "14B-720p", dtype_flag = "bf16", weights;
-  int runs = 5, layers = 0, frames = 0, height = 0, width = 0;
-  double density = 0;
+  int runs = 5;
+  Sizes sizes;
   bool serving = false, offload = false;
   app.add_option("--backend", backend_name);
   app.add_option("--model", model_name,
                  "14B-720p, 14B-480p, 1.3B-480p or small: sizes, and weights where none are given");
   app.add_option("--dtype", dtype_flag, "Arithmetic: bf16, fp16 (on a GPU) or fp32")->check(CLI::IsMember(kDTypes));
-  app.add_option("--layers", layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--layers", sizes.layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
   app.add_option("--weights", weights, "A transformer folder, instead of making one");
-  app.add_option("--frames", frames, "of the latents")->check(CLI::PositiveNumber);
-  app.add_option("--height", height)->check(CLI::PositiveNumber);
-  app.add_option("--width", width)->check(CLI::PositiveNumber);
-  app.add_option("--density", density, "of the plan")->check(CLI::Range(0.01, 1.0));
+  app.add_option("--frames", sizes.frames, "of the latents")->check(CLI::PositiveNumber);
+  app.add_option("--height", sizes.height)->check(CLI::PositiveNumber);
+  app.add_option("--width", sizes.width)->check(CLI::PositiveNumber);
+  app.add_option("--density", sizes.density, "of the plan")->check(CLI::Range(0.01, 1.0));
   app.add_option("--runs", runs)->check(CLI::PositiveNumber);
   app.add_flag("--offload", offload, "Weights of the blocks stay in host memory");
   app.add_flag("--serve", serving, "Commands from the standard input");
   CLI11_PARSE(app, argc, argv);
   try {
-    Model model = find_model(model_name);
-    if (layers > 0) model.layers = layers;
-    if (frames > 0) model.frames = frames;
-    if (height > 0) model.height = height;
-    if (width > 0) model.width = width;
-    if (density > 0) model.density = density;
+    const Model model = resized(find_model(model_name), sizes);
     cuda::add_cuda_backend();
     const auto backend = make_backend(backend_name);
     const DType dtype = kDTypes.at(dtype_flag);

@@ -245,67 +245,73 @@ class Products {
   std::unique_ptr<Backend> cpu_ = cpu::make_cpu_backend();
 };
 
-json run_model(Backend& gpu, Bench& bench, Products& products, const Model& model) {
-  const auto cpu = cpu::make_cpu_backend();
-  const int64_t tokens = model.tokens, dim = model.dim();
-  const double cells = static_cast<double>(tokens) * static_cast<double>(dim);
-  const Tensor residual_host = noise(DType::kF32, {tokens, dim}, 1), row_host = noise(DType::kF32, {dim}, 2);
-  Tensor residual = gpu.from_host(residual_host);
-  const Tensor row = gpu.from_host(row_host);
-  Tensor normed = gpu.empty(DType::kBF16, {tokens, dim});
+/// Where a model's measurements go, and its sizes.
+struct ModelBench {
+  Backend& gpu;
+  Bench& bench;
+  const Model& model;
+  Backend& cpu;  ///< what the results are compared with
   json results = json::array();
-  const auto add = [&](const std::string& name, double bytes, const std::function<void()>& work) {
+
+  void add(const std::string& name, double bytes, const std::function<void()>& work) {
     results.push_back(bench.measure(name, bytes, 0, work));
+  }
+  double cells() const { return static_cast<double>(model.tokens) * static_cast<double>(model.dim()); }
+};
+
+void norm_and_rotate(ModelBench& of, const Tensor& row_host, const Tensor& row) {
+  Backend& gpu = of.gpu;
+  const Model& model = of.model;
+  const int64_t tokens = model.tokens, dim = model.dim();
+  const RopeTable rope_host{noise(DType::kF32, {tokens, model.head_dim}, 3),
+                            noise(DType::kF32, {tokens, model.head_dim}, 4)};
+  const RopeTable rope{gpu.from_host(rope_host.cos), gpu.from_host(rope_host.signed_sin)};
+  const Tensor qkv_host = noise(DType::kBF16, {tokens, 3 * dim}, 5);
+  Tensor qkv = gpu.from_host(qkv_host);
+  const auto query = [&](Tensor& tensor, int64_t rows) {
+    return HeadsView{tensor.raw(), DType::kBF16, rows, 3 * dim, model.head_dim};
   };
+  const int heads = static_cast<int>(model.heads), head_dim = static_cast<int>(model.head_dim);
+  gpu.norm_and_rotate(query(qkv, tokens), heads, head_dim, &row, 1e-6f, &rope);
+  Tensor rotated = first_rows(qkv_host, kChecked).clone();
+  const RopeTable first{first_rows(rope_host.cos, kChecked), first_rows(rope_host.signed_sin, kChecked)};
+  of.cpu.norm_and_rotate(query(rotated, kChecked), heads, head_dim, &row_host, 1e-6f, &first);
+  check_close(gpu.to_host(first_rows(qkv, kChecked)), rotated, "norm and rotation");
+  of.add("norm and rotate, one of q and k", 4 * of.cells() + 8.0 * static_cast<double>(tokens * model.head_dim),
+         [&] { gpu.norm_and_rotate(query(qkv, tokens), heads, head_dim, &row, 1e-6f, &rope); });
+}
 
-  add("norm and modulate, F32 to BF16", 6 * cells, [&] { gpu.layer_norm(residual, &row, &row, true, 1e-6f, normed); });
-  Tensor expected(DType::kBF16, {kChecked, dim});
-  cpu->layer_norm(first_rows(residual_host, kChecked), &row_host, &row_host, true, 1e-6f, expected);
-  check_close(gpu.to_host(first_rows(normed, kChecked)), expected, "the layer norm");
+void attend_to_a_prompt(ModelBench& of) {
+  Backend& gpu = of.gpu;
+  const Model& model = of.model;
+  const int64_t tokens = model.tokens, dim = model.dim();
+  const int heads = static_cast<int>(model.heads), head_dim = static_cast<int>(model.head_dim);
+  const int slots = gpu.attention_weight_slots(DType::kBF16, head_dim, kTextKeys);
+  const Tensor query_host = noise(DType::kBF16, {tokens, dim}, 14),
+               keys_host = noise(DType::kBF16, {kTextKeys, dim}, 15);
+  const Tensor query = gpu.from_host(query_host), keys = gpu.from_host(keys_host);
+  Tensor weights = gpu.empty(DType::kBF16, {tokens, model.heads * slots});
+  AttentionCall call;
+  call.num_heads = heads;
+  call.head_dim = head_dim;
+  call.scale = 1 / std::sqrt(static_cast<float>(head_dim));
+  call.q = {query.raw(), DType::kBF16, tokens, dim, head_dim};
+  call.k = {keys.raw(), DType::kBF16, kTextKeys, dim, head_dim};
+  gpu.attention_weights(call, weights);
+  check_close(gpu.to_host(first_rows(weights, kChecked)), weights_on_cpu(of.cpu, call, query_host, keys_host, slots),
+              "attention to a prompt");
+  of.add("attention to a prompt, weights of " + std::to_string(kTextKeys) + " keys",
+         2 * of.cells() + 2.0 * static_cast<double>(tokens * model.heads * slots),
+         [&] { gpu.attention_weights(call, weights); });
+}
 
-  {
-    const RopeTable rope_host{noise(DType::kF32, {tokens, model.head_dim}, 3),
-                              noise(DType::kF32, {tokens, model.head_dim}, 4)};
-    const RopeTable rope{gpu.from_host(rope_host.cos), gpu.from_host(rope_host.signed_sin)};
-    const Tensor qkv_host = noise(DType::kBF16, {tokens, 3 * dim}, 5);
-    Tensor qkv = gpu.from_host(qkv_host);
-    const auto query = [&](Tensor& tensor, int64_t rows) {
-      return HeadsView{tensor.raw(), DType::kBF16, rows, 3 * dim, model.head_dim};
-    };
-    const int heads = static_cast<int>(model.heads), head_dim = static_cast<int>(model.head_dim);
-    gpu.norm_and_rotate(query(qkv, tokens), heads, head_dim, &row, 1e-6f, &rope);
-    Tensor rotated = first_rows(qkv_host, kChecked).clone();
-    const RopeTable first{first_rows(rope_host.cos, kChecked), first_rows(rope_host.signed_sin, kChecked)};
-    cpu->norm_and_rotate(query(rotated, kChecked), heads, head_dim, &row_host, 1e-6f, &first);
-    check_close(gpu.to_host(first_rows(qkv, kChecked)), rotated, "norm and rotation");
-    add("norm and rotate, one of q and k", 4 * cells + 8.0 * static_cast<double>(tokens * model.head_dim),
-        [&] { gpu.norm_and_rotate(query(qkv, tokens), heads, head_dim, &row, 1e-6f, &rope); });
-  }
-
-  {
-    const int heads = static_cast<int>(model.heads), head_dim = static_cast<int>(model.head_dim);
-    const int slots = gpu.attention_weight_slots(DType::kBF16, head_dim, kTextKeys);
-    const Tensor query_host = noise(DType::kBF16, {tokens, dim}, 14),
-                 keys_host = noise(DType::kBF16, {kTextKeys, dim}, 15);
-    const Tensor query = gpu.from_host(query_host), keys = gpu.from_host(keys_host);
-    Tensor weights = gpu.empty(DType::kBF16, {tokens, model.heads * slots});
-    AttentionCall call;
-    call.num_heads = heads;
-    call.head_dim = head_dim;
-    call.scale = 1 / std::sqrt(static_cast<float>(head_dim));
-    call.q = {query.raw(), DType::kBF16, tokens, dim, head_dim};
-    call.k = {keys.raw(), DType::kBF16, kTextKeys, dim, head_dim};
-    gpu.attention_weights(call, weights);
-    check_close(gpu.to_host(first_rows(weights, kChecked)), weights_on_cpu(*cpu, call, query_host, keys_host, slots),
-                "attention to a prompt");
-    add("attention to a prompt, weights of " + std::to_string(kTextKeys) + " keys",
-        2 * cells + 2.0 * static_cast<double>(tokens * model.heads * slots),
-        [&] { gpu.attention_weights(call, weights); });
-  }
-
+void linear_layers(ModelBench& of, Products& products, const Tensor& normed, Tensor& residual, const Tensor& row) {
+  Backend& gpu = of.gpu;
+  const Model& model = of.model;
+  const int64_t tokens = model.tokens, dim = model.dim();
   gpu.synchronize();  // the products have a stream of their own; a measurement waits for its end
   const auto add_product = [&](const std::string& name, const Products::Layer& layer, const Tensor& input, Tensor& out,
-                               Way way) { results.push_back(products.measure(name, layer, input, out, way, row)); };
+                               Way way) { of.results.push_back(products.measure(name, layer, input, out, way, row)); };
   {
     const Products::Layer layer = products.make(3 * dim, dim, 6);
     Tensor qkv = products.empty(DType::kBF16, {tokens, 3 * dim});
@@ -337,7 +343,27 @@ json run_model(Backend& gpu, Bench& bench, Products& products, const Model& mode
       if (rows == tokens) break;
     }
   }
-  return {{"model", model.name}, {"tokens", tokens}, {"operations", results}};
+}
+
+json run_model(Backend& gpu, Bench& bench, Products& products, const Model& model) {
+  const auto cpu = cpu::make_cpu_backend();
+  const int64_t tokens = model.tokens, dim = model.dim();
+  const Tensor residual_host = noise(DType::kF32, {tokens, dim}, 1), row_host = noise(DType::kF32, {dim}, 2);
+  Tensor residual = gpu.from_host(residual_host);
+  const Tensor row = gpu.from_host(row_host);
+  Tensor normed = gpu.empty(DType::kBF16, {tokens, dim});
+  ModelBench of{gpu, bench, model, *cpu};
+
+  of.add("norm and modulate, F32 to BF16", 6 * of.cells(),
+         [&] { gpu.layer_norm(residual, &row, &row, true, 1e-6f, normed); });
+  Tensor expected(DType::kBF16, {kChecked, dim});
+  cpu->layer_norm(first_rows(residual_host, kChecked), &row_host, &row_host, true, 1e-6f, expected);
+  check_close(gpu.to_host(first_rows(normed, kChecked)), expected, "the layer norm");
+
+  norm_and_rotate(of, row_host, row);
+  attend_to_a_prompt(of);
+  linear_layers(of, products, normed, residual, row);
+  return {{"model", model.name}, {"tokens", tokens}, {"operations", of.results}};
 }
 
 void run(const std::string& model_id, int trial_repeats) {

@@ -32,7 +32,7 @@ PlannedLayer::PlannedLayer(std::shared_ptr<const Plan> plan, int entry, int laye
     if (text_->num_tokens == 0) token_pairs_ += facts.token_pairs;
     size_bytes_ += sizeof(HeadPlan) + sizeof(HeadSchedule) + facts.num_intervals * sizeof(BlockInterval);
     if (!facts.has_intervals) continue;
-    const auto rows = static_cast<size_t>(geometry.num_query_blocks() + text_blocks);
+    const size_t rows = static_cast<size_t>(geometry.num_query_blocks()) + static_cast<size_t>(text_blocks);
     size_bytes_ += rows * sizeof(uint32_t);
     if (text_->num_tokens > 0) size_bytes_ += rows * sizeof(BlockInterval);
   }

@@ -64,6 +64,7 @@ struct MappedRangeHandler {
       if (address < begin || address >= end) continue;
       // All that follows, too: of a file that was cut short a page at a time would need as many mappings.
       const uintptr_t page = address / page_bytes * page_bytes;
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): a signal tells the address as a number
       void* const zeros = mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
       if (zeros == MAP_FAILED) return false;

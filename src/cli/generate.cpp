@@ -136,6 +136,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
   const size_t count = jobs.size();
   const GenerateOptions resolved = pipeline.resolved(options);  // what no prompt could run with is said once
   std::vector<Prompt> prompts;
+  prompts.reserve(count);
   for (const Job& job : jobs) prompts.push_back(job.prompt);
   pipeline.check_prompts(prompts);
   std::optional<ErrorKind> failed_with;

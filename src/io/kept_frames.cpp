@@ -41,8 +41,9 @@ VideoFrames kept_frames(const std::string& path, double& fps) {
     throw not_kept(path, "its fps are no number between 0 and 1000");
   }
   const Tensor frames = file.get(kFrames);
-  if (frames.dtype() != DType::kU8 || frames.rank() != 4 || frames.dim(3) != 3 || frames.size() == 0 ||
-      frames.dim(0) > INT_MAX || frames.dim(1) > INT_MAX || frames.dim(2) > INT_MAX) {
+  if (frames.dtype() != DType::kU8 || frames.rank() != 4 || frames.dim(3) != 3 || frames.dim(0) < 1 ||
+      frames.dim(1) < 1 || frames.dim(2) < 1 || frames.dim(0) > INT_MAX || frames.dim(1) > INT_MAX ||
+      frames.dim(2) > INT_MAX) {
     throw not_kept(path, "its frames have a shape that is none of a video");
   }
   const auto* bytes = frames.data<uint8_t>();

@@ -167,100 +167,121 @@ class Machine {
   }
 
   void step(unsigned char operation) {
+    if (push_value(operation) || build_container(operation) || use_memo(operation)) return;
+    char code[16];
+    std::snprintf(code, sizeof(code), "0x%02x", operation);
+    refuse(std::string("the operation ") + code);
+  }
+
+  // Each does the operation if it is one of its own, and says whether it is.
+
+  bool push_value(unsigned char operation) {
     switch (operation) {
-      case kProto:
-        if (const int version = number<unsigned char>(); version != 2) {
-          refuse("pickle protocol " + std::to_string(version));
-        }
-        return;
-      case kMark:
-        marks_.push_back(stack_.size());
-        return;
       case kNone:
         push(Kind::kNone);
-        return;
+        return true;
       case kNewTrue:
       case kNewFalse:
         push(Kind::kBool, operation == kNewTrue ? 1 : 0);
-        return;
+        return true;
       case kBinInt:
         push(Kind::kInteger, number<int32_t>());
-        return;
+        return true;
       case kBinInt1:
         push(Kind::kInteger, number<uint8_t>());
-        return;
+        return true;
       case kBinInt2:
         push(Kind::kInteger, number<uint16_t>());
-        return;
+        return true;
       case kLong1:
         integer_of_bytes();
-        return;
+        return true;
       case kBinUnicode: {
         const auto text = take(number<uint32_t>());
         push(Kind::kText)->text.assign(text.begin(), text.end());
-        return;
+        return true;
       }
       case kGlobal: {
         const std::string module = line();
         push(Kind::kGlobal)->text = module + " " + line();
-        return;
+        return true;
       }
+      case kBinPersId: {
+        const PickleValue* id = pop();
+        push(Kind::kPersistent)->items.push_back(id);
+        return true;
+      }
+      default:
+        return false;
+    }
+  }
+
+  bool build_container(unsigned char operation) {
+    switch (operation) {
+      case kMark:
+        marks_.push_back(stack_.size());
+        return true;
       case kEmptyTuple:
         push(Kind::kTuple);
-        return;
+        return true;
       case kTuple1:
       case kTuple2:
       case kTuple3:
         push_tuple_of(static_cast<size_t>(operation - kTuple1) + 1);
-        return;
+        return true;
       case kTuple:
         push_tuple(pop_to_mark());
-        return;
+        return true;
       case kEmptyDict:
         push(Kind::kDict);
-        return;
+        return true;
       case kSetItem: {
         PickleValue* value = pop();
         PickleValue* key = pop();
         dict_below().entries.emplace_back(key, value);
-        return;
+        return true;
       }
       case kSetItems: {
         const std::vector<PickleValue*> items = pop_to_mark();
         if (items.size() % 2 != 0) fail("a key without a value");
         PickleValue& dict = dict_below();
         for (size_t i = 0; i < items.size(); i += 2) dict.entries.emplace_back(items[i], items[i + 1]);
-        return;
+        return true;
       }
       case kReduce:
         call();
-        return;
+        return true;
       case kBuild:
         // Attributes of an OrderedDict: torch notes the versions of its modules there, nothing of the tensors.
         if (const PickleValue* state = pop(); state->kind != Kind::kDict) refuse("an object with a state of its own");
         if (stack_.size() <= floor() || stack_.back()->kind != Kind::kDict) refuse("an object with a state of its own");
-        return;
-      case kBinPersId: {
-        const PickleValue* id = pop();
-        push(Kind::kPersistent)->items.push_back(id);
-        return;
-      }
+        return true;
+      default:
+        return false;
+    }
+  }
+
+  bool use_memo(unsigned char operation) {
+    switch (operation) {
+      case kProto:
+        if (const int version = number<unsigned char>(); version != 2) {
+          refuse("pickle protocol " + std::to_string(version));
+        }
+        return true;
       case kBinPut:
         put(number<uint8_t>());
-        return;
+        return true;
       case kLongBinPut:
         put(number<uint32_t>());
-        return;
+        return true;
       case kBinGet:
         get(number<uint8_t>());
-        return;
+        return true;
       case kLongBinGet:
         get(number<uint32_t>());
-        return;
+        return true;
       default:
-        char code[16];
-        std::snprintf(code, sizeof(code), "0x%02x", operation);
-        refuse(std::string("the operation ") + code);
+        return false;
     }
   }
 

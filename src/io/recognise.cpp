@@ -83,8 +83,7 @@ std::string recognise_file_as_model(const std::string& path) {
     }
   } catch (const Error&) {
   }
-  const std::string lora = recognise_tensor_names(names);
-  if (lora == kLora) return lora;
+  if (std::string lora = recognise_tensor_names(names); lora == kLora) return lora;
   return "is a file; give the folder of the whole model: the one that holds model_index.json, in the diffusers layout "
          "(a single file of a transformer lacks the text encoder and the autoencoder)";
 }

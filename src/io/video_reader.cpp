@@ -36,7 +36,7 @@ class VideoReader::Decoder {
  public:
   explicit Decoder(const std::string& path) : path_(path), packet_(ffmpeg::make_packet()), frame_(av_frame_alloc()) {
     if (!frame_) throw std::bad_alloc();
-    InputFile{path};  // says precisely what is wrong with a path
+    static_cast<void>(InputFile(path));  // says precisely what is wrong with a path
     open_container();
     check(avformat_find_stream_info(input_.context, nullptr));
     const AVCodec* codec = nullptr;

@@ -92,6 +92,65 @@ MeasureFacts measure_facts(const CalibrateOptions& options, const ProfileHeader&
   return facts;
 }
 
+/// What is told of a calibration: a model's progress in one prompt, or the compiler's, in its place among all of them.
+class CalibrationProgress {
+ public:
+  CalibrationProgress(const ProgressCallback& tell, int num_prompts) : tell_(tell) { state_.num_prompts = num_prompts; }
+
+  ProgressCallback of_prompt(int prompt) {
+    return [this, prompt](const Progress& of_model) {
+      const double done = prompt + (of_model.stage == "denoise" ? of_model.of_stage() : 0);
+      set(of_model, prompt, (1 - kCompileShare) * done / state_.num_prompts);
+    };
+  }
+  /// begin: the share of all work that was done before.
+  ProgressCallback of_compiler(double begin) {
+    return [this, begin](const Progress& of_compiler) {
+      set(of_compiler, state_.num_prompts - 1, begin + (1 - begin) * of_compiler.of_stage());
+    };
+  }
+  void saving() { state_.stage = "save"; }
+  /// The last once more: whoever listens may end the work here.
+  void again() const {
+    if (tell_) tell_(state_);
+  }
+
+ private:
+  void set(const Progress& of_part, int prompt, double overall) {
+    const int num_prompts = state_.num_prompts;
+    state_ = of_part;
+    state_.prompt = prompt;
+    state_.num_prompts = num_prompts;
+    state_.overall = overall;
+    again();
+  }
+
+  const ProgressCallback& tell_;
+  Progress state_;
+};
+
+/// Seconds of the transformer. Every prompt has a seed of its own: a plan must hold for any initial noise.
+double run_one_prompt(Runner& runner, GenerateOptions run, int index, const Prompt& prompt, SelfAttention& attention,
+                      CalibrationProgress& told) {
+  run.prompt = prompt.text;
+  run.prompt_source = prompt.source;
+  run.seed += static_cast<uint64_t>(index);
+  const ProgressCallback report = told.of_prompt(index);
+  const std::unique_ptr<Conditioning> conditioning = runner.encode(run, report);
+  TransformerTimes times;
+  runner.denoise(run, *conditioning, attention, times, report);
+  told.saving();
+  return times.total();
+}
+
+void add_recorded(const RecordedProfile& recorded, CalibrationSummary& summary) {
+  summary.prompts_recorded = recorded.prompts_recorded;
+  summary.prompts_resumed = recorded.prompts_resumed;
+  summary.prompt_seconds = recorded.prompt_seconds;
+  summary.transformer_seconds = recorded.transformer_seconds;
+  summary.attention_share = measured_attention_share(recorded.profile).value_or(0);
+}
+
 void add_compiled(const CompileSummary& compiled, const CompileOptions& options, CalibrationSummary& summary) {
   summary.density_asked = options.target_density();
   summary.density = compiled.density;
@@ -116,68 +175,30 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const GenerateOptions run = runner.resolved(options.run);
   runner.check_prompts(options.prompts);
   runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
-  const int num_prompts = static_cast<int>(options.prompts.size());
   PromptRange range;
   if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
-  Progress state;  // the last that was told
-  const auto progress_of = [&](int prompt) {
-    return [&, prompt](const Progress& of_model) {
-      state = of_model;
-      state.prompt = prompt;
-      state.num_prompts = num_prompts;
-      state.overall = (1 - kCompileShare) * (prompt + (state.stage == "denoise" ? state.of_stage() : 0)) / num_prompts;
-      if (progress) progress(state);
-    };
-  };
-  const auto poll = [&] {
-    if (progress) progress(state);
-  };
-  ProfileHeader header = make_header(runner, options, run, progress_of(range.begin));
+  CalibrationProgress told(progress, static_cast<int>(options.prompts.size()));
+  ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options, header, runner.backend());
   choose_measurements(options, facts, header, compile);
   summary.measured = note_of_choice(options, facts, header.measured);
 
-  // Every prompt has a seed of its own: a plan must hold for any initial noise.
-  const auto run_prompt = [&](int prompt, SelfAttention& attention) {
-    GenerateOptions each = run;
-    each.prompt = options.prompts[static_cast<size_t>(prompt)].text;
-    each.prompt_source = options.prompts[static_cast<size_t>(prompt)].source;
-    each.seed = run.seed + static_cast<uint64_t>(prompt);
-    const ProgressCallback report = progress_of(prompt);
-    const std::unique_ptr<Conditioning> conditioning = runner.encode(each, report);
-    TransformerTimes times;
-    runner.denoise(each, *conditioning, attention, times, report);
-    state.stage = "save";
-    return times.self_attention + times.other;
-  };
   if (const int others = count_other_prompts(options.profile_dir, header); others > 0) {
     runner.warn(std::to_string(others) + " prompts in " + options.profile_dir +
                 " have another text, negative prompt or seed; they stay there and are not used");
   }
-  const RecordedProfile recorded =
-      record_profile(runner.backend(), header, options.profile_dir, run_prompt, poll, range);
-
-  summary.prompts_recorded = recorded.prompts_recorded;
-  summary.prompts_resumed = recorded.prompts_resumed;
-  summary.prompt_seconds = recorded.prompt_seconds;
-  summary.transformer_seconds = recorded.transformer_seconds;
-  const std::optional<double> share = measured_attention_share(recorded.profile);
-  summary.attention_share = share.value_or(0);
-  if (options.prompt_range) {
-    summary.calibration_seconds = now_seconds() - start;
-    return summary;
-  }
-  if (share) compile.attention_share = *share;
-  const ProgressCallback compiling = [&](const Progress& of_compiler) {
-    const double before = recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0;
-    state = of_compiler;
-    state.prompt = num_prompts - 1;
-    state.num_prompts = num_prompts;
-    state.overall = before + (1 - before) * of_compiler.of_stage();
-    if (progress) progress(state);
+  const auto run_prompt = [&](int prompt, SelfAttention& attention) {
+    return run_one_prompt(runner, run, prompt, options.prompts[static_cast<size_t>(prompt)], attention, told);
   };
-  add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);
+  const RecordedProfile recorded = record_profile(
+      runner.backend(), header, options.profile_dir, run_prompt, [&] { told.again(); }, range);
+  add_recorded(recorded, summary);
+  if (!options.prompt_range) {
+    if (summary.attention_share > 0) compile.attention_share = summary.attention_share;
+    const ProgressCallback compiling = told.of_compiler(recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0);
+    add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);
+  }
   summary.calibration_seconds = now_seconds() - start;
   return summary;
 }

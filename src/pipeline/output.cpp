@@ -101,7 +101,7 @@ Place place_of(const Output& output) {
   }
   check_extension(output);
   if (output.kind == OutputKind::kVideo && lower_extension(output.path) == ".png") {
-    AtomicFile(FrameNames(output.path).name(0));
+    static_cast<void>(AtomicFile(FrameNames(output.path).name(0)));
     place.path = normalised(output.path);
     place.frames = FrameNames(place.path);
     std::error_code error;
@@ -112,8 +112,8 @@ Place place_of(const Output& output) {
     return place;
   }
   const OutputTarget target = resolve_output(output.path);
-  if (target.stream) return place;  // nothing there can be lost
-  AtomicFile(output.path);          // a file beside it can be made; none stays
+  if (target.stream) return place;             // nothing there can be lost
+  static_cast<void>(AtomicFile(output.path));  // a file beside it can be made; none stays
   place.path = normalised(target.path);
   add_replaceable(place, place.path);
   return place;

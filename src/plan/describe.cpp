@@ -42,6 +42,55 @@ std::string accuracy_text(const PlanAccuracy& accuracy) {
          (accuracy.held_out ? "on prompts that chose no blocks" : "on the very prompts that chose the blocks");
 }
 
+/// How its heads are computed, and how many intervals they have.
+std::string heads_text(const Plan& plan) {
+  const PlanInfo& parts = plan.info();
+  int anchored = 0, dense = 0;
+  int64_t intervals = 0, rows = 0;
+  for (const HeadFacts& head : plan.facts()) {
+    anchored += head.anchored;
+    dense += !head.anchored && !head.has_intervals;
+    if (!head.has_intervals) continue;
+    intervals += head.num_intervals;
+    rows +=
+        head.anchored ? plan.anchor_rows().num_query_blocks(parts.geometry.block_q) : parts.geometry.num_query_blocks();
+  }
+  std::string text =
+      line("heads", format("%zu (entries × layers × heads): %d repetitive (%d anchor rows per frame), %d dense",
+                           plan.facts().size(), anchored, parts.anchor_rows_per_frame, dense));
+  if (rows > 0)
+    text +=
+        line("intervals", format("%.2f per query block", static_cast<double>(intervals) / static_cast<double>(rows)));
+  return text;
+}
+
+/// Density by step (down) and layer (right); at most so many of each, evenly spread.
+std::string density_table(const Plan& plan) {
+  constexpr int kMaxRows = 25, kMaxColumns = 16;
+  const auto spread = [](int count, int limit) {
+    std::vector<int> chosen;
+    chosen.reserve(static_cast<size_t>(std::min(count, limit)));
+    for (int i = 0; i < std::min(count, limit); ++i) {
+      chosen.push_back(count <= limit ? i : static_cast<int>(std::lround(i * (count - 1.0) / (limit - 1))));
+    }
+    return chosen;
+  };
+  const std::vector<int> layers = spread(plan.num_layers(), kMaxColumns);
+  std::string text = "step  noise  energy | mean | layer";
+  for (const int layer : layers) text += format("%5d", layer);
+  text += "\n";
+  for (const int step : spread(plan.num_steps(), kMaxRows)) {
+    double sum = 0;
+    for (int layer = 0; layer < plan.num_layers(); ++layer) sum += plan.density(step, layer);
+    const double energy = plan.info().energy_targets[static_cast<size_t>(step)];
+    text += format("%4d  %.3f  %6s | %.2f |      ", step, plan.info().sigmas[static_cast<size_t>(step)],
+                   std::isnan(energy) ? "-" : format("%.3f", energy).c_str(), sum / plan.num_layers());
+    for (const int layer : layers) text += format("%5.2f", plan.density(step, layer));
+    text += "\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string describe(const Plan& plan) {
@@ -65,48 +114,11 @@ std::string describe(const Plan& plan) {
   for (const auto& [key, value] : made.settings) text += line("", printable(key) + " " + printable(value));
   text += line("skipped", parts.summarize_skipped ? "one summary token per block" : "dropped");
 
-  int anchored = 0, dense = 0;
-  int64_t intervals = 0, rows = 0;
-  for (const HeadFacts& head : plan.facts()) {
-    anchored += head.anchored;
-    dense += !head.anchored && !head.has_intervals;
-    if (!head.has_intervals) continue;
-    intervals += head.num_intervals;
-    rows +=
-        head.anchored ? plan.anchor_rows().num_query_blocks(parts.geometry.block_q) : parts.geometry.num_query_blocks();
-  }
-  text += line("heads", format("%zu (entries × layers × heads): %d repetitive (%d anchor rows per frame), %d dense",
-                               plan.facts().size(), anchored, parts.anchor_rows_per_frame, dense));
-  if (rows > 0)
-    text +=
-        line("intervals", format("%.2f per query block", static_cast<double>(intervals) / static_cast<double>(rows)));
+  text += heads_text(plan);
   text += line("error", accuracy_text(parts.accuracy));
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()));
 
-  // Density by step (down) and layer (right); at most so many of each, evenly spread.
-  constexpr int kMaxRows = 25, kMaxColumns = 16;
-  const auto spread = [](int count, int limit) {
-    std::vector<int> chosen;
-    chosen.reserve(static_cast<size_t>(std::min(count, limit)));
-    for (int i = 0; i < std::min(count, limit); ++i) {
-      chosen.push_back(count <= limit ? i : static_cast<int>(std::lround(i * (count - 1.0) / (limit - 1))));
-    }
-    return chosen;
-  };
-  const std::vector<int> layers = spread(plan.num_layers(), kMaxColumns);
-  text += "\nstep  noise  energy | mean | layer";
-  for (const int layer : layers) text += format("%5d", layer);
-  text += "\n";
-  for (const int step : spread(plan.num_steps(), kMaxRows)) {
-    double sum = 0;
-    for (int layer = 0; layer < plan.num_layers(); ++layer) sum += plan.density(step, layer);
-    const double energy = parts.energy_targets[static_cast<size_t>(step)];
-    text += format("%4d  %.3f  %6s | %.2f |      ", step, parts.sigmas[static_cast<size_t>(step)],
-                   std::isnan(energy) ? "-" : format("%.3f", energy).c_str(), sum / plan.num_layers());
-    for (const int layer : layers) text += format("%5.2f", plan.density(step, layer));
-    text += "\n";
-  }
-  return text;
+  return text + "\n" + density_table(plan);
 }
 
 }  // namespace calibatt

@@ -61,6 +61,28 @@ void draw_right(Image& image, int right, int y, const std::string& text, Colour 
   draw_text(image, right - text_width(text, scale), y, text, colour, scale);
 }
 
+// The densest cell, rounded up to a tenth, so that plans of any density show their differences.
+double end_of_scale(const Plan& plan) {
+  double densest = 0;
+  for (int step = 0; step < plan.num_steps(); ++step) {
+    for (int layer = 0; layer < plan.num_layers(); ++layer) densest = std::max(densest, plan.density(step, layer));
+  }
+  return std::clamp(std::ceil(densest * 10 - 1e-9) / 10, 0.1, 1.0);
+}
+
+// From 0 to `end`, with its upper left corner there.
+void draw_colour_scale(Image& image, int left, int top, double end) {
+  constexpr int kWidth = 256;
+  for (int i = 0; i < kWidth; ++i) {
+    fill_rectangle(image, left + i, top, 1, 12, scale_colour(i / (kWidth - 1.0)));
+  }
+  for (const double tick : {0.0, 0.25, 0.5, 0.75, 1.0}) {
+    const int x = left + static_cast<int>(std::lround(tick * (kWidth - 1)));
+    fill_rectangle(image, x, top + 12, 1, 4, kFaintInk);
+    draw_centred(image, x, top + 19, format_number("%.3g", tick * end), kInk);
+  }
+}
+
 void check_site(const Plan& plan, int step, int layer, int head) {
   const auto check = [](const char* what, int value, int count) {
     if (value < 0 || value >= count) {
@@ -149,12 +171,7 @@ Image render_density_map(const Plan& plan) {
       "computed query-key pairs of each layer and step, mean of " + std::to_string(plan.geometry().heads) + " heads",
       kFaintInk);
 
-  // The scale ends at the densest cell, rounded up to a tenth, so that plans of any density show their differences.
-  double densest = 0;
-  for (int step = 0; step < steps; ++step) {
-    for (int layer = 0; layer < layers; ++layer) densest = std::max(densest, plan.density(step, layer));
-  }
-  const double scale_end = std::clamp(std::ceil(densest * 10 - 1e-9) / 10, 0.1, 1.0);
+  const double scale_end = end_of_scale(plan);
 
   const auto draw_cell = [&](int x, int y, int width, double density, bool number) {
     const int gap = cell_height >= 8 ? 1 : 0;
@@ -190,17 +207,7 @@ Image render_density_map(const Plan& plan) {
   draw_centred(image, right + kGap + kMeanWidth / 2, kTop - 10, "mean", kFaintInk);
   draw_text(image, kMargin, bottom + kGap + (cell_height - kGlyphHeight) / 2, "mean", kFaintInk);
 
-  // The colour scale.
-  constexpr int kScaleWidth = 256;
-  const int scale_y = bottom + kGap + cell_height + 32;
-  for (int i = 0; i < kScaleWidth; ++i) {
-    fill_rectangle(image, kLeft + i, scale_y, 1, 12, scale_colour(i / (kScaleWidth - 1.0)));
-  }
-  for (const double tick : {0.0, 0.25, 0.5, 0.75, 1.0}) {
-    const int x = kLeft + static_cast<int>(std::lround(tick * (kScaleWidth - 1)));
-    fill_rectangle(image, x, scale_y + 12, 1, 4, kFaintInk);
-    draw_centred(image, x, scale_y + 19, format_number("%.3g", tick * scale_end), kInk);
-  }
+  draw_colour_scale(image, kLeft, bottom + kGap + cell_height + 32, scale_end);
   return image;
 }
 

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <ostream>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -98,6 +99,8 @@ class AttentionProblem {
   Tensor& out_storage() { return out_; }
 
  private:
+  void place_inputs(const std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v, DType dtype);
+  void make_key_bias(std::mt19937& random);
   void make_schedules();
 
   AttentionCase case_;

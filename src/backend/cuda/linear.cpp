@@ -122,6 +122,19 @@ const void* CublasLinear::weight_of(const LinearLayer& layer) const {
   return linear->weight();
 }
 
+/// Copies of a layer's weight, row r times gate[r] · gain, and of its bias, times the gate.
+CublasLinear::GatedCopy CublasLinear::multiply_gate(const LinearLayer& layer, const void* weight, const void* bias,
+                                                    const float* gate, float gain) const {
+  const int64_t rows = layer.out_features(), columns = layer.in_features();
+  GatedCopy copy{context_.allocate(layer.dtype(), {rows, columns}), {}};
+  scale_rows(weight, gate, gain, copy.weight.raw(), layer.dtype(), rows, columns, context_.stream());
+  if (bias != nullptr) {
+    copy.bias = context_.allocate(DType::kF32, {rows});
+    multiply(bias, gate, copy.bias.raw(), DType::kF32, rows, context_.stream());
+  }
+  return copy;
+}
+
 void CublasLinear::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {
   const auto* linear = dynamic_cast<const CudaLinear*>(&layer);
   CALIBATT_ASSERT(linear != nullptr && input.dtype() == layer.dtype());
@@ -138,18 +151,11 @@ void CublasLinear::run(const LinearLayer& layer, const Tensor& input, Tensor& ou
   const float gain = layer.dtype() == DType::kF16 ? kHalfGain : 1.0f;
   const void* weight = linear->weight();
   const void* bias = linear->bias(DType::kF32);  // or null
-  Tensor scaled_weight, scaled_bias;
+  GatedCopy gated;
   if (scales_weight) {
-    const float* gate = epilogue.gate->f32();
-    scaled_weight = context_.allocate(layer.dtype(), {out_features, layer.in_features()});
-    scale_rows(weight, gate, gain, scaled_weight.raw(), layer.dtype(), out_features, layer.in_features(),
-               context_.stream());
-    weight = scaled_weight.raw();
-    if (bias != nullptr) {
-      scaled_bias = context_.allocate(DType::kF32, {out_features});
-      multiply(bias, gate, scaled_bias.raw(), DType::kF32, out_features, context_.stream());
-      bias = scaled_bias.raw();
-    }
+    gated = multiply_gate(layer, weight, bias, epilogue.gate->f32(), gain);
+    weight = gated.weight.raw();
+    if (bias != nullptr) bias = gated.bias.raw();
   }
 
   GemmCall call;
@@ -172,15 +178,11 @@ void CublasLinear::run(const LinearLayer& layer, const Tensor& input, Tensor& ou
   call.accumulate = adds_plainly;
   call.gelu = epilogue.activation == Activation::kGeluTanh && call.dtype != DType::kF32 && call.out_dtype == call.dtype;
   const bool fuses_all = call.rows == 0 || gemms_->gemm.supports(call);
-  if (!fuses_all) {
-    call.bias = nullptr;
-    call.gelu = false;
-  }
+  if (!fuses_all) call.bias = nullptr, call.gelu = false;
   gemms_->gemm.run(call);
   if (!fuses_all && bias != nullptr) {
     add_bias(product.raw(), product.dtype(), static_cast<const float*>(bias), rows, out_features, context_.stream());
   }
-
   if (epilogue.activation != Activation::kNone && !call.gelu) {
     activate(epilogue.activation, product.raw(), product.raw(), product.dtype(), product.size(), context_.stream());
   }

@@ -35,6 +35,12 @@ class CublasLinear {
   void run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
 
  private:
+  struct GatedCopy {
+    Tensor weight, bias;  // bias empty where the layer has none
+  };
+  GatedCopy multiply_gate(const LinearLayer& layer, const void* weight, const void* bias, const float* gate,
+                          float gain) const;
+
   struct Gemms;
   Context& context_;
   std::unique_ptr<Gemms> gemms_;

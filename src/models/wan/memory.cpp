@@ -11,7 +11,8 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   const uint64_t residual = tokens * dim * sizeof(float), normed_query_attended = 3 * tokens * dim * bytes,
                  qkv = 3 * tokens * dim * bytes;
   const uint64_t rope = 2 * tokens * static_cast<uint64_t>(config.attention_head_dim) * sizeof(float);
-  const auto patches = static_cast<uint64_t>((config.in_channels + config.out_channels) * config.patch_volume());
+  const auto patches =
+      static_cast<uint64_t>(config.in_channels + config.out_channels) * static_cast<uint64_t>(config.patch_volume());
   constexpr uint64_t kBranches = 2, kKeysAndValues = 2;
   const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
                            static_cast<uint64_t>(config.num_layers);

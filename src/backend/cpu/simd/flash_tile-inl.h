@@ -175,17 +175,7 @@ struct FlashTile {
     Stream values = own_values;
     int spent = 0;
     bool has_scores = false;  // of the panel before, whose weights are `weight`
-    const auto weigh = [&](int v) HWY_ATTR {
-      const V minus = hn::Load(d, reference + v * kLanes);
-      V p[kPanel];
-      HWY_UNROLL(4)
-      for (int i = 0; i < kPanel; ++i) {
-        const V s = hn::Load(d, scores + i * kRows + v * kLanes);
-        p[i] = exp2_clamped<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s, minus) : hn::MulSub(s, scale, minus));
-      }
-      const V before = hn::Load(d, sum + v * kLanes);
-      hn::Store(Policy::store_weights(p, weight + v * kLanes, kRows, before), d, sum + v * kLanes);
-    };
+    const auto weigh = [&](int v) HWY_ATTR { weigh_scores<kInLog2Units>(v, scale, scores, reference, weight, sum); };
     for (int key = 0; key < num_keys; key += kPanel, keys += panel_words) {
       if (kBiased && is_masked(bias + key)) {
         for (int v = 0; has_scores && v < kVectors; ++v) weigh(v);
@@ -194,11 +184,7 @@ struct FlashTile {
         continue;
       }
       V s[kPanel][kVectors];
-      HWY_UNROLL(4)
-      for (int i = 0; i < kPanel; ++i) {
-        HWY_UNROLL(4)
-        for (int v = 0; v < kVectors; ++v) s[i][v] = hn::Zero(d);
-      }
+      set_zero(s);
       // The exponentials of the panel before are spread over this panel's products, which keep the multipliers busy
       // meanwhile.
       values.fetch(kLinesPerPanel);
@@ -212,11 +198,7 @@ struct FlashTile {
       if constexpr (kBiased) add_bias(bias + key, scale, s);
       V largest[kVectors];
       const auto exceeded = find_exceeding<kInLog2Units>(s, scale, reference, largest);
-      HWY_UNROLL(4)
-      for (int i = 0; i < kPanel; ++i) {
-        HWY_UNROLL(4)
-        for (int v = 0; v < kVectors; ++v) hn::Store(s[i][v], d, scores + i * kRows + v * kLanes);
-      }
+      store_rows(s, scores);
       has_scores = true;
       weight = scratch.weights + key / Policy::kPair * kRows;
       if (HWY_UNLIKELY(!hn::AllFalse(d, exceeded))) {
@@ -229,6 +211,38 @@ struct FlashTile {
     }
     for (int v = 0; has_scores && v < kVectors; ++v) weigh(v);
     if (spent < num_keys) add_values(unit, spent, round_up_to_panel(num_keys));
+  }
+
+  HWY_INLINE static void set_zero(V (&s)[kPanel][kVectors]) {
+    HWY_UNROLL(4)
+    for (int i = 0; i < kPanel; ++i) {
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) s[i][v] = hn::Zero(D());
+    }
+  }
+
+  HWY_INLINE static void store_rows(const V (&s)[kPanel][kVectors], float* to) {
+    HWY_UNROLL(4)
+    for (int i = 0; i < kPanel; ++i) {
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) hn::Store(s[i][v], D(), to + i * kRows + v * kLanes);
+    }
+  }
+
+  /// Scores of a panel to weights, which are added to `sum`: those of vector v.
+  template <bool kInLog2Units>
+  HWY_INLINE static void weigh_scores(int v, V scale, const float* scores, const float* reference, uint32_t* weight,
+                                      float* sum) {
+    constexpr D d;
+    const V minus = hn::Load(d, reference + v * kLanes);
+    V p[kPanel];
+    HWY_UNROLL(4)
+    for (int i = 0; i < kPanel; ++i) {
+      const V s = hn::Load(d, scores + i * kRows + v * kLanes);
+      p[i] = exp2_clamped<Policy::kExpDegree>(kInLog2Units ? hn::Sub(s, minus) : hn::MulSub(s, scale, minus));
+    }
+    const V before = hn::Load(d, sum + v * kLanes);
+    hn::Store(Policy::store_weights(p, weight + v * kLanes, kRows, before), d, sum + v * kLanes);
   }
 
   /// Scores to biased logits in log2 units.

@@ -53,85 +53,122 @@ std::string message_of(const std::function<void()>& body) {
 }
 
 /// Everything the header promises, decoded again from the packed form and compared with the schedules.
-void expect_represents(const PackedSchedule& packed, std::span<const HeadSchedule> heads, int num_queries, int num_keys,
-                       int block_q, int block_k) {
-  const auto num_chunks = static_cast<uint32_t>((num_keys + kChunkKeys - 1) / kChunkKeys);
-  std::map<uint32_t, std::set<uint32_t>> rows_of_head;
-  std::map<uint32_t, std::vector<int>> writes_of_head;
-  uint32_t last_head = 0, last_length = ~0u;
-  for (const Tile& tile : packed.tiles) {
-    ASSERT_LT(tile.head, heads.size());
-    ASSERT_GE(tile.head, last_head) << "tiles are ordered by head";
-    if (tile.head != last_head) last_length = ~0u;
-    ASSERT_LE(tile.num_chunks, last_length) << "longest first";
-    last_head = tile.head;
-    last_length = tile.num_chunks;
+class Represents {
+ public:
+  Represents(const PackedSchedule& packed, std::span<const HeadSchedule> heads, int num_queries, int num_keys,
+             int block_q, int block_k)
+      : packed_(packed),
+        heads_(heads),
+        num_queries_(static_cast<size_t>(num_queries)),
+        num_chunks_(static_cast<uint32_t>((num_keys + kChunkKeys - 1) / kChunkKeys)),
+        block_q_(static_cast<uint32_t>(block_q)),
+        block_k_(static_cast<uint32_t>(block_k)) {}
 
-    const HeadSchedule& head = heads[tile.head];
+  void expect() {
+    uint32_t last_head = 0, last_length = ~0u;
+    for (const Tile& tile : packed_.tiles) {
+      ASSERT_LT(tile.head, heads_.size());
+      ASSERT_GE(tile.head, last_head) << "tiles are ordered by head";
+      if (tile.head != last_head) last_length = ~0u;
+      ASSERT_LE(tile.num_chunks, last_length) << "longest first";
+      last_head = tile.head;
+      last_length = tile.num_chunks;
+      ASSERT_NO_FATAL_FAILURE(expect_tile(tile));
+    }
+    for (uint32_t head = 0; head < heads_.size(); ++head) {
+      const AnchorRows* anchors = heads_[head].anchors;
+      EXPECT_EQ(rows_of_head_[head].size(), anchors ? anchors->query_tokens.size() : num_queries_) << "head " << head;
+      if (anchors) {
+        EXPECT_THAT(writes_of_head_[head], testing::Each(1)) << "head " << head;
+      }
+    }
+  }
+
+ private:
+  void expect_tile(const Tile& tile) {
+    const HeadSchedule& head = heads_[tile.head];
     ASSERT_GE(tile.num_rows, 1u);
     ASSERT_LE(tile.num_rows, static_cast<uint32_t>(kTileRows));
     uint32_t first_row = tile.first_row;
     ASSERT_EQ((tile.flags & Tile::kAnchors) != 0, head.anchors != nullptr);
     if (head.anchors) {
-      while (packed.anchor_tokens.at(first_row) != head.anchors->query_tokens[0]) --first_row;
+      while (packed_.anchor_tokens.at(first_row) != head.anchors->query_tokens[0]) --first_row;
       first_row = tile.first_row - first_row;  // now counted inside the head's anchors
-      for (uint32_t i = 0; i < tile.num_rows; ++i) {
-        ASSERT_EQ(packed.anchor_tokens.at(tile.first_row + i), head.anchors->query_tokens.at(first_row + i));
-        auto& writes = writes_of_head[tile.head];
-        writes.resize(static_cast<size_t>(num_queries));
-        for (uint32_t d = packed.destination_offsets.at(tile.first_row + i);
-             d < packed.destination_offsets.at(tile.first_row + i + 1); ++d) {
-          const int32_t token = packed.destinations.at(d);
-          ++writes.at(static_cast<size_t>(token));
-          ASSERT_EQ(head.anchors->source_of[static_cast<size_t>(token)], static_cast<int32_t>(first_row + i));
-        }
-      }
+      ASSERT_NO_FATAL_FAILURE(expect_anchors(tile, first_row));
     }
     for (uint32_t i = 0; i < tile.num_rows; ++i) {
-      ASSERT_TRUE(rows_of_head[tile.head].insert(first_row + i).second) << "row computed twice";
+      ASSERT_TRUE(rows_of_head_[tile.head].insert(first_row + i).second) << "row computed twice";
     }
+    const uint32_t query_block = first_row / block_q_;
+    if (head.intervals) {
+      ASSERT_EQ((first_row + tile.num_rows - 1) / block_q_, query_block);
+    }
+    const BlockMask mask = head.intervals ? head.intervals->to_mask() : BlockMask();
+    bool skips = false;
+    ASSERT_NO_FATAL_FAILURE(expect_chunks(tile, head.intervals ? &mask : nullptr, query_block, skips));
+    ASSERT_EQ((tile.flags & Tile::kSummaries) != 0, head.summarize_skipped && skips);
+    if ((tile.flags & Tile::kSummaries) != 0) expect_kept_bits(tile, mask, query_block);
+  }
 
+  /// first_row: of the tile, among the head's anchors.
+  void expect_anchors(const Tile& tile, uint32_t first_row) {
+    const AnchorRows& anchors = *heads_[tile.head].anchors;
+    auto& writes = writes_of_head_[tile.head];
+    writes.resize(num_queries_);
+    for (uint32_t i = 0; i < tile.num_rows; ++i) {
+      const uint32_t row = tile.first_row + i;
+      ASSERT_EQ(packed_.anchor_tokens.at(row), anchors.query_tokens.at(first_row + i));
+      for (uint32_t d = packed_.destination_offsets.at(row); d < packed_.destination_offsets.at(row + 1); ++d) {
+        const int32_t token = packed_.destinations.at(d);
+        ++writes.at(static_cast<size_t>(token));
+        ASSERT_EQ(anchors.source_of[static_cast<size_t>(token)], static_cast<int32_t>(first_row + i));
+      }
+    }
+  }
+
+  /// mask: null: every key block is kept.
+  void expect_chunks(const Tile& tile, const BlockMask* mask, uint32_t query_block, bool& skips) {
     std::set<uint32_t> chunks;
     uint32_t last_end = 0;
-    for (const auto& [begin, end] : ranges_of(packed, tile)) {
+    for (const auto& [begin, end] : ranges_of(packed_, tile)) {
       ASSERT_LT(begin, end);
       ASSERT_TRUE(chunks.empty() || begin > last_end) << "ranges rise and do not touch";
       for (uint32_t chunk = begin; chunk < end; ++chunk) chunks.insert(chunk);
       last_end = end;
     }
     ASSERT_EQ(chunks.size(), tile.num_chunks);
-    bool skips = false;
-    const uint32_t query_block = first_row / static_cast<uint32_t>(block_q);
-    if (head.intervals) {
-      ASSERT_EQ((first_row + tile.num_rows - 1) / static_cast<uint32_t>(block_q), query_block);
-    }
-    const BlockMask mask = head.intervals ? head.intervals->to_mask() : BlockMask();
-    for (uint32_t chunk = 0; chunk < num_chunks; ++chunk) {
-      const auto key_block = static_cast<int>(chunk * kChunkKeys / static_cast<uint32_t>(block_k));
-      const bool kept = !head.intervals || mask.kept(static_cast<int>(query_block), key_block);
+    for (uint32_t chunk = 0; chunk < num_chunks_; ++chunk) {
+      const auto key_block = static_cast<int>(chunk * kChunkKeys / block_k_);
+      const bool kept = mask == nullptr || mask->kept(static_cast<int>(query_block), key_block);
       skips |= !kept;
       ASSERT_EQ(chunks.contains(chunk), kept) << "chunk " << chunk;
     }
-    ASSERT_EQ((tile.flags & Tile::kSummaries) != 0, head.summarize_skipped && skips);
-    if ((tile.flags & Tile::kSummaries) == 0) continue;
-    const uint32_t whole_chunks = static_cast<uint32_t>((mask.num_key_blocks() + kChunkKeys - 1) / kChunkKeys);
+  }
+
+  void expect_kept_bits(const Tile& tile, const BlockMask& mask, uint32_t query_block) {
+    const auto key_blocks = static_cast<uint32_t>(mask.num_key_blocks());
+    const uint32_t whole_chunks = (key_blocks + kChunkKeys - 1) / kChunkKeys;
     for (uint32_t c = 0; c < whole_chunks * kChunkKeys; ++c) {
-      const bool bit = packed.kept_bits.at(tile.kept_bits + c / 32) >> (c % 32) & 1;
-      if (c < static_cast<uint32_t>(mask.num_key_blocks())) {
+      const bool bit = packed_.kept_bits.at(tile.kept_bits + c / 32) >> (c % 32) & 1;
+      if (c < key_blocks) {
         ASSERT_EQ(bit, mask.kept(static_cast<int>(query_block), static_cast<int>(c))) << "key block " << c;
-      } else if (c < static_cast<uint32_t>(mask.num_key_blocks() + 31) / 32 * 32) {
+      } else if (c < (key_blocks + 31) / 32 * 32) {
         ASSERT_TRUE(bit) << "behind the last key block";
       }
     }
   }
-  for (uint32_t head = 0; head < heads.size(); ++head) {
-    const auto wanted =
-        heads[head].anchors ? heads[head].anchors->query_tokens.size() : static_cast<size_t>(num_queries);
-    EXPECT_EQ(rows_of_head[head].size(), wanted) << "head " << head;
-    if (heads[head].anchors) {
-      EXPECT_THAT(writes_of_head[head], testing::Each(1)) << "head " << head;
-    }
-  }
+
+  const PackedSchedule& packed_;
+  std::span<const HeadSchedule> heads_;
+  size_t num_queries_;
+  uint32_t num_chunks_, block_q_, block_k_;
+  std::map<uint32_t, std::set<uint32_t>> rows_of_head_;
+  std::map<uint32_t, std::vector<int>> writes_of_head_;
+};
+
+void expect_represents(const PackedSchedule& packed, std::span<const HeadSchedule> heads, int num_queries, int num_keys,
+                       int block_q, int block_k) {
+  Represents(packed, heads, num_queries, num_keys, block_q, block_k).expect();
 }
 
 AnchorRows every_third(int num_tokens) {

@@ -21,27 +21,9 @@ struct Ladder {
   uint32_t levels[kNumLevels];
 };
 
-__global__ void __launch_bounds__(kThreads)
-    encode_kernel(const float* __restrict__ energy, int num_columns, Ladder ladder, uint8_t* __restrict__ codes) {
-  extern __shared__ uint4 shared[];
-  __shared__ unsigned long long warp_totals[kWarps], thresholds[kNumLevels];
-  const int padded = (num_columns + 3) / 4 * 4;
-  auto* fixed = reinterpret_cast<uint32_t*>(shared);        // [padded]; zeros after the row
-  auto* code = reinterpret_cast<uint8_t*>(fixed + padded);  // [num_columns + 1]
-  const int row_bytes = (num_columns + 1) / 2;
-  const float* row = energy + int64_t{blockIdx.x} * num_columns;
-  uint8_t* out = codes + int64_t{blockIdx.x} * row_bytes;
-
-  unsigned long long total = 0;
-  bool valid = true;
-  for (int c = threadIdx.x; c < padded; c += kThreads) {
-    const float value = c < num_columns ? row[c] : 0.0f;
-    const bool in_range = value >= 0.0f && value <= kLargest;  // false for NaN
-    valid &= in_range;
-    const uint32_t q = in_range ? __float2uint_rn(value * kOne) : 0;
-    fixed[c] = q;
-    total += q;
-  }
+/// Sum of all threads' totals; `valid` becomes whether it is so in all of them.
+__device__ __forceinline__ unsigned long long block_total(unsigned long long total, bool& valid,
+                                                          unsigned long long* warp_totals) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) total += __shfl_xor_sync(0xffffffffu, total, lane);
   if (threadIdx.x % 32 == 0) warp_totals[threadIdx.x / 32] = total;
@@ -49,17 +31,12 @@ __global__ void __launch_bounds__(kThreads)
   total = 0;
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) total += warp_totals[warp];
-  if (!valid || total >= kMostTotal) {
-    for (int i = threadIdx.x; i < row_bytes; i += kThreads) out[i] = 0xff;
-    return;  // the whole block
-  }
-  if (total == 0) {  // nothing attends anywhere: every block is worth as much as any other
-    for (int c = threadIdx.x; c < num_columns; c += kThreads) fixed[c] = 1;
-    total = num_columns;
-  }
-  if (threadIdx.x < kNumLevels) thresholds[threadIdx.x] = ladder.levels[threadIdx.x] * total;
-  __syncthreads();
+  return total;
+}
 
+/// The codes of all columns. fixed: [padded], a multiple of four.
+__device__ __forceinline__ void encode_columns(const uint32_t* fixed, const uint4* four_fixed, int num_columns,
+                                               int padded, const unsigned long long* thresholds, uint8_t* code) {
   for (int first = 0; first < num_columns; first += kThreads * kColumnsPerThread) {
     uint32_t own[kColumnsPerThread], before[kColumnsPerThread];
     int column[kColumnsPerThread];
@@ -70,7 +47,7 @@ __global__ void __launch_bounds__(kThreads)
       before[k] = 0;
     }
     for (int j = 0; j < padded; j += 4) {
-      const uint4 four = shared[j / 4];  // the same address in all threads
+      const uint4 four = four_fixed[j / 4];  // the same address in all threads
       const uint32_t others[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -92,6 +69,42 @@ __global__ void __launch_bounds__(kThreads)
       code[column[k]] = static_cast<uint8_t>(levels_passed);
     }
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    encode_kernel(const float* __restrict__ energy, int num_columns, Ladder ladder, uint8_t* __restrict__ codes) {
+  extern __shared__ uint4 shared[];
+  __shared__ unsigned long long warp_totals[kWarps], thresholds[kNumLevels];
+  const int padded = (num_columns + 3) / 4 * 4;
+  auto* fixed = reinterpret_cast<uint32_t*>(shared);        // [padded]; zeros after the row
+  auto* code = reinterpret_cast<uint8_t*>(fixed + padded);  // [num_columns + 1]
+  const int row_bytes = (num_columns + 1) / 2;
+  const float* row = energy + int64_t{blockIdx.x} * num_columns;
+  uint8_t* out = codes + int64_t{blockIdx.x} * row_bytes;
+
+  unsigned long long total = 0;
+  bool valid = true;
+  for (int c = threadIdx.x; c < padded; c += kThreads) {
+    const float value = c < num_columns ? row[c] : 0.0f;
+    const bool in_range = value >= 0.0f && value <= kLargest;  // false for NaN
+    valid &= in_range;
+    const uint32_t q = in_range ? __float2uint_rn(value * kOne) : 0;
+    fixed[c] = q;
+    total += q;
+  }
+  total = block_total(total, valid, warp_totals);
+  if (!valid || total >= kMostTotal) {
+    for (int i = threadIdx.x; i < row_bytes; i += kThreads) out[i] = 0xff;
+    return;  // the whole block
+  }
+  if (total == 0) {  // nothing attends anywhere: every block is worth as much as any other
+    for (int c = threadIdx.x; c < num_columns; c += kThreads) fixed[c] = 1;
+    total = num_columns;
+  }
+  if (threadIdx.x < kNumLevels) thresholds[threadIdx.x] = ladder.levels[threadIdx.x] * total;
+  __syncthreads();
+
+  encode_columns(fixed, shared, num_columns, padded, thresholds, code);
   if (threadIdx.x == 0) code[num_columns] = 15;  // the half byte left over
   __syncthreads();
   for (int i = threadIdx.x; i < row_bytes; i += kThreads) {

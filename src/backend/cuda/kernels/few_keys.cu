@@ -16,6 +16,38 @@ constexpr int kWarps = 8, kWarpRows = 16, kSlotStep = 16;
 constexpr int kPaddingElements =
     32;  // 64 bytes: two neighbouring keys' elements, 64 bytes each, are in different banks
 
+/// Logits of a row, which four lanes share, to softmax weights. product(n, c): this lane's c-th of group n.
+template <int kSlots, class Product>
+__device__ __forceinline__ void softmax_of_row(const FewKeysCall& call, int num_keys, int t, const Product& product) {
+  float maximum = -INFINITY;
+#pragma unroll
+  for (int n = 0; n < kSlots / 8; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int key = n / 2 * 16 + 4 * t + n % 2 * 2 + c;
+      const float bias = key == num_keys - 1 ? call.last_key_bias_log2 : 0.0f;
+      product(n, c) = key < num_keys ? fmaf(product(n, c), call.scale_log2, bias) : -INFINITY;
+      maximum = fmaxf(maximum, product(n, c));
+    }
+  }
+  maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 1));
+  maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 2));
+  float sum = 0;
+#pragma unroll
+  for (int n = 0; n < kSlots / 8; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) sum += product(n, c) = ptx::exp2_unit(product(n, c) - maximum);
+  }
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  const float factor = 1 / sum;
+#pragma unroll
+  for (int n = 0; n < kSlots / 8; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) product(n, c) *= factor;
+  }
+}
+
 /// Grid: heads × tiles of rows, heads first: what runs at a time reads neighbouring memory.
 template <class T, int kHeadDim, int kSlots, bool kSoftmax>
 __global__ void __launch_bounds__(32 * kWarps) few_keys_kernel(const __grid_constant__ FewKeysCall call) {
@@ -62,35 +94,7 @@ __global__ void __launch_bounds__(32 * kWarps) few_keys_kernel(const __grid_cons
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const auto product = [&](int n, int c) -> float& { return products[n][2 * half + c]; };
-    if constexpr (kSoftmax) {
-      float maximum = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kSlots / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int key = n / 2 * 16 + 4 * t + n % 2 * 2 + c;
-          const float bias = key == num_keys - 1 ? call.last_key_bias_log2 : 0.0f;
-          product(n, c) = key < num_keys ? fmaf(product(n, c), call.scale_log2, bias) : -INFINITY;
-          maximum = fmaxf(maximum, product(n, c));
-        }
-      }
-      maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 1));
-      maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 2));
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < kSlots / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) sum += product(n, c) = ptx::exp2_unit(product(n, c) - maximum);
-      }
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      const float factor = 1 / sum;
-#pragma unroll
-      for (int n = 0; n < kSlots / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) product(n, c) *= factor;
-      }
-    }
+    if constexpr (kSoftmax) softmax_of_row<kSlots>(call, num_keys, t, product);
     if (row[half] >= num_rows) continue;
     T* const to = static_cast<T*>(call.out) + (row[half] * call.num_heads + head) * kSlots + 4 * t;
 #pragma unroll

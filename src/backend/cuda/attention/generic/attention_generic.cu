@@ -115,6 +115,57 @@ struct RowSoftmax {
   }
 };
 
+/// All keys of a tile's row that are kept, and the summaries of the others.
+template <class T>
+__device__ __forceinline__ void visit_keys(const AttentionArgs& args, const Tile& tile, int64_t batch,
+                                           RowSoftmax& softmax) {
+  const DeviceSchedule& schedule = args.schedule;
+  const Rows<T> tokens = rows_of<T>(args.k, args.v, batch, tile.head);
+  const auto no_bias = [](int64_t) { return 0.0f; };
+  if (schedule.tiles == nullptr) {
+    softmax.visit(tokens, 0, args.num_keys,
+                  [&](int64_t key) { return key + 1 == args.num_keys ? args.last_key_bias_log2 : 0.0f; });
+  } else {
+    for (uint32_t i = tile.num_ranges; i-- > 0;) {
+      const ChunkRange range = schedule.ranges[tile.first_range + i];
+      softmax.visit(tokens, static_cast<int64_t>(range.begin) * kChunkKeys,
+                    min(static_cast<int64_t>(range.end) * kChunkKeys, static_cast<int64_t>(args.num_keys)), no_bias);
+    }
+  }
+  if (tile.flags & Tile::kSummaries) {
+    softmax.visit(rows_of<T>(args.summary_k, args.summary_v, batch, tile.head), 0, args.num_summaries,
+                  [&](int64_t block) {
+                    const uint32_t word = schedule.kept_bits[tile.kept_bits + block / 32];
+                    const int64_t first = block * args.block_k;
+                    const int64_t count = min(static_cast<int64_t>(args.num_keys) - first, int64_t{args.block_k});
+                    return word >> (block % 32) & 1 ? -INFINITY : log2f(static_cast<float>(count));
+                  });
+  }
+}
+
+/// A row's output to its token, or to all that copy it.
+template <class T>
+__device__ __forceinline__ void write_row(const AttentionArgs& args, const Tile& tile, int64_t batch, uint32_t row,
+                                          int64_t token, const float* output, float sum) {
+  const DeviceSchedule& schedule = args.schedule;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool anchor = tile.flags & Tile::kAnchors;
+  const uint32_t first = anchor ? schedule.destination_offsets[row] : 0;
+  const uint32_t last = anchor ? schedule.destination_offsets[row + 1] : 1;
+  for (uint32_t i = first; i < last; ++i) {
+    const int64_t to_token = anchor ? schedule.destinations[i] : token;
+    const int64_t to = head_offset(args.out, batch, tile.head) + to_token * args.out.token_stride;
+    for (int d = lane; d < args.head_dim; d += 32) {
+      const float value = output[d] / sum;
+      if (args.out_f32) {
+        static_cast<float*>(args.out.data)[to + d] = value;
+      } else {
+        store(static_cast<T*>(args.out.data) + to + d, value);
+      }
+    }
+  }
+}
+
 /// One tile per block (blockIdx.x, batch entry blockIdx.y), one query row per warp and turn.
 template <class T>
 __global__ void attention_kernel(const __grid_constant__ KernelCall call) {
@@ -137,7 +188,6 @@ __global__ void attention_kernel(const __grid_constant__ KernelCall call) {
     tile.first_row = blockIdx.x % call.tiles_per_head * kTileRows;
     tile.num_rows = min(static_cast<uint32_t>(kTileRows), num_queries - tile.first_row);
   }
-  const Rows<T> tokens = rows_of<T>(args.k, args.v, batch, tile.head);
 
   for (uint32_t row = tile.first_row + warp; row < tile.first_row + tile.num_rows; row += num_warps) {
     const int64_t token = tile.flags & Tile::kAnchors ? schedule.anchor_tokens[row] : static_cast<int64_t>(row);
@@ -150,26 +200,7 @@ __global__ void attention_kernel(const __grid_constant__ KernelCall call) {
     __syncwarp();
 
     RowSoftmax softmax{query, output, args.head_dim, lane, args.scale_log2};
-    const auto no_bias = [](int64_t) { return 0.0f; };
-    if (!planned) {
-      softmax.visit(tokens, 0, args.num_keys,
-                    [&](int64_t key) { return key + 1 == args.num_keys ? args.last_key_bias_log2 : 0.0f; });
-    } else {
-      for (uint32_t i = tile.num_ranges; i-- > 0;) {
-        const ChunkRange range = schedule.ranges[tile.first_range + i];
-        softmax.visit(tokens, static_cast<int64_t>(range.begin) * kChunkKeys,
-                      min(static_cast<int64_t>(range.end) * kChunkKeys, static_cast<int64_t>(args.num_keys)), no_bias);
-      }
-    }
-    if (tile.flags & Tile::kSummaries) {
-      softmax.visit(rows_of<T>(args.summary_k, args.summary_v, batch, tile.head), 0, args.num_summaries,
-                    [&](int64_t block) {
-                      const uint32_t word = schedule.kept_bits[tile.kept_bits + block / 32];
-                      const int64_t first = block * args.block_k;
-                      const int64_t count = min(static_cast<int64_t>(args.num_keys) - first, int64_t{args.block_k});
-                      return word >> (block % 32) & 1 ? -INFINITY : log2f(static_cast<float>(count));
-                    });
-    }
+    visit_keys<T>(args, tile, batch, softmax);
 
     if (lane == 0) {
       const int64_t number = (batch * args.num_heads + tile.head) * num_queries + row;
@@ -177,21 +208,7 @@ __global__ void attention_kernel(const __grid_constant__ KernelCall call) {
       if (call.log_sums != nullptr) call.log_sums[number] = log_sum;
       if (!planned && args.row_lse != nullptr) args.row_lse[number] = log_sum * 0.693147180559945f;  // ln 2
     }
-    const bool anchor = tile.flags & Tile::kAnchors;
-    const uint32_t first = anchor ? schedule.destination_offsets[row] : 0;
-    const uint32_t last = anchor ? schedule.destination_offsets[row + 1] : 1;
-    for (uint32_t i = first; i < last; ++i) {
-      const int64_t to_token = anchor ? schedule.destinations[i] : token;
-      const int64_t to = head_offset(args.out, batch, tile.head) + to_token * args.out.token_stride;
-      for (int d = lane; d < args.head_dim; d += 32) {
-        const float value = output[d] / softmax.sum;
-        if (args.out_f32) {
-          static_cast<float*>(args.out.data)[to + d] = value;
-        } else {
-          store(static_cast<T*>(args.out.data) + to + d, value);
-        }
-      }
-    }
+    write_row<T>(args, tile, batch, row, token, output, softmax.sum);
     __syncwarp();  // query and output are the next row's now
   }
 }
