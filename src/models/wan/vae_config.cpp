@@ -1,27 +1,14 @@
 #include "models/wan/vae_config.h"
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "models/autoencoder/latent_statistics.h"
 
 namespace calibatt {
 namespace {
 
 constexpr int kMaxChannels = 1 << 14;
-
-std::vector<float> latent_statistics(const JsonConfig& json, const std::string& key, int z_dim, bool positive) {
-  const std::vector<double> values = json.numbers(key);
-  if (static_cast<int>(values.size()) != z_dim) {
-    json.fail(key, "expected z_dim = " + std::to_string(z_dim) + " numbers, found " + std::to_string(values.size()));
-  }
-  for (const double value : values) {
-    if (!std::isfinite(value) || (positive && value <= 0)) {
-      json.fail(key, std::string("expected ") + (positive ? "positive" : "finite") + " numbers, found " +
-                         std::to_string(value));
-    }
-  }
-  return {values.begin(), values.end()};
-}
 
 void read_levels(const JsonConfig& json, WanVaeConfig& config) {
   config.dim_mult.clear();
