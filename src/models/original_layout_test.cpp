@@ -13,7 +13,7 @@
 #include "io/test_torch_file.h"
 #include "models/original_names.h"
 #include "models/test_original_names.h"
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
@@ -153,10 +153,10 @@ class OriginalFiles : public testing::Test {
 TEST_F(OriginalFiles, TextEncodersSettingsComeFromShapes) {
   const std::string data = CALIBATT_GOLDEN_DIR;
   for (const std::string model : {"square", "wide"}) {
-    const Component ours = open_text_encoder(data + "/umt5/" + model);
+    const Component ours = open_text_encoder(data + "/t5/" + model);
     const auto tensors = OriginalNames(data, "text_encoder").original_of(ours.tensors);
     const Component theirs = open_text_encoder(write(tensors));
-    const auto expected = Umt5Config::from(ours.config), found = Umt5Config::from(theirs.config);
+    const auto expected = T5Config::from(ours.config), found = T5Config::from(theirs.config);
     EXPECT_EQ(found.vocab_size, expected.vocab_size);
     EXPECT_EQ(found.d_model, expected.d_model);
     EXPECT_EQ(found.d_kv, expected.d_kv);

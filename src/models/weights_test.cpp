@@ -11,7 +11,7 @@
 #include "models/component.h"
 #include "models/model_folder.h"
 #include "models/registry.h"
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 #include "models/wan/transformer.h"
 
 namespace calibatt {
@@ -174,7 +174,7 @@ TEST_F(ModelFolder, TextEncoderConfigurationsItCannotRunAreRefused) {
   const auto message = [&](const std::string& extra) {
     write_config(R"({"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2)" + extra +
                  "}");
-    return message_of(ErrorKind::kFormat, [&] { Umt5Config::from(JsonConfig::load(folder() + "/config.json")); });
+    return message_of(ErrorKind::kFormat, [&] { T5Config::from(JsonConfig::load(folder() + "/config.json")); });
   };
   EXPECT_THAT(message(R"(, "model_type": "t5")"), HasSubstr("t5"));
   EXPECT_THAT(message(R"(, "feed_forward_proj": "relu")"), AllOf(HasSubstr("feed_forward_proj"), HasSubstr("relu")));
@@ -232,7 +232,7 @@ TEST_F(ModelFolder, DamagedWeightsAreWarnedOfWhileAModelIsLoaded) {
     WanTransformer::load(*backend, folder(), DType::kBF16, options);
   };
   const auto text_encoder = [&](const ModelLoadOptions& options) {
-    Umt5Encoder::open(*backend, folder(), DType::kBF16, options).encode(std::vector<int32_t>{5, 9, 1});
+    T5Encoder::open(*backend, folder(), DType::kBF16, options).encode(std::vector<int32_t>{5, 9, 1});
   };
   EXPECT_EQ(warnings_of("transformer", "", transformer), "");
   EXPECT_EQ(warnings_of("text_encoder", "", text_encoder), "");

@@ -12,7 +12,7 @@
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
@@ -82,7 +82,7 @@ TEST_F(ConfigFuzz, SettingsOfComponents) {
           read_text_file(kTiny + "transformer/config.json"));
   disturb([](const std::string& path) { WanVaeConfig::from(JsonConfig::load(path)); },
           read_text_file(kTiny + "vae/config.json"));
-  disturb([](const std::string& path) { Umt5Config::from(JsonConfig::load(path)); },
+  disturb([](const std::string& path) { T5Config::from(JsonConfig::load(path)); },
           read_text_file(kTiny + "text_encoder/config.json"));
 }
 

@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "io/safetensors.h"
 #include "models/original_layout.h"
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const JsonConfig config = JsonConfig::load(path);
     attempt([&] { WanTransformerConfig::from(config).fingerprint_settings(); });
     attempt([&] { WanVaeConfig::from(config); });
-    attempt([&] { Umt5Config::from(config); });
+    attempt([&] { T5Config::from(config); });
     attempt([&] { is_original_config(config); });
     config.unread();
   });

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "io/fingerprint.h"
 #include "models/original_layout.h"
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 #include "models/wan/memory.h"
 #include "models/wan/transformer.h"
 #include "models/wan/vae.h"
@@ -35,7 +35,7 @@ uint64_t num_elements(const MappedTensors& tensors) {
 struct WanConfigs {
   WanTransformerConfig transformer;
   WanVaeConfig vae;
-  Umt5Config text_encoder;
+  T5Config text_encoder;
 };
 
 /// Refused before anything is loaded: a component that is not of the same model as the others.
@@ -72,7 +72,7 @@ class WanModel final : public VideoModel {
         warn_(options.warn),
         overlay_(options.overlay),
         tokenizer_(Tokenizer::load(folder.tokenizer)),
-        text_encoder_(Umt5Encoder::open(backend, folder.text_encoder, beside(dtype), options)),
+        text_encoder_(T5Encoder::open(backend, folder.text_encoder, beside(dtype), options)),
         vae_(WanVae::load(folder.vae, backend, beside(dtype),
                           {.encodes = false, .defers_bias = {}, .warn = options.warn})),
         transformer_(WanTransformer::load(backend, folder.transformer, dtype, options)) {}
@@ -162,7 +162,7 @@ class WanModel final : public VideoModel {
   std::set<std::string> warned_;
   std::shared_ptr<const WeightOverlay> overlay_;
   Tokenizer tokenizer_;
-  Umt5Encoder text_encoder_;
+  T5Encoder text_encoder_;
   WanVae vae_;
   WanTransformer transformer_;  // last: it takes long, and what is wrong with the others is said before
   std::string values_fingerprint_, stored_fingerprint_;
@@ -173,7 +173,7 @@ class WanFiles final : public ModelFiles {
   explicit WanFiles(const std::string& path) : folder_(open_wan_folder(path)), description_(folder_.description) {
     const Component transformer = open_transformer(folder_.transformer), vae = open_vae(folder_.vae);
     configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
-                Umt5Config::from(open_text_encoder(folder_.text_encoder).config)};
+                T5Config::from(open_text_encoder(folder_.text_encoder).config)};
     require_one_model(configs_, path);
     transformer_elements_ = num_elements(transformer.tensors);
     vae_elements_ = num_elements(vae.tensors);

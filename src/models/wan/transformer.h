@@ -57,7 +57,7 @@ class WanTransformer {
                              const TokenOrder& order = TokenOrder::raster()) const;
 
   /// text_embeddings: host, F32 [1 … max_sequence_length, text_dim], the prompt's real tokens only
-  /// (Umt5Encoder::encode). `progress` hears of the blocks.
+  /// (T5Encoder::encode). `progress` hears of the blocks.
   WanPrompt prepare_prompt(const Tensor& text_embeddings, int max_sequence_length = 512,
                            const WorkProgress& progress = {}) const;
 

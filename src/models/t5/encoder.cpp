@@ -1,4 +1,4 @@
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 
 #include <cstring>
 #include <map>
@@ -29,30 +29,37 @@ std::string block_prefix(int layer) {
   return "encoder.block." + std::to_string(layer) + ".layer.";
 }
 
+bool has_relative_bias(const T5Config& config, int layer) {
+  return layer == 0 || config.bias_in_every_layer;
+}
+
 /// Every tensor of a block, by its name after the prefix.
-std::map<std::string, std::vector<int64_t>> block_shapes(const Umt5Config& config) {
+std::map<std::string, std::vector<int64_t>> block_shapes(const T5Config& config, int layer) {
   const int64_t width = config.d_model, inner = int64_t{config.num_heads} * config.d_kv, hidden = config.d_ff;
   const std::string attention = kAttention, feed_forward = kFeedForward;
-  return {{"0.layer_norm.weight", {width}},
-          {attention + "relative_attention_bias.weight", {config.relative_attention_num_buckets, config.num_heads}},
-          {attention + "q.weight", {inner, width}},
-          {attention + "k.weight", {inner, width}},
-          {attention + "v.weight", {inner, width}},
-          {attention + "o.weight", {width, inner}},
-          {"1.layer_norm.weight", {width}},
-          {feed_forward + "wi_0.weight", {hidden, width}},
-          {feed_forward + "wi_1.weight", {hidden, width}},
-          {feed_forward + "wo.weight", {width, hidden}}};
+  std::map<std::string, std::vector<int64_t>> shapes{{"0.layer_norm.weight", {width}},
+                                                     {attention + "q.weight", {inner, width}},
+                                                     {attention + "k.weight", {inner, width}},
+                                                     {attention + "v.weight", {inner, width}},
+                                                     {attention + "o.weight", {width, inner}},
+                                                     {"1.layer_norm.weight", {width}},
+                                                     {feed_forward + "wi_0.weight", {hidden, width}},
+                                                     {feed_forward + "wi_1.weight", {hidden, width}},
+                                                     {feed_forward + "wo.weight", {width, hidden}}};
+  if (has_relative_bias(config, layer)) {
+    shapes[attention + "relative_attention_bias.weight"] = {config.relative_attention_num_buckets, config.num_heads};
+  }
+  return shapes;
 }
 
 }  // namespace
 
-Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& path, DType dtype, const ModelLoadOptions& options) {
+T5Encoder T5Encoder::open(Backend& backend, const std::string& path, DType dtype, const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16);
   Component files = open_text_encoder(path, options);
-  const Umt5Config config = Umt5Config::from(files.config);
+  const T5Config config = T5Config::from(files.config);
   warn_of_unread_settings(files.config, kHarmless, options);
-  Umt5Encoder encoder(Weights(std::move(files.tensors)));
+  T5Encoder encoder(Weights(std::move(files.tensors)));
   encoder.backend_ = &backend;
   encoder.dtype_ = dtype;
   encoder.config_ = config;
@@ -63,9 +70,8 @@ Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& path, DType d
   const std::string table = weights.has(shared) ? shared : embedding;
   weights.require(table, {config.vocab_size, config.d_model});
   weights.mark_known(embedding);
-  const auto shapes = block_shapes(config);
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    for (const auto& [name, shape] : shapes) weights.require(block_prefix(layer) + name, shape);
+    for (const auto& [name, shape] : block_shapes(config, layer)) weights.require(block_prefix(layer) + name, shape);
   }
   weights.require(kFinalNorm, {config.d_model});
   if (const std::string warning = weights.check_unused("encoder.block."); !warning.empty() && options.warn) {
@@ -76,9 +82,9 @@ Umt5Encoder Umt5Encoder::open(Backend& backend, const std::string& path, DType d
   return encoder;
 }
 
-Umt5Encoder::Block Umt5Encoder::load_block(int layer) const {
+T5Encoder::Block T5Encoder::load_block(int layer) const {
   const std::string prefix = block_prefix(layer), attention = kAttention, feed_forward = kFeedForward;
-  const auto shapes = block_shapes(config_);
+  const auto shapes = block_shapes(config_, layer);
   const auto stored = [&](const std::string& name) { return weights_.stored(prefix + name, shapes.at(name)); };
   const auto norm = [&](const std::string& name) {
     return backend_->from_host(weights_.get_f32(prefix + name, shapes.at(name)));
@@ -91,7 +97,7 @@ Umt5Encoder::Block Umt5Encoder::load_block(int layer) const {
   const std::string bias = attention + "relative_attention_bias.weight";
   Block block;
   block.attention_norm = norm("0.layer_norm.weight");
-  block.relative_bias = weights_.get_f32(prefix + bias, shapes.at(bias));
+  if (has_relative_bias(config_, layer)) block.relative_bias = weights_.get_f32(prefix + bias, shapes.at(bias));
   block.qkv = linear({attention + "q.weight", attention + "k.weight", attention + "v.weight"});
   block.output = linear({attention + "o.weight"});
   block.feed_forward_norm = norm("1.layer_norm.weight");
@@ -101,21 +107,23 @@ Umt5Encoder::Block Umt5Encoder::load_block(int layer) const {
   return block;
 }
 
-Tensor Umt5Encoder::encode(std::span<const int32_t> prompt) const {
+Tensor T5Encoder::encode(std::span<const int32_t> prompt) const {
   return encode_all({{prompt.begin(), prompt.end()}})[0];
 }
 
-std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_t>>& prompts,
-                                            const WorkProgress& progress) const {
+std::vector<Tensor> T5Encoder::encode_all(const std::vector<std::vector<int32_t>>& prompts,
+                                          const WorkProgress& progress) const {
   std::vector<Tensor> results;  // the residual streams until the end
   results.reserve(prompts.size());
   for (const std::vector<int32_t>& prompt : prompts) results.push_back(embed(prompt));
+  Tensor relative_bias;
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     if (progress) progress(layer, config_.num_layers, 0);
     const Block block = load_block(layer);
+    if (!block.relative_bias.empty()) relative_bias = block.relative_bias;
     for (Tensor& residual : results) {
       if (progress) progress(layer, config_.num_layers, 0.5);
-      self_attention(block, residual);
+      self_attention(block, relative_bias, residual);
       feed_forward(block, residual);
     }
   }
@@ -130,7 +138,7 @@ std::vector<Tensor> Umt5Encoder::encode_all(const std::vector<std::vector<int32_
   return results;
 }
 
-void Umt5Encoder::check_tokens(std::span<const int32_t> token_ids) const {
+void T5Encoder::check_tokens(std::span<const int32_t> token_ids) const {
   for (const int32_t id : token_ids) {
     if (id >= 0 && id < config_.vocab_size) continue;
     throw Error(ErrorKind::kUsage, "text encoder: token " + std::to_string(id) + " is outside its vocabulary of " +
@@ -139,7 +147,7 @@ void Umt5Encoder::check_tokens(std::span<const int32_t> token_ids) const {
   }
 }
 
-Tensor Umt5Encoder::embed(std::span<const int32_t> token_ids) const {
+Tensor T5Encoder::embed(std::span<const int32_t> token_ids) const {
   if (token_ids.empty()) throw Error(ErrorKind::kUsage, "text encoder: the prompt has no tokens");
   Tensor stored(embedding_.dtype(), {static_cast<int64_t>(token_ids.size()), config_.d_model});
   char* to = static_cast<char*>(stored.raw());
@@ -163,10 +171,10 @@ Tensor Umt5Encoder::embed(std::span<const int32_t> token_ids) const {
 }
 
 /// residual += W_o · softmax(QKᵀ + position bias) V
-void Umt5Encoder::self_attention(const Block& block, Tensor& residual) const {
+void T5Encoder::self_attention(const Block& block, const Tensor& relative_bias, Tensor& residual) const {
   const int64_t num_tokens = residual.dim(0), inner = int64_t{config_.num_heads} * config_.d_kv;
-  const Tensor bias = backend_->from_host(
-      relative_position_bias(block.relative_bias, config_.relative_attention_max_distance, num_tokens));
+  const Tensor bias =
+      backend_->from_host(relative_position_bias(relative_bias, config_.relative_attention_max_distance, num_tokens));
   Tensor normed = backend_->empty(dtype_, residual.shape());
   // float32 also in a bfloat16 run: logits are not scaled, and rounded queries and keys would show in them.
   Tensor qkv = backend_->empty(DType::kF32, {num_tokens, 3 * inner});
@@ -181,7 +189,7 @@ void Umt5Encoder::self_attention(const Block& block, Tensor& residual) const {
 }
 
 /// residual += W_down · (gelu(W_gate · x) ⊙ (W_up · x)), x = norm(residual)
-void Umt5Encoder::feed_forward(const Block& block, Tensor& residual) const {
+void T5Encoder::feed_forward(const Block& block, Tensor& residual) const {
   Tensor normed = backend_->empty(dtype_, residual.shape());
   Tensor gate = backend_->empty(DType::kF32, {residual.dim(0), config_.d_ff});
   Tensor up = backend_->empty(DType::kF32, gate.shape());

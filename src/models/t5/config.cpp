@@ -1,15 +1,18 @@
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 
 namespace calibatt {
 
-Umt5Config Umt5Config::from(const JsonConfig& json) {
+T5Config T5Config::from(const JsonConfig& json) {
   constexpr int64_t kMaxWidth = 1 << 20;
-  Umt5Config config;
-  if (const std::string type = json.string("model_type", "umt5"); type != "umt5") {
-    json.fail("model_type", "expected \"umt5\" (the text encoder of Wan), found \"" + type + "\"");
+  T5Config config;
+  const std::string type = json.string("model_type", "umt5");
+  if (type != "umt5" && type != "t5") {
+    json.fail("model_type",
+              "expected \"umt5\" (the text encoder of Wan) or \"t5\" (that of Mochi), found \"" + type + "\"");
   }
+  config.bias_in_every_layer = type == "umt5";
   if (const std::string form = json.string("feed_forward_proj", "gated-gelu"); form != "gated-gelu") {
-    json.fail("feed_forward_proj", "expected \"gated-gelu\", found \"" + form + "\"");
+    json.fail("feed_forward_proj", "expected \"gated-gelu\" (T5 of version 1.1, UMT5), found \"" + form + "\"");
   }
   config.vocab_size = json.integer_in("vocab_size", 1, 1 << 28);
   config.d_model = json.integer_in("d_model", 1, kMaxWidth);

@@ -1,18 +1,18 @@
-// The text encoder against transformers' UMT5EncoderModel (tools/golden/umt5.py).
+// The text encoders against transformers' UMT5EncoderModel and T5EncoderModel (tools/golden/t5.py).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "backends.h"
 #include "io/safetensors.h"
-#include "models/umt5/encoder.h"
+#include "models/t5/encoder.h"
 #include "relative_error.h"
 
 namespace calibatt {
 namespace {
 
-const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/umt5/";
+const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/t5/";
 
-class Umt5Golden : public testing::TestWithParam<std::tuple<std::string, std::string>> {
+class T5Golden : public testing::TestWithParam<std::tuple<std::string, std::string>> {
  protected:
   void SetUp() override {
     if (backend_ == nullptr) GTEST_SKIP() << kNoDevice;
@@ -22,14 +22,14 @@ class Umt5Golden : public testing::TestWithParam<std::tuple<std::string, std::st
   std::string folder_ = kData + std::get<1>(GetParam());
   Safetensors golden_ = Safetensors::open(folder_ + "/golden.safetensors");
 
-  Tensor encode(const Umt5Encoder& encoder, const std::string& name) const {
+  Tensor encode(const T5Encoder& encoder, const std::string& name) const {
     const Tensor ids = golden_.get(name + ".ids");
     return encoder.encode({ids.data<int32_t>(), static_cast<size_t>(ids.size())});
   }
 };
 
-TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
-  const Umt5Encoder encoder = Umt5Encoder::open(*backend_, folder_, DType::kF32);
+TEST_P(T5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
+  const T5Encoder encoder = T5Encoder::open(*backend_, folder_, DType::kF32);
   for (const char* name : {"one", "short", "long"}) {
     const double error = relative_error(encode(encoder, name), golden_.get(std::string(name) + ".embeddings"));
     EXPECT_LT(error, 1e-5) << name;
@@ -37,8 +37,8 @@ TEST_P(Umt5Golden, EmbeddingsOfThePaddedPromptComeFromItsRealTokensAlone) {
   }
 }
 
-TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
-  const Umt5Encoder encoder = Umt5Encoder::open(*backend_, folder_, DType::kBF16);
+TEST_P(T5Golden, Bfloat16StaysWithinItsRounding) {
+  const T5Encoder encoder = T5Encoder::open(*backend_, folder_, DType::kBF16);
   // Rounding to 8 bits has a relative error of 2⁻⁹/√3 rms. Each layer rounds four times (the normalised input of either
   // half, the attended values, the gated hidden layer); independent, they add in squares. Twice that is allowed.
   const double one_rounding = std::ldexp(1.0, -9) / std::sqrt(3.0);
@@ -48,14 +48,14 @@ TEST_P(Umt5Golden, Bfloat16StaysWithinItsRounding) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Umt5Golden,
+INSTANTIATE_TEST_SUITE_P(Models, T5Golden,
                          testing::Combine(kBackends, testing::Values(std::string("square"), std::string("narrow"),
-                                                                     std::string("wide"))),
+                                                                     std::string("wide"), std::string("first"))),
                          [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
 
-TEST(Umt5Encoder, RefusesATokenOutsideItsVocabulary) {
+TEST(T5Encoder, RefusesATokenOutsideItsVocabulary) {
   const std::unique_ptr<Backend> backend = make_backend("cpu");
-  const Umt5Encoder encoder = Umt5Encoder::open(*backend, kData + "square", DType::kF32);
+  const T5Encoder encoder = T5Encoder::open(*backend, kData + "square", DType::kF32);
   const std::vector<int32_t> ids{5, 96};
   try {
     encoder.encode(ids);

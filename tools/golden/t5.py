@@ -1,8 +1,8 @@
-"""Golden data of the text encoder, from transformers' UMT5EncoderModel with random weights.
+"""Golden data of the text encoders, from transformers' UMT5EncoderModel and T5EncoderModel with random weights.
 
-    python tools/golden/umt5.py
+    python tools/golden/t5.py
 
-Writes tests/golden/data/umt5/<model>/: config.json and the weights as transformers saves them (one file or shards; the
+Writes tests/golden/data/t5/<model>/: config.json and the weights as transformers saves them (one file or shards; the
 element type differs from model to model), and golden.safetensors: per case <case>.ids (the real tokens) and
 <case>.embeddings (their rows), computed in float32 on a padded batch with its attention mask, as diffusers' pipeline does.
 Deterministic. Run it again only when the cases change: the C++ test must keep passing on the committed files.
@@ -13,9 +13,9 @@ import shutil
 
 import torch
 from safetensors.torch import save_file
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-DATA = pathlib.Path(__file__).resolve().parents[2] / "tests/golden/data/umt5"
+DATA = pathlib.Path(__file__).resolve().parents[2] / "tests/golden/data/t5"
 
 COMMON = dict(vocab_size=96, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False, use_cache=False)
 MODELS = {
@@ -26,6 +26,8 @@ MODELS = {
                     relative_attention_max_distance=20), torch.float16, "40KB"),
     # Inner width above d_model.
     "wide": (dict(COMMON, d_model=40, d_kv=32, num_heads=3, d_ff=56, num_layers=2), torch.float32, "1GB"),
+    # T5 of version 1.1, whose first layer has the position bias of all.
+    "first": (dict(COMMON, d_model=56, d_kv=16, num_heads=3, d_ff=88, num_layers=3), torch.bfloat16, "1GB"),
 }  # fmt: skip
 
 # Longer than the largest exact distance, than every bucket border, and than max_distance.
@@ -52,7 +54,7 @@ def randomise(model, dtype, generator):
 def main():
     for index, (name, (settings, dtype, shard)) in enumerate(MODELS.items()):
         generator = torch.Generator().manual_seed(40 + index)
-        model = UMT5EncoderModel(UMT5Config(**settings)).eval()
+        model = (T5EncoderModel(T5Config(**settings)) if name == "first" else UMT5EncoderModel(UMT5Config(**settings))).eval()
         randomise(model, dtype, generator)
         golden = {}
         for case, length in LENGTHS.items():
