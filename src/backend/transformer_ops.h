@@ -13,7 +13,8 @@
 namespace calibatt {
 
 /// Rotation of every head's channel pairs (2i, 2i+1), per token: (a, b) → (a·cos − b·sin, a·sin + b·cos).
-/// Both tables are F32 [tokens, head_dim], prepared for a lane-wise product: cos twice per pair; sin as (−sin, +sin).
+/// Both tables are F32, [tokens, head_dim] for all heads alike or [tokens, heads·head_dim], prepared for a lane-wise
+/// product: cos twice per pair; sin as (−sin, +sin).
 struct RopeTable {
   Tensor cos, signed_sin;
 };
@@ -38,8 +39,11 @@ class TransformerOps {
                           Tensor& out) = 0;
   /// out = x/√(mean(x²) + eps) · weight per row. x, out F32 or of 16 bits; may be the same tensor.
   virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) = 0;
-  /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32;
-  /// null: none), then rotation (null: none). What becomes of a query or key between its projection and the attention.
+  /// residual += x/√(mean(x²) + eps) · weight per row. x F32 or of 16 bits, residual F32; weight [channels] F32.
+  virtual void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) = 0;
+  /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32)
+  /// or over each head (weight [head_dim], the same for all), null: none; then rotation (null: none). What becomes of a
+  /// query or key between its projection and the attention.
   virtual void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                                const RopeTable* rope) = 0;
 
@@ -47,6 +51,9 @@ class TransformerOps {
   virtual void activate(Activation activation, const Tensor& x, Tensor& out) = 0;  ///< any float, shapes equal
   virtual void multiply(const Tensor& a, const Tensor& b,
                         Tensor& out) = 0;  ///< any float (all alike); out may be a or b
+  /// [rows, 2·n] → out [rows, n] of the same type: the first half of a row times SiLU of its second (Shazeer 2020,
+  /// arXiv 2002.05202). Rounded once. out is not x.
+  virtual void swiglu(const Tensor& x, Tensor& out) = 0;
   /// out = a + b, F32; b may have fewer elements than a and then repeats (a row added to every row). out may be a.
   virtual void add(const Tensor& a, const Tensor& b, Tensor& out) = 0;
   virtual void convert(const Tensor& x, Tensor& out) = 0;  ///< F32 ↔ 16 bits, or a copy

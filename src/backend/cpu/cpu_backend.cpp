@@ -30,6 +30,8 @@ float activated(Activation activation, float x) {
       return 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
     case Activation::kSiLU:
       return x / (1.0f + std::exp(-x));
+    case Activation::kTanh:
+      return std::tanh(x);
   }
   return x;
 }
@@ -115,19 +117,44 @@ class CpuBackend final : public Backend, public CalibrationOps {
     }
   }
 
+  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) override {
+    const int64_t channels = x.dim(-1), rows = x.size() / channels;
+    CALIBATT_ASSERT(residual.size() == x.size() && weight.size() == channels);
+    const float* factors = weight.f32();
+    float* to = residual.f32();
+    with_data(x, [&](const auto* from) {
+      parallel_for(rows, row_grain(channels), [=](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row) {
+          add_rms_norm_row(from + row * channels, factors, eps, to + row * channels, channels);
+        }
+      });
+    });
+  }
+
   void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                        const RopeTable* rope) override {
+    const int64_t width = int64_t{num_heads} * head_dim;
     CALIBATT_ASSERT(x.head_stride == head_dim && head_dim % 2 == 0);
-    CALIBATT_ASSERT(weight == nullptr || weight->size() == int64_t{num_heads} * head_dim);
-    CALIBATT_ASSERT(rope == nullptr || rope->cos.size() == x.num_tokens * head_dim);
+    CALIBATT_ASSERT(weight == nullptr || weight->size() == width || weight->size() == head_dim);
+    const int64_t angles = rope ? rope->cos.size() / x.num_tokens : 0;  // of a token
+    CALIBATT_ASSERT(rope == nullptr ||
+                    (rope->cos.size() == x.num_tokens * angles && rope->signed_sin.size() == rope->cos.size() &&
+                     (angles == head_dim || angles == width)));
     const float* factors = weight ? weight->f32() : nullptr;
     const float* cos = rope ? rope->cos.f32() : nullptr;
     const float* signed_sin = rope ? rope->signed_sin.f32() : nullptr;
+    const bool each_head = (weight && weight->size() != width) || (rope && angles != head_dim);
+    CALIBATT_ASSERT(!each_head || !weight || weight->size() == head_dim);
+    const int64_t at_once = each_head ? 1 : num_heads;  // heads
     const auto run = [&](auto* data) {
       parallel_for(x.num_tokens, row_grain(x.head_stride * num_heads), [=](int64_t begin, int64_t end, int) {
         for (int64_t token = begin; token < end; ++token) {
-          norm_and_rotate_row(data + token * x.token_stride, factors, eps, cos ? cos + token * head_dim : nullptr,
-                              signed_sin ? signed_sin + token * head_dim : nullptr, num_heads, head_dim);
+          for (int64_t head = 0; head < num_heads; head += at_once) {
+            const int64_t angle = token * angles + (angles == head_dim ? 0 : head * head_dim);
+            norm_and_rotate_row(data + token * x.token_stride + head * head_dim, factors, eps,
+                                cos ? cos + angle : nullptr, signed_sin ? signed_sin + angle : nullptr, at_once,
+                                head_dim);
+          }
         }
       });
     };
@@ -158,6 +185,21 @@ class CpuBackend final : public Backend, public CalibrationOps {
       Element* to = out.data<Element>();
       parallel_for(a.size(), kElementGrain, [=](int64_t begin, int64_t end, int) {
         cpu::multiply(first + begin, second + begin, to + begin, end - begin);
+      });
+    });
+  }
+
+  void swiglu(const Tensor& x, Tensor& out) override {
+    const int64_t channels = out.dim(-1), rows = out.size() / channels;
+    CALIBATT_ASSERT(x.size() == 2 * out.size() && x.dim(-1) == 2 * channels && x.dtype() == out.dtype());
+    with_data(x, [&](const auto* from) {
+      using Element = std::remove_cvref_t<decltype(*from)>;
+      Element* to = out.data<Element>();
+      parallel_for(rows, row_grain(channels), [=](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row) {
+          const Element* first = from + row * 2 * channels;
+          multiply_silu(first, first + channels, to + row * channels, channels);
+        }
       });
     });
   }

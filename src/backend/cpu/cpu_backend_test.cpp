@@ -127,6 +127,79 @@ TEST(CpuBackend, ActivateAndConvert) {
   EXPECT_NEAR(static_cast<float>(gelu.data<bfloat16>()[2]), 2.9963627, 1e-2);
 }
 
+TEST(CpuBackend, SwiGluIsTheObviousProduct) {
+  const auto backend = make_cpu_backend();
+  for (const int64_t channels : {1, 7, 64, 131}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      const Tensor x = converted(TorchGenerator(7).randn({3, 2 * channels}), dtype), exact = converted(x, DType::kF32);
+      Tensor out(dtype, {3, channels});
+      backend->swiglu(x, out);
+      const Tensor result = converted(out, DType::kF32);
+      for (int64_t row = 0; row < 3; ++row) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const double gate = exact.f32()[row * 2 * channels + channels + c];
+          const double expected = exact.f32()[row * 2 * channels + c] * gate / (1 + std::exp(-gate));
+          const double tolerance = dtype == DType::kF32 ? 1e-6 : std::ldexp(1.0, -8);
+          EXPECT_NEAR(result.f32()[row * channels + c], expected, tolerance * (1e-3 + std::abs(expected)));
+        }
+      }
+    }
+  }
+}
+
+TEST(CpuBackend, AddsARowsNorm) {
+  const auto backend = make_cpu_backend();
+  constexpr int64_t kRows = 5, kChannels = 77;
+  const Tensor residual = TorchGenerator(1).randn({kRows, kChannels}), weight = TorchGenerator(2).randn({kChannels});
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Tensor x = converted(TorchGenerator(3).randn({kRows, kChannels}), dtype), exact = converted(x, DType::kF32);
+    Tensor out = residual.clone();
+    backend->add_rms_norm(x, weight, 0.25f, out);
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float* from = exact.f32() + row * kChannels;
+      const double mean = std::inner_product(from, from + kChannels, from, 0.0) / kChannels;
+      for (int64_t c = 0; c < kChannels; ++c) {
+        const double normed = from[c] / std::sqrt(mean + 0.25) * weight.f32()[c];
+        EXPECT_NEAR(out.f32()[row * kChannels + c], residual.f32()[row * kChannels + c] + normed, 1e-6);
+      }
+    }
+  }
+}
+
+// Two heads in a row behind one channel that is not theirs, each with a norm and angles of its own.
+TEST(CpuBackend, HeadsAreNormalisedAndRotatedForThemselves) {
+  const auto backend = make_cpu_backend();
+  constexpr int64_t kTokens = 3, kHeads = 2, kDim = 6, kStride = kHeads * kDim + 1;
+  const Tensor weight = TorchGenerator(2).randn({kDim}), before = TorchGenerator(3).randn({kTokens, kStride});
+  const Tensor angles = TorchGenerator(4).randn({kTokens, kHeads * kDim / 2});
+  for (const bool own_angles : {false, true}) {
+    const int64_t width = own_angles ? kHeads * kDim : kDim;
+    RopeTable rope{Tensor(DType::kF32, {kTokens, width}), Tensor(DType::kF32, {kTokens, width})};
+    for (int64_t i = 0; i < kTokens * width; i += 2) {
+      const float angle = angles.f32()[i / 2];
+      rope.cos.f32()[i] = rope.cos.f32()[i + 1] = std::cos(angle);
+      rope.signed_sin.f32()[i] = -std::sin(angle);
+      rope.signed_sin.f32()[i + 1] = std::sin(angle);
+    }
+    Tensor x = before.clone();
+    backend->norm_and_rotate({x.f32() + 1, DType::kF32, kTokens, kStride, kDim}, kHeads, kDim, &weight, 0.5f, &rope);
+    for (int64_t token = 0; token < kTokens; ++token) {
+      EXPECT_EQ(x.f32()[token * kStride], before.f32()[token * kStride]);
+      for (int64_t head = 0; head < kHeads; ++head) {
+        const int64_t at = token * kStride + 1 + head * kDim;
+        const float* from = before.f32() + at;
+        const double inverse = 1 / std::sqrt(std::inner_product(from, from + kDim, from, 0.0) / kDim + 0.5);
+        for (int64_t c = 0; c < kDim; c += 2) {
+          const double angle = angles.f32()[(token * width + (own_angles ? head * kDim : 0) + c) / 2];
+          const double a = from[c] * inverse * weight.f32()[c], b = from[c + 1] * inverse * weight.f32()[c + 1];
+          EXPECT_NEAR(x.f32()[at + c], a * std::cos(angle) - b * std::sin(angle), 1e-6);
+          EXPECT_NEAR(x.f32()[at + c + 1], a * std::sin(angle) + b * std::cos(angle), 1e-6);
+        }
+      }
+    }
+  }
+}
+
 TEST(CpuBackend, BiasedAttentionIsTheObviousSum) {
   const auto backend = make_cpu_backend();
   constexpr int kTokens = 37, kHeads = 3, kDim = 20, kWidth = kHeads * kDim;

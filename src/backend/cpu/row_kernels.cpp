@@ -118,6 +118,15 @@ void rms_norm(const In* x, const float* weight, float eps, Out* out, int64_t cha
   });
 }
 
+template <class In>
+void add_rms_norm(const In* x, const float* weight, float eps, float* residual, int64_t channels) {
+  const float inverse = 1.0f / std::sqrt(sum_of_squares_of(x, channels) / static_cast<float>(channels) + eps);
+  for_lanes(channels, [=](auto d, int64_t i) HWY_ATTR {
+    const auto normed = hn::Mul(load(d, x + i), hn::Set(d, inverse));
+    store(d, hn::MulAdd(normed, load(d, weight + i), load(d, residual + i)), residual + i);
+  });
+}
+
 /// x · inverse · weight (weight null: no norm).
 template <class D, class T>
 HWY_INLINE hn::Vec<D> normalized(D d, const T* x, float inverse, const float* weight, int64_t i) {
@@ -162,6 +171,15 @@ void multiply_all(const T* a, const T* b, T* out, int64_t count) {
   for_lanes(count, [=](auto d, int64_t i) HWY_ATTR { store(d, hn::Mul(load(d, a + i), load(d, b + i)), out + i); });
 }
 
+template <class T>
+void multiply_silu(const T* x, const T* gate, T* out, int64_t count) {
+  for_lanes(count, [=](auto d, int64_t i) HWY_ATTR {
+    const auto g = load(d, gate + i), one = hn::Set(d, 1.0f);
+    const auto silu = hn::Div(g, hn::Add(one, hn::Exp(d, hn::Neg(g))));
+    store(d, hn::Mul(load(d, x + i), silu), out + i);
+  });
+}
+
 void widen(const bfloat16* x, float* out, int64_t count) {
   convert(x, out, count);
 }
@@ -182,6 +200,18 @@ void rms_norm_f32_bf16(const float* x, const float* w, float eps, bfloat16* out,
 }
 void rms_norm_bf16(const bfloat16* x, const float* w, float eps, bfloat16* out, int64_t n) {
   rms_norm(x, w, eps, out, n);
+}
+void add_rms_norm_f32(const float* x, const float* w, float eps, float* residual, int64_t n) {
+  add_rms_norm(x, w, eps, residual, n);
+}
+void add_rms_norm_bf16(const bfloat16* x, const float* w, float eps, float* residual, int64_t n) {
+  add_rms_norm(x, w, eps, residual, n);
+}
+void multiply_silu_f32(const float* x, const float* gate, float* out, int64_t n) {
+  multiply_silu(x, gate, out, n);
+}
+void multiply_silu_bf16(const bfloat16* x, const bfloat16* gate, bfloat16* out, int64_t n) {
+  multiply_silu(x, gate, out, n);
 }
 void norm_and_rotate_f32(float* x, const float* w, float eps, const float* cos, const float* sin, int64_t h,
                          int64_t d) {
@@ -237,6 +267,10 @@ HWY_EXPORT(layer_norm_bf16);
 HWY_EXPORT(rms_norm_f32);
 HWY_EXPORT(rms_norm_f32_bf16);
 HWY_EXPORT(rms_norm_bf16);
+HWY_EXPORT(add_rms_norm_f32);
+HWY_EXPORT(add_rms_norm_bf16);
+HWY_EXPORT(multiply_silu_f32);
+HWY_EXPORT(multiply_silu_bf16);
 HWY_EXPORT(norm_and_rotate_f32);
 HWY_EXPORT(norm_and_rotate_bf16);
 HWY_EXPORT(multiply_f32);
@@ -268,6 +302,18 @@ void rms_norm_row(const float* x, const float* weight, float eps, bfloat16* out,
 }
 void rms_norm_row(const bfloat16* x, const float* weight, float eps, bfloat16* out, int64_t channels) {
   HWY_DYNAMIC_DISPATCH(rms_norm_bf16)(x, weight, eps, out, channels);
+}
+void add_rms_norm_row(const float* x, const float* weight, float eps, float* residual, int64_t channels) {
+  HWY_DYNAMIC_DISPATCH(add_rms_norm_f32)(x, weight, eps, residual, channels);
+}
+void add_rms_norm_row(const bfloat16* x, const float* weight, float eps, float* residual, int64_t channels) {
+  HWY_DYNAMIC_DISPATCH(add_rms_norm_bf16)(x, weight, eps, residual, channels);
+}
+void multiply_silu(const float* x, const float* gate, float* out, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(multiply_silu_f32)(x, gate, out, count);
+}
+void multiply_silu(const bfloat16* x, const bfloat16* gate, bfloat16* out, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(multiply_silu_bf16)(x, gate, out, count);
 }
 void norm_and_rotate_row(float* x, const float* weight, float eps, const float* cos, const float* signed_sin,
                          int64_t heads, int64_t head_dim) {

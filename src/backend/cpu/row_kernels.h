@@ -28,6 +28,10 @@ void rms_norm_row(const float* x, const float* weight, float eps, float* out, in
 void rms_norm_row(const float* x, const float* weight, float eps, bfloat16* out, int64_t channels);
 void rms_norm_row(const bfloat16* x, const float* weight, float eps, bfloat16* out, int64_t channels);
 
+/// residual += x/√(mean(x²) + eps) · weight
+void add_rms_norm_row(const float* x, const float* weight, float eps, float* residual, int64_t channels);
+void add_rms_norm_row(const bfloat16* x, const float* weight, float eps, float* residual, int64_t channels);
+
 /// One token of a [tokens, heads, head_dim] array, in place: RMS norm over all heads (weight may be null: none), then
 /// the rotation of RopeTable, the same for each head (cos and signed_sin: [head_dim]; may be null: none). head_dim is
 /// even.
@@ -41,6 +45,9 @@ void multiply(const bfloat16* a, const bfloat16* b, bfloat16* out, int64_t count
 void add(const float* a, const float* b, float* out, int64_t count);
 void multiply_add(const float* a, const float* b, float* out, int64_t count);  ///< out += a · b
 float sum_of_squares(const float* x, int64_t count);
+/// out = x · SiLU(gate)
+void multiply_silu(const float* x, const float* gate, float* out, int64_t count);
+void multiply_silu(const bfloat16* x, const bfloat16* gate, bfloat16* out, int64_t count);
 
 float dot(const float* a, const float* b, int64_t count);
 void add_scaled(const float* x, float factor, float* out, int64_t count);  ///< out += factor · x

@@ -15,6 +15,7 @@
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/energy_levels.h"
 #include "backend/cuda/kernels/few_keys.h"
+#include "backend/cuda/kernels/head_norm.h"
 #include "backend/cuda/kernels/norm.h"
 #include "backend/cuda/kernels/output_changes.h"
 #include "backend/cuda/kernels/patches.h"
@@ -88,7 +89,12 @@ class CudaBackend final : public Backend, public CalibrationOps {
 
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override;
-  void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) override {
+    norm_rows(x, weight, eps, out, false);
+  }
+  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) override {
+    norm_rows(x, weight, eps, residual, true);
+  }
   void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                        const RopeTable* rope) override;
 
@@ -100,6 +106,10 @@ class CudaBackend final : public Backend, public CalibrationOps {
     CALIBATT_ASSERT(a.size() == b.size() && a.size() == out.size() && a.dtype() == b.dtype() &&
                     a.dtype() == out.dtype());
     cuda::multiply(a.raw(), b.raw(), out.raw(), a.dtype(), a.size(), context_.stream());
+  }
+  void swiglu(const Tensor& x, Tensor& out) override {
+    CALIBATT_ASSERT(x.size() == 2 * out.size() && x.dim(-1) == 2 * out.dim(-1) && x.dtype() == out.dtype());
+    cuda::swiglu(x.raw(), out.raw(), x.dtype(), out.size() / out.dim(-1), out.dim(-1), context_.stream());
   }
   void add(const Tensor& a, const Tensor& b, Tensor& out) override {
     CALIBATT_ASSERT(a.size() == out.size() && b.size() > 0 && a.size() % b.size() == 0);
@@ -150,6 +160,7 @@ class CudaBackend final : public Backend, public CalibrationOps {
   ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:
+  void norm_rows(const Tensor& x, const Tensor& weight, float eps, Tensor& out, bool adds);
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
 
   Context context_;
@@ -186,8 +197,9 @@ void CudaBackend::layer_norm(const Tensor& x, const Tensor* scale, const Tensor*
   cuda::layer_norm(call, context_.stream());
 }
 
-void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) {
+void CudaBackend::norm_rows(const Tensor& x, const Tensor& weight, float eps, Tensor& out, bool adds) {
   RmsNormCall call;
+  call.adds = adds;
   call.x = x.raw();
   call.x_dtype = x.dtype();
   call.out = out.raw();
@@ -203,15 +215,32 @@ void CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, Ten
 void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                                   const RopeTable* rope) {
   CALIBATT_ASSERT((x.head_stride == head_dim || num_heads == 1) && head_dim % 2 == 0);
-  CALIBATT_ASSERT(weight == nullptr || weight->size() == int64_t{num_heads} * head_dim);
-  CALIBATT_ASSERT(rope == nullptr || rope->cos.size() == x.num_tokens * head_dim);
   if (weight == nullptr && rope == nullptr) return;
+  const int64_t width = int64_t{num_heads} * head_dim;
+  const int64_t angles = rope != nullptr ? rope->cos.size() / x.num_tokens : 0;  // of a token
+  CALIBATT_ASSERT(weight == nullptr || weight->size() == width || weight->size() == head_dim);
+  CALIBATT_ASSERT(rope == nullptr ||
+                  (rope->cos.size() == x.num_tokens * angles && rope->signed_sin.size() == rope->cos.size() &&
+                   (angles == head_dim || angles == width)));
+  if ((weight != nullptr && weight->size() != width) || (rope != nullptr && angles != head_dim)) {
+    CALIBATT_ASSERT(weight == nullptr || weight->size() == head_dim);
+    HeadNormCall heads{x.data, x.dtype, x.token_stride, x.num_tokens, num_heads, head_dim};
+    heads.weight = f32_or_null(weight);
+    heads.eps = eps;
+    if (rope != nullptr) {
+      heads.cos = rope->cos.f32();
+      heads.signed_sin = rope->signed_sin.f32();
+      heads.angles = angles;
+    }
+    norm_heads(heads, context_.stream());
+    return;
+  }
   RmsNormCall call;
   call.x = call.out = x.data;
   call.x_dtype = call.out_dtype = x.dtype;
   call.x_stride = call.out_stride = x.token_stride;
   call.rows = x.num_tokens;
-  call.channels = int64_t{num_heads} * head_dim;
+  call.channels = width;
   call.weight = f32_or_null(weight);
   call.eps = eps;
   if (rope != nullptr) {

@@ -141,6 +141,54 @@ TEST_F(CudaNorms, RmsNorm) {
   }
 }
 
+TEST_F(CudaNorms, AddRmsNorm) {
+  for (const auto [rows, channels] : kRows) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << channels);
+    const Tensor weight = random({channels}, DType::kF32, 2), residual = random({rows, channels}, DType::kF32, 3);
+    for (const DType dtype : kTypes) {
+      const Tensor x = random({rows, channels}, dtype);
+      Tensor expected = residual.clone(), found = to_gpu(residual);
+      cpu->add_rms_norm(for_cpu(x), weight, 1e-6f, expected);
+      gpu->add_rms_norm(to_gpu(x), to_gpu(weight), 1e-6f, found);
+      expect_close(found, expected, kFloat);
+    }
+  }
+}
+
+TEST_F(CudaNorms, NormAndRotateOfEachHeadForItself) {
+  struct Case {
+    int heads, head_dim;
+  };
+  // Heads of one unit of a lane, of several; of no whole units; odd in every way.
+  for (const auto [heads, head_dim] : {Case{24, 128}, Case{3, 64}, Case{2, 192}, Case{3, 24}, Case{5, 6}, Case{4, 2}}) {
+    SCOPED_TRACE(testing::Message() << heads << " heads of " << head_dim);
+    const int64_t width = int64_t{heads} * head_dim;
+    const Tensor weight = random({head_dim}, DType::kF32, 2), gpu_weight = to_gpu(weight);
+    for (const int64_t tokens : {1, 17, 130}) {
+      for (const int64_t angles : {int64_t{head_dim}, width}) {
+        const RopeTable rope{random({tokens, angles}, DType::kF32, 4), random({tokens, angles}, DType::kF32, 5)};
+        const RopeTable gpu_rope{to_gpu(rope.cos), to_gpu(rope.signed_sin)};
+        for (const DType dtype : kTypes) {
+          for (const auto& [norm, rotate] : {std::pair{true, true}, {true, false}, {false, true}}) {
+            const Tensor x = random({tokens, 3 * width}, dtype);
+            Tensor expected = for_cpu(x).clone(), found = to_gpu(x);
+            const auto view = [&](Tensor& tensor) {
+              const DType type = tensor.dtype();
+              char* data = static_cast<char*>(tensor.raw()) + width * static_cast<int64_t>(dtype_size(type));
+              return HeadsView{data, type, tokens, 3 * width, head_dim};
+            };
+            cpu->norm_and_rotate(view(expected), heads, head_dim, norm ? &weight : nullptr, 1e-5f,
+                                 rotate ? &rope : nullptr);
+            gpu->norm_and_rotate(view(found), heads, head_dim, norm ? &gpu_weight : nullptr, 1e-5f,
+                                 rotate ? &gpu_rope : nullptr);
+            expect_close(found, converted(expected, dtype), bound(dtype));  // the other two parts stay as they are
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_F(CudaNorms, NormAndRotateInsideOneOfThreeFusedParts) {
   struct Case {
     int heads, head_dim;
@@ -187,7 +235,7 @@ TEST_F(CudaElements, ActivateMultiplyAndConvert) {
       const Tensor gpu_a = to_gpu(a), gpu_b = to_gpu(b);
       const Tensor cpu_a = for_cpu(a), cpu_b = for_cpu(b);
       Tensor expected(cpu_type(dtype), {size}), found = gpu->empty(dtype, {size});
-      for (const Activation activation : {Activation::kSiLU, Activation::kGeluTanh}) {
+      for (const Activation activation : {Activation::kSiLU, Activation::kTanh, Activation::kGeluTanh}) {
         cpu->activate(activation, cpu_a, expected);
         gpu->activate(activation, gpu_a, found);
         expect_close(found, converted(expected, dtype), bound(dtype));
@@ -204,6 +252,19 @@ TEST_F(CudaElements, ActivateMultiplyAndConvert) {
         gpu->convert(gpu_a, converted_there);
         expect_same(converted_there, converted(a, to));
       }
+    }
+  }
+}
+
+TEST_F(CudaElements, SwiGlu) {
+  for (const auto [rows, channels] : kRows) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << channels);
+    for (const DType dtype : kTypes) {
+      const Tensor x = random({rows, 2 * channels}, dtype);
+      Tensor expected(cpu_type(dtype), {rows, channels}), found = gpu->empty(dtype, expected.shape());
+      cpu->swiglu(for_cpu(x), expected);
+      gpu->swiglu(to_gpu(x), found);
+      expect_close(found, converted(expected, dtype), bound(dtype));
     }
   }
 }

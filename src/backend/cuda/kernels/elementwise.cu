@@ -15,6 +15,7 @@ constexpr int64_t kMaxBlocks = 1 << 16;
 
 __device__ __forceinline__ float activated(Activation activation, float x) {
   if (activation == Activation::kSiLU) return x / (1.0f + expf(-x));
+  if (activation == Activation::kTanh) return tanhf(x);
   if (activation == Activation::kGeluTanh) {
     return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
   }
@@ -48,6 +49,24 @@ struct Multiply {
 #pragma unroll
     for (int i = 0; i < n; ++i) first[i] *= second[i];
     store(out + at, first);
+  }
+};
+
+/// A unit lies in one row: channels are a multiple of n.
+template <class T>
+struct SwiGlu {
+  const T* x;
+  T* out;
+  int64_t channels;
+  template <int n>
+  __device__ void run(int64_t at) const {
+    const T* from = x + at / channels * channels + at;  // row · 2·channels + channel
+    float values[n], gate[n];
+    load<Reuse::kStream>(from, values);
+    load<Reuse::kStream>(from + channels, gate);
+#pragma unroll
+    for (int i = 0; i < n; ++i) values[i] *= activated(Activation::kSiLU, gate[i]);
+    store(out + at, values);
   }
 };
 
@@ -219,6 +238,14 @@ void multiply(const void* a, const void* b, void* out, DType dtype, int64_t size
   with_type(dtype, [&]<class T>(T*) {
     const Multiply<T> operation{static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(out)};
     map(size, stream, operation, a, b, out);
+  });
+}
+
+void swiglu(const void* x, void* out, DType dtype, int64_t rows, int64_t channels, cudaStream_t stream) {
+  with_type(dtype, [&]<class T>(T*) {
+    const auto channels_as_address = static_cast<uintptr_t>(channels % kUnit);  // as a period in `add`
+    map(rows * channels, stream, SwiGlu<T>{static_cast<const T*>(x), static_cast<T*>(out), channels}, x, out,
+        channels_as_address);
   });
 }
 

@@ -18,6 +18,9 @@ void add(const float* a, const float* b, float* out, int64_t size, int64_t perio
 /// out[i] = x[i] in another type.
 void convert(const void* x, DType from, void* out, DType to, int64_t size, cudaStream_t stream);
 
+/// out[r, c] = x[r, c] · SiLU(x[r, channels + c]); x [rows, 2·channels], out [rows, channels]; out is not x.
+void swiglu(const void* x, void* out, DType dtype, int64_t rows, int64_t channels, cudaStream_t stream);
+
 /// residual[r, c] += gate[c] · y[r, c]; gate null: ones.
 void add_gated(float* residual, const void* y, DType y_dtype, const float* gate, int64_t rows, int64_t channels,
                cudaStream_t stream);

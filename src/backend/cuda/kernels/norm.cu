@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(max_threads(kUnits)) layer_norm_kernel(const _
   }
 }
 
-template <class In, class Out, int n, int kUnits>
+template <class In, class Out, int n, int kUnits, bool kAdds>
 __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __grid_constant__ RmsNormCall call) {
   __shared__ float sums[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
@@ -116,7 +116,12 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
 #pragma unroll
         for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * inverse * weight[j];
       }
-      if constexpr (n % 2 == 0) {
+      if constexpr (kAdds) {
+        float old[n];
+        load<Reuse::kStream>(out + unit * n, old);
+#pragma unroll
+        for (int j = 0; j < n; ++j) values[i][j] += old[j];
+      } else if constexpr (n % 2 == 0) {
         if (call.cos != nullptr) {
           if (!same_place) load_rotation(unit);
 #pragma unroll
@@ -175,10 +180,10 @@ void launch_layer_norm(const LayerNormCall& call, cudaStream_t stream) {
   }
 }
 
-template <class In, class Out>
+template <class In, class Out, bool kAdds = false>
 void launch_rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    rms_norm_kernel<In, Out, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    rms_norm_kernel<In, Out, n(), units(), kAdds><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
   };
   constexpr int kUnit = 16 / sizeof(In);
   const bool wide = call.channels % kUnit == 0 && call.x_stride % kUnit == 0 && call.out_stride % kUnit == 0 &&
@@ -213,7 +218,16 @@ void layer_norm(const LayerNormCall& call, cudaStream_t stream) {
 
 void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   if (call.rows == 0) return;
-  if (call.x_dtype == DType::kBF16) {
+  if (call.adds) {
+    CALIBATT_ASSERT(call.out_dtype == DType::kF32 && call.weight != nullptr && call.cos == nullptr);
+    if (call.x_dtype == DType::kBF16) {
+      launch_rms_norm<__nv_bfloat16, float, true>(call, stream);
+    } else if (call.x_dtype == DType::kF16) {
+      launch_rms_norm<__half, float, true>(call, stream);
+    } else {
+      launch_rms_norm<float, float, true>(call, stream);
+    }
+  } else if (call.x_dtype == DType::kBF16) {
     CALIBATT_ASSERT(call.out_dtype == DType::kBF16);
     launch_rms_norm<__nv_bfloat16, __nv_bfloat16>(call, stream);
   } else if (call.x_dtype == DType::kF16) {

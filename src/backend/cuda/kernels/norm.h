@@ -25,14 +25,15 @@ struct LayerNormCall {
 };
 void layer_norm(const LayerNormCall& call, cudaStream_t stream);
 
-/// out = rotate(x/√(mean(x²) + eps) · weight): TransformerOps::rms_norm and TransformerOps::norm_and_rotate. `out` may
-/// be `x`.
+/// out = rotate(x/√(mean(x²) + eps) · weight): TransformerOps::rms_norm and TransformerOps::norm_and_rotate over all
+/// heads. `out` may be `x`. With `adds`: out += x/√(mean(x²) + eps) · weight, F32: TransformerOps::add_rms_norm.
 struct RmsNormCall {
   const void* x = nullptr;
   DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t x_stride = 0;         ///< elements from row to row
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< x_dtype, or kBF16 of kF32
+  DType out_dtype = DType::kF32;  ///< x_dtype, or kBF16 of kF32; kF32 with `adds`
+  bool adds = false;              ///< needs a weight, and no rotation
   int64_t out_stride = 0;
   int64_t rows = 0, channels = 0;
   const float* weight = nullptr;  ///< [channels]; null: nothing is normalised
