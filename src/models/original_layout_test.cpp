@@ -12,8 +12,8 @@
 #include "io/test_folder.h"
 #include "io/test_torch_file.h"
 #include "models/original_names.h"
-#include "models/test_original_names.h"
 #include "models/t5/encoder.h"
+#include "models/test_original_names.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
