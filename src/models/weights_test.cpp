@@ -176,7 +176,7 @@ TEST_F(ModelFolder, TextEncoderConfigurationsItCannotRunAreRefused) {
                  "}");
     return message_of(ErrorKind::kFormat, [&] { T5Config::from(JsonConfig::load(folder() + "/config.json")); });
   };
-  EXPECT_THAT(message(R"(, "model_type": "t5")"), HasSubstr("t5"));
+  EXPECT_THAT(message(R"(, "model_type": "mt5")"), HasSubstr("mt5"));
   EXPECT_THAT(message(R"(, "feed_forward_proj": "relu")"), AllOf(HasSubstr("feed_forward_proj"), HasSubstr("relu")));
   EXPECT_THAT(message(R"(, "num_buckets": 1, "relative_attention_num_buckets": 1)"),
               HasSubstr("relative_attention_num_buckets"));
