@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Times our decoder of Wan 2.1's video autoencoder beside diffusers' AutoencoderKLWan, on one GPU, in one process.
+"""Times our decoders of video autoencoders beside diffusers' own (Wan 2.1's AutoencoderKLWan, Mochi 1's AutoencoderKLMochi), on one GPU,
+in one process.
 
 The configuration is the public one with random weights (the time depends on shapes alone), written as a diffusers folder. First a small
 clip: our error against diffusers in float32, over diffusers' own bfloat16 error. Then, size by size and round by round, all competitors
@@ -8,6 +9,7 @@ in host memory; diffusers' time ends with the tensor on the GPU ("+host": as byt
 round.
 
 Needs torch (CUDA), diffusers and numpy. Usage: vae.py --library PATH/libcalibatt_vae_bench.so --output result.json
+[--architecture mochi]
 """
 
 import argparse
@@ -18,14 +20,22 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import namedtuple
 from ctypes import c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch  # before our library, so that it finds torch's cuDNN and cuBLAS loaded
 from attention import commit_of_checkout, describe_machine, quartiles
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLMochi, AutoencoderKLWan
 
-SIZES = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # latent frames, rows, columns
+# sizes: latent frames, rows, columns; check: the same of the clip that errors are measured on
+Architecture = namedtuple("Architecture", "name model channels frames_per_latent pixels_per_latent sizes check")
+ARCHITECTURES = {
+    a.name: a for a in (
+        Architecture("wan", AutoencoderKLWan, 16, 4, 8, {"480p": (21, 60, 104), "720p": (21, 90, 160)}, (3, 16, 24)),
+        Architecture("mochi", AutoencoderKLMochi, 12, 6, 8, {"85": (15, 60, 106), "163": (28, 60, 106)}, (3, 16, 24)),
+    )
+}  # fmt: skip
 OURS = {  # fuse, candidates, latent_frames
     "ours": (0, 1, 1),
     "ours-pairs": (0, 1, 2),
@@ -33,16 +43,15 @@ OURS = {  # fuse, candidates, latent_frames
     "ours-fused": (1, 1, 1),
     "ours-fused-timed": (1, 4, 1),
 }
-CHANNELS = 16
 MAX_ERROR_RATIO, MAX_TIME_RATIO, MAX_PEAK_GB = 1.1, 0.8, 20
 
 
 class Library:
-    def __init__(self, path):
-        self.lib = ctypes.CDLL(str(path))
+    def __init__(self, path, architecture):
+        self.lib, self.architecture = ctypes.CDLL(str(path)), architecture
         for name, result, arguments in [
             ("calibatt_vae_error", c_char_p, []),
-            ("calibatt_vae_load", c_void_p, [c_char_p, c_int32, c_int32, c_int32, c_int32]),
+            ("calibatt_vae_load", c_void_p, [c_char_p, c_char_p, c_int32, c_int32, c_int32, c_int32]),
             ("calibatt_vae_free", None, [c_void_p]),
             ("calibatt_vae_decode", c_int32, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
             ("calibatt_vae_peak_bytes", c_int64, [c_void_p]),
@@ -58,11 +67,12 @@ class Library:
 
 
 class Ours:
-    """Our decoder. Latents: host, float32, [16, frames, rows, columns], normalised."""
+    """Our decoder. Latents: host, float32, [channels, frames, rows, columns], normalised."""
 
     def __init__(self, library, folder, bf16, fuse=0, candidates=1, latent_frames=1):
-        self.binding = library
-        handle = library.lib.calibatt_vae_load(str(folder).encode(), int(bf16), fuse, candidates, latent_frames)
+        self.binding, self.architecture = library, library.architecture
+        name = self.architecture.name.encode()
+        handle = library.lib.calibatt_vae_load(name, str(folder).encode(), int(bf16), fuse, candidates, latent_frames)
         self.handle = library.checked(handle, handle is None)
 
     def __del__(self):
@@ -77,15 +87,22 @@ class Ours:
         )  # fmt: skip
         self.binding.checked(result, result != 0)
 
+    def _size(self, latents):
+        """Frames, rows and columns of the video."""
+        frames, rows, columns = latents.shape[1:]
+        pixels = self.architecture.pixels_per_latent
+        return 1 + (frames - 1) * self.architecture.frames_per_latent, pixels * rows, pixels * columns
+
     def to_bytes(self, latents):
         """[frames, rows, columns, 3] uint8."""
-        rgb = torch.empty((4 * latents.shape[1] - 3, 8 * latents.shape[2], 8 * latents.shape[3], 3), dtype=torch.uint8)
+        rgb = torch.empty((*self._size(latents), 3), dtype=torch.uint8)
         self._decode(latents, rgb, None)
         return rgb
 
     def to_float(self, latents):
         """[frames, 3, rows, columns] float32."""
-        pixels = torch.empty((4 * latents.shape[1] - 3, 3, 8 * latents.shape[2], 8 * latents.shape[3]))
+        frames, rows, columns = self._size(latents)
+        pixels = torch.empty((frames, 3, rows, columns))
         self._decode(latents, None, pixels)
         return pixels
 
@@ -99,15 +116,17 @@ class Ours:
 class Theirs:
     """diffusers' decoder."""
 
-    def __init__(self, folder, dtype, channels_last=False, benchmark=False):
-        self.vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype).cuda().eval()
+    def __init__(self, architecture, folder, dtype, channels_last=False, benchmark=False, tiled=False):
+        self.vae = architecture.model.from_pretrained(folder, torch_dtype=dtype).cuda().eval()
+        if tiled:
+            self.vae.enable_tiling()
         if channels_last:
             for parameter in self.vae.parameters():  # Module.to() takes models without two-dimensional convolutions alone
                 formats = {4: torch.channels_last, 5: torch.channels_last_3d}
                 if parameter.dim() in formats:
                     parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
         self.channels_last, self.benchmark = channels_last, benchmark
-        shape = (1, CHANNELS, 1, 1, 1)
+        shape = (1, architecture.channels, 1, 1, 1)
         self.mean = torch.tensor(self.vae.config.latents_mean).view(shape)
         self.std = torch.tensor(self.vae.config.latents_std).view(shape)
 
@@ -129,8 +148,8 @@ class Theirs:
         return ((video[0].float() * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
 
 
-def make_latents(size):
-    return torch.randn((CHANNELS, *size), generator=torch.Generator().manual_seed(7))
+def make_latents(architecture, size):
+    return torch.randn((architecture.channels, *size), generator=torch.Generator().manual_seed(7))
 
 
 def relative_error(found, expected):
@@ -138,11 +157,12 @@ def relative_error(found, expected):
 
 
 def check_agreement(library, folder, variants):
-    """Errors against diffusers in float32 on 9 frames of 128 × 192."""
+    """Errors against diffusers in float32 on a small clip."""
+    architecture = library.architecture
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    latents = make_latents((3, 16, 24))
-    expected = Theirs(folder, torch.float32).to_float(latents)
-    result = {"diffusers bf16": relative_error(Theirs(folder, torch.bfloat16).to_float(latents), expected)}
+    latents = make_latents(architecture, architecture.check)
+    expected = Theirs(architecture, folder, torch.float32).to_float(latents).clamp(-1, 1)
+    result = {"diffusers bf16": relative_error(Theirs(architecture, folder, torch.bfloat16).to_float(latents).clamp(-1, 1), expected)}
     result["ours f32"] = relative_error(Ours(library, folder, False).to_float(latents), expected)
     for name in variants:
         ours = Ours(library, folder, True, *OURS[name])
@@ -171,8 +191,10 @@ def competitors(library, folder, options):
     kinds = {"diffusers": {}, "diffusers, channels last": {"channels_last": True}}
     if options.cudnn_benchmark:
         kinds["diffusers, cudnn.benchmark"] = {"benchmark": True}
+    if library.architecture.name == "mochi":  # in one piece it may need more memory than there is
+        kinds["diffusers, tiled"] = {"tiled": True}
     for name, arguments in kinds.items():
-        theirs = Theirs(folder, torch.bfloat16, **arguments)
+        theirs = Theirs(library.architecture, folder, torch.bfloat16, **arguments)
 
         def run(latents, theirs=theirs):
             seconds, video = timed(lambda: theirs.decode(latents))
@@ -196,7 +218,7 @@ def profile(ours, latents, top=25):
 
 
 def run_size(name, report, runners, options, deadline):
-    latents = make_latents(SIZES[name])
+    latents = make_latents(options.architecture, options.architecture.sizes[name])
     entry = report["sizes"][name] = {"latents": list(latents.shape), "first_s": {}, "rounds": [], "peak_gb": {}, "left_out": {}}
     alive = {}
     for runner, (run, peak_gb, decoder) in runners.items():
@@ -266,7 +288,8 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", dest="shared_object", required=True, metavar="FILE.so", help="libcalibatt_vae_bench.so")
     parser.add_argument("--output", default="vae.json")
-    parser.add_argument("--sizes", default="480p,720p")
+    parser.add_argument("--architecture", default="wan", choices=sorted(ARCHITECTURES))
+    parser.add_argument("--sizes", help="default: all")
     parser.add_argument("--variants", default="ours,ours-pairs,ours-timed", help=f"of {','.join(OURS)} (ClipOptions)")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--seconds", type=float, default=240, help="for everything; a round that has begun is finished")
@@ -275,16 +298,18 @@ def parse_options():
     parser.add_argument("--commit", default="", help="of the library, where there is no git")
     options = parser.parse_args()
     options.variants = options.variants.split(",")
+    options.architecture = ARCHITECTURES[options.architecture]
+    options.sizes = options.sizes.split(",") if options.sizes else list(options.architecture.sizes)
     return options
 
 
 def main():
     options = parse_options()
     begin = time.monotonic()
-    library = Library(options.shared_object)
+    library = Library(options.shared_object, options.architecture)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(1)
-        AutoencoderKLWan().save_pretrained(folder)
+        options.architecture.model().save_pretrained(folder)
         report = {
             "machine": describe_machine(), "command": " ".join(sys.argv), "commit": options.commit or commit_of_checkout(),
             "date": time.strftime("%Y-%m-%d"), "errors": check_agreement(library, folder, options.variants), "figures": [], "sizes": {},
@@ -293,13 +318,13 @@ def main():
         save(report, options)
         torch.cuda.empty_cache()
         runners = competitors(library, folder, options)
-    sizes = options.sizes.split(",")
+    sizes = options.sizes
     for index, name in enumerate(sizes):
         share = 1 if index + 1 == len(sizes) else 0.35 * (index + 1)  # the last size is the largest
         run_size(name, report, runners, options, begin + options.seconds * share)
     report["engines"] = {name: runners[name][2].report() for name in options.variants}
     if options.profile:
-        report["profile"] = {name: profile(runners[name][2], make_latents(SIZES[sizes[-1]])) for name in options.variants}
+        report["profile"] = {name: profile(runners[name][2], make_latents(options.architecture, options.architecture.sizes[sizes[-1]])) for name in options.variants}
         for name, rows in report["profile"].items():
             for kernel, calls, milliseconds in rows:
                 print(f"{name}: {milliseconds:9.2f} ms {calls:5} × {kernel}")

@@ -9,8 +9,10 @@ extern "C" {
 /// Message of the calling thread's last failure.
 const char* calibatt_vae_error(void);
 
-/// Loads a folder with config.json and diffusion_pytorch_model.safetensors. The rest: ClipOptions.
-void* calibatt_vae_load(const char* folder, int32_t is_bf16, int32_t fuse, int32_t candidates, int32_t latent_frames);
+/// Loads a folder with config.json and diffusion_pytorch_model.safetensors. architecture: "wan" or "mochi". The rest:
+/// ClipOptions.
+void* calibatt_vae_load(const char* architecture, const char* folder, int32_t is_bf16, int32_t fuse, int32_t candidates,
+                        int32_t latent_frames);
 void calibatt_vae_free(void* vae);
 
 /// latents: host, [z, frames, height, width] F32, normalised. Of the two results on the host either may be null:

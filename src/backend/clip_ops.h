@@ -59,6 +59,14 @@ class PendingRgb {
   virtual bool finish(uint8_t* rgb) = 0;
 };
 
+/// A norm over the pixels of a frame and groups of channels, all of one size (torch's GroupNorm).
+struct GroupNorm {
+  const Tensor& gamma;  ///< [channels] F32
+  const Tensor& beta;
+  int groups = 1;
+  float epsilon = 0;  ///< added to the variance
+};
+
 /// The operators of a video autoencoder. `in` and `out` of the element-wise ones may differ in dtype and row stride.
 /// Clips and tensors live where the backend put them, unless a comment says "host".
 class ClipOps {
@@ -86,6 +94,19 @@ class ClipOps {
   /// gamma: [channels] F32. offset: [channels] F32, added to `in` before; null: none.
   virtual void rms_norm(const ClipView& in, const Tensor* offset, const Tensor& gamma, Activation activation,
                         const ClipView& out) = 0;
+  /// out[frame] = activation((x − mean) / √(variance + ε) · gamma + beta), x = in[frame] + offset, mean and variance of
+  /// each group of channels over all pixels of the frame. `out` may have a border, as many more rows above, below, and
+  /// columns left and right: they become copies of the nearest pixels. channels: a multiple of groups, and of 8. No
+  /// overlap.
+  virtual void group_norm(const ClipView& in, const Tensor* offset, const GroupNorm& norm, Activation activation,
+                          const ClipView& out) = 0;
+  /// x = silu(x + offset); offset: as in rms_norm. channels: a multiple of 8.
+  virtual void silu(const Tensor* offset, const ClipView& x) = 0;
+  /// Channels become pixels: out[row · s + y, frame · t + i, column · s + x, c] = in[row, frame, column, k · channels +
+  /// c], k = (i · s + y) · s + x, s the space_factor, t the time_factor, channels those of `out`, a multiple of 8. The
+  /// same for offset ([channels of in] F32, null: none), which is added. Both of one dtype; `in` may be overwritten.
+  virtual void depth_to_space(const ClipView& in, const Tensor* offset, int time_factor, int space_factor,
+                              const ClipView& out) = 0;
   /// Nearest neighbour, twice the rows and columns. With time_factor 2 the input has twice the channels of the output
   /// and frame t becomes frames 2t (its first half of the channels) and 2t + 1 (its second half).
   virtual void upsample(const ClipView& in, int time_factor, const ClipView& out) = 0;

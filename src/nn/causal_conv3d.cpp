@@ -67,27 +67,34 @@ CausalConv3d::CausalConv3d(Backend& backend, const Geometry& geometry, const Ten
   spec.out_channels = g.out_channels;
   spec.kernel = {g.kernel_size, g.kernel_frames, g.kernel_size};
   spec.stride = {g.stride_size, g.stride_frames, g.stride_size};
-  spec.pad_left = g.pad_before;
-  spec.pad_right = g.pad_after;
+  spec.pad_left = replicates() ? 0 : g.pad_before;  // else columns of the input
+  spec.pad_right = replicates() ? 0 : g.pad_after;
   convolution_ = backend.clip_ops().make_convolution(
       spec, weight.reshaped({g.out_channels, g.in_channels, g.kernel_frames, g.kernel_size, g.kernel_size}), bias,
       compute);
 }
 
+ClipView CausalConv3d::kept(const ClipView& buffer) const {
+  if (replicates()) return buffer;
+  return buffer.row_range(geometry_.pad_before, buffer.height - geometry_.pad_before - geometry_.pad_after);
+}
+
 CausalConv3d::Input CausalConv3d::prepare(CodingState& state, int64_t height, int64_t frames, int64_t width) const {
   const Geometry& g = geometry_;
-  const int64_t earlier = g.history_frames();
-  Clip buffer = state.make(g.pad_before + height + g.pad_after, earlier + frames, width, g.in_channels);
+  const int64_t earlier = g.history_frames(), border = g.pad_before + g.pad_after;
+  Clip buffer = state.make(height + border, earlier + frames, width + (replicates() ? border : 0), g.in_channels);
   const ClipView& all = buffer.view();
-  if (g.pad_before > 0) state.ops.zero(all.row_range(0, g.pad_before));
-  if (g.pad_after > 0) state.ops.zero(all.row_range(g.pad_before + height, g.pad_after));
-  const ClipView inside = all.row_range(g.pad_before, height);
+  if (!replicates()) {
+    if (g.pad_before > 0) state.ops.zero(all.row_range(0, g.pad_before));
+    if (g.pad_after > 0) state.ops.zero(all.row_range(g.pad_before + height, g.pad_after));
+  }
+  const ClipView inside = kept(all);
   if (earlier > 0) {
     const Clip& history = state.histories[static_cast<size_t>(g.history)];
-    if (history.empty()) {
-      state.ops.zero(inside.frame_range(0, earlier));
-    } else {
+    if (!history.empty()) {
       state.ops.copy(history.view(), inside.frame_range(0, earlier));
+    } else if (!replicates()) {  // else they are copies of what the caller puts behind them
+      state.ops.zero(inside.frame_range(0, earlier));
     }
   }
   const ClipView fresh = inside.frame_range(earlier, frames);
@@ -95,11 +102,16 @@ CausalConv3d::Input CausalConv3d::prepare(CodingState& state, int64_t height, in
 }
 
 void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, bool accumulate, bool add_bias) const {
+  const int64_t earlier = geometry_.history_frames();
+  if (geometry_.history >= 0 && replicates() && state.histories[static_cast<size_t>(geometry_.history)].empty()) {
+    for (int64_t frame = 0; frame < earlier; ++frame) {
+      state.ops.copy(input.frames.frame_range(0, 1), input.buffer.view().frame_range(frame, 1));
+    }
+  }
   convolution_->run(input.buffer.view(), out, accumulate, add_bias);
   if (geometry_.history < 0) return;
-  const ClipView all = input.buffer.view().row_range(geometry_.pad_before, input.frames.height);
-  const int64_t kept = geometry_.history_frames();
-  const ClipView last = all.frame_range(all.frames - kept, kept);
+  const ClipView all = kept(input.buffer.view());
+  const ClipView last = all.frame_range(all.frames - earlier, earlier);
   Clip& history = state.histories[static_cast<size_t>(geometry_.history)];
   if (history.empty()) history = state.make(last.height, last.frames, last.width, last.channels);
   state.ops.copy(last, history.view());
@@ -111,6 +123,7 @@ Clip CausalConv3d::operator()(CodingState& state, const ClipView& in, bool add_b
     convolution_->run(in, out.view(), false, add_bias);
     return out;
   }
+  CALIBATT_ASSERT(!replicates());
   Input input = prepare(state, in.height, in.frames, in.width);
   state.ops.copy(in, input.frames);
   run(state, std::move(input), out.view(), false, add_bias);

@@ -53,7 +53,7 @@ struct CodingState {
   DType compute;
   ClipPool pool;
   bool first_group = true;      ///< the first group is the first frame alone
-  std::vector<Clip> histories;  ///< by CausalConv3d::Geometry::history; empty: zeros
+  std::vector<Clip> histories;  ///< by CausalConv3d::Geometry::history; empty: nothing came before
 
   Clip make(int64_t height, int64_t frames, int64_t width, int64_t channels) {
     return pool.make(compute, height, frames, width, channels);
@@ -64,17 +64,25 @@ struct CodingState {
 /// frames of the group before. Square in space.
 class CausalConv3d {
  public:
+  /// What lies outside the picture, and before the clip's first frame.
+  enum class Border {
+    kZeros,
+    kReplicated,  ///< the nearest pixel; the first frame
+  };
+
   struct Geometry {
     int in_channels = 0, out_channels = 0;
     int kernel_frames = 1, kernel_size = 1;
     int stride_frames = 1, stride_size = 1;
-    int pad_before = 0, pad_after = 0;  ///< zero rows above and below, columns left and right
-    int history = -1;                   ///< its place in CodingState::histories; -1 when kernel_frames is 1
+    int pad_before = 0, pad_after = 0;  ///< rows above and below, columns left and right
+    Border border = Border::kZeros;
+    int history = -1;  ///< its place in CodingState::histories; -1 when kernel_frames is 1
 
     int history_frames() const { return kernel_frames - stride_frames; }
   };
 
-  /// Where the caller puts the new frames of a group: inside a buffer with the zero border and the history around them.
+  /// Where the caller puts the new frames of a group: inside a buffer with a border of zeros and the history around
+  /// them. A border that is replicated is part of `frames`: the operators that write with a border fill it.
   struct Input {
     Clip buffer;
     ClipView frames;
@@ -92,7 +100,7 @@ class CausalConv3d {
   /// Without `add_bias` the bias is left to the caller.
   void run(CodingState& state, Input input, const ClipView& out, bool accumulate = false, bool add_bias = true) const;
 
-  /// The whole of it for frames that are somewhere else already; `out` is made.
+  /// The whole of it for frames that are somewhere else already; `out` is made. Not for a replicated border.
   Clip operator()(CodingState& state, const ClipView& in, bool add_bias = true) const;
   /// Takes the last frames of `in` as history without computing anything.
   void remember(CodingState& state, const ClipView& in) const;
@@ -107,6 +115,9 @@ class CausalConv3d {
   int64_t size_out(int64_t size) const {
     return (size + geometry_.pad_before + geometry_.pad_after - geometry_.kernel_size) / geometry_.stride_size + 1;
   }
+  bool replicates() const { return geometry_.border == Border::kReplicated; }
+  /// The buffer's frames as far as the history keeps them.
+  ClipView kept(const ClipView& buffer) const;
   bool reads_in_place() const { return geometry_.history < 0 && geometry_.kernel_size == 1; }
 
   Geometry geometry_;

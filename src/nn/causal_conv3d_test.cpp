@@ -102,6 +102,50 @@ TEST_F(CausalConv3dTest, StrideTwoReadsOneEarlierFrame) {
   }
 }
 
+/// Frames and border pixels written out by hand, through a convolution that has no border of its own.
+TEST_F(CausalConv3dTest, AReplicatedBorderIsTheNearestPixelAndTheFirstFrame) {
+  CausalConv3d::Geometry geometry;
+  geometry.in_channels = kIn;
+  geometry.out_channels = kOut;
+  geometry.kernel_frames = geometry.kernel_size = 3;
+  geometry.pad_before = geometry.pad_after = 1;
+  geometry.border = CausalConv3d::Border::kReplicated;
+  geometry.history = 0;
+  const Tensor weight = random_tensor({kOut, kIn, 3, 3, 3}, 1), bias = random_tensor({kOut}, 2);
+  const CausalConv3d convolution(*backend, geometry, weight, bias, DType::kF32);
+  CodingState state(*backend, DType::kF32, 1);
+  const Clip clip = random_clip(state, 5);
+  const auto fill = [&](const ClipView& to, int64_t first) {  // of which `first` is a frame of the clip
+    for (int64_t i = 0; i < to.height * to.frames * to.width; ++i) {
+      const int64_t row = std::clamp<int64_t>(i / (to.frames * to.width) - 1, 0, kHeight - 1);
+      const int64_t frame = std::max<int64_t>(i / to.width % to.frames + first, 0);
+      const int64_t column = std::clamp<int64_t>(i % to.width - 1, 0, kWidth - 1);
+      std::copy_n(
+          static_cast<const float*>(clip.view().at(row, frame)) + column * kIn, kIn,
+          static_cast<float*>(to.at(i / (to.frames * to.width), i / to.width % to.frames)) + i % to.width * kIn);
+    }
+  };
+  geometry.border = CausalConv3d::Border::kZeros;
+  geometry.pad_before = geometry.pad_after = 0;
+  const CausalConv3d bare(*backend, geometry, weight, bias, DType::kF32);
+  Clip written = state.make(kHeight + 2, 7, kWidth + 2, kIn), whole = state.make(kHeight, 5, kWidth, kOut);
+  fill(written.view(), -2);
+  bare.run(state, {std::move(written), {}}, whole.view());
+
+  CodingState grouped(*backend, DType::kF32, 1);
+  int64_t begin = 0;
+  for (const int64_t count : {1, 3, 1}) {
+    CausalConv3d::Input input = convolution.prepare(grouped, kHeight, count, kWidth);
+    ASSERT_EQ(std::vector<int64_t>({input.frames.height, input.frames.frames, input.frames.width}),
+              std::vector<int64_t>({kHeight + 2, count, kWidth + 2}));
+    fill(input.frames, begin);
+    const Clip part = grouped.make(kHeight, count, kWidth, kOut);
+    convolution.run(grouped, std::move(input), part.view());
+    EXPECT_LT(difference(part.view(), whole.view(), begin), 1e-6f) << begin;
+    begin += count;
+  }
+}
+
 TEST_F(CausalConv3dTest, PoolUsesMemoryAgain) {
   ClipPool pool(*backend);
   const void* first = nullptr;

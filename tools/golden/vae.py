@@ -39,7 +39,7 @@ def randomise(vae, generator):
     """Weights that keep the signal's size through the layers and leave nothing at its special initial value."""
     for name, parameter in vae.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("gamma"):
+        if name.endswith("gamma") or (name.endswith("weight") and parameter.dim() == 1):
             value = 1 + 0.2 * noise
         elif name.endswith("bias"):
             value = 0.1 * noise

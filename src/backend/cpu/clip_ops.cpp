@@ -8,6 +8,7 @@
 
 #include "backend/cpu/attention.h"
 #include "backend/cpu/conv.h"
+#include "backend/cpu/group_norm.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/simd/clip_kernels.h"
 #include "base/error.h"
@@ -92,6 +93,47 @@ class CpuClipOps : public ClipOps {
         }
         rms_norm_pixels(from, {out.at(row, 0), out.dtype}, in.frames * in.width, factors,
                         activation == Activation::kSiLU);
+      }
+    });
+  }
+
+  void group_norm(const ClipView& in, const Tensor* offset, const GroupNorm& norm, Activation activation,
+                  const ClipView& out) override {
+    CALIBATT_ASSERT(activation == Activation::kNone || activation == Activation::kSiLU);
+    cpu::group_norm(in, offset, norm, activation == Activation::kSiLU, out);
+  }
+
+  void silu(const Tensor* offset, const ClipView& x) override {
+    const std::vector<float> ones(static_cast<size_t>(x.channels), 1.0f), zeros(static_cast<size_t>(x.channels));
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == x.channels);
+    const std::span<const float> shift(offset == nullptr ? zeros.data() : offset->f32(), zeros.size());
+    parallel_for(x.height, rows_per_piece(x), [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) {
+        scale_shift_pixels({x.at(row, 0), x.dtype}, {x.at(row, 0), x.dtype}, x.frames * x.width, ones, shift, true);
+      }
+    });
+  }
+
+  void depth_to_space(const ClipView& in, const Tensor* offset, int time_factor, int space_factor,
+                      const ClipView& out) override {
+    const int64_t t = time_factor, s = space_factor;
+    CALIBATT_ASSERT(out.height == s * in.height && out.width == s * in.width && out.frames == t * in.frames &&
+                    in.channels == t * s * s * out.channels && in.dtype == out.dtype);
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == in.channels);
+    if (offset != nullptr) add_bias(*offset, in);
+    const size_t pixel_bytes = static_cast<size_t>(out.channels) * dtype_size(out.dtype);
+    parallel_for(out.height, rows_per_piece(out), [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t frame = 0; frame < out.frames; ++frame) {
+          const char* from = static_cast<const char*>(in.at(row / s, frame / t)) +
+                             static_cast<size_t>((frame % t * s + row % s) * s) * pixel_bytes;
+          char* to = static_cast<char*>(out.at(row, frame));
+          for (int64_t column = 0; column < in.width; ++column) {
+            std::memcpy(to, from, static_cast<size_t>(s) * pixel_bytes);
+            to += static_cast<size_t>(s) * pixel_bytes;
+            from += static_cast<size_t>(t * s * s) * pixel_bytes;
+          }
+        }
       }
     });
   }

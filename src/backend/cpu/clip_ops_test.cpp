@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "backend/cpu/clip_ops.h"
@@ -162,6 +163,115 @@ TEST_P(ClipOpsOnThreads, RmsNormIsItsDefinition) {
                 0);
           }
         }
+      }
+    }
+  }
+}
+
+/// Each group of each frame, in double; `border`: how many rows and columns the output has more on each side.
+void expect_group_norm(ClipOps& ops, DType in_type, DType out_type, int64_t channels, int groups, int64_t border,
+                       bool shifts) {
+  constexpr int64_t kHeight = 5, kFrames = 3, kWidth = 4;
+  TestClip in(in_type, kHeight, kFrames, kWidth, channels, 3);
+  TestClip out(out_type, kHeight + 2 * border, kFrames + 1, kWidth + 2 * border, channels, 13);
+  in.fill_random(4);
+  const Tensor gamma = random_tensor({channels}, 5), beta = random_tensor({channels}, 6),
+               offset = random_tensor({channels}, 7, 3);
+  const Activation activation = shifts ? Activation::kSiLU : Activation::kNone;
+  ops.group_norm(in.view, shifts ? &offset : nullptr, {gamma, beta, groups, 0.01f}, activation,
+                 out.view.frame_range(1, kFrames));
+  const int64_t size = channels / groups;
+  const auto x = [&](int64_t row, int64_t frame, int64_t column, int64_t c) {
+    return static_cast<double>(in.get(row, frame, column, c)) + (shifts ? offset.f32()[c] : 0.0f);
+  };
+  for (int64_t frame = 0; frame < kFrames; ++frame) {
+    for (int64_t group = 0; group < groups; ++group) {
+      double mean = 0, variance = 0;
+      const auto for_all = [&](auto body) {
+        for (int64_t i = 0; i < kHeight * kWidth * size; ++i) {
+          body(x(i / (kWidth * size), frame, i / size % kWidth, group * size + i % size));
+        }
+      };
+      for_all([&](double value) { mean += value / static_cast<double>(kHeight * kWidth * size); });
+      for_all([&](double v) { variance += (v - mean) * (v - mean) / static_cast<double>(kHeight * kWidth * size); });
+      for (int64_t i = 0; i < out.view.height * out.view.width * size; ++i) {
+        const int64_t row = i / (out.view.width * size), column = i / size % out.view.width,
+                      c = group * size + i % size;
+        const int64_t from_row = std::clamp<int64_t>(row - border, 0, kHeight - 1);
+        const int64_t from_column = std::clamp<int64_t>(column - border, 0, kWidth - 1);
+        double expected =
+            (x(from_row, frame, from_column, c) - mean) / std::sqrt(variance + 0.01) * gamma.f32()[c] + beta.f32()[c];
+        if (activation == Activation::kSiLU) expected /= 1 + std::exp(-expected);
+        const double tolerance = (out_type == DType::kF32 ? 4e-6 : 0.004) * (1 + std::abs(expected));
+        ASSERT_NEAR(out.get(row, frame + 1, column, c), expected, tolerance) << row << " " << frame << " " << column;
+      }
+    }
+  }
+  for (int64_t row = 0; row < out.view.height; ++row) EXPECT_EQ(out.get(row, 0, 1, 0), 0) << "a frame that is not its";
+}
+
+TEST_P(ClipOpsOnThreads, GroupNormIsItsDefinition) {
+  for (const DType in_type : {DType::kF32, DType::kBF16}) {
+    for (const DType out_type : {DType::kF32, DType::kBF16}) {
+      for (const auto& [channels, groups] : {std::pair{8, 1}, {32, 32}, {96, 32}, {120, 5}}) {
+        expect_group_norm(*ops, in_type, out_type, channels, groups, 0, false);
+        expect_group_norm(*ops, in_type, out_type, channels, groups, 1, true);
+        expect_group_norm(*ops, in_type, out_type, channels, groups, 2, false);
+      }
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, GroupNormKeepsNaNVisibleInItsFrameAlone) {
+  TestClip in(DType::kF32, 3, 2, 4, 8), out(DType::kF32, 3, 2, 4, 8);
+  in.fill_random(1);
+  in.storage.f32()[in.index(1, 1, 2, 5)] = INFINITY;
+  const Tensor gamma = random_tensor({8}, 2), beta = random_tensor({8}, 3);
+  ops->group_norm(in.view, nullptr, {gamma, beta, 4, 1e-5f}, Activation::kSiLU, out.view);
+  for (int64_t pixel = 0; pixel < 12; ++pixel) {
+    for (int64_t c = 0; c < 8; ++c) {
+      EXPECT_FALSE(std::isnan(out.get(pixel / 4, 0, pixel % 4, c)));
+      EXPECT_EQ(std::isnan(out.get(pixel / 4, 1, pixel % 4, c)), c / 2 == 2) << c;
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, SiluIsItsDefinition) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    TestClip before(dtype, 5, 3, 7, 24, 3), clip(dtype, 5, 3, 7, 24, 3);
+    before.fill_random(1);
+    clip.fill_random(1);
+    const Tensor offset = random_tensor({24}, 2);
+    ops->silu(&offset, clip.view.frame_range(1, 2));
+    ops->silu(nullptr, clip.view.frame_range(0, 1));
+    for (int64_t i = 0; i < 5 * 3 * 7 * 24; ++i) {
+      const int64_t row = i / (3 * 7 * 24), frame = i / (7 * 24) % 3, column = i / 24 % 7, c = i % 24;
+      const double x = static_cast<double>(before.get(row, frame, column, c)) + (frame > 0 ? offset.f32()[c] : 0.0f);
+      const double expected = x / (1 + std::exp(-x));
+      ASSERT_NEAR(clip.get(row, frame, column, c), expected,
+                  (dtype == DType::kF32 ? 1e-6 : 0.004) * (1 + std::abs(expected)));
+    }
+  }
+}
+
+TEST_P(ClipOpsOnThreads, DepthToSpaceMakesPixelsOfChannels) {
+  for (const auto& [time, space] : {std::pair<int64_t, int64_t>{1, 2}, {2, 1}, {3, 2}, {2, 3}}) {
+    for (const bool shifts : {false, true}) {
+      constexpr int64_t kChannels = 8;
+      TestClip in(DType::kF32, 3, 2, 5, kChannels * time * space * space);
+      TestClip out(DType::kF32, 3 * space, 2 * time, 5 * space, kChannels, 8);
+      in.fill_random(6);
+      const Tensor kept = in.storage.clone(), offset = random_tensor({in.view.channels}, 7);
+      ops->depth_to_space(in.view, shifts ? &offset : nullptr, static_cast<int>(time), static_cast<int>(space),
+                          out.view);
+      for (int64_t i = 0; i < out.view.height * out.view.frames * out.view.width * kChannels; ++i) {
+        const int64_t c = i % kChannels, column = i / kChannels % out.view.width,
+                      frame = i / (kChannels * out.view.width) % out.view.frames,
+                      row = i / (kChannels * out.view.width * out.view.frames);
+        const int64_t from = ((frame % time * space + row % space) * space + column % space) * kChannels + c;
+        ASSERT_EQ(out.get(row, frame, column, c),
+                  kept.f32()[in.index(row / space, frame / time, column / space, from)] +
+                      (shifts ? offset.f32()[from] : 0.0f));
       }
     }
   }

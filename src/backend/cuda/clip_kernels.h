@@ -15,6 +15,27 @@ namespace calibatt::cuda {
 void launch_rms_norm(const ClipView& in, const float* offset, const float* gamma, bool silu, const ClipView& out,
                      cudaStream_t stream);
 
+struct GroupNormArgs {
+  const float* offset = nullptr;  ///< null: none
+  const float* gamma = nullptr;
+  const float* beta = nullptr;
+  int groups = 1;
+  float epsilon = 0;
+  bool silu = false;
+  void* workspace = nullptr;  ///< of group_norm_workspace_bytes, aligned as Context does it
+};
+size_t group_norm_workspace_bytes(const ClipView& in, int groups);
+/// ClipOps::group_norm, with up to 2048 channels; sums within a row are float32, of rows and of ranges of columns
+/// float64.
+void launch_group_norm(const ClipView& in, const GroupNormArgs& args, const ClipView& out, cudaStream_t stream);
+
+/// ClipOps::silu; offset may be null.
+void launch_silu(const ClipView& x, const float* offset, cudaStream_t stream);
+
+/// ClipOps::depth_to_space; offset may be null.
+void launch_depth_to_space(const ClipView& in, const float* offset, int time_factor, int space_factor,
+                           const ClipView& out, cudaStream_t stream);
+
 /// ClipOps::upsample.
 void launch_upsample(const ClipView& in, int time_factor, const ClipView& out, cudaStream_t stream);
 

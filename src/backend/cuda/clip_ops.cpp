@@ -114,6 +114,42 @@ class CudaClipOps : public ClipOps {
                     context_.stream());
   }
 
+  void group_norm(const ClipView& in, const Tensor* offset, const GroupNorm& norm, Activation activation,
+                  const ClipView& out) override {
+    const int64_t border = out.height - in.height;
+    CALIBATT_ASSERT(border >= 0 && border % 2 == 0 && out.width - in.width == border && out.frames == in.frames &&
+                    out.channels == in.channels);
+    CALIBATT_ASSERT(norm.gamma.size() == in.channels && norm.beta.size() == in.channels);
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == in.channels);
+    CALIBATT_ASSERT(activation == Activation::kNone || activation == Activation::kSiLU);
+    const std::shared_ptr<void> workspace =
+        context_.allocate_bytes(group_norm_workspace_bytes(in, norm.groups));  // freed in stream order
+    launch_group_norm(in,
+                      {.offset = offset != nullptr ? offset->f32() : nullptr,
+                       .gamma = norm.gamma.f32(),
+                       .beta = norm.beta.f32(),
+                       .groups = norm.groups,
+                       .epsilon = norm.epsilon,
+                       .silu = activation == Activation::kSiLU,
+                       .workspace = workspace.get()},
+                      out, context_.stream());
+  }
+
+  void silu(const Tensor* offset, const ClipView& x) override {
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == x.channels);
+    launch_silu(x, offset != nullptr ? offset->f32() : nullptr, context_.stream());
+  }
+
+  void depth_to_space(const ClipView& in, const Tensor* offset, int time_factor, int space_factor,
+                      const ClipView& out) override {
+    CALIBATT_ASSERT(out.height == space_factor * in.height && out.width == space_factor * in.width &&
+                    out.frames == time_factor * in.frames &&
+                    in.channels == time_factor * space_factor * space_factor * out.channels);
+    CALIBATT_ASSERT(offset == nullptr || offset->size() == in.channels);
+    launch_depth_to_space(in, offset != nullptr ? offset->f32() : nullptr, time_factor, space_factor, out,
+                          context_.stream());
+  }
+
   void upsample(const ClipView& in, int time_factor, const ClipView& out) override {
     CALIBATT_ASSERT(time_factor == 1 || time_factor == 2);
     CALIBATT_ASSERT(out.height == 2 * in.height && out.width == 2 * in.width && in.dtype == out.dtype &&

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "backend/cpu/clip_ops.h"
@@ -228,6 +229,76 @@ TEST_F(CudaClipOps, RmsNormKeepsNaNVisible) {
   EXPECT_TRUE(std::isnan(get(found, 8)));
   EXPECT_TRUE(std::isnan(get(found, 16)));
   for (int64_t i = 24; i < 32; ++i) EXPECT_TRUE(std::isfinite(get(found, i))) << i;
+}
+
+TEST_F(CudaClipOps, GroupNormIsThatOfTheCpu) {
+  for (const int64_t channels : {32, 64, 96, 768, 2048}) {
+    const Tensor gamma = random_tensor(DType::kF32, {channels}, 5), beta = random_tensor(DType::kF32, {channels}, 19);
+    const Tensor offset = random_tensor(DType::kF32, {channels}, 18);
+    const Tensor device_gamma = to_device(gamma), device_beta = to_device(beta), device_offset = to_device(offset);
+    for (const DType in_type : {DType::kF32, DType::kBF16}) {
+      for (const DType out_type : {DType::kF32, DType::kBF16}) {
+        for (const int64_t border : {0, 1}) {
+          const bool shifts = border > 0;
+          const Activation activation = shifts ? Activation::kSiLU : Activation::kNone;
+          TwinClip in(*context, in_type, 5, 3, 37, channels, 6, 8);
+          TwinClip out(*context, out_type, 5 + 2 * border, 4, 37 + 2 * border, channels, 7, 16);
+          cpu->group_norm(in.host_view, shifts ? &offset : nullptr, {gamma, beta, 32, 1e-5f}, activation,
+                          out.host_view.frame_range(1, 3));
+          gpu->group_norm(in.device_view, shifts ? &device_offset : nullptr, {device_gamma, device_beta, 32, 1e-5f},
+                          activation, out.device_view.frame_range(1, 3));
+          EXPECT_LT(out.worst_difference(), out_type == DType::kF32 ? 1e-5 : 0.008)
+              << channels << " channels, " << dtype_name(in_type) << " to " << dtype_name(out_type);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaClipOps, GroupNormKeepsNaNVisibleInItsFrameAlone) {
+  TwinClip in(*context, DType::kF32, 3, 2, 4, 32, 1), out(*context, DType::kBF16, 3, 2, 4, 32, 2);
+  in.host.f32()[8] = INFINITY;
+  in.upload();
+  const Tensor ones = to_device(random_tensor(DType::kF32, {32}, 3));
+  gpu->group_norm(in.device_view, nullptr, {ones, ones, 16, 1e-5f}, Activation::kSiLU, out.device_view);
+  const Tensor found = out.downloaded();
+  for (int64_t i = 0; i < found.size(); ++i) {
+    const bool in_group = i / (4 * 32) % 2 == 0 && i % 32 / 2 == 4;
+    EXPECT_EQ(std::isnan(get(found, i)), in_group) << i;
+  }
+}
+
+TEST_F(CudaClipOps, SiluIsThatOfTheCpu) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int64_t channels : {32, 96}) {
+      const Tensor offset = random_tensor(DType::kF32, {channels}, 18), device_offset = to_device(offset);
+      TwinClip clip(*context, dtype, 5, 3, 37, channels, 6, 8);
+      cpu->silu(&offset, clip.host_view.frame_range(1, 2));
+      gpu->silu(&device_offset, clip.device_view.frame_range(1, 2));
+      EXPECT_LT(clip.worst_difference(), dtype == DType::kF32 ? 4e-6 : 0.008) << channels;
+      cpu->silu(nullptr, clip.host_view);
+      gpu->silu(nullptr, clip.device_view);
+      EXPECT_LT(clip.worst_difference(), dtype == DType::kF32 ? 4e-6 : 0.016) << channels;
+    }
+  }
+}
+
+TEST_F(CudaClipOps, DepthToSpaceIsThatOfTheCpu) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const auto& [time, space] : {std::pair{1, 2}, {2, 1}, {3, 2}}) {
+      for (const int64_t channels : {32, 72}) {
+        const Tensor offset = random_tensor(DType::kF32, {channels * time * space * space}, 18);
+        const Tensor device_offset = to_device(offset);
+        TwinClip in(*context, dtype, 5, 2, 7, channels * time * space * space, 8);
+        TwinClip out(*context, dtype, 5 * space, 2 * time, 7 * space, channels, 9, 8);
+        for (const bool shifts : {false, true}) {
+          gpu->depth_to_space(in.device_view, shifts ? &device_offset : nullptr, time, space, out.device_view);
+          cpu->depth_to_space(in.host_view, shifts ? &offset : nullptr, time, space, out.host_view);
+          EXPECT_EQ(out.worst_difference(), 0) << channels << " " << time << " " << space;
+        }
+      }
+    }
+  }
 }
 
 TEST_F(CudaClipOps, UpsampleIsThatOfTheCpu) {

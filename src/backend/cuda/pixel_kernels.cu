@@ -2,7 +2,7 @@
 #include "backend/cuda/clip_kernels.h"
 #include "backend/cuda/device.h"
 
-/// Kernels that move pixels: upsample, copies, frames for the host.
+/// Kernels that move pixels: upsample, depth to space, copies, frames for the host.
 namespace calibatt::cuda {
 namespace {
 
@@ -38,6 +38,26 @@ void upsample(const ClipView& in, int time_factor, const ClipView& out, cudaStre
   upsample_kernel<Unit><<<row_grid(in, units, kThreads), kThreads, 0, stream>>>(
       from, to, static_cast<uint32_t>(time_factor), static_cast<uint32_t>(in.width),
       static_cast<uint32_t>(out.channels / elements), static_cast<uint32_t>(units));
+}
+
+/// Each thread moves eight channels of one of the output's pixels.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    depth_to_space_kernel(Rows<const T> in, const float* offset, uint32_t time_factor, uint32_t space_factor,
+                          uint32_t width, uint32_t eights_out, Rows<T> out, uint32_t eights) {
+  const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
+  if (index >= eights) return;
+  const uint32_t eights_in = time_factor * space_factor * space_factor * eights_out;
+  const uint32_t pixel = index / eights_in, place = index % eights_in, part = place / eights_out;
+  const uint32_t frame = pixel / width * time_factor + part / (space_factor * space_factor);
+  const uint32_t column = pixel % width * space_factor + part % space_factor;
+  const uint32_t row = blockIdx.y * space_factor + part / space_factor % space_factor;
+  float x[kEight], shift[kEight] = {};
+  load_eight(in.row(blockIdx.y) + index * kEight, x);
+  if (offset != nullptr) load_eight(offset + place * kEight, shift);
+#pragma unroll
+  for (int c = 0; c < kEight; ++c) x[c] += shift[c];
+  store_eight(out.row(row) + ((frame * width * space_factor + column) * eights_out + place % eights_out) * kEight, x);
 }
 
 // ---- copies --------------------------------------------------------------------------------------------------------
@@ -124,6 +144,20 @@ void launch_upsample(const ClipView& in, int time_factor, const ClipView& out, c
     upsample<uint16_t>(in, time_factor, out, stream);
   }
   check(cudaGetLastError(), "starting upsample");
+}
+
+void launch_depth_to_space(const ClipView& in, const float* offset, int time_factor, int space_factor,
+                           const ClipView& out, cudaStream_t stream) {
+  CALIBATT_ASSERT(in_eights(in) && in_eights(out) && in.dtype == out.dtype);
+  CALIBATT_ASSERT(out.frames * out.frame_stride() < (int64_t{1} << 31));
+  const int64_t eights = in.frames * in.frame_stride() / kEight;
+  with_type(in.dtype, [&]<class T>(T*) {
+    depth_to_space_kernel<T><<<row_grid(in, eights, kThreads), kThreads, 0, stream>>>(
+        rows_of<const T>(in), offset, static_cast<uint32_t>(time_factor), static_cast<uint32_t>(space_factor),
+        static_cast<uint32_t>(in.width), static_cast<uint32_t>(out.channels / kEight), rows_of<T>(out),
+        static_cast<uint32_t>(eights));
+  });
+  check(cudaGetLastError(), "starting depth to space");
 }
 
 void launch_copy(const ClipView& in, int64_t pad_left, const ClipView& out, cudaStream_t stream) {

@@ -6,82 +6,17 @@
 #include "base/error.h"
 
 namespace calibatt::wan_vae {
+
+using namespace autoencoder;
+
 namespace {
-
-/// Null for an empty tensor.
-const Tensor* pointer(const Tensor& tensor) {
-  return tensor.empty() ? nullptr : &tensor;
-}
-
-/// Adds biases that were left out to a clip that something other than a norm reads.
-void settle(CodingState& state, const Tensor& missing, const ClipView& x) {
-  if (!missing.empty()) state.ops.add_bias(missing, x);
-}
-
-class ConvolutionLayer : public Layer {
- public:
-  explicit ConvolutionLayer(CausalConv3d convolution) : convolution_(std::move(convolution)) {}
-  Clip forward(CodingState& state, Clip x) const override { return convolution_(state, x.view()); }
-
- private:
-  CausalConv3d convolution_;
-};
-
-/// x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1×1×1 convolution where the channels change.
-class ResidualBlock : public Layer {
- public:
-  ResidualBlock(Builder& build, const std::string& name, int in_channels, int out_channels)
-      : norm1_(build.gamma(name + ".norm1", in_channels, false)),
-        conv1_(build.causal(name + ".conv1", in_channels, out_channels, 3)),
-        norm2_(build.gamma(name + ".norm2", out_channels, false)),
-        conv2_(build.causal(name + ".conv2", out_channels, out_channels, 3)) {
-    if (in_channels != out_channels) {
-      shortcut_ = std::make_unique<CausalConv3d>(build.causal(name + ".conv_shortcut", in_channels, out_channels, 1));
-    }
-    adds_bias_ = !build.defers_bias();
-    if (adds_bias_) return;
-    if (shortcut_) {  // reads x as it is
-      missing_ = build.settle();
-      build.leave_out(*shortcut_);
-    } else {
-      offset1_ = build.missing();
-    }
-    offset2_ = build.to_backend(conv1_.bias());
-    build.leave_out(conv2_);
-  }
-
-  Clip forward(CodingState& state, Clip x) const override {
-    const ClipView size = x.view();
-    settle(state, missing_, size);
-    CausalConv3d::Input input = conv1_.prepare(state, size.height, size.frames, size.width);
-    state.ops.rms_norm(x.view(), pointer(offset1_), norm1_, Activation::kSiLU, input.frames);
-    Clip out = shortcut_ ? (*shortcut_)(state, x.view(), adds_bias_) : std::move(x);
-    Clip hidden = state.make(size.height, size.frames, size.width, conv1_.geometry().out_channels);
-    conv1_.run(state, std::move(input), hidden.view(), false, adds_bias_);
-
-    input = conv2_.prepare(state, size.height, size.frames, size.width);
-    state.ops.rms_norm(hidden.view(), pointer(offset2_), norm2_, Activation::kSiLU, input.frames);
-    hidden = Clip();
-    conv2_.run(state, std::move(input), out.view(), /*accumulate=*/true, adds_bias_);
-    return out;
-  }
-
- private:
-  Tensor norm1_;
-  CausalConv3d conv1_;
-  Tensor norm2_;
-  CausalConv3d conv2_;
-  std::unique_ptr<CausalConv3d> shortcut_;
-  bool adds_bias_ = true;
-  Tensor missing_, offset1_, offset2_;
-};
 
 /// Self-attention of one head among the pixels of each frame.
 class AttentionBlock : public Layer {
  public:
   AttentionBlock(Builder& build, const std::string& name, int channels)
       : channels_(channels),
-        norm_(build.gamma(name + ".norm", channels, true)),
+        norm_(build.image_norm(name + ".norm", channels)),
         to_qkv_(build.spatial(name + ".to_qkv", channels, 3 * channels, 1, 0, 0, 1)),
         projection_(build.spatial(name + ".proj", channels, channels, 1, 0, 0, 1)),
         adds_bias_(!build.defers_bias()),
@@ -92,7 +27,7 @@ class AttentionBlock : public Layer {
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
     Clip attended = state.make(size.height, size.frames, size.width, channels_);
-    state.ops.rms_norm(x.view(), pointer(offset_), norm_, Activation::kNone, attended.view());
+    norm_(state.ops, x.view(), offset_, Activation::kNone, attended.view());
     const Clip qkv = to_qkv_(state, attended.view());
     if (size.frames == 1) {
       state.ops.attention(qkv.view(), attended.view());
@@ -111,7 +46,7 @@ class AttentionBlock : public Layer {
 
  private:
   int channels_;
-  Tensor norm_;
+  Norm norm_;
   CausalConv3d to_qkv_, projection_;
   bool adds_bias_;
   Tensor offset_;
@@ -183,28 +118,24 @@ class Downsample : public Layer {
 class Head : public Layer {
  public:
   Head(Builder& build, const std::string& name, int in_channels, int out_channels)
-      : norm_(build.gamma(name + ".norm_out", in_channels, false)),
+      : norm_(build.norm(name + ".norm_out", in_channels)),
         offset_(build.settle()),
         convolution_(build.causal(name + ".conv_out", in_channels, out_channels, 3)) {}
 
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
     CausalConv3d::Input input = convolution_.prepare(state, size.height, size.frames, size.width);
-    state.ops.rms_norm(x.view(), pointer(offset_), norm_, Activation::kSiLU, input.frames);
+    norm_(state.ops, x.view(), offset_, Activation::kSiLU, input.frames);
     Clip out = state.pool.make(DType::kF32, size.height, size.frames, size.width, convolution_.geometry().out_channels);
     convolution_.run(state, std::move(input), out.view());
     return out;
   }
 
  private:
-  Tensor norm_, offset_;
+  Norm norm_;
+  Tensor offset_;
   CausalConv3d convolution_;
 };
-
-template <class T, class... Arguments>
-void add(Layers& layers, Arguments&&... arguments) {
-  layers.push_back(std::make_unique<T>(std::forward<Arguments>(arguments)...));
-}
 
 void add_middle(Layers& layers, Builder& build, const std::string& name, int channels) {
   add<ResidualBlock>(layers, build, name + ".resnets.0", channels, channels);
@@ -213,72 +144,6 @@ void add_middle(Layers& layers, Builder& build, const std::string& name, int cha
 }
 
 }  // namespace
-
-CausalConv3d Builder::convolution(const std::string& name, CausalConv3d::Geometry geometry, bool over_time) {
-  std::vector<int64_t> shape = {geometry.out_channels, geometry.in_channels};
-  if (over_time) shape.push_back(geometry.kernel_frames);
-  shape.push_back(geometry.kernel_size);
-  shape.push_back(geometry.kernel_size);
-  if (geometry.history_frames() > 0) geometry.history = num_histories_++;
-  const Tensor weight = weights_.get(name + ".weight", shape);
-  return CausalConv3d(backend_, geometry, weight.dtype() == DType::kF16 ? converted(weight, DType::kF32) : weight,
-                      weights_.get_f32(name + ".bias", {geometry.out_channels}), compute_);
-}
-
-CausalConv3d Builder::causal(const std::string& name, int in_channels, int out_channels, int kernel) {
-  CausalConv3d::Geometry geometry;
-  geometry.in_channels = in_channels;
-  geometry.out_channels = out_channels;
-  geometry.kernel_frames = geometry.kernel_size = kernel;
-  geometry.pad_before = geometry.pad_after = kernel / 2;
-  return convolution(name, geometry, true);
-}
-
-CausalConv3d Builder::spatial(const std::string& name, int in_channels, int out_channels, int kernel, int pad_before,
-                              int pad_after, int stride) {
-  CausalConv3d::Geometry geometry;
-  geometry.in_channels = in_channels;
-  geometry.out_channels = out_channels;
-  geometry.kernel_size = kernel;
-  geometry.stride_size = stride;
-  geometry.pad_before = pad_before;
-  geometry.pad_after = pad_after;
-  return convolution(name, geometry, false);
-}
-
-CausalConv3d Builder::temporal(const std::string& name, int in_channels, int out_channels, int stride) {
-  CausalConv3d::Geometry geometry;
-  geometry.in_channels = in_channels;
-  geometry.out_channels = out_channels;
-  geometry.kernel_frames = 3;
-  geometry.stride_frames = stride;
-  return convolution(name, geometry, true);
-}
-
-Tensor Builder::gamma(const std::string& name, int channels, bool per_image) {
-  std::vector<int64_t> shape = {channels, 1, 1};
-  if (!per_image) shape.push_back(1);
-  return backend_.from_host(weights_.get_f32(name + ".gamma", shape).reshaped({channels}));
-}
-
-void Builder::leave_out(const CausalConv3d& convolution) {
-  const Tensor& bias = convolution.bias();
-  missing_.resize(static_cast<size_t>(bias.size()), 0.0f);
-  for (size_t c = 0; c < missing_.size(); ++c) missing_[c] += bias.f32()[c];
-}
-
-Tensor Builder::missing() const {
-  if (missing_.empty()) return {};
-  Tensor host(DType::kF32, {static_cast<int64_t>(missing_.size())});
-  std::copy(missing_.begin(), missing_.end(), host.f32());
-  return backend_.from_host(host);
-}
-
-Tensor Builder::settle() {
-  Tensor result = missing();
-  missing_.clear();
-  return result;
-}
 
 Layers make_encoder(Builder& build, const WanVaeConfig& config) {
   Layers layers;
@@ -323,14 +188,6 @@ Layers make_decoder(Builder& build, const WanVaeConfig& config) {
   }
   add<Head>(layers, build, "decoder", channels, config.out_channels);
   return layers;
-}
-
-Clip run(const Layers& layers, CodingState& state, Clip x, const std::function<void(size_t)>& before_layer) {
-  for (size_t layer = 0; layer < layers.size(); ++layer) {
-    if (before_layer) before_layer(layer);
-    x = layers[layer]->forward(state, std::move(x));
-  }
-  return x;
 }
 
 }  // namespace calibatt::wan_vae

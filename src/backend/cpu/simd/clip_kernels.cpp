@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "base/error.h"
 
@@ -93,6 +94,62 @@ void normalize(const In* in, Out* out, int64_t num_pixels, std::span<const float
   }
 }
 
+/// kVectors vectors of channels side by side, in registers from the first pixel to the last.
+template <int kVectors, class D, class In>
+void sum_vectors(D d, const In* in, int64_t num_pixels, int64_t channels, float* sums, float* squares) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  hn::Vec<D> sum[kVectors], square[kVectors];
+  for (int i = 0; i < kVectors; ++i) sum[i] = square[i] = hn::Zero(d);
+  for (int64_t pixel = 0; pixel < num_pixels; ++pixel, in += channels) {
+    for (int i = 0; i < kVectors; ++i) {
+      const auto x = load(d, in + i * lanes);
+      sum[i] = hn::Add(sum[i], x);
+      square[i] = hn::MulAdd(x, x, square[i]);
+    }
+  }
+  for (int i = 0; i < kVectors; ++i) {
+    hn::StoreU(sum[i], d, sums + i * lanes);
+    hn::StoreU(square[i], d, squares + i * lanes);
+  }
+}
+
+template <class In>
+void sum_of_channels(const In* in, int64_t num_pixels, std::span<float> sums, std::span<float> squares) {
+  const hn::CappedTag<float, 16> d;  // arrays of vectors need a size that is known
+  const hn::CappedTag<float, 1> d1;
+  const auto channels = static_cast<int64_t>(sums.size()), lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t c = 0;
+  const auto sum = [&](auto width, auto tag) {
+    sum_vectors<width>(tag, in + c, num_pixels, channels, sums.data() + c, squares.data() + c);
+    c += width * static_cast<int64_t>(hn::Lanes(tag));
+  };
+  while (c + 4 * lanes <= channels) sum(std::integral_constant<int, 4>(), d);
+  while (c + lanes <= channels) sum(std::integral_constant<int, 1>(), d);
+  while (c < channels) sum(std::integral_constant<int, 1>(), d1);
+}
+
+template <bool kSilu, class D, class In, class Out>
+void scale_shift(D d, const In* in, const float* factor, const float* shift, Out* out, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += static_cast<int64_t>(hn::Lanes(d))) {
+    auto x = hn::MulAdd(load(d, in + i), hn::LoadU(d, factor + i), hn::LoadU(d, shift + i));
+    if constexpr (kSilu) x = silu<Out>(d, x);
+    store(d, x, out + i);
+  }
+}
+
+template <bool kSilu, class In, class Out>
+void scale_shift_all(const In* in, Out* out, int64_t num_pixels, std::span<const float> factor,
+                     std::span<const float> shift) {
+  const hn::ScalableTag<float> d;
+  const hn::CappedTag<float, 1> d1;
+  const auto channels = static_cast<int64_t>(factor.size());
+  const int64_t full = channels - channels % static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t pixel = 0; pixel < num_pixels; ++pixel, in += channels, out += channels) {
+    scale_shift<kSilu>(d, in, factor.data(), shift.data(), out, 0, full);
+    scale_shift<kSilu>(d1, in, factor.data(), shift.data(), out, full, channels);
+  }
+}
+
 template <class In, class Out>
 void convert(const In* in, Out* out, int64_t count) {
   const hn::ScalableTag<float> d;
@@ -120,6 +177,22 @@ void rms_norm_pixels(ConstElements in, Elements out, int64_t num_pixels, std::sp
   });
 }
 
+void sum_channels(ConstElements in, int64_t num_pixels, std::span<float> sums, std::span<float> squares) {
+  if (in.dtype == DType::kF32) {
+    sum_of_channels(static_cast<const float*>(in.data), num_pixels, sums, squares);
+  } else {
+    sum_of_channels(static_cast<const bfloat16*>(in.data), num_pixels, sums, squares);
+  }
+}
+
+void scale_shift_pixels(ConstElements in, Elements out, int64_t num_pixels, std::span<const float> factor,
+                        std::span<const float> shift, bool silu) {
+  with_types(in, out, [&](auto* from, auto* to) {
+    silu ? scale_shift_all<true>(from, to, num_pixels, factor, shift)
+         : scale_shift_all<false>(from, to, num_pixels, factor, shift);
+  });
+}
+
 void convert_elements(ConstElements in, Elements out, int64_t count) {
   with_types(in, out, [&](auto* from, auto* to) { convert(from, to, count); });
 }
@@ -131,10 +204,21 @@ HWY_AFTER_NAMESPACE();
 namespace calibatt::cpu {
 
 HWY_EXPORT(rms_norm_pixels);
+HWY_EXPORT(sum_channels);
+HWY_EXPORT(scale_shift_pixels);
 HWY_EXPORT(convert_elements);
 
 void rms_norm_pixels(ConstElements in, Elements out, int64_t num_pixels, std::span<const float> gamma, bool silu) {
   HWY_DYNAMIC_DISPATCH(rms_norm_pixels)(in, out, num_pixels, gamma, silu);
+}
+
+void sum_channels(ConstElements in, int64_t num_pixels, std::span<float> sums, std::span<float> squares) {
+  HWY_DYNAMIC_DISPATCH(sum_channels)(in, num_pixels, sums, squares);
+}
+
+void scale_shift_pixels(ConstElements in, Elements out, int64_t num_pixels, std::span<const float> factor,
+                        std::span<const float> shift, bool silu) {
+  HWY_DYNAMIC_DISPATCH(scale_shift_pixels)(in, out, num_pixels, factor, shift, silu);
 }
 
 void convert_elements(ConstElements in, Elements out, int64_t count) {
