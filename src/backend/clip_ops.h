@@ -110,6 +110,16 @@ class ClipOps {
   /// Nearest neighbour, twice the rows and columns. With time_factor 2 the input has twice the channels of the output
   /// and frame t becomes frames 2t (its first half of the channels) and 2t + 1 (its second half).
   virtual void upsample(const ClipView& in, int time_factor, const ClipView& out) = 0;
+  /// out += the channels of `in` repeated until they suffice, made to pixels as torch's pixel shuffle does (DupUp3D of
+  /// Wan 2.2): out[row · s + y, frame, column · s + x, c] += in[row, f / t, column, n / repeats], n = ((c · t + f mod
+  /// t) · s + y) · s + x, f = frame + first_frame, repeats = channels of out · t · s² / channels of in.
+  virtual void add_repeated(const ClipView& in, int time_factor, int space_factor, int64_t first_frame,
+                            const ClipView& out) = 0;
+  /// out += means over the pixels of boxes and over neighbouring channels (AvgDown3D of Wan 2.2): of the size numbers n
+  /// = out channel · size …, each n = ((c · t + i) · s + y) · s + x for in[row · s + y, frame · t + i, column · s + x,
+  /// c], size = channels of in · t · s² / channels of out. Frames that `in` lacks for its first box are zeros before
+  /// it.
+  virtual void add_averaged(const ClipView& in, int time_factor, int space_factor, const ClipView& out) = 0;
   virtual void copy(const ClipView& in, const ClipView& out) = 0;  ///< with conversion between dtypes
   virtual void zero(const ClipView& out) = 0;
   virtual void add_bias(const Tensor& bias, const ClipView& x) = 0;  ///< x += bias, [channels] F32; x is dense

@@ -53,6 +53,7 @@ struct CodingState {
   DType compute;
   ClipPool pool;
   bool first_group = true;      ///< the first group is the first frame alone
+  std::vector<Clip> shortcuts;  ///< what layers keep of a group for a later layer, the last one behind
   std::vector<Clip> histories;  ///< by CausalConv3d::Geometry::history; empty: nothing came before
 
   Clip make(int64_t height, int64_t frames, int64_t width, int64_t channels) {

@@ -61,7 +61,8 @@ TEST_P(GoldenVae, GivesFramesAsBytesAndReportsProgress) {
   expect_frames_as_bytes_and_progress();
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GoldenVae, testing::Combine(testing::Values("wan21", "tiny", "odd"), kBackends),
+INSTANTIATE_TEST_SUITE_P(Models, GoldenVae,
+                         testing::Combine(testing::Values("wan21", "tiny", "odd", "wan22", "wan22_odd"), kBackends),
                          model_and_backend);
 
 struct DamagedVae : DamagedModel<WanVae> {
@@ -84,9 +85,9 @@ TEST_F(DamagedVae, NaNInWeightsIsNamed) {
   expect_error(ErrorKind::kNumeric, {"encoder.conv_in.bias"});
 }
 
-TEST_F(DamagedVae, ResidualVariantIsRefused) {
-  edit_config("\"is_residual\": false", "\"is_residual\": true");
-  expect_error(ErrorKind::kFormat, {"config.json", "is_residual", "Wan 2.2"});
+TEST_F(DamagedVae, ResidualVariantWhoseShortcutsDoNotFitIsRefused) {
+  edit_config("\"is_residual\": false", "\"is_residual\": true");  // dim_mult 1, 3, 2
+  expect_error(ErrorKind::kFormat, {"config.json", "dim_mult", "shortcut of the encoder's level 1", "48", "18"});
 }
 
 TEST_F(DamagedVae, ContradictingScaleFactorsAreRefused) {

@@ -25,6 +25,12 @@ MODELS = {
     # What the configuration allows besides: a decoder of another width, uneven levels, time halved once.
     "odd": dict(base_dim=6, decoder_base_dim=8, z_dim=3, dim_mult=[1, 3, 2], num_res_blocks=1,
                 temperal_downsample=[False, True], scale_factor_temporal=2, scale_factor_spatial=4),
+    # Wan 2.2's (5B) in miniature: shortcuts around every level, patches of two, a decoder of another width.
+    "wan22": dict(base_dim=4, decoder_base_dim=6, z_dim=5, dim_mult=[1, 2, 4, 4], num_res_blocks=2, is_residual=True,
+                  temperal_downsample=[False, True, True], patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16),
+    # What the configuration allows besides: time halved first, levels that grow by other factors.
+    "wan22_odd": dict(base_dim=6, z_dim=3, dim_mult=[1, 2, 1], num_res_blocks=1, is_residual=True, temperal_downsample=[True, False],
+                      scale_factor_temporal=2, scale_factor_spatial=4),
 }  # fmt: skip
 
 # model: [(frames, height, width), ...]
@@ -32,6 +38,8 @@ CASES = {
     "wan21": [(1, 24, 40), (5, 24, 40), (9, 16, 8)],
     "tiny": [(1, 16, 24), (9, 24, 40), (17, 8, 16)],
     "odd": [(5, 20, 12)],
+    "wan22": [(1, 32, 48), (5, 16, 32), (13, 32, 16)],
+    "wan22_odd": [(1, 12, 8), (5, 8, 20)],
 }
 
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "backend/cpu/attention.h"
@@ -11,6 +12,7 @@
 #include "backend/cpu/group_norm.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/simd/clip_kernels.h"
+#include "base/ceil_div.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -162,6 +164,51 @@ class CpuClipOps : public ClipOps {
     });
   }
 
+  void add_repeated(const ClipView& in, int time_factor, int space_factor, int64_t first_frame,
+                    const ClipView& out) override {
+    const int64_t t = time_factor, s = space_factor, repeats = out.channels * t * s * s / in.channels;
+    CALIBATT_ASSERT(out.height == s * in.height && out.width == s * in.width &&
+                    out.frames + first_frame == t * in.frames && in.channels * repeats == out.channels * t * s * s);
+    for_rows_as_floats(out, [&](int64_t row, float* to) {
+      std::vector<float> from(static_cast<size_t>(in.frames * in.frame_stride()));
+      convert_elements({in.at(row / s, 0), in.dtype}, {from.data(), DType::kF32}, in.frames * in.frame_stride());
+      for (int64_t frame = first_frame; frame < first_frame + out.frames; ++frame) {
+        for (int64_t column = 0; column < out.width; ++column, to += out.channels) {
+          const float* const pixel = from.data() + (frame / t * in.width + column / s) * in.channels;
+          const int64_t n = (frame % t * s + row % s) * s + column % s;
+          for (int64_t c = 0; c < out.channels; ++c) to[c] += pixel[(c * t * s * s + n) / repeats];
+        }
+      }
+    });
+  }
+
+  void add_averaged(const ClipView& in, int time_factor, int space_factor, const ClipView& out) override {
+    const int64_t t = time_factor, s = space_factor, size = in.channels * t * s * s / out.channels;
+    CALIBATT_ASSERT(in.height == s * out.height && in.width == s * out.width && out.frames == ceil_div(in.frames, t) &&
+                    out.channels * size == in.channels * t * s * s);
+    const int64_t lacking = out.frames * t - in.frames, row_elements = in.frames * in.frame_stride();
+    for_rows_as_floats(out, [&](int64_t row, float* to) {
+      std::vector<float> from(static_cast<size_t>(s * row_elements));
+      for (int64_t y = 0; y < s; ++y) {
+        convert_elements({in.at(row * s + y, 0), in.dtype}, {from.data() + y * row_elements, DType::kF32},
+                         row_elements);
+      }
+      for (int64_t frame = 0; frame < out.frames; ++frame) {
+        for (int64_t column = 0; column < out.width; ++column) {
+          for (int64_t c = 0; c < out.channels; ++c, ++to) {
+            float sum = 0;
+            for (int64_t n = c * size; n < (c + 1) * size; ++n) {
+              const int64_t x = n % s, y = n / s % s, i = n / (s * s) % t, channel = n / (s * s * t);
+              const int64_t at = frame * t + i - lacking;
+              if (at >= 0) sum += from[y * row_elements + (at * in.width + column * s + x) * in.channels + channel];
+            }
+            *to += sum / static_cast<float>(size);
+          }
+        }
+      }
+    });
+  }
+
   void copy(const ClipView& in, const ClipView& out) override {
     CALIBATT_ASSERT(same_size(in, out));
     const int64_t row_elements = in.frames * in.frame_stride();
@@ -181,14 +228,7 @@ class CpuClipOps : public ClipOps {
 
   void add_bias(const Tensor& bias, const ClipView& x) override {
     CALIBATT_ASSERT(bias.size() == x.channels && x.dense());
-    parallel_for(x.height, rows_per_piece(x), [&](int64_t begin, int64_t end, int) {
-      std::vector<float> row_of_x(static_cast<size_t>(x.row_stride));
-      for (int64_t row = begin; row < end; ++row) {
-        convert_elements({x.at(row, 0), x.dtype}, {row_of_x.data(), DType::kF32}, x.row_stride);
-        add_to_pixels(row_of_x, bias);
-        convert_elements({row_of_x.data(), DType::kF32}, {x.at(row, 0), x.dtype}, x.row_stride);
-      }
-    });
+    for_rows_as_floats(x, [&](int64_t, float* row) { add_to_pixels({row, static_cast<size_t>(x.row_stride)}, bias); });
   }
 
   void attention(const ClipView& qkv, const ClipView& out) override {
@@ -214,7 +254,21 @@ class CpuClipOps : public ClipOps {
   }
 
  private:
-  static void add_to_pixels(std::vector<float>& pixels, const Tensor& bias) {
+  /// Calls body(row, values) with every row's values, which it may change.
+  template <class Body>
+  static void for_rows_as_floats(const ClipView& x, const Body& body) {
+    const int64_t elements = x.frames * x.frame_stride();
+    parallel_for(x.height, rows_per_piece(x), [&](int64_t begin, int64_t end, int) {
+      std::vector<float> values(static_cast<size_t>(elements));
+      for (int64_t row = begin; row < end; ++row) {
+        convert_elements({x.at(row, 0), x.dtype}, {values.data(), DType::kF32}, elements);
+        body(row, values.data());
+        convert_elements({values.data(), DType::kF32}, {x.at(row, 0), x.dtype}, elements);
+      }
+    });
+  }
+
+  static void add_to_pixels(std::span<float> pixels, const Tensor& bias) {
     const float* const b = bias.f32();
     const auto channels = static_cast<size_t>(bias.size());
     for (size_t i = 0; i < pixels.size(); i += channels) {

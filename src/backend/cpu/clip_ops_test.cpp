@@ -313,6 +313,36 @@ TEST_P(ClipOpsOnThreads, UpsampleRepeatsPixelsAndSplitsChannelsOverTime) {
   }
 }
 
+/// Numbers that say where they are, so that the sums are exact; shapes of Wan 2.2's levels in small.
+TEST_P(ClipOpsOnThreads, ShortcutsRepeatAndAverageChannels) {
+  constexpr int64_t kIn = 8, kOut = 4, kTime = 2, kSpace = 2, kRepeats = kOut * kTime * kSpace * kSpace / kIn;
+  TestClip in(DType::kF32, 3, 2, 5, kIn, 3), out(DType::kF32, 6, 3, 10, kOut, 5);  // one frame fewer than 2 · 2
+  for (int64_t i = 0; i < in.storage.size(); ++i) in.storage.f32()[i] = static_cast<float>(i);
+  std::fill_n(out.storage.f32(), out.storage.size(), 0.5f);
+  ops->add_repeated(in.view, kTime, kSpace, 1, out.view);
+  for (int64_t i = 0; i < 6 * 3 * 10 * kOut; ++i) {
+    const int64_t c = i % kOut, column = i / kOut % 10, frame = i / (kOut * 10) % 3 + 1, row = i / (kOut * 10 * 3);
+    const int64_t n = ((c * kTime + frame % 2) * kSpace + row % 2) * kSpace + column % 2;
+    ASSERT_EQ(out.get(row, frame - 1, column, c), in.get(row / 2, frame / 2, column / 2, n / kRepeats) + 0.5f);
+  }
+  EXPECT_EQ(out.storage.f32()[out.view.row_stride - 1], 0.5f) << "between the rows";
+
+  // The way back, of three frames: what is averaged was one number, but for the frame of zeros before the first.
+  std::fill_n(in.storage.f32(), in.storage.size(), 0.0f);
+  ops->add_averaged(out.view, kTime, kSpace, in.view);
+  for (int64_t row = 0; row < 3; ++row) {
+    for (int64_t column = 0; column < 5; ++column) {
+      for (int64_t c = 0; c < kIn; ++c) {
+        const float value = static_cast<float>(in.index(row, 1, column, c)) + 0.5f;
+        ASSERT_EQ(in.get(row, 1, column, c), value);
+        // A channel's four numbers: of one frame, here of the first (zeros) or of the second.
+        const bool zeros = c % 2 == 0;
+        ASSERT_EQ(in.get(row, 0, column, c), zeros ? 0.0f : static_cast<float>(in.index(row, 0, column, c)) + 0.5f);
+      }
+    }
+  }
+}
+
 TEST_P(ClipOpsOnThreads, CopyRoundsToNearestEvenAndZeroClears) {
   TestClip wide(DType::kF32, 70, 2, 9, 19), narrow(DType::kBF16, 70, 2, 9, 19, 3), again(DType::kF32, 70, 2, 9, 19);
   wide.fill_random(7);

@@ -36,6 +36,12 @@ void launch_silu(const ClipView& x, const float* offset, cudaStream_t stream);
 void launch_depth_to_space(const ClipView& in, const float* offset, int time_factor, int space_factor,
                            const ClipView& out, cudaStream_t stream);
 
+/// ClipOps::add_repeated and add_averaged.
+void launch_add_repeated(const ClipView& in, int time_factor, int space_factor, int64_t first_frame,
+                         const ClipView& out, cudaStream_t stream);
+void launch_add_averaged(const ClipView& in, int time_factor, int space_factor, const ClipView& out,
+                         cudaStream_t stream);
+
 /// ClipOps::upsample.
 void launch_upsample(const ClipView& in, int time_factor, const ClipView& out, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 
 #include "backend/cuda/clip_kernels.h"
 #include "backend/cuda/pixel_attention.h"
+#include "base/ceil_div.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -155,6 +156,21 @@ class CudaClipOps : public ClipOps {
     CALIBATT_ASSERT(out.height == 2 * in.height && out.width == 2 * in.width && in.dtype == out.dtype &&
                     out.frames == time_factor * in.frames && in.channels == time_factor * out.channels);
     launch_upsample(in, time_factor, out, context_.stream());
+  }
+
+  void add_repeated(const ClipView& in, int time_factor, int space_factor, int64_t first_frame,
+                    const ClipView& out) override {
+    const int64_t t = time_factor, s = space_factor;
+    CALIBATT_ASSERT(out.height == s * in.height && out.width == s * in.width &&
+                    out.frames + first_frame == t * in.frames && out.channels * t * s * s % in.channels == 0);
+    launch_add_repeated(in, time_factor, space_factor, first_frame, out, context_.stream());
+  }
+
+  void add_averaged(const ClipView& in, int time_factor, int space_factor, const ClipView& out) override {
+    const int64_t t = time_factor, s = space_factor;
+    CALIBATT_ASSERT(in.height == s * out.height && in.width == s * out.width && out.frames == ceil_div(in.frames, t) &&
+                    in.channels * t * s * s % out.channels == 0);
+    launch_add_averaged(in, time_factor, space_factor, out, context_.stream());
   }
 
   void copy(const ClipView& in, const ClipView& out) override {

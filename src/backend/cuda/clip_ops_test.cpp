@@ -301,6 +301,29 @@ TEST_F(CudaClipOps, DepthToSpaceIsThatOfTheCpu) {
   }
 }
 
+TEST_F(CudaClipOps, ShortcutsAreThoseOfTheCpu) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int time : {1, 2}) {
+      for (const int64_t channels : {12, 24}) {  // of the larger picture; half of them, and as many
+        TwinClip small(*context, dtype, 5, 2, 7, 24, 8, 8), large(*context, dtype, 10, 2 * time, 14, channels, 9, 16);
+        cpu->add_repeated(small.host_view, time, 2, 0, large.host_view);
+        gpu->add_repeated(small.device_view, time, 2, 0, large.device_view);
+        EXPECT_EQ(large.worst_difference(), 0) << time << " " << channels;
+        const ClipView host = large.host_view.frame_range(0, 2 * time - 1),
+                       device = large.device_view.frame_range(0, 2 * time - 1);
+        if (time == 2) {
+          cpu->add_repeated(small.host_view, 2, 2, 1, host);
+          gpu->add_repeated(small.device_view, 2, 2, 1, device);
+          EXPECT_EQ(large.worst_difference(), 0) << channels;
+        }
+        cpu->add_averaged(time == 2 ? host : large.host_view, time, 2, small.host_view);
+        gpu->add_averaged(time == 2 ? device : large.device_view, time, 2, small.device_view);
+        EXPECT_LT(small.worst_difference(), dtype == DType::kF32 ? 1e-6 : 0.004) << time << " " << channels;
+      }
+    }
+  }
+}
+
 TEST_F(CudaClipOps, UpsampleIsThatOfTheCpu) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     for (const int time_factor : {1, 2}) {

@@ -60,6 +60,48 @@ __global__ void __launch_bounds__(kThreads)
   store_eight(out.row(row) + ((frame * width * space_factor + column) * eights_out + place % eights_out) * kEight, x);
 }
 
+// ---- shortcuts of Wan 2.2 ------------------------------------------------------------------------------------------
+
+struct Factors {
+  uint32_t time, space;
+  __device__ uint32_t volume() const { return time * space * space; }
+};
+
+/// A thread takes an element of the output: blockIdx.y is its row, index its place in the row.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_repeated_kernel(Rows<const T> in, uint32_t channels_in, Factors factors, uint32_t first_frame, uint32_t width,
+                        uint32_t channels, Rows<T> out, uint32_t elements) {
+  const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
+  if (index >= elements) return;
+  const uint32_t channel = index % channels, column = index / channels % width;
+  const uint32_t frame = index / channels / width + first_frame, s = factors.space;
+  const uint32_t repeats = channels * factors.volume() / channels_in;
+  const uint32_t n = ((channel * factors.time + frame % factors.time) * s + blockIdx.y % s) * s + column % s;
+  const uint32_t pixel = frame / factors.time * (width / s) + column / s;
+  T* const to = out.row(blockIdx.y) + index;
+  *to = from_float<T>(to_float(*to) + to_float(in.row(blockIdx.y / s)[pixel * channels_in + n / repeats]));
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    add_averaged_kernel(Rows<const T> in, uint32_t channels_in, Factors factors, uint32_t lacking, uint32_t width,
+                        uint32_t channels, Rows<T> out, uint32_t elements) {
+  const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
+  if (index >= elements) return;
+  const uint32_t channel = index % channels, column = index / channels % width, frame = index / channels / width;
+  const uint32_t size = channels_in * factors.volume() / channels, s = factors.space, t = factors.time;
+  float sum = 0;
+  for (uint32_t n = channel * size; n < (channel + 1) * size; ++n) {
+    const uint32_t at = frame * t + n / (s * s) % t;
+    if (at < lacking) continue;
+    const uint32_t pixel = (at - lacking) * (width * s) + column * s + n % s;
+    sum += to_float(in.row(blockIdx.y * s + n / s % s)[pixel * channels_in + n / factors.volume()]);
+  }
+  T* const to = out.row(blockIdx.y) + index;
+  *to = from_float<T>(to_float(*to) + sum / static_cast<float>(size));
+}
+
 // ---- copies --------------------------------------------------------------------------------------------------------
 
 template <class In, class Out>
@@ -158,6 +200,34 @@ void launch_depth_to_space(const ClipView& in, const float* offset, int time_fac
         static_cast<uint32_t>(eights));
   });
   check(cudaGetLastError(), "starting depth to space");
+}
+
+void launch_add_repeated(const ClipView& in, int time_factor, int space_factor, int64_t first_frame,
+                         const ClipView& out, cudaStream_t stream) {
+  const Factors factors{static_cast<uint32_t>(time_factor), static_cast<uint32_t>(space_factor)};
+  const int64_t elements = out.frames * out.frame_stride();
+  CALIBATT_ASSERT(in.dtype == out.dtype && in.frames * in.frame_stride() < (int64_t{1} << 31));
+  with_type(in.dtype, [&]<class T>(T*) {
+    add_repeated_kernel<T><<<row_grid(out, elements, kThreads), kThreads, 0, stream>>>(
+        rows_of<const T>(in), static_cast<uint32_t>(in.channels), factors, static_cast<uint32_t>(first_frame),
+        static_cast<uint32_t>(out.width), static_cast<uint32_t>(out.channels), rows_of<T>(out),
+        static_cast<uint32_t>(elements));
+  });
+  check(cudaGetLastError(), "starting a shortcut");
+}
+
+void launch_add_averaged(const ClipView& in, int time_factor, int space_factor, const ClipView& out,
+                         cudaStream_t stream) {
+  const Factors factors{static_cast<uint32_t>(time_factor), static_cast<uint32_t>(space_factor)};
+  const int64_t elements = out.frames * out.frame_stride();
+  CALIBATT_ASSERT(in.dtype == out.dtype && in.frames * in.frame_stride() < (int64_t{1} << 31));
+  with_type(in.dtype, [&]<class T>(T*) {
+    add_averaged_kernel<T><<<row_grid(out, elements, kThreads), kThreads, 0, stream>>>(
+        rows_of<const T>(in), static_cast<uint32_t>(in.channels), factors,
+        static_cast<uint32_t>(out.frames * time_factor - in.frames), static_cast<uint32_t>(out.width),
+        static_cast<uint32_t>(out.channels), rows_of<T>(out), static_cast<uint32_t>(elements));
+  });
+  check(cudaGetLastError(), "starting a shortcut");
 }
 
 void launch_copy(const ClipView& in, int64_t pad_left, const ClipView& out, cudaStream_t stream) {

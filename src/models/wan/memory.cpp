@@ -33,7 +33,7 @@ uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, D
                out = static_cast<uint64_t>(out_channels);
     histories += 2 * pixels * bytes * (in + (2 * blocks - 1) * out);
     widest = std::max(widest, pixels * static_cast<uint64_t>(group) * bytes * (2 * std::max(in, out) + 2 * out));
-    in_channels = out_channels / 2;
+    in_channels = config.is_residual ? out_channels : out_channels / 2;
     if (level > 0 && config.temporal_downsample[static_cast<size_t>(level) - 1]) group *= 2;
   }
   return histories + widest;

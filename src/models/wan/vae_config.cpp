@@ -20,7 +20,7 @@ void read_levels(const JsonConfig& json, WanVaeConfig& config) {
   if (config.dim_mult.empty() || config.levels() > 8) {
     json.fail("dim_mult", "expected 1 to 8 levels, found " + std::to_string(config.levels()));
   }
-  for (int level = 1; level < config.levels(); ++level) {
+  for (int level = 1; !config.is_residual && level < config.levels(); ++level) {
     if (const int channels = config.decoder_base_dim * config.dim_mult[level]; channels % 2 != 0) {
       json.fail("dim_mult", "level " + std::to_string(level) + " of the decoder halves " + std::to_string(channels) +
                                 " channels; expected an even number");
@@ -31,6 +31,28 @@ void read_levels(const JsonConfig& json, WanVaeConfig& config) {
     json.fail("temperal_downsample", "expected one value per level of dim_mult but the last (" +
                                          std::to_string(config.levels() - 1) + "), found " +
                                          std::to_string(config.temporal_downsample.size()));
+  }
+}
+
+/// A shortcut repeats channels a whole number of times, or takes the means of groups of one size.
+void check_shortcuts(const JsonConfig& json, const WanVaeConfig& config) {
+  const auto require = [&](int64_t many, int64_t few, const std::string& what) {
+    if (many % few == 0) return;
+    json.fail("dim_mult", what + " are " + std::to_string(many) + " numbers for " + std::to_string(few) +
+                              " channels; expected a multiple");
+  };
+  for (int level = 0; level < config.levels(); ++level) {
+    const bool resizes = level + 1 < config.levels();
+    const int64_t factor = resizes ? (config.temporal_downsample[level] ? 8 : 4) : 1;
+    const int64_t lower = level == 0 ? 1 : config.dim_mult[level - 1], here = config.dim_mult[level],
+                  upper = resizes ? config.dim_mult[level + 1] : here;
+    require(lower * config.base_dim * factor, here * config.base_dim,
+            "the shortcut of the encoder's level " + std::to_string(level));
+    if (!resizes) continue;
+    // The decoder's level above: from what comes into it to its own channels.
+    const int64_t above = level + 2 < config.levels() ? config.dim_mult[level + 2] : upper;
+    require(upper * config.decoder_base_dim * factor, above * config.decoder_base_dim,
+            "the shortcut of the decoder's level " + std::to_string(level + 1));
   }
 }
 
@@ -58,10 +80,8 @@ WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
   if (const std::string name = json.string("_class_name", "AutoencoderKLWan"); name != "AutoencoderKLWan") {
     json.fail("_class_name", "expected AutoencoderKLWan, found " + name);
   }
-  if (json.boolean("is_residual", false)) {
-    json.fail("is_residual", "the residual autoencoder of Wan 2.2 (5B) is not supported; expected false");
-  }
   WanVaeConfig config;
+  config.is_residual = json.boolean("is_residual", false);
   config.base_dim = json.integer_in("base_dim", 1, kMaxChannels, 96);
   config.decoder_base_dim = json.integer_in("decoder_base_dim", 1, kMaxChannels, config.base_dim);
   config.z_dim = json.integer_in("z_dim", 1, kMaxChannels, 16);
@@ -73,6 +93,7 @@ WanVaeConfig WanVaeConfig::from(const JsonConfig& json) {
   config.scale_factor_spatial = json.integer_in("scale_factor_spatial", 1, 256, 8);
 
   read_levels(json, config);
+  if (config.is_residual) check_shortcuts(json, config);
   if (!json.numbers("attn_scales", {}).empty()) {
     json.fail("attn_scales", "attention outside the middle block is not supported; expected []");
   }

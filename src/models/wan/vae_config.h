@@ -15,12 +15,12 @@ struct WanVaeConfig {
   int num_res_blocks = 2;
   std::vector<bool> temporal_downsample = {false, true, true};  ///< "temperal_downsample" in the file
   int in_channels = 3, out_channels = 3;                        ///< after patchify: 3 · patch_size²
+  bool is_residual = false;                                     ///< Wan 2.2 (5B): every level has a shortcut around it
   int patch_size = 1;                                           ///< null in the file: 1
   int scale_factor_temporal = 4, scale_factor_spatial = 8;      ///< as the pipeline sizes the latents
   std::vector<float> latents_mean, latents_std;                 ///< [z_dim]
 
-  /// Throws Error(kFormat) naming the file, the key and what was expected; Wan 2.2's residual autoencoder (is_residual)
-  /// is refused.
+  /// Throws Error(kFormat) naming the file, the key and what was expected.
   static WanVaeConfig from(const JsonConfig& json);
 
   int levels() const { return static_cast<int>(dim_mult.size()); }

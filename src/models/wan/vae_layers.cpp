@@ -52,12 +52,53 @@ class AttentionBlock : public Layer {
   Tensor offset_;
 };
 
-/// Twice the rows and columns, half the channels; with `over_time` also twice the frames, all but the first of the
-/// clip.
+/// The beginning of a residual level of Wan 2.2: what comes in is kept for the level's end.
+class KeepShortcut : public Layer {
+ public:
+  explicit KeepShortcut(Builder& build) : missing_(build.settle()) {}
+
+  Clip forward(CodingState& state, Clip x) const override {
+    const ClipView& size = x.view();
+    settle(state, missing_, size);
+    state.shortcuts.push_back(state.make(size.height, size.frames, size.width, size.channels));
+    state.ops.copy(size, state.shortcuts.back().view());
+    return x;
+  }
+
+ private:
+  Tensor missing_;
+};
+
+/// The end of it: adds what was kept, of other size and with other channels (DupUp3D, AvgDown3D: without weights).
+class AddShortcut : public Layer {
+ public:
+  enum class Direction { kUp, kDown };
+  AddShortcut(Direction direction, int time_factor, int space_factor)
+      : direction_(direction), time_factor_(time_factor), space_factor_(space_factor) {}
+
+  Clip forward(CodingState& state, Clip x) const override {
+    const Clip kept = std::move(state.shortcuts.back());
+    state.shortcuts.pop_back();
+    if (direction_ == Direction::kDown) {
+      state.ops.add_averaged(kept.view(), time_factor_, space_factor_, x.view());
+    } else {  // the first frame stays one
+      state.ops.add_repeated(kept.view(), time_factor_, space_factor_, state.first_group ? time_factor_ - 1 : 0,
+                             x.view());
+    }
+    return x;
+  }
+
+ private:
+  Direction direction_;
+  int time_factor_, space_factor_;
+};
+
+/// Twice the rows and columns, half the channels (in Wan 2.2 all of them); with `over_time` also twice the frames, all
+/// but the first of the clip.
 class Upsample : public Layer {
  public:
-  Upsample(Builder& build, const std::string& name, int channels, bool over_time)
-      : spatial_(build.spatial(name + ".resample.1", channels, channels / 2, 3, 1, 1, 1)),
+  Upsample(Builder& build, const std::string& name, int channels, int out_channels, bool over_time)
+      : spatial_(build.spatial(name + ".resample.1", channels, out_channels, 3, 1, 1, 1)),
         adds_bias_(!build.defers_bias()),
         missing_(build.settle()) {
     if (!adds_bias_) build.leave_out(spatial_);
@@ -153,12 +194,19 @@ Layers make_encoder(Builder& build, const WanVaeConfig& config) {
   const auto name = [&] { return "encoder.down_blocks." + std::to_string(index++); };
   for (int level = 0; level < config.levels(); ++level) {
     const int out_channels = config.base_dim * config.dim_mult[level];
+    const bool halves = level + 1 < config.levels(), over_time = halves && config.temporal_downsample[level];
+    const std::string block_name = config.is_residual ? name() : "";
+    if (config.is_residual) add<KeepShortcut>(layers, build);
     for (int block = 0; block < config.num_res_blocks; ++block) {
-      add<ResidualBlock>(layers, build, name(), channels, out_channels);
+      add<ResidualBlock>(layers, build, config.is_residual ? block_name + ".resnets." + std::to_string(block) : name(),
+                         channels, out_channels);
       channels = out_channels;
     }
-    if (level + 1 < config.levels()) {
-      add<Downsample>(layers, build, name(), channels, config.temporal_downsample[level]);
+    if (halves) {
+      add<Downsample>(layers, build, config.is_residual ? block_name + ".downsampler" : name(), channels, over_time);
+    }
+    if (config.is_residual) {
+      add<AddShortcut>(layers, AddShortcut::Direction::kDown, over_time ? 2 : 1, halves ? 2 : 1);
     }
   }
   add_middle(layers, build, "encoder.mid_block", channels);
@@ -177,14 +225,19 @@ Layers make_decoder(Builder& build, const WanVaeConfig& config) {
     const int level = config.levels() - 1 - block;
     const int out_channels = config.decoder_base_dim * config.dim_mult[level];
     const std::string name = "decoder.up_blocks." + std::to_string(block);
+    const bool doubles = level > 0, has_shortcut = config.is_residual && doubles;
+    if (has_shortcut) add<KeepShortcut>(layers, build);
     for (int i = 0; i <= config.num_res_blocks; ++i) {
       add<ResidualBlock>(layers, build, name + ".resnets." + std::to_string(i), channels, out_channels);
       channels = out_channels;
     }
-    if (level > 0) {
-      add<Upsample>(layers, build, name + ".upsamplers.0", channels, config.temporal_downsample[level - 1]);
-      channels /= 2;
-    }
+    if (!doubles) continue;
+    const bool over_time = config.temporal_downsample[level - 1];
+    const int wide = channels;
+    if (!config.is_residual) channels /= 2;
+    add<Upsample>(layers, build, name + (config.is_residual ? ".upsampler" : ".upsamplers.0"), wide, channels,
+                  over_time);
+    if (has_shortcut) add<AddShortcut>(layers, AddShortcut::Direction::kUp, over_time ? 2 : 1, 2);
   }
   add<Head>(layers, build, "decoder", channels, config.out_channels);
   return layers;
