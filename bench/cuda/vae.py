@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Times our decoders of video autoencoders beside diffusers' own (Wan 2.1's AutoencoderKLWan, Mochi 1's AutoencoderKLMochi), on one GPU,
-in one process.
+"""Times our decoders of video autoencoders beside diffusers' own (AutoencoderKLWan of Wan 2.1 and of Wan 2.2's 5B, AutoencoderKLMochi), on
+one GPU, in one process.
 
 The configuration is the public one with random weights (the time depends on shapes alone), written as a diffusers folder. First a small
 clip: our error against diffusers in float32, over diffusers' own bfloat16 error. Then, size by size and round by round, all competitors
@@ -9,7 +9,7 @@ in host memory; diffusers' time ends with the tensor on the GPU ("+host": as byt
 round.
 
 Needs torch (CUDA), diffusers and numpy. Usage: vae.py --library PATH/libcalibatt_vae_bench.so --output result.json
-[--architecture mochi]
+[--architecture mochi|wan22]
 """
 
 import argparse
@@ -28,12 +28,16 @@ import torch  # before our library, so that it finds torch's cuDNN and cuBLAS lo
 from attention import commit_of_checkout, describe_machine, quartiles
 from diffusers import AutoencoderKLMochi, AutoencoderKLWan
 
-# sizes: latent frames, rows, columns; check: the same of the clip that errors are measured on
-Architecture = namedtuple("Architecture", "name model channels frames_per_latent pixels_per_latent sizes check")
+# kind: as the library calls it; settings: where the public configuration is not diffusers' default; sizes: latent frames, rows, columns;
+# check: the same of the clip that errors are measured on
+Architecture = namedtuple("Architecture", "name kind model settings channels frames_per_latent pixels_per_latent sizes check")
+WAN22 = dict(base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, patch_size=2, in_channels=12, out_channels=12,
+             scale_factor_spatial=16, latents_mean=[0.0] * 48, latents_std=[1.0] * 48)  # fmt: skip
 ARCHITECTURES = {
     a.name: a for a in (
-        Architecture("wan", AutoencoderKLWan, 16, 4, 8, {"480p": (21, 60, 104), "720p": (21, 90, 160)}, (3, 16, 24)),
-        Architecture("mochi", AutoencoderKLMochi, 12, 6, 8, {"85": (15, 60, 106), "163": (28, 60, 106)}, (3, 16, 24)),
+        Architecture("wan", "wan", AutoencoderKLWan, {}, 16, 4, 8, {"480p": (21, 60, 104), "720p": (21, 90, 160)}, (3, 16, 24)),
+        Architecture("wan22", "wan", AutoencoderKLWan, WAN22, 48, 4, 16, {"720p": (31, 44, 80)}, (3, 8, 12)),
+        Architecture("mochi", "mochi", AutoencoderKLMochi, {}, 12, 6, 8, {"85": (15, 60, 106), "163": (28, 60, 106)}, (3, 16, 24)),
     )
 }  # fmt: skip
 OURS = {  # fuse, candidates, latent_frames
@@ -71,8 +75,8 @@ class Ours:
 
     def __init__(self, library, folder, bf16, fuse=0, candidates=1, latent_frames=1):
         self.binding, self.architecture = library, library.architecture
-        name = self.architecture.name.encode()
-        handle = library.lib.calibatt_vae_load(name, str(folder).encode(), int(bf16), fuse, candidates, latent_frames)
+        kind = self.architecture.kind.encode()
+        handle = library.lib.calibatt_vae_load(kind, str(folder).encode(), int(bf16), fuse, candidates, latent_frames)
         self.handle = library.checked(handle, handle is None)
 
     def __del__(self):
@@ -309,7 +313,7 @@ def main():
     library = Library(options.shared_object, options.architecture)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(1)
-        options.architecture.model().save_pretrained(folder)
+        options.architecture.model(**options.architecture.settings).save_pretrained(folder)
         report = {
             "machine": describe_machine(), "command": " ".join(sys.argv), "commit": options.commit or commit_of_checkout(),
             "date": time.strftime("%Y-%m-%d"), "errors": check_agreement(library, folder, options.variants), "figures": [], "sizes": {},

@@ -74,6 +74,37 @@ std::vector<ConvolutionShape> wan_shapes(DType dtype) {
   return shapes;
 }
 
+/// Every convolution of Mochi 1's decoder at 480 × 848, whose border is part of the input, and of Wan 2.2's (5B) at
+/// 704 × 1280 in patches of two.
+std::vector<ConvolutionShape> wider_shapes(DType dtype) {
+  constexpr std::array<int64_t, 3> k3 = {3, 3, 3}, k1 = {1, 1, 1}, k_space = {3, 1, 3}, k_time = {1, 3, 1}, s1 = k1;
+  std::vector<ConvolutionShape> shapes = {
+      shape(16, 768, k1, s1, 0, 60, 1, 106, dtype),  // 12 channels, padded
+      shape(768, 768, k3, s1, 0, 60, 1, 106, dtype),     shape(768, 6144, k1, s1, 0, 60, 1, 106, dtype),
+      shape(512, 512, k3, s1, 0, 120, 3, 212, dtype),    shape(512, 2048, k1, s1, 0, 120, 3, 212, dtype),
+      shape(256, 256, k3, s1, 0, 240, 6, 424, dtype),    shape(256, 512, k1, s1, 0, 240, 6, 424, dtype),
+      shape(128, 128, k3, s1, 0, 480, 6, 848, dtype),    shape(128, 8, k1, s1, 0, 480, 6, 848, dtype),
+      shape(48, 48, k1, s1, 0, 44, 1, 80, dtype),        shape(48, 1024, k3, s1, 1, 44, 1, 80, dtype),
+      shape(1024, 3072, k1, s1, 0, 44, 1, 80, dtype),    shape(1024, 1024, k3, s1, 1, 44, 1, 80, dtype),
+      shape(1024, 2048, k_time, s1, 0, 44, 1, 80, dtype)};
+  for (const int64_t group : {1, 4}) {
+    const int64_t half = (group + 1) / 2;
+    shapes.push_back(shape(1024, 1024, k_space, s1, 1, 88, half, 160, dtype));
+    shapes.push_back(shape(1024, 1024, k3, s1, 1, 88, half, 160, dtype));
+    shapes.push_back(shape(1024, 2048, k_time, s1, 0, 88, half, 160, dtype));
+    shapes.push_back(shape(1024, 1024, k_space, s1, 1, 176, group, 320, dtype));
+    shapes.push_back(shape(1024, 512, k3, s1, 1, 176, group, 320, dtype));
+    shapes.push_back(shape(1024, 512, k1, s1, 0, 176, group, 320, dtype));
+    shapes.push_back(shape(512, 512, k3, s1, 1, 176, group, 320, dtype));
+    shapes.push_back(shape(512, 512, k_space, s1, 1, 352, group, 640, dtype));
+    shapes.push_back(shape(512, 256, k3, s1, 1, 352, group, 640, dtype));
+    shapes.push_back(shape(512, 256, k1, s1, 0, 352, group, 640, dtype));
+    shapes.push_back(shape(256, 256, k3, s1, 1, 352, group, 640, dtype));
+    shapes.push_back(shape(256, 16, k3, s1, 1, 352, group, 640, dtype));
+  }
+  return shapes;
+}
+
 class ConvolutionPlans : public testing::Test {
  protected:
   const Descriptor h100 = gpu(90, 132, 232448, "NVIDIA H100 80GB HBM3");
@@ -100,6 +131,19 @@ TEST_F(ConvolutionPlans, ExistInFloat32WithoutTensorCores) {
   }
   const ConvolutionShape odd = shape(5, 7, {3, 3, 3}, {1, 1, 1}, 1, 4, 1, 3, DType::kF32);
   EXPECT_EQ(make_plans(h100, odd, 1, kMaxWorkspaceBytes).size(), 1);
+}
+
+TEST_F(ConvolutionPlans, ExistForWiderAutoencoders) {
+  for (const ConvolutionShape& shape : wider_shapes(DType::kBF16)) {
+    const auto plans = make_plans(h100, shape, 1, kMaxWorkspaceBytes);
+    ASSERT_EQ(plans.size(), 1) << shape.describe();
+    EXPECT_LT(plans[0].workspace_bytes(), int64_t{256} << 20) << shape.describe() << " " << plans[0].name();
+  }
+  for (const ConvolutionShape& shape : wider_shapes(DType::kF32)) {  // with 14 GB of weights and activations: 20 GB
+    const auto plans = make_plans(h100, shape, 1, kMaxWorkspaceBytes);
+    ASSERT_EQ(plans.size(), 1) << shape.describe();
+    EXPECT_LT(plans[0].workspace_bytes(), int64_t{6} << 30) << shape.describe() << " " << plans[0].name();
+  }
 }
 
 TEST_F(ConvolutionPlans, AreAsManyAsWantedAndHeldToTheirWorkspace) {
