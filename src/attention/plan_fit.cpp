@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <utility>
 
+#include "calibatt/counted.h"
+
 namespace calibatt {
 namespace {
 
@@ -19,11 +21,11 @@ std::string short_number(double value) {
 
 std::string grid_text(const AttentionGeometry& geometry) {
   return std::to_string(geometry.frames) + "×" + std::to_string(geometry.height) + "×" +
-         std::to_string(geometry.width) + " tokens";
+         counted(geometry.width, "tokens");
 }
 
 std::string video_text(int frames, int height, int width) {
-  return std::to_string(frames) + " frames of " + std::to_string(width) + "×" + std::to_string(height);
+  return counted(frames, "frames") + " of " + std::to_string(width) + "×" + std::to_string(height);
 }
 
 // "0–3→0, 4→1, …": steps of the run → steps of the plan, runs of equal targets joined.
@@ -76,7 +78,7 @@ std::string condition_warning(const Plan& plan, const RunDescription& run) {
   };
   const size_t num_steps = run.sigmas.size();
   if (num_steps != plan.info().sigmas.size()) {
-    theirs.push_back(std::to_string(plan.num_steps()) + " steps");
+    theirs.push_back(counted(plan.num_steps(), "steps"));
     ours.push_back(std::to_string(num_steps));
   }
   number("flow shift ", made.flow_shift, run.flow_shift);
@@ -133,8 +135,7 @@ std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
   }
   if (std::string difference = geometry_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
   if (plan.num_layers() == run.num_layers) return "";
-  return "it was made for " + std::to_string(plan.num_layers()) + " layers, this run has " +
-         std::to_string(run.num_layers);
+  return "it was made for " + counted(plan.num_layers(), "layers") + ", this run has " + std::to_string(run.num_layers);
 }
 
 }  // namespace
@@ -142,10 +143,9 @@ std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
   const double largest = largest_distance(plan, run, plan_step);
   if (run.sigmas.size() == plan.info().sigmas.size() && largest <= kSigmaTolerance) return "";
-  return std::to_string(run.sigmas.size()) + " steps (flow shift " + short_number(run.flow_shift) +
-         ") use the plan's " + std::to_string(plan.num_steps()) + " steps (flow shift " +
-         short_number(plan.info().provenance.flow_shift) + ") of the nearest noise level, at most " +
-         short_number(largest) + " away: " + mapping_text(plan_step);
+  return counted(run.sigmas.size(), "steps") + " (flow shift " + short_number(run.flow_shift) + ") use the plan's " +
+         counted(plan.num_steps(), "steps") + " (flow shift " + short_number(plan.info().provenance.flow_shift) +
+         ") of the nearest noise level, at most " + short_number(largest) + " away: " + mapping_text(plan_step);
 }
 
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
@@ -153,7 +153,7 @@ std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeom
     return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);
   }
   if (plan.heads != run.heads || plan.head_dim != run.head_dim) {
-    return "it was made for " + std::to_string(plan.heads) + " heads × " + std::to_string(plan.head_dim) +
+    return "it was made for " + counted(plan.heads, "heads") + " × " + std::to_string(plan.head_dim) +
            ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
   }
   if (plan.text_tokens > 0 && plan.text_tokens != run.text_tokens) {  // only in old plans

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 #include "io/mapped_tensors.h"
 
 namespace calibatt {
@@ -59,7 +60,7 @@ class Machine {
       begin_ = at_;
       const unsigned char operation = number<unsigned char>();
       if (operation == kStop) {
-        if (stack_.size() != 1) fail("it ends with " + std::to_string(stack_.size()) + " values instead of one");
+        if (stack_.size() != 1) fail("it ends with " + counted(stack_.size(), "values") + " instead of one");
         return stack_.back();
       }
       step(operation);
@@ -142,7 +143,7 @@ class Machine {
 
   void integer_of_bytes() {
     const size_t count = number<unsigned char>();
-    if (count > sizeof(int64_t)) fail("an integer of " + std::to_string(count) + " bytes");
+    if (count > sizeof(int64_t)) fail("an integer of " + counted(count, "bytes"));
     const auto digits = take(count);
     uint64_t value = count > 0 && digits[count - 1] >= 0x80 ? ~uint64_t{0} : 0;
     for (size_t i = count; i-- > 0;) value = value << 8 | digits[i];

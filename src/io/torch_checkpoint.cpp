@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/mapped_ranges.h"
+#include "calibatt/counted.h"
 #include "io/pickle.h"
 #include "io/recognise.h"
 #include "io/zip_directory.h"
@@ -59,7 +60,7 @@ class TorchCheckpoint : public MappedTensors {
 
     const ZipRecord& pickle_record = records_.at(root_ + "data.pkl");
     if (pickle_record.size_bytes > kMaxPickleBytes) {
-      refuse("describes its tensors in " + std::to_string(pickle_record.size_bytes) + " bytes, more than the " +
+      refuse("describes its tensors in " + counted(pickle_record.size_bytes, "bytes") + ", more than the " +
                  std::to_string(kMaxPickleBytes) + " that are read",
              kConvert);
     }
@@ -151,7 +152,7 @@ class TorchCheckpoint : public MappedTensors {
     const uint64_t element = dtype_size(*dtype), capacity = record.size_bytes / element;
     if (record.size_bytes % element != 0 || capacity != static_cast<uint64_t>(id[4]->integer)) {
       refuse_damaged(name, "its storage is said to have " + std::to_string(id[4]->integer) + " elements, and has " +
-                               std::to_string(record.size_bytes) + " bytes");
+                               counted(record.size_bytes, "bytes"));
     }
     const PickleValue& offset = *items[2];
     if (offset.kind != Kind::kInteger || offset.integer < 0 || static_cast<uint64_t>(offset.integer) > capacity ||

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/mapped_ranges.h"
+#include "calibatt/counted.h"
 #include "io/mapped_tensors.h"
 
 namespace calibatt {
@@ -61,7 +62,7 @@ struct Directory {
 
 /// The end record, which lies behind everything else but a comment.
 Directory find_directory(const Reader& file) {
-  if (file.size() < kEndBytes) file.refuse("only " + std::to_string(file.size()) + " bytes");
+  if (file.size() < kEndBytes) file.refuse("only " + counted(file.size(), "bytes"));
   const size_t last = file.size() - kEndBytes, first = last > kMaxComment ? last - kMaxComment : 0;
   std::optional<size_t> end;
   for (size_t at = last + 1; at-- > first && !end;) {
@@ -80,11 +81,11 @@ Directory find_directory(const Reader& file) {
     directory_end = end64;
   }
   if (directory.begin > directory_end || directory.size_bytes > directory_end - directory.begin) {
-    file.refuse("its directory is said to be the " + std::to_string(directory.size_bytes) + " bytes from byte " +
+    file.refuse("its directory is said to be the " + counted(directory.size_bytes, "bytes") + " from byte " +
                 std::to_string(directory.begin) + " on, which it cannot be in " + std::to_string(file.size()));
   }
   if (directory.num_records > directory.size_bytes / kCentralBytes) {
-    file.refuse("its directory of " + std::to_string(directory.size_bytes) + " bytes is said to list " +
+    file.refuse("its directory of " + counted(directory.size_bytes, "bytes") + " is said to list " +
                 std::to_string(directory.num_records) + " records");
   }
   return directory;
@@ -153,7 +154,7 @@ std::map<std::string, ZipRecord> read_zip_directory(std::span<const unsigned cha
     const uint64_t local_name = file.u16(place.header + 26), local_extra = file.u16(place.header + 28);
     const uint64_t begin = place.header + kLocalBytes + local_name + local_extra;
     if (begin > directory.begin || place.size_bytes > directory.begin - begin) {
-      refuse("of " + std::to_string(place.size_bytes) + " bytes reaches beyond the data");
+      refuse("of " + counted(place.size_bytes, "bytes") + " reaches beyond the data");
     }
     if (file.text(place.header + kLocalBytes, local_name) != name) refuse("has another name in its own header");
     const auto [position, inserted] = records.emplace(name, ZipRecord{begin, place.size_bytes});

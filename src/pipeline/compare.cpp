@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/thread_pool.h"
+#include "calibatt/counted.h"
 #include "calibatt/error.h"
 #include "calibatt/video.h"
 #include "io/video_reader.h"
@@ -17,7 +18,7 @@ namespace calibatt {
 namespace {
 
 std::string size_text(int frames, int height, int width) {
-  return std::to_string(frames) + " frames of " + std::to_string(width) + "×" + std::to_string(height);
+  return counted(frames, "frames") + " of " + std::to_string(width) + "×" + std::to_string(height);
 }
 
 [[noreturn]] void refuse_sizes(const std::string& a, const std::string& b) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/printable.h"
+#include "calibatt/counted.h"
 #include "plan/picture.h"
 
 namespace calibatt {
@@ -104,12 +105,13 @@ std::string describe(const Plan& plan) {
                               (fingerprint.empty() ? "weights not compared" : "fingerprint " + printable(fingerprint)) +
                               (made.transformers.size() > 1 ? ", " + steps_of(parts, static_cast<int>(i)) : "") + ")");
   }
-  text += line("video", format("%d frames of %d×%d", made.video_frames, made.video_width, made.video_height));
-  text += line("attention", parts.geometry.to_string() + format(", %d layers", parts.num_layers));
+  text +=
+      line("video", counted(made.video_frames, "frames") + format(" of %d×%d", made.video_width, made.video_height));
+  text += line("attention", parts.geometry.to_string() + ", " + counted(parts.num_layers, "layers"));
   text += line("steps", format("%d (%s, flow shift %g, guidance %g), noise %.4g to %.4g, %d distinct", plan.num_steps(),
                                printable(made.scheduler).c_str(), made.flow_shift, made.guidance_scale,
                                parts.sigmas.front(), parts.sigmas.back(), plan.num_entries()));
-  text += line("made from", format("%d prompts (hash %s) by calibatt %s", made.num_prompts,
+  text += line("made from", format("%s (hash %s) by calibatt %s", counted(made.num_prompts, "prompts").c_str(),
                                    printable(made.prompts_hash).c_str(), printable(made.tool_version).c_str()));
   for (const auto& [key, value] : made.settings) text += line("", printable(key) + " " + printable(value));
   text += line("skipped", parts.summarize_skipped ? "one summary token per block" : "dropped");

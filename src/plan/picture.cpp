@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "calibatt/counted.h"
 #include "plan/pixel_font.h"
 
 namespace calibatt {
@@ -115,11 +116,10 @@ Image render_head(const Plan& plan, int step, int layer, int head_number) {
       kInk, 2);
   std::string facts = "noise " + format_number("%.3f", plan.info().sigmas[static_cast<size_t>(step)]) + "  density " +
                       format_number("%.3f", plan.density(step, layer, head_number)) + "  blocks of " +
-                      std::to_string(geometry.block_q) + "x" + std::to_string(geometry.block_k) + " tokens  " +
+                      std::to_string(geometry.block_q) + "x" + counted(geometry.block_k, "tokens") + "  " +
                       geometry.order.to_string();
   if (head.anchored) {
-    facts +=
-        "  " + std::to_string(plan.info().anchor_rows_per_frame) + " of " + std::to_string(geometry.height) + " rows";
+    facts += "  " + std::to_string(plan.info().anchor_rows_per_frame) + " of " + counted(geometry.height, "rows");
   }
   draw_text(image, kMargin, 32, facts, kFaintInk);
 
@@ -166,10 +166,9 @@ Image render_density_map(const Plan& plan) {
       blank_image(std::max(right + kGap + kMeanWidth + kMargin, kMinWidth), bottom + kGap + cell_height + kBottom);
 
   draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
-  draw_text(
-      image, kMargin, 32,
-      "computed query-key pairs of each layer and step, mean of " + std::to_string(plan.geometry().heads) + " heads",
-      kFaintInk);
+  draw_text(image, kMargin, 32,
+            "computed query-key pairs of each layer and step, mean of " + counted(plan.geometry().heads, "heads"),
+            kFaintInk);
 
   const double scale_end = end_of_scale(plan);
 

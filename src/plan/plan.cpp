@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "base/ceil_div.h"
+#include "calibatt/counted.h"
 #include "plan/plan_heads.h"
 
 namespace calibatt {
@@ -34,7 +36,7 @@ void check_steps(const PlanInfo& info) {
   }
   if (info.energy_targets.size() != num_steps) {
     throw refused("there are " + std::to_string(info.energy_targets.size()) + " energy targets for " +
-                  std::to_string(num_steps) + " steps");
+                  counted(num_steps, "steps"));
   }
   for (size_t step = 0; step < num_steps; ++step) {
     const double target = info.energy_targets[step];
@@ -48,8 +50,8 @@ void check_steps(const PlanInfo& info) {
 // Every entry is some step's.
 void check_entries(const PlanInfo& info) {
   if (info.step_entry.size() != info.sigmas.size()) {
-    throw refused("the step table has " + std::to_string(info.step_entry.size()) + " rows for " +
-                  std::to_string(info.sigmas.size()) + " steps");
+    throw refused("the step table has " + counted(info.step_entry.size(), "rows") + " for " +
+                  counted(info.sigmas.size(), "steps"));
   }
   std::vector<char> used(info.step_entry.size(), 0);
   for (size_t step = 0; step < info.step_entry.size(); ++step) {
@@ -73,8 +75,8 @@ void check_transformers(const PlanInfo& info) {
                   std::to_string(count));
   }
   if (info.step_transformer.size() != (count == 1 ? 0 : info.sigmas.size())) {
-    throw refused("the transformers of " + std::to_string(info.step_transformer.size()) + " steps are given, where " +
-                  std::to_string(count) + " transformers share " + std::to_string(info.sigmas.size()) + " steps");
+    throw refused("the transformers of " + counted(info.step_transformer.size(), "steps") + " are given, where " +
+                  std::to_string(count) + " transformers share " + counted(info.sigmas.size(), "steps"));
   }
   std::vector<char> used(count, count == 1 ? 1 : 0);
   for (size_t step = 0; step < info.step_transformer.size(); ++step) {
@@ -100,9 +102,9 @@ void check_num_heads(const PlanInfo& info, size_t num_heads) {
   const auto expected = uint64_t{1} * static_cast<unsigned>(info.num_entries()) *
                         static_cast<unsigned>(info.num_layers) * static_cast<unsigned>(info.geometry.heads);
   if (num_heads != expected) {
-    throw refused("there are " + std::to_string(num_heads) + " heads, but " + std::to_string(info.num_entries()) +
-                  " entries × " + std::to_string(info.num_layers) + " layers × " + std::to_string(info.geometry.heads) +
-                  " heads are " + std::to_string(expected));
+    throw refused("there are " + counted(num_heads, "heads") + ", but " + std::to_string(info.num_entries()) +
+                  " entries × " + counted(info.num_layers, "layers") + " × " + counted(info.geometry.heads, "heads") +
+                  " are " + std::to_string(expected));
   }
 }
 
@@ -116,10 +118,6 @@ void check_provenance(const PlanProvenance& provenance) {
   check(provenance.video_width >= 0, "video width");
   check(std::isfinite(provenance.guidance_scale), "guidance scale");
   check(std::isfinite(provenance.flow_shift), "flow shift");
-}
-
-int ceil_div(int a, int b) {
-  return (a - 1) / b + 1;
 }
 
 // What is resident needs no decoding.
@@ -196,7 +194,7 @@ Plan::Plan(Parts parts) {
     if (head.intervals->num_query_blocks() != num_query_blocks ||
         head.intervals->num_key_blocks() != geometry().num_key_blocks()) {
       throw refused(head_text(info_, i) + " has " + std::to_string(head.intervals->num_query_blocks()) + "×" +
-                    std::to_string(head.intervals->num_key_blocks()) + " blocks, but the geometry makes it " +
+                    counted(head.intervals->num_key_blocks(), "blocks") + ", but the geometry makes it " +
                     std::to_string(num_query_blocks) + "×" + std::to_string(geometry().num_key_blocks()));
     }
     facts.has_intervals = true;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/mapped_ranges.h"
+#include "calibatt/counted.h"
 #include "io/fingerprint.h"
 #include "io/safetensors.h"
 #include "plan/plan_heads.h"
@@ -172,7 +173,7 @@ Plan decode_plan(const PlanFile& file, const std::string& where) {
   for (int64_t step = 0; step < num_steps; ++step) {
     if (step_entry[step] >= static_cast<uint64_t>(num_steps)) {
       throw reader.refused("step " + std::to_string(step) + " uses entry " + std::to_string(step_entry[step]) +
-                           ", but there cannot be more entries than the " + std::to_string(num_steps) + " steps");
+                           ", but there cannot be more entries than the " + counted(num_steps, "steps"));
     }
     info.step_entry.push_back(static_cast<int>(step_entry[step]));
   }

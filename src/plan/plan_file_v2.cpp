@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/mapped_ranges.h"
+#include "calibatt/counted.h"
 #include "plan/plan_heads.h"
 #include "plan/plan_section.h"
 
@@ -26,8 +27,8 @@ class FileLayers : public LayerSource {
                            std::to_string(begin) + " and the end of 'sections' at " + std::to_string(sections_.size()));
       }
       if (shape_of(site).size_bytes() > kMaxSectionBytes) {
-        throw at(site, "its masks would have " + std::to_string(shape_of(site).size_bytes()) +
-                           " bytes, more than the " + std::to_string(kMaxSectionBytes) + " that a plan may have");
+        throw at(site, "its masks would have " + counted(shape_of(site).size_bytes(), "bytes") + ", more than the " +
+                           std::to_string(kMaxSectionBytes) + " that a plan may have");
       }
       begin = end;
     }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 
+#include "calibatt/counted.h"
 #include "io/fingerprint.h"
 
 namespace calibatt {
@@ -230,13 +231,13 @@ FilteredSection decompress_section(std::span<const unsigned char> stored, const 
   section.filters.assign(shape.num_rows.size(), kFilterNone);
   const size_t size = shape.size_bytes();
   if (size == 0) {
-    if (!stored.empty()) throw refused("it has no masks but " + std::to_string(stored.size()) + " bytes");
+    if (!stored.empty()) throw refused("it has no masks but " + counted(stored.size(), "bytes"));
     return section;
   }
   // The frame says its size first, so that nothing is allocated for a section of another one.
   const size_t expected = shape.num_rows.size() + size;
   if (ZSTD_getFrameContentSize(stored.data(), stored.size()) != expected) {
-    throw refused("its masks are not a zstd frame of " + std::to_string(expected) + " bytes");
+    throw refused("its masks are not a zstd frame of " + counted(expected, "bytes"));
   }
   SectionBits content(expected);
   const size_t result = ZSTD_decompress(content.data(), content.size(), stored.data(), stored.size());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "calibatt/counted.h"
 #include "sparsity/geometry.h"
 
 // The named tensors of a plan file, written and taken out again. Inside this floor.
@@ -92,7 +93,7 @@ class TensorReader {
   }
   void finish() const {
     if (num_taken_ == tensors_.size()) return;
-    throw refused("it holds " + std::to_string(tensors_.size()) + " tensors where this plan has " +
+    throw refused("it holds " + counted(tensors_.size(), "tensors") + " where this plan has " +
                   std::to_string(num_taken_));
   }
 

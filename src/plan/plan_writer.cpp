@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/ceil_div.h"
+#include "calibatt/counted.h"
 #include "plan/plan_heads.h"
 #include "plan/plan_json.h"
 
@@ -16,10 +18,6 @@ constexpr size_t kHeaderAlignment = 64;   // of the data behind it
 constexpr size_t kSectionsAlignment = 8;  // of the tensors behind the sections
 // The header stands first but is known last; room is left for the longest that it can become.
 constexpr size_t kNumTensors = 12, kTensorHeaderBytes = 192;
-
-int ceil_div(int a, int b) {
-  return (a - 1) / b + 1;
-}
 
 /// The safetensors header, and the order of the tensors behind it: sections first, since they are written first; then
 /// the widest numbers, so that all are aligned.
@@ -89,7 +87,7 @@ HeadFacts PlanWriter::facts_of(const HeadPlan& head) const {
   const int num_rows = ceil_div(num_queries, geometry.block_q);
   if (head.intervals->num_query_blocks() != num_rows || head.intervals->num_key_blocks() != geometry.num_key_blocks()) {
     throw refused("has " + std::to_string(head.intervals->num_query_blocks()) + "×" +
-                  std::to_string(head.intervals->num_key_blocks()) + " blocks, but the geometry makes it " +
+                  counted(head.intervals->num_key_blocks(), "blocks") + ", but the geometry makes it " +
                   std::to_string(num_rows) + "×" + std::to_string(geometry.num_key_blocks()));
   }
   facts.has_intervals = true;
@@ -110,8 +108,8 @@ void PlanWriter::add_layer(std::span<const HeadPlan> heads) {
   Site now;
   now.shape = section_shape(facts, info_.geometry, num_packed_blocks_);
   if (now.shape.size_bytes() > kMaxSectionBytes) {
-    throw Error(ErrorKind::kFormat, "plan: the masks of one layer have " + std::to_string(now.shape.size_bytes()) +
-                                        " bytes, at most " + std::to_string(kMaxSectionBytes) +
+    throw Error(ErrorKind::kFormat, "plan: the masks of one layer have " + counted(now.shape.size_bytes(), "bytes") +
+                                        ", at most " + std::to_string(kMaxSectionBytes) +
                                         " can be stored; use larger blocks");
   }
   now.bits = bits_of_layer(heads, now.shape);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 #include "calibatt/prompts.h"
 #include "io/atomic_file.h"
 #include "text/text_clean.h"
@@ -118,7 +119,7 @@ std::string read_text(const std::string& path) {
 
 std::optional<std::string> too_long(std::string_view text) {
   if (text.size() <= kMaxPromptBytes) return std::nullopt;
-  return "is " + std::to_string(text.size()) + " bytes long, and no prompt is longer than " +
+  return "is " + counted(text.size(), "bytes") + " long, and no prompt is longer than " +
          std::to_string(kMaxPromptBytes) + "; shorten it";
 }
 
