@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
+#include "calibrate/compile/least_density.h"
 #include "calibrate/record/measure.h"
 
 namespace calibatt {
@@ -159,8 +161,8 @@ int choose_anchor_rows(const CalibrateOptions& options, const MeasureFacts& fact
   if (options.anchor_rows_per_frame) {
     const int rows = *options.anchor_rows_per_frame;
     if (rows >= 1 && rows <= frame_rows) return rows;
-    throw usage("--anchors " + std::to_string(rows) + ": must be between 1 and the " + std::to_string(frame_rows) +
-                " rows of tokens in a frame of this size");
+    throw usage("--anchors " + std::to_string(rows) + ": must be between 1 and the " + counted(frame_rows, "rows") +
+                " of tokens in a frame of this size");
   }
   if (facts.existing && !facts.existing->anchor_rows.empty()) return facts.existing->anchor_rows.front();
   return std::min(kDefaultAnchorRows, frame_rows);
@@ -172,7 +174,7 @@ std::vector<int> choose_recorded_steps(const CalibrateOptions& options, const Me
   const int count = options.steps_recorded.value_or(usual);
   if (count < 1 || count > header.num_steps()) {
     throw usage("--steps-recorded " + std::to_string(count) + ": must be between 1 and the run's " +
-                std::to_string(header.num_steps()) + " steps");
+                counted(header.num_steps(), "steps"));
   }
   return spread_steps(header.num_steps(), count);
 }
@@ -190,7 +192,9 @@ void choose_measurements(const CalibrateOptions& options, const MeasureFacts& fa
     compile.anchor_rows_per_frame = choose_anchor_rows(options, facts, header.geometry.height);
     header.anchor_rows = {compile.anchor_rows_per_frame};
   }
-  if (!options.prompt_range) validate(compile, header);
+  if (options.prompt_range) return;
+  validate(compile, header);
+  require_possible_density(compile, header);
 }
 
 }  // namespace calibatt

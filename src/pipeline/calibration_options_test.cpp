@@ -169,6 +169,7 @@ TEST(CalibrationOptions, RecordedSteps) {
 TEST(CalibrationOptions, LevelCodesFitTheCompilerToThem) {
   CalibrateOptions options = sound();
   options.measure = "levels";
+  options.density = 1;
   CompileOptions compile = compile_options_of(options);
   ProfileHeader header = tiny_header(2);
   choose_measurements(options, {}, header, compile);
@@ -179,6 +180,10 @@ TEST(CalibrationOptions, LevelCodesFitTheCompilerToThem) {
   MeasureFacts facts{header, ""};
   facts.existing->output_errors = false;
   EXPECT_THAT(message([&] { choose_measurements(options, facts, header, compile); }), HasSubstr("no output errors"));
+  // Nor is a density that no plan can have found after hours.
+  compile.density = 0.5;
+  EXPECT_THAT(message([&] { choose_measurements(options, {}, header, compile); }),
+              StartsWith("--density 0.5: cannot be reached"));
 }
 
 }  // namespace

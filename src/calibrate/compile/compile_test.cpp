@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "calibrate/compile/least_density.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/recording_attention.h"
 #include "calibrate/record/synthetic_attention.h"
@@ -14,6 +15,7 @@
 namespace calibatt {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr int kSteps = 3, kLayers = 2;
@@ -213,6 +215,40 @@ TEST(CompilePlan, SpeedupFollowsFromTheShareOfAttention) {
   EXPECT_LT(compile_plan(synthetic_profile(), options).summary.predicted_speedup, without_summaries);
 }
 
+// Known before minutes of measuring: no plan is below it, and one block for all tokens is dense.
+TEST(CompilePlan, TheLeastDensityIsKnownFromTheGeometry) {
+  const Profile& profile = synthetic_profile();
+  for (const Repetition repetition : {Repetition::kOff, Repetition::kError}) {
+    CompileOptions options = options_of(Budget::kError, {});
+    options.repetition = repetition;
+    const double least = least_density(options, profile.header);
+    EXPECT_GT(least, 0);
+    options.density = least * 0.9;
+    EXPECT_THROW(require_possible_density(options, profile.header), Error);
+    EXPECT_THROW(compile_plan(profile, options), Error);
+    options.density = least;
+    EXPECT_NO_THROW(require_possible_density(options, profile.header));
+    options.density = 0.5;
+    EXPECT_GE(compile_plan(profile, options).summary.density, least);
+  }
+  ProfileHeader header = profile.header;
+  header.geometry.block_q = header.geometry.block_k = 512;
+  CompileOptions options = options_of(Budget::kError, {});
+  EXPECT_DOUBLE_EQ(least_density(options, header), 1);
+  options.repetition = Repetition::kError;  // 2 rows of 8
+  EXPECT_DOUBLE_EQ(least_density(options, header), 0.25);
+  options.repetition = Repetition::kOff;
+  try {
+    require_possible_density(options, header);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("--density 0.3 (the default): cannot be reached"), HasSubstr("is 1.000"),
+                                    HasSubstr("--block-k"), HasSubstr("--profile")));
+  }
+  options.budget = Budget::kEnergy;
+  EXPECT_NO_THROW(require_possible_density(options, header)) << "it asks for none";
+}
+
 TEST(CompilePlan, RefusesWhatCannotBe) {
   const auto message = [](const CompileOptions& options, const Profile& profile = synthetic_profile()) -> std::string {
     try {
@@ -224,7 +260,8 @@ TEST(CompilePlan, RefusesWhatCannotBe) {
     return "";
   };
   EXPECT_THAT(message(options_of(Budget::kError, 0.0)), HasSubstr("density"));
-  EXPECT_THAT(message(options_of(Budget::kError, 0.001)), HasSubstr("cannot be reached"));
+  EXPECT_THAT(message(options_of(Budget::kError, 0.001)),
+              AllOf(HasSubstr("cannot be reached"), HasSubstr("into another --profile folder")));
   CompileOptions options = options_of(Budget::kError, 0.5);
   options.repetition = Repetition::kError;
   options.anchor_rows_per_frame = 3;

@@ -28,12 +28,16 @@ Choices Compiler::choose() {
   const std::optional<double> target = options_.target_density();
   if (!target) return choices_for({});
   const bool plan_is_as_chosen = options_.merge_gap == 0 && options_.share_steps_iou == 0;
-  if (plan_is_as_chosen && measured_.densities_are_exact()) {
+  const bool known = plan_is_as_chosen && measured_.densities_are_exact();
+  if (known && !measured_.may_be_coarse()) {
     Choices choices = choices_for(target);
     require_density(measured_.density_of(choices.heads), *target);
     return choices;
   }
-  return choices_for(best_aim(*target, [this](double aim) { return density_of_plan(choices_for(aim)); }));
+  return choices_for(best_aim(*target, [this, known](double aim) {
+    const Choices choices = choices_for(aim);
+    return known ? measured_.density_of(choices.heads) : density_of_plan(choices);
+  }));
 }
 
 Choices Compiler::choices_for(std::optional<double> density) const {
@@ -67,7 +71,7 @@ std::vector<HeadChoice> Compiler::choose_by_error(double density) const {
     choices.push_back({option.level, option.anchored});
     left -= option.cost;
   }
-  if (measured_.spends_rest()) spend_rest(left, choices);
+  if (measured_.may_be_coarse()) spend_rest(left, choices);
   return choices;
 }
 

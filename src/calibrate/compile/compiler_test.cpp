@@ -154,8 +154,8 @@ TEST_P(BothSources, ThePlanCarriesItsPredictedError) {
 class Table : public Measurements {
  public:
   Table(const Profile& profile, const CompileOptions& options, std::vector<int> step_entry,
-        std::vector<double> full_error)
-      : Measurements(profile, options, std::move(step_entry)), full_error_(std::move(full_error)) {}
+        std::vector<double> full_error, bool coarse)
+      : Measurements(profile, options, std::move(step_entry)), full_error_(std::move(full_error)), coarse_(coarse) {}
   std::span<const double> levels() const override { return levels_; }
   void tabulate(CompileProgress&) override {}
   double density_at(size_t, size_t i, bool) const override { return levels_[i]; }
@@ -166,7 +166,7 @@ class Table : public Measurements {
     return sum / static_cast<double>(heads_per_entry() * step_entry().size());
   }
   bool densities_are_exact() const override { return true; }
-  bool spends_rest() const override { return false; }
+  bool may_be_coarse() const override { return coarse_; }
   bool errors_are_held_out() const override { return true; }
   double error_at(size_t head, size_t i) const override { return error(head, {levels_[i], false}); }
   double error(size_t head, const HeadChoice& choice) const override {
@@ -177,6 +177,7 @@ class Table : public Measurements {
 
  private:
   std::vector<double> levels_{0.2, 0.4, 0.6, 0.8, 1.0}, full_error_;
+  bool coarse_;
 };
 
 class OneHead : public ::testing::Test {
@@ -190,7 +191,7 @@ class OneHead : public ::testing::Test {
   }
   Choices chosen(std::vector<int> step_entry, std::vector<double> full_error) {
     profile.header.sigmas.assign(step_entry.size(), 0.5);
-    Table table(profile, options, std::move(step_entry), std::move(full_error));
+    Table table(profile, options, std::move(step_entry), std::move(full_error), coarse);
     const ProgressCallback none;
     CompileProgress progress(none, 1, 2);
     return Compiler(table, options, 1, progress).choose();
@@ -202,6 +203,7 @@ class OneHead : public ::testing::Test {
   }
   Profile profile;
   CompileOptions options;
+  bool coarse = false;
 };
 
 TEST_F(OneHead, AnEntryCostsAndCountsAsOftenAsItHasSteps) {
@@ -213,6 +215,17 @@ TEST_F(OneHead, AnEntryCostsAndCountsAsOftenAsItHasSteps) {
   EXPECT_THAT(levels_of(chosen({0, 0, 0, 1}, {1, 100})), ElementsAre(0.4, 1.0));
   options.density = 0.1;
   EXPECT_THROW(chosen({0, 1}, {1, 1}), Error);
+}
+
+// Steps of a fifth of a head: the nearest density is meant where it may lie above, as it always was with maps.
+TEST_F(OneHead, OfMapsTheNearestDensityCounts) {
+  for (const auto& [density, nearest] : {std::pair{0.58, 0.6}, {0.44, 0.4}}) {
+    options.density = density;
+    coarse = true;
+    EXPECT_THAT(levels_of(chosen({0}, {1})), ElementsAre(nearest));
+    coarse = false;
+    EXPECT_THAT(levels_of(chosen({0}, {1})), ElementsAre(0.4));
+  }
 }
 
 TEST_F(OneHead, AnEntryKeepsTheMostThatAStepOfItHasToKeep) {

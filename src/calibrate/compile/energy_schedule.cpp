@@ -36,14 +36,19 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
   return ending_at(high);
 }
 
+bool is_near_density(double density, double target) {
+  return density <= target * 1.05;
+}
+
 void require_density(double density, double target) {
-  if (density <= target * 1.05) return;
-  char text[220];
+  if (is_near_density(density, target)) return;
+  char text[400];
   std::snprintf(
       text, sizeof text,
       "compiling a plan: the density %.4g cannot be reached, the least with these settings is about %.3f; ask "
-      "for more (--density), or use smaller blocks, a smaller --merge-gap or no --share-steps",
-      target, density);
+      "for more (--density), which costs no new measurement, or use a smaller --merge-gap or no --share-steps, or "
+      "measure anew %s",
+      target, density, kSmallerBlocks);
   throw Error(ErrorKind::kUsage, text);
 }
 

@@ -13,7 +13,11 @@ namespace calibatt {
 std::vector<double> energy_targets(const CompileOptions& options, int num_steps, std::optional<double> density,
                                    const std::function<double(const std::vector<double>&)>& density_of);
 
-/// Throws Error(kUsage) when a plan's density is well above what was asked for.
+/// Whether a density is not well above what was asked for.
+bool is_near_density(double density, double target);
+/// What else can be done about a density that is: an end of a message.
+inline constexpr const char* kSmallerBlocks = "smaller blocks (--block-q, --block-k) into another --profile folder";
+/// Throws Error(kUsage) when it is not.
 void require_density(double density, double target);
 
 /// Filled gaps and shared steps add blocks, and levels come in steps: aims lower or higher until the plan itself has

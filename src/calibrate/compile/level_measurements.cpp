@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "calibatt/counted.h"
 #include "calibrate/profile/level_agreement.h"
 #include "sparsity/intervals_builder.h"
 
@@ -32,9 +33,9 @@ std::vector<int> entry_of_steps(const ProfileHeader& header) {
 LevelMeasurements::LevelMeasurements(const Profile& profile, const CompileOptions& options)
     : Measurements(profile, options, entry_of_steps(profile.header)), error_prompts_(profile) {
   if (profile.prompts.size() > LevelAgreement::kMostPrompts) {
-    throw Error(ErrorKind::kUsage, "compiling a plan: level codes of " + std::to_string(profile.prompts.size()) +
-                                       " prompts are too many, at most " +
-                                       std::to_string(LevelAgreement::kMostPrompts) + " can agree; use fewer");
+    throw Error(ErrorKind::kUsage, "compiling a plan: level codes of " + counted(profile.prompts.size(), "prompts") +
+                                       " are too many, at most " + std::to_string(LevelAgreement::kMostPrompts) +
+                                       " can agree; use fewer");
   }
   for (const int level : level_options()) levels_.push_back(static_cast<double>(level) / kLevelUnits);
   if (has_errors()) errors_.emplace(header_, error_prompts_.prompts, options.skipped);

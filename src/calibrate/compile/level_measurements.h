@@ -29,7 +29,7 @@ class LevelMeasurements : public Measurements {
   double density(size_t head, const HeadChoice& choice) const override;
   double density_of(std::span<const HeadChoice> choices) const override;
   bool densities_are_exact() const override { return true; }
-  bool spends_rest() const override { return false; }
+  bool may_be_coarse() const override { return false; }
 
   bool errors_are_held_out() const override { return error_prompts_.held_out; }
   double error_at(size_t head, size_t i) const override;

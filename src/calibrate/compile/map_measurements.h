@@ -22,7 +22,7 @@ class MapMeasurements : public Measurements {
   double density_of(std::span<const HeadChoice> choices) const override;
   /// The error budget takes levels at which blocks were counted.
   bool densities_are_exact() const override { return options_.budget == Budget::kError; }
-  bool spends_rest() const override { return true; }
+  bool may_be_coarse() const override { return true; }
 
   bool errors_are_held_out() const override { return error_prompts_.held_out; }
   double error_at(size_t head, size_t i) const override { return errors_[head][i]; }

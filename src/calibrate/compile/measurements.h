@@ -55,9 +55,10 @@ class Measurements {
   virtual double density_of(std::span<const HeadChoice> choices) const = 0;
   /// Whether density_of is that of the plan, before gaps are filled and steps share. Else it interpolates.
   virtual bool densities_are_exact() const = 0;
-  /// Whether levels between two options of a head's hull take what is left of a density. Level codes never did, and at
-  /// the sizes that they are made for it is nothing.
-  virtual bool spends_rest() const = 0;
+  /// Whether the sizes that it is made for can be so small that one head's next step misses a density by much. Then
+  /// levels between two options of a head's hull take what is left of it, and the nearest of several aims counts, which
+  /// may lie above it.
+  virtual bool may_be_coarse() const = 0;
 
   /// Without errors the following four must not be called.
   bool has_errors() const { return header_.output_errors; }

@@ -1,0 +1,52 @@
+#include "calibrate/compile/least_density.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "calibrate/compile/energy_schedule.h"
+
+namespace calibatt {
+namespace {
+
+double own_density(const AttentionGeometry& geometry, const AnchorRows* anchors) {
+  const int num_queries = anchors ? static_cast<int>(anchors->query_tokens.size()) : geometry.num_tokens();
+  std::set<std::pair<int, int>> kept;
+  double pairs = 0;
+  for (int i = 0; i < num_queries; ++i) {
+    const int query_block = i / geometry.block_q;
+    const int key_block = (anchors ? anchors->query_tokens[static_cast<size_t>(i)] : i) / geometry.block_k;
+    if (!kept.emplace(query_block, key_block).second) continue;
+    const int queries = std::min(geometry.block_q, num_queries - query_block * geometry.block_q);
+    pairs += double{1} * queries * geometry.key_block_size(key_block);
+  }
+  return pairs / (double{1} * geometry.num_tokens() * geometry.num_tokens());
+}
+
+}  // namespace
+
+double least_density(const CompileOptions& options, const ProfileHeader& header) {
+  const double all_rows = own_density(header.geometry, nullptr);
+  if (options.repetition == Repetition::kOff) return all_rows;
+  const AnchorRows anchors = make_anchor_rows(header.geometry, options.anchor_rows_per_frame);
+  return std::min(all_rows, own_density(header.geometry, &anchors));
+}
+
+void require_possible_density(const CompileOptions& options, const ProfileHeader& header) {
+  const std::optional<double> target = options.target_density();
+  if (!target) return;
+  const double least = least_density(options, header);
+  if (is_near_density(least, *target)) return;
+  const AttentionGeometry& g = header.geometry;
+  char text[300];
+  std::snprintf(text, sizeof text,
+                "--density %.4g%s: cannot be reached: with blocks of %d queries and %d keys the least for this video's "
+                "%d tokens is %.3f; ask for more, or measure %s",
+                *target, options.density ? "" : " (the default)", g.block_q, g.block_k, g.num_tokens(), least,
+                kSmallerBlocks);
+  throw Error(ErrorKind::kUsage, text);
+}
+
+}  // namespace calibatt
