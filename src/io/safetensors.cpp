@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/mapped_ranges.h"
+#include "calibatt/counted.h"
 #include "io/atomic_file.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
@@ -37,7 +38,7 @@ std::optional<DType> dtype_of(std::string_view name) {
 [[noreturn]] void refuse(const std::string& path, const std::string& reason) {
   require_mapped_files();  // else what is wrong may be that zeros were read
   throw Error(ErrorKind::kFormat,
-              path + ": " + reason + "; this is not a complete, unaltered safetensors file (copy it anew)");
+              path + ": " + reason + "; this is not a complete, unaltered safetensors file" + std::string(kCopyAnew));
 }
 
 [[noreturn]] void refuse_tensor(const std::string& path, const std::string& name, const std::string& reason) {
@@ -87,10 +88,10 @@ Safetensors::Entry parse_entry(const std::string& path, const json& header, cons
   const auto begin = offsets[0].get<uint64_t>(), end = offsets[1].get<uint64_t>();
   if (begin > end || end > data_bytes) {
     fail("data_offsets [" + std::to_string(begin) + ", " + std::to_string(end) + "] are outside of the " +
-         std::to_string(data_bytes) + " bytes of data");
+         counted(data_bytes, "bytes") + " of data");
   }
   if (end - begin != size_bytes) {
-    fail("data_offsets span " + std::to_string(end - begin) + " bytes, but dtype and shape need " +
+    fail("data_offsets span " + counted(end - begin, "bytes") + ", but dtype and shape need " +
          std::to_string(size_bytes));
   }
   entry.begin = begin;
@@ -112,12 +113,12 @@ Safetensors::Entry parse_entry(const std::string& path, const json& header, cons
 void Safetensors::add_file(const std::string& path) {
   auto mapped = MappedFile::open(path);
   const std::span<const unsigned char> bytes = mapped->bytes();
-  if (bytes.size() < kLengthBytes) refuse_framing(path, bytes, "only " + std::to_string(bytes.size()) + " bytes");
+  if (bytes.size() < kLengthBytes) refuse_framing(path, bytes, "only " + counted(bytes.size(), "bytes"));
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
   if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - kLengthBytes) {
     refuse_framing(path, bytes,
-                   "the header is said to have " + std::to_string(header_bytes) + " bytes in a file of " +
+                   "the header is said to have " + counted(header_bytes, "bytes") + " in a file of " +
                        std::to_string(bytes.size()));
   }
   const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes);
@@ -161,7 +162,7 @@ void Safetensors::add_file(const std::string& path) {
     covered = range.end;
   }
   if (covered != data_bytes) {
-    refuse(path, std::to_string(data_bytes - covered) + " bytes of data belong to no tensor");
+    refuse(path, counted(data_bytes - covered, "bytes") + " of data belong to no tensor");
   }
   files_.push_back(std::move(mapped));
 }

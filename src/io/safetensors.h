@@ -3,12 +3,16 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/tensor.h"
 #include "io/mapped_tensors.h"
 
 namespace calibatt {
+
+/// Ends the message about a damaged file. For who knows a better remedy.
+inline constexpr std::string_view kCopyAnew = " (copy it anew)";
 
 /// Named tensors in safetensors files, mapped into memory. Format: 8 bytes little-endian header length, a JSON object
 /// (name → dtype, shape, byte range; "__metadata__" → strings), then the tensors' bytes, row-major, little-endian,

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "calibatt/calibrate.h"
+#include "calibatt/counted.h"
 #include "calibrate/profile/profile.h"
 #include "io/atomic_file.h"
 #include "io/input_file.h"
@@ -97,13 +98,13 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
     if (!files.contains(prompt)) missing.push_back(prompt);
   }
   if (!missing.empty()) {
-    throw Error(ErrorKind::kUsage, "merge: of the calibration's " + std::to_string(header.provenance.num_prompts) +
-                                       " prompts these are missing: " + listed(missing) +
+    throw Error(ErrorKind::kUsage, "merge: of the calibration's " + counted(header.provenance.num_prompts, "prompts") +
+                                       " these are missing: " + listed(missing) +
                                        "; calibrate them with --prompt-range and add their folder");
   }
   if (files.rbegin()->first >= header.provenance.num_prompts) {
     throw Error(ErrorKind::kFormat, files.rbegin()->second + ": the calibration has only " +
-                                        std::to_string(header.provenance.num_prompts) + " prompts; remove the file");
+                                        counted(header.provenance.num_prompts, "prompts") + "; remove the file");
   }
   std::error_code error;
   fs::create_directories(output, error);

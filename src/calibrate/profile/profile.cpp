@@ -15,6 +15,7 @@
 #include "io/fingerprint.h"
 #include "io/input_file.h"
 #include "io/safetensors.h"
+#include "io/system_error.h"
 
 namespace calibatt {
 namespace {
@@ -80,6 +81,19 @@ bool all_valid(const std::string& name, const Tensor& tensor) {
                      [&](float value) { return std::isfinite(value) && (value >= 0 || name == "similarity"); });
 }
 
+// What reads a damaged file says what is wrong with it; what to do about it is known here.
+template <class Read>
+auto read_or_remeasure(const Read& read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kFormat) throw;
+    std::string message = error.what();
+    if (message.ends_with(kCopyAnew)) message.resize(message.size() - kCopyAnew.size());
+    throw Error(error.kind(), message + "; " + std::string(kMeasureAnew));
+  }
+}
+
 PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index) {
   const ProfileFields fields(file.metadata(), file.path());
   PromptProfile prompt;
@@ -93,7 +107,7 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
   }
   std::map<std::string, Tensor> tensors;
   for (const Part& part : parts_of(header)) {
-    const Tensor tensor = file.get(part.name, part.shape);
+    const Tensor tensor = read_or_remeasure([&] { return file.get(part.name, part.shape); });
     if (tensor.dtype() != part.dtype) throw fields.wrong(part.name, "has the wrong type");
     tensors[part.name] = tensor;
     prompt.*part.field = tensor;
@@ -107,7 +121,7 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
 }
 
 Safetensors open_profile(const std::string& path) {
-  Safetensors file = Safetensors::open(path);
+  Safetensors file = read_or_remeasure([&] { return Safetensors::open(path); });
   const auto format = file.metadata().find("format");
   if (format == file.metadata().end() || format->second != kFormat) {
     throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");
@@ -152,6 +166,8 @@ std::vector<std::string> files_in(const std::string& folder) {
     const std::string name = entry->path().filename().string();
     if (name.starts_with("prompt_") && name.ends_with(".safetensors")) files.push_back(entry->path().string());
   }
+  // What cannot be looked at must not count as nothing: hours were spent on it.
+  if (error && error != std::errc::no_such_file_or_directory) throw_open_error(folder, error.value());
   std::sort(files.begin(), files.end());
   return files;
 }
@@ -296,10 +312,9 @@ void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int r
   const std::string_view expected(prompt.site_checksums.data<char>() + site_checksum_offset(header, recorded, layer),
                                   kChecksumDigits);
   if (site_checksum(header, prompt, recorded, layer) == expected) return;
-  throw Error(ErrorKind::kFormat,
-              prompt.path + ": the level codes of recorded step " + number_text(recorded) + ", layer " +
-                  number_text(layer) +
-                  " do not fit their checksum: the file was altered; delete it and calibrate again");
+  throw Error(ErrorKind::kFormat, prompt.path + ": the level codes of recorded step " + number_text(recorded) +
+                                      ", layer " + number_text(layer) +
+                                      " do not fit their checksum: the file was altered; " + std::string(kMeasureAnew));
 }
 
 std::optional<double> measured_attention_share(const Profile& profile) {

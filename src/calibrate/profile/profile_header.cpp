@@ -105,7 +105,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
     g.order = TokenOrder::parse(fields.text("token_order"));
     g.validate();
   } catch (const Error& error) {
-    throw Error(ErrorKind::kFormat, path + ": " + error.what() + "; delete the file and calibrate again");
+    throw Error(ErrorKind::kFormat, path + ": " + error.what() + "; " + std::string(kMeasureAnew));
   }
   header.num_layers = fields.integer("num_layers");
   header.sigmas = fields.list<double>("sigmas");

@@ -1,15 +1,21 @@
 #pragma once
 
 #include <charconv>
+#include <cmath>
 #include <map>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "base/error.h"
 #include "calibrate/profile/profile.h"
 
 namespace calibatt {
+
+/// What to do about a damaged file, of which nobody has another copy.
+inline constexpr std::string_view kMeasureAnew =
+    "delete that file and run calibrate again: the same command goes on, and measures its prompt anew";
 
 /// The texts of a profile file's header.
 using ProfileMetadata = std::map<std::string, std::string>;
@@ -54,7 +60,7 @@ class ProfileFields {
   }
   Error wrong(const std::string& name, const std::string& what) const {
     return Error(ErrorKind::kFormat,
-                 path_ + ": profile field \"" + name + "\" " + what + "; delete the file and calibrate again");
+                 path_ + ": profile field \"" + name + "\" " + what + "; " + std::string(kMeasureAnew));
   }
 
  private:
@@ -64,6 +70,9 @@ class ProfileFields {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size()) {
       throw wrong(name, "is not a number: \"" + std::string(text) + "\"");
+    }
+    if constexpr (std::is_floating_point_v<T>) {
+      if (!std::isfinite(value)) throw wrong(name, "is not finite: \"" + std::string(text) + "\"");
     }
     return value;
   }

@@ -270,7 +270,8 @@ TEST_F(Calibration, ADamagedProfileIsRefused) {
       FAIL();
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::kFormat);
-      EXPECT_THAT(error.what(), HasSubstr("prompt_0001"));
+      EXPECT_THAT(error.what(), AllOf(HasSubstr("prompt_0001"), HasSubstr("delete that file and run calibrate again"),
+                                      Not(HasSubstr("copy it anew"))));
     }
   };
   expect_refused(good.substr(0, good.size() - 1));
@@ -278,6 +279,11 @@ TEST_F(Calibration, ADamagedProfileIsRefused) {
   altered[good.size() - 5] ^= 1;
   expect_refused(altered);
   expect_refused("");
+  for (const size_t bytes : {size_t{4}, size_t{100}, good.size() / 2}) expect_refused(good.substr(0, bytes));
+  std::string times = good;
+  const size_t at = times.find("\"run_seconds\":\"") + 15;
+  times.replace(at, 3, "nan");
+  expect_refused(times);
 }
 
 TEST_F(Calibration, FilesOfVersionOneAreRead) {

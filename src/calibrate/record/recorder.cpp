@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 
 namespace calibatt {
 
@@ -28,8 +29,8 @@ Recorder::Recorder(const RecordingBackend& backend, const ProfileHeader& header,
 void Recorder::begin_forward(int step, GuidanceBranch branch) {
   SelfAttention::begin_forward(step, branch);
   if (step < 0 || step >= header_.num_steps()) {
-    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_steps()) +
-                                          " steps, but the run has a step " + std::to_string(step));
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + counted(header_.num_steps(), "steps") +
+                                          ", but the run has a step " + std::to_string(step));
   }
   recorded_index_ = index_of_step_[static_cast<size_t>(step)];
   forward_is_measured_ = clocks_[recording() ? 1 : 0].calls == 0;
@@ -47,8 +48,8 @@ void Recorder::require_announced(int layer, const AttentionGeometry& geometry) c
                                           "; give calibration the size that the model runs at");
   }
   if (layer < 0 || layer >= header_.num_layers) {
-    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + std::to_string(header_.num_layers) +
-                                          " layers, but the model runs layer " + std::to_string(layer));
+    throw Error(ErrorKind::kMismatch, "the calibration is set up for " + counted(header_.num_layers, "layers") +
+                                          ", but the model runs layer " + std::to_string(layer));
   }
 }
 
