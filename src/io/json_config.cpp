@@ -169,6 +169,10 @@ double JsonConfig::number_in(const std::string& key, double min, double max, dou
   return value;
 }
 
+float JsonConfig::epsilon(const std::string& key, double fallback) const {
+  return static_cast<float>(number_in(key, 1e-12, 0.1, fallback));
+}
+
 std::vector<std::string> JsonConfig::unread() const {
   std::vector<std::string> keys;
   for (const auto& [key, value] : json_->items()) {

@@ -29,6 +29,8 @@ class JsonConfig {
   double number_in(const std::string& key, double min, double max, double fallback) const;
   int integer_in(const std::string& key, int64_t min, int64_t max) const;
   int integer_in(const std::string& key, int64_t min, int64_t max, int64_t fallback) const;
+  /// What a normalisation adds to a variance: above 0, or a row of zeros becomes NaN, and small.
+  float epsilon(const std::string& key, double fallback) const;
   double number(const std::string& key) const;
   double number(const std::string& key, double fallback) const;
   bool boolean(const std::string& key) const;

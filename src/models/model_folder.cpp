@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
+#include "models/component.h"
 
 namespace calibatt {
 
@@ -32,6 +33,10 @@ DiffusersFolder open_diffusers_folder(const std::string& path) {
                                           ": key \"boundary_ratio\": steps are to change to a second transformer, and "
                                           "there is one alone; copy the whole model, or set the key to null");
   }
+  for (const char* part : {"transformer", "transformer_2", "text_encoder", "tokenizer", "vae", "scheduler"}) {
+    index.has(part);  // understood, or refused above
+  }
+  warn_of_unread_settings(index, {}, {.warn = [&](const std::string& warning) { folder.warnings.push_back(warning); }});
   folder.transformer = (root / "transformer").string();
   folder.text_encoder = (root / "text_encoder").string();
   folder.tokenizer = (root / "tokenizer").string();
@@ -44,7 +49,9 @@ ModelDescription describe_folder(const std::string& path, const ModelDefaults& d
   const fs::path root(path);
   ModelDescription model;
   model.path = path;
-  model.name = fs::weakly_canonical(root).filename().string();
+  std::error_code error;
+  const fs::path canonical = fs::weakly_canonical(root, error);
+  model.name = (error ? root : canonical).filename().string();
   model.defaults = defaults;
   const fs::path config_path = root / "generation_config.json";
   if (!path_exists(config_path.string())) return model;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "models/video_model.h"
 
@@ -11,6 +12,7 @@ struct DiffusersFolder {
   std::string index_path;
   std::string transformer, text_encoder, tokenizer, vae;  ///< folders
   SchedulerConfig scheduler;
+  std::vector<std::string> warnings;  ///< about settings of the index that this version does not know
 };
 /// Throws Error(kNotFound / kFormat), or kMismatch for a second transformer.
 DiffusersFolder open_diffusers_folder(const std::string& folder);

@@ -40,6 +40,7 @@ struct ModelDescription {
   std::string kind;  ///< diffusers' class of its transformer, such as "WanTransformer3DModel"
   ModelDefaults defaults;
   SchedulerConfig scheduler;
+  std::vector<std::string> warnings;  ///< one line each, about settings that this version does not know
   std::vector<Expert> experts = std::vector<Expert>(1);
 
   int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer

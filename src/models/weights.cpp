@@ -21,6 +21,7 @@ StoredTensor Weights::checked(const std::string& name, const std::vector<int64_t
   const auto extents = std::ranges::count_if(shape, [](int64_t extent) { return extent > 1; });
   StoredTensor found{std::move(tensor), where};
   if (extents > 1 && name.ends_with(".weight")) {
+    constants_->matrices.insert(name);
     found.found_constant = [constants = constants_, name] {
       if (constants->all.insert(name).second) constants->found.push_back(name);
     };
@@ -68,6 +69,12 @@ std::string Weights::list(const std::vector<std::string>& names) const {
 std::string Weights::constant_matrices() const {
   const std::vector<std::string> found = std::exchange(constants_->found, {});
   if (found.empty()) return {};
+  if (constants_->all.size() == constants_->matrices.size()) {
+    throw Error(ErrorKind::kFormat,
+                file_.path() +
+                    ": holds no weights: every matrix is all zero or one value throughout, as in a file whose "
+                    "copying began and did not end; fetch the file again");
+  }
   return file_.path() + ": " + std::to_string(found.size()) + (found.size() == 1 ? " matrix is" : " matrices are") +
          " all zero or one value throughout: " + list(found) + "; such weights are damaged: fetch the file again";
 }

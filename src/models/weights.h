@@ -42,7 +42,8 @@ class Weights {
   /// to a layer and is left out would change the result. Others make a one-line warning; empty: there are none.
   std::string check_unused(const std::string& essential) const;
   /// Of the matrices that were read since the last call: a one-line warning that names those that are all zero or hold
-  /// one value throughout, as damaged files do; empty: there are none. Each is named once.
+  /// one value throughout, as damaged files do; empty: there are none. Each is named once. Throws Error(kFormat) when
+  /// all that were ever read are: nothing can be computed with them.
   std::string constant_matrices() const;
 
  private:
@@ -52,8 +53,8 @@ class Weights {
   MappedTensors file_;
   mutable std::set<std::string> used_;
   struct Constants {
-    std::vector<std::string> found;  ///< since they were last told
-    std::set<std::string> all;
+    std::vector<std::string> found;       ///< since they were last told
+    std::set<std::string> all, matrices;  ///< `matrices`: that were read, constant or not
   };
   std::shared_ptr<Constants> constants_ = std::make_shared<Constants>();  ///< tensors that were handed out tell it
 };

@@ -13,6 +13,7 @@
 #include "models/registry.h"
 #include "models/t5/encoder.h"
 #include "models/wan/transformer.h"
+#include "models/wan/vae_config.h"
 
 namespace calibatt {
 namespace {
@@ -156,6 +157,10 @@ TEST_F(ModelFolder, TransformerConfigurationsItCannotRunAreRefused) {
   EXPECT_THAT(message(R"(, "patch_size": [1, 2])"), HasSubstr("patch_size"));
   EXPECT_THAT(message(R"(, "patch_size": [1, 0, 2])"), HasSubstr("patch_size"));
   EXPECT_THAT(message(R"(, "_class_name": "FluxTransformer2DModel")"), HasSubstr("FluxTransformer2DModel"));
+  // Would be NaN in the first forward, or no normalisation at all.
+  for (const std::string eps : {"-1e-6", "0", "1e-30", "0.5", "1e300"}) {
+    EXPECT_THAT(message(R"(, "eps": )" + eps), HasSubstr("key \"eps\": expected a number from 1e-12 to 0.1")) << eps;
+  }
   write_config(std::string("{") + kTransformer + R"(, "qk_norm": null})");
   EXPECT_FALSE(WanTransformerConfig::from(JsonConfig::load(folder() + "/config.json")).qk_norm);
   write_config(R"({"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1})");
@@ -180,6 +185,18 @@ TEST_F(ModelFolder, TextEncoderConfigurationsItCannotRunAreRefused) {
   EXPECT_THAT(message(R"(, "feed_forward_proj": "relu")"), AllOf(HasSubstr("feed_forward_proj"), HasSubstr("relu")));
   EXPECT_THAT(message(R"(, "num_buckets": 1, "relative_attention_num_buckets": 1)"),
               HasSubstr("relative_attention_num_buckets"));
+  EXPECT_THAT(message(R"(, "layer_norm_epsilon": -1e-6)"), HasSubstr("layer_norm_epsilon"));
+}
+
+TEST_F(ModelFolder, AutoencoderStatisticsThatCannotBeAreRefused) {
+  const auto message = [&](const std::string& mean, const std::string& deviation) {
+    write_config(R"({"z_dim": 2, "latents_mean": [0, )" + mean + R"(], "latents_std": [1, )" + deviation + "]}");
+    return message_of(ErrorKind::kFormat, [&] { WanVaeConfig::from(JsonConfig::load(folder() + "/config.json")); });
+  };
+  for (const std::string number : {"0", "-1", "1e-30", "1e300"}) {
+    EXPECT_THAT(message("0", number), AllOf(HasSubstr("latents_std"), HasSubstr("positive numbers"))) << number;
+  }
+  EXPECT_THAT(message("-1e39", "1"), HasSubstr("latents_mean"));
 }
 
 TEST_F(ModelFolder, ConstantMatricesAreNamedOnceAndVectorsAreNot) {
@@ -209,6 +226,17 @@ TEST_F(ModelFolder, ConstantMatricesAreNamedOnceAndVectorsAreNot) {
       EXPECT_EQ(warning, "");
     }
   }
+}
+
+TEST_F(ModelFolder, AFileOfNothingButConstantMatricesIsRefused) {
+  write_weights({{"a.weight", filled(DType::kBF16, {2, 4}, 0)},
+                 {"b.weight", filled(DType::kF32, {2, 4}, 0)},
+                 {"norm.weight", filled(DType::kF32, {4}, 1)}});
+  const Weights weights(Safetensors::open_folder(folder()));
+  weights.get("a.weight", {2, 4});
+  weights.get("b.weight", {2, 4});
+  weights.get("norm.weight", {4});
+  EXPECT_THAT(message_of(ErrorKind::kFormat, [&] { weights.constant_matrices(); }), HasSubstr("holds no weights"));
 }
 
 TEST_F(ModelFolder, DamagedWeightsAreWarnedOfWhileAModelIsLoaded) {

@@ -15,6 +15,7 @@ namespace calibatt {
 namespace {
 
 constexpr int kMaxSteps = 1000;
+constexpr double kMinShift = 1e-3, kMaxShift = 1000;  // as --flow-shift
 
 void refuse_if_true(const JsonConfig& json, const char* key) {
   if (json.boolean(key, false)) json.fail(key, "true is not supported; set it to false");
@@ -95,12 +96,12 @@ SchedulerConfig config_of(const JsonConfig& json) {
   const std::string class_name = json.string("_class_name");
   if (class_name == "FlowMatchEulerDiscreteScheduler") {
     config.kind = SchedulerConfig::Kind::kEuler;
-    config.flow_shift = json.number("shift", 1.0);
+    config.flow_shift = json.number_in("shift", kMinShift, kMaxShift, 1.0);
     refuse_if_true(json, "invert_sigmas");
     refuse_if_true(json, "stochastic_sampling");
   } else if (class_name == "UniPCMultistepScheduler") {
     config.kind = SchedulerConfig::Kind::kUniPC;
-    config.flow_shift = json.number("flow_shift", 1.0);
+    config.flow_shift = json.number_in("flow_shift", kMinShift, kMaxShift, 1.0);
     if (json.string("prediction_type", "epsilon") != "flow_prediction") {
       json.fail("prediction_type", "only \"flow_prediction\" is supported");
     }
@@ -132,9 +133,6 @@ SchedulerConfig config_of(const JsonConfig& json) {
   } else {
     json.fail("_class_name",
               "expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler, found " + quoted_name(class_name));
-  }
-  if (!(config.flow_shift > 0) || !std::isfinite(config.flow_shift)) {
-    json.fail(config.kind == SchedulerConfig::Kind::kEuler ? "shift" : "flow_shift", "expected a positive number");
   }
   return config;
 }

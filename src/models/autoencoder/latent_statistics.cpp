@@ -1,8 +1,14 @@
 #include "models/autoencoder/latent_statistics.h"
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 namespace calibatt {
+namespace {
+
+constexpr double kLargest = 1e6;  // no latents are near it, and what is beyond it leaves the arithmetic's range
+
+}  // namespace
 
 std::vector<float> latent_statistics(const JsonConfig& json, const std::string& key, int z_dim, bool positive) {
   const std::vector<double> values = json.numbers(key);
@@ -11,9 +17,10 @@ std::vector<float> latent_statistics(const JsonConfig& json, const std::string& 
                        std::to_string(values.size()));
   }
   for (const double value : values) {
-    if (!std::isfinite(value) || (positive && value <= 0)) {
-      json.fail(key, std::string("expected ") + (positive ? "positive" : "finite") + " numbers, found " +
-                         std::to_string(value));
+    if (!(std::abs(value) <= kLargest) || (positive && value < 1 / kLargest)) {
+      json.fail(key, std::string("expected ") + (positive ? "positive" : "finite") + " numbers " +
+                         (positive ? "from 0.000001 to 1000000" : "from -1000000 to 1000000") + ", found " +
+                         nlohmann::json(value).dump());
     }
   }
   return {values.begin(), values.end()};

@@ -22,7 +22,7 @@ T5Config T5Config::from(const JsonConfig& json) {
   config.num_heads = json.integer_in("num_heads", 1, 1024);
   config.relative_attention_num_buckets = json.integer_in("relative_attention_num_buckets", 4, 1 << 16, 32);
   config.relative_attention_max_distance = json.integer_in("relative_attention_max_distance", 2, 1 << 20, 128);
-  config.layer_norm_epsilon = static_cast<float>(json.number("layer_norm_epsilon", 1e-6));
+  config.layer_norm_epsilon = json.epsilon("layer_norm_epsilon", 1e-6);
   if (config.relative_attention_max_distance <= config.relative_attention_num_buckets / 4) {
     json.fail("relative_attention_max_distance", "expected more than a quarter of relative_attention_num_buckets");
   }

@@ -45,7 +45,7 @@ WanTransformerConfig WanTransformerConfig::from(const JsonConfig& json) {
   } else {
     config.qk_norm = false;
   }
-  config.eps = static_cast<float>(json.number("eps", 1e-6));
+  config.eps = json.epsilon("eps", 1e-6);
   config.rope_max_seq_len = json.integer_in("rope_max_seq_len", 1, 1 << 20, 1024);
   return config;
 }

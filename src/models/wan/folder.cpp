@@ -57,6 +57,7 @@ WanFolder open_wan_folder(const std::string& path) {
   WanFolder folder{files.transformer, files.text_encoder, files.tokenizer, files.vae, {}};
   folder.description = describe_folder(path, {});
   folder.description.scheduler = files.scheduler;
+  folder.description.warnings = files.warnings;
   return folder;
 }
 
