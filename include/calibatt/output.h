@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,10 @@ namespace calibatt {
 
 /// Writes a small file, complete or not at all. Throws Error(kIo).
 CALIBATT_API void write_text_file(const std::string& path, std::string_view text);
+
+/// All of a text file. Throws Error(kNotFound / kUnreadable), also for what is no regular file, and Error(kFormat) for
+/// one of more than `max_bytes`.
+CALIBATT_API std::string read_text_file(const std::string& path, size_t max_bytes = size_t{64} << 20);
 
 enum class OutputKind {
   kVideo,    ///< .mp4, .webm, .webp, or .png for numbered frames

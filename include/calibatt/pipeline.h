@@ -86,6 +86,7 @@ struct PlanUse {
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
   std::string model_name, precision, backend, attention_kernel;
+  std::string plan_checksum;       ///< of the plan's content (plan_checksum_of); empty without a plan
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;
@@ -132,6 +133,9 @@ class CALIBATT_API ModelOnDisk {
   const ModelInfo& info() const;
   /// As Pipeline::resolved.
   GenerateOptions resolved(const GenerateOptions& options) const;
+  /// What a run's report will say as far as it is known before the run: its options, model, noise levels and plan.
+  /// Throws as Pipeline::resolved, and for a plan that cannot be read.
+  RunReport expected_report(const GenerateOptions& options) const;
   /// Of a video with these options; kAuto counts as bf16, as on a GPU.
   MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto) const;
 

@@ -9,6 +9,10 @@ namespace calibatt {
 /// A plan file, described in a few lines of text. Throws Error(kNotFound / kFormat).
 CALIBATT_API std::string describe_plan(const std::string& plan_path);
 
+/// What tells a plan from every other: equal for equal content, wherever the file lies. Reads the file's header alone.
+/// Throws Error(kNotFound / kFormat).
+CALIBATT_API std::string plan_checksum_of(const std::string& plan_path);
+
 /// The kept blocks of one head as a PNG (rows: query blocks, columns: key blocks). Throws Error(kUsage) when out of
 /// range.
 CALIBATT_API void write_head_picture(const std::string& plan_path, int step, int layer, int head,

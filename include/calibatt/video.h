@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,9 @@ CALIBATT_API void write_video(const VideoFrames& video, double fps, const std::s
 
 /// The files that write_video makes of `path`, for messages: "v.mp4"; "v_00000.png … v_00080.png".
 CALIBATT_API std::string written_names(const std::string& path, int frames);
+
+/// Bytes of those files together; nothing where the first is missing or empty. One that is missing counts none.
+CALIBATT_API std::optional<uint64_t> written_bytes(const std::string& path, int frames);
 
 /// Decodes a file of a common container (mp4, mov, webm, mkv, avi, gif, apng, png, …), or the numbered PNG files that
 /// write_video makes of this name. Never opens another file. Throws Error(kNotFound / kUnreadable / kFormat).

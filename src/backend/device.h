@@ -49,6 +49,8 @@ class Device {
   /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.
   virtual size_t peak_memory_bytes() const { return 0; }
   virtual void reset_peak_memory() {}
+  /// Device memory that a run may still take; SIZE_MAX where tensors are in host memory (base/host_memory.h tells).
+  virtual size_t available_memory_bytes() const { return SIZE_MAX; }
   /// Gives back what is kept for later and not in use now: to be called between stages that need much.
   virtual void trim_memory() {}
 };

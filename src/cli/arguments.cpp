@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstdio>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -16,10 +17,6 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(ErrorKind::kUsage, message);
-}
-
-void hint(const std::string& theirs, const std::string& ours) {
-  std::fprintf(stderr, "calibatt: %s is %s here\n", printable(theirs).c_str(), ours.c_str());
 }
 
 /// Levenshtein's distance, where two letters that changed places count once.
@@ -85,16 +82,20 @@ class Reader {
         out_.push_back(argument);
       }
     }
+    for (const std::string& note : notes_) std::fprintf(stderr, "calibatt: %s\n", printable(note).c_str());
     return std::move(out_);
   }
 
  private:
+  void hint(const std::string& theirs, const std::string& ours) { notes_.push_back(theirs + " is " + ours + " here"); }
+
   void flag(const std::string& argument) {
     const bool is_long = argument[1] == '-';
     const size_t equals = is_long ? argument.find('=') : std::string::npos;
     std::string name = is_long ? argument.substr(0, equals) : argument.substr(0, 2);
     attached_ = is_long ? (equals == std::string::npos ? "" : argument.substr(equals + 1)) : argument.substr(2);
     is_attached_ = is_long ? equals != std::string::npos : argument.size() > 2;
+    typed_ = name;
     if (const CLI::Option* option = find_flag(command_, name)) return known(*option, name);
     std::string hyphens = name;
     std::replace(hyphens.begin() + 1, hyphens.end(), '_', '-');
@@ -114,7 +115,20 @@ class Reader {
       if (is_attached_) refuse(name + " takes no value; leave out \"" + shown(attached_) + "\"");
       return;
     }
-    for (int i = 0; i < wanted; ++i) out_.push_back(value_of(name));
+    std::string all;
+    for (int i = 0; i < wanted; ++i) all += (i > 0 ? " " : "") + out_.emplace_back(value_of(name));
+    told(option, typed_ + " " + shown(all), all);
+  }
+
+  /// Of our own flags the last one counts; a flag of another program beside ours, with another value, is a mistake.
+  void told(const CLI::Option& option, const std::string& words, const std::string& value) {
+    const Told now{words, value, known_flag(typed_) == nullptr || find_flag(command_, typed_) != nullptr};
+    const auto before = told_.find(&option);
+    if (before != told_.end() && !(before->second.ours && now.ours) && before->second.value != value) {
+      refuse(before->second.words + " and " + words + " both say what " + option.get_name() +
+             " is here; leave one of them out");
+    }
+    told_[&option] = now;
   }
 
   std::string value_of(const std::string& name) {
@@ -151,26 +165,51 @@ class Reader {
       case kSwitch: {
         if (find_flag(command_, ours) == nullptr) return false;
         hint(name, ours + " (without a value)");
-        const bool follows = next_ < arguments_.size() && boolean(arguments_[next_]) >= 0;
-        if (!is_attached_ && follows) {
-          attached_ = arguments_[next_++];
-          is_attached_ = true;
-        }
-        const int on = is_attached_ ? boolean(attached_) : 1;
-        if (on < 0) refuse(name + " " + shown(attached_) + ": must be true or false; here it is " + ours + " alone");
-        if (on == 1) out_.push_back(ours);
+        if (switch_value(name, "; here it is " + ours + " alone") == 1) out_.push_back(ours);
         return true;
       }
       case kTask: {
         const std::string task = value_of(name);
         if (!task.starts_with("t2v")) refuse(name + " " + shown(task) + ": this version makes videos from text only");
-        std::fprintf(stderr, "calibatt: --task is not needed: --model says what it is\n");
+        notes_.emplace_back("--task is not needed: --model says what it is");
         return true;
       }
+      case kNotNeeded:
+        if (switch_value(name, "") == 1) pass_over(name, ours);
+        return true;
       case kAnswered:
+        if (is_harmless(foreign.harmless, name)) {
+          pass_over(name, ours);
+          return true;
+        }
         refuse(name + " has no counterpart here: " + ours);
     }
     return false;
+  }
+
+  void pass_over(const std::string& name, const std::string& reason) {
+    notes_.push_back(name + " is not needed here and is passed over: " + reason);
+  }
+
+  /// Takes the value of a switch, which may have none: 1 or 0.
+  int switch_value(const std::string& name, const std::string& remark) {
+    const bool follows = next_ < arguments_.size() && boolean(arguments_[next_]) >= 0;
+    if (!is_attached_ && follows) {
+      attached_ = arguments_[next_++];
+      is_attached_ = true;
+    }
+    const int on = is_attached_ ? boolean(attached_) : 1;
+    if (on < 0) refuse(name + " " + shown(attached_) + ": must be true or false" + remark);
+    return on;
+  }
+
+  /// Takes the value where it is one that changes nothing.
+  bool is_harmless(std::string_view harmless, const std::string& name) {
+    if (harmless.empty() || (!is_attached_ && next_ == arguments_.size())) return false;
+    const std::string value = is_attached_ ? attached_ : arguments_[next_];
+    const bool same = harmless == "false" ? boolean(value) == 0 : harmless == "*" || value == harmless;
+    if (same) value_of(name);
+    return same;
   }
 
   bool size(const std::string& name) {
@@ -186,6 +225,8 @@ class Reader {
       refuse(name + " " + shown(value) + ": here it is -W WIDTH -H HEIGHT, for example -W 832 -H 480");
     }
     hint(name, "-W " + shown(width) + " -H " + shown(height));
+    told(*find_flag(command_, "--width"), name + " " + shown(value), width);
+    told(*find_flag(command_, "--height"), name + " " + shown(value), height);
     out_.insert(out_.end(), {"--width", width, "--height", height});
     return true;
   }
@@ -216,8 +257,15 @@ class Reader {
   const CLI::App& command_;
   const std::vector<std::string>& arguments_;
   size_t next_ = 1;  // behind the subcommand
-  std::string attached_;
+  std::string attached_, typed_;
   bool is_attached_ = false;
+  /// What an option was given as.
+  struct Told {
+    std::string words, value;
+    bool ours = true;
+  };
+  std::map<const CLI::Option*, Told> told_;
+  std::vector<std::string> notes_;  // told when all is understood: a refusal is one line
   std::vector<std::string> out_;
 };
 

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -135,9 +134,7 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
 }
 
 json read_calibration_report(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) throw Error(ErrorKind::kNotFound, path + ": cannot be opened; give what calibrate --report wrote");
-  json calibration = json::parse(file, nullptr, false);
+  json calibration = json::parse(read_text_file(path), nullptr, false);
   if (!calibration.is_object() || !calibration.contains("calibration_seconds")) {
     throw Error(ErrorKind::kFormat, path + ": not a report of `calibatt calibrate --report`");
   }
@@ -151,7 +148,8 @@ std::vector<Prompt> check(Flags& flags) {
   if (!flags.calibration_report.empty()) flags.calibration = read_calibration_report(flags.calibration_report);
   if (const size_t found = prompts.size(); flags.max_prompts && found > static_cast<size_t>(*flags.max_prompts)) {
     prompts.resize(static_cast<size_t>(*flags.max_prompts));
-    std::fprintf(stderr, "calibatt: %zu of %zu prompts are run (--max-prompts)\n", prompts.size(), found);
+    std::fprintf(stderr, "calibatt: running %zu of %s (--max-prompts)\n", prompts.size(),
+                 counted(static_cast<int64_t>(found), "prompts").c_str());
   }
   check_outputs({{OutputKind::kFolder, "-o", flags.output_dir}}, {});
   std::error_code error;

@@ -37,9 +37,9 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   } else {
     std::printf("error %.4f on the prompts that chose the blocks (others were not measured)\n", summary.held_out_error);
   }
-  std::printf("%d prompts (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
-              summary.prompts_recorded + summary.prompts_resumed, summary.prompts_resumed, summary.calibration_seconds,
-              summary.prompt_seconds);
+  std::printf("%s (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
+              counted(summary.prompts_recorded + summary.prompts_resumed, "prompts").c_str(), summary.prompts_resumed,
+              summary.calibration_seconds, summary.prompt_seconds);
   const size_t layers = summary.density_map.empty() ? 0 : summary.density_map[0].size();
   for (size_t layer = 0; layer < layers; ++layer) std::printf("%5zu", layer);
   std::printf("   mean\n");

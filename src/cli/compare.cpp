@@ -36,9 +36,9 @@ void add_compare(CLI::App& app) {
     check_outputs({{OutputKind::kVideo, "--side-by-side", flags->side_by_side}},
                   {{"reference", flags->reference}, {"video", flags->other}});
     const FileComparison result = compare_video_files(flags->reference, flags->other, flags->side_by_side, flags->fps);
-    std::printf("PSNR %.2f dB   SSIM %.4f   flicker difference %+.3f grey levels   (%d frames, %d×%d)\n",
-                result.comparison.psnr_db, result.comparison.ssim, result.comparison.flicker_difference, result.frames,
-                result.width, result.height);
+    std::printf("PSNR %.2f dB   SSIM %.4f   flicker difference %+.3f grey levels   (%s, %d×%d)\n",
+                result.comparison.psnr_db, result.comparison.ssim, result.comparison.flicker_difference,
+                counted(result.frames, "frames").c_str(), result.width, result.height);
   });
 }
 

@@ -27,9 +27,9 @@ void add_encode(CLI::App& app) {
     double fps = 0;
     const VideoFrames video = kept_frames(flags->frames, fps);
     write_video(video, flags->fps.value_or(fps), flags->output);
-    std::printf("%s: %d×%d, %d frames; %s is no longer needed\n",
-                printable(written_names(flags->output, video.frames)).c_str(), video.width, video.height, video.frames,
-                printable(flags->frames).c_str());
+    std::printf("%s: %d×%d, %s; %s is no longer needed\n",
+                printable(written_names(flags->output, video.frames)).c_str(), video.width, video.height,
+                counted(video.frames, "frames").c_str(), printable(flags->frames).c_str());
   });
 }
 

@@ -12,6 +12,7 @@
 #include "interrupt.h"
 #include "options.h"
 #include "progress_bar.h"
+#include "resume.h"
 #include "video_files.h"
 
 namespace calibatt::cli {
@@ -22,6 +23,7 @@ struct Flags {
   LoadOptions load;
   GenerateOptions run;
   std::string prompts, output, report, on_mismatch = "refuse";
+  bool any_seed = false;
 };
 
 /// One video to make.
@@ -45,11 +47,11 @@ void print_plan_use(const PlanUse& plan) {
 
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
-  std::printf("%s: %d×%d, %d frames, seed %llu, %d steps (%s, %s, %d threads)\n",
+  std::printf("%s: %d×%d, %s, seed %llu, %s (%s, %s, %s)\n",
               printable(written_names(output, *report.options.video_frames)).c_str(), *report.options.width,
-              *report.options.height, *report.options.video_frames,
-              static_cast<unsigned long long>(report.options.seed), *report.options.steps, report.precision.c_str(),
-              report.attention_kernel.c_str(), report.threads);
+              *report.options.height, counted(*report.options.video_frames, "frames").c_str(),
+              static_cast<unsigned long long>(report.options.seed), counted(*report.options.steps, "steps").c_str(),
+              report.precision.c_str(), report.attention_kernel.c_str(), counted(report.threads, "threads").c_str());
   if (!report.device.empty()) {
     std::printf("%s on %s, %.2f GB of its memory at most\n", report.backend.c_str(), report.device.c_str(),
                 static_cast<double>(report.peak_device_bytes) * 1e-9);
@@ -70,22 +72,30 @@ void print_summary(const RunReport& report, const std::string& output) {
   if (report.plan) print_plan_use(*report.plan);
   if (!report.step_mapping.empty()) std::printf("plan steps: %s\n", printable(report.step_mapping).c_str());
   if (report.dense_fallback_calls > 0) {
-    std::printf("WARNING: %lld of %lld self-attention calls ran dense because the plan does not fit: %s\n",
-                static_cast<long long>(report.dense_fallback_calls), static_cast<long long>(report.attention_calls),
+    std::printf("WARNING: %lld of %s ran dense because the plan does not fit: %s\n",
+                static_cast<long long>(report.dense_fallback_calls),
+                counted(report.attention_calls, "self-attention calls").c_str(),
                 printable(report.fallback_reason).c_str());
   }
 }
 
-bool is_finished(const Job& job) {
-  // The first of numbered frames appears last.
-  const std::string names = written_names(job.output, 1);
-  std::error_code error;
-  return std::filesystem::is_regular_file(names, error);
+/// A report beside each of many videos, so that the same command knows them again: "v.mp4" → "v.json".
+std::string reports_of(const Flags& flags) {
+  return flags.report.empty() ? std::filesystem::path(flags.output).replace_extension(".json").string() : flags.report;
+}
+
+bool is_finished(const Flags& flags, const ModelOnDisk& model, const Job& job) {
+  GenerateOptions options = flags.run;
+  options.prompt = job.prompt.text;
+  RunReport wanted = model.expected_report(options);
+  const Precision precision = flags.load.precision;
+  wanted.precision = precision == Precision::kF32 ? "fp32" : precision == Precision::kF16 ? "fp16" : "bf16";
+  return is_made({job.output, job.report, flags.any_seed, precision == Precision::kAuto}, wanted);
 }
 
 /// What is to be done. Of many videos those that are there already are passed over, so that a command that was ended
 /// goes on where it was.
-std::vector<Job> jobs_of(const Flags& flags) {
+std::vector<Job> jobs_of(const Flags& flags, const ModelOnDisk& model) {
   if (flags.prompts.empty()) {
     check_prompt({flags.run.prompt, flags.run.prompt_source});
     return {{{flags.run.prompt, flags.run.prompt_source}, flags.output, flags.report}};
@@ -93,19 +103,17 @@ std::vector<Job> jobs_of(const Flags& flags) {
   std::vector<Job> jobs;
   int number = 0, finished = 0;
   for (Prompt& prompt : read_prompts(flags.prompts)) {
-    Job job{std::move(prompt), numbered(flags.output, number), ""};
-    if (!flags.report.empty()) job.report = numbered(flags.report, number);
+    Job job{std::move(prompt), numbered(flags.output, number), numbered(reports_of(flags), number)};
     ++number;
-    if (is_finished(job)) {
+    if (is_finished(flags, model, job)) {
       ++finished;
     } else {
       jobs.push_back(std::move(job));
     }
   }
   if (finished > 0) {
-    std::fprintf(stderr,
-                 "calibatt: %d of %d videos are there already and are passed over (remove one to make it anew)\n",
-                 finished, number);
+    std::fprintf(stderr, "calibatt: passing over %d of %s, made by an earlier run (remove one to make it anew)\n",
+                 finished, counted(number, "videos").c_str());
   }
   return jobs;
 }
@@ -121,13 +129,20 @@ void check(const Flags& flags, const std::vector<Job>& jobs) {
                 {{"--model", flags.load.model_dir}, {"--plan", flags.run.plan_path}, {"--prompts", flags.prompts}});
 }
 
-void run_job(Pipeline& pipeline, const GenerateOptions& run, const Job& job, const ProgressCallback& progress) {
+void run_job(Pipeline& pipeline, const GenerateOptions& run, const Job& job, bool many,
+             const ProgressCallback& progress) {
   GenerateOptions options = run;
   options.prompt = job.prompt.text;
   options.prompt_source = job.prompt.source;
   const Pipeline::Result result = pipeline.generate(options, progress);
+  // Of many videos the report comes first, so that there is none of which nobody knows what it was made from.
+  if (many) write_text_file(job.report, to_json(result.report));
   write_or_keep(result.video, *result.report.options.fps, job.output);
-  if (!job.report.empty()) write_text_file(job.report, to_json(result.report));
+  if (many) {
+    write_text_file(job.report, report_of_written(result.report, job.output));
+  } else if (!job.report.empty()) {
+    write_text_file(job.report, to_json(result.report));
+  }
   print_summary(result.report, job.output);
 }
 
@@ -143,7 +158,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
   size_t failed = 0;
   for (size_t i = 0; i < count; ++i) {
     try {
-      run_job(pipeline, resolved, jobs[i], [&](const Progress& state) {
+      run_job(pipeline, resolved, jobs[i], true, [&](const Progress& state) {
         stop_if_interrupted(state, format(" of video %zu of %zu; the finished ones are kept, and the same command goes "
                                           "on from there",
                                           i + 1, count));
@@ -160,9 +175,8 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
     }
   }
   if (failed_with) {
-    throw Error(*failed_with, format("%zu of %zu videos were not made, for the reasons above; the same command tries "
-                                     "them again",
-                                     failed, count));
+    throw Error(*failed_with, format("could not make %zu of %s, for the reasons above; the same command tries again",
+                                     failed, counted(static_cast<int64_t>(count), "videos").c_str()));
   }
 }
 
@@ -170,10 +184,11 @@ void run(Flags& flags) {
   flags.run.on_mismatch = flags.on_mismatch == "dense"  ? OnMismatch::kDense
                           : flags.on_mismatch == "warn" ? OnMismatch::kWarn
                                                         : OnMismatch::kRefuse;
-  const std::vector<Job> jobs = jobs_of(flags);
+  const ModelOnDisk model = ModelOnDisk::open(flags.load.model_dir);
+  model.resolved(flags.run);  // a size that cannot be is said before the loading
+  const std::vector<Job> jobs = jobs_of(flags, model);
   check(flags, jobs);
   if (jobs.empty()) return;
-  ModelOnDisk::open(flags.load.model_dir).resolved(flags.run);  // a size that cannot be is said before the loading
   watch_for_interrupts();
   ProgressBar bar("generate");
   const ProgressCallback progress = [&bar](const Progress& state) {
@@ -183,7 +198,7 @@ void run(Flags& flags) {
   flags.load.progress = progress;
   const auto pipeline = Pipeline::load(flags.load);
   if (!flags.prompts.empty()) return run_jobs(*pipeline, flags.run, jobs, bar);
-  run_job(*pipeline, flags.run, jobs[0], progress);
+  run_job(*pipeline, flags.run, jobs[0], false, progress);
 }
 
 }  // namespace
@@ -197,12 +212,13 @@ void add_generate(CLI::App& app) {
           ->type_name("TEXT");
   CLI::Option* prompts =
       command
-          ->add_option("--prompts", flags->prompts,
-                       "Text file with one prompt a line (# begins a comment): a video of each, by names with numbers "
-                       "(-o v.mp4: v_0000.mp4, …); those that are there already are passed over")
+          ->add_option(
+              "--prompts", flags->prompts,
+              "Text file with one prompt a line (# begins a comment): a video of each, by names with numbers "
+              "(-o v.mp4: v_0000.mp4, …), with a report beside each; those that are there already are passed over")
           ->type_name("FILE")
           ->excludes(prompt);
-  add_run_flags(*command, flags->run);
+  add_run_flags(*command, flags->run, true, &flags->any_seed);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
   command

@@ -15,8 +15,9 @@ double gigabytes(uint64_t bytes) {
 void print_info(const ModelOnDisk& model, const LoadOptions& load, const GenerateOptions& options) {
   const ModelInfo& info = model.info();
   const GenerateOptions run = model.resolved(options);
-  std::printf("%s: %s, %d layers of %d heads; prompts of up to %d tokens\n", printable(info.name).c_str(),
-              printable(info.kind).c_str(), info.num_layers, info.num_heads, info.max_prompt_tokens);
+  std::printf("%s: %s, %s of %s; prompts of up to %d tokens\n", printable(info.name).c_str(),
+              printable(info.kind).c_str(), counted(info.num_layers, "layers").c_str(),
+              counted(info.num_heads, "heads").c_str(), info.max_prompt_tokens);
   std::printf("what a run does here where no flag says otherwise:\n");
   std::printf("  --width %d --height %d (multiples of %d and %d)\n", *run.width, *run.height, info.width_multiple,
               info.height_multiple);

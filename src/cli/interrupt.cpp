@@ -13,9 +13,17 @@ namespace {
 constexpr int kExitCode = 130;  // as shells report a program ended by Ctrl-C
 volatile std::sig_atomic_t requested = 0;
 
+// What waits for others (a reader of a pipe) learns of the request whenever its wait began: a poll ends with any
+// signal.
+constexpr unsigned kReminderSeconds = 1;
+extern "C" void on_alarm(int) {
+  alarm(kReminderSeconds);
+}
+
 extern "C" void on_signal(int) {
   if (requested != 0) _exit(kExitCode);  // results appear under their names complete or not at all: nothing to tidy up
   requested = 1;
+  alarm(kReminderSeconds);
   constexpr std::string_view kNote = "\ncalibatt: ending soon; Ctrl-C again ends at once\n";
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kNote.data(), kNote.size());
 }
@@ -35,6 +43,11 @@ std::string how_far(const Progress& progress) {
 }  // namespace
 
 void watch_for_interrupts() {
+  struct sigaction reminder {};
+  reminder.sa_handler = on_alarm;
+  reminder.sa_flags = SA_RESTART;
+  sigemptyset(&reminder.sa_mask);
+  sigaction(SIGALRM, &reminder, nullptr);
   for (const int signal : {SIGINT, SIGTERM}) {
     struct sigaction before {};
     if (sigaction(signal, nullptr, &before) == 0 && before.sa_handler == SIG_IGN) continue;

@@ -8,6 +8,13 @@ namespace {
 
 using enum KnownFlag::Meaning;
 
+constexpr std::string_view kOneGpu = "this version runs on one GPU";
+constexpr std::string_view kTextOnly = "this version makes videos from text only";
+constexpr std::string_view kFewFrames = "frames are decoded a few at a time anyway";
+constexpr std::string_view kOwnKernels = "attention never holds its scores in memory";
+constexpr std::string_view kManyPrompts = "give a file with one prompt a line: --prompts FILE";
+constexpr std::string_view kPartOfModel = "give the folder of the whole model as --model";
+
 // Earlier names of ours, Wan-AI's generate.py (github.com/Wan-Video/Wan2.1), and the arguments of diffusers'
 // WanPipeline as its users' scripts take them.
 constexpr KnownFlag kKnown[] = {
@@ -44,17 +51,44 @@ constexpr KnownFlag kKnown[] = {
     {"--enable_model_cpu_offload", kSwitch, "--offload"},
     {"--enable_sequential_cpu_offload", kSwitch, "--offload"},
     {"--task", kTask, ""},
-    {"--t5_cpu", kAnswered, "the text encoder is read block by block and takes little memory; leave it out"},
-    {"--t5_fsdp", kAnswered, "this version runs on one GPU; leave it out"},
-    {"--dit_fsdp", kAnswered, "this version runs on one GPU; leave it out"},
-    {"--ulysses_size", kAnswered, "this version runs on one GPU; leave it out"},
-    {"--ring_size", kAnswered, "this version runs on one GPU; leave it out"},
-    {"--use_prompt_extend", kAnswered, "prompts are used as they are given; leave it out"},
-    {"--image", kAnswered, "this version makes videos from text only"},
+    {"--t5_cpu", kNotNeeded, "the text encoder is read block by block and takes little memory"},
+    {"--t5_fsdp", kNotNeeded, kOneGpu},
+    {"--dit_fsdp", kNotNeeded, kOneGpu},
+    {"--ulysses_size", kAnswered, kOneGpu, "1"},
+    {"--ring_size", kAnswered, kOneGpu, "1"},
+    {"--convert_model_dtype", kNotNeeded, "weights are converted to --dtype as they are read"},
+    {"--use_prompt_extend", kAnswered, "prompts are used as they are given; leave it out", "false"},
+    {"--prompt_extend_method", kAnswered, "prompts are used as they are given", "*"},
+    {"--prompt_extend_model", kAnswered, "prompts are used as they are given", "*"},
+    {"--prompt_extend_target_lang", kAnswered, "prompts are used as they are given", "*"},
+    {"--image", kAnswered, kTextOnly},
+    {"--first_frame", kAnswered, kTextOnly},
+    {"--last_frame", kAnswered, kTextOnly},
+    {"--src_video", kAnswered, kTextOnly},
     {"--lora", kAnswered, "this version does not add LoRA weights; fuse them and give the saved folder as --model"},
-    {"--enable_vae_tiling", kAnswered, "frames are decoded a few at a time anyway; leave it out"},
-    {"--batch_size", kAnswered, "give a file with one prompt a line: --prompts FILE"},
-    {"--num_videos_per_prompt", kAnswered, "run once for each --seed"},
+    {"--enable_vae_tiling", kNotNeeded, kFewFrames},
+    {"--enable_vae_slicing", kNotNeeded, kFewFrames},
+    {"--enable_attention_slicing", kNotNeeded, kOwnKernels},
+    {"--enable_xformers_memory_efficient_attention", kNotNeeded, kOwnKernels},
+    {"--batch_size", kAnswered, kManyPrompts, "1"},
+    {"--num_videos_per_prompt", kAnswered, "run once for each --seed", "1"},
+    // stable-diffusion.cpp (github.com/leejet/stable-diffusion.cpp).
+    {"--mode", kAnswered, kTextOnly, "vid_gen"},
+    {"-M", kAnswered, kTextOnly, "vid_gen"},
+    {"--diffusion_model", kRenamed, "--model"},
+    {"--sampling_method", kRenamed, "--scheduler"},
+    {"--offload_to_cpu", kSwitch, "--offload"},
+    {"--vae", kAnswered, kPartOfModel},
+    {"--t5xxl", kAnswered, kPartOfModel},
+    {"--init_img", kAnswered, kTextOnly},
+    {"--batch_count", kAnswered, kManyPrompts, "1"},
+    {"--vae_tiling", kNotNeeded, kFewFrames},
+    {"--vae_on_cpu", kNotNeeded, kFewFrames},
+    {"--clip_on_cpu", kNotNeeded, "the text encoder is read block by block and takes little memory"},
+    {"--fa", kNotNeeded, kOwnKernels},
+    {"--diffusion_fa", kNotNeeded, kOwnKernels},
+    {"--verbose", kNotNeeded, "--report FILE has everything about the run"},
+    {"--color", kNotNeeded, "messages have no colours"},
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "calibatt/calibrate.h"
 #include "calibatt/output.h"
 #include "commands.h"
+#include "text.h"
 
 namespace calibatt::cli {
 
@@ -21,9 +22,9 @@ void add_merge(CLI::App& app) {
   command->callback([flags] {
     check_outputs({{OutputKind::kFolder, "-o", flags->output}}, {});
     const MergeSummary summary = merge_profiles(flags->folders, flags->output);
-    std::printf("%s: %d prompts (%d linked, %d copied); compile with calibatt calibrate … --profile %s -o PLAN\n",
-                flags->output.c_str(), summary.prompts, summary.linked, summary.prompts - summary.linked,
-                flags->output.c_str());
+    std::printf("%s: %s (%d linked, %d copied); compile with calibatt calibrate … --profile %s -o PLAN\n",
+                flags->output.c_str(), counted(summary.prompts, "prompts").c_str(), summary.linked,
+                summary.prompts - summary.linked, flags->output.c_str());
   });
 }
 

@@ -117,11 +117,15 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
   };
 }
 
-void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed) {
+void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bool* drawn) {
   command.add_option("-n,--negative-prompt", run.negative_prompt, "What the video should not show")->type_name("TEXT");
   command
       .add_option_function<std::string>(
-          "-s,--seed", [&run, random_seed](const std::string& text) { run.seed = seed_of(text, random_seed); },
+          "-s,--seed",
+          [&run, random_seed, drawn](const std::string& text) {
+            run.seed = seed_of(text, random_seed);
+            if (drawn != nullptr) *drawn = text == "-1";
+          },
           std::string("Seed of the initial noise (the same noise as torch's CPU generator)") +
               (random_seed ? "; -1: a random one" : ""))
       ->type_name("NUMBER")

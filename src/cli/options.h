@@ -13,7 +13,8 @@ namespace calibatt::cli {
 
 /// Flags that every command which runs a model shares.
 void add_model_flags(CLI::App& command, LoadOptions& load);
-void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true);
+/// drawn: becomes true where the seed was left to chance (--seed -1).
+void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);
 
 /// A whole number of the command line: decimal digits, with a sign where `min` is below 0, without leading zeros (which
 /// elsewhere make a number octal). Throws Error(kUsage) beginning with `flag` and the value.

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "calibatt/counted.h"
+
 namespace calibatt::cli {
 
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));

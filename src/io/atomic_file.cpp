@@ -1,8 +1,11 @@
 #include "io/atomic_file.h"
 
 #include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -169,16 +172,31 @@ void AtomicFile::copy_to(int descriptor) {
     if (count == 0) return;
     offset += count;
     for (ssize_t done = 0; done < count;) {
-      const ssize_t written = ::write(descriptor, buffer.data() + done, static_cast<size_t>(count - done));
-      if (written < 0 && errno != EINTR) throw_write_error(path_, errno);
+      ssize_t part = count - done;
+      if (target_.stream) {
+        wait_until_writable(descriptor);
+        part = std::min<ssize_t>(part, PIPE_BUF);  // so much is taken at once where anything is
+      }
+      const ssize_t written = ::write(descriptor, buffer.data() + done, static_cast<size_t>(part));
+      if (written < 0 && errno != EINTR && errno != EAGAIN) throw_write_error(path_, errno);
       if (written > 0) done += written;
     }
   }
 }
 
+// Unlike a write that waits, a poll that waits ends with a signal.
+void AtomicFile::wait_until_writable(int descriptor) const {
+  pollfd state{descriptor, POLLOUT, 0};
+  if (poll(&state, 1, -1) >= 0) return;
+  if (errno != EINTR) throw_write_error(path_, errno);
+  throw Error(ErrorKind::kIo, path_ + ": cannot be written: interrupted while its reader did not read");
+}
+
 void AtomicFile::copy_to_stream() {
-  const int descriptor = target_.descriptor >= 0 ? fcntl(target_.descriptor, F_DUPFD_CLOEXEC, 0)
-                                                 : open(target_.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  const int waiting = take_fifo(target_.path);
+  const int descriptor = waiting >= 0              ? waiting
+                         : target_.descriptor >= 0 ? fcntl(target_.descriptor, F_DUPFD_CLOEXEC, 0)
+                                                   : open(target_.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
   if (descriptor < 0) throw_write_error(path_, errno);
   try {
     copy_to(descriptor);

@@ -13,7 +13,8 @@ namespace calibatt {
 /// A file that appears complete or not at all: written without a name in the target's folder (or beside the target
 /// under a hidden one, where the file system has no files without names), synced, then put in the target's place.
 /// Destroyed before `commit`, it leaves nothing behind; what a killed process left is removed by the next one that
-/// writes the same target. A target that is a device or a FIFO gets the bytes at `commit`. Every failure is an
+/// writes the same target. A target that is a device or a FIFO gets the bytes at `commit`;
+/// a signal that comes while its reader does not read is an Error, too. Every failure is an
 /// Error(kIo) that names the target. A limit on the size of files (ulimit -f) is such a failure where the program
 /// ignores SIGXFSZ, as the command line does.
 class AtomicFile {
@@ -44,6 +45,7 @@ class AtomicFile {
   void open_hidden();
   void give_hidden_name();
   void copy_to(int descriptor);
+  void wait_until_writable(int descriptor) const;
   void copy_to_stream();
   [[noreturn]] void fail_to_write(int code, const void* data) const;
 
@@ -53,8 +55,5 @@ class AtomicFile {
   int descriptor_ = -1;
   bool committed_ = false;
 };
-
-/// The whole of a small file. Throws Error(kNotFound / kUnreadable); kFormat when it is larger than `max_bytes`.
-std::string read_text_file(const std::string& path, size_t max_bytes = size_t{64} << 20);
 
 }  // namespace calibatt

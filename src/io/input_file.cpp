@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 #include "io/system_error.h"
 
 namespace calibatt {
@@ -54,7 +55,7 @@ InputFile::~InputFile() {
 std::string InputFile::read_all(size_t max_bytes) const {
   const auto check = [&](uint64_t size) {
     if (size <= max_bytes) return;
-    throw Error(ErrorKind::kFormat, path_ + ": " + std::to_string(size) + " bytes, but at most " +
+    throw Error(ErrorKind::kFormat, path_ + ": " + counted(size, "bytes") + ", but at most " +
                                         std::to_string(max_bytes) + " are expected of such a file");
   };
   check(size_bytes_);

@@ -7,9 +7,14 @@
 #include <cctype>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <filesystem>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <string_view>
+#include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "io/system_error.h"
@@ -40,6 +45,36 @@ std::optional<int> descriptor_named(const std::string& path) {
   throw Error(ErrorKind::kIo, path + ": cannot be written: " + reason);
 }
 
+/// FIFOs that are open for writing and not written yet, by their path.
+struct OpenFifos {
+  std::mutex mutex;
+  std::map<std::string, int> descriptors;
+};
+OpenFifos& open_fifos() {
+  static OpenFifos fifos;
+  return fifos;
+}
+
+void open_fifo(const std::string& path, const std::string& name) {
+  constexpr auto kPatience = std::chrono::seconds(5);  // of a script that starts writer and reader side by side
+  constexpr auto kPause = std::chrono::milliseconds(20);
+  OpenFifos& fifos = open_fifos();
+  const std::lock_guard lock(fifos.mutex);
+  if (fifos.descriptors.contains(name)) return;
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (true) {
+    // Without O_NONBLOCK it would wait for a reader for ever.
+    const int descriptor = open(name.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor >= 0) {
+      fifos.descriptors[name] = descriptor;
+      return;
+    }
+    if (errno != ENXIO) throw_write_error(path, errno);
+    if (std::chrono::steady_clock::now() >= end) refuse(path, "it is a pipe that nobody reads; start its reader first");
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
 bool is_stream(const std::string& path, mode_t mode) {
   if (S_ISDIR(mode)) refuse(path, "it is a folder; give the name of a file in it");
   if (S_ISBLK(mode)) refuse(path, "it is a block device, whose contents would be lost; give the name of a file");
@@ -56,6 +91,16 @@ OutputTarget target_of_descriptor(const std::string& path, const std::string& na
 }
 
 }  // namespace
+
+int take_fifo(const std::string& target_path) {
+  OpenFifos& fifos = open_fifos();
+  const std::lock_guard lock(fifos.mutex);
+  const auto found = fifos.descriptors.find(target_path);
+  if (found == fifos.descriptors.end()) return -1;
+  const int descriptor = found->second;
+  fifos.descriptors.erase(found);
+  return descriptor;
+}
 
 std::string folder_of(const std::string& path) {
   const std::string folder = std::filesystem::path(path).parent_path().string();
@@ -90,6 +135,7 @@ OutputTarget resolve_output(const std::string& path) {
     if (stat(folder.c_str(), &folder_status) != 0) throw_write_error(path, errno);
     const bool stream = exists && is_stream(path, status.st_mode);
     if (exists && access(name.c_str(), W_OK) != 0) throw_write_error(path, errno);
+    if (stream && S_ISFIFO(status.st_mode)) open_fifo(path, name);
     if (!stream && access(folder.c_str(), W_OK | X_OK) != 0) throw_write_error(path, errno);
     return {name, stream, -1};
   }

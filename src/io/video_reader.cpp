@@ -1,7 +1,6 @@
 #include "io/video_reader.h"
 
 #include <cstring>
-#include <filesystem>
 #include <new>
 
 #include "base/error.h"
@@ -130,11 +129,11 @@ class VideoReader::Decoder {
 
 VideoReader::VideoReader(const std::string& path) : path_(path), files_{path} {
   ffmpeg::silence();
-  if (lower_extension(path) == ".png" && !std::filesystem::exists(path)) {
+  if (lower_extension(path) == ".png" && !path_exists(path)) {
     // The same names as write_video's.
     const FrameNames names(path);
     files_.clear();
-    for (int i = 0; std::filesystem::exists(names.name(i)); ++i) files_.push_back(names.name(i));
+    for (int i = 0; path_exists(names.name(i)); ++i) files_.push_back(names.name(i));
     if (files_.empty()) {
       throw Error(ErrorKind::kNotFound, path + ": no such file, and no " + names.name(0) + "; check the path");
     }

@@ -1,5 +1,7 @@
 #include "io/video_writer.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <deque>
@@ -266,6 +268,18 @@ std::string written_names(const std::string& path, int frames) {
   if (lower_extension(path) != ".png" || frames < 1) return path;
   const FrameNames names(path);
   return names.name(0) + (frames > 1 ? " … " + names.name(frames - 1) : "");
+}
+
+std::optional<uint64_t> written_bytes(const std::string& path, int frames) {
+  const bool numbered = lower_extension(path) == ".png";
+  uint64_t total = 0;
+  for (int i = 0; i < (numbered ? frames : 1); ++i) {
+    struct stat status {};
+    const std::string file = numbered ? FrameNames(path).name(i) : path;
+    if (stat(file.c_str(), &status) == 0 && S_ISREG(status.st_mode)) total += static_cast<uint64_t>(status.st_size);
+    if (i == 0 && total == 0) return std::nullopt;
+  }
+  return total;
 }
 
 }  // namespace calibatt

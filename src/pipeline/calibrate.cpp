@@ -3,16 +3,17 @@
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <map>
 #include <utility>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "calibatt/counted.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/measure.h"
 #include "io/fingerprint.h"
+#include "io/input_file.h"
 #include "pipeline/calibration_options.h"
 #include "pipeline/runner.h"
 
@@ -86,7 +87,7 @@ MeasureFacts measure_facts(const CalibrateOptions& options, const ProfileHeader&
   // Of any prompt: several processes may share the folder.
   for (int prompt = 0; prompt < header.provenance.num_prompts && !facts.existing; ++prompt) {
     const std::string saved = prompt_file(options.profile_dir, prompt);
-    if (std::filesystem::exists(saved)) facts.existing = load_header(saved);
+    if (path_exists(saved)) facts.existing = load_header(saved);
   }
   facts.maps_refusal = maps_refusal(header, num_threads(), !backend.in_host_memory());
   return facts;
@@ -175,6 +176,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const GenerateOptions run = runner.resolved(options.run);
   runner.check_prompts(options.prompts);
   runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
+  runner.warn_of_memory(run);
   PromptRange range;
   if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
   CalibrationProgress told(progress, static_cast<int>(options.prompts.size()));
@@ -185,8 +187,8 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   summary.measured = note_of_choice(options, facts, header.measured);
 
   if (const int others = count_other_prompts(options.profile_dir, header); others > 0) {
-    runner.warn(std::to_string(others) + " prompts in " + options.profile_dir +
-                " have another text, negative prompt or seed; they stay there and are not used");
+    runner.warn(options.profile_dir + " also holds " + counted(others, "prompts") +
+                " of another text, negative prompt or seed, kept there and not used");
   }
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
     return run_one_prompt(runner, run, prompt, options.prompts[static_cast<size_t>(prompt)], attention, told);

@@ -1,4 +1,5 @@
 #include "calibatt/pipeline.h"
+#include "calibatt/plan.h"
 #include "models/registry.h"
 #include "pipeline/options.h"
 
@@ -37,6 +38,16 @@ const ModelInfo& ModelOnDisk::info() const {
 
 GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
   return resolve_options(options, impl_->files->description());
+}
+
+RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
+  const ModelDescription& model = impl_->files->description();
+  RunReport report;
+  report.options = resolved(options);
+  report.model_name = model.name;
+  report.noise_levels = noise_levels(report.options, model);
+  if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);
+  return report;
 }
 
 MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision) const {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 
 namespace calibatt {
 
@@ -46,7 +47,7 @@ void check_positions(const VideoSize& size, const ModelDescription& model) {
   for (size_t axis = 0; axis < 3; ++axis) {
     const int tokens = latent[axis] / model.patch_size[axis];
     if (tokens <= model.max_positions) continue;
-    throw Error(ErrorKind::kUsage, "video size: " + std::to_string(tokens) + " tokens along its " + kAxis[axis] +
+    throw Error(ErrorKind::kUsage, "video size: " + counted(tokens, "tokens") + " along its " + kAxis[axis] +
                                        "; this model knows " + std::to_string(model.max_positions) +
                                        " positions: choose a smaller one");
   }
@@ -158,15 +159,19 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   return result;
 }
 
-std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed, bool on_host,
-                           uint64_t available) {
+std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
+                           const AvailableMemory& available) {
   constexpr uint64_t kMegabyte = 1'000'000;
-  const uint64_t bytes = needed.video + (on_host ? needed.peak() - needed.weights : 0);
-  if (bytes <= available) return "";
+  const uint64_t run = needed.peak() - needed.weights;
+  const uint64_t on_host = needed.video + (available.device ? 0 : run);
+  const bool device_is_short = available.device && run > *available.device;
+  if (!device_is_short && on_host <= available.host) return "";
+  const uint64_t bytes = device_is_short ? run : on_host, there = device_is_short ? *available.device : available.host;
   return "a video of " + std::to_string(*options.width) + "×" + std::to_string(*options.height) + " with " +
-         std::to_string(*options.video_frames) + " frames takes about " + std::to_string(bytes / kMegabyte) +
-         " MB of memory beside the weights, and " + std::to_string(available / kMegabyte) +
-         " MB are available; choose a smaller size";
+         counted(*options.video_frames, "frames") + " takes about " + std::to_string(bytes / kMegabyte) + " MB of " +
+         (device_is_short ? "the GPU's" : "host") + " memory beside the weights, and " +
+         std::to_string(there / kMegabyte) + " MB are available; choose a smaller size" +
+         (device_is_short ? ", or give --offload" : "");
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {
@@ -180,6 +185,15 @@ std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const 
     scheduler->set_levels(levels, *options.flow_shift);
   }
   return scheduler;
+}
+
+std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model) {
+  std::vector<double> levels;
+  const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model);
+  for (const StepSettings& step : make_steps(*scheduler, model.experts, std::array{*options.cfg_scale})) {
+    levels.push_back(step.sigma);
+  }
+  return levels;
 }
 
 }  // namespace calibatt

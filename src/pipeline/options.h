@@ -1,5 +1,10 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
 
@@ -15,10 +20,17 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);
 
-/// What to tell of a video that takes more host memory than is available, in bytes; empty: nothing. The weights are
-/// loaded already. on_host: the model computes there.
-std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed, bool on_host,
-                           uint64_t available);
+/// In bytes.
+struct AvailableMemory {
+  uint64_t host = 0;
+  std::optional<uint64_t> device;  ///< absent: the model computes on the host
+};
+/// What to tell of a video that takes more memory than is available; empty: nothing. The weights are loaded already.
+std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
+                           const AvailableMemory& available);
+
+/// Of each step of a run with these resolved options.
+std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model);
 
 /// A scheduler at the first step of a run with these resolved options.
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model);

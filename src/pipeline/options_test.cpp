@@ -62,11 +62,14 @@ TEST(Options, AVideoThatTakesMoreMemoryThanThereIsIsSaid) {
   const MemoryEstimate needed{
       .weights = 5'000'000, .activations = 7'000'000, .autoencoder = 9'000'000, .video = 1'000'000};
   EXPECT_EQ(needed.peak(), 14'000'000u);  // activations are gone when the video is decoded
-  EXPECT_EQ(memory_warning(options, needed, true, 10'000'000), "");
-  EXPECT_THAT(memory_warning(options, needed, true, 9'999'999),
+  EXPECT_EQ(memory_warning(options, needed, {.host = 10'000'000, .device = {}}), "");
+  EXPECT_THAT(memory_warning(options, needed, {.host = 9'999'999, .device = {}}),
               AllOf(HasSubstr("832×480"), HasSubstr("81 frames"), HasSubstr("10 MB"), HasSubstr("9 MB are available")));
-  EXPECT_EQ(memory_warning(options, needed, false, 1'000'000), "") << "only the frames are on the host";
-  EXPECT_NE(memory_warning(options, needed, false, 999'999), "");
+  // On a GPU: what a run takes there, and the frames on the host.
+  EXPECT_EQ(memory_warning(options, needed, {1'000'000, 9'000'000}), "");
+  EXPECT_THAT(memory_warning(options, needed, {1'000'000, 8'999'999}),
+              AllOf(HasSubstr("9 MB of the GPU's memory"), HasSubstr("8 MB are available"), HasSubstr("--offload")));
+  EXPECT_THAT(memory_warning(options, needed, {999'999, 9'000'000}), HasSubstr("1 MB of host memory"));
 }
 
 // A folder whose own scheduler cannot be run is usable by whoever names one that can.

@@ -83,7 +83,8 @@ struct Place {
 std::string normalised(const std::string& path) {
   std::error_code error;
   const fs::path folder = fs::weakly_canonical(folder_of(path), error);
-  return ((error ? fs::absolute(folder_of(path)) : folder) / fs::path(path).filename()).string();
+  std::error_code ignored;
+  return ((error ? fs::absolute(folder_of(path), ignored) : folder) / fs::path(path).filename()).string();
 }
 
 void add_replaceable(Place& place, const std::string& path) {
@@ -96,7 +97,10 @@ Place place_of(const Output& output) {
   Place place{&output, "", {}, {}};
   if (output.kind == OutputKind::kFolder) {
     check_folder(output);
-    place.path = fs::weakly_canonical(fs::absolute(fs::path(output.path) / "").parent_path()).string();
+    std::error_code error;
+    const fs::path folder = fs::absolute(fs::path(output.path) / "", error).parent_path();
+    const fs::path canonical = fs::weakly_canonical(folder, error);
+    place.path = (error ? folder : canonical).string();
     return place;
   }
   check_extension(output);
@@ -107,7 +111,12 @@ Place place_of(const Output& output) {
     std::error_code error;
     for (fs::directory_iterator entry(folder_of(place.path), error), end; !error && entry != end;
          entry.increment(error)) {
-      if (place.frames->is_frame(entry->path().string())) add_replaceable(place, entry->path().string());
+      if (!place.frames->is_frame(entry->path().string())) continue;
+      if (std::error_code gone; !entry->is_regular_file(gone) && entry->exists(gone)) {
+        throw Error(ErrorKind::kIo, output.flag + " " + entry->path().string() +
+                                        ": is in a frame's place and no regular file; give another name");
+      }
+      add_replaceable(place, entry->path().string());
     }
     return place;
   }

@@ -1,5 +1,7 @@
 // The public functions on plan files: thin, so that the command line needs include/ only.
+#include "base/error.h"
 #include "calibatt/plan.h"
+#include "io/safetensors.h"
 #include "plan/picture.h"
 #include "plan/plan.h"
 
@@ -7,6 +9,13 @@ namespace calibatt {
 
 std::string describe_plan(const std::string& plan_path) {
   return describe(*load_plan(plan_path));
+}
+
+std::string plan_checksum_of(const std::string& plan_path) {
+  const Safetensors file = Safetensors::open(plan_path);
+  const auto found = file.metadata().find("checksum");
+  if (found == file.metadata().end()) throw Error(ErrorKind::kFormat, plan_path + ": is no plan; it has no checksum");
+  return found->second;
 }
 
 void write_head_picture(const std::string& plan_path, int step, int layer, int head, const std::string& png_path) {

@@ -50,6 +50,7 @@ std::string to_json(const RunReport& report) {
                        {"sigmas", *options.sigmas},
                        {"noise_levels", report.noise_levels},
                        {"plan", options.plan_path.empty() ? json(nullptr) : json(options.plan_path)},
+                       {"plan_checksum", report.plan_checksum.empty() ? json(nullptr) : json(report.plan_checksum)},
                        {"seconds",
                         {{"text", seconds.text},
                          {"attention", seconds.attention},

@@ -6,6 +6,7 @@
 #include "base/host_memory.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
+#include "calibatt/plan.h"
 #include "models/registry.h"
 #include "pipeline/device_backends.h"
 #include "pipeline/options.h"
@@ -32,6 +33,12 @@ DType choose_dtype(Precision precision, const Backend& backend) {
   return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
 }
 
+/// What to do about values that are not finite.
+const char* advice_on_range(DType dtype) {
+  if (dtype == DType::kF16) return "use --dtype bf16";
+  return dtype == DType::kBF16 ? "try --dtype fp32" : "copy the model anew, with its settings";
+}
+
 std::string precision_name(DType dtype, const Backend& backend) {
   if (dtype == DType::kF32) return "fp32";
   if (dtype == DType::kF16) return "fp16";
@@ -44,14 +51,15 @@ Runner::Runner(const LoadOptions& options) : threads_(options.threads), warn_(op
   begin_job();
   files_ = open_model(options.model_dir);  // what is wrong with it is said first
   warn(files_->description().scheduler.warning);
+  for (const std::string& warning : files_->description().warnings) warn(warning);
   add_device_backends();
   backend_ = make_backend(options.backend, options.device);
   if (options.offload && backend_->in_host_memory()) {
-    throw Error(ErrorKind::kUsage, "--offload: with the backend " + std::string(backend_->name()) +
-                                       " all weights are in host memory already; leave it out, or give --backend cuda");
+    warn("--offload changes nothing with the backend " + std::string(backend_->name()) +
+         ": all weights are in host memory already");
   }
   ModelLoadOptions load;
-  load.offload = options.offload;
+  load.offload = options.offload && !backend_->in_host_memory();
   load.warn = options.warn;
   load.progress = stage_work(options.progress, "load");
   model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
@@ -63,8 +71,9 @@ void Runner::begin_job() const {
 
 void Runner::warn_of_memory(const GenerateOptions& options) const {
   if (files_ == nullptr || !warn_) return;
-  const std::string warning = memory_warning(options, files_->memory(video_size(options), model_->dtype()),
-                                             backend_->in_host_memory(), available_host_memory());
+  AvailableMemory available{available_host_memory(), {}};
+  if (!backend_->in_host_memory()) available.device = backend_->available_memory_bytes();
+  const std::string warning = memory_warning(options, files_->memory(video_size(options), model_->dtype()), available);
   if (!warning.empty()) warn_(warning);
 }
 
@@ -127,9 +136,8 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.attention_kernel = backend_->attention_kernel(model_->dtype(), model().head_dim);
   report.threads = num_threads();
   report.num_layers = model().num_layers;
-  for (const StepSettings& step : steps_of(options, *make_scheduler(options, model()))) {
-    report.noise_levels.push_back(step.sigma);
-  }
+  report.noise_levels = noise_levels(options, model());
+  if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);
   report.num_tokens = model().geometry(video_size(options)).num_tokens();
   return report;
 }
@@ -161,8 +169,7 @@ Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& condi
   const std::array<int, 3> latent = model().latent_size(video_size(options));
   TorchGenerator generator(options.seed);
   Tensor noise = generator.randn({model().latent_channels, latent[0], latent[1], latent[2]});
-  Tensor latents = calibatt::denoise(*scheduler, steps, std::move(noise), predict,
-                                     model_->dtype() == DType::kF16 ? "use --dtype bf16" : "try --dtype fp32");
+  Tensor latents = calibatt::denoise(*scheduler, steps, std::move(noise), predict, advice_on_range(model_->dtype()));
   report_stage(progress, "denoise", num_steps, num_steps);
   return latents;
 }

@@ -26,7 +26,7 @@ class Runner {
   /// Of the run's own prompts.
   void check_prompts(const GenerateOptions& options);
 
-  /// Tells LoadOptions::warn where the video takes more host memory than there is.
+  /// Tells LoadOptions::warn where the video takes more memory than there is.
   void warn_of_memory(const GenerateOptions& options) const;
 
   /// What a plan must have been made for to be used in this run, and what calibration makes it for. progress: of

@@ -2,21 +2,19 @@
 
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <tuple>
 #include <utility>
 
 #include "base/error.h"
+#include "io/input_file.h"
 #include "text/prefix_table.h"
 #include "text/tokenizer_parts.h"
 #include "text/unicode.h"
 
 namespace calibatt {
 namespace {
-
-namespace fs = std::filesystem;
 
 using Token = Unigram::Token;
 
@@ -195,9 +193,9 @@ Tokenizer Tokenizer::load(const std::string& folder) {
   const std::string json_path = folder + "/tokenizer.json", spiece_path = folder + "/spiece.model",
                     config_path = folder + "/tokenizer_config.json";
   TokenizerParts parts;
-  if (fs::exists(json_path)) {
+  if (path_exists(json_path)) {
     parts = read_tokenizer_json(json_path);
-  } else if (fs::exists(spiece_path)) {
+  } else if (path_exists(spiece_path)) {
     parts = read_spiece_model(spiece_path);
   } else {
     throw Error(ErrorKind::kNotFound, folder +
@@ -206,7 +204,7 @@ Tokenizer Tokenizer::load(const std::string& folder) {
   }
   if (parts.without_template) {
     add_special_tokens(
-        fs::exists(config_path) ? JsonConfig::load(config_path) : JsonConfig(nlohmann::json::object(), config_path),
+        path_exists(config_path) ? JsonConfig::load(config_path) : JsonConfig(nlohmann::json::object(), config_path),
         parts);
   }
   Tokenizer tokenizer;

@@ -100,7 +100,6 @@ TEST_F(Cli, UsageErrors) {
   expect_failure("generate --model " + kModel + " -p a --cfg-scale nan" + output, 2, "--cfg-scale");
   expect_failure("generate --model " + kModel + " -p a --backend tpu" + output, 2, "cpu");
   expect_failure("generate" + kSmall + "-p a --backend cpu --dtype fp16" + output, 2, "bf16");
-  expect_failure("generate" + kSmall + "-p a --backend cpu --offload" + output, 2, "--offload");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.file("x.avi"), 2, ".webm");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.path.string(), 2, "must end in one of");
 }
@@ -160,6 +159,30 @@ TEST_F(DamagedModel, ConfigThatDoesNotFitTheWeightsIsRefused) {
                         bytes.replace(at, 15, "\"ffn_dim\": 1280");
                       }),
                  4, "1280");
+}
+
+TEST_F(DamagedModel, WhatIsNotFiniteInFp32IsNoMatterOfFp32) {
+  const std::string command = copy("transformer/diffusion_pytorch_model.safetensors", [](std::string& bytes) {
+    // All but the largest numbers of the last tensor: they overflow in the first forward.
+    for (size_t at = bytes.size() - 64; at < bytes.size(); at += 2) {
+      bytes[at] = static_cast<char>(0x7e);
+      bytes[at + 1] = 0x7f;
+    }
+  });
+  const CommandResult fp32 = run_calibatt(command + " --dtype fp32"), bf16 = run_calibatt(command + " --dtype bf16");
+  EXPECT_EQ(fp32.exit_code, 7) << fp32.output;
+  EXPECT_THAT(fp32.output, ::testing::Not(HasSubstr("--dtype")));
+  EXPECT_EQ(bf16.exit_code, 7) << bf16.output;
+  EXPECT_THAT(bf16.output, HasSubstr("try --dtype fp32"));
+}
+
+TEST_F(DamagedModel, SettingsThatNobodyReadAreNamed) {
+  const std::string command =
+      copy("model_index.json", [](std::string& bytes) { bytes.insert(bytes.find('{') + 1, "\"sharpen\": 3, "); });
+  const CommandResult result = run_calibatt(command);
+  EXPECT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("model_index.json: settings that this version does not know"));
+  EXPECT_THAT(result.output, HasSubstr("\"sharpen\""));
 }
 
 TEST_F(DamagedModel, ForeignPipelineIsRefused) {

@@ -1,8 +1,13 @@
 // Outputs: nothing is destroyed, what cannot be written is said before the run, and nothing that took long is lost.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <climits>
+#include <csignal>
 #include <nlohmann/json.hpp>
 
 #include "calibatt/video.h"
@@ -91,6 +96,54 @@ TEST_F(Outputs, DevicesAndFifosGetTheBytes) {
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
 }
 
+// Not after the rendering, in an open() that no signal ends.
+TEST_F(Outputs, FifosThatNobodyReadsAreRefusedBeforeTheRun) {
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  for (const char* name : {"a.mp4", "a.json", "a.safetensors", "f_00003.png"}) {
+    ASSERT_EQ(mkfifo(folder_.file(name).c_str(), 0600), 0);
+  }
+  const std::string nobody = "it is a pipe that nobody reads; start its reader first";
+  expect_refusal(generate("-o " + folder_.file("a.mp4")), 6, folder_.file("a.mp4") + ": cannot be written: " + nobody);
+  expect_refusal(generate("-o " + folder_.file("v.mp4") + " --report " + folder_.file("a.json")), 6, nobody);
+  expect_refusal(
+      "calibrate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o " + folder_.file("a.safetensors"), 6,
+      nobody);
+  expect_refusal(generate("-o " + folder_.file("f.png")), 6, "no regular file");
+}
+
+TEST_F(Outputs, ASignalEndsTheWaitForAReaderThatDoesNotRead) {
+  ASSERT_EQ(mkfifo(folder_.file("a.mp4").c_str(), 0600), 0);
+  // A reader that takes nothing, of a pipe that is full.
+  const int reader = open(folder_.file("a.mp4").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  const int other = open(folder_.file("a.mp4").c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
+  ASSERT_GE(other, 0);
+  const std::string page(PIPE_BUF, 'x');
+  while (write(other, page.data(), page.size()) > 0) {
+  }
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const std::string command = "exec " CALIBATT_BINARY " generate" + kSmall + "-p a -o " + folder_.file("a.mp4") +
+                                " >" + folder_.file("log") + " 2>&1";
+    execl("/bin/sh", "sh", "-c", ("TMPDIR=" + folder_.path.string() + " " + command).c_str(), nullptr);
+    _exit(127);
+  }
+  // Nobody asks any more whether there was a signal, and it may come before the wait begins.
+  while (read_file(folder_.file("log")).find("100 %") == std::string::npos) {
+    ASSERT_EQ(waitpid(child, nullptr, WNOHANG), 0) << read_file(folder_.file("log"));
+    usleep(20'000);
+  }
+  kill(child, SIGTERM);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  close(reader);
+  close(other);
+  EXPECT_EQ(WEXITSTATUS(status), 6);
+  EXPECT_THAT(read_file(folder_.file("log")),
+              AllOf(HasSubstr("interrupted while its reader did not read"), HasSubstr("the frames are kept in")));
+}
+
 TEST_F(Outputs, FullStandardOutputIsAnError) {
   write_video({1, 16, 16, std::vector<uint8_t>(768)}, 16, folder_.file("a.mp4"));
   const CommandResult result =
@@ -138,15 +191,16 @@ TEST_F(Outputs, ManyVideosOfOneFile) {
   fs::create_directory(folder_.file("v_0001.mp4"));
   expect_refusal(many, 6, "v_0001.mp4");
   fs::remove(folder_.file("v_0001.mp4"));
-  write_file(folder_.file("v_0001.mp4"), "");  // there already: passed over
+  write_file(folder_.file("v_0001.mp4"), "");  // nothing in it: not there
   const CommandResult first = run_calibatt(many);
   ASSERT_EQ(first.exit_code, 0) << first.output;
-  EXPECT_THAT(first.output, HasSubstr("1 of 3 videos are there already"));
   EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("r_0002.json")))["prompt"], "a green star");
-  EXPECT_EQ(read_file(folder_.file("v_0001.mp4")), "");
+  EXPECT_EQ(read_video(folder_.file("v_0001.mp4")).frames, 9);
 
   fs::remove(folder_.file("v_0001.mp4"));
-  ASSERT_EQ(run_calibatt(many).exit_code, 0);
+  const CommandResult second = run_calibatt(many);
+  ASSERT_EQ(second.exit_code, 0) << second.output;
+  EXPECT_THAT(second.output, HasSubstr("passing over 2 of 3 videos"));
   EXPECT_EQ(read_video(folder_.file("v_0001.mp4")).frames, 9);
   // The same videos as by themselves. (The encoder of .mp4 files is free to differ in a few bytes.)
   const std::string prompts = "generate" + kSmall + "--prompts " + folder_.file("prompts.txt") + " -o ";
@@ -155,13 +209,61 @@ TEST_F(Outputs, ManyVideosOfOneFile) {
   EXPECT_EQ(read_video(folder_.file("one.png")).rgb, read_video(folder_.file("many_0001.png")).rgb);
 }
 
+// What is there is finished where it was made from what is asked for, and never replaced where it was not.
+TEST_F(Outputs, FinishedVideosAreKnownByWhatTheyWereMadeFrom) {
+  const std::string prompts = folder_.file("prompts.txt");
+  write_file(prompts, "a red circle\na blue square\n");
+  const std::string many = "generate" + kSmall + "--dtype fp32 --prompts " + prompts + " -o " + folder_.file("v.mp4");
+  ASSERT_EQ(run_calibatt(many).exit_code, 0);
+  const std::string first = folder_.file("v_0000.mp4"), second = folder_.file("v_0001.mp4");
+  const std::string bytes = read_file(second);
+  EXPECT_THAT(run_calibatt(many).output, HasSubstr("passing over 2 of 2 videos"));
+
+  for (const auto& [more, what] : {std::pair{" --seed 5", "seed 0, and this command says 5"},
+                                   {" --steps 3", "steps 2, and this command says 3"},
+                                   {" --cfg-scale 2", "cfg_scale 4.0, and this command says 2.0"},
+                                   {" --negative-prompt blur", "negative_prompt \"\", and this command says \"blur\""},
+                                   {" -W 48", "width 64, and this command says 48"},
+                                   {" --fps 8", "fps 16.0, and this command says 8.0"},
+                                   {" --dtype bf16", "precision \"fp32\", and this command says \"bf16\""}}) {
+    expect_refusal(many + more, 5, first + " is there already and was made with " + std::string(what).substr(0, 5));
+    expect_refusal(many + more, 5, what);
+  }
+  EXPECT_THAT(run_calibatt(many + " --seed -1").output, HasSubstr("passing over 2 of 2 videos")) << "any seed";
+  write_file(prompts, "a red circle\na green square\n");
+  expect_refusal(many, 5, second + " is there already and was made with prompt \"a blue square\"");
+  write_file(prompts, "a red circle\na blue square\n");
+
+  // Cut short, or empty: made anew. (The encoder of .mp4 files is free to differ in a few bytes.)
+  for (const size_t kept : {bytes.size() / 2, size_t{0}}) {
+    write_file(second, bytes.substr(0, kept));
+    const CommandResult result = run_calibatt(many);
+    EXPECT_THAT(result.output, HasSubstr("passing over 1 of 2 videos"));
+    EXPECT_EQ(read_video(second).frames, 9);
+  }
+  // Killed between the video and the last word of its report.
+  const std::string report = folder_.file("v_0001.json");
+  auto without_size = nlohmann::json::parse(read_file(report));
+  ASSERT_EQ(without_size.erase("video_bytes"), 1U);
+  write_file(report, without_size.dump());
+  EXPECT_THAT(run_calibatt(many).output, HasSubstr("passing over 2 of 2 videos"));
+  // Nobody knows what it was made from; and a report's name that is somebody else's file.
+  write_file(report, "{\"mine\": 1}");
+  expect_refusal(many, 5, "no report of a video");
+  fs::remove(second);
+  expect_refusal(many, 5, "no report of a video");
+  fs::remove(report);
+  write_file(second, bytes);
+  expect_refusal(many, 5, "no " + report + " says what it was made from");
+}
+
 TEST_F(Outputs, OneVideoThatFailsDoesNotStopTheOthers) {
   write_file(folder_.file("prompts.txt"), "a red circle\na blue square\n");
   const CommandResult result = run_while(
       "generate" + kSmall + "--steps 40 --prompts " + folder_.file("prompts.txt") + " -o " + folder_.file("v.mp4"),
       "TMPDIR=" + folder_.path.string() + " ", "denoise", [&] { fs::create_directory(folder_.file("v_0000.mp4")); });
   EXPECT_EQ(result.exit_code, 6) << result.output;
-  EXPECT_THAT(result.output, HasSubstr("1 of 2 videos were not made"));
+  EXPECT_THAT(result.output, HasSubstr("could not make 1 of 2 videos"));
   EXPECT_EQ(read_video(folder_.file("v_0001.mp4")).frames, 9);
 }
 

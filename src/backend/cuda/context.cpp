@@ -112,6 +112,12 @@ void Context::limit_run_ahead() {
   marks_[next_mark_].wait();  // the older one; before it was ever recorded it counts as passed
 }
 
+size_t Context::available_bytes() const {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for free memory");
+  return free + pool_->attribute(cudaMemPoolAttrReservedMemCurrent) - pool_->attribute(cudaMemPoolAttrUsedMemCurrent);
+}
+
 size_t Context::peak_bytes() const {
   return pool_->attribute(cudaMemPoolAttrUsedMemHigh);
 }

@@ -39,7 +39,8 @@ class Context {
 
   size_t peak_bytes() const;  ///< most the pool ever had in use since reset_peak
   void reset_peak();
-  void trim();  ///< gives memory that is not in use back to the GPU (the pool keeps it otherwise)
+  size_t available_bytes() const;  ///< free on the GPU, with what the pool keeps and does not use
+  void trim();                     ///< gives memory that is not in use back to the GPU (the pool keeps it otherwise)
 
  private:
   struct Pool;

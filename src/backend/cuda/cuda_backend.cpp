@@ -64,6 +64,7 @@ class CudaBackend final : public Backend, public CalibrationOps {
   }
   HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim) override;
   bool in_host_memory() const override { return false; }
+  size_t available_memory_bytes() const override { return context_.available_bytes(); }
   size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_device_bytes; }
   void reset_peak_memory() override { context_.reset_peak(); }
   void trim_memory() override {

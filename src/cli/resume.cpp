@@ -1,0 +1,76 @@
+#include "resume.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "calibatt/error.h"
+#include "calibatt/output.h"
+#include "calibatt/video.h"
+#include "text.h"
+
+namespace calibatt::cli {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kVideoBytes = "video_bytes";
+/// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
+constexpr const char* kMadeFrom[] = {"model",      "prompt",    "negative_prompt", "seed",         "steps", "cfg_scale",
+                                     "flow_shift", "width",     "height",          "video_frames", "fps",   "scheduler",
+                                     "sigmas",     "precision", "noise_levels",    "plan_checksum"};
+
+constexpr const char* kRemedy = "; give another name with -o, or move it away";
+
+json read_report(const Made& made) {
+  const json report = json::parse(read_text_file(made.report), nullptr, false);
+  if (report.is_object() && report.contains("prompt") && report.contains("seed")) return report;
+  throw Error(ErrorKind::kMismatch,
+              made.report + ": there is a file of that name that is no report of a video" + kRemedy);
+}
+
+std::string words(const json& value) {
+  return shown(value.dump(-1, ' ', false, json::error_handler_t::replace));
+}
+
+void require_same(const Made& made, const json& found, const json& wanted) {
+  for (const std::string key : kMadeFrom) {
+    if ((key == "seed" && made.any_seed) || (key == "precision" && made.any_precision)) continue;
+    const json &theirs = found.contains(key) ? found[key] : json(nullptr), &ours = wanted[key];
+    if (theirs == ours) continue;
+    // "bf16 weights, fp32 arithmetic" is what --dtype bf16 is on some processors.
+    if (key == "precision" && theirs.is_string() && theirs.get<std::string>().starts_with(ours.get<std::string>())) {
+      continue;
+    }
+    throw Error(ErrorKind::kMismatch, made.output + " is there already and was made with " + key + " " + words(theirs) +
+                                          ", and this command says " + words(ours) + kRemedy);
+  }
+}
+
+}  // namespace
+
+bool is_made(const Made& made, const RunReport& wanted) {
+  const auto there = written_bytes(made.output, *wanted.options.video_frames);
+  std::error_code error;
+  const bool reported = std::filesystem::exists(made.report, error);
+  if (!there) {
+    if (reported) read_report(made);  // it is replaced: by a report of ours alone
+    return false;
+  }
+  if (!reported) {
+    throw Error(ErrorKind::kMismatch,
+                made.output + " is there already, and no " + made.report + " says what it was made from" + kRemedy);
+  }
+  const json found = read_report(made);
+  require_same(made, found, json::parse(to_json(wanted)));
+  // Without a size: the process ended between the video, which appears as a whole, and the report's last word.
+  return !found.contains(kVideoBytes) || found[kVideoBytes] == *there;
+}
+
+std::string report_of_written(const RunReport& report, const std::string& output) {
+  json result = json::parse(to_json(report));
+  if (const auto bytes = written_bytes(output, *report.options.video_frames)) result[kVideoBytes] = *bytes;
+  return result.dump(2) + "\n";
+}
+
+}  // namespace calibatt::cli
