@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "calibatt/export.h"
+#include "calibatt/lora.h"
 #include "calibatt/mask_streaming.h"
 #include "calibatt/progress.h"
 #include "calibatt/prompts.h"
@@ -33,8 +34,9 @@ struct LoadOptions {
   int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
                     ///< its number is in force for whoever else computes with this library
   std::string backend =
-      "auto";            ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
-  int device = 0;        ///< index of the GPU, as CUDA counts
+      "auto";      ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
+  int device = 0;  ///< index of the GPU, as CUDA counts
+  std::vector<Lora> loras = {};  ///< merged into the transformer's weights, in this order
   bool offload = false;  ///< keep the transformer's blocks in host memory and stream them to the GPU: less memory there
   ProgressCallback progress = {};                             ///< of the loading
   std::function<void(const std::string& message)> warn = {};  ///< about something odd in the files that does no harm
@@ -87,6 +89,7 @@ struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
   std::string model_name, precision, backend, attention_kernel;
   std::string plan_checksum;       ///< of the plan's content (plan_checksum_of); empty without a plan
+  std::vector<Lora> loras;         ///< that were merged into the model
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;
@@ -125,7 +128,9 @@ struct ModelInfo {
 /// here, before minutes of loading.
 class CALIBATT_API ModelOnDisk {
  public:
-  /// Throws Error(kNotFound / kFormat / kMismatch) for what Pipeline::load would refuse the settings of.
+  /// Of the options only which files there are is looked at. Throws Error(kNotFound / kFormat / kMismatch) for what
+  /// Pipeline::load would refuse the settings of.
+  static ModelOnDisk open(const LoadOptions& options);
   static ModelOnDisk open(const std::string& model_dir);
   ModelOnDisk(ModelOnDisk&&) noexcept;
   ~ModelOnDisk();

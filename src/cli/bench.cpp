@@ -160,16 +160,17 @@ std::vector<Prompt> check(Flags& flags) {
       outputs.push_back({OutputKind::kVideo, "-o", stem(flags, static_cast<int>(i)) + name});
     }
   }
-  check_outputs(outputs, {{"--model", flags.load.model_dir},
-                          {"--plan", flags.plan},
-                          {"--prompts", flags.prompts},
-                          {"--calibration-report", flags.calibration_report}});
+  std::vector<Input> inputs = inputs_of(flags.load);
+  inputs.push_back({"--plan", flags.plan});
+  inputs.push_back({"--prompts", flags.prompts});
+  inputs.push_back({"--calibration-report", flags.calibration_report});
+  check_outputs(outputs, inputs);
   return prompts;
 }
 
 void run(Flags& flags) {
   std::vector<Prompt> prompts = check(flags);
-  ModelOnDisk::open(flags.load.model_dir).resolved(flags.run);  // a size that cannot be is said before the loading
+  ModelOnDisk::open(flags.load).resolved(flags.run);  // a size that cannot be is said before the loading
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);

@@ -99,16 +99,18 @@ void check(Flags& flags) {
   calibration.prompts = read_prompts(flags.prompts);
   check_prompt({calibration.run.negative_prompt, "--negative-prompt"});
   validate(calibration);
-  check_outputs(
-      {{OutputKind::kPlan, "-o", flags.output},
-       {OutputKind::kReport, "--report", flags.report},
-       {OutputKind::kFolder, "--profile", calibration.profile_dir}},
-      {{"--model", flags.load.model_dir}, {"--prompts", flags.prompts}, {"--profile", calibration.profile_dir}});
+  std::vector<Input> inputs = inputs_of(flags.load);
+  inputs.push_back({"--prompts", flags.prompts});
+  inputs.push_back({"--profile", calibration.profile_dir});
+  check_outputs({{OutputKind::kPlan, "-o", flags.output},
+                 {OutputKind::kReport, "--report", flags.report},
+                 {OutputKind::kFolder, "--profile", calibration.profile_dir}},
+                inputs);
 }
 
 void run(Flags& flags) {
   check(flags);
-  ModelOnDisk::open(flags.load.model_dir).resolved(flags.calibration.run);  // before the loading
+  ModelOnDisk::open(flags.load).resolved(flags.calibration.run);  // before the loading
   watch_for_interrupts();
   ProgressBar bar("calibrate");
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };

@@ -125,8 +125,10 @@ void check(const Flags& flags, const std::vector<Job>& jobs) {
     outputs.push_back({OutputKind::kVideo, "-o", job.output});
     outputs.push_back({OutputKind::kReport, "--report", job.report});
   }
-  check_outputs(outputs,
-                {{"--model", flags.load.model_dir}, {"--plan", flags.run.plan_path}, {"--prompts", flags.prompts}});
+  std::vector<Input> inputs = inputs_of(flags.load);
+  inputs.push_back({"--plan", flags.run.plan_path});
+  inputs.push_back({"--prompts", flags.prompts});
+  check_outputs(outputs, inputs);
 }
 
 void run_job(Pipeline& pipeline, const GenerateOptions& run, const Job& job, bool many,
@@ -184,7 +186,7 @@ void run(Flags& flags) {
   flags.run.on_mismatch = flags.on_mismatch == "dense"  ? OnMismatch::kDense
                           : flags.on_mismatch == "warn" ? OnMismatch::kWarn
                                                         : OnMismatch::kRefuse;
-  const ModelOnDisk model = ModelOnDisk::open(flags.load.model_dir);
+  const ModelOnDisk model = ModelOnDisk::open(flags.load);
   model.resolved(flags.run);  // a size that cannot be is said before the loading
   const std::vector<Job> jobs = jobs_of(flags, model);
   check(flags, jobs);

@@ -46,7 +46,7 @@ void add_info(CLI::App& app) {
   const auto flags = std::make_shared<Flags>();
   add_model_flags(*command, flags->load);
   add_run_flags(*command, flags->run);
-  command->callback([flags] { print_info(ModelOnDisk::open(flags->load.model_dir), flags->load, flags->run); });
+  command->callback([flags] { print_info(ModelOnDisk::open(flags->load), flags->load, flags->run); });
 }
 
 }  // namespace calibatt::cli

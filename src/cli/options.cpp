@@ -90,12 +90,49 @@ double real_number(const std::string& flag, const std::string& text, double min,
   refuse(flag, text, "must be a number" + (bounded ? format(" from %g to %g", min, max) : ""));
 }
 
+namespace {
+
+// FILE or FILE:SCALE. A file whose name ends like that is given with a scale behind it.
+Lora lora_of(const std::string& flag, const std::string& text, Lora::Expert expert) {
+  Lora lora{text, 1, expert};
+  const size_t colon = text.rfind(':');
+  if (colon != std::string::npos && colon + 1 < text.size() &&
+      text.find_first_not_of("+-.0123456789eE", colon + 1) == std::string::npos) {
+    lora.path = text.substr(0, colon);
+    lora.scale = real_number(flag, text.substr(colon + 1), -100, 100);
+  }
+  return lora;
+}
+
+void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load, Lora::Expert expert,
+                   const std::string& description) {
+  command
+      .add_option_function<std::vector<std::string>>(
+          flag,
+          [&load, flag, expert](const std::vector<std::string>& texts) {
+            for (const std::string& text : texts) load.loras.push_back(lora_of(flag, text, expert));
+          },
+          description)
+      ->allow_extra_args(false)
+      ->type_name("FILE[:SCALE]");
+}
+
+}  // namespace
+
+std::vector<Input> inputs_of(const LoadOptions& load) {
+  std::vector<Input> inputs{{"--model", load.model_dir}};
+  for (const Lora& lora : load.loras) inputs.push_back({"--lora", lora.path});
+  return inputs;
+}
+
 void add_model_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option("-m,--model", load.model_dir,
                   "Model folder in the diffusers layout (with model_index.json), or Wan-AI's own")
       ->type_name("FOLDER")
       ->required();
+  add_lora_flag(command, "--lora", load, Lora::Expert::kAll,
+                "LoRA to merge into the transformer, and its strength [1]; may be given several times");
   command
       .add_option_function<std::string>(
           "--dtype", [&load](const std::string& name) { load.precision = precision_of(name); },

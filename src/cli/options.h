@@ -5,7 +5,9 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "calibatt/output.h"
 #include "calibatt/pipeline.h"
 #include "text.h"
 
@@ -15,6 +17,8 @@ namespace calibatt::cli {
 void add_model_flags(CLI::App& command, LoadOptions& load);
 /// drawn: becomes true where the seed was left to chance (--seed -1).
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);
+/// The files that these flags read, for check_outputs.
+std::vector<Input> inputs_of(const LoadOptions& load);
 
 /// A whole number of the command line: decimal digits, with a sign where `min` is below 0, without leading zeros (which
 /// elsewhere make a number octal). Throws Error(kUsage) beginning with `flag` and the value.

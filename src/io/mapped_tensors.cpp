@@ -16,6 +16,12 @@ std::string quoted_name(const std::string& name) {
   return text.size() <= 120 ? text : text.substr(0, 120) + "…\"";
 }
 
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+  return "[" + text + "]";
+}
+
 const MappedTensors::Entry& MappedTensors::entry(const std::string& name) const {
   const auto found = entries_.find(name);
   if (found == entries_.end()) {
@@ -65,10 +71,8 @@ Tensor MappedTensors::stored(const Entry& found) const {
 Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
   Tensor tensor = get(name);
   if (tensor.shape() != shape) {
-    std::string expected;
-    for (const int64_t extent : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(extent);
     throw Error(ErrorKind::kFormat,
-                describe(name) + " is " + tensor.describe() + ", but the configuration makes it [" + expected + "]");
+                describe(name) + " is " + tensor.describe() + ", but the configuration makes it " + shape_text(shape));
   }
   return tensor;
 }
@@ -76,8 +80,9 @@ Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& s
 MappedTensors MappedTensors::changed(const std::map<std::string, TensorChange>& changes) const {
   MappedTensors result = *this;
   for (const auto& [name, change] : changes) {
-    entry(name);  // throws where there is none
-    result.entries_.at(name).change = std::make_shared<const TensorChange>(change);
+    const auto earlier = entry(name).change;  // throws where there is none
+    result.entries_.at(name).change = std::make_shared<const TensorChange>(
+        earlier ? [earlier, change](const Tensor& stored) { return change((*earlier)(stored)); } : change);
   }
   return result;
 }

@@ -50,7 +50,7 @@ class MappedTensors {
   /// The same tensors under other names. Throws Error(kFormat) when two of them get one name.
   MappedTensors renamed(const std::function<std::string(const std::string& stored)>& new_name) const;
 
-  /// Makes a tensor's values from those that are stored: of the same shape and dtype.
+  /// Makes a tensor's values from those that are stored, or that an earlier change made: of the same shape and dtype.
   using TensorChange = std::function<Tensor(const Tensor& stored)>;
   /// The same tensors, those named here with other values: from here on `get` gives these, and nothing gives the
   /// stored ones. Throws Error(kFormat) when there is no such tensor.
@@ -65,6 +65,8 @@ class MappedTensors {
   std::vector<std::shared_ptr<const MappedFile>> files_;
   std::map<std::string, Entry> entries_;
 };
+
+std::string shape_text(const std::vector<int64_t>& shape);  ///< "[2, 3]", for messages
 
 /// A name from outside, fit for a one-line message: in quotes, escaped, cut where it is long.
 std::string quoted_name(const std::string& name);

@@ -21,8 +21,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kLora =
-    "is a LoRA, a change to a model and no model: load the model in diffusers, fuse the LoRA (load_lora_weights, "
-    "fuse_lora), save it (save_pretrained) and give that folder";
+    "is a LoRA, a change to a model and no model: give the model that it was made for, and this file with --lora";
 constexpr const char* kSaveAsSafetensors = "load it in PyTorch and save its tensors as safetensors";
 constexpr size_t kMaxListed = 100000;  // of a folder; more are not looked at
 

@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace calibatt {
 namespace {
@@ -116,6 +117,15 @@ std::string replace_in_blocks(std::string_view name, std::string_view blocks, Na
 
 std::string diffusers_transformer_name(const std::string& original) {
   return replace_in_blocks(original, "blocks.", kTransformerBlock, kTransformer);
+}
+
+std::string original_transformer_name(const std::string& ours) {
+  const auto swapped = [](Names names) {
+    std::vector<Pair> result;
+    for (const auto& [theirs, our_name] : names) result.emplace_back(our_name, theirs);
+    return result;
+  };
+  return replace_in_blocks(ours, "blocks.", swapped(kTransformerBlock), swapped(kTransformer));
 }
 
 std::string transformers_umt5_name(const std::string& original) {

@@ -10,6 +10,8 @@ namespace calibatt {
 
 /// The transformer: "blocks.3.self_attn.q.weight" → "blocks.3.attn1.to_q.weight".
 std::string diffusers_transformer_name(const std::string& original);
+/// The other way round: "blocks.3.attn1.to_q.weight" → "blocks.3.self_attn.q.weight".
+std::string original_transformer_name(const std::string& ours);
 /// The text encoder: "blocks.3.ffn.gate.0.weight" → "encoder.block.3.layer.1.DenseReluDense.wi_0.weight".
 std::string transformers_umt5_name(const std::string& original);
 /// The autoencoder: "decoder.upsamples.3.resample.1.weight" → "decoder.up_blocks.0.upsamplers.0.resample.1.weight".

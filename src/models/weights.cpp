@@ -34,9 +34,8 @@ void Weights::require(const std::string& name, const std::vector<int64_t>& shape
 }
 
 StoredTensor Weights::stored(const std::string& name, const std::vector<int64_t>& shape) const {
-  StoredTensor found = checked(name, shape);
   file_.read_ahead(name);
-  return found;
+  return checked(name, shape);
 }
 
 std::vector<StoredTensor> Weights::stored_all(const std::vector<std::string>& names,

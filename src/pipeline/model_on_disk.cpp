@@ -8,6 +8,7 @@ namespace calibatt {
 struct ModelOnDisk::Impl {
   std::unique_ptr<ModelFiles> files;
   ModelInfo info;
+  std::vector<Lora> loras;
 };
 
 ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -15,8 +16,15 @@ ModelOnDisk::ModelOnDisk(ModelOnDisk&&) noexcept = default;
 ModelOnDisk::~ModelOnDisk() = default;
 
 ModelOnDisk ModelOnDisk::open(const std::string& model_dir) {
+  LoadOptions options;
+  options.model_dir = model_dir;
+  return open(options);
+}
+
+ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   auto impl = std::make_unique<Impl>();
-  impl->files = open_model(model_dir);
+  impl->files = open_model(options.model_dir);
+  impl->loras = options.loras;
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;
   info.name = model.name;
@@ -45,6 +53,7 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   RunReport report;
   report.options = resolved(options);
   report.model_name = model.name;
+  report.loras = impl_->loras;
   report.noise_levels = noise_levels(report.options, model);
   if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);
   return report;

@@ -15,6 +15,16 @@ json plan_use_json(const PlanUse& plan) {
           {"warnings", plan.warnings}};
 }
 
+json loras_json(const std::vector<Lora>& loras) {
+  json list = json::array();
+  for (const Lora& lora : loras) {
+    json each = {{"file", lora.path}, {"scale", lora.scale}};
+    if (lora.expert != Lora::Expert::kAll) each["expert"] = lora.expert == Lora::Expert::kHigh ? "high" : "low";
+    list.push_back(each);
+  }
+  return list;
+}
+
 }  // namespace
 
 std::string to_json(const RunReport& report) {
@@ -28,6 +38,7 @@ std::string to_json(const RunReport& report) {
                           {"uploaded_bytes", masks.uploaded_bytes},
                           {"peak_device_bytes", masks.peak_device_bytes}};
   const json result = {{"model", report.model_name},
+                       {"loras", loras_json(report.loras)},
                        {"precision", report.precision},
                        {"backend", report.backend},
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},

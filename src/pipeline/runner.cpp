@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
+#include <filesystem>
 
 #include "base/host_memory.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
 #include "calibatt/plan.h"
+#include "models/lora.h"
 #include "models/registry.h"
 #include "pipeline/device_backends.h"
 #include "pipeline/options.h"
@@ -47,7 +50,7 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 }  // namespace
 
-Runner::Runner(const LoadOptions& options) : threads_(options.threads), warn_(options.warn) {
+Runner::Runner(const LoadOptions& options) : threads_(options.threads), loras_(options.loras), warn_(options.warn) {
   begin_job();
   files_ = open_model(options.model_dir);  // what is wrong with it is said first
   warn(files_->description().scheduler.warning);
@@ -61,6 +64,7 @@ Runner::Runner(const LoadOptions& options) : threads_(options.threads), warn_(op
   ModelLoadOptions load;
   load.offload = options.offload && !backend_->in_host_memory();
   load.warn = options.warn;
+  load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
   model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
 }
@@ -103,11 +107,22 @@ std::vector<StepSettings> Runner::steps_of(const GenerateOptions& options, const
   return make_steps(scheduler, model().experts, std::array{*options.cfg_scale});
 }
 
+std::string Runner::transformer_name(int expert) const {
+  std::string name = model().name;
+  for (const Lora& lora : loras_) {
+    if (!concerns(lora, expert, static_cast<int>(model().experts.size()))) continue;
+    std::array<char, 32> scale{};
+    std::snprintf(scale.data(), scale.size(), ":%g", lora.scale);
+    name += " with the LoRA " + std::filesystem::path(lora.path).filename().string() + scale.data();
+  }
+  return name;
+}
+
 RunDescription Runner::describe_attention(const GenerateOptions& options, const ProgressCallback& progress) {
   RunDescription run;
   run.transformers.clear();
   for (int expert = 0; expert < static_cast<int>(model().experts.size()); ++expert) {
-    run.transformers.push_back({model().name, [this, expert, progress](const std::string& like) {
+    run.transformers.push_back({transformer_name(expert), [this, expert, progress](const std::string& like) {
                                   return model_->fingerprint(expert, like, stage_work(progress, "check"));
                                 }});
   }
@@ -130,6 +145,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   RunReport report;
   report.options = options;
   report.model_name = model().name;
+  report.loras = loras_;
   report.precision = precision_name(model_->dtype(), *backend_);
   report.backend = backend_->name();
   report.device = backend_->device_name();

@@ -53,7 +53,11 @@ class Runner {
   std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler) const;
   std::vector<Prompt> prompts_of(const GenerateOptions& options) const;
 
+  /// For people: with the LoRAs that were merged into it.
+  std::string transformer_name(int expert) const;
+
   int threads_ = 0;
+  std::vector<Lora> loras_;
   std::function<void(const std::string&)> warn_;
   std::unique_ptr<ModelFiles> files_;  ///< null for a model that does not come from a folder
   std::unique_ptr<Backend> backend_;

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/fingerprint.h"
+#include "models/lora.h"
 #include "models/original_layout.h"
 #include "models/t5/encoder.h"
 #include "models/wan/memory.h"
@@ -205,7 +206,10 @@ class WanFiles final : public ModelFiles {
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
-    auto model = std::make_unique<WanModel>(folder_, description_, backend, dtype, options);
+    ModelLoadOptions with_loras = options;
+    with_loras.overlay = merged_overlay(options.loras, 0, 1, open_transformer(folder_.transformer).tensors,
+                                        options.overlay, options.warn);
+    auto model = std::make_unique<WanModel>(folder_, description_, backend, dtype, with_loras);
     backend.trim_memory();
     return model;
   }

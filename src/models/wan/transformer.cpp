@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "models/weights.h"
 #include "nn/heads.h"
 #include "nn/rope.h"
 #include "nn/tensor_rows.h"
@@ -183,7 +184,7 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   Tensor host_gate;
   if (attention.wants_output_context()) {
     host_gate = backend_->to_host(gate);
-    context.output_weight = &block.output_weight;
+    context.output_weight = &output_weight(layer);
     context.gate = {host_gate.f32(), static_cast<size_t>(dim)};
     context.residual_square_sum = backend_->sum_of_squares(work_.residual);
     context.output_layer = block.output.get();
@@ -260,6 +261,18 @@ std::pair<Tensor, Tensor> WanTransformer::embed_timestep(double timestep) const 
   Tensor modulation = backend_->empty(DType::kF32, {6 * dim});
   backend_->linear(*time_projection_, hidden, modulation);
   return {embedding, modulation};
+}
+
+/// W_o of self-attention as stored, on the host. Read when it is asked for: calibration alone does, and a weight that
+/// was changed would be a copy.
+const Tensor& WanTransformer::output_weight(int layer) {
+  output_weights_.resize(blocks_.size());
+  Tensor& weight = output_weights_[static_cast<size_t>(layer)];
+  if (weight.empty()) {
+    const int64_t dim = config_.dim();
+    weight = weights_->view("blocks." + std::to_string(layer) + ".attn1.to_out.0.weight", {dim, dim});
+  }
+  return weight;
 }
 
 const WanTransformer::Layout& WanTransformer::layout_for(const AttentionGeometry& geometry) {

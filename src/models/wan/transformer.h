@@ -80,7 +80,6 @@ class WanTransformer {
     Tensor modulation;  // scale_shift_table [6, dim]: shift, scale, gate of self-attention, then of the feed-forward
     std::shared_ptr<const LinearLayer> qkv, output;  // attn1; q, k, v stacked
     Tensor query_norm, key_norm;                     // [dim]; empty without qk_norm
-    Tensor output_weight;                            // attn1.to_out as stored, host (OutputContext)
     Tensor cross_norm_weight, cross_norm_bias;       // norm2; empty without cross_attn_norm
     std::shared_ptr<const LinearLayer> cross_query, cross_keys_values, cross_output;  // attn2; k, v stacked
     Tensor cross_query_norm, cross_key_norm;
@@ -106,6 +105,7 @@ class WanTransformer {
 
   WanTransformer() = default;
   Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
+  const Tensor& output_weight(int layer);
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens);
   void between_parts(const WorkProgress& progress, int layer, double within) const;
@@ -122,7 +122,9 @@ class WanTransformer {
   std::shared_ptr<const LinearLayer> patch_embedding_;
   std::shared_ptr<const LinearLayer> time_in_, time_out_, time_projection_, text_in_, text_out_;
   std::vector<Block> blocks_;
-  Tensor output_modulation_;  // scale_shift_table [2, dim]
+  std::shared_ptr<const Weights> weights_;  // for output_weight
+  std::vector<Tensor> output_weights_;      // of each block; empty until somebody asks
+  Tensor output_modulation_;                // scale_shift_table [2, dim]
   std::shared_ptr<const LinearLayer> output_projection_;
   std::unique_ptr<Layout> layout_;  // of the last forward
   Workspace work_;

@@ -67,7 +67,8 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.config_ = WanTransformerConfig::from(files.config);
   warn_of_unread_settings(files.config, {}, options);
   const WanTransformerConfig& config = model.config_;
-  const Weights weights(std::move(files.tensors));
+  model.weights_ = std::make_shared<const Weights>(std::move(files.tensors));
+  const Weights& weights = *model.weights_;
   if (options.offload) require_host_memory(config, dtype);
   const int64_t dim = config.dim();
 
@@ -135,7 +136,6 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   block.modulation = backend.from_host(weights.get_f32(prefix + "scale_shift_table", {1, 6, dim}).reshaped({6, dim}));
   block.qkv = fused({"attn1.to_q", "attn1.to_k", "attn1.to_v"}, block.streamed);
   block.output = linear("attn1.to_out.0", dim, dim);
-  block.output_weight = weights.view(prefix + "attn1.to_out.0.weight", {dim, dim});  // was checked just now
   block.cross_query = linear("attn2.to_q", dim, dim);
   block.cross_keys_values = fused({"attn2.to_k", "attn2.to_v"}, block.streamed_prompt);
   block.cross_output = linear("attn2.to_out.0", dim, dim);

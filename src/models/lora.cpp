@@ -1,0 +1,301 @@
+#include "models/lora.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "backend/backend.h"
+#include "base/checked_copy.h"
+#include "base/error.h"
+#include "io/input_file.h"
+#include "io/json_config.h"
+#include "io/safetensors.h"
+#include "models/lora_keys.h"
+
+namespace calibatt {
+namespace {
+
+constexpr size_t kNamed = 3;  // keys in a message
+
+/// A PEFT adapter's settings, which its tensors do not have.
+class AdapterConfig {
+ public:
+  /// adapter_config.json beside the tensors, or what diffusers keeps of it in their file. Neither: alphas are the
+  /// ranks.
+  static AdapterConfig of(const Safetensors& file) {
+    AdapterConfig config;
+    const std::string& path = file.path();
+    const std::string beside = path.substr(0, path.rfind('/') + 1) + "adapter_config.json";
+    if (path.ends_with("adapter_model.safetensors") && path_exists(beside)) {
+      config.read(JsonConfig::load(beside), "");
+    } else if (const auto kept = file.metadata().find("lora_adapter_metadata"); kept != file.metadata().end()) {
+      const std::string where = path + ": lora_adapter_metadata";
+      config.read({parse_json(kept->second, where), where}, "transformer.");
+    }
+    return config;
+  }
+
+  /// What the product of a layer's matrices is multiplied by; alpha: what the file says of the layer.
+  double factor(const std::string& layer, std::optional<double> alpha, int64_t rank) const {
+    if (!alpha) alpha = alpha_of(layer);
+    if (!alpha) return 1;
+    return *alpha / (by_root_of_rank_ ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+  }
+
+ private:
+  void read(const JsonConfig& json, const std::string& prefix) {
+    if (json.boolean(prefix + "use_dora", false)) json.fail(prefix + "use_dora", "DoRA is not supported");
+    if (!json.has(prefix + "lora_alpha")) return;
+    alpha_ = json.number(prefix + "lora_alpha");
+    by_root_of_rank_ = json.boolean(prefix + "use_rslora", false);
+    if (!json.has(prefix + "alpha_pattern")) return;
+    const JsonConfig pattern = json.object(prefix + "alpha_pattern");
+    for (const auto& [name, value] : pattern.json().items())
+      pattern_[parse_lora_key(name).layer] = pattern.number(name);
+  }
+  std::optional<double> alpha_of(const std::string& layer) const {
+    for (const auto& [name, alpha] : pattern_) {
+      if (layer == name || layer.ends_with("." + name)) return alpha;
+    }
+    return alpha_;
+  }
+
+  std::optional<double> alpha_;
+  bool by_root_of_rank_ = false;
+  std::map<std::string, double> pattern_;
+};
+
+/// What changes one tensor by a product of matrices: names in the file.
+struct LowRank {
+  std::string layer, down, up, alpha, up_bias, bias_target;
+};
+
+std::string listed(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) text += (i > 0 ? ", " : "") + quoted_name(names[i]);
+  if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+  return text;
+}
+
+/// Adds scale · up·down to rows of a matrix: `down` becomes a linear layer, `up` its input.
+class ProductAdder {
+ public:
+  ProductAdder(Tensor up, const Tensor& down, double scale) : up_(std::move(up)) {
+    static const std::shared_ptr<Backend> cpu = make_backend("cpu");
+    backend_ = cpu;
+    const int64_t rank = down.dim(0), in = down.dim(1);
+    const Tensor wide = converted(down, DType::kF32);
+    Tensor transposed(DType::kF32, {in, rank});
+    for (int64_t row = 0; row < rank; ++row) {
+      for (int64_t column = 0; column < in; ++column) {
+        transposed.f32()[column * rank + row] = static_cast<float>(scale * wide.f32()[row * in + column]);
+      }
+    }
+    layer_ = backend_->make_linear(transposed, {}, DType::kF32);
+  }
+  void operator()(int64_t first_row, Tensor& rows) const {
+    Tensor sum = rows.reshaped({rows.dim(0), layer_->out_features()});
+    const int64_t rank = layer_->in_features();
+    const auto* from =
+        static_cast<const char*>(up_.raw()) + first_row * rank * static_cast<int64_t>(dtype_size(up_.dtype()));
+    Tensor input(DType::kF32, {rows.dim(0), rank});
+    convert_elements(from, up_.dtype(), input.raw(), DType::kF32, input.size());
+    backend_->linear(*layer_, input, sum, {.accumulate = true});
+  }
+
+ private:
+  std::shared_ptr<Backend> backend_;
+  Tensor up_;  // [out, rank]
+  std::shared_ptr<const LinearLayer> layer_;
+};
+
+/// Reads one LoRA file into an overlay.
+class LoraReader {
+ public:
+  LoraReader(const Lora& lora, const Safetensors& file, const MappedTensors& transformer, WeightOverlay& overlay)
+      : lora_(lora), file_(file), transformer_(transformer), overlay_(overlay), config_(AdapterConfig::of(file)) {}
+
+  void read() {
+    const LoraTargets targets(transformer_);
+    for (const auto& [name, entry] : file_.entries()) {
+      const LoraKey key = parse_lora_key(name);
+      if (key.part == LoraPart::kUnsupported) {
+        throw Error(ErrorKind::kMismatch,
+                    file_.describe(name) +
+                        ": belongs to a kind of LoRA that is not supported (DoRA, LoCon), and what "
+                        "lies beside it means something else without it; merge it where it was made");
+      }
+      const std::string target = key.part == LoraPart::kUnknown ? "" : targets.find(key);
+      if (target.empty()) {
+        unused_.push_back(name);
+      } else {
+        require_finite(name);
+        take(key, name, target);
+      }
+    }
+    for (const auto& [target, matrices] : low_rank_) add_product(target, matrices);
+  }
+
+  /// Empty: every key is used.
+  std::string warning() const {
+    if (unused_.empty()) return {};
+    return file_.path() + ": " + std::to_string(unused_.size()) + " of " + std::to_string(file_.entries().size()) +
+           " keys are not used, since this model has no such layers: " + listed(unused_);
+  }
+  void require_use() const {
+    if (unused_.size() < file_.entries().size()) return;
+    throw Error(ErrorKind::kMismatch, file_.path() + ": none of its " + std::to_string(unused_.size()) +
+                                          " keys changes a layer of this model: " + listed(unused_) +
+                                          "; is it a LoRA of this model?");
+  }
+
+ private:
+  void take(const LoraKey& key, const std::string& name, const std::string& target) {
+    switch (key.part) {
+      case LoraPart::kDown:
+        return set(low_rank_[target].down, key, name, target);
+      case LoraPart::kUp:
+        return set(low_rank_[target].up, key, name, target);
+      case LoraPart::kAlpha:
+        return set(low_rank_[target].alpha, key, name, target);
+      case LoraPart::kUpBias: {
+        const std::string weight = target.substr(0, target.rfind('.')) + ".weight";
+        low_rank_[weight].bias_target = target;
+        return set(low_rank_[weight].up_bias, key, name, weight);
+      }
+      default:
+        return add_difference(name, target, lora_.scale);
+    }
+  }
+
+  void set(std::string& place, const LoraKey& key, const std::string& name, const std::string& target) {
+    if (!place.empty()) {
+      throw Error(ErrorKind::kFormat, file_.describe(name) + " is for the same layer as " + quoted_name(place) +
+                                          "; the file mixes two spellings of its keys");
+    }
+    place = name;
+    low_rank_[target].layer = key.layer;
+  }
+
+  void add_product(const std::string& target, const LowRank& matrices) {
+    if (matrices.down.empty() && matrices.up.empty() && matrices.up_bias.empty()) return;  // an alpha beside .diff
+    if (matrices.down.empty() || matrices.up.empty()) {
+      const std::string& there = !matrices.down.empty() ? matrices.down
+                                 : !matrices.up.empty() ? matrices.up
+                                                        : matrices.up_bias;
+      throw Error(ErrorKind::kFormat,
+                  file_.describe(there) + ": the other matrix of its product is missing; the file is not complete");
+    }
+    const std::vector<int64_t>& shape = transformer_.shape(target);
+    const int64_t out = shape.empty() ? 0 : shape[0];
+    int64_t in = 1;
+    for (size_t axis = 1; axis < shape.size(); ++axis) in *= shape[axis];
+    const std::vector<int64_t>&down = file_.shape(matrices.down), &up = file_.shape(matrices.up);
+    const int64_t rank = down.empty() ? 0 : down[0];
+    require_matrix(matrices.down, rank, in, target);
+    require_matrix(matrices.up, out, rank, target);
+    if (up.empty() || up[0] != out) refuse_shape(matrices.up, target);
+
+    std::optional<double> alpha;
+    if (!matrices.alpha.empty()) {
+      const Tensor value = converted(file_.get(matrices.alpha), DType::kF32);
+      if (value.size() != 1) refuse_shape(matrices.alpha, target);
+      alpha = value.f32()[0];
+    }
+    const double factor = lora_.scale * config_.factor(matrices.layer, alpha, rank);
+    const Tensor down_matrix = file_.get(matrices.down).reshaped({rank, in}),
+                 up_matrix = file_.get(matrices.up).reshaped({out, rank});
+    overlay_.add(target, shape, [=]() -> WeightOverlay::AddToRows {
+      auto adder = std::make_shared<const ProductAdder>(up_matrix, down_matrix, factor);
+      return [adder](int64_t first_row, Tensor& rows) { (*adder)(first_row, rows); };
+    });
+    if (!matrices.up_bias.empty()) add_difference(matrices.up_bias, matrices.bias_target, factor);
+  }
+
+  void add_difference(const std::string& name, const std::string& target, double scale) {
+    const std::vector<int64_t>& shape = transformer_.shape(target);
+    const Tensor difference = file_.get(name);
+    int64_t size = 1;
+    for (const int64_t extent : shape) size *= extent;
+    if (difference.size() != size) refuse_shape(name, target);
+    overlay_.add(target, shape, [=, elements = difference.reshaped({size})]() -> WeightOverlay::AddToRows {
+      return [=](int64_t first_row, Tensor& rows) {
+        const int64_t count = rows.size(), first = first_row * (count / rows.dim(0));
+        const auto* from =
+            static_cast<const char*>(elements.raw()) + first * static_cast<int64_t>(dtype_size(elements.dtype()));
+        Tensor wide(DType::kF32, {count});
+        convert_elements(from, elements.dtype(), wide.raw(), DType::kF32, count);
+        for (int64_t i = 0; i < count; ++i) rows.f32()[i] += static_cast<float>(scale) * wide.f32()[i];
+      };
+    });
+  }
+
+  void require_finite(const std::string& name) const {
+    const Tensor tensor = file_.get(name);
+    const DType dtype = tensor.dtype();
+    if (dtype != DType::kF32 && dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF64) {
+      throw Error(ErrorKind::kFormat,
+                  file_.describe(name) + ": expected F32, BF16 or F16, found " + std::string(dtype_name(dtype)));
+    }
+    if (!all_finite(tensor)) {
+      throw Error(ErrorKind::kNumeric, file_.describe(name) + " holds NaN or infinity; fetch the file again");
+    }
+  }
+  void require_matrix(const std::string& name, int64_t rows, int64_t columns, const std::string& target) const {
+    int64_t size = 1;
+    for (const int64_t extent : file_.shape(name)) size *= extent;
+    if (rows < 1 || size != rows * columns) refuse_shape(name, target);
+  }
+  [[noreturn]] void refuse_shape(const std::string& name, const std::string& target) const {
+    throw Error(ErrorKind::kMismatch, file_.describe(name) + ": is " + shape_text(file_.shape(name)) +
+                                          ", which does not fit " + target + " " +
+                                          shape_text(transformer_.shape(target)) + "; it is a LoRA of another model");
+  }
+
+  const Lora& lora_;
+  const Safetensors& file_;
+  const MappedTensors& transformer_;
+  WeightOverlay& overlay_;
+  AdapterConfig config_;
+  std::map<std::string, LowRank> low_rank_;  // by the weight that it changes
+  std::vector<std::string> unused_;
+};
+
+}  // namespace
+
+void add_lora(const Lora& lora, const MappedTensors& transformer, WeightOverlay& overlay,
+              const std::function<void(const std::string&)>& warn) {
+  const std::string path = is_folder(lora.path) ? lora.path + "/adapter_model.safetensors" : lora.path;
+  const Safetensors file = Safetensors::open(path);
+  LoraReader reader(lora, file, transformer, overlay);
+  reader.read();
+  reader.require_use();
+  if (const std::string warning = reader.warning(); warn && !warning.empty()) warn(warning);
+}
+
+bool concerns(const Lora& lora, int expert, int num_experts) {
+  if (lora.expert == Lora::Expert::kAll) return true;
+  return num_experts > 1 && expert == (lora.expert == Lora::Expert::kHigh ? 0 : 1);
+}
+
+std::shared_ptr<const WeightOverlay> merged_overlay(const std::vector<Lora>& loras, int expert, int num_experts,
+                                                    const MappedTensors& transformer,
+                                                    std::shared_ptr<const WeightOverlay> first,
+                                                    const std::function<void(const std::string&)>& warn) {
+  if (loras.empty()) return first;
+  auto overlay = first ? std::make_shared<WeightOverlay>(*first) : std::make_shared<WeightOverlay>();
+  for (const Lora& lora : loras) {
+    if (num_experts == 1 && lora.expert != Lora::Expert::kAll) {
+      throw Error(ErrorKind::kUsage, lora.path +
+                                         ": is given for one of two transformers, and this model has one; give it with "
+                                         "--lora");
+    }
+    if (concerns(lora, expert, num_experts)) add_lora(lora, transformer, *overlay, warn);
+  }
+  return overlay->empty() ? nullptr : overlay;
+}
+
+}  // namespace calibatt

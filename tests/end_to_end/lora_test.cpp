@@ -1,0 +1,113 @@
+// LoRAs through the command line: the same videos and plans as with the weights merged beforehand, and plans of other
+// weights refused.
+#include "models/lora.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "base/random.h"
+#include "command.h"
+#include "io/safetensors.h"
+#include "models/original_layout.h"
+
+namespace calibatt::test {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+class LoraRuns : public testing::Test {
+ protected:
+  LoraRuns() {
+    const MappedTensors base = open_transformer(kModel + "/transformer").tensors;
+    std::map<std::string, Tensor> lora;
+    uint64_t seed = 1;
+    for (int layer = 0; layer < 8; ++layer) {
+      for (const std::string part : {"self_attn.q", "self_attn.o", "ffn.2"}) {
+        const std::string name = "diffusion_model.blocks." + std::to_string(layer) + "." + part;
+        const int64_t in = part == "ffn.2" ? 1024 : 256;
+        lora[name + ".lora_down.weight"] = converted(TorchGenerator(seed++).randn({4, in}), DType::kF16);
+        lora[name + ".lora_up.weight"] = converted(TorchGenerator(seed++).randn({256, 4}), DType::kF16);
+        lora[name + ".alpha"] = Tensor::zeros(DType::kF32, {});
+        lora[name + ".alpha"].f32()[0] = 0.1f;
+      }
+    }
+    lora["diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight"] = Tensor::zeros(DType::kF16, {4, 256});
+    write_safetensors(lora_, lora);
+
+    fs::copy(kModel, merged_, fs::copy_options::recursive);
+    WeightOverlay overlay;
+    add_lora({lora_, 0.5}, base, overlay);
+    const MappedTensors over = overlay.over(base);
+    std::map<std::string, Tensor> tensors;
+    for (const auto& [name, entry] : over.entries()) tensors[name] = over.get(name);
+    write_safetensors(merged_ + "/transformer/diffusion_pytorch_model.safetensors", tensors);
+    write_file(prompts_, "a green square\n");
+  }
+
+  CommandResult generate(const std::string& model, const std::string& flags, const std::string& output) const {
+    return run_calibatt("generate --model " + model +
+                        " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu -p 'a red circle' -o " +
+                        folder_.file(output) + " --report " + folder_.file("r.json") + " " + flags);
+  }
+  CommandResult calibrate(const std::string& flags, const std::string& plan) const {
+    return run_calibatt("calibrate --model " + kModel +
+                        " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu --block-q 8 --block-k 8 "
+                        "--anchors 2 --density 0.5 --prompts " +
+                        prompts_ + " -o " + folder_.file(plan) + " " + flags);
+  }
+
+  TemporaryFolder folder_;
+  const std::string lora_ = folder_.file("fast.safetensors"), merged_ = folder_.file("merged"),
+                    prompts_ = folder_.file("prompts.txt"), flag_ = "--lora " + lora_ + ":0.5 ";
+};
+
+TEST_F(LoraRuns, MakeTheVideoOfTheMergedModel) {
+  const CommandResult with = generate(kModel, flag_, "with.png");
+  ASSERT_EQ(with.exit_code, 0) << with.output;
+  EXPECT_THAT(with.output, AllOf(HasSubstr("1 of 73 keys are not used"), HasSubstr("cross_attn.k_img")));
+  const auto report = nlohmann::json::parse(read_file(folder_.file("r.json")));
+  ASSERT_EQ(report["loras"].size(), 1u);
+  EXPECT_EQ(report["loras"][0]["file"], lora_);
+  EXPECT_EQ(report["loras"][0]["scale"], 0.5);
+  ASSERT_EQ(generate(merged_, "", "merged.png").exit_code, 0);
+  ASSERT_EQ(generate(kModel, "", "base.png").exit_code, 0);
+  const std::string frame = "_00003.png";
+  EXPECT_EQ(read_file(folder_.file("with" + frame)), read_file(folder_.file("merged" + frame)));
+  EXPECT_NE(read_file(folder_.file("with" + frame)), read_file(folder_.file("base" + frame)));
+
+  const CommandResult output_is_input =
+      run_calibatt("generate" + kSmall + "-p a " + flag_ + "-o x.mp4 --report " + lora_);
+  EXPECT_EQ(output_is_input.exit_code, 2) << output_is_input.output;
+  EXPECT_THAT(run_calibatt("generate -p a -m " + lora_ + " -o x.mp4").output, HasSubstr("this file with --lora"));
+  EXPECT_THAT(run_calibatt("generate" + kSmall + "-p a --lora " + lora_ + ":abc -o x.mp4").output,
+              HasSubstr("fast.safetensors:abc"));
+}
+
+TEST_F(LoraRuns, PlansAreOfTheWeightsThatWereMerged) {
+  ASSERT_EQ(calibrate("", "base.safetensors").exit_code, 0);
+  const CommandResult refused = generate(kModel, flag_ + "--plan " + folder_.file("base.safetensors"), "x.png");
+  EXPECT_NE(refused.exit_code, 0);
+  EXPECT_THAT(refused.output,
+              AllOf(HasSubstr("the plan does not fit"), HasSubstr("tiny-wan with the LoRA fast.safetensors:0.5")));
+
+  const CommandResult calibrated = calibrate(flag_, "with.safetensors");
+  ASSERT_EQ(calibrated.exit_code, 0) << calibrated.output;
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("with.safetensors")).output,
+              HasSubstr("tiny-wan with the LoRA fast.safetensors:0.5"));
+  for (const auto& [model, flags] : {std::pair(kModel, flag_), std::pair(merged_, std::string())}) {
+    const CommandResult fits = generate(model, flags + " --plan " + folder_.file("with.safetensors"), "x.png");
+    EXPECT_EQ(fits.exit_code, 0) << fits.output;
+    EXPECT_THAT(fits.output, HasSubstr("weights: same"));
+  }
+  EXPECT_THAT(calibrate("", "with.safetensors").output, HasSubstr("model_fingerprint")) << "of another profile";
+}
+
+}  // namespace
+}  // namespace calibatt::test
