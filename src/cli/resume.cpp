@@ -16,9 +16,10 @@ using nlohmann::json;
 
 constexpr const char* kVideoBytes = "video_bytes";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
-constexpr const char* kMadeFrom[] = {"model",      "prompt",    "negative_prompt", "seed",         "steps", "cfg_scale",
-                                     "flow_shift", "width",     "height",          "video_frames", "fps",   "scheduler",
-                                     "sigmas",     "precision", "noise_levels",    "plan_checksum", "loras"};
+constexpr const char* kMadeFrom[] = {"model",         "prompt",     "negative_prompt", "seed",      "steps",
+                                     "cfg_scale",     "flow_shift", "width",           "height",    "video_frames",
+                                     "fps",           "scheduler",  "sigmas",          "precision", "noise_levels",
+                                     "plan_checksum", "loras"};
 
 constexpr const char* kRemedy = "; give another name with -o, or move it away";
 
