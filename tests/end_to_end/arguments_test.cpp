@@ -142,7 +142,7 @@ TEST_F(Arguments, FlagsThatWouldChangeNothingArePassedOver) {
   ASSERT_EQ(cpp.exit_code, 0) << cpp.output;
   EXPECT_EQ(nlohmann::json::parse(report())["scheduler"], "euler");
   // What would change something is refused.
-  for (const char* flag : {"--use_prompt_extend", "--ulysses_size 8", "--batch_size 4", "--image a.png", "--lora x",
+  for (const char* flag : {"--use_prompt_extend", "--ulysses_size 8", "--batch_size 4", "--image a.png",
                            "--mode img_gen", "--t5_cpu=maybe"}) {
     expect_usage("generate" + kSmall + flag + " -p a" + output_, std::string(flag).substr(0, 6));
   }
