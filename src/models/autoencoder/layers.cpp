@@ -101,7 +101,7 @@ CausalConv3d Builder::linear(const std::string& name, int in_channels, int out_c
   return make(geometry, ordered, ordered_bias);
 }
 
-Tensor Builder::vector(const std::string& name, std::vector<int64_t> shape) {
+Tensor Builder::vector(const std::string& name, const std::vector<int64_t>& shape) {
   const int64_t channels = shape[0];
   return backend_.from_host(weights_.get_f32(name, shape).reshaped({channels}));
 }

@@ -98,7 +98,7 @@ class Builder {
  private:
   CausalConv3d convolution(const std::string& name, CausalConv3d::Geometry geometry, bool over_time);
   CausalConv3d make(const CausalConv3d::Geometry& geometry, const Tensor& weight, const Tensor& bias);
-  Tensor vector(const std::string& name, std::vector<int64_t> shape);  ///< [channels] F32, on the backend
+  Tensor vector(const std::string& name, const std::vector<int64_t>& shape);  ///< [channels] F32, on the backend
 
   const Weights& weights_;
   Backend& backend_;

@@ -139,10 +139,10 @@ TEST_F(ConvolutionPlans, ExistForWiderAutoencoders) {
     ASSERT_EQ(plans.size(), 1) << shape.describe();
     EXPECT_LT(plans[0].workspace_bytes(), int64_t{256} << 20) << shape.describe() << " " << plans[0].name();
   }
-  for (const ConvolutionShape& shape : wider_shapes(DType::kF32)) {  // with 14 GB of weights and activations: 20 GB
+  for (const ConvolutionShape& shape : wider_shapes(DType::kF32)) {  // 2.9 GB in Mochi's, beside 11 GB: 20 are allowed
     const auto plans = make_plans(h100, shape, 1, kMaxWorkspaceBytes);
     ASSERT_EQ(plans.size(), 1) << shape.describe();
-    EXPECT_LT(plans[0].workspace_bytes(), int64_t{6} << 30) << shape.describe() << " " << plans[0].name();
+    EXPECT_LT(plans[0].workspace_bytes(), int64_t{4} << 30) << shape.describe() << " " << plans[0].name();
   }
 }
 
