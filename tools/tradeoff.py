@@ -6,7 +6,7 @@
     python3 -m tools.tradeoff --prompts 0 --judged-prompts 64          # only dense and the default plan, for the judge
 
 Measures a profile per token order and kind of measurement, compiles a plan per recipe and density from them, makes held-out prompts dense and with every
-plan, and judges every clip (tools/tiny_wan/judge). Everything is kept under --work: the same command again only adds what is
+plan, and judges every clip (tools/tiny_video/judge). Everything is kept under --work: the same command again only adds what is
 missing. Writes there
 
     results/PROMPT/PLAN.json   one run: its report, PSNR, SSIM and flicker against dense, the judge's verdict
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 
-from tools.tiny_wan.judge import ASPECTS, judge, read_video
+from tools.tiny_video.judge import ASPECTS, judge, read_video
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models/tiny-wan"

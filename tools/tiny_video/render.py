@@ -228,3 +228,13 @@ def _paint(scene: Scene, coverage: torch.Tensor, out: torch.Tensor, scale: float
         )
     picture = torch.lerp(picture, _rgb(scene.color, scene.color_shift, device), coverage[..., None])
     out.copy_(picture.add_(0.5))  # the conversion to uint8 cuts the fraction off
+
+
+def to_video(clips: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, T, H, W, 3] -> float [B, 3, T, H, W] in [-1, 1]."""
+    return clips.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def to_clips(video: torch.Tensor) -> torch.Tensor:
+    """float [B, 3, T, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3], rounded as diffusers' video processor does."""
+    return video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from tools.tiny_wan import config, state, tokenizer, train_dit, train_vae
-from tools.tiny_wan.export import export, random_parts
-from tools.tiny_wan.latent_pool import LatentPool
-from tools.tiny_wan.optim import Average, Optimiser, orthogonalise
-from tools.tiny_wan.whole_clip import WholeClip
+from tools.tiny_video import architecture as architectures
+from tools.tiny_video import state, tokenizer, train_dit, train_vae
+from tools.tiny_video.export import export
+from tools.tiny_video.latent_pool import LatentPool
+from tools.tiny_video.optim import Average, Optimiser, orthogonalise
 
 
 def test_orthogonalise_evens_out_singular_values():
@@ -43,6 +43,15 @@ def test_optimiser_fits_a_line():
     assert last < 0.01 * first
 
 
+def test_optimiser_moves_slow_parameters_less():
+    quick, slow = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
+    optimiser = Optimiser([torch.nn.Parameter(torch.eye(2))], [quick], [slow])
+    for parameter in optimiser.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step(0.0, 0.1)
+    assert torch.allclose(slow, quick * Optimiser.SLOW) and quick.abs().min() > 0.01
+
+
 def test_average_follows_and_swaps():
     layer = torch.nn.Linear(2, 2)
     average = Average([layer], 0.9)
@@ -65,13 +74,15 @@ def test_noise_levels_reach_pure_noise():
     assert 0.5 < levels.median() < 0.9
 
 
-def test_short_latents_are_the_start_of_long_ones(tmp_path):
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_short_latents_are_the_start_of_long_ones(tmp_path, name):
     torch.manual_seed(0)
+    architecture = architectures.load(name)
     tokenizer.write(tmp_path / "tokenizer")
-    vae = WholeClip(config.make_vae().eval())
-    zeros, ones = [0.0] * 16, [1.0] * 16
-    caption_tokenizer = tokenizer.CaptionTokenizer(tmp_path / "tokenizer")
-    pools = [LatentPool(2, frames, vae, zeros, ones, caption_tokenizer, torch.device("cpu"), 7, 9, 64) for frames in (2, 3)]
+    vae = architecture.WholeClip(architecture.make_vae().eval())
+    caption_tokenizer = tokenizer.CaptionTokenizer(tmp_path / "tokenizer", architecture.TRAIN_PROMPT_TOKENS)
+    size = (architecture.TINY_FRAMES, 64)
+    pools = [LatentPool(architecture, 2, frames, vae, caption_tokenizer, torch.device("cpu"), 7, *size) for frames in (2, 3)]
     for pool in pools:
         pool.add(2)
     assert torch.allclose(pools[0].latents.float(), pools[1].latents[:, :, :2].float(), atol=0.02)
@@ -79,25 +90,22 @@ def test_short_latents_are_the_start_of_long_ones(tmp_path):
     assert (pools[0].ids[..., -1] == 0).all()
 
 
-@pytest.fixture
-def tiny_state(tmp_path):
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_training_resumes_and_exports(tmp_path, name):
+    architecture = architectures.load(name)
     tokenizer.write(tmp_path / "tokenizer")
-    train_vae.main(["--state", str(tmp_path / "state"), "--device", "cpu", "--tiny", "--minutes", "1", "--steps", "1"])
-    return tmp_path
-
-
-def test_training_resumes_and_exports(tiny_state):
-    arguments = ["--state", str(tiny_state / "state"), "--device", "cpu", "--tiny", "--minutes", "2"]
-    arguments += ["--tokenizer", str(tiny_state / "tokenizer"), "--steps", "2"]
+    common = ["--model", name, "--state", str(tmp_path / "state"), "--device", "cpu", "--tiny"]
+    train_vae.main([*common, "--minutes", "1", "--steps", "1"])
+    arguments = [*common, "--minutes", "2", "--tokenizer", str(tmp_path / "tokenizer"), "--steps", "2"]
     train_dit.main(arguments)
     train_dit.main([*arguments, "--finish"])
-    rows = [json.loads(line) for line in (tiny_state / "state" / "dit.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "state" / "dit.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "rate" in row] == [1, 2, 3, 4]
-    parts = state.load_parts(tiny_state / "state")
+    parts = state.load_parts(architecture, tmp_path / "state")
     expected = {name: value.clone() for name, value in parts[0].state_dict().items()}
-    export(tiny_state / "model", *parts)
-    state.from_model(tiny_state / "model", tiny_state / "again")
-    again = state.load_parts(tiny_state / "again")
+    export(architecture, tmp_path / "model", *parts)
+    state.from_model(tmp_path / "model", tmp_path / "again")
+    again = state.load_parts(architecture, tmp_path / "again")
     for name, value in again[0].state_dict().items():
         assert torch.equal(value, expected[name]), name
 

@@ -6,31 +6,33 @@ import random
 
 import torch
 
-from . import config
-from .clips import caption, render, sample_scene
-from .whole_clip import WholeClip, to_video
+from .architecture import total_frames
+from .clips import SIZE, caption, render, sample_scene, to_video
 
 CAPTIONS_PER_CLIP = 4
 
 
 class LatentPool:
-    """latents [P, 16, T, H, W] bf16 with mean 0 and deviation 1 per channel; ids [P, 4, 64], four captions of each.
+    """latents [P, C, T, H, W] bf16 with mean 0 and deviation 1 per channel; ids [P, 4, L], four captions of each.
 
-    latent_frames < 17 keeps the first frames only (the autoencoder is causal, so these equal the whole clip's).
+    Fewer latent_frames than the whole clip's keep the first frames only (the autoencoder is causal, so these equal the whole clip's).
     """
 
-    def __init__(self, capacity: int, latent_frames: int, vae: WholeClip, mean, std, tokenizer, device, seed: int,
-                 frames: int = config.NUM_FRAMES, size: int = config.SIZE, at_once: int = 16):  # fmt: skip
+    def __init__(self, architecture, capacity: int, latent_frames: int, vae, tokenizer, device, seed: int,
+                 frames: int | None = None, size: int = SIZE, at_once: int = 16):  # fmt: skip
+        """vae: the architecture's WholeClip. tokenizer: a CaptionTokenizer."""
+        frames = frames or architecture.NUM_FRAMES
         self.vae, self.tokenizer, self.device = vae, tokenizer, device
         self.capacity, self.latent_frames, self.frames, self.size, self.at_once = capacity, latent_frames, frames, size, at_once
         self.rng = random.Random(seed)
-        shape = (1, config.LATENT_CHANNELS, 1, 1, 1)
-        self.mean, self.std = (torch.tensor(v, device=device).view(shape) for v in (mean, std))
+        self.frames_used = total_frames(architecture, latent_frames)
+        statistics = vae.vae.config.latents_mean, vae.vae.config.latents_std
+        self.mean, self.std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in statistics)
         latent = size // 8
         self.latents = torch.empty(
-            capacity, config.LATENT_CHANNELS, latent_frames, latent, latent, device=device, dtype=torch.bfloat16
+            capacity, architecture.LATENT_CHANNELS, latent_frames, latent, latent, device=device, dtype=torch.bfloat16
         )
-        self.ids = torch.empty(capacity, CAPTIONS_PER_CLIP, config.TRAIN_PROMPT_TOKENS, dtype=torch.long, device=device)
+        self.ids = torch.empty(capacity, CAPTIONS_PER_CLIP, architecture.TRAIN_PROMPT_TOKENS, dtype=torch.long, device=device)
         self.filled, self.next, self.drawn = 0, 0, 0
 
     @torch.no_grad()
@@ -51,7 +53,7 @@ class LatentPool:
     def encode(self, scenes) -> torch.Tensor:
         still = self.latent_frames == 1
         clips = render(scenes, self.device, 1 if still else self.frames, self.size)
-        video = to_video(clips[:, : 1 + 4 * (self.latent_frames - 1)])
+        video = to_video(clips[:, : self.frames_used])
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             mean, _ = self.vae.encode(video)
         return ((mean.float() - self.mean) / self.std).to(torch.bfloat16)

@@ -96,13 +96,3 @@ class WholeClip:
                 x = self.resample(block.upsamplers[0], x)
         x = self.conv(decoder.conv_out, self.norm_act(x, decoder.norm_out.gamma))
         return unpatchify(x, vae.config.patch_size)
-
-
-def to_video(clips: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, T, H, W, 3] -> float [B, 3, T, H, W] in [-1, 1]."""
-    return clips.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
-
-
-def to_clips(video: torch.Tensor) -> torch.Tensor:
-    """float [B, 3, T, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3], rounded as diffusers' video processor does."""
-    return video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)

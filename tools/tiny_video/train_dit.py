@@ -1,9 +1,9 @@
 """Stage 2: transformer and text encoder together, by flow matching on the frozen autoencoder's latents.
 
-  python -m tools.tiny_wan.train_dit --state training_state --minutes 9            # one stretch, resumes the last
-  python -m tools.tiny_wan.train_dit --state training_state --minutes 9 --finish   # the last one: rates fall to zero
+  python -m tools.tiny_video.train_dit --state training_state --minutes 9            # one stretch, resumes the last
+  python -m tools.tiny_video.train_dit --state training_state --minutes 9 --finish   # the last one: rates fall to zero
 
-x = (1 - s) x0 + s noise, target noise - x0, timestep 1000 s, s = shift u / (1 + (shift - 1) u) with u logit-normal, and a
+x = (1 - s) x0 + s noise, target noise - x0 (Mochi: x0 - noise), timestep 1000 s (1000 (1 - s)), s = shift u / (1 + (shift - 1) u) with u logit-normal, and a
 share of nearly pure noise.
 A curriculum: single frames first (shape, colour, background, text), then the first second, then whole clips. The causal
 autoencoder makes the first latent frames of a clip independent of the rest, so all three share one latent space.
@@ -18,12 +18,13 @@ import time
 
 import torch
 
-from . import config, state
-from .fast_wan import choose_attention, compile_blocks, encode_text, make_fast, use_attention
+from . import architecture as architectures
+from . import state
+from .clips import SIZE
+from .compiling import compile_blocks, eager
 from .latent_pool import LatentPool
 from .optim import Average, Optimiser
 from .tokenizer import CaptionTokenizer
-from .whole_clip import WholeClip
 
 SEED = 2
 CAPTION_DROPOUT = 0.12
@@ -31,16 +32,7 @@ CAPTION_DROPOUT = 0.12
 # text alone say where it goes; the logit-normal hardly ever draws such levels, and left was as often right without this.
 HIGH_NOISE_SHARE = 0.25
 VALIDATION_SIGMAS = (0.2, 0.5, 0.7, 0.85, 0.95, 0.99)
-
-# Latent frames -> batch, shift of the noise levels (more tokens, more redundancy, more noise), clips in the pool.
-KINDS = {1: (512, 2.0, 12288), 5: (160, 2.5, 2048), 17: (48, 3.0, 3072)}
-TINY_KINDS = {1: (4, 2.0, 8), 3: (2, 3.0, 4)}
-# (seconds of this stage until which it applies, kinds taken in turn)
-PHASES = ((40, (1,)), (140, (5, 5, 5, 1)), (1e9, (17, 17, 17, 17, 17, 1, 17, 17, 17, 17, 17, 5)))
-TINY_PHASES = ((1e-3, (1,)), (1e9, (3, 1)))
-LAST_PHASE = {"real": (17,), "tiny": (3,)}  # once the rates fall
-REFRESH = 16  # clips drawn at once
-REFRESH_EVERY = {1: 2, 5: 8, 17: 8}  # steps of a kind
+TINY_PHASES = ((1e-3, (1,)), (1e9, (3, 1)))  # of architecture.TINY_KINDS, as architecture.PHASES of architecture.KINDS
 
 
 def sigmas(count: int, shift: float, device, generator, high_share: float = HIGH_NOISE_SHARE) -> torch.Tensor:
@@ -56,39 +48,31 @@ def sigmas(count: int, shift: float, device, generator, high_share: float = HIGH
 class Model:
     """The two modules that are trained, and how a loss comes from them."""
 
-    def __init__(self, device, compiled: bool):
+    def __init__(self, architecture, device, compiled: bool):
         torch.manual_seed(SEED)
-        self.device = device
-        self.transformer, self.text_encoder = config.make_transformer(), config.make_text_encoder()
-        config.initialise_transformer(self.transformer)
-        torch.nn.init.normal_(self.text_encoder.shared.weight, std=0.3)
+        self.architecture, self.device = architecture, device
+        self.transformer, self.text_encoder = architecture.make_transformer(), architecture.make_text_encoder()
+        architecture.initialise_transformer(self.transformer)
+        architecture.initialise_text_encoder(self.text_encoder)
         self.transformer.to(device).train()
         self.text_encoder.to(device).train()
-        make_fast(self.transformer)
+        architecture.make_fast(self.transformer)
         if compiled:
-            compile_blocks(self.transformer)
+            compile_blocks(architecture.blocks(self.transformer))
 
     def autocast(self):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
     def predict(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         with self.autocast():
-            text = encode_text(self.text_encoder, ids)
-            return self.transformer(noisy, 1000 * sigma, text, return_dict=False)[0].float()
+            text = self.architecture.encode_text(self.text_encoder, ids)
+            return self.architecture.call(self.transformer, noisy, self.architecture.timestep(sigma), text).float()
 
     def loss(self, latents, ids, sigma, noise) -> torch.Tensor:
         """Per clip."""
         s = sigma.view(-1, 1, 1, 1, 1)
         velocity = self.predict((1 - s) * latents + s * noise, sigma, ids)
-        return (velocity - (noise - latents)).square().flatten(1).mean(1)
-
-    def split(self) -> tuple[list, list]:
-        """Parameters for Muon (the blocks' matrices) and for AdamW (the rest)."""
-        named = [*self.transformer.blocks.named_parameters(), *self.text_encoder.encoder.named_parameters()]
-        matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name and "relative" not in name]
-        chosen = {id(p) for p in matrices}
-        rest = [p for m in (self.transformer, self.text_encoder) for p in m.parameters() if id(p) not in chosen]
-        return matrices, rest
+        return (velocity - self.architecture.target(latents, noise)).square().flatten(1).mean(1)
 
 
 @torch.no_grad()
@@ -106,24 +90,19 @@ def validate(model: Model, latents, ids) -> dict:
     return result
 
 
-def eager(function, *arguments):
-    """Calls without compiled code: other batch sizes and inference would be compiled anew."""
-    with torch.compiler.set_stance("force_eager"):
-        return function(*arguments)
-
-
 def prepare(model: Model, kinds: dict, log: state.Log) -> None:
     """Runs every shape once forward and backward, so that compiling is over (and cached on disk) before time counts."""
     for frames, (batch, _, _) in kinds.items():
         start = time.perf_counter()
-        latents = torch.randn(batch, config.LATENT_CHANNELS, frames, 32, 32, device=model.device)
-        ids = torch.ones(batch, config.TRAIN_PROMPT_TOKENS, dtype=torch.long, device=model.device)
+        latents = torch.randn(batch, model.architecture.LATENT_CHANNELS, frames, SIZE // 8, SIZE // 8, device=model.device)
+        ids = torch.ones(batch, model.architecture.TRAIN_PROMPT_TOKENS, dtype=torch.long, device=model.device)
+        ids[: batch // 2, 1:] = 0
         model.loss(latents, ids, torch.full((batch,), 0.5, device=model.device), torch.randn_like(latents)).mean().backward()
-        for module in (model.transformer, model.text_encoder):
+        modules = (model.transformer, model.text_encoder)
+        finite = all(bool(p.grad.isfinite().all()) for module in modules for p in module.parameters() if p.grad is not None)
+        for module in modules:
             module.zero_grad(set_to_none=True)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        log.write(event="compiled", frames=frames, batch=batch, seconds=round(time.perf_counter() - start, 1))
+        log.write(event="compiled", frames=frames, batch=batch, finite=finite, seconds=round(time.perf_counter() - start, 1))
 
 
 def save(folder: pathlib.Path, model: Model, average: Average, optimiser: Optimiser, seconds: float, step: int) -> None:
@@ -134,6 +113,11 @@ def save(folder: pathlib.Path, model: Model, average: Average, optimiser: Optimi
         "average": average.shadow, "average_steps": average.steps, "optimiser": optimiser.state_dict(),
         "seconds": seconds, "step": step,
     })  # fmt: skip
+    save_average(folder, model, average)
+
+
+def save_average(folder: pathlib.Path, model: Model, average: Average) -> None:
+    modules = {"transformer": model.transformer, "text_encoder": model.text_encoder}
     average.swap()
     state.save(folder / "average.pt", {name: state.halved(module.state_dict()) for name, module in modules.items()})
     average.swap()
@@ -165,8 +149,9 @@ def resume(folder: pathlib.Path, model: Model, average: Average, optimiser: Opti
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    architectures.add_argument(parser)
     parser.add_argument("--state", default="training_state", type=pathlib.Path)
-    parser.add_argument("--tokenizer", default="models/tiny-wan/tokenizer", type=pathlib.Path)
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="default: the committed model's")
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit of this stretch")
     parser.add_argument("--finish", action="store_true", help="let the rates fall to zero at the end of this stretch")
     parser.add_argument("--finish-share", type=float, default=0.75, help="the part of the stretch over which they fall")
@@ -175,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adamw-rate", type=float, default=1e-3)
     parser.add_argument("--high-noise-share", type=float, default=HIGH_NOISE_SHARE)
     parser.add_argument("--average-decay", type=float, default=0.998)
-    parser.add_argument("--attention", choices=("flash", "cudnn"), help="the GPU's attention kernel; default: the faster")
+    parser.add_argument("--attention", help="the GPU's attention kernel; default: the faster")
     parser.add_argument("--only-compile", action="store_true", help="fill the compiler's cache and stop")
     parser.add_argument("--keep-pool", type=pathlib.Path, help="a file to keep the latents in for the next stretch")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps (tests)")
@@ -183,33 +168,33 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
+    architecture = architectures.load(arguments.model)
     device = torch.device(arguments.device)
     torch.set_float32_matmul_precision("high")
     on_gpu = device.type == "cuda"
-    kinds = TINY_KINDS if arguments.tiny else KINDS
+    kinds = architecture.TINY_KINDS if arguments.tiny else architecture.KINDS
     longest = max(kinds)
     log = state.Log(arguments.state / "dit.jsonl", stage="dit")
     if on_gpu:
-        use_attention(arguments.attention or choose_attention((32, 4, 4352, 64)))
-    model = Model(device, compiled=on_gpu and not arguments.no_compile)
+        architecture.use_attention(arguments.attention or architecture.choose_attention())
+    model = Model(architecture, device, compiled=on_gpu and not arguments.no_compile)
     if arguments.only_compile:
         prepare(model, kinds, log)
         return
-    matrices, rest = model.split()
-    optimiser = Optimiser(matrices, rest, betas=(0.9, 0.98))
+    matrices, rest, slow = architecture.split(model.transformer, model.text_encoder)
+    optimiser = Optimiser(matrices, rest, slow, betas=(0.9, 0.98))
     average = Average([model.transformer, model.text_encoder], arguments.average_decay)
     trained, step = resume(arguments.state, model, average, optimiser)
     generator = torch.Generator(device=device).manual_seed(SEED + 1000 * step)
 
-    vae = WholeClip(state.load_vae(arguments.state).to(device), compiled=on_gpu and not arguments.no_compile)
-    statistics = vae.vae.config.latents_mean, vae.vae.config.latents_std
-    tokenizer = CaptionTokenizer(arguments.tokenizer)
+    vae = architecture.WholeClip(state.load_vae(architecture, arguments.state).to(device), compiled=on_gpu and not arguments.no_compile)
+    tokenizer = CaptionTokenizer(arguments.tokenizer or architecture.FOLDER / "tokenizer", architecture.TRAIN_PROMPT_TOKENS)
     empty = tokenizer([""]).to(device)
-    size = (9, 64) if arguments.tiny else (config.NUM_FRAMES, config.SIZE)
+    size = (architecture.TINY_FRAMES, 64) if arguments.tiny else (architecture.NUM_FRAMES, SIZE)
     seeds = random.Random(SEED + step)
 
     def new_pool(frames: int, clips: int, seed: int) -> LatentPool:
-        return LatentPool(clips, frames, vae, *statistics, tokenizer, device, seed, *size)
+        return LatentPool(architecture, clips, frames, vae, tokenizer, device, seed, *size)
 
     held = new_pool(longest, 4 if arguments.tiny else 32, SEED + 12345)  # the same clips in every stretch
     held.add(held.capacity)
@@ -242,20 +227,20 @@ def main(argv: list[str] | None = None) -> None:
 
     recent: dict[int, list[torch.Tensor]] = {frames: [] for frames in kinds}
     first_step, last_log, clips_seen = step, begin, 0
-    phases, last_phase = (TINY_PHASES, LAST_PHASE["tiny"]) if arguments.tiny else (PHASES, LAST_PHASE["real"])
+    phases = TINY_PHASES if arguments.tiny else architecture.PHASES
     fall_from = stretch * (1 - arguments.finish_share)
     while step - first_step < arguments.steps:
         elapsed = time.perf_counter() - start
         if elapsed >= stretch:
             break
         decay = max(0.0, min(1.0, (stretch - elapsed) / (stretch - fall_from))) if arguments.finish else 1.0
-        cycle = last_phase if decay < 0.5 else next(cycle for until, cycle in phases if seconds_trained() <= until)
+        cycle = (longest,) if decay < 0.5 else next(cycle for until, cycle in phases if seconds_trained() <= until)
         frames = cycle[step % len(cycle)]
         batch, shift, _ = kinds[frames]
         pool = pool_of(frames)
         counts[frames] += 1
-        if counts[frames] % REFRESH_EVERY.get(frames, 8) == 0:
-            pool.add(2 if arguments.tiny else REFRESH)
+        if counts[frames] % architecture.REFRESH_EVERY.get(frames, 8) == 0:
+            pool.add(2 if arguments.tiny else architecture.REFRESH)
         latents, ids = pool.batch(batch, generator)
         dropped = torch.rand(batch, 1, device=device, generator=generator) < CAPTION_DROPOUT
         ids = torch.where(dropped, empty, ids)
@@ -280,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
             average.swap()
             log.write(event="validation", step=step, loss=eager(validate, model, held.latents, held.ids))
             average.swap()
+            save_average(arguments.state, model, average)  # what is there if the stretch is cut short
 
     trained = seconds_trained()
     average.swap()

@@ -11,6 +11,7 @@ live.pt             their live weights (bf16): with average.pt enough for a warm
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -18,7 +19,6 @@ import sys
 
 import torch
 
-from . import config
 
 
 def save(path: pathlib.Path, values) -> None:
@@ -38,36 +38,34 @@ def halved(values: dict) -> dict:
     return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in values.items()}
 
 
-def load_vae(folder: pathlib.Path):
+def load_vae(architecture, folder: pathlib.Path):
     """The finished autoencoder, f32."""
     saved = load(folder / "vae.pt")
     if saved is None:
         raise SystemExit(f"{folder / 'vae.pt'} is missing: run train_vae first")
-    vae = config.make_vae(saved["mean"], saved["std"])
+    vae = architecture.make_vae(saved["mean"], saved["std"])
     vae.load_state_dict({k: v.float() for k, v in saved["vae"].items()})
     return vae.eval().requires_grad_(False)
 
 
-def load_parts(folder: pathlib.Path):
+def load_parts(architecture, folder: pathlib.Path):
     """Transformer, text encoder (averaged weights) and autoencoder, ready to export."""
     saved = load(folder / "average.pt")
     if saved is None:
         raise SystemExit(f"{folder / 'average.pt'} is missing: run train_dit first")
-    transformer, text_encoder = config.make_transformer(), config.make_text_encoder()
+    transformer, text_encoder = architecture.make_transformer(), architecture.make_text_encoder()
     transformer.load_state_dict({k: v.float() for k, v in saved["transformer"].items()})
     text_encoder.load_state_dict({k: v.float() for k, v in saved["text_encoder"].items()})
-    return transformer.eval(), text_encoder.eval(), load_vae(folder)
+    return transformer.eval(), text_encoder.eval(), load_vae(architecture, folder)
 
 
 def from_model(model: pathlib.Path, folder: pathlib.Path) -> None:
     """Makes a state to go on from out of an exported model: vae.pt and average.pt. The optimiser starts anew."""
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from transformers import UMT5EncoderModel
-
-    vae = AutoencoderKLWan.from_pretrained(model / "vae")
+    index = json.loads((model / "model_index.json").read_text())
+    names = ("vae", "transformer", "text_encoder")
+    classes = (getattr(importlib.import_module(index[name][0]), index[name][1]) for name in names)
+    vae, transformer, text_encoder = (part.from_pretrained(model / name) for name, part in zip(names, classes))
     save(folder / "vae.pt", {"vae": halved(vae.state_dict()), "mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)})
-    transformer = WanTransformer3DModel.from_pretrained(model / "transformer")
-    text_encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder")
     save(folder / "average.pt", {"transformer": halved(transformer.state_dict()), "text_encoder": halved(text_encoder.state_dict())})
 
 
@@ -107,7 +105,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Makes a training state of what a stretch left, or of an exported model.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--join", type=pathlib.Path, help="the folder a stretch left, in pieces")
-    source.add_argument("--from-model", type=pathlib.Path, help="models/tiny-wan, for a warm start")
+    source.add_argument("--from-model", type=pathlib.Path, help="models/tiny-wan and the like, for a warm start")
     parser.add_argument("--state", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
     if arguments.join:

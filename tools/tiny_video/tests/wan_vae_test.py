@@ -2,13 +2,13 @@
 
 import torch
 
-from tools.tiny_wan import config
-from tools.tiny_wan.whole_clip import WholeClip
+from tools.tiny_video import wan
+from tools.tiny_video.wan import WholeClip
 
 
 def _vae():
     torch.manual_seed(0)
-    vae = config.make_vae().eval()
+    vae = wan.make_vae().eval()
     for name, parameter in vae.named_parameters():  # biases and gains away from their defaults
         if parameter.dim() == 1 or "gamma" in name:
             parameter.data.add_(0.2 * torch.randn_like(parameter))

@@ -2,21 +2,21 @@
 
 import torch
 
-from tools.tiny_wan import config
-from tools.tiny_wan.export import random_parts
-from tools.tiny_wan.fast_wan import encode_text, make_fast
+from tools.tiny_video import wan
+from tools.tiny_video.export import random_parts
+from tools.tiny_video.wan import encode_text, make_fast
 
 
 @torch.no_grad()
 def test_matches_diffusers():
-    transformer, text_encoder, _ = random_parts(0)
+    transformer, text_encoder, _ = random_parts(wan, 0)
     transformer.eval()
     text_encoder.eval()
-    ids = torch.zeros(2, config.TRAIN_PROMPT_TOKENS, dtype=torch.long)
+    ids = torch.zeros(2, wan.TRAIN_PROMPT_TOKENS, dtype=torch.long)
     ids[0, :9] = torch.randint(3, 200, (9,))
     ids[0, 9] = 1
     ids[1, 0] = 1  # the empty prompt
-    full = torch.zeros(2, config.PROMPT_TOKENS, dtype=torch.long)
+    full = torch.zeros(2, wan.PROMPT_TOKENS, dtype=torch.long)
     full[:, : ids.shape[1]] = ids
     mask = full != 0
     text = text_encoder(full, mask.long()).last_hidden_state * mask[..., None]

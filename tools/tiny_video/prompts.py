@@ -4,7 +4,7 @@
   heldout_two_objects.json, .txt         8 more with a second object; looked at, not counted
   calibration_prompts.txt                16 prompts of training's kind, for making a plan
 
-`python -m tools.tiny_wan.prompts [-o DIR]`
+`python -m tools.tiny_video.prompts [-o DIR]`
 """
 
 from __future__ import annotations

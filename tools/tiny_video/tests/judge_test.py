@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tools.tiny_wan import judge_background, judge_motion, judge_segment, judge_shape
-from tools.tiny_wan.clips import BACKGROUNDS, MOTIONS, SHAPES, place_scene, render
-from tools.tiny_wan.judge import judge, judge_folder, observe, summarise
+from tools.tiny_video import judge_background, judge_motion, judge_segment, judge_shape
+from tools.tiny_video.clips import BACKGROUNDS, MOTIONS, SHAPES, place_scene, render
+from tools.tiny_video.judge import judge, judge_folder, observe, summarise
 
 FRAMES = 33
 

@@ -12,9 +12,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from . import config
+from .compiling import fastest
 
-PADDING_BIAS = math.log(config.PROMPT_TOKENS - config.TRAIN_PROMPT_TOKENS + 1)
+PROMPT_TOKENS = 512  # what WanPipeline pads prompts to
+TRAIN_PROMPT_TOKENS = 64  # what training computes; the last position stands for the other 449
+PADDING_BIAS = math.log(PROMPT_TOKENS - TRAIN_PROMPT_TOKENS + 1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -61,14 +63,6 @@ def make_fast(transformer) -> None:
         block.attn2.set_processor(processor)
 
 
-def compile_blocks(transformer) -> None:
-    """One compilation per shape serves all blocks."""
-    torch._dynamo.config.automatic_dynamic_shapes = False
-    torch._dynamo.config.recompile_limit = 64
-    for block in transformer.blocks:
-        block.compile()
-
-
 def encode_text(text_encoder, ids: torch.Tensor) -> torch.Tensor:
     """ids [B, 64] -> [B, 64, text_dim], zero where padded, as WanPipeline pads."""
     mask = ids != 0
@@ -81,24 +75,17 @@ def use_attention(name: str) -> None:
     torch.backends.cuda.enable_cudnn_sdp(name == "cudnn")
 
 
-def choose_attention(shape: tuple[int, int, int, int]) -> str:
-    """The faster of the GPU's attention kernels, forward and backward."""
+def choose_attention() -> str:
+    """The faster of the GPU's kernels, for whole clips."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    times = {}
-    for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
-        try:
-            q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(32, 4, 4352, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+
+    def by(backend):
+        def call():
             with sdpa_kernel(backend):
-                for repeat in range(6):
-                    if repeat == 2:
-                        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                        begin.record()
-                    F.scaled_dot_product_attention(q, k, v).backward(v.detach())
-                end.record()
-                torch.cuda.synchronize()
-            times[name] = begin.elapsed_time(end) / 4
-        except RuntimeError:
-            times[name] = float("inf")
-    print("attention, ms forward and backward:", {k: round(v, 2) for k, v in times.items()}, flush=True)
-    return min(times, key=times.get)
+                return F.scaled_dot_product_attention(q, k, v)
+
+        return call
+
+    return fastest({"flash": by(SDPBackend.FLASH_ATTENTION), "cudnn": by(SDPBackend.CUDNN_ATTENTION)})

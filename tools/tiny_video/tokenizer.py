@@ -1,6 +1,6 @@
-"""The tokenizer: a SentencePiece unigram model of our own captions' words, in the layout WanPipeline loads.
+"""The tokenizer: a SentencePiece unigram model of our own captions' words, in the layout that diffusers' pipelines load.
 
-  python -m tools.tiny_wan.tokenizer -o models/tiny-wan/tokenizer
+  python -m tools.tiny_video.tokenizer -o models/tiny-wan/tokenizer
 
 Ids as T5's: 0 padding, 1 end of sentence, 2 unknown. Case is folded. Every printable ASCII character is a piece, so that words no
 caption has are spelled rather than unknown.
@@ -18,8 +18,7 @@ import random
 import re
 import string
 
-from . import config
-
+VOCABULARY_SIZE = 1024
 CAPTIONS = 40_000
 SEED = 20261123
 
@@ -46,7 +45,7 @@ def train_model(sentences: list[str]) -> bytes:
         sentence_iterator=iter(sentences[:2000]),
         model_writer=trained,
         model_type="unigram",
-        vocab_size=config.VOCABULARY_SIZE,
+        vocab_size=VOCABULARY_SIZE,
         hard_vocab_limit=False,
         character_coverage=1.0,
         normalization_rule_name="nmt_nfkc_cf",
@@ -71,21 +70,21 @@ def train_model(sentences: list[str]) -> bytes:
     spelled = [(c, -14.0) for c in ["\u2581", *characters] if c not in counts]
     for piece, score in known + spelled:
         model.pieces.add(piece=piece, score=score)
-    if len(model.pieces) > config.VOCABULARY_SIZE:
-        raise SystemExit(f"{len(model.pieces)} pieces, but the text encoder has {config.VOCABULARY_SIZE} embeddings")
+    if len(model.pieces) > VOCABULARY_SIZE:
+        raise SystemExit(f"{len(model.pieces)} pieces, but the text encoders have {VOCABULARY_SIZE} embeddings")
     model.trainer_spec.vocab_size = len(model.pieces)
     return model.SerializeToString()
 
 
-def write(folder: pathlib.Path) -> None:
-    """spiece.model and the files that make transformers read it as T5Tokenizer."""
+def write(folder: pathlib.Path, prompt_tokens: int = 512, model: pathlib.Path | None = None) -> None:
+    """spiece.model (made anew, or `model` as it is) and the files that make transformers read it as T5Tokenizer."""
     from transformers import T5Tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spiece.model").write_bytes(train_model(corpus()))
+    (folder / "spiece.model").write_bytes(model.read_bytes() if model else train_model(corpus()))
     settings = {
         "tokenizer_class": "T5Tokenizer",
-        "model_max_length": config.PROMPT_TOKENS,
+        "model_max_length": prompt_tokens,
         "pad_token": "<pad>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
@@ -102,7 +101,7 @@ def write(folder: pathlib.Path) -> None:
 class CaptionTokenizer:
     """Captions to ids for training, straight through SentencePiece."""
 
-    def __init__(self, folder: pathlib.Path, length: int = config.TRAIN_PROMPT_TOKENS):
+    def __init__(self, folder: pathlib.Path, length: int):
         import sentencepiece
 
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(pathlib.Path(folder) / "spiece.model"))

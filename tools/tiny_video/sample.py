@@ -1,8 +1,8 @@
 """Videos of the model in training or exported, on a GPU in batches: contact sheets to look at, accuracy by the judge.
 
-  python -m tools.tiny_wan.sample --state training_state -o DIR
+  python -m tools.tiny_video.sample --state training_state -o DIR
 
-Noise comes from torch's CPU generator, a seed per prompt, so a video equals WanPipeline's of that prompt and seed up to
+Noise comes from torch's CPU generator, a seed per prompt, so a video equals the diffusers pipeline's of that prompt and seed up to
 arithmetic.
 """
 
@@ -18,40 +18,43 @@ import time
 import numpy
 import torch
 
-from . import config, state
-from .clips import caption, sample_scene
-from .fast_wan import encode_text, make_fast
+from . import architecture as architectures
+from . import state
+from .clips import SIZE, caption, sample_scene, to_clips
 from .judging import judge_files
+from .prompts import DEFAULT_FOLDER
 from .tokenizer import CaptionTokenizer
-from .whole_clip import WholeClip, to_clips
 
 
 class Sampler:
-    def __init__(self, parts, tokenizer_folder, device):
+    def __init__(self, architecture, parts, tokenizer_folder, device):
+        self.architecture = architecture
         self.transformer, self.text_encoder, vae = (module.to(device).eval() for module in parts)
-        make_fast(self.transformer)
-        self.vae, self.device = WholeClip(vae), torch.device(device)
-        self.tokenizer = CaptionTokenizer(tokenizer_folder)
+        architecture.make_fast(self.transformer)
+        self.vae, self.device = architecture.WholeClip(vae), torch.device(device)
+        self.tokenizer = CaptionTokenizer(tokenizer_folder, architecture.TRAIN_PROMPT_TOKENS)
 
     def autocast(self):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def noise(self, seed: int, frames: int = config.LATENT_FRAMES, size: int = config.LATENT_SIZE) -> torch.Tensor:
+    def noise(self, seed: int, frames: int, size: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(1, config.LATENT_CHANNELS, frames, size, size, generator=generator)
+        return torch.randn(1, self.architecture.LATENT_CHANNELS, frames, size, size, generator=generator)
 
     @torch.no_grad()
-    def latents(self, prompts, seeds, steps, guidance, shift, frames=config.LATENT_FRAMES, size=config.LATENT_SIZE):
-        """Denoises one batch with classifier-free guidance against the empty prompt."""
+    def latents(self, prompts, seeds, steps, guidance, *scheduling, frames=None, size=SIZE // 8):
+        """Denoises one batch with classifier-free guidance against the empty prompt. scheduling: for make_scheduler."""
+        architecture = self.architecture
+        frames = frames or architecture.LATENT_FRAMES
         x = torch.cat([self.noise(seed, frames, size) for seed in seeds]).to(self.device)
         ids = self.tokenizer([*prompts, *[""] * len(prompts)]).to(self.device)
-        scheduler = config.make_scheduler(shift)
-        scheduler.set_timesteps(steps, device=self.device)
+        scheduler = architecture.make_scheduler(*scheduling)
+        architecture.set_timesteps(scheduler, steps, self.device)
         with self.autocast():
-            text = encode_text(self.text_encoder, ids)
+            text = architecture.encode_text(self.text_encoder, ids)
         for t in scheduler.timesteps:
             with self.autocast():
-                both = self.transformer(torch.cat([x, x]), t.expand(2 * len(x)), text, return_dict=False)[0].float()
+                both = architecture.call(self.transformer, torch.cat([x, x]), t.expand(2 * len(x)), text).float()
             conditional, empty = both.chunk(2)
             x = scheduler.step(empty + guidance * (conditional - empty), t, x, return_dict=False)[0]
         return x
@@ -66,11 +69,11 @@ class Sampler:
             clips = [to_clips(self.vae.decode(z[None] * std + mean)).cpu() for z in latents]
         return torch.cat(clips)
 
-    def videos(self, prompts, seeds, steps=20, guidance=4.0, shift=3.0, batch=16, **size) -> torch.Tensor:
+    def videos(self, prompts, seeds, steps, guidance, *scheduling, batch=16, **size) -> torch.Tensor:
         clips = []
         for first in range(0, len(prompts), batch):
             part = slice(first, first + batch)
-            clips.append(self.decode(self.latents(prompts[part], seeds[part], steps, guidance, shift, **size)))
+            clips.append(self.decode(self.latents(prompts[part], seeds[part], steps, guidance, *scheduling, **size)))
         return torch.cat(clips)
 
 
@@ -125,29 +128,32 @@ def read_prompts(path: pathlib.Path, count: int) -> tuple[list[str], list[dict]]
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    architectures.add_argument(parser)
     parser.add_argument("--state", default="training_state", type=pathlib.Path)
-    parser.add_argument("--tokenizer", default="models/tiny-wan/tokenizer", type=pathlib.Path)
-    parser.add_argument("--heldout", type=pathlib.Path, default=pathlib.Path("models/tiny-wan/prompts/heldout_prompts.json"))
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="default: the committed model's")
+    parser.add_argument("--heldout", type=pathlib.Path, default=DEFAULT_FOLDER / "heldout_prompts.json")
     parser.add_argument("-o", "--output", required=True, type=pathlib.Path)
     parser.add_argument("--count", type=int, default=64, help="prompts, from the first")
-    parser.add_argument("--settings", nargs="+", default=["20,4,5"], help="steps,guidance,shift, each sampled and judged")
+    parser.add_argument("--settings", nargs="+", help="steps,guidance(,shift for Wan), each sampled and judged; default: the model's")
     parser.add_argument("--seed", type=int, default=1000, help="of the first prompt")
-    parser.add_argument("--frames", type=int, default=config.LATENT_FRAMES, help="latent frames")
+    parser.add_argument("--frames", type=int, help="latent frames; default: the whole clip's")
     parser.add_argument("--sheet-rows", type=int, default=16)
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--no-judge", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="5 frames of 64x64 (tests)")
+    parser.add_argument("--tiny", action="store_true", help="two latent frames of 64x64 (tests)")
     arguments = parser.parse_args(argv)
-    sampler = Sampler(state.load_parts(arguments.state), arguments.tokenizer, arguments.device)
+    architecture = architectures.load(arguments.model)
+    tokenizer = arguments.tokenizer or architecture.FOLDER / "tokenizer"
+    sampler = Sampler(architecture, state.load_parts(architecture, arguments.state), tokenizer, arguments.device)
     prompts, labels = read_prompts(arguments.heldout, arguments.count)
     seeds = [arguments.seed + i for i in range(len(prompts))]
     size = dict(frames=2, size=8) if arguments.tiny else dict(frames=arguments.frames)
     log = state.Log(arguments.state / "samples.jsonl", stage="sample")
-    for setting in arguments.settings:
-        steps, guidance, shift = (float(v) for v in setting.split(","))
+    for setting in arguments.settings or [architecture.SETTING]:
+        steps, guidance, *scheduling = (float(v) for v in setting.split(","))
         start = time.perf_counter()
-        clips = sampler.videos(prompts, seeds, int(steps), guidance, shift, **size)
+        clips = sampler.videos(prompts, seeds, int(steps), guidance, *scheduling, **size)
         sampled = time.perf_counter() - start
         name = setting.replace(",", "_")
         rows = min(arguments.sheet_rows, len(clips))

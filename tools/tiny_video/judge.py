@@ -1,7 +1,7 @@
 """Does a video show what its prompt asked for? Colour, shape, motion and background, by geometry and statistics.
 
-  python -m tools.tiny_wan.judge --videos DIR [--labels heldout_prompts.json] [-o FILE.json]
-  python -m tools.tiny_wan.judge --validate [--count 540] [-o FILE.json]
+  python -m tools.tiny_video.judge --videos DIR [--labels heldout_prompts.json] [-o FILE.json]
+  python -m tools.tiny_video.judge --validate [--count 540] [-o FILE.json]
 
 DIR holds one video per label, named by its index: 00.mp4 (or .webm, .mkv, .npy with uint8 [T, H, W, 3], or a folder
 00/ of PNG frames). The object is segmented against its background (judge_segment), its shape compared with templates

@@ -1,10 +1,12 @@
-"""Draws the committed logs: python -m tools.tiny_wan.plot --logs tools/tiny_wan/logs -o tools/tiny_wan/logs/curves.png"""
+"""Draws the committed logs: python -m tools.tiny_video.plot --model wan"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import pathlib
+
+from . import architecture as architectures
 
 
 def read(path: pathlib.Path) -> list[dict]:
@@ -13,9 +15,11 @@ def read(path: pathlib.Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--logs", default="tools/tiny_wan/logs", type=pathlib.Path)
-    parser.add_argument("-o", "--output", default="tools/tiny_wan/logs/curves.png", type=pathlib.Path)
+    architectures.add_argument(parser)
+    parser.add_argument("--logs", type=pathlib.Path, help="default: the committed ones, tools/tiny_video/logs/MODEL")
+    parser.add_argument("-o", "--output", type=pathlib.Path, help="default: curves.png beside the logs")
     arguments = parser.parse_args()
+    logs = arguments.logs or pathlib.Path("tools/tiny_video/logs") / arguments.model
 
     import matplotlib
 
@@ -23,11 +27,11 @@ def main() -> None:
     from matplotlib import pyplot
 
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4))
-    vae = [row for row in read(arguments.logs / "vae.jsonl") if "loss" in row]
+    vae = [row for row in read(logs / "vae.jsonl") if "loss" in row]
     left.plot([row["seconds"] for row in vae], [row["psnr"] for row in vae])
     left.set(title="autoencoder", xlabel="seconds", ylabel="PSNR of training crops, dB")
 
-    rows = read(arguments.logs / "dit.jsonl")
+    rows = read(logs / "dit.jsonl")
     for frames in ("1", "5", "17"):
         points = [(r["seconds"], r["loss"][frames]) for r in rows if "event" not in r and frames in r["loss"]]
         middle.plot(*zip(*points), label=f"{frames} latent frames")
@@ -42,7 +46,7 @@ def main() -> None:
     right.set(title="validation loss, averaged weights", xlabel="step", yscale="log")
     right.legend()
     figure.tight_layout()
-    figure.savefig(arguments.output, dpi=80)
+    figure.savefig(arguments.output or logs / "curves.png", dpi=80)
 
 
 if __name__ == "__main__":

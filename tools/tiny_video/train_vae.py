@@ -1,8 +1,8 @@
 """Stage 1: the autoencoder, on clips rendered as it trains.
 
-  python -m tools.tiny_wan.train_vae --state training_state --minutes 6
+  python -m tools.tiny_video.train_vae --state training_state --minutes 6
 
-Random crops (17 frames of 128x128) first, whole frames and whole clips in the last part. Writes vae.pt (weights, latent mean
+Random crops first (17 frames of 128x128 for Wan), whole frames and whole clips in the last part. Writes vae.pt (weights, latent mean
 and deviation) when done; the state can be resumed while the stage is unfinished.
 """
 
@@ -17,24 +17,18 @@ import time
 import torch
 import torch.nn.functional as F
 
-from . import config, state
-from .clips import render, sample_scene
+from . import architecture as architectures
+from . import state
+from .clips import SIZE, render, sample_scene, to_video
 from .optim import Optimiser
-from .whole_clip import WholeClip, to_video
 
 SEED = 1
-# (share of the stage's time until which it applies, [(frames, pixels, batch), ...] taken in turn)
-PHASES = (
-    (0.60, [(17, 128, 32)]),
-    (1.00, [(17, 256, 8), (17, 128, 32), (65, 256, 2)]),
-)
-TINY_PHASES = ((0.5, [(5, 32, 2)]), (1.0, [(9, 64, 1)]))
 
 
 class ClipPool:
     """Rendered clips, uint8 on the device, a few replaced at every step."""
 
-    def __init__(self, clips: int, device, seed: int, frames: int = config.NUM_FRAMES, size: int = config.SIZE):
+    def __init__(self, clips: int, device, seed: int, frames: int, size: int):
         self.rng, self.device, self.frames, self.size = random.Random(seed), device, frames, size
         self.next = 0
         self.clips = torch.cat([self.draw(min(16, clips - i)) for i in range(0, clips, 16)])
@@ -77,7 +71,7 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def validate(model: WholeClip, pool: ClipPool, clips: int, autocast) -> dict:
+def validate(model, pool: ClipPool, clips: int, autocast) -> dict:
     """PSNR over whole clips and the worst error of an object's or texture's local mean colour (8-bit levels)."""
     values, hue = [], 0.0
     for first in range(0, clips, 2):
@@ -92,7 +86,7 @@ def validate(model: WholeClip, pool: ClipPool, clips: int, autocast) -> dict:
 
 
 @torch.no_grad()
-def latent_statistics(model: WholeClip, pool: ClipPool, clips: int, autocast) -> tuple[list[float], list[float]]:
+def latent_statistics(model, pool: ClipPool, clips: int, autocast) -> tuple[list[float], list[float]]:
     sums = []
     for first in range(0, clips, 2):
         with autocast():
@@ -105,6 +99,7 @@ def latent_statistics(model: WholeClip, pool: ClipPool, clips: int, autocast) ->
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    architectures.add_argument(parser)
     parser.add_argument("--state", default="training_state", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, default=6.0, help="time limit of this stretch")
     parser.add_argument("--plan-minutes", type=float, help="the whole stage's length, if it takes several stretches")
@@ -118,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
+    architecture = architectures.load(arguments.model)
     device = torch.device(arguments.device)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(SEED)
@@ -125,14 +121,11 @@ def main(argv: list[str] | None = None) -> None:
     def autocast():
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
-    vae = config.make_vae().to(device)
-    torch.nn.init.constant_(vae.quant_conv.bias[config.LATENT_CHANNELS :], -4.0)  # little posterior noise at the start
-    model = WholeClip(vae, compiled=device.type == "cuda" and not arguments.no_compile)
-    kernels = [p for name, p in vae.named_parameters() if p.dim() >= 4 and "gamma" not in name]
-    edge = {id(vae.encoder.conv_in.weight), id(vae.decoder.conv_out.weight)}
-    kernels = [p for p in kernels if id(p) not in edge]
-    others = [p for p in vae.parameters() if id(p) not in {id(k) for k in kernels}]
-    optimiser = Optimiser(kernels, others, betas=(0.9, 0.99))
+    vae = architecture.make_vae()
+    architecture.initialise_vae(vae)
+    vae.to(device)
+    model = architecture.WholeClip(vae, compiled=device.type == "cuda" and not arguments.no_compile)
+    optimiser = Optimiser(*architecture.vae_split(vae), betas=(0.9, 0.99))
 
     done, step = 0.0, 0  # seconds of this stage, steps
     saved = state.load(arguments.state / "vae_training.pt", device)
@@ -143,11 +136,12 @@ def main(argv: list[str] | None = None) -> None:
     stretch = arguments.minutes * 60
     plan = arguments.plan_minutes * 60 if arguments.plan_minutes else done + stretch
     log = state.Log(arguments.state / "vae.jsonl", stage="vae")
-    phases = TINY_PHASES if arguments.tiny else PHASES
-    pool = ClipPool(2, device, SEED + step, 9, 64) if arguments.tiny else ClipPool(arguments.pool, device, SEED + step)
+    phases = architecture.TINY_VAE_PHASES if arguments.tiny else architecture.VAE_PHASES
+    length, size = (architecture.TINY_FRAMES, 64) if arguments.tiny else (architecture.NUM_FRAMES, SIZE)
+    pool = ClipPool(2 if arguments.tiny else arguments.pool, device, SEED + step, length, size)
     log.write(event="pool", clips=len(pool.clips), seconds=round(time.perf_counter() - start, 1))
 
-    reserve = 0.0 if arguments.tiny else 16.0  # seconds kept for the statistics and the last validation
+    reserve = 0.0 if arguments.tiny else architecture.VAE_RESERVE
     recent: list[torch.Tensor] = []
     first_step, last_log = step, time.perf_counter()
     while step - first_step < arguments.steps:

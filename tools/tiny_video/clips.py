@@ -5,7 +5,7 @@
   text = caption(scene, rng)                # "a red star spins over a brick wall"
   video = render([scene], "cuda")           # uint8 [1, 65, 256, 256, 3]
 
-`python -m tools.tiny_wan.clips -o DIR` writes a contact sheet to look at.
+`python -m tools.tiny_video.clips -o DIR` writes a contact sheet to look at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pathlib
 import random
 
 from .captions import caption
-from .render import render
+from .render import render, to_clips, to_video
 from .scene import (
     BACKGROUNDS,
     COLORS,
@@ -50,6 +50,8 @@ __all__ = [
     "place_scene",
     "render",
     "sample_scene",
+    "to_clips",
+    "to_video",
 ]
 
 

@@ -50,13 +50,19 @@ class Muon:
 
 
 class Optimiser:
-    """`muon` and `adamw` take parameter lists; the rates are given at every step, so schedules live with the caller."""
+    """`muon` and `adamw` take parameter lists; the rates are given at every step, so schedules live with the caller.
 
-    def __init__(self, muon: list, adamw: list, betas=(0.9, 0.98), weight_decay: float = 0.0):
+    `slow` goes to AdamW at SLOW times its rate: for values whose effect is large.
+    """
+
+    SLOW = 0.01
+
+    def __init__(self, muon: list, adamw: list, slow: list = (), betas=(0.9, 0.98), weight_decay: float = 0.0):
         self.muon = Muon(muon, weight_decay=weight_decay)
         fused = bool(adamw) and adamw[0].is_cuda
-        self.adamw = torch.optim.AdamW(adamw, lr=0.0, betas=betas, eps=1e-8, weight_decay=0.0, fused=fused)
-        self.parameters = [*muon, *adamw]
+        groups = [{"params": adamw, "factor": 1.0}] + ([{"params": slow, "factor": self.SLOW}] if slow else [])
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, weight_decay=0.0, fused=fused)
+        self.parameters = [*muon, *adamw, *slow]
 
     def step(self, muon_rate: float, adamw_rate: float, clip: float = 1.0) -> torch.Tensor:
         """Clips the gradients' norm, steps and clears; leaves the weights alone if a gradient is not finite.
@@ -71,7 +77,7 @@ class Optimiser:
         torch._foreach_mul_(gradients, factor)
         self.muon.step(muon_rate)
         for group in self.adamw.param_groups:
-            group["lr"] = adamw_rate
+            group["lr"] = adamw_rate * group["factor"]
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         for parameter in self.parameters:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tools.tiny_wan import prompts
-from tools.tiny_wan.captions import BACKGROUND_WORDS, MOTION_WORDS, SHAPE_WORDS
-from tools.tiny_wan.clips import (
+from tools.tiny_video import prompts
+from tools.tiny_video.captions import BACKGROUND_WORDS, MOTION_WORDS, SHAPE_WORDS
+from tools.tiny_video.clips import (
     BACKGROUNDS,
     COLORS,
     MOTIONS,
@@ -24,7 +24,7 @@ from tools.tiny_wan.clips import (
     render,
     sample_scene,
 )
-from tools.tiny_wan.scene import REACH, can_move, pose
+from tools.tiny_video.scene import REACH, can_move, pose
 
 
 def scenes(count, split="train", seed=0, **shares):

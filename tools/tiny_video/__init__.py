@@ -1,0 +1,1 @@
+"""The small models of calibatt: their clips, captions, judge and training."""

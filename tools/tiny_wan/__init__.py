@@ -1,1 +1,0 @@
-"""The default model of calibatt: its clips, captions, judge and training."""
