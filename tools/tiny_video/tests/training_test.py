@@ -1,9 +1,11 @@
 """Parts of the training: optimiser, noise levels, latent pool, resuming."""
 
 import json
+import pathlib
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tools.tiny_video import architecture as architectures
 from tools.tiny_video import state, tokenizer, train_dit, train_vae
@@ -108,6 +110,20 @@ def test_training_resumes_and_exports(tmp_path, name):
     again = state.load_parts(architecture, tmp_path / "again")
     for name, value in again[0].state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_the_committed_model_is_of_the_shapes_that_the_code_makes(name):
+    architecture = architectures.load(name)
+    folder = pathlib.Path(__file__).parents[3] / architecture.FOLDER
+    assert json.loads((folder / "model_index.json").read_text()) == architecture.MODEL_INDEX
+    files = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    for part, file in files.items():
+        weights = load_file(folder / part / f"{file}.safetensors")
+        made = getattr(architecture, f"make_{part}")().state_dict()
+        made.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight, written once
+        assert {key: value.shape for key, value in weights.items()} == {key: value.shape for key, value in made.items()}
+        assert all(value.dtype == torch.bfloat16 and value.isfinite().all() for value in weights.values())
 
 
 def test_pieces_join(tmp_path):
