@@ -158,7 +158,7 @@ TEST_F(RunAttentionTest, EveryMismatchNamesBothValues) {
   EXPECT_THAT(refusal([](auto& r) { r.transformers = of_fingerprint("abc"); }),
               AllOf(HasSubstr("00112233445566778899aabbccddeeff"), HasSubstr("'this model' with fingerprint abc")));
   EXPECT_THAT(refusal([](auto& r) { r.video_frames = 5; }),
-              AllOf(HasSubstr("1 frames of 48×64"), HasSubstr("5 frames of 48×64")));
+              AllOf(HasSubstr("1 frame of 48×64"), HasSubstr("5 frames of 48×64")));
   EXPECT_THAT(refusal([](auto& r) { r.video_width = 80; }), AllOf(HasSubstr("48×64"), HasSubstr("80×64")));
   EXPECT_THAT(refusal([](auto& r) { r.geometry.height = 5; }),
               AllOf(HasSubstr("1×4×3 tokens"), HasSubstr("1×5×3 tokens")));
@@ -166,7 +166,7 @@ TEST_F(RunAttentionTest, EveryMismatchNamesBothValues) {
   EXPECT_THAT(refusal([](auto& r) { r.transformers.resize(2); }), AllOf(HasSubstr("1 transformers"), HasSubstr("2")));
   EXPECT_THAT(refusal([](auto& r) { r.geometry.heads = 3; }), AllOf(HasSubstr("2 heads × 64"), HasSubstr("3 × 64")));
   EXPECT_THAT(refusal([](auto& r) { r.geometry.head_dim = 32; }), HasSubstr("2 × 32"));
-  EXPECT_THAT(refusal([](auto& r) { r.num_layers = 8; }), AllOf(HasSubstr("1 layers"), HasSubstr("8")));
+  EXPECT_THAT(refusal([](auto& r) { r.num_layers = 8; }), AllOf(HasSubstr("1 layer"), HasSubstr("8")));
   EXPECT_EQ(refusal([](auto& r) { r.geometry.block_q = 128; }), "accepted") << "the plan brings the blocks";
 }
 

@@ -101,7 +101,7 @@ TEST(PixelFont, DrawsInsideThePictureOnly) {
 TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
   const std::string text = describe(Plan(test::example_parts()));
   for (const char* fact :
-       {"fingerprint 00112233445566778899aabbccddeeff", "1 frames of 48×64", "3 (unipc, flow shift 3, guidance 5)",
+       {"fingerprint 00112233445566778899aabbccddeeff", "1 frame of 48×64", "3 (unipc, flow shift 3, guidance 5)",
         "2 distinct", "1 repetitive (2 anchor rows per frame)", "2 dense", "--budget energy", "0.7407"}) {
     EXPECT_THAT(text, HasSubstr(fact));
   }
