@@ -30,6 +30,10 @@ enum class OnMismatch {
 struct LoadOptions {
   std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
                           ///< transformer/, vae/, scheduler/), or Wan-AI's original one as it is published
+  /// Parts that are taken from elsewhere: a safetensors file (or folder) under any of the names and in any of the forms
+  /// in which they are published. Empty: the model folder's.
+  std::string transformer = {}, text_encoder = {}, vae = {};
+  std::string transformer_2 = {};  ///< that of the low noise levels, beside `transformer` for the high ones
   Precision precision = Precision::kAuto;
   int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
                     ///< its number is in force for whoever else computes with this library
@@ -49,7 +53,10 @@ struct GenerateOptions {
   std::string prompt_source = "--prompt";  ///< where the prompt was written, for messages (Prompt::source)
   uint64_t seed = 0;                       ///< the initial noise is that of torch's CPU generator with this seed
   std::optional<int> steps;
-  std::optional<double> cfg_scale;   ///< ≤ 1 turns classifier-free guidance off
+  std::optional<double> cfg_scale;  ///< ≤ 1 turns classifier-free guidance off
+  /// Of the steps that a second transformer denoises; default: cfg_scale where that is given, else the model's. Only
+  /// for a model of two.
+  std::optional<double> cfg_scale_2;
   std::optional<double> flow_shift;  ///< default: the scheduler's own configuration
   std::optional<int> width, height;  ///< pixels; multiples of the VAE's spatial factor times the patch size
   std::optional<int> video_frames;   ///< 4k + 1

@@ -23,6 +23,7 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
               info.height_multiple);
   std::printf("  --video-frames %d (%dk+1) --fps %g\n", *run.video_frames, info.frames_multiple, *run.fps);
   const bool listed = !run.timesteps.empty() || !run.noise_levels.empty();
+  if (run.cfg_scale_2) std::printf("  --cfg-scale-2 %g (of the low noise levels)\n", *run.cfg_scale_2);
   std::printf("  --steps %d --cfg-scale %g --flow-shift %g --scheduler %s%s\n", *run.steps, *run.cfg_scale,
               *run.flow_shift, run.scheduler->c_str(),
               listed ? ", steps as listed" : (" --sigmas " + *run.sigmas).c_str());

@@ -13,7 +13,6 @@ constexpr std::string_view kTextOnly = "this version makes videos from text only
 constexpr std::string_view kFewFrames = "frames are decoded a few at a time anyway";
 constexpr std::string_view kOwnKernels = "attention never holds its scores in memory";
 constexpr std::string_view kManyPrompts = "give a file with one prompt a line: --prompts FILE";
-constexpr std::string_view kPartOfModel = "give the folder of the whole model as --model";
 
 // Earlier names of ours, Wan-AI's generate.py (github.com/Wan-Video/Wan2.1), and the arguments of diffusers'
 // WanPipeline as its users' scripts take them.
@@ -27,6 +26,7 @@ constexpr KnownFlag kKnown[] = {
     {"--guidance_scale", kRenamed, "--cfg-scale"},
     {"--guide_scale", kRenamed, "--cfg-scale"},
     {"--cfg", kRenamed, "--cfg-scale"},
+    {"--guidance_scale_2", kRenamed, "--cfg-scale-2"},
     {"--sample_solver", kRenamed, "--scheduler"},
     {"--denoising_step_list", kRenamed, "--timesteps"},
     {"--frame_num", kRenamed, "--video-frames"},
@@ -79,11 +79,10 @@ constexpr KnownFlag kKnown[] = {
     // stable-diffusion.cpp (github.com/leejet/stable-diffusion.cpp).
     {"--mode", kAnswered, kTextOnly, "vid_gen"},
     {"-M", kAnswered, kTextOnly, "vid_gen"},
-    {"--diffusion_model", kRenamed, "--model"},
+    {"--diffusion_model", kRenamed, "--transformer"},
     {"--sampling_method", kRenamed, "--scheduler"},
     {"--offload_to_cpu", kSwitch, "--offload"},
-    {"--vae", kAnswered, kPartOfModel},
-    {"--t5xxl", kAnswered, kPartOfModel},
+    {"--t5xxl", kRenamed, "--text-encoder"},
     {"--init_img", kAnswered, kTextOnly},
     {"--batch_count", kAnswered, kManyPrompts, "1"},
     {"--vae_tiling", kNotNeeded, kFewFrames},

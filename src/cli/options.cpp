@@ -121,6 +121,10 @@ void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load
 
 std::vector<Input> inputs_of(const LoadOptions& load) {
   std::vector<Input> inputs{{"--model", load.model_dir}};
+  inputs.push_back({"--transformer", load.transformer});
+  inputs.push_back({"--transformer-2", load.transformer_2});
+  inputs.push_back({"--text-encoder", load.text_encoder});
+  inputs.push_back({"--vae", load.vae});
   for (const Lora& lora : load.loras) inputs.push_back({"--lora", lora.path});
   return inputs;
 }
@@ -131,8 +135,20 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
                   "Model folder in the diffusers layout (with model_index.json), or Wan-AI's own")
       ->type_name("FOLDER")
       ->required();
+  const auto add_part = [&command](const std::string& flag, std::string& path, const std::string& description) {
+    command.add_option(flag, path, description)->type_name("FILE");
+  };
+  add_part("--transformer", load.transformer,
+           "Transformer in one safetensors file (also in fp8), in place of the model folder's");
+  add_part("--transformer-2", load.transformer_2,
+           "That of the low noise levels, where --transformer is that of the high ones (Wan 2.2 A14B)");
+  add_part("--text-encoder", load.text_encoder, "The same for the text encoder");
+  add_part("--vae", load.vae, "The same for the video autoencoder");
   add_lora_flag(command, "--lora", load, Lora::Expert::kAll,
-                "LoRA to merge into the transformer, and its strength [1]; may be given several times");
+                "LoRA to merge into the transformer (of two, into both), and its strength [1]; may be given several "
+                "times");
+  add_lora_flag(command, "--lora-high", load, Lora::Expert::kHigh, "The same for that of the high noise levels alone");
+  add_lora_flag(command, "--lora-low", load, Lora::Expert::kLow, "The same for that of the low noise levels alone");
   command
       .add_option_function<std::string>(
           "--dtype", [&load](const std::string& name) { load.precision = precision_of(name); },
@@ -170,6 +186,9 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
   add_whole_number(command, "--steps", run.steps, 1, 1000, "Denoising steps [the model's default]");
   add_real_number(command, "--cfg-scale", run.cfg_scale, 0, 1000,
                   "Classifier-free guidance; 1 turns it off [the model's default]");
+  add_real_number(command, "--cfg-scale-2", run.cfg_scale_2, 0, 1000,
+                  "The same for the second transformer, that of the low noise levels (Wan 2.2 A14B) [--cfg-scale, or "
+                  "the model's default]");
   add_real_number(command, "--flow-shift", run.flow_shift, 1e-3, 1000,
                   "Shift of the noise schedule [the model's default]");
   add_whole_number(command, "-W,--width", run.width, 1, kMaxInt,

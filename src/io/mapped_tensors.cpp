@@ -58,6 +58,12 @@ Tensor MappedTensors::get(const std::string& name) const {
 
 Tensor MappedTensors::stored(const Entry& found) const {
   const std::span<const unsigned char> bytes = files_[found.file]->bytes().subspan(found.begin, found.size_bytes);
+  if (found.form != StoredForm::kValues) {
+    Tensor values(found.dtype, found.shape);
+    decode_elements(found.form, bytes.data(), values);
+    files_[found.file]->require_readable();
+    return values;
+  }
   if (bytes.empty() || reinterpret_cast<uintptr_t>(bytes.data()) % dtype_size(found.dtype) != 0) {
     Tensor copy(found.dtype, found.shape);
     if (!bytes.empty()) std::memcpy(copy.raw(), bytes.data(), bytes.size());
@@ -91,7 +97,9 @@ MappedTensors MappedTensors::renamed(const std::function<std::string(const std::
   MappedTensors result(path_);
   result.files_ = files_;
   for (const auto& [name, entry] : entries_) {
-    const auto [position, inserted] = result.entries_.emplace(new_name(name), entry);
+    const std::string renamed_to = new_name(name);
+    if (renamed_to.empty()) continue;
+    const auto [position, inserted] = result.entries_.emplace(renamed_to, entry);
     if (!inserted) {
       throw Error(ErrorKind::kFormat, describe(name) + " is the same layer's as " +
                                           quoted_name(position->second.stored_name) +

@@ -12,6 +12,7 @@
 #include "base/dtype.h"
 #include "base/tensor.h"
 #include "io/mapped_file.h"
+#include "io/stored_form.h"
 
 namespace calibatt {
 
@@ -21,7 +22,8 @@ namespace calibatt {
 class MappedTensors {
  public:
   struct Entry {
-    DType dtype = DType::kF32;
+    DType dtype = DType::kF32;  ///< of the values that get gives
+    StoredForm form = StoredForm::kValues;
     std::vector<int64_t> shape;
     size_t begin = 0, size_bytes = 0;  ///< in the file
     size_t file = 0;
@@ -47,7 +49,8 @@ class MappedTensors {
   /// Asks the system to begin reading a tensor from the disk; does not wait.
   void read_ahead(const std::string& name) const;
 
-  /// The same tensors under other names. Throws Error(kFormat) when two of them get one name.
+  /// The same tensors under other names; those whose new name is empty are left out. Throws Error(kFormat) when two of
+  /// them get one name.
   MappedTensors renamed(const std::function<std::string(const std::string& stored)>& new_name) const;
 
   /// Makes a tensor's values from those that are stored, or that an earlier change made: of the same shape and dtype.
@@ -60,6 +63,8 @@ class MappedTensors {
   explicit MappedTensors(std::string path) : path_(std::move(path)) {}
   const Entry& entry(const std::string& name) const;
   Tensor stored(const Entry& entry) const;
+  /// What lies in 8 bits with a scale beside it becomes its values, and what is only there for that is left out.
+  void apply_scales();
 
   std::string path_;
   std::vector<std::shared_ptr<const MappedFile>> files_;

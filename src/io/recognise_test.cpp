@@ -89,8 +89,8 @@ TEST_F(Recognise, WeightsUnderOtherNames) {
       {"wan2.1-t2v-14b-Q4_K_M.gguf", "a format that is not read"},
       {"diffusion_pytorch_model.safetensors.incomplete", "was not finished"},
       {"diffusion_pytorch_model-00001-of-00003.safetensors", ".safetensors.index.json"},
-      {"pytorch_lora_weights.safetensors", "fuse the LoRA"},
-      {"adapter_model.safetensors", "fuse the LoRA"},
+      {"pytorch_lora_weights.safetensors", "with --lora"},
+      {"adapter_model.safetensors", "with --lora"},
       {"wan.safetensors", "under a name that is not looked for"},
       {"README.md", "no weights; expected"},
   };
@@ -149,14 +149,14 @@ TEST_F(Recognise, ModelsByTheNamesOfTheirTensors) {
 
 TEST_F(Recognise, ScaledFloatsOfEightBitsAreNotAdvisedToBeCast) {
   const auto message_with = [&](const std::string& second) {
-    const std::string header = R"({"a.weight":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]},")" + second +
+    const std::string header = R"({"a.weight":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]},")" + second +
                                R"(":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})";
     const uint64_t size = header.size();
     std::string bytes(reinterpret_cast<const char*>(&size), sizeof(size));
     return message_of([&] { Safetensors::open(write("f8.safetensors", bytes + header + std::string(8, 'x'))); });
   };
   for (const char* scale : {"a.scale_weight", "a.weight_scale", "a.weight_scale_inv", "scaled_fp8"}) {
-    EXPECT_THAT(message_with(scale), AllOf(HasSubstr("F8_E4M3"), HasSubstr(scale), Not(HasSubstr("convert"))));
+    EXPECT_THAT(message_with(scale), AllOf(HasSubstr("F8_E8M0"), HasSubstr(scale), Not(HasSubstr("convert"))));
   }
   EXPECT_THAT(message_with("b.weight"), HasSubstr("convert the weights to F32 or BF16"));
 }

@@ -55,7 +55,12 @@ Safetensors::Entry parse_entry(const std::string& path, const json& header, cons
     if (key != "dtype" && key != "shape" && key != "data_offsets") fail("unknown key " + quoted_name(key));
   }
   if (!value.contains("dtype") || !value["dtype"].is_string()) fail("no dtype");
-  const auto dtype = dtype_of(value["dtype"].get_ref<const std::string&>());
+  Safetensors::Entry entry;
+  auto dtype = dtype_of(value["dtype"].get_ref<const std::string&>());
+  if (const auto form = stored_form_of(value["dtype"].get_ref<const std::string&>())) {
+    entry.form = *form;
+    dtype = DType::kBF16;
+  }
   if (!dtype) {
     const std::string found = value["dtype"].get<std::string>();
     std::vector<std::string> names;
@@ -63,11 +68,10 @@ Safetensors::Entry parse_entry(const std::string& path, const json& header, cons
     throw Error(ErrorKind::kFormat, path + ": tensor " + quoted_name(name) + ": dtype " + quoted_name(found) + " " +
                                         recognise_dtype(found, names));
   }
-  Safetensors::Entry entry;
   entry.dtype = *dtype;
 
   if (!value.contains("shape") || !value["shape"].is_array()) fail("no shape");
-  uint64_t size_bytes = dtype_size(*dtype);
+  uint64_t size_bytes = entry.form == StoredForm::kValues ? dtype_size(*dtype) : 1;
   bool has_zero = false;
   for (const json& extent : value["shape"]) {
     if (!extent.is_number_unsigned() || extent.get<uint64_t>() > uint64_t{INT64_MAX}) fail("a dimension is not a size");
@@ -171,6 +175,7 @@ Safetensors Safetensors::open(const std::string& path) {
   Safetensors result(path);
   if (!path.ends_with(".json")) {
     result.add_file(path);
+    result.apply_scales();
     return result;
   }
 
@@ -200,6 +205,7 @@ Safetensors Safetensors::open(const std::string& path) {
                                           " as the index says; copy all shards of one model together");
     }
   }
+  result.apply_scales();
   return result;
 }
 

@@ -197,7 +197,9 @@ TEST(Safetensors, RefusesBrokenEntries) {
   EXPECT_THAT(refusal(entry("U8", "[4294967296,4294967296,1]", "[0,4]"), four), HasSubstr("impossibly large"));
   EXPECT_THAT(refusal(entry("U8", "[0,9223372036854775807,9223372036854775807]", "[0,0]")),
               HasSubstr("impossibly large"));
-  EXPECT_THAT(refusal(entry("F8_E4M3", "[4]", "[0,4]"), four), AllOf(HasSubstr("F8_E4M3"), HasSubstr("not supported")));
+  EXPECT_EQ(refusal(entry("F8_E4M3", "[4]", "[0,4]"), four), "accepted");
+  EXPECT_THAT(refusal(entry("F8_E5M2", "[2]", "[0,4]"), four), HasSubstr("need 2"));
+  EXPECT_THAT(refusal(entry("F8_E8M0", "[4]", "[0,4]"), four), AllOf(HasSubstr("F8_E8M0"), HasSubstr("not supported")));
   EXPECT_THAT(refusal(R"({"x":3})"), HasSubstr("not an object"));
   EXPECT_THAT(refusal(R"({"x":{"shape":[],"data_offsets":[0,0]}})"), HasSubstr("no dtype"));
   EXPECT_THAT(refusal(R"({"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"more":1}})"), HasSubstr("unknown key"));

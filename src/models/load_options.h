@@ -12,13 +12,21 @@ namespace calibatt {
 
 class WeightOverlay;
 
+/// Components that are taken from elsewhere than the model's folder: files or folders, as open_transformer,
+/// open_text_encoder and open_vae (original_layout.h) take them. Empty: from the folder.
+struct ModelParts {
+  std::string transformer, text_encoder, vae;
+  std::string second_transformer;  ///< of the low noise levels; only beside `transformer`
+};
+
 /// How a model component is loaded.
 struct ModelLoadOptions {
   bool offload = false;  ///< matrices of the blocks stay in host memory and are streamed to the device block by block
   WorkProgress progress = {};                                 ///< of blocks; several times in each
   std::function<void(const std::string& message)> warn = {};  ///< one line about something odd that does no harm
   std::vector<Lora> loras = {};                               ///< to be merged into the transformers, in this order
-  std::shared_ptr<const WeightOverlay> overlay = {};          ///< changes to the transformer's tensors; null: none
+  std::string settings = {};  ///< folder whose config.json says what the tensors of a single file do not; may lack it
+  std::shared_ptr<const WeightOverlay> overlay = {};  ///< changes to the transformer's tensors; null: none
 };
 
 }  // namespace calibatt

@@ -23,12 +23,17 @@ DiffusersFolder open_diffusers_folder(const std::string& path) {
                                           "5B); this version runs Wan 2.1");
   }
   const auto& json = index.json();
-  if (json.contains("transformer_2") && json["transformer_2"].is_array() && json["transformer_2"].size() == 2 &&
-      !json["transformer_2"][1].is_null()) {
-    throw Error(ErrorKind::kMismatch,
-                folder.index_path + ": has a second transformer (Wan 2.2); this version runs models with one");
+  const bool has_second = json.contains("transformer_2") && json["transformer_2"].is_array() &&
+                          json["transformer_2"].size() == 2 && !json["transformer_2"][1].is_null();
+  if (index.has("boundary_ratio")) folder.boundary_ratio = index.number_in("boundary_ratio", 0, 1, 0);
+  if (has_second) folder.second_transformer = (root / "transformer_2").string();
+  if (has_second && !folder.boundary_ratio) {
+    throw Error(ErrorKind::kMismatch, folder.index_path +
+                                          ": has a second transformer and no \"boundary_ratio\", which says below "
+                                          "which noise level it takes over; copy the whole model, or set the key (Wan "
+                                          "2.2 T2V-A14B: 0.875)");
   }
-  if (index.has("boundary_ratio")) {
+  if (folder.boundary_ratio && !has_second) {
     throw Error(ErrorKind::kMismatch, folder.index_path +
                                           ": key \"boundary_ratio\": steps are to change to a second transformer, and "
                                           "there is one alone; copy the whole model, or set the key to null");
@@ -63,6 +68,7 @@ ModelDescription describe_folder(const std::string& path, const ModelDefaults& d
   own.video_frames = config.integer_in("num_frames", 1, 65536, own.video_frames);
   own.steps = config.integer_in("num_inference_steps", 1, 1000, own.steps);
   own.cfg_scale = config.number_in("guidance_scale", 0, 1000, own.cfg_scale);
+  if (config.has("guidance_scale_2")) own.cfg_scale_2 = config.number_in("guidance_scale_2", 0, 1000, own.cfg_scale);
   own.fps = config.number_in("fps", 0.1, 1000, own.fps);
   return model;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,10 +12,12 @@ namespace calibatt {
 struct DiffusersFolder {
   std::string index_path;
   std::string transformer, text_encoder, tokenizer, vae;  ///< folders
+  std::string second_transformer;                         ///< of Wan 2.2 A14B; empty: there is none
+  std::optional<double> boundary_ratio;                   ///< below this noise level it takes over
   SchedulerConfig scheduler;
   std::vector<std::string> warnings;  ///< about settings of the index that this version does not know
 };
-/// Throws Error(kNotFound / kFormat), or kMismatch for a second transformer.
+/// Throws Error(kNotFound / kFormat), or kMismatch for a second transformer without a boundary, or the other way round.
 DiffusersFolder open_diffusers_folder(const std::string& folder);
 
 /// Path and name, and generation_config.json (calibatt's own, optional) where it says other than the model's defaults.

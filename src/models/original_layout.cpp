@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "io/input_file.h"
 #include "models/original_names.h"
+#include "models/transformer_file.h"
 #include "models/weight_overlay.h"
 
 namespace calibatt {
@@ -158,8 +159,9 @@ bool is_original_config(const JsonConfig& config) {
   return config.string("_class_name", "") == "WanModel" || (config.has("dim") && !config.has("num_attention_heads"));
 }
 
-Component open_transformer(const std::string& folder, const ModelLoadOptions& options) {
-  Component found = open_component_folder(folder, options);
+Component open_transformer(const std::string& path, const ModelLoadOptions& options) {
+  Component found =
+      is_folder(path) ? open_component_folder(path, options) : open_transformer_file(path, options.settings);
   if (is_original_config(found.config)) {
     const JsonConfig original = found.config;
     found.config = diffusers_transformer_config(original);
@@ -174,13 +176,16 @@ Component open_transformer(const std::string& folder, const ModelLoadOptions& op
 
 Component open_text_encoder(const std::string& path, const ModelLoadOptions& options) {
   if (is_folder(path)) return open_component_folder(path, options);
-  MappedTensors tensors = open_tensor_file(path).renamed(transformers_umt5_name);
+  // ComfyUI's file has the tokenizer in it, as a tensor of bytes; the folder's own is used.
+  MappedTensors tensors = open_tensor_file(path).renamed(
+      [](const std::string& name) { return name == "spiece_model" ? std::string() : transformers_umt5_name(name); });
   return {umt5_config(tensors), tensors};
 }
 
 Component open_vae(const std::string& path, const ModelLoadOptions& options) {
   if (is_folder(path)) return open_component_folder(path, options);
   const MappedTensors tensors = open_tensor_file(path);
+  if (tensors.contains("decoder.conv_in.weight")) return {JsonConfig::load(options.settings + "/config.json"), tensors};
   const JsonConfig config = vae_config(tensors);
   const auto num_res_blocks = static_cast<int>(config.integer("num_res_blocks"));
   return {config, tensors.renamed([&](const std::string& name) { return diffusers_vae_name(name, num_res_blocks); })};

@@ -21,7 +21,7 @@ struct ModelKind {
   std::string_view summary;     ///< for messages
   /// Whether a folder without model_index.json is the model in its authors' own layout.
   bool (*is_original)(const std::string& folder);
-  std::unique_ptr<ModelFiles> (*open)(const std::string& folder);
+  std::unique_ptr<ModelFiles> (*open)(const std::string& folder, const ModelParts& parts);
 };
 
 constexpr std::array kModels{
@@ -38,7 +38,7 @@ std::string known_kinds() {
 
 }  // namespace
 
-std::unique_ptr<ModelFiles> open_model(const std::string& folder) {
+std::unique_ptr<ModelFiles> open_model(const std::string& folder, const ModelParts& parts) {
   if (!is_folder(folder)) {
     const std::string found = recognise_model_path(folder);
     throw Error(ErrorKind::kNotFound,
@@ -50,7 +50,7 @@ std::unique_ptr<ModelFiles> open_model(const std::string& folder) {
   const std::string index_path = (fs::path(folder) / "model_index.json").string();
   if (!path_exists(index_path)) {
     for (const ModelKind& kind : kModels) {
-      if (kind.is_original(folder)) return kind.open(folder);
+      if (kind.is_original(folder)) return kind.open(folder, parts);
     }
     if (const std::string found = recognise_model_path(folder); !found.empty()) {
       throw Error(ErrorKind::kNotFound, folder + ": " + found);
@@ -62,7 +62,7 @@ std::unique_ptr<ModelFiles> open_model(const std::string& folder) {
   }
   const std::string class_name = JsonConfig::load(index_path).string("_class_name");
   for (const ModelKind& kind : kModels) {
-    if (kind.class_name == class_name) return kind.open(folder);
+    if (kind.class_name == class_name) return kind.open(folder, parts);
   }
   throw Error(ErrorKind::kMismatch, index_path + ": is a " + class_name + "; this version runs " + known_kinds());
 }

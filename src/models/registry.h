@@ -9,6 +9,6 @@ namespace calibatt {
 
 /// Tells which model a folder holds and reads its settings, and how they fit together. Throws Error(kNotFound /
 /// kFormat / kMismatch) that says what lies there and what to give instead.
-std::unique_ptr<ModelFiles> open_model(const std::string& folder);
+std::unique_ptr<ModelFiles> open_model(const std::string& folder, const ModelParts& parts = {});
 
 }  // namespace calibatt

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,8 @@ struct VideoSize {
 struct ModelDefaults {
   int width = 832, height = 480, video_frames = 81, steps = 50;
   double cfg_scale = 5, fps = 16;
-  std::string path;  ///< of the file that says some of them; empty: none does
+  std::optional<double> cfg_scale_2 = {};  ///< of the second expert; absent: cfg_scale
+  std::string path;                        ///< of the file that says some of them; empty: none does
 };
 
 /// What a model's settings say of it. Known before any weight is read.

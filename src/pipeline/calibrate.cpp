@@ -10,6 +10,7 @@
 #include "base/thread_pool.h"
 #include "calibatt/counted.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/profile/profile_header.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/measure.h"
 #include "io/fingerprint.h"
@@ -43,7 +44,7 @@ std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, c
   for (const Prompt& prompt : prompts) {
     Hasher hasher;
     hasher.update(prompt.text);
-    hasher.update(*run.cfg_scale > 1 ? run.negative_prompt : "");
+    hasher.update(std::max(*run.cfg_scale, run.cfg_scale_2.value_or(0)) > 1 ? run.negative_prompt : "");
     hasher.update(std::to_string(run.seed));
     hasher.update(std::to_string(times[prompt.text]++));
     identities.push_back(hasher.hex());
@@ -65,8 +66,18 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
 
   PlanProvenance& provenance = header.provenance;
   provenance.tool_version = CALIBATT_VERSION;
-  provenance.transformers = {
-      {runner.model().kind + " " + facts.transformers[0].name, facts.transformers[0].fingerprint("")}};
+  provenance.transformers.clear();
+  for (const RunTransformer& each : facts.transformers) {
+    provenance.transformers.push_back({runner.model().kind + " " + each.name, each.fingerprint("")});
+  }
+  header.step_transformer = facts.step_transformer;
+  for (size_t expert = 0; expert < facts.transformers.size() && facts.transformers.size() > 1; ++expert) {
+    if (std::ranges::count(facts.step_transformer, static_cast<int>(expert)) > 0) continue;
+    throw Error(ErrorKind::kUsage, "no step of this run is of the transformer of the " +
+                                       std::string(expert == 0 ? "high" : "low") +
+                                       " noise levels, and a plan is for both; give more steps, or other ones with "
+                                       "--timesteps");
+  }
   header.fingerprint = facts.transformers[0].fingerprint;
   header.prompt_identities = prompt_identities(options.prompts, run);
   header.precision = runner.describe_run(run).precision;
@@ -78,6 +89,7 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   provenance.guidance_scale = *run.cfg_scale;
   provenance.scheduler = *run.scheduler;
   provenance.flow_shift = facts.flow_shift;
+  if (run.cfg_scale_2) provenance.settings["cfg-scale-2"] = number_text(*run.cfg_scale_2);
   provenance.settings["seed"] = std::to_string(run.seed);
   return header;
 }

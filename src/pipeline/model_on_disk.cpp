@@ -23,7 +23,7 @@ ModelOnDisk ModelOnDisk::open(const std::string& model_dir) {
 
 ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   auto impl = std::make_unique<Impl>();
-  impl->files = open_model(options.model_dir);
+  impl->files = open_model(options.model_dir, parts_of(options));
   impl->loras = options.loras;
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;

@@ -55,6 +55,10 @@ void check_positions(const VideoSize& size, const ModelDescription& model) {
 
 }  // namespace
 
+ModelParts parts_of(const LoadOptions& options) {
+  return {options.transformer, options.text_encoder, options.vae, options.transformer_2};
+}
+
 VideoSize video_size(const GenerateOptions& options) {
   return {*options.video_frames, *options.height, *options.width};
 }
@@ -114,6 +118,9 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
   const std::vector<double> levels = given_levels(options);
   result.steps = levels.empty() ? options.steps.value_or(defaults.steps) : static_cast<int>(levels.size());
   result.cfg_scale = options.cfg_scale.value_or(defaults.cfg_scale);
+  if (model.experts.size() > 1 && !options.cfg_scale_2) {
+    result.cfg_scale_2 = options.cfg_scale ? *options.cfg_scale : defaults.cfg_scale_2.value_or(*result.cfg_scale);
+  }
   result.flow_shift = options.flow_shift.value_or(options.noise_levels.empty() ? model.scheduler.flow_shift : 1);
   result.width = options.width.value_or(defaults.width);
   result.height = options.height.value_or(defaults.height);
@@ -153,6 +160,10 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
     throw Error(ErrorKind::kUsage, "--steps " + std::to_string(*result.steps) + ": must be between 1 and 1000");
   }
   require_finite("--cfg-scale", *result.cfg_scale, 0, 1000);
+  if (result.cfg_scale_2) require_finite("--cfg-scale-2", *result.cfg_scale_2, 0, 1000);
+  if (result.cfg_scale_2 && model.experts.size() == 1) {
+    throw Error(ErrorKind::kUsage, "--cfg-scale-2: this model has one transformer; leave it out");
+  }
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);
   if (*result.sigmas != kList) parse_spacing(*result.sigmas);  // throws
@@ -187,10 +198,16 @@ std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const 
   return scheduler;
 }
 
+std::vector<double> guidance_scales(const GenerateOptions& options) {
+  std::vector<double> scales{*options.cfg_scale};
+  if (options.cfg_scale_2) scales.push_back(*options.cfg_scale_2);
+  return scales;
+}
+
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model) {
   std::vector<double> levels;
   const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model);
-  for (const StepSettings& step : make_steps(*scheduler, model.experts, std::array{*options.cfg_scale})) {
+  for (const StepSettings& step : make_steps(*scheduler, model.experts, guidance_scales(options))) {
     levels.push_back(step.sigma);
   }
   return levels;

@@ -17,6 +17,9 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
 /// flag, the value and the nearest one that works.
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model);
 
+/// The components that are not the model folder's.
+ModelParts parts_of(const LoadOptions& options);
+
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);
 
@@ -34,5 +37,8 @@ std::vector<double> noise_levels(const GenerateOptions& options, const ModelDesc
 
 /// A scheduler at the first step of a run with these resolved options.
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model);
+
+/// Of resolved options: one of each expert.
+std::vector<double> guidance_scales(const GenerateOptions& options);
 
 }  // namespace calibatt

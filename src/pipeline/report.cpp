@@ -52,6 +52,7 @@ std::string to_json(const RunReport& report) {
                        {"seed", options.seed},
                        {"steps", *options.steps},
                        {"cfg_scale", *options.cfg_scale},
+                       {"cfg_scale_2", options.cfg_scale_2 ? json(*options.cfg_scale_2) : json(nullptr)},
                        {"flow_shift", *options.flow_shift},
                        {"width", *options.width},
                        {"height", *options.height},

@@ -52,7 +52,7 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 Runner::Runner(const LoadOptions& options) : threads_(options.threads), loras_(options.loras), warn_(options.warn) {
   begin_job();
-  files_ = open_model(options.model_dir);  // what is wrong with it is said first
+  files_ = open_model(options.model_dir, parts_of(options));  // what is wrong with it is said first
   warn(files_->description().scheduler.warning);
   for (const std::string& warning : files_->description().warnings) warn(warning);
   add_device_backends();
@@ -104,7 +104,7 @@ void Runner::check_prompts(const GenerateOptions& options) {
 }
 
 std::vector<StepSettings> Runner::steps_of(const GenerateOptions& options, const Scheduler& scheduler) const {
-  return make_steps(scheduler, model().experts, std::array{*options.cfg_scale});
+  return make_steps(scheduler, model().experts, guidance_scales(options));
 }
 
 std::string Runner::transformer_name(int expert) const {

@@ -163,6 +163,7 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.geometry = header_.geometry;
   frame.num_layers = header_.num_layers;
   frame.sigmas = header_.sigmas;
+  frame.step_transformer = header_.step_transformer;
   frame.step_entry = measured_.step_entry();
   frame.energy_targets = choices.energy_targets;
   frame.summarize_skipped = options_.skipped == Skipped::kSummary;

@@ -21,8 +21,15 @@ int in_units(double level) {
 
 std::vector<int> entry_of_steps(const ProfileHeader& header) {
   std::vector<int> entries;
-  for (const double sigma : header.sigmas) {
-    const auto distance = [&](int step) { return std::abs(header.sigmas[static_cast<size_t>(step)] - sigma); };
+  const auto transformer = [&](size_t step) {
+    return header.step_transformer.empty() ? 0 : header.step_transformer[step];
+  };
+  for (size_t each = 0; each < header.sigmas.size(); ++each) {
+    // A step of the same transformer, wherever one was recorded: levels are at most 1 apart.
+    const auto distance = [&](int recorded) {
+      const auto step = static_cast<size_t>(recorded);
+      return std::abs(header.sigmas[step] - header.sigmas[each]) + (transformer(step) == transformer(each) ? 0 : 2);
+    };
     const auto nearest = std::min_element(header.recorded_steps.begin(), header.recorded_steps.end(),
                                           [&](int a, int b) { return distance(a) < distance(b); });
     entries.push_back(static_cast<int>(nearest - header.recorded_steps.begin()));

@@ -29,7 +29,8 @@ enum class Measured : uint8_t {
 struct ProfileHeader {
   AttentionGeometry geometry;  ///< including token order and block sizes
   int num_layers = 0;
-  std::vector<double> sigmas;  ///< noise level of each step
+  std::vector<double> sigmas;         ///< noise level of each step
+  std::vector<int> step_transformer;  ///< of each step, among the provenance's; empty where there is one
   Measured measured = Measured::kMaps;
   std::vector<int> recorded_steps;  ///< kLevels: rising; the others share the entry of the nearest noise level
   bool output_errors = true;        ///< false: block energy only (budget energy without repetition)

@@ -8,12 +8,13 @@
 namespace calibatt {
 namespace {
 
-constexpr const char* kMeasured = "measured";    // absent: maps
-constexpr const char* kPrecision = "precision";  // absent: not known, as before version 3
+constexpr const char* kMeasured = "measured";                 // absent: maps
+constexpr const char* kPrecision = "precision";               // absent: not known, as before version 3
+constexpr const char* kStepTransformer = "step_transformer";  // absent: there is one
 constexpr std::string_view kSettingPrefix = "setting.";
 
 bool must_agree(const std::string& name, Comparison comparison) {
-  if (name == "model_name" || name == kPrecision) return false;  // the precision: see require_same
+  if (name.starts_with("model_name") || name == kPrecision) return false;  // the precision: see require_same
   return comparison == Comparison::kOneCalibration ||
          (name != "prompts_hash" && name != "num_prompts" && name != std::string(kSettingPrefix) + "seed");
 }
@@ -84,10 +85,36 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
     metadata["code_levels"] = joined(kCodeLevels);
     if (header.output_errors) metadata["sampled_blocks"] = number_text(header.sampled_blocks);
   }
+  for (size_t i = 1; i < p.transformers.size(); ++i) {
+    const std::string number = "_" + std::to_string(i + 1);
+    metadata["model_name" + number] = p.transformers[i].name;
+    metadata["model_fingerprint" + number] = p.transformers[i].fingerprint;
+  }
+  if (!header.step_transformer.empty()) metadata[kStepTransformer] = joined(header.step_transformer);
   if (!header.precision.empty()) metadata[kPrecision] = header.precision;
   for (const auto& [name, value] : p.settings) metadata[std::string(kSettingPrefix) + name] = value;
   return metadata;
 }
+
+namespace {
+
+void read_transformers(const ProfileMetadata& metadata, const ProfileFields& fields, ProfileHeader& header) {
+  std::vector<PlanTransformer>& transformers = header.provenance.transformers;
+  transformers = {{fields.text("model_name"), fields.text("model_fingerprint")}};
+  for (std::string number = "_2"; metadata.contains("model_name" + number);
+       number = "_" + std::to_string(transformers.size() + 1)) {
+    transformers.push_back({fields.text("model_name" + number), fields.text("model_fingerprint" + number)});
+  }
+  if (metadata.contains(kStepTransformer)) header.step_transformer = fields.list<int>(kStepTransformer);
+  const bool of_known = std::ranges::all_of(header.step_transformer, [&](int transformer) {
+    return transformer >= 0 && static_cast<size_t>(transformer) < transformers.size();
+  });
+  if (header.step_transformer.size() != (transformers.size() > 1 ? header.sigmas.size() : 0) || !of_known) {
+    throw fields.wrong(kStepTransformer, "does not say for each step which of the transformers it is of");
+  }
+}
+
+}  // namespace
 
 ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& path) {
   const ProfileFields fields(metadata, path);
@@ -114,7 +141,6 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
   header.anchor_rows = fields.list<int>("anchor_rows");
   PlanProvenance& p = header.provenance;
   p.tool_version = fields.text("tool_version");
-  p.transformers = {{fields.text("model_name"), fields.text("model_fingerprint")}};
   p.prompts_hash = fields.text("prompts_hash");
   p.num_prompts = fields.integer("num_prompts");
   p.video_frames = fields.integer("video_frames");
@@ -123,6 +149,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
   p.guidance_scale = fields.real("guidance_scale");
   p.scheduler = fields.text("scheduler");
   p.flow_shift = fields.real("flow_shift");
+  read_transformers(metadata, fields, header);
   if (metadata.contains(kPrecision)) header.precision = fields.text(kPrecision);
   for (const auto& [name, value] : metadata) {
     if (name.starts_with(kSettingPrefix)) p.settings[name.substr(kSettingPrefix.size())] = value;

@@ -20,16 +20,63 @@ fs::path tensor_file(const fs::path& root, const std::string& stem) {
   return path_exists(converted.string()) ? converted : root / (stem + ".pth");
 }
 
-WanFolder open_original_folder(const fs::path& root) {
+constexpr const char *kHighNoise = "high_noise_model", *kLowNoise = "low_noise_model";
+constexpr double kBoundary = 0.875;  // of Wan 2.2 T2V-A14B, wan/configs/wan_t2v_A14B.py
+constexpr double kTrainTimesteps = 1000;
+
+/// Wan-AI's own defaults for the model of two transformers: high noise, low noise.
+ModelDefaults defaults_of(size_t num_transformers) {
+  ModelDefaults defaults;
+  if (num_transformers > 1) {
+    defaults.steps = 40;
+    defaults.cfg_scale = 4;
+    defaults.cfg_scale_2 = 3;
+  }
+  return defaults;
+}
+
+std::vector<Expert> experts_of(size_t num_transformers, double boundary) {
+  if (num_transformers == 1) return {Expert{}};
+  return {Expert{boundary * kTrainTimesteps}, Expert{}};
+}
+
+/// What was given, or else the folder's own.
+std::vector<WanTransformerPath> transformers_of(const ModelParts& parts, const std::vector<std::string>& own) {
+  std::vector<WanTransformerPath> transformers;
+  if (parts.transformer.empty()) {
+    for (const std::string& path : own) transformers.push_back({path, path});
+    return transformers;
+  }
+  transformers.push_back({parts.transformer, own.front()});
+  if (!parts.second_transformer.empty()) transformers.push_back({parts.second_transformer, own.back()});
+  return transformers;
+}
+
+void check_parts(const ModelParts& parts) {
+  for (const std::string& part : {parts.transformer, parts.second_transformer, parts.text_encoder, parts.vae}) {
+    if (!part.empty() && !path_exists(part)) throw Error(ErrorKind::kNotFound, part + ": there is no such file");
+  }
+  if (!parts.second_transformer.empty() && parts.transformer.empty()) {
+    throw Error(ErrorKind::kUsage,
+                "--transformer-2: is the transformer of the low noise levels; give that of the high ones with "
+                "--transformer, too");
+  }
+}
+
+WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
   // Names and defaults of Wan-AI's own code: wan/configs/, generate.py.
-  constexpr double kOriginalFlowShift = 5;
-  const fs::path text_encoder = tensor_file(root, "models_t5_umt5-xxl-enc-bf16"), vae = tensor_file(root, "Wan2.1_VAE"),
-                 tokenizer = root / "google" / "umt5-xxl";
+  constexpr double kOriginalFlowShift = 5, kShiftOfTwo = 12;
+  const auto part = [](const std::string& given, const fs::path& own) { return given.empty() ? own : fs::path(given); };
+  const fs::path text_encoder = part(parts.text_encoder, tensor_file(root, "models_t5_umt5-xxl-enc-bf16")),
+                 vae = part(parts.vae, tensor_file(root, "Wan2.1_VAE")), tokenizer = root / "google" / "umt5-xxl";
+  std::vector<std::string> own{root.string()};
+  if (path_exists((root / kHighNoise).string())) own = {(root / kHighNoise).string(), (root / kLowNoise).string()};
   std::string missing;
   const fs::path vocabulary =
       tokenizer / (path_exists((tokenizer / "tokenizer.json").string()) ? "tokenizer.json" : "spiece.model");
-  for (const fs::path& part : {text_encoder, vae, vocabulary}) {
-    if (!path_exists(part.string())) missing += (missing.empty() ? "" : ", ") + part.lexically_relative(root).string();
+  for (const fs::path& needed : {text_encoder, vae, vocabulary, fs::path(own.back())}) {
+    if (path_exists(needed.string())) continue;
+    missing += (missing.empty() ? "" : ", ") + needed.lexically_relative(root).string();
   }
   if (!missing.empty()) {
     throw Error(ErrorKind::kNotFound,
@@ -37,9 +84,15 @@ WanFolder open_original_folder(const fs::path& root) {
                     "; copy the whole folder of the model (Wan2.1-T2V-…), or give one in the diffusers layout "
                     "(Wan2.1-T2V-…-Diffusers)");
   }
-  WanFolder folder{root.string(), text_encoder.string(), tokenizer.string(), vae.string(), {}};
-  folder.description = describe_folder(root.string(), {});
-  folder.description.scheduler.flow_shift = kOriginalFlowShift;
+  WanFolder folder;
+  folder.transformers = transformers_of(parts, own);
+  folder.text_encoder = text_encoder.string();
+  folder.tokenizer = tokenizer.string();
+  folder.vae = vae.string();
+  const size_t count = folder.transformers.size();
+  folder.description = describe_folder(root.string(), defaults_of(count));
+  folder.description.experts = experts_of(count, kBoundary);
+  folder.description.scheduler.flow_shift = count > 1 ? kShiftOfTwo : kOriginalFlowShift;
   folder.description.scheduler.spacing = SchedulerConfig::Spacing::kOriginal;
   return folder;
 }
@@ -47,15 +100,29 @@ WanFolder open_original_folder(const fs::path& root) {
 }  // namespace
 
 bool is_original_wan_folder(const std::string& folder) {
-  const fs::path config = fs::path(folder) / "config.json";
-  return path_exists(config.string()) && is_original_config(JsonConfig::load(config.string()));
+  for (const char* transformer : {"", kHighNoise}) {
+    const fs::path config = fs::path(folder) / transformer / "config.json";
+    if (path_exists(config.string()) && is_original_config(JsonConfig::load(config.string()))) return true;
+  }
+  return false;
 }
 
-WanFolder open_wan_folder(const std::string& path) {
-  if (!path_exists(path + "/model_index.json")) return open_original_folder(path);
+WanFolder open_wan_folder(const std::string& path, const ModelParts& parts) {
+  check_parts(parts);
+  if (!path_exists(path + "/model_index.json")) return open_original_folder(path, parts);
   const DiffusersFolder files = open_diffusers_folder(path);
-  WanFolder folder{files.transformer, files.text_encoder, files.tokenizer, files.vae, {}};
-  folder.description = describe_folder(path, {});
+  const auto part = [](const std::string& given, const std::string& own) { return given.empty() ? own : given; };
+  std::vector<std::string> own{files.transformer};
+  if (!files.second_transformer.empty()) own.push_back(files.second_transformer);
+  WanFolder folder;
+  folder.transformers = transformers_of(parts, own);
+  folder.text_encoder = part(parts.text_encoder, files.text_encoder);
+  folder.tokenizer = files.tokenizer;
+  folder.vae = part(parts.vae, files.vae);
+  folder.vae_settings = files.vae;
+  const size_t count = folder.transformers.size();
+  folder.description = describe_folder(path, defaults_of(count));
+  folder.description.experts = experts_of(count, files.boundary_ratio.value_or(kBoundary));
   folder.description.scheduler = files.scheduler;
   folder.description.warnings = files.warnings;
   return folder;

@@ -1,21 +1,31 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "models/video_model.h"
 
 namespace calibatt {
 
+struct WanTransformerPath {
+  std::string path;
+  /// The model folder's own transformer, which says what a file in its place does not (ModelLoadOptions::settings).
+  std::string settings;
+};
+
 /// Where the parts of a Wan model lie, in either layout, as the components' loaders take them: folder or file.
 struct WanFolder {
-  std::string transformer, text_encoder, tokenizer, vae;
+  std::vector<WanTransformerPath> transformers;  ///< one, or that of the high and that of the low noise levels
+  std::string text_encoder, tokenizer, vae;
+  std::string vae_settings;      ///< as WanTransformerPath has them
   ModelDescription description;  ///< what the folder says apart from its components: name, defaults, scheduler
 };
 
 /// Diffusers' layout; or Wan-AI's original one: the transformer in the folder, models_t5_umt5-xxl-enc-bf16.pth and
 /// Wan2.1_VAE.pth (or .safetensors of the same names) and google/umt5-xxl/, with the defaults of Wan-AI's generate.py.
-/// Throws Error(kNotFound / kFormat / kMismatch); for missing components, naming them.
-WanFolder open_wan_folder(const std::string& folder);
+/// Of Wan 2.2 A14B the transformers are in high_noise_model/ and low_noise_model/. Throws Error(kNotFound / kFormat /
+/// kMismatch); for missing components, naming them.
+WanFolder open_wan_folder(const std::string& folder, const ModelParts& parts = {});
 
 /// Whether a folder without model_index.json is in Wan-AI's original layout.
 bool is_original_wan_folder(const std::string& folder);

@@ -5,12 +5,10 @@
 #include <utility>
 
 #include "base/error.h"
-#include "io/fingerprint.h"
-#include "models/lora.h"
 #include "models/original_layout.h"
 #include "models/t5/encoder.h"
+#include "models/wan/experts.h"
 #include "models/wan/memory.h"
-#include "models/wan/transformer.h"
 #include "models/wan/vae.h"
 #include "text/text_clean.h"
 #include "text/tokenizer.h"
@@ -28,7 +26,11 @@ DType beside(DType dtype) {
 
 uint64_t num_elements(const MappedTensors& tensors) {
   uint64_t count = 0;
-  for (const auto& [name, entry] : tensors.entries()) count += entry.size_bytes / dtype_size(entry.dtype);
+  for (const auto& [name, entry] : tensors.entries()) {
+    uint64_t elements = 1;
+    for (const int64_t extent : entry.shape) elements *= static_cast<uint64_t>(extent);
+    count += elements;
+  }
   return count;
 }
 
@@ -54,10 +56,15 @@ void require_one_model(const WanConfigs& configs, const std::string& folder) {
           "the transformer's text_dim");
 }
 
+/// Text is encoded once. What a transformer makes of it is made when its steps begin, and belongs to it alone.
 class WanConditioning final : public Conditioning {
  public:
-  WanPrompt conditional;
-  std::optional<WanPrompt> unconditional;
+  std::vector<Tensor> embeddings;  ///< of the prompt and, in guided runs, of the negative one
+  struct Prepared {
+    int expert = -1;  ///< none yet
+    std::vector<WanPrompt> prompts;
+  };
+  mutable std::vector<Prepared> prepared;
 };
 
 /// The text encoder, by far the largest part of the public checkpoints, is read anew for each run, block by block, and
@@ -69,14 +76,13 @@ class WanModel final : public VideoModel {
       : description_(std::move(description)),
         backend_(backend),
         dtype_(dtype),
-        transformer_path_(folder.transformer),
         warn_(options.warn),
-        overlay_(options.overlay),
         tokenizer_(Tokenizer::load(folder.tokenizer)),
         text_encoder_(T5Encoder::open(backend, folder.text_encoder, beside(dtype), options)),
-        vae_(WanVae::load(folder.vae, backend, beside(dtype),
-                          {.encodes = false, .defers_bias = {}, .warn = options.warn})),
-        transformer_(WanTransformer::load(backend, folder.transformer, dtype, options)) {}
+        vae_(
+            WanVae::load(folder.vae, backend, beside(dtype),
+                         {.encodes = false, .defers_bias = {}, .warn = options.warn, .settings = folder.vae_settings})),
+        experts_(folder, backend, dtype, options) {}
 
   const ModelDescription& description() const override { return description_; }
   Backend& backend() override { return backend_; }
@@ -88,17 +94,13 @@ class WanModel final : public VideoModel {
                                        const WorkProgress& progress) override {
     std::vector<std::vector<int32_t>> prompts{tokenize(prompt)};
     if (negative != nullptr) prompts.push_back(tokenize(*negative));
-    const std::vector<Tensor> embeddings = text_encoder_.encode_all(prompts, progress);
+    auto result = std::make_unique<WanConditioning>();
+    result->embeddings = text_encoder_.encode_all(prompts, progress);
     backend_.trim_memory();
     const int blocks = text_encoder_.config().num_layers;
-    const WorkProgress rest = [&](int, int, double) {
+    prepare(0, *result, [&](int, int, double) {
       if (progress) progress(blocks, blocks, 0);
-    };
-    auto result = std::make_unique<WanConditioning>();
-    result->conditional = transformer_.prepare_prompt(embeddings[0], kMaxPromptTokens, rest);
-    if (negative != nullptr) {
-      result->unconditional = transformer_.prepare_prompt(embeddings[1], kMaxPromptTokens, rest);
-    }
+    });
     return result;
   }
 
@@ -106,34 +108,41 @@ class WanModel final : public VideoModel {
                  const Conditioning& conditioning, SelfAttention& attention, TransformerTimes& times,
                  const WorkProgress& progress) override {
     const auto& prompts = static_cast<const WanConditioning&>(conditioning);  // made by encode
-    CALIBATT_ASSERT(branch == GuidanceBranch::kConditional || prompts.unconditional.has_value());
-    const WanPrompt& prompt = branch == GuidanceBranch::kConditional ? prompts.conditional : *prompts.unconditional;
-    return transformer_.forward(latents, step.timestep, prompt, attention, &times, {}, progress);
+    const std::vector<WanPrompt>& prepared = prepare(step.expert, prompts, [&](int, int total, double) {
+      if (progress) progress(0, total, 0);
+    });
+    const size_t prompt = branch == GuidanceBranch::kConditional ? 0 : 1;
+    CALIBATT_ASSERT(prompt < prepared.size());
+    return experts_.use(step.expert, progress)
+        .forward(latents, step.timestep, prepared[prompt], attention, &times, {}, progress);
   }
 
   VideoFrames decode(const Tensor& latents, const WorkProgress& progress) override {
-    transformer_.release_buffers();
+    experts_.release_buffers();
     backend_.trim_memory();  // what libraries allocate by themselves cannot come from what a pool keeps
     return vae_.decode(latents, progress);
   }
 
   std::string fingerprint(int expert, const std::string& like, const WorkProgress& progress) override {
-    CALIBATT_ASSERT(expert == 0);
-    const bool of_values = fingerprint_scheme(like) == FingerprintScheme::kValues;
-    std::string& fingerprint = of_values ? values_fingerprint_ : stored_fingerprint_;
-    if (fingerprint.empty()) {
-      const Component transformer = open_transformer(transformer_path_, {.overlay = overlay_});
-      const auto tell = [&](int done, int total) {
-        if (progress) progress(done, total, 0);
-      };
-      fingerprint = of_values
-                        ? values_fingerprint(transformer_.config().fingerprint_settings(), transformer.tensors, tell)
-                        : stored_fingerprint(transformer.config, transformer.tensors, tell);
-    }
-    return fingerprint;
+    return experts_.fingerprint(expert, like, progress);
   }
 
  private:
+  /// The prompts as this expert takes them.
+  const std::vector<WanPrompt>& prepare(int expert, const WanConditioning& conditioning, const WorkProgress& progress) {
+    for (const auto& each : conditioning.prepared) {
+      if (each.expert == expert && experts_.is_loaded(expert)) return each.prompts;
+    }
+    if (!experts_.is_loaded(expert)) conditioning.prepared.clear();  // they hold memory of the one that goes
+    WanConditioning::Prepared made{expert, {}};
+    WanTransformer& transformer = experts_.use(expert, progress);
+    for (const Tensor& text : conditioning.embeddings) {
+      made.prompts.push_back(transformer.prepare_prompt(text, kMaxPromptTokens, progress));
+    }
+    conditioning.prepared.push_back(std::move(made));
+    return conditioning.prepared.back().prompts;
+  }
+
   /// Cleaned, cut to what the model reads; warns of a cut, once for each prompt.
   std::vector<int32_t> tokenize(const Prompt& prompt) {
     calibatt::check_prompt(prompt);
@@ -158,24 +167,25 @@ class WanModel final : public VideoModel {
   ModelDescription description_;
   Backend& backend_;
   DType dtype_;
-  std::string transformer_path_;
   std::function<void(const std::string&)> warn_;
   std::set<std::string> warned_;
-  std::shared_ptr<const WeightOverlay> overlay_;
   Tokenizer tokenizer_;
   T5Encoder text_encoder_;
   WanVae vae_;
-  WanTransformer transformer_;  // last: it takes long, and what is wrong with the others is said before
-  std::string values_fingerprint_, stored_fingerprint_;
+  WanExperts experts_;  // last: they take long, and what is wrong with the others is said before
 };
 
 class WanFiles final : public ModelFiles {
  public:
-  explicit WanFiles(const std::string& path) : folder_(open_wan_folder(path)), description_(folder_.description) {
-    const Component transformer = open_transformer(folder_.transformer), vae = open_vae(folder_.vae);
+  WanFiles(const std::string& path, const ModelParts& parts)
+      : folder_(open_wan_folder(path, parts)), description_(folder_.description) {
+    const auto& [first, settings] = folder_.transformers.front();
+    const Component transformer = open_transformer(first, {.settings = settings}),
+                    vae = open_vae(folder_.vae, {.settings = folder_.vae_settings});
     configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
                 T5Config::from(open_text_encoder(folder_.text_encoder).config)};
     require_one_model(configs_, path);
+    require_same_shape(path);
     transformer_elements_ = num_elements(transformer.tensors);
     vae_elements_ = num_elements(vae.tensors);
 
@@ -206,15 +216,23 @@ class WanFiles final : public ModelFiles {
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
-    ModelLoadOptions with_loras = options;
-    with_loras.overlay = merged_overlay(options.loras, 0, 1, open_transformer(folder_.transformer).tensors,
-                                        options.overlay, options.warn);
-    auto model = std::make_unique<WanModel>(folder_, description_, backend, dtype, with_loras);
+    auto model = std::make_unique<WanModel>(folder_, description_, backend, dtype, options);
     backend.trim_memory();
     return model;
   }
 
  private:
+  /// Both experts must be of one shape: they take the same prompts and latents, and one plan is for both.
+  void require_same_shape(const std::string& path) const {
+    for (const auto& [transformer, settings] : folder_.transformers) {
+      const JsonConfig config = open_transformer(transformer, {.settings = settings}).config;
+      if (WanTransformerConfig::from(config).fingerprint_settings() == configs_.transformer.fingerprint_settings())
+        continue;
+      throw Error(ErrorKind::kMismatch, path + ": " + transformer + " and " + folder_.transformers.front().path +
+                                            " are transformers of different shapes; they are not of one model");
+    }
+  }
+
   WanFolder folder_;
   ModelDescription description_;
   WanConfigs configs_;
@@ -223,8 +241,8 @@ class WanFiles final : public ModelFiles {
 
 }  // namespace
 
-std::unique_ptr<ModelFiles> open_wan(const std::string& folder) {
-  return std::make_unique<WanFiles>(folder);
+std::unique_ptr<ModelFiles> open_wan(const std::string& folder, const ModelParts& parts) {
+  return std::make_unique<WanFiles>(folder, parts);
 }
 
 }  // namespace calibatt

@@ -10,6 +10,6 @@ namespace calibatt {
 
 /// Wan 2.1, text to video, step by step as diffusers' WanPipeline does it. Opens the folder (open_wan_folder) and
 /// checks that its components belong together. Throws Error(kNotFound / kFormat / kMismatch) naming them.
-std::unique_ptr<ModelFiles> open_wan(const std::string& folder);
+std::unique_ptr<ModelFiles> open_wan(const std::string& folder, const ModelParts& parts = {});
 
 }  // namespace calibatt

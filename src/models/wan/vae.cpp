@@ -69,7 +69,7 @@ const WanVaeConfig& WanVae::config() const {
 WanVae WanVae::load(const std::string& path, Backend& backend, DType compute, const WanVaeOptions& options) {
   CALIBATT_ASSERT(compute == DType::kF32 || compute == DType::kBF16);
   auto impl = std::make_unique<Impl>();
-  const ModelLoadOptions load_options{.warn = options.warn};
+  const ModelLoadOptions load_options{.warn = options.warn, .settings = options.settings};
   Component files = open_vae(path, load_options);
   impl->config = WanVaeConfig::from(files.config);
   warn_of_unread_settings(files.config, {"dropout"}, load_options);

@@ -20,6 +20,7 @@ struct WanVaeOptions {
   std::optional<bool> defers_bias = {};
   int64_t latent_frames_at_once = 0;                          ///< when decoding, all but the first; 0: the backend's
   std::function<void(const std::string& message)> warn = {};  ///< as in ModelLoadOptions
+  std::string settings = {};                                  ///< likewise
 };
 
 /// AutoencoderKLWan: the causal video autoencoder of Wan 2.1 (and of tiny-wan), numerically as diffusers runs it.

@@ -1,0 +1,114 @@
+#include "models/transformer_file.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
+
+#include "base/error.h"
+#include "io/input_file.h"
+#include "models/original_layout.h"
+#include "models/original_names.h"
+
+namespace calibatt {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kHeadDim = 128;  // of every Wan model that was published
+constexpr const char* kPatches = "patch_embedding.weight";
+
+/// What programs put before each name; the first that fits. ComfyUI's whole checkpoints hold other models beside it.
+constexpr std::array<std::string_view, 7> kPrefixes{
+    "", "model.diffusion_model.", "diffusion_model.", "module.", "_orig_mod.", "transformer.", "model."};
+
+MappedTensors without_prefix(const MappedTensors& tensors) {
+  for (const std::string_view prefix : kPrefixes) {
+    if (!tensors.contains(std::string(prefix) + kPatches)) continue;
+    return tensors.renamed([prefix](const std::string& name) {
+      return name.starts_with(prefix) ? name.substr(prefix.size()) : std::string();
+    });
+  }
+  tensors.get(kPatches);  // throws, saying what the file is
+  return tensors;
+}
+
+const std::vector<int64_t>& shape_of_rank(const MappedTensors& tensors, const std::string& name, size_t rank) {
+  const std::vector<int64_t>& shape = tensors.shape(name);
+  bool sound = shape.size() == rank;
+  for (const int64_t extent : shape) sound = sound && extent > 0;
+  if (sound) return shape;
+  throw Error(ErrorKind::kFormat, tensors.describe(name) + ": expected " + std::to_string(rank) +
+                                      " dimensions that are not empty, found " + shape_text(shape) +
+                                      "; is this the transformer of a Wan model?");
+}
+
+void require_text_to_video(const MappedTensors& tensors) {
+  for (const char* name : {"condition_embedder.image_embedder.norm1.weight", "img_emb.proj.0.weight",
+                           "blocks.0.attn2.add_k_proj.weight", "blocks.0.cross_attn.k_img.weight",
+                           "vace_patch_embedding.weight", "control_adapter.conv.weight", "ref_conv.weight"}) {
+    if (!tensors.contains(name)) continue;
+    throw Error(ErrorKind::kMismatch, tensors.describe(name) +
+                                          ": is of a model that takes pictures or controls, which are not supported; "
+                                          "give a text-to-video one");
+  }
+}
+
+/// The settings of the folder beside which the file was given; none where it has no transformer or one of another
+/// width.
+std::optional<json> settings_beside(const std::string& folder, int64_t dim) {
+  if (folder.empty() || !path_exists(folder + "/config.json")) return std::nullopt;
+  const JsonConfig config = JsonConfig::load(folder + "/config.json");
+  const json& found = config.json();
+  if (is_original_config(config)) {
+    if (found.value("dim", json()) != dim || !found.value("num_heads", json()).is_number_integer()) return std::nullopt;
+    return json{{"num_attention_heads", found["num_heads"]}};
+  }
+  const json heads = found.value("num_attention_heads", json()), head_dim = found.value("attention_head_dim", json());
+  if (!heads.is_number_integer() || !head_dim.is_number_integer()) return std::nullopt;
+  if (heads.get<int64_t>() * head_dim.get<int64_t>() != dim) return std::nullopt;
+  return found;
+}
+
+JsonConfig config_of(const MappedTensors& tensors, const std::string& settings_folder) {
+  const std::string time = "condition_embedder.time_embedder.linear_1.weight",
+                    text = "condition_embedder.text_embedder.linear_1.weight",
+                    hidden = "blocks.0.ffn.net.0.proj.weight", output = "proj_out.weight";
+  const std::vector<int64_t>& patches = shape_of_rank(tensors, kPatches, 5);
+  const int64_t dim = patches[0], patch_volume = patches[2] * patches[3] * patches[4];
+  int num_layers = 0;
+  while (tensors.contains("blocks." + std::to_string(num_layers) + ".ffn.net.2.weight")) ++num_layers;
+  json config = {{"_class_name", "WanTransformer3DModel"}, {"eps", 1e-6}, {"rope_max_seq_len", 1024}};
+  if (const auto beside = settings_beside(settings_folder, dim)) config.update(*beside);
+  const int64_t heads = config.value("num_attention_heads", dim / kHeadDim);
+  if (heads < 1 || dim % heads != 0) {
+    throw Error(ErrorKind::kFormat, tensors.describe(kPatches) + ": is " + std::to_string(dim) +
+                                        " wide, which no number of heads of " + std::to_string(kHeadDim) +
+                                        " channels is; give the model's own folder as --model, whose config.json says "
+                                        "how many there are");
+  }
+  config.update(
+      {{"num_attention_heads", heads},
+       {"attention_head_dim", dim / heads},
+       {"patch_size", {patches[2], patches[3], patches[4]}},
+       {"in_channels", patches[1]},
+       {"out_channels", shape_of_rank(tensors, output, 2)[0] / patch_volume},
+       {"text_dim", shape_of_rank(tensors, text, 2)[1]},
+       {"freq_dim", shape_of_rank(tensors, time, 2)[1]},
+       {"ffn_dim", shape_of_rank(tensors, hidden, 2)[0]},
+       {"num_layers", num_layers},
+       {"cross_attn_norm", tensors.contains("blocks.0.norm2.weight")},
+       {"qk_norm", tensors.contains("blocks.0.attn1.norm_q.weight") ? json("rms_norm_across_heads") : json()}});
+  return {config, tensors.path()};
+}
+
+}  // namespace
+
+Component open_transformer_file(const std::string& path, const std::string& settings_folder) {
+  MappedTensors tensors = without_prefix(open_tensor_file(path));
+  require_text_to_video(tensors);
+  if (tensors.contains("blocks.0.self_attn.q.weight")) tensors = tensors.renamed(diffusers_transformer_name);
+  return {config_of(tensors, settings_folder), tensors};
+}
+
+}  // namespace calibatt
