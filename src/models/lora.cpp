@@ -293,7 +293,9 @@ std::shared_ptr<const WeightOverlay> merged_overlay(const std::vector<Lora>& lor
                                          ": is given for one of two transformers, and this model has one; give it with "
                                          "--lora");
     }
-    if (concerns(lora, expert, num_experts)) add_lora(lora, transformer, *overlay, warn);
+    if (!concerns(lora, expert, num_experts)) continue;
+    const bool said_before = lora.expert == Lora::Expert::kAll && expert > 0;
+    add_lora(lora, transformer, *overlay, said_before ? std::function<void(const std::string&)>() : warn);
   }
   return overlay->empty() ? nullptr : overlay;
 }
