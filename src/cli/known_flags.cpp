@@ -79,7 +79,7 @@ constexpr KnownFlag kKnown[] = {
     // stable-diffusion.cpp (github.com/leejet/stable-diffusion.cpp).
     {"--mode", kAnswered, kTextOnly, "vid_gen"},
     {"-M", kAnswered, kTextOnly, "vid_gen"},
-    {"--diffusion_model", kRenamed, "--transformer"},
+    {"--diffusion_model", kRenamed, "--model"},
     {"--sampling_method", kRenamed, "--scheduler"},
     {"--offload_to_cpu", kSwitch, "--offload"},
     {"--t5xxl", kRenamed, "--text-encoder"},

@@ -97,7 +97,7 @@ TEST_F(RunnerTest, EveryForwardHasItsStepExpertAndBranch) {
   EXPECT_EQ(times.other, 4);
 
   log_.clear();
-  options_.cfg_scale = 1;
+  options_.cfg_scale = options_.cfg_scale_2 = 1;
   runner_->check_prompts(options_);
   runner_->denoise(options_, *runner_->encode(options_, {}), attention, times, {});
   EXPECT_THAT(

@@ -59,7 +59,8 @@ TEST_P(SingleFile, IsTheModelThatTorchReadsInIt) {
     ASSERT_EQ(values.shape(), wanted.shape()) << name;
     EXPECT_EQ(std::memcmp(values.raw(), wanted.raw(), wanted.size_bytes()), 0) << name;
   }
-  EXPECT_NE(values_fingerprint("", found.tensors), values_fingerprint("", base.tensors));
+  // Fingerprints are of values in bf16: a plan of the model is one of its copy in bf16, and of no other.
+  EXPECT_EQ(values_fingerprint("", found.tensors) == values_fingerprint("", base.tensors), kind == "bf16");
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, SingleFile, testing::Values("bf16", "cast", "comfy_old", "comfy_new", "lightx2v"),
