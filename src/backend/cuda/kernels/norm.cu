@@ -69,6 +69,17 @@ __global__ void __launch_bounds__(max_threads(kUnits)) layer_norm_kernel(const _
   }
 }
 
+/// Neighbouring channels (a, b) → (a·cos − b·sin, a·sin + b·cos); signed_sin: (−sin, sin).
+template <int n>
+__device__ __forceinline__ void rotate_pairs(float (&values)[n], const float (&cos)[n], const float (&signed_sin)[n]) {
+#pragma unroll
+  for (int j = 0; j < n; j += 2) {
+    const float first = values[j], second = values[j + 1];
+    values[j] = first * cos[j] + second * signed_sin[j];
+    values[j + 1] = second * cos[j + 1] + first * signed_sin[j + 1];
+  }
+}
+
 template <class In, class Out, int n, int kUnits, bool kAdds>
 __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __grid_constant__ RmsNormCall call) {
   __shared__ float sums[kMaxWarps];
@@ -102,10 +113,9 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
       for (int j = 0; j < n; ++j) square_sum += values[i][j] * values[i][j];
     }
   }
-  float inverse = 1;
-  if (call.weight != nullptr) {
-    inverse = 1.0f / sqrtf(block_sum(square_sum, sums) / static_cast<float>(call.channels) + call.eps);
-  }
+  const float inverse = call.weight == nullptr
+                            ? 1.0f
+                            : 1.0f / sqrtf(block_sum(square_sum, sums) / static_cast<float>(call.channels) + call.eps);
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
@@ -124,12 +134,7 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
       } else if constexpr (n % 2 == 0) {
         if (call.cos != nullptr) {
           if (!same_place) load_rotation(unit);
-#pragma unroll
-          for (int j = 0; j < n; j += 2) {
-            const float first = values[i][j], second = values[i][j + 1];
-            values[i][j] = first * cos[j] + second * signed_sin[j];
-            values[i][j + 1] = second * cos[j + 1] + first * signed_sin[j + 1];
-          }
+          rotate_pairs(values[i], cos, signed_sin);
         }
       }
       store(out + unit * n, values[i]);
