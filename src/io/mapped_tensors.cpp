@@ -75,12 +75,16 @@ Tensor MappedTensors::stored(const Entry& found) const {
 }
 
 Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& shape) const {
-  Tensor tensor = get(name);
-  if (tensor.shape() != shape) {
-    throw Error(ErrorKind::kFormat,
-                describe(name) + " is " + tensor.describe() + ", but the configuration makes it " + shape_text(shape));
-  }
-  return tensor;
+  require(name, shape);
+  return get(name);
+}
+
+void MappedTensors::require(const std::string& name, const std::vector<int64_t>& shape) const {
+  const Entry& found = entry(name);
+  if (found.shape == shape) return;
+  throw Error(ErrorKind::kFormat, describe(name) + " is " + std::string(dtype_name(found.dtype)) + " " +
+                                      shape_text(found.shape) + ", but the configuration makes it " +
+                                      shape_text(shape));
 }
 
 MappedTensors MappedTensors::changed(const std::map<std::string, TensorChange>& changes) const {

@@ -42,6 +42,8 @@ class MappedTensors {
   Tensor get(const std::string& name) const;
   /// The same, checked to have this shape; for weights, whose expected shape the configuration gives.
   Tensor get(const std::string& name, const std::vector<int64_t>& shape) const;
+  /// Throws as that does, without making any values.
+  void require(const std::string& name, const std::vector<int64_t>& shape) const;
   /// The shape alone. Throws like get.
   const std::vector<int64_t>& shape(const std::string& name) const { return entry(name).shape; }
   /// `FILE: tensor "…"`, for messages: the file that holds it (a shard, where there are several) and its name there.

@@ -17,6 +17,10 @@ class WeightOverlay;
 struct ModelParts {
   std::string transformer, text_encoder, vae;
   std::string second_transformer;  ///< of the low noise levels; only beside `transformer`
+
+  bool empty() const {
+    return transformer.empty() && text_encoder.empty() && vae.empty() && second_transformer.empty();
+  }
 };
 
 /// How a model component is loaded.

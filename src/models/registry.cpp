@@ -22,11 +22,21 @@ struct ModelKind {
   /// Whether a folder without model_index.json is the model in its authors' own layout.
   bool (*is_original)(const std::string& folder);
   std::unique_ptr<ModelFiles> (*open)(const std::string& folder, const ModelParts& parts);
+  bool takes_parts = false;  ///< else `open` is never given any
 };
 
 constexpr std::array kModels{
-    ModelKind{"WanPipeline", "Wan text-to-video", is_original_wan_folder, open_wan},
+    ModelKind{"WanPipeline", "Wan text-to-video", is_original_wan_folder, open_wan, true},
 };
+
+std::unique_ptr<ModelFiles> opened(const ModelKind& kind, const std::string& folder, const ModelParts& parts) {
+  if (!parts.empty() && !kind.takes_parts) {
+    throw Error(ErrorKind::kUsage, folder + ": is a " + std::string(kind.class_name) +
+                                       ", of which no part is taken from elsewhere; leave out --transformer, "
+                                       "--text-encoder and --vae");
+  }
+  return kind.open(folder, parts);
+}
 
 std::string known_kinds() {
   std::string text;
@@ -50,7 +60,7 @@ std::unique_ptr<ModelFiles> open_model(const std::string& folder, const ModelPar
   const std::string index_path = (fs::path(folder) / "model_index.json").string();
   if (!path_exists(index_path)) {
     for (const ModelKind& kind : kModels) {
-      if (kind.is_original(folder)) return kind.open(folder, parts);
+      if (kind.is_original(folder)) return opened(kind, folder, parts);
     }
     if (const std::string found = recognise_model_path(folder); !found.empty()) {
       throw Error(ErrorKind::kNotFound, folder + ": " + found);
@@ -62,7 +72,7 @@ std::unique_ptr<ModelFiles> open_model(const std::string& folder, const ModelPar
   }
   const std::string class_name = JsonConfig::load(index_path).string("_class_name");
   for (const ModelKind& kind : kModels) {
-    if (kind.class_name == class_name) return kind.open(folder, parts);
+    if (kind.class_name == class_name) return opened(kind, folder, parts);
   }
   throw Error(ErrorKind::kMismatch, index_path + ": is a " + class_name + "; this version runs " + known_kinds());
 }

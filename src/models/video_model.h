@@ -116,6 +116,8 @@ class ModelFiles {
   virtual ~ModelFiles() = default;
   virtual const ModelDescription& description() const = 0;
   virtual MemoryEstimate memory(const VideoSize& size, DType dtype) const = 0;
+  /// Whether load looks at ModelLoadOptions::loras.
+  virtual bool merges_loras() const { return false; }
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;

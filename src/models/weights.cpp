@@ -10,16 +10,10 @@ constexpr size_t kNamed = 3;  // tensors in a message
 }  // namespace
 
 StoredTensor Weights::checked(const std::string& name, const std::vector<int64_t>& shape) const {
-  Tensor tensor = file_.get(name, shape);
-  const std::string where = file_.describe(name);
-  if (tensor.dtype() != DType::kF32 && tensor.dtype() != DType::kBF16 && tensor.dtype() != DType::kF16) {
-    throw Error(ErrorKind::kFormat,
-                where + ": expected F32, BF16 or F16, found " + std::string(dtype_name(tensor.dtype())));
-  }
-  used_.insert(name);
+  require(name, shape);
   // Biases and norms may well be constant: vectors, whatever their rank.
   const auto extents = std::ranges::count_if(shape, [](int64_t extent) { return extent > 1; });
-  StoredTensor found{std::move(tensor), where};
+  StoredTensor found{file_.get(name), file_.describe(name)};
   if (extents > 1 && name.ends_with(".weight")) {
     constants_->matrices.insert(name);
     found.found_constant = [constants = constants_, name] {
@@ -30,7 +24,13 @@ StoredTensor Weights::checked(const std::string& name, const std::vector<int64_t
 }
 
 void Weights::require(const std::string& name, const std::vector<int64_t>& shape) const {
-  checked(name, shape);
+  file_.require(name, shape);
+  const DType dtype = file_.entries().at(name).dtype;
+  if (dtype != DType::kF32 && dtype != DType::kBF16 && dtype != DType::kF16) {
+    throw Error(ErrorKind::kFormat,
+                file_.describe(name) + ": expected F32, BF16 or F16, found " + std::string(dtype_name(dtype)));
+  }
+  used_.insert(name);
 }
 
 StoredTensor Weights::stored(const std::string& name, const std::vector<int64_t>& shape) const {

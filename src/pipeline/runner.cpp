@@ -55,6 +55,9 @@ Runner::Runner(const LoadOptions& options) : threads_(options.threads), loras_(o
   files_ = open_model(options.model_dir, parts_of(options));  // what is wrong with it is said first
   warn(files_->description().scheduler.warning);
   for (const std::string& warning : files_->description().warnings) warn(warning);
+  if (!options.loras.empty() && !files_->merges_loras()) {
+    throw Error(ErrorKind::kUsage, "--lora: LoRAs are merged into models of Wan alone; leave it out");
+  }
   add_device_backends();
   backend_ = make_backend(options.backend, options.device);
   if (options.offload && backend_->in_host_memory()) {

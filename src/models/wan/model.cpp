@@ -202,6 +202,7 @@ class WanFiles final : public ModelFiles {
   }
 
   const ModelDescription& description() const override { return description_; }
+  bool merges_loras() const override { return true; }
 
   MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
     MemoryEstimate needs;
