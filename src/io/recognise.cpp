@@ -129,7 +129,7 @@ std::string recognise_bytes(std::span<const unsigned char> bytes) {
     return "is a web page, not the file itself (a link to the page was downloaded, or one that needs a login); "
            "download the file";
   }
-  if (text.starts_with("GGUF")) return "is in the GGUF format, which is not read; give the model as safetensors";
+  if (text.starts_with("GGUF")) return "is in the GGUF format; a transformer in it is read as --transformer FILE.gguf";
   if (text.starts_with("PK\x03\x04")) {
     return "is a zip archive, such as torch.save writes; " + std::string(kSaveAsSafetensors);
   }
@@ -191,7 +191,7 @@ std::string recognise_weights(const std::string& folder) {
            (variant.ends_with(".json") ? ".safetensors.index.json" : ".safetensors");
   }
   if (const std::string gguf = found_end({".gguf"}); !gguf.empty()) {
-    return "holds " + gguf + ", in a format that is not read; give the model as safetensors";
+    return "holds " + gguf + ", which is no part of a folder; give it as --transformer beside --model";
   }
   if (const std::string pickle = found_end({".bin", ".pt", ".pth", ".ckpt", ".bin.index.json"}); !pickle.empty()) {
     return "holds its weights as " + pickle + ", which is not read here; " + kSaveAsSafetensors +

@@ -86,7 +86,7 @@ TEST_F(Recognise, WeightsUnderOtherNames) {
       {"model.bf16.safetensors", "name it model.safetensors"},
       {"diffusion_pytorch_model.bin", "save its tensors as safetensors"},
       {"pytorch_model.bin", "save its tensors as safetensors"},
-      {"wan2.1-t2v-14b-Q4_K_M.gguf", "a format that is not read"},
+      {"wan2.1-t2v-14b-Q4_K_M.gguf", "give it as --transformer"},
       {"diffusion_pytorch_model.safetensors.incomplete", "was not finished"},
       {"diffusion_pytorch_model-00001-of-00003.safetensors", ".safetensors.index.json"},
       {"pytorch_lora_weights.safetensors", "with --lora"},

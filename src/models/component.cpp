@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "io/gguf.h"
 #include "io/safetensors.h"
 #include "io/torch_checkpoint.h"
 
@@ -31,6 +32,7 @@ void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::st
 }
 
 MappedTensors open_tensor_file(const std::string& path) {
+  if (path.ends_with(".gguf")) return open_gguf(path);
   if (path.ends_with(".safetensors")) return Safetensors::open(path);
   return open_torch_checkpoint(path);
 }

@@ -28,7 +28,7 @@ Component open_component_folder(const std::string& folder, const ModelLoadOption
 void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::string_view>& harmless,
                              const ModelLoadOptions& options);
 
-/// Tensors alone: a PyTorch checkpoint (.pth) or a safetensors file.
+/// Tensors alone: a PyTorch checkpoint (.pth), a safetensors or a GGUF file.
 MappedTensors open_tensor_file(const std::string& path);
 
 }  // namespace calibatt

@@ -67,7 +67,9 @@ TEST_F(PartFiles, ThatAreNotThoseAreNamed) {
   write_file(folder_.file("t.safetensors"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
   EXPECT_THAT(refused("--transformer " + folder_.file("t.safetensors")), HasSubstr("git lfs pull"));
   write_file(folder_.file("t.gguf"), std::string("GGUF\3\0\0\0", 8));
-  EXPECT_THAT(refused("--transformer " + folder_.file("t.gguf")), HasSubstr("GGUF"));
+  EXPECT_THAT(refused("--transformer " + folder_.file("t.gguf")), HasSubstr("ends within its GGUF header"));
+  write_file(folder_.file("t.gguf"), "no such thing");
+  EXPECT_THAT(refused("--transformer " + folder_.file("t.gguf")), HasSubstr("is no GGUF file"));
   EXPECT_THAT(refused("--transformer " + kModel + "/vae/diffusion_pytorch_model.safetensors"),
               HasSubstr("patch_embedding.weight"));
   EXPECT_THAT(refused("--transformer-2 " + theirs("transformer")), HasSubstr("give that of the high ones"));

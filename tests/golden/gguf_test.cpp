@@ -1,0 +1,98 @@
+// GGUF files against the gguf library's own reading of them (tools/golden/ggml_forms.py).
+#include "io/gguf.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "base/error.h"
+#include "io/atomic_file.h"
+#include "io/safetensors.h"
+#include "io/test_folder.h"
+#include "models/original_layout.h"
+#include "models/wan/config.h"
+
+namespace calibatt {
+namespace {
+
+using testing::HasSubstr;
+
+const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/gguf/";
+const std::string kModel = std::string(CALIBATT_GOLDEN_DATA) + "/experts/transformer";
+
+void expect_values(const MappedTensors& found, const Safetensors& expected) {
+  for (const auto& [name, entry] : expected.entries()) {
+    const Tensor values = converted(found.get(name), DType::kF32), wanted = expected.get(name);
+    ASSERT_EQ(values.shape(), wanted.shape()) << name;
+    for (int64_t i = 0; i < wanted.size(); ++i) {
+      ASSERT_EQ(values.f32()[i], wanted.f32()[i]) << name << " " << i;  // the same operations in float32
+    }
+  }
+}
+
+TEST(Gguf, EveryFormHasTheValuesThatItsLibraryGives) {
+  const MappedTensors file = open_gguf(kData + "forms.gguf");
+  EXPECT_EQ(file.entries().size(), 6u);
+  expect_values(file, Safetensors::open(kData + "forms.safetensors"));
+}
+
+TEST(Gguf, OfATransformerIsThatTransformer) {
+  const Component found = open_transformer(kData + "wan.gguf", {.settings = kModel}), base = open_transformer(kModel);
+  EXPECT_EQ(WanTransformerConfig::from(found.config).fingerprint_settings(),
+            WanTransformerConfig::from(base.config).fingerprint_settings());
+  ASSERT_EQ(found.tensors.entries().size(), base.tensors.entries().size());
+  for (const auto& [name, entry] : base.tensors.entries()) EXPECT_EQ(found.tensors.shape(name), entry.shape) << name;
+  expect_values(found.tensors, Safetensors::open(kData + "wan.safetensors"));
+}
+
+class DamagedGguf : public testing::Test {
+ protected:
+  /// Empty: it is read, and every tensor lies within it.
+  std::string refusal(const std::string& bytes) {
+    write_text_file(folder_ / "x.gguf", bytes);
+    try {
+      const MappedTensors file = open_gguf(folder_ / "x.gguf");
+      for (const auto& [name, entry] : file.entries()) {
+        EXPECT_LE(entry.size_bytes, bytes.size());
+        file.get(name);
+      }
+      return "";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kFormat) << error.what();
+      return error.what();
+    }
+  }
+  TestFolder folder_;
+  const std::string whole_ = read_text_file(kData + "forms.gguf");
+};
+
+TEST_F(DamagedGguf, IsRefusedWhereverItEnds) {
+  EXPECT_EQ(refusal(whole_), "");
+  for (size_t size = 0; size < whole_.size(); size += size < 700 ? 1 : 97) {
+    EXPECT_NE(refusal(whole_.substr(0, size)), "") << size;
+  }
+  EXPECT_THAT(refusal(whole_.substr(0, 200)), HasSubstr("not a complete file"));
+  EXPECT_THAT(refusal("GGUF" + std::string("\1\0\0\0", 4) + std::string(16, '\0')), HasSubstr("version 1"));
+}
+
+TEST_F(DamagedGguf, WithOtherBytesIsRefusedOrRead) {
+  std::mt19937 random(3);
+  for (int i = 0; i < 2000; ++i) {
+    std::string bytes = whole_;
+    for (int change = 0; change < 1 + i % 3; ++change) bytes[random() % 700] = static_cast<char>(random());
+    refusal(bytes);  // must end, in either way
+  }
+}
+
+TEST_F(DamagedGguf, OtherFormsAreNamed) {
+  std::string bytes = whole_;
+  const size_t at = bytes.find("Q8_0");
+  ASSERT_NE(at, std::string::npos);
+  bytes[at + 4 + 4 + 16] = 2;  // name, number of axes, two axes; then ggml's number of the form
+  EXPECT_THAT(refusal(bytes), HasSubstr("is Q4_0, which is not read; take the file in Q8_0"));
+}
+
+}  // namespace
+}  // namespace calibatt
