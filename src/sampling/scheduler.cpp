@@ -63,18 +63,21 @@ std::string_view spacing_name(SchedulerConfig::Spacing spacing) {
       return "original";
     case SchedulerConfig::Spacing::kEven:
       return "even";
+    case SchedulerConfig::Spacing::kLinearQuadratic:
+      return "linear-quadratic";
   }
   internal::assertion_failed("known spacing", __FILE__, __LINE__);
 }
 
 SchedulerConfig::Spacing parse_spacing(const std::string& name) {
   using enum SchedulerConfig::Spacing;
-  for (const auto spacing : {kDiffusers, kOriginal, kEven}) {
+  for (const auto spacing : {kDiffusers, kOriginal, kEven, kLinearQuadratic}) {
     if (spacing_name(spacing) == name) return spacing;
   }
   throw Error(
       ErrorKind::kUsage,
-      "--sigmas \"" + name + "\": choose diffusers, original or even, or list the noise levels: 1,0.75,0.5,0.25");
+      "--sigmas \"" + name +
+          "\": choose diffusers, original, even or linear-quadratic, or list the noise levels: 1,0.75,0.5,0.25");
 }
 
 SchedulerConfig::Spacing default_spacing(SchedulerConfig::Spacing of_layout, SchedulerConfig::Kind kind) {
@@ -84,7 +87,7 @@ SchedulerConfig::Spacing default_spacing(SchedulerConfig::Spacing of_layout, Sch
 
 namespace {
 
-SchedulerConfig config_of(const JsonConfig& json) {
+SchedulerConfig config_of(const JsonConfig& json, bool inverted) {
   SchedulerConfig config;
   config.num_train_timesteps = json.integer_in("num_train_timesteps", 2, 1'000'000, 1000);
   for (const char* key :
@@ -97,7 +100,9 @@ SchedulerConfig config_of(const JsonConfig& json) {
   if (class_name == "FlowMatchEulerDiscreteScheduler") {
     config.kind = SchedulerConfig::Kind::kEuler;
     config.flow_shift = json.number_in("shift", kMinShift, kMaxShift, 1.0);
-    refuse_if_true(json, "invert_sigmas");
+    if (json.boolean("invert_sigmas", false) != inverted) {
+      json.fail("invert_sigmas", std::string("expected ") + (inverted ? "true" : "false") + " for this model");
+    }
     refuse_if_true(json, "stochastic_sampling");
   } else if (class_name == "UniPCMultistepScheduler") {
     config.kind = SchedulerConfig::Kind::kUniPC;
@@ -139,10 +144,10 @@ SchedulerConfig config_of(const JsonConfig& json) {
 
 }  // namespace
 
-SchedulerConfig load_scheduler_config(const std::string& path) {
+SchedulerConfig load_scheduler_config(const std::string& path, bool inverted) {
   const JsonConfig json = JsonConfig::load(path);
   try {
-    SchedulerConfig config = config_of(json);
+    SchedulerConfig config = config_of(json, inverted);
     config.warning = warning_of_unread(json);
     return config;
   } catch (const Error& error) {
@@ -201,6 +206,25 @@ void Scheduler::set_levels(const std::vector<double>& levels, double flow_shift)
   begin(sigmas);
 }
 
+namespace {
+
+/// The share of data before a step, from 0: of Genmo's sampler, linear_quadratic_schedule in its infer.py and in
+/// diffusers.
+double linear_quadratic(int step, int num_steps) {
+  constexpr double kThreshold = 0.025;
+  const int linear_steps = num_steps / 2, quadratic_steps = num_steps - linear_steps;
+  if (linear_steps == 0) {
+    throw Error(ErrorKind::kUsage, "--steps 1: linear-quadratic noise levels need 2 steps; choose --sigmas even");
+  }
+  if (step < linear_steps) return step * kThreshold / linear_steps;
+  const double rest = linear_steps - kThreshold * num_steps,
+               squared = static_cast<double>(quadratic_steps) * quadratic_steps;
+  const double quadratic = rest / (linear_steps * squared), linear = kThreshold / linear_steps - 2 * rest / squared;
+  return quadratic * step * step + linear * step + quadratic * linear_steps * linear_steps;
+}
+
+}  // namespace
+
 double Scheduler::spaced_sigma(int step, int num_steps) const {
   switch (config_.spacing) {
     case SchedulerConfig::Spacing::kDiffusers:
@@ -214,6 +238,8 @@ double Scheduler::spaced_sigma(int step, int num_steps) const {
     }
     case SchedulerConfig::Spacing::kEven:
       return shifted(1 - static_cast<double>(step) / num_steps);
+    case SchedulerConfig::Spacing::kLinearQuadratic:
+      return shifted(static_cast<float>(1 - linear_quadratic(step, num_steps)));  // in float32, as diffusers shifts it
   }
   internal::assertion_failed("known spacing", __FILE__, __LINE__);
 }

@@ -17,8 +17,10 @@ struct SchedulerConfig {
   /// How the noise levels of a run are spaced, before the shift. diffusers: as its class of that name does (which for
   /// Euler shifts the last level twice and spreads the others from there, huggingface/diffusers issue 13243). Original:
   /// as Wan-AI's own script does, evenly from the first training level below 1 to 0 (wan/utils/fm_solvers_unipc.py).
-  /// Even: evenly from 1 to 0. None is asked where the levels themselves are given (Scheduler::set_levels).
-  enum class Spacing { kDiffusers, kOriginal, kEven };
+  /// Even: evenly from 1 to 0. LinearQuadratic: as Mochi was made for, the first half of the steps evenly over the
+  /// first fortieth of the noise, then faster and faster; 2 steps at least. None is asked where the levels themselves
+  /// are given (Scheduler::set_levels).
+  enum class Spacing { kDiffusers, kOriginal, kEven, kLinearQuadratic };
   Spacing spacing = Spacing::kDiffusers;
   /// Why the file's own scheduler cannot be run, in one line; empty: it can. Whoever names another scheduler and its
   /// shift runs that one all the same.
@@ -38,8 +40,9 @@ struct SchedulerConfig {
 
 std::string_view scheduler_kind_name(SchedulerConfig::Kind kind);     ///< "unipc" or "euler"
 SchedulerConfig::Kind parse_scheduler_kind(const std::string& name);  ///< throws Error(kUsage)
-std::string_view spacing_name(SchedulerConfig::Spacing spacing);      ///< "diffusers", "original" or "even"
-SchedulerConfig::Spacing parse_spacing(const std::string& name);      ///< throws Error(kUsage)
+std::string_view spacing_name(
+    SchedulerConfig::Spacing spacing);  ///< "diffusers", "original", "even" or "linear-quadratic"
+SchedulerConfig::Spacing parse_spacing(const std::string& name);  ///< throws Error(kUsage)
 /// What a run takes where nobody says: the layout's, but for Euler, whose levels in diffusers are those of no model.
 SchedulerConfig::Spacing default_spacing(SchedulerConfig::Spacing of_layout, SchedulerConfig::Kind kind);
 
@@ -47,8 +50,9 @@ SchedulerConfig::Spacing default_spacing(SchedulerConfig::Spacing of_layout, Sch
 /// FlowMatchEulerDiscreteScheduler). What this file's classes do not do becomes the refusal: other classes, other kinds
 /// of prediction, dynamic shifting, Karras, exponential or beta noise levels, thresholding. Settings that nobody here
 /// knows become the warning. Throws Error(kNotFound / kIo / kFormat) for a file that cannot be read or is no JSON
-/// object.
-SchedulerConfig load_scheduler_config(const std::string& path);
+/// object. inverted: what the model's pipeline has as "invert_sigmas": it counts data, from 0 to 1, where this file's
+/// classes count noise; another value is refused.
+SchedulerConfig load_scheduler_config(const std::string& path, bool inverted = false);
 
 /// Walks a sample from noise to data: x(σ) = (1 − σ)·data + σ·noise, σ falling from about 1 to 0; the model predicts
 /// noise − data. One instance serves one video at a time.

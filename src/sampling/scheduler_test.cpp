@@ -94,6 +94,39 @@ TEST(Scheduler, ListedStepsAreShiftedOnceAsDiffusersDoes) {
   }
 }
 
+// Mochi's steps: diffusers' pipeline counts data where this file counts noise.
+TEST(Scheduler, LinearQuadraticLevelsAreThoseOfDiffusersMochiPipeline) {
+  const auto golden =
+      nlohmann::json::parse(std::ifstream(kGolden + "/scheduler/linear_quadratic.json"), nullptr, false);
+  ASSERT_TRUE(golden.is_object() && golden["runs"].size() == 12);
+  const auto start = golden["first"].get<std::vector<float>>();
+  SchedulerConfig config = load_scheduler_config(kGolden + "/scheduler/mochi.json", true);
+  EXPECT_EQ(config.refusal, "");
+  EXPECT_EQ(config.kind, SchedulerConfig::Kind::kEuler);
+  EXPECT_THAT(load_scheduler_config(kGolden + "/scheduler/mochi.json").refusal, HasSubstr("invert_sigmas"));
+  EXPECT_THAT(load_scheduler_config(kGolden + "/scheduler/euler.json", true).refusal, HasSubstr("invert_sigmas"));
+  config.spacing = parse_spacing("linear-quadratic");
+  for (const auto& run : golden["runs"]) {
+    const int steps = run["steps"];
+    const std::string what = std::to_string(steps) + " steps at " + std::to_string(run["shift"].get<double>());
+    const auto scheduler = Scheduler::make(config);
+    scheduler->set_timesteps(steps, run["shift"].get<double>());
+    const auto timesteps = run["timesteps"].get<std::vector<float>>();
+    ASSERT_EQ(scheduler->num_steps(), steps);
+    Tensor sample(DType::kF32, {static_cast<int64_t>(start.size())}), last(DType::kF32, sample.shape());
+    std::ranges::copy(start, sample.f32());
+    std::ranges::copy(run["last"].get<std::vector<float>>(), last.f32());
+    for (int i = 0; i < steps; ++i) {
+      const auto at = static_cast<size_t>(i);
+      EXPECT_NEAR((1 - scheduler->sigmas()[at]) * 1000, timesteps[at], 1e-4) << what << " step " << i;
+      sample = scheduler->step(toy_model(sample, scheduler->timesteps()[at]), sample);
+    }
+    EXPECT_EQ(scheduler->sigmas().back(), 0);
+    expect_close(sample, last, what);
+  }
+  EXPECT_THROW(Scheduler::make(config)->set_timesteps(1), Error);
+}
+
 // What distilled models are made for: 4 steps at shift 5. diffusers' own levels would be 1000, 910, 717 and 24.
 TEST(Scheduler, EvenLevelsAreShiftedOnce) {
   using Config = SchedulerConfig;

@@ -1,6 +1,6 @@
 """Golden data of text cleaning, tokenizer, schedulers and random numbers, from diffusers, transformers and torch.
 
-    python tools/golden/text_and_scheduler.py [random|scheduler|given_steps|text|tokenizer ...]     (all without arguments)
+    python tools/golden/text_and_scheduler.py [random|scheduler|given_steps|linear_quadratic|text|tokenizer ...]     (all without arguments)
 
 Writes tests/golden/data/{random,scheduler}.safetensors, scheduler/, text_clean.json and tokenizer/. Deterministic.
 """
@@ -86,6 +86,30 @@ def make_scheduler():
         config = {"_class_name": SCHEDULERS[name][0], **{k: v for k, v in config.items() if k[0] != "_"}}
         (DATA / "scheduler").mkdir(exist_ok=True)
         (DATA / "scheduler" / f"{name}.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def make_linear_quadratic():
+    """Mochi's sampler as its pipeline runs it: noise levels of its own, and a scheduler that counts data in place of noise."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+    first = torch.randn(9, generator=torch.Generator("cpu").manual_seed(5), dtype=torch.float32)
+    runs = []
+    for steps in (2, 3, 4, 7, 30, 64):
+        for shift in (1.0, 3.0):
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, invert_sigmas=True)
+            scheduler.set_timesteps(steps, sigmas=np.array(linear_quadratic_schedule(steps, 0.025)))
+            scheduler.set_begin_index(0)
+            sample = first.clone()
+            for t in scheduler.timesteps:  # the model predicts data - noise
+                sample = scheduler.step(-toy_model(sample, 1000 - t), t, sample, return_dict=False)[0]
+            runs.append(dict(steps=steps, shift=shift, timesteps=scheduler.timesteps.tolist(), last=sample.tolist()))
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    (DATA / "scheduler" / "linear_quadratic.json").write_text(
+        f'{{"first": {json.dumps(first.tolist())}, "runs": [\n{lines}\n]}}\n')
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler",
+              **{k: v for k, v in FlowMatchEulerDiscreteScheduler(invert_sigmas=True).config.items() if k[0] != "_"}}
+    (DATA / "scheduler" / "mochi.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def make_given_steps():
@@ -222,7 +246,7 @@ def make_text():
     (DATA / "text_clean.json").write_text('{"clean": [\n' + lines(clean) + '\n], "html": [\n' + lines(plain) + "\n]}\n")
 
 
-MAKERS = {"random": make_random, "scheduler": make_scheduler, "given_steps": make_given_steps, "text": make_text, "tokenizer": make_tokenizer}
+MAKERS = {"random": make_random, "scheduler": make_scheduler, "given_steps": make_given_steps, "linear_quadratic": make_linear_quadratic, "text": make_text, "tokenizer": make_tokenizer}
 
 
 if __name__ == "__main__":
