@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <span>
 
 #include "backend/attention_call.h"
@@ -10,7 +11,8 @@
 
 namespace calibatt {
 
-/// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)). Calibration needs it to
+/// What follows a self-attention call in its block: residual += gate ⊙ (W_o · concat(heads)), or gate ⊙ rms_norm(of
+/// that). Calibration needs it to
 /// weigh an error of a head's output by what the block makes of it. All may be absent (null/empty) outside calibration.
 /// W_o and the gate are there twice: calibration with maps reads them on the host, with level codes the backend does.
 struct OutputContext {
@@ -20,6 +22,10 @@ struct OutputContext {
   /// W_o and the gate as the backend holds them, for errors measured there.
   const LinearLayer* output_layer = nullptr;
   const Tensor* backend_gate = nullptr;
+  /// Where W_o's output is normalised before the gate: 1/mean(its square), what a small change of it is multiplied with
+  /// (squared) on the way to the residual stream. One number for all rows, and the norm's own change left out: an
+  /// estimate. To be called when the heads' outputs are there; null: nothing is normalised.
+  std::function<double()> squared_gain = {};
 };
 
 /// What a transformer block calls for its self-attention. One object lives for one denoising run; begin_forward is

@@ -35,6 +35,18 @@ struct AxisTable {
   }
 };
 
+/// The centres of `count` equal bins of [−stop, stop], step by step in float32 as torch's linspace makes their edges.
+std::vector<float> bin_centres(double stop, int count) {
+  const auto begin = static_cast<float>(-stop), end = static_cast<float>(stop);
+  const float step = (end - begin) / static_cast<float>(count);
+  const auto edge = [&](int i) {
+    return i < (count + 1) / 2 ? begin + step * static_cast<float>(i) : end - step * static_cast<float>(count - i);
+  };
+  std::vector<float> centres;
+  for (int i = 0; i < count; ++i) centres.push_back((edge(i) + edge(i + 1)) / 2);
+  return centres;
+}
+
 }  // namespace
 
 std::array<int, 3> video_rope_split(int head_dim) {
@@ -63,6 +75,39 @@ RopeTable make_video_rope(std::array<int, 3> grid, int head_dim, std::span<const
       to = by_frame.copy_row(by_frame.signed_sin, frame, to);
       to = by_row.copy_row(by_row.signed_sin, row, to);
       by_column.copy_row(by_column.signed_sin, column, to);
+    }
+  });
+  return rope;
+}
+
+RopeTable make_learned_rope(const Tensor& frequencies, std::array<int, 3> grid,
+                            std::span<const int32_t> raster_of_position) {
+  constexpr double kArea = 192.0 * 192.0;
+  CALIBATT_ASSERT(frequencies.rank() == 3 && frequencies.dim(0) == 3);
+  const int height = grid[1], width = grid[2];
+  const double scale = std::sqrt(kArea / (static_cast<double>(height) * width));
+  const std::vector<float> rows = bin_centres(height * scale / 2, height),
+                           columns = bin_centres(width * scale / 2, width);
+  const int64_t pairs = frequencies.dim(1) * frequencies.dim(2);
+  const auto num_tokens = static_cast<int64_t>(raster_of_position.size());
+  RopeTable rope{Tensor(DType::kF32, {num_tokens, 2 * pairs}), Tensor(DType::kF32, {num_tokens, 2 * pairs})};
+  const float *by_frame = frequencies.f32(), *by_row = by_frame + pairs, *by_column = by_row + pairs;
+  float* cos = rope.cos.f32();
+  float* signed_sin = rope.signed_sin.f32();
+  constexpr int64_t kTokensPerChunk = 16;
+  parallel_for(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end, int) {
+    for (int64_t position = begin; position < end; ++position) {
+      const int64_t raster = raster_of_position[static_cast<size_t>(position)];
+      const auto frame = static_cast<float>(raster / (int64_t{height} * width));
+      const float row = rows[static_cast<size_t>(raster / width % height)],
+                  column = columns[static_cast<size_t>(raster % width)];
+      for (int64_t pair = 0; pair < pairs; ++pair) {
+        const float angle = frame * by_frame[pair] + row * by_row[pair] + column * by_column[pair];
+        const int64_t at = 2 * (position * pairs + pair);
+        cos[at] = cos[at + 1] = std::cos(angle);
+        signed_sin[at + 1] = std::sin(angle);
+        signed_sin[at] = -signed_sin[at + 1];
+      }
     }
   });
   return rope;

@@ -31,11 +31,12 @@ class GoldenDenseAttention final : public SelfAttention {
     last_gate.assign(context.gate.begin(), context.gate.end());
     last_square_sum = context.residual_square_sum;
     last_output_weight = context.output_weight;
+    last_squared_gain = context.squared_gain ? context.squared_gain() : 1;
   }
 
   int last_layer = -1;
   std::vector<float> last_gate;
-  double last_square_sum = 0;
+  double last_square_sum = 0, last_squared_gain = 0;
   const Tensor* last_output_weight = nullptr;
 
  private:

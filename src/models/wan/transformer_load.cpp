@@ -1,33 +1,10 @@
-#include <cstdio>
-
-#include "base/host_memory.h"
+#include "models/linear_loading.h"
 #include "models/original_layout.h"
 #include "models/wan/transformer.h"
 #include "models/weights.h"
 
 namespace calibatt {
 namespace {
-
-/// A torch Linear of this name: name.weight [out, in], name.bias [out].
-std::shared_ptr<const LinearLayer> load_linear(Backend& backend, const Weights& weights, const std::string& name,
-                                               int64_t out, int64_t in, DType dtype,
-                                               const std::shared_ptr<StreamedWeights>& streamed = {}) {
-  return backend.load_linear(
-      {{weights.stored(name + ".weight", {out, in})}, {weights.stored(name + ".bias", {out})}, dtype, streamed});
-}
-
-/// Linears of one input, computed as one: their outputs side by side.
-std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& weights,
-                                              const std::vector<std::string>& names, int64_t out_of_each, int64_t in,
-                                              DType dtype, const std::shared_ptr<StreamedWeights>& streamed) {
-  std::vector<std::string> matrices, biases;
-  for (const std::string& name : names) {
-    matrices.push_back(name + ".weight");
-    biases.push_back(name + ".bias");
-  }
-  return backend.load_linear(
-      {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), dtype, streamed});
-}
 
 /// Of a block's matrices: those that every forward uses, and those of prepare_prompt alone.
 struct BlockBytes {
@@ -37,22 +14,6 @@ BlockBytes block_bytes(const WanTransformerConfig& config, DType dtype) {
   const int64_t dim = config.dim(), hidden = config.ffn_dim;
   const auto bytes = [dtype](int64_t out, int64_t in) { return Backend::streamed_bytes(out, in, dtype); };
   return {bytes(3 * dim, dim) + 3 * bytes(dim, dim) + bytes(hidden, dim) + bytes(dim, hidden), bytes(2 * dim, dim)};
-}
-
-/// Refused before the disk is read for minutes.
-void require_host_memory(const WanTransformerConfig& config, DType dtype) {
-  constexpr double kGigabyte = 1e9;
-  const BlockBytes block = block_bytes(config, dtype);
-  const size_t needed = static_cast<size_t>(config.num_layers) * (block.forward + block.prompt);
-  const size_t available = available_host_memory();
-  if (needed <= available) return;
-  char text[200];
-  std::snprintf(
-      text, sizeof(text),
-      "--offload: %.1f GB of weights are to stay in host memory, and %.1f GB of it are available; close other "
-      "programs or run without --offload",
-      static_cast<double>(needed) / kGigabyte, static_cast<double>(available) / kGigabyte);
-  throw Error(ErrorKind::kDevice, text);
 }
 
 }  // namespace
@@ -69,7 +30,10 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   const WanTransformerConfig& config = model.config_;
   model.weights_ = std::make_shared<const Weights>(std::move(files.tensors));
   const Weights& weights = *model.weights_;
-  if (options.offload) require_host_memory(config, dtype);
+  if (options.offload) {
+    const BlockBytes block = block_bytes(config, dtype);
+    require_host_memory(static_cast<size_t>(config.num_layers) * (block.forward + block.prompt));
+  }
   const int64_t dim = config.dim();
 
   // A convolution whose stride is its kernel's size: a linear layer on patches.

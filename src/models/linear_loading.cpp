@@ -1,0 +1,42 @@
+#include "models/linear_loading.h"
+
+#include <cstdio>
+
+#include "base/error.h"
+#include "base/host_memory.h"
+
+namespace calibatt {
+
+std::shared_ptr<const LinearLayer> load_linear(Backend& backend, const Weights& weights, const std::string& name,
+                                               int64_t out, int64_t in, DType dtype,
+                                               const std::shared_ptr<StreamedWeights>& streamed, Bias bias) {
+  return load_fused(backend, weights, {name}, out, in, dtype, streamed, bias);
+}
+
+std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& weights,
+                                              const std::vector<std::string>& names, int64_t out_of_each, int64_t in,
+                                              DType dtype, const std::shared_ptr<StreamedWeights>& streamed,
+                                              Bias bias) {
+  std::vector<std::string> matrices, biases;
+  for (const std::string& name : names) {
+    matrices.push_back(name + ".weight");
+    if (bias == Bias::kStored) biases.push_back(name + ".bias");
+  }
+  return backend.load_linear(
+      {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), dtype, streamed});
+}
+
+void require_host_memory(size_t size_bytes) {
+  constexpr double kGigabyte = 1e9;
+  const size_t available = available_host_memory();
+  if (size_bytes <= available) return;
+  char text[200];
+  std::snprintf(
+      text, sizeof(text),
+      "--offload: %.1f GB of weights are to stay in host memory, and %.1f GB of it are available; close other "
+      "programs or run without --offload",
+      static_cast<double>(size_bytes) / kGigabyte, static_cast<double>(available) / kGigabyte);
+  throw Error(ErrorKind::kDevice, text);
+}
+
+}  // namespace calibatt

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "models/weights.h"
+
+namespace calibatt {
+
+enum class Bias { kNone, kStored };
+
+/// A torch Linear of this name: name.weight [out, in] and, where it has one, name.bias [out].
+std::shared_ptr<const LinearLayer> load_linear(Backend& backend, const Weights& weights, const std::string& name,
+                                               int64_t out, int64_t in, DType dtype,
+                                               const std::shared_ptr<StreamedWeights>& streamed = {},
+                                               Bias bias = Bias::kStored);
+
+/// Linears of one input, computed as one: their outputs side by side.
+std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& weights,
+                                              const std::vector<std::string>& names, int64_t out_of_each, int64_t in,
+                                              DType dtype, const std::shared_ptr<StreamedWeights>& streamed = {},
+                                              Bias bias = Bias::kStored);
+
+/// Refuses --offload of so many bytes of weights before the disk is read for minutes. Throws Error(kDevice) when they
+/// do not fit into host memory.
+void require_host_memory(size_t size_bytes);
+
+}  // namespace calibatt

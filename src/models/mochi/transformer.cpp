@@ -1,0 +1,314 @@
+#include "models/mochi/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "nn/heads.h"
+#include "nn/rope.h"
+#include "nn/tensor_rows.h"
+#include "nn/timestep_embedding.h"
+
+namespace calibatt {
+namespace {
+
+constexpr float kEpsilon = 1e-6f;      // of the streams' norms
+constexpr float kHeadEpsilon = 1e-5f;  // of queries and keys
+
+}  // namespace
+
+AttentionGeometry MochiTransformer::geometry(int latent_frames, int latent_height, int latent_width,
+                                             const TokenOrder& order) const {
+  CALIBATT_ASSERT(latent_height % config_.patch_size == 0 && latent_width % config_.patch_size == 0);
+  AttentionGeometry geometry;
+  geometry.frames = latent_frames;
+  geometry.height = latent_height / config_.patch_size;
+  geometry.width = latent_width / config_.patch_size;
+  geometry.heads = config_.num_attention_heads;
+  geometry.head_dim = config_.attention_head_dim;
+  geometry.order = order;
+  geometry.validate();
+  return geometry;
+}
+
+/// Where whoever listens may end the work: the device has little left to do by then.
+void MochiTransformer::between_parts(const WorkProgress& progress, int layer, double within) const {
+  if (!progress) return;
+  backend_->limit_run_ahead();
+  progress(layer, config_.num_layers, within);
+}
+
+MochiPrompt MochiTransformer::prepare_prompt(const Tensor& text_embeddings) const {
+  MochiPrompt prompt;
+  if (!text_embeddings.empty()) {
+    CALIBATT_ASSERT(text_embeddings.rank() == 2 && text_embeddings.dtype() == DType::kF32 &&
+                    text_embeddings.dim(0) >= 1 && text_embeddings.dim(1) == config_.text_embed_dim);
+    prompt.text = backend_->empty(DType::kF32, {text_embeddings.dim(0), config_.text_width});
+    backend_->linear(*text_projection_, backend_->from_host(text_embeddings), prompt.text);
+  }
+  const Tensor pooled = backend_->from_host(pooled_tokens(text_embeddings));
+  prompt.pooled = backend_->empty(DType::kF32, {config_.dim()});
+  backend_->linear(*pool_output_, pooled, prompt.pooled);
+  return prompt;
+}
+
+/// Attention of the tokens' mean, which is among the keys, to them: [text_embed_dim] on the host. Once per prompt, and
+/// with heads as wide as no kernel wants them, so it is done there.
+Tensor MochiTransformer::pooled_tokens(const Tensor& text_embeddings) const {
+  const int64_t width = config_.text_embed_dim, tokens = text_embeddings.empty() ? 0 : text_embeddings.dim(0);
+  Tensor inputs = Tensor::zeros(DType::kF32, {tokens + 1, width});  // without tokens the mean is zero
+  for (int64_t token = 0; token < tokens; ++token) {
+    const float* row = text_embeddings.f32() + token * width;
+    std::copy_n(row, width, inputs.f32() + (token + 1) * width);
+    for (int64_t c = 0; c < width; ++c) inputs.f32()[c] += row[c] / static_cast<float>(tokens);
+  }
+  const Tensor device = backend_->from_host(inputs);
+  Tensor device_query = backend_->empty(DType::kF32, {1, width}),
+         device_keys_values = backend_->empty(DType::kF32, {tokens + 1, 2 * width});
+  backend_->linear(*pool_query_, tensor_rows(device, 0, 1), device_query);
+  backend_->linear(*pool_keys_values_, device, device_keys_values);
+  const Tensor query = backend_->to_host(device_query), keys_values = backend_->to_host(device_keys_values);
+
+  constexpr int64_t kHeads = MochiTransformerConfig::kPoolHeads;
+  const int64_t head_dim = width / kHeads;
+  Tensor pooled = Tensor::zeros(DType::kF32, {1, width});
+  std::vector<double> weights(static_cast<size_t>(tokens) + 1);
+  for (int64_t head = 0; head < kHeads; ++head) {
+    const float* q = query.f32() + head * head_dim;
+    double largest = -INFINITY, sum = 0;
+    for (size_t key = 0; key < weights.size(); ++key) {
+      const float* k = keys_values.f32() + static_cast<int64_t>(key) * 2 * width + head * head_dim;
+      double dot = 0;
+      for (int64_t c = 0; c < head_dim; ++c) dot += double{q[c]} * k[c];
+      weights[key] = dot / std::sqrt(static_cast<double>(head_dim));
+      largest = std::max(largest, weights[key]);
+    }
+    for (double& weight : weights) sum += weight = std::exp(weight - largest);
+    for (int64_t c = 0; c < head_dim; ++c) {
+      double value = 0;
+      for (size_t key = 0; key < weights.size(); ++key) {
+        value +=
+            weights[key] / sum * keys_values.f32()[(2 * static_cast<int64_t>(key) + 1) * width + head * head_dim + c];
+      }
+      pooled.f32()[head * head_dim + c] = static_cast<float>(value);
+    }
+  }
+  return pooled;
+}
+
+Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const MochiPrompt& prompt,
+                                 SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer,
+                                 const WorkProgress& progress) {
+  CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
+  WallClockTimer all;  // the wall clock is right for the whole: the result is waited for
+  const std::unique_ptr<Timer> attention_timer = backend_->make_timer();
+  all.start();
+
+  const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
+            width = static_cast<int>(latents.dim(3));
+  const Layout& layout = layout_for(geometry(frames, height, width, self_attention.token_order()));
+  const PatchLayout patches{{1, config_.patch_size, config_.patch_size}, layout.raster_of_position};
+  const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim(),
+                patch_volume = int64_t{config_.patch_size} * config_.patch_size;
+  prepare_workspace(num_tokens, prompt);
+
+  // The tokens take the order of the run here, and leave it in unpatchify: nothing in between depends on it but the
+  // rotary embedding, which is in the same order.
+  Tensor tokens = backend_->empty(DType::kF32, {num_tokens, config_.in_channels * patch_volume});
+  backend_->patchify(backend_->from_host(latents), patches, tokens);
+  backend_->linear(*patch_embedding_, tokens, work_.residual);
+  const auto [condition_f32, condition] = this->condition(timestep, prompt);
+
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    const Block& block = blocks_[layer];
+    // The first one again after the last: another forward follows most of the time.
+    const WeightsInUse in_use(block.streamed, blocks_[(layer + 1) % config_.num_layers].streamed);
+    const Tensor modulation = this->modulation(block.video, condition);
+    Tensor text_modulation;
+    if (prompt.num_tokens() > 0) text_modulation = this->modulation(block.text, condition);
+    attention_step(layer, modulation, text_modulation, layout, self_attention, *attention_timer);
+    between_parts(progress, layer, 0.5);
+    feed_forward_step(block.video, modulation, work_.residual);
+    if (prompt.num_tokens() > 0 && !is_last(layer)) feed_forward_step(block.text, text_modulation, work_.text);
+    if (observer) observer(layer, work_.residual, work_.text);
+    between_parts(progress, layer, 1);
+  }
+
+  Tensor modulation = backend_->empty(DType::kF32, {2 * dim});
+  backend_->linear(*output_modulation_, condition_f32, modulation);
+  const Tensor scale = tensor_rows(modulation, 0, dim), shift = tensor_rows(modulation, dim, dim);
+  backend_->layer_norm(work_.residual, &scale, &shift, true, kEpsilon, work_.residual);
+  Tensor patches_out = backend_->empty(DType::kF32, {num_tokens, config_.out_channels * patch_volume});
+  backend_->linear(*output_projection_, work_.residual, patches_out);
+  Tensor prediction = backend_->empty(DType::kF32, {config_.out_channels, frames, height, width});
+  backend_->unpatchify(patches_out, patches, prediction);
+
+  Tensor result = backend_->to_host(prediction);
+  all.stop();
+  if (times != nullptr) {
+    times->self_attention += attention_timer->seconds();
+    times->other += all.seconds() - attention_timer->seconds();
+  }
+  return result;
+}
+
+std::pair<Tensor, Tensor> MochiTransformer::condition(float timestep, const MochiPrompt& prompt) const {
+  const int64_t dim = config_.dim();
+  const Tensor sinusoids = backend_->from_host(timestep_embedding(timestep, config_.time_embed_dim));
+  Tensor hidden = backend_->empty(DType::kF32, {dim}), embedding = backend_->empty(DType::kF32, {dim});
+  backend_->linear(*time_in_, sinusoids, hidden, {.activation = Activation::kSiLU});
+  backend_->linear(*time_out_, hidden, embedding);
+  backend_->add(embedding, prompt.pooled, embedding);
+  backend_->activate(Activation::kSiLU, embedding, hidden);
+  Tensor rounded = backend_->empty(dtype_, {dim});
+  backend_->convert(hidden, rounded);
+  return {hidden, rounded};
+}
+
+Tensor MochiTransformer::modulation(const Stream& stream, const Tensor& condition) const {
+  const int64_t width = stream.qkv->in_features(), rows = stream.modulation->out_features() / width;
+  Tensor values_of_all = backend_->empty(DType::kF32, {rows * width});
+  backend_->linear(*stream.modulation, condition, values_of_all);
+  Tensor result = values_of_all.reshaped({rows, width});
+  for (int64_t row = 0; row < rows; ++row) {
+    Tensor values = tensor_row(result, row);
+    if (row == kScale || row == kFeedForwardScale) {
+      backend_->add(values, one_, values);
+    } else {
+      backend_->activate(Activation::kTanh, values, values);
+    }
+  }
+  return result;
+}
+
+/// One stream's queries, keys and values, from row first_row on: norm_rotate(W_q x), norm_rotate(W_k x), W_v x, x =
+/// rms_norm(residual)·(1 + scale).
+void MochiTransformer::project(const Stream& stream, const Tensor& residual, const Tensor& modulation,
+                               int64_t first_row, const RopeTable* rope) {
+  const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
+  Tensor normed = normed_for(residual), qkv = tensor_rows(work_.qkv, first_row, residual.dim(0));
+  backend_->rms_norm(residual, tensor_row(modulation, kScale), kEpsilon, normed);
+  backend_->linear(*stream.qkv, normed, qkv);
+  backend_->norm_and_rotate(heads_view(qkv, 0, head_dim), heads, head_dim, &stream.query_norm, kHeadEpsilon, rope);
+  backend_->norm_and_rotate(heads_view(qkv, config_.dim(), head_dim), heads, head_dim, &stream.key_norm, kHeadEpsilon,
+                            rope);
+}
+
+/// Of both streams: residual += tanh(gate) ⊙ rms_norm(W_o · attention(queries, keys, values of both)).
+void MochiTransformer::attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation,
+                                      const Layout& layout, SelfAttention& attention, Timer& timer) {
+  const Block& block = blocks_[layer];
+  const int head_dim = config_.attention_head_dim, dim = config_.dim();
+  const int64_t num_tokens = layout.geometry.num_tokens();
+  AttentionGeometry geometry = layout.geometry;
+  if (!work_.text.empty()) geometry.text_tokens = static_cast<int>(work_.text.dim(0));
+
+  project(block.video, work_.residual, modulation, 0, &layout.rope);
+  if (geometry.text_tokens > 0) project(block.text, work_.text, text_modulation, num_tokens, nullptr);
+  const Tensor qkv = tensor_rows(work_.qkv, 0, geometry.num_tokens());
+  Tensor attended = tensor_rows(work_.attended, 0, geometry.num_tokens());
+  const Tensor of_video = tensor_rows(attended, 0, num_tokens), gate = tensor_row(modulation, kGate);
+
+  OutputContext context;
+  Tensor host_gate;
+  if (attention.wants_output_context()) context = output_context(block, gate, of_video, host_gate);
+  timer.start();
+  attention.attend(layer, geometry, heads_view(qkv, 0, head_dim), heads_view(qkv, dim, head_dim),
+                   heads_view(qkv, 2 * dim, head_dim), heads_view(attended, 0, head_dim), context);
+  timer.stop();
+
+  add_output(block.video, of_video, gate, work_.residual);
+  if (geometry.text_tokens > 0 && !is_last(layer)) {
+    add_output(block.text, tensor_rows(attended, num_tokens, geometry.text_tokens), tensor_row(text_modulation, kGate),
+               work_.text);
+  }
+}
+
+OutputContext MochiTransformer::output_context(const Block& block, const Tensor& gate, const Tensor& attended,
+                                               Tensor& host_gate) {
+  host_gate = backend_->to_host(gate);
+  OutputContext context;
+  context.output_weight = &block.output_weight;
+  context.gate = {host_gate.f32(), static_cast<size_t>(config_.dim())};
+  context.residual_square_sum = backend_->sum_of_squares(work_.residual);
+  context.output_layer = block.video.output.get();
+  context.backend_gate = &gate;
+  context.squared_gain = [this, &block, attended] {
+    Tensor output = backend_->empty(DType::kF32, attended.shape());
+    backend_->linear(*block.video.output, attended, output);
+    return 1 / (backend_->sum_of_squares(output) / static_cast<double>(output.size()) + kEpsilon);
+  };
+  return context;
+}
+
+void MochiTransformer::add_output(const Stream& stream, const Tensor& attended, const Tensor& gate, Tensor& residual) {
+  Tensor output = normed_for(residual);
+  backend_->linear(*stream.output, attended, output);
+  backend_->add_rms_norm(output, gate, kEpsilon, residual);
+}
+
+/// residual += tanh(gate) ⊙ rms_norm(W_2 · swiglu(W_1 x)), x = rms_norm(residual)·(1 + scale)
+void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& modulation, Tensor& residual) {
+  const int64_t num_tokens = residual.dim(0), inner = stream.feed_forward_out->in_features();
+  Tensor normed = normed_for(residual);
+  backend_->rms_norm(residual, tensor_row(modulation, kFeedForwardScale), kEpsilon, normed);
+  const Tensor gate = tensor_row(modulation, kFeedForwardGate);
+  const int64_t chunk = std::min(num_tokens, work_.hidden.size() / (3 * inner));
+  for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
+    const int64_t count = std::min(chunk, num_tokens - begin);
+    Tensor wide(dtype_, {count, 2 * inner}, work_.hidden.storage());
+    Tensor hidden = tensor_rows(Tensor(dtype_, {3 * count, inner}, work_.hidden.storage()), 2 * count, count);
+    Tensor rows = tensor_rows(normed, begin, count), to = tensor_rows(residual, begin, count);
+    backend_->linear(*stream.feed_forward_in, rows, wide);
+    backend_->swiglu(wide, hidden);
+    backend_->linear(*stream.feed_forward_out, hidden, rows);
+    backend_->add_rms_norm(rows, gate, kEpsilon, to);
+  }
+}
+
+const MochiTransformer::Layout& MochiTransformer::layout_for(const AttentionGeometry& geometry) {
+  if (layout_ == nullptr || !(layout_->geometry == geometry)) {
+    layout_.reset();
+    auto layout = std::make_unique<Layout>();
+    layout->geometry = geometry;
+    layout->raster_of_position = geometry.raster_of_position();
+    const RopeTable rope =
+        make_learned_rope(frequencies_, {geometry.frames, geometry.height, geometry.width}, layout->raster_of_position);
+    layout->rope = {backend_->from_host(rope.cos), backend_->from_host(rope.signed_sin)};
+    layout_ = std::move(layout);
+  }
+  return *layout_;
+}
+
+/// A stream's rows of dtype(): inputs of its linear layers, then their outputs.
+Tensor MochiTransformer::normed_for(const Tensor& residual) const {
+  return {dtype_, residual.shape(), (&residual == &work_.text ? work_.text_normed : work_.normed).storage()};
+}
+
+void MochiTransformer::prepare_workspace(int64_t num_tokens, const MochiPrompt& prompt) {
+  const int64_t dim = config_.dim(), text_width = config_.text_width, text_tokens = prompt.num_tokens();
+  if (work_.residual.empty() || work_.residual.dim(0) != num_tokens || work_.text_capacity < text_tokens) {
+    const int64_t capacity = std::max(work_.text_capacity, text_tokens);  // prompts of both branches take turns
+    work_ = {};                                                           // before the new one is made: never both
+    work_.text_capacity = capacity;
+    work_.residual = backend_->empty(DType::kF32, {num_tokens, dim});
+    work_.normed = backend_->empty(dtype_, {num_tokens, dim});
+    if (capacity > 0) work_.text_normed = backend_->empty(dtype_, {capacity, text_width});
+    work_.attended = backend_->empty(dtype_, {num_tokens + capacity, dim});
+    // The largest activations of all share their memory: q, k and v are done with when the feed-forward begins. It
+    // takes as many rows at a time as find room there.
+    const int64_t qkv = (num_tokens + capacity) * 3 * dim, one_row = 3 * int64_t{config_.ffn_dim()};
+    const int64_t rows = std::clamp<int64_t>(qkv / one_row, 1, std::min(num_tokens, backend_->rows_at_a_time()));
+    const int64_t text_rows = std::min<int64_t>(capacity, rows) * 3 * config_.text_ffn_dim();
+    const Tensor shared = backend_->empty(dtype_, {std::max({qkv, rows * one_row, text_rows})});
+    work_.qkv = {dtype_, {num_tokens + capacity, 3 * dim}, shared.storage()};
+    work_.hidden = {dtype_, {std::max(rows * one_row, text_rows)}, shared.storage()};
+  }
+  work_.text = {};
+  if (text_tokens == 0) return;
+  work_.text = backend_->empty(DType::kF32, {text_tokens, text_width});  // blocks change it
+  backend_->convert(prompt.text, work_.text);
+}
+
+}  // namespace calibatt

@@ -1,0 +1,143 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/self_attention.h"
+#include "backend/backend.h"
+#include "base/tensor.h"
+#include "base/work_progress.h"
+#include "models/component.h"
+#include "models/load_options.h"
+#include "models/mochi/config.h"
+#include "models/video_model.h"
+#include "sparsity/geometry.h"
+
+namespace calibatt {
+
+class Weights;
+
+/// What the transformer needs of one prompt, the same in every step: made by MochiTransformer::prepare_prompt, once per
+/// prompt and branch of guidance; immutable. A prompt may have no tokens at all: the embeddings that Mochi was trained
+/// with for an empty one are zeros that nobody sees.
+struct MochiPrompt {
+  Tensor text;    ///< [tokens, text_width] F32: the text stream as the first block sees it; empty without tokens
+  Tensor pooled;  ///< [dim] F32: the prompt's part of what modulates every block
+  int num_tokens() const { return text.empty() ? 0 : static_cast<int>(text.dim(0)); }
+};
+
+/// Opens the folder of a MochiTransformer3DModel, with the options' overlay.
+Component open_mochi_transformer(const std::string& folder, const ModelLoadOptions& options = {});
+
+/// The denoiser of Mochi 1 (Genmo, 2024), as diffusers' MochiTransformer3DModel computes it: two streams of different
+/// width, the video's tokens and the text's, with one attention over both. Text that pads a prompt is in neither.
+class MochiTransformer {
+ public:
+  /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards). dtype kF32: all in float32. kBF16:
+  /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; both residual streams,
+  /// norms, the timestep's and the prompt's embedding, patch embedding and output projection stay float32. kF16
+  /// (Backend::has_fp16): half precision where kBF16 has bfloat16. Throws Error naming file and tensor when something
+  /// is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when memory
+  /// is short.
+  static MochiTransformer load(Backend& backend, const std::string& folder, DType dtype,
+                               const ModelLoadOptions& options = {});
+
+  const MochiTransformerConfig& config() const { return config_; }
+  DType dtype() const { return dtype_; }
+
+  /// The attention problem of a latent video of this size, which the patches divide; without text.
+  AttentionGeometry geometry(int latent_frames, int latent_height, int latent_width,
+                             const TokenOrder& order = TokenOrder::raster()) const;
+
+  /// text_embeddings: host, F32 [tokens, text_embed_dim], the prompt's real tokens only (T5Encoder::encode); empty: a
+  /// prompt without tokens.
+  MochiPrompt prepare_prompt(const Tensor& text_embeddings) const;
+
+  /// Called after each block with the residual streams: the video's [tokens, dim] F32 in the order of the run, the
+  /// text's [tokens, text_width] F32 (empty without tokens).
+  using BlockObserver = std::function<void(int layer, const Tensor& video, const Tensor& text)>;
+
+  /// latents: host, F32 [in_channels, frames, height, width]; timestep: Mochi's own, 0 for noise to 1000 for data.
+  /// Returns its prediction of data − noise, host, F32 [out_channels, frames, height, width]. The caller has told
+  /// self_attention which forward this is (begin_forward). `progress` hears of the blocks, twice in each; where
+  /// somebody listens, a device is never more than half a block behind what was heard. Not to be called from two
+  /// threads at once.
+  Tensor forward(const Tensor& latents, float timestep, const MochiPrompt& prompt, SelfAttention& self_attention,
+                 TransformerTimes* times = nullptr, const BlockObserver& observer = {},
+                 const WorkProgress& progress = {});
+
+  /// Frees the activations kept from forward to forward (the VAE may need the memory); the next forward allocates anew.
+  void release_buffers() {
+    work_ = {};
+    layout_.reset();  // its angles are as large as an activation
+  }
+
+ private:
+  /// A block's part of one stream.
+  struct Stream {
+    std::shared_ptr<const LinearLayer> modulation;  // → scale, gate of attention, then of the feed-forward. The text's
+                                                    // last: scale alone
+    std::shared_ptr<const LinearLayer> qkv, output;
+    Tensor query_norm, key_norm;                                           // [head_dim]
+    std::shared_ptr<const LinearLayer> feed_forward_in, feed_forward_out;  // SwiGLU
+  };
+  struct Block {
+    Stream video, text;                         // of the last block's text: nothing behind qkv
+    Tensor output_weight;                       // of the video, as stored, host (OutputContext)
+    std::shared_ptr<StreamedWeights> streamed;  // where the matrices are when they are offloaded, else null
+  };
+  /// Rows of a modulation, ready for use: 1 + scale and tanh(gate), [4, width] F32.
+  enum ModulationRow { kScale, kGate, kFeedForwardScale, kFeedForwardGate };
+
+  /// What depends on the size of the video and the token order only.
+  struct Layout {
+    AttentionGeometry geometry;  // without text
+    std::vector<int32_t> raster_of_position;
+    RopeTable rope;
+  };
+  /// Activations, reused by every block of every forward of one size. Text stands behind the video where both are.
+  struct Workspace {
+    Tensor residual, text;       // [tokens, dim] and [text tokens, text_width] F32; text: empty without tokens
+    Tensor normed, text_normed;  // the same of dtype(): see normed_for
+    Tensor qkv;                  // [tokens + text_capacity, 3·dim]
+    Tensor attended;             // [tokens + text_capacity, dim]
+    Tensor hidden;               // the feed-forward's hidden layers of some rows, in the memory of qkv
+    int64_t text_capacity = 0;
+  };
+
+  MochiTransformer() = default;
+  Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
+  bool is_last(int layer) const { return layer + 1 == config_.num_layers; }
+  const Layout& layout_for(const AttentionGeometry& geometry);
+  void prepare_workspace(int64_t num_tokens, const MochiPrompt& prompt);
+  Tensor normed_for(const Tensor& residual) const;
+  void between_parts(const WorkProgress& progress, int layer, double within) const;
+  Tensor pooled_tokens(const Tensor& text_embeddings) const;
+  /// → silu(embedding of timestep and prompt) [dim], in float32 and as the blocks take it.
+  std::pair<Tensor, Tensor> condition(float timestep, const MochiPrompt& prompt) const;
+  Tensor modulation(const Stream& stream, const Tensor& condition) const;
+  void project(const Stream& stream, const Tensor& residual, const Tensor& modulation, int64_t first_row,
+               const RopeTable* rope);
+  void attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation, const Layout& layout,
+                      SelfAttention& attention, Timer& timer);
+  OutputContext output_context(const Block& block, const Tensor& gate, const Tensor& attended, Tensor& host_gate);
+  void add_output(const Stream& stream, const Tensor& attended, const Tensor& gate, Tensor& residual);
+  void feed_forward_step(const Stream& stream, const Tensor& modulation, Tensor& residual);
+
+  Backend* backend_ = nullptr;
+  DType dtype_ = DType::kF32;
+  MochiTransformerConfig config_;
+  std::shared_ptr<const LinearLayer> patch_embedding_;
+  std::shared_ptr<const LinearLayer> time_in_, time_out_, text_projection_;
+  std::shared_ptr<const LinearLayer> pool_keys_values_, pool_query_, pool_output_;
+  Tensor frequencies_;  // [3, heads, head_dim/2] F32, host
+  Tensor one_;          // [1] F32
+  std::vector<Block> blocks_;
+  std::shared_ptr<const LinearLayer> output_modulation_, output_projection_;
+  std::unique_ptr<Layout> layout_;  // of the last forward
+  Workspace work_;
+};
+
+}  // namespace calibatt
