@@ -28,8 +28,8 @@ enum class OnMismatch {
 };
 
 struct LoadOptions {
-  std::string model_dir;  ///< a diffusers WanPipeline folder (model_index.json, tokenizer/, text_encoder/,
-                          ///< transformer/, vae/, scheduler/), or Wan-AI's original one as it is published
+  std::string model_dir;  ///< a diffusers WanPipeline or MochiPipeline folder (model_index.json, tokenizer/,
+                          ///< text_encoder/, transformer/, vae/, scheduler/), or Wan-AI's original one as published
   /// Parts that are taken from elsewhere: a safetensors file (or folder) under any of the names and in any of the forms
   /// in which they are published. Empty: the model folder's.
   std::string transformer = {}, text_encoder = {}, vae = {};
@@ -46,7 +46,7 @@ struct LoadOptions {
   std::function<void(const std::string& message)> warn = {};  ///< about something odd in the files that does no harm
 };
 
-/// One video to make. Unset values are the model folder's own defaults (generation_config.json), else those of Wan 2.1.
+/// One video to make. Unset values are the model folder's own defaults (generation_config.json), else the model's.
 struct GenerateOptions {
   std::string prompt;  ///< may be empty: an unconditional video
   std::string negative_prompt;
@@ -59,12 +59,13 @@ struct GenerateOptions {
   std::optional<double> cfg_scale_2;
   std::optional<double> flow_shift;  ///< default: the scheduler's own configuration
   std::optional<int> width, height;  ///< pixels; multiples of the VAE's spatial factor times the patch size
-  std::optional<int> video_frames;   ///< 4k + 1
+  std::optional<int> video_frames;   ///< 4k + 1; Mochi: 6k + 1
   std::optional<double> fps;
   std::optional<std::string> scheduler;  ///< "unipc" or "euler"; default: the model folder's
-  std::optional<std::string> sigmas;     ///< how noise levels are spaced: "diffusers"; "original" as Wan-AI's script
-                                         ///< does it; "even" from 1 to 0; "list": see below. Default: that of the
-                                         ///< folder's layout, and "even" for euler, which diffusers shifts twice
+  /// How noise levels are spaced: "diffusers"; "original" as Wan-AI's script does it; "even" from 1 to 0;
+  /// "linear-quadratic" as Mochi has them; "list": see below. Default: that of the model and its layout, and "even" for
+  /// Wan with euler, which diffusers shifts twice.
+  std::optional<std::string> sigmas;
   /// The steps themselves, as few-step models are made for; at most one of the two is given. Timesteps: before the
   /// shift, strictly falling from at most 1000 to above 0. Noise levels: as the model sees them, from at most 1; they
   /// are not shifted, and flow_shift is 1.

@@ -43,7 +43,7 @@ constexpr const char* kOverview =
     "  calibatt calibrate -m MODEL --prompts prompts.txt -o plan.safetensors    measure once which attention matters\n"
     "  calibatt generate  -m MODEL -p 'a dog' --plan plan.safetensors -o dog.mp4   the same, faster\n"
     "  calibatt compare   dense.mp4 calibrated.mp4                              how close they are\n\n"
-    "MODEL is a folder as it is downloaded: Wan2.1-T2V-1.3B-Diffusers, or Wan-AI's own Wan2.1-T2V-1.3B.\n"
+    "MODEL is a folder as it is downloaded: Wan2.1-T2V-1.3B-Diffusers, Wan-AI's own Wan2.1-T2V-1.3B, mochi-1-preview.\n"
     "calibatt info -m MODEL shows its defaults; every command has its own help: calibatt generate --help";
 
 constexpr const char* kExitCodes =

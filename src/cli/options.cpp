@@ -196,7 +196,7 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
   add_whole_number(command, "-H,--height", run.height, 1, kMaxInt,
                    "Height in pixels, a multiple of 16 [the model's default]");
   add_whole_number(command, "--video-frames", run.video_frames, 1, kMaxInt,
-                   "Frames, 4k+1 (for example 17, 49, 81) [the model's default]");
+                   "Frames, 4k+1 (for example 17, 49, 81); Mochi: 6k+1 [the model's default]");
   add_real_number(command, "--fps", run.fps, 0.1, 1000, "Frames per second of the video file [the model's default]");
   command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
       ->check(CLI::IsMember({"unipc", "euler"}));
@@ -210,8 +210,9 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
             }
             run.noise_levels = listed_steps("--sigmas", text, 1);
           },
-          "Noise levels: diffusers, original (Wan-AI's script) or even, how they are spaced [by the model's layout; "
-          "euler: even]; or the levels themselves, not shifted: 1,0.94,0.83,0.63")
+          "Noise levels: diffusers, original (Wan-AI's script), even or linear-quadratic (Mochi), how they are spaced "
+          "[by "
+          "the model; Wan with euler: even]; or the levels themselves, not shifted: 1,0.94,0.83,0.63")
       ->type_name("NAME|LIST");
   command
       .add_option_function<std::string>(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
 #include "io/gguf.h"
 #include "io/safetensors.h"
 #include "io/torch_checkpoint.h"
@@ -29,6 +30,27 @@ void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::st
   if (names.empty()) return;
   options.warn(config.where() + ": settings that this version does not know are passed over: " + names +
                "; if they change what the model computes, its videos will differ");
+}
+
+uint64_t num_elements(const MappedTensors& tensors) {
+  uint64_t count = 0;
+  for (const auto& [name, entry] : tensors.entries()) {
+    uint64_t elements = 1;
+    for (const int64_t extent : entry.shape) elements *= static_cast<uint64_t>(extent);
+    count += elements;
+  }
+  return count;
+}
+
+DType dtype_beside(DType transformer) {
+  return transformer == DType::kF16 ? DType::kBF16 : transformer;
+}
+
+void require_one_model(const std::string& folder, const std::string& found_what, int found,
+                       const std::string& expected_what, int expected) {
+  if (found == expected) return;
+  throw Error(ErrorKind::kMismatch, folder + ": " + found_what + " " + std::to_string(found) + " and " + expected_what +
+                                        " " + std::to_string(expected) + "; they are not of one model");
 }
 
 MappedTensors open_tensor_file(const std::string& path) {

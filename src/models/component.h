@@ -28,6 +28,18 @@ Component open_component_folder(const std::string& folder, const ModelLoadOption
 void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::string_view>& harmless,
                              const ModelLoadOptions& options);
 
+/// Of all tensors together.
+uint64_t num_elements(const MappedTensors& tensors);
+
+/// What the text encoder and the autoencoder beside a transformer of this dtype compute in: their activations exceed
+/// the largest half (T5 is known for it).
+DType dtype_beside(DType transformer);
+
+/// Refuses a component that is not of the same model as another: Error(kMismatch) with both numbers, beginning with the
+/// folder. found_what and expected_what: "the VAE's latent channels (z_dim) are", "the transformer's in_channels".
+void require_one_model(const std::string& folder, const std::string& found_what, int found,
+                       const std::string& expected_what, int expected);
+
 /// Tensors alone: a PyTorch checkpoint (.pth), a safetensors or a GGUF file.
 MappedTensors open_tensor_file(const std::string& path);
 

@@ -12,7 +12,7 @@ namespace calibatt {
 
 namespace fs = std::filesystem;
 
-DiffusersFolder open_diffusers_folder(const std::string& path) {
+DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sigmas) {
   const fs::path root(path);
   DiffusersFolder folder;
   folder.index_path = (root / "model_index.json").string();
@@ -46,7 +46,7 @@ DiffusersFolder open_diffusers_folder(const std::string& path) {
   folder.text_encoder = (root / "text_encoder").string();
   folder.tokenizer = (root / "tokenizer").string();
   folder.vae = (root / "vae").string();
-  folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string());
+  folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string(), inverted_sigmas);
   return folder;
 }
 

@@ -17,8 +17,9 @@ struct DiffusersFolder {
   SchedulerConfig scheduler;
   std::vector<std::string> warnings;  ///< about settings of the index that this version does not know
 };
-/// Throws Error(kNotFound / kFormat), or kMismatch for a second transformer without a boundary, or the other way round.
-DiffusersFolder open_diffusers_folder(const std::string& folder);
+/// inverted_sigmas: as load_scheduler_config takes it. Throws Error(kNotFound / kFormat), or kMismatch for a second
+/// transformer without a boundary, or the other way round.
+DiffusersFolder open_diffusers_folder(const std::string& folder, bool inverted_sigmas = false);
 
 /// Path and name, and generation_config.json (calibatt's own, optional) where it says other than the model's defaults.
 /// Throws Error(kFormat).

@@ -8,6 +8,7 @@
 #include "io/input_file.h"
 #include "io/json_config.h"
 #include "io/recognise.h"
+#include "models/mochi/model.h"
 #include "models/wan/model.h"
 
 namespace calibatt {
@@ -19,7 +20,7 @@ namespace fs = std::filesystem;
 struct ModelKind {
   std::string_view class_name;  ///< "_class_name" of its model_index.json
   std::string_view summary;     ///< for messages
-  /// Whether a folder without model_index.json is the model in its authors' own layout.
+  /// Whether a folder without model_index.json is the model in its authors' own layout; null: that is not read.
   bool (*is_original)(const std::string& folder);
   std::unique_ptr<ModelFiles> (*open)(const std::string& folder, const ModelParts& parts);
   bool takes_parts = false;  ///< else `open` is never given any
@@ -27,6 +28,7 @@ struct ModelKind {
 
 constexpr std::array kModels{
     ModelKind{"WanPipeline", "Wan text-to-video", is_original_wan_folder, open_wan, true},
+    ModelKind{"MochiPipeline", "Mochi 1", nullptr, open_mochi},
 };
 
 std::unique_ptr<ModelFiles> opened(const ModelKind& kind, const std::string& folder, const ModelParts& parts) {
@@ -60,7 +62,7 @@ std::unique_ptr<ModelFiles> open_model(const std::string& folder, const ModelPar
   const std::string index_path = (fs::path(folder) / "model_index.json").string();
   if (!path_exists(index_path)) {
     for (const ModelKind& kind : kModels) {
-      if (kind.is_original(folder)) return opened(kind, folder, parts);
+      if (kind.is_original != nullptr && kind.is_original(folder)) return opened(kind, folder, parts);
     }
     if (const std::string found = recognise_model_path(folder); !found.empty()) {
       throw Error(ErrorKind::kNotFound, folder + ": " + found);

@@ -1,15 +1,6 @@
 #include "models/registry.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
-#include <filesystem>
-#include <fstream>
-#include <functional>
-#include <nlohmann/json.hpp>
-
-#include "base/error.h"
-#include "io/test_folder.h"
+#include "models/test_model_folder.h"
 
 namespace calibatt {
 namespace {
@@ -20,37 +11,9 @@ using testing::HasSubstr;
 
 const std::string kTiny = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
 
-/// tiny-wan by links, so that a test may change its settings.
-class Registry : public testing::Test {
+class Registry : public LinkedModelTest {
  protected:
-  Registry() {
-    for (const auto& entry : fs::recursive_directory_iterator(kTiny)) {
-      const fs::path target = fs::path(folder_.path()) / fs::relative(entry.path(), kTiny);
-      if (entry.is_directory()) {
-        fs::create_directories(target);
-      } else if (entry.path().extension() == ".json") {
-        fs::copy_file(entry.path(), target);
-        fs::permissions(target, fs::perms::owner_write, fs::perm_options::add);
-      } else {
-        fs::create_symlink(entry.path(), target);
-      }
-    }
-  }
-  void edit(const std::string& file, const std::function<void(nlohmann::json&)>& change) {
-    auto json = nlohmann::json::parse(std::ifstream(folder_ / file));
-    change(json);
-    std::ofstream(folder_ / file) << json;
-  }
-  void expect_refused(ErrorKind kind, const std::vector<std::string>& parts) {
-    try {
-      open_model(folder_.path());
-      FAIL() << "accepted; expected " << parts[0];
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), kind) << error.what();
-      for (const std::string& part : parts) EXPECT_THAT(error.what(), HasSubstr(part));
-    }
-  }
-  TestFolder folder_;
+  Registry() : LinkedModelTest(kTiny) {}
 };
 
 TEST_F(Registry, DescribesAModelFromItsSettingsAlone) {
@@ -84,24 +47,16 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
 }
 
 TEST_F(Registry, ComponentsOfDifferentModelsAreRefusedBeforeAnythingIsLoaded) {
-  const auto with = [&](const std::string& file, const char* key, int value) {
-    int before = 0;
-    edit(file, [&](nlohmann::json& json) {
-      before = json.value(key, 16);
-      json[key] = value;
-    });
-    return before;
-  };
   const std::string transformer = "transformer/config.json", text = "text_encoder/config.json";
-  int before = with(transformer, "out_channels", 32);
+  set(transformer, "out_channels", 32);
   expect_refused(ErrorKind::kMismatch, {"out_channels 32", "16", "VAE", "not of one model"});
-  with(transformer, "out_channels", before);
-  before = with(transformer, "in_channels", 8);
+  set(transformer, "out_channels", 16);
+  set(transformer, "in_channels", 8);
   expect_refused(ErrorKind::kMismatch, {"in_channels 8", "16"});
-  with(transformer, "in_channels", before);
-  before = with(transformer, "text_dim", 128);
+  set(transformer, "in_channels", 16);
+  const nlohmann::json before = set(transformer, "text_dim", 128);
   expect_refused(ErrorKind::kMismatch, {"text encoder", "256", "text_dim 128"});
-  with(transformer, "text_dim", before);
+  set(transformer, "text_dim", before);
   open_model(folder_.path());
 }
 

@@ -118,7 +118,8 @@ TEST(Scheduler, LinearQuadraticLevelsAreThoseOfDiffusersMochiPipeline) {
     std::ranges::copy(run["last"].get<std::vector<float>>(), last.f32());
     for (int i = 0; i < steps; ++i) {
       const auto at = static_cast<size_t>(i);
-      EXPECT_NEAR((1 - scheduler->sigmas()[at]) * 1000, timesteps[at], 1e-4) << what << " step " << i;
+      // The shift is three roundings in float32 there.
+      EXPECT_NEAR((1 - scheduler->sigmas()[at]) * 1000, timesteps[at], 3e-4) << what << " step " << i;
       sample = scheduler->step(toy_model(sample, scheduler->timesteps()[at]), sample);
     }
     EXPECT_EQ(scheduler->sigmas().back(), 0);

@@ -12,6 +12,7 @@
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
+#include "models/mochi/config.h"
 #include "models/t5/encoder.h"
 #include "models/wan/config.h"
 #include "models/wan/vae_config.h"
@@ -82,6 +83,8 @@ TEST_F(ConfigFuzz, SettingsOfComponents) {
           read_text_file(kTiny + "transformer/config.json"));
   disturb([](const std::string& path) { WanVaeConfig::from(JsonConfig::load(path)); },
           read_text_file(kTiny + "vae/config.json"));
+  disturb([](const std::string& path) { MochiTransformerConfig::from(JsonConfig::load(path)).fingerprint_settings(); },
+          read_text_file(std::string(CALIBATT_GOLDEN_DATA) + "/mochi_pipeline/model/transformer/config.json"));
   disturb([](const std::string& path) { T5Config::from(JsonConfig::load(path)); },
           read_text_file(kTiny + "text_encoder/config.json"));
 }

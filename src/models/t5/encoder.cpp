@@ -17,13 +17,29 @@ constexpr const char* kAttention = "0.SelfAttention.";
 constexpr const char* kFeedForward = "1.DenseReluDense.";
 
 /// Of transformers' config.json: of training, of the decoder, of how it was saved, or said by other keys.
-const std::vector<std::string_view> kHarmless = {"architectures",        "classifier_dropout", "decoder_start_token_id",
-                                                 "dense_act_fn",         "dropout_rate",       "dtype",
-                                                 "eos_token_id",         "initializer_factor", "is_decoder",
-                                                 "is_encoder_decoder",   "is_gated_act",       "num_decoder_layers",
-                                                 "output_past",          "pad_token_id",       "scalable_attention",
-                                                 "tie_word_embeddings",  "tokenizer_class",    "torch_dtype",
-                                                 "transformers_version", "use_cache"};
+const std::vector<std::string_view> kHarmless = {"architectures",
+                                                 "classifier_dropout",
+                                                 "decoder_start_token_id",
+                                                 "dense_act_fn",
+                                                 "dropout_rate",
+                                                 "dtype",
+                                                 "eos_token_id",
+                                                 "initializer_factor",
+                                                 "is_decoder",
+                                                 "is_encoder_decoder",
+                                                 "is_gated_act",
+                                                 "num_decoder_layers",
+                                                 "output_past",
+                                                 "pad_token_id",
+                                                 "scalable_attention",
+                                                 "n_positions",
+                                                 "scale_decoder_outputs",
+                                                 "task_specific_params",
+                                                 "tie_word_embeddings",
+                                                 "tokenizer_class",
+                                                 "torch_dtype",
+                                                 "transformers_version",
+                                                 "use_cache"};
 
 std::string block_prefix(int layer) {
   return "encoder.block." + std::to_string(layer) + ".layer.";

@@ -1,38 +1,21 @@
 #include "models/wan/model.h"
 
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "base/error.h"
 #include "models/original_layout.h"
+#include "models/prompt_reader.h"
 #include "models/t5/encoder.h"
 #include "models/wan/experts.h"
 #include "models/wan/memory.h"
 #include "models/wan/vae.h"
 #include "text/text_clean.h"
-#include "text/tokenizer.h"
-#include "text/unicode.h"
 
 namespace calibatt {
 namespace {
 
 constexpr int kMaxPromptTokens = 512;  // WanPipeline's max_sequence_length
-
-/// Of the text encoder, whose activations exceed the largest half (T5 is known for it), and the autoencoder.
-DType beside(DType dtype) {
-  return dtype == DType::kF16 ? DType::kBF16 : dtype;
-}
-
-uint64_t num_elements(const MappedTensors& tensors) {
-  uint64_t count = 0;
-  for (const auto& [name, entry] : tensors.entries()) {
-    uint64_t elements = 1;
-    for (const int64_t extent : entry.shape) elements *= static_cast<uint64_t>(extent);
-    count += elements;
-  }
-  return count;
-}
 
 /// What the settings of all components say.
 struct WanConfigs {
@@ -42,18 +25,13 @@ struct WanConfigs {
 };
 
 /// Refused before anything is loaded: a component that is not of the same model as the others.
-void require_one_model(const WanConfigs& configs, const std::string& folder) {
-  const auto require = [&](int found, int expected, const std::string& what, const std::string& against) {
-    if (found == expected) return;
-    throw Error(ErrorKind::kMismatch, folder + ": " + what + " " + std::to_string(found) + " and " + against + " " +
-                                          std::to_string(expected) + "; they are not of one model");
-  };
-  require(configs.vae.z_dim, configs.transformer.in_channels, "the VAE's latent channels (z_dim) are",
-          "the transformer's in_channels");
-  require(configs.vae.z_dim, configs.transformer.out_channels, "the VAE's latent channels (z_dim) are",
-          "the transformer's out_channels");
-  require(configs.text_encoder.d_model, configs.transformer.text_dim, "the text encoder's width (d_model) is",
-          "the transformer's text_dim");
+void check_components(const WanConfigs& configs, const std::string& folder) {
+  const WanTransformerConfig& transformer = configs.transformer;
+  const std::string channels = "the VAE's latent channels (z_dim) are";
+  require_one_model(folder, channels, configs.vae.z_dim, "the transformer's in_channels", transformer.in_channels);
+  require_one_model(folder, channels, configs.vae.z_dim, "the transformer's out_channels", transformer.out_channels);
+  require_one_model(folder, "the text encoder's width (d_model) is", configs.text_encoder.d_model,
+                    "the transformer's text_dim", transformer.text_dim);
 }
 
 /// Text is encoded once. What a transformer makes of it is made when its steps begin, and belongs to it alone.
@@ -76,11 +54,10 @@ class WanModel final : public VideoModel {
       : description_(std::move(description)),
         backend_(backend),
         dtype_(dtype),
-        warn_(options.warn),
-        tokenizer_(Tokenizer::load(folder.tokenizer)),
-        text_encoder_(T5Encoder::open(backend, folder.text_encoder, beside(dtype), options)),
+        prompts_(folder.tokenizer, kMaxPromptTokens, clean_prompt, options.warn),
+        text_encoder_(T5Encoder::open(backend, folder.text_encoder, dtype_beside(dtype), options)),
         vae_(
-            WanVae::load(folder.vae, backend, beside(dtype),
+            WanVae::load(folder.vae, backend, dtype_beside(dtype),
                          {.encodes = false, .defers_bias = {}, .warn = options.warn, .settings = folder.vae_settings})),
         experts_(folder, backend, dtype, options) {}
 
@@ -143,33 +120,16 @@ class WanModel final : public VideoModel {
     return conditioning.prepared.back().prompts;
   }
 
-  /// Cleaned, cut to what the model reads; warns of a cut, once for each prompt.
   std::vector<int32_t> tokenize(const Prompt& prompt) {
-    calibatt::check_prompt(prompt);
-    const Tokenizer::Cut cut = tokenizer_.encode(clean_prompt(prompt.text), kMaxPromptTokens);
-    text_encoder_.check_tokens(cut.ids);
-    if (cut.num_tokens > kMaxPromptTokens) {
-      const std::string message = prompt.source + ": is " + std::to_string(cut.num_tokens) +
-                                  " tokens long and the model reads " + std::to_string(kMaxPromptTokens) +
-                                  "; this is cut off: " + shortened_quote(cut.dropped);
-      if (warn_ && warned_.insert(message).second) warn_(message);
-    }
-    return cut.ids;
-  }
-
-  /// Fit for a one-line message: the beginning, in quotes.
-  static std::string shortened_quote(const std::string& clean_text) {
-    constexpr size_t kMost = 80;
-    const std::u32string text = to_code_points(clean_text);
-    return "\"" + to_utf8(text.substr(0, kMost)) + (text.size() > kMost ? "…\"" : "\"");
+    std::vector<int32_t> ids = prompts_.tokens(prompt);
+    text_encoder_.check_tokens(ids);
+    return ids;
   }
 
   ModelDescription description_;
   Backend& backend_;
   DType dtype_;
-  std::function<void(const std::string&)> warn_;
-  std::set<std::string> warned_;
-  Tokenizer tokenizer_;
+  PromptReader prompts_;
   T5Encoder text_encoder_;
   WanVae vae_;
   WanExperts experts_;  // last: they take long, and what is wrong with the others is said before
@@ -184,7 +144,7 @@ class WanFiles final : public ModelFiles {
                     vae = open_vae(folder_.vae, {.settings = folder_.vae_settings});
     configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
                 T5Config::from(open_text_encoder(folder_.text_encoder).config)};
-    require_one_model(configs_, path);
+    check_components(configs_, path);
     require_same_shape(path);
     transformer_elements_ = num_elements(transformer.tensors);
     vae_elements_ = num_elements(vae.tensors);
@@ -210,7 +170,7 @@ class WanFiles final : public ModelFiles {
     needs.activations =
         wan_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), kMaxPromptTokens, dtype);
     needs.autoencoder =
-        vae_elements_ * dtype_size(beside(dtype)) + wan_decoding_bytes(configs_.vae, size, beside(dtype));
+        vae_elements_ * dtype_size(beside(dtype)) + wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype));
     needs.video =
         static_cast<uint64_t>(size.frames) * static_cast<uint64_t>(size.height) * static_cast<uint64_t>(size.width) * 3;
     return needs;

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "models/mochi/config.h"
+
+namespace calibatt {
+
+/// Bytes of the transformer's activations in a forward of so many tokens of video and text, its table of angles among
+/// them. dtype: of its arithmetic.
+uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens, DType dtype);
+
+}  // namespace calibatt

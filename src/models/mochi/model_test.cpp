@@ -1,0 +1,162 @@
+#include "models/mochi/model.h"
+
+#include <cmath>
+#include <optional>
+
+#include "attention/run_attention.h"
+#include "base/random.h"
+#include "models/mochi/memory.h"
+#include "models/mochi/transformer.h"
+#include "models/t5/encoder.h"
+#include "models/test_model_folder.h"
+#include "models/weight_overlay.h"
+#include "text/tokenizer.h"
+
+namespace calibatt {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+const std::string kSmall = std::string(CALIBATT_GOLDEN_DIR) + "/mochi_pipeline/model";
+
+class MochiModel : public LinkedModelTest {
+ protected:
+  MochiModel() : LinkedModelTest(kSmall) {}
+
+  std::unique_ptr<VideoModel> load(const ModelLoadOptions& options = {}) {
+    return open_model(folder_.path())->load(*backend_, DType::kF32, options);
+  }
+  Tensor forward(VideoModel& model, const std::string& prompt, double sigma) {
+    const auto conditioning = model.encode({prompt, "test"}, nullptr, {});
+    DenseAttention attention(*backend_, 1, 3);
+    attention.begin_forward(0, GuidanceBranch::kConditional);
+    TransformerTimes times;
+    return model.forward(latents_, {sigma, 1000 * sigma, 1, 0}, GuidanceBranch::kConditional, *conditioning, attention,
+                         times, {});
+  }
+
+  std::unique_ptr<Backend> backend_ = make_backend("cpu");
+  Tensor latents_ = TorchGenerator(1).randn({12, 2, 6, 4});
+};
+
+TEST_F(MochiModel, IsDescribedByItsSettings) {
+  const std::unique_ptr<ModelFiles> files = open_model(folder_.path());
+  const ModelDescription& model = files->description();
+  EXPECT_EQ(model.kind, "MochiTransformer3DModel");
+  EXPECT_EQ(model.num_layers, 3);
+  EXPECT_EQ(model.latent_size({163, 480, 848}), (std::array<int, 3>{28, 60, 106}));
+  EXPECT_EQ(model.geometry({163, 480, 848}).num_tokens(), 44520);
+  EXPECT_EQ(model.geometry({163, 480, 848}).text_tokens, 0);
+  EXPECT_EQ(model.scheduler.refusal, "");
+  EXPECT_EQ(model.scheduler.spacing, SchedulerConfig::Spacing::kLinearQuadratic);
+  EXPECT_EQ(model.defaults.video_frames, 163);
+  set("scheduler/scheduler_config.json", "invert_sigmas", false);
+  EXPECT_THAT(open_model(folder_.path())->description().scheduler.refusal, HasSubstr("invert_sigmas"));
+}
+
+TEST_F(MochiModel, ComponentsOfDifferentModelsAreRefusedBeforeAnythingIsLoaded) {
+  const std::string transformer = "transformer/config.json";
+  set(transformer, "in_channels", 16);
+  expect_refused(ErrorKind::kMismatch, {"VAE", "12", "in_channels 16", "not of one model"});
+  set(transformer, "in_channels", 12);
+  set(transformer, "text_embed_dim", 64);
+  expect_refused(ErrorKind::kMismatch, {"text encoder", "32", "text_embed_dim 64"});
+  set(transformer, "text_embed_dim", 36);
+  expect_refused(ErrorKind::kFormat, {"text_embed_dim", "multiple of 8"});
+  set(transformer, "text_embed_dim", 32);
+  set(transformer, "activation_fn", "gelu");
+  expect_refused(ErrorKind::kFormat, {"activation_fn", "swiglu", "gelu"});
+}
+
+TEST_F(MochiModel, ConfigurationAndWeightsMustBeOfOneModel) {
+  const auto message = [&] {
+    try {
+      load();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kFormat);
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  set("transformer/config.json", "num_layers", 2);
+  EXPECT_THAT(message(), HasSubstr("norm1_context.linear_1"));  // only the last layer has that
+  set("transformer/config.json", "num_layers", 4);
+  EXPECT_THAT(message(), HasSubstr("transformer_blocks.2.norm1_context.linear.weight"));
+  set("transformer/config.json", "num_layers", 3);
+  set("transformer/config.json", "pooled_projection_dim", 56);
+  EXPECT_THAT(message(), AllOf(HasSubstr("caption_proj"), HasSubstr("56"), HasSubstr("48")));
+}
+
+TEST_F(MochiModel, UnreadSettingsAreNamed) {
+  set("transformer/config.json", "gates_per_head", true);
+  std::vector<std::string> warnings;
+  load({.warn = [&](const std::string& message) { warnings.push_back(message); }});
+  EXPECT_THAT(warnings, testing::ElementsAre(AllOf(HasSubstr("transformer"), HasSubstr("gates_per_head"))));
+}
+
+// Time runs the other way than the scheduler's, and the transformer's answer is turned around.
+TEST_F(MochiModel, AForwardIsTheNegativeOfTheTransformersAtItsOwnTime) {
+  const auto model = load();
+  const std::string prompt = "a red circle";
+  const Tensor found = forward(*model, prompt, 0.9875);
+
+  MochiTransformer transformer = MochiTransformer::load(*backend_, folder_ / "transformer", DType::kF32);
+  const T5Encoder encoder = T5Encoder::open(*backend_, folder_ / "text_encoder", DType::kF32);
+  const Tensor text = encoder.encode(Tokenizer::load(folder_ / "tokenizer").encode(prompt));
+  DenseAttention attention(*backend_, 1, 3);
+  const Tensor own =
+      transformer.forward(latents_, (1.0f - 0.9875f) * 1000.0f, transformer.prepare_prompt(text), attention);
+  for (int64_t i = 0; i < own.size(); ++i) ASSERT_EQ(found.f32()[i], -own.f32()[i]);
+}
+
+TEST_F(MochiModel, AnEmptyPromptIsNoTextWhereTheFolderSaysSo) {
+  const auto seen = [&](const std::string& prompt) {
+    class Count final : public SelfAttention {
+     public:
+      void attend(int, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView, ConstHeadsView,
+                  HeadsView out, const OutputContext&) override {
+        text_tokens = geometry.text_tokens;
+        EXPECT_EQ(q.num_tokens, geometry.num_tokens());
+        std::fill_n(static_cast<float*>(out.data), out.num_tokens * out.token_stride, 0.0f);
+      }
+      int text_tokens = -1;
+    } count;
+    const auto model = load();
+    const auto conditioning = model->encode({prompt, "test"}, nullptr, {});
+    TransformerTimes times;
+    model->forward(latents_, {0.5, 500, 1, 0}, GuidanceBranch::kConditional, *conditioning, count, times, {});
+    return count.text_tokens;
+  };
+  EXPECT_EQ(seen(""), 0);
+  EXPECT_GE(seen(" "), 1);
+  EXPECT_GE(seen("a red circle"), 3);
+  EXPECT_EQ(seen(std::string(2000, 'q')), 256);
+  set("model_index.json", "force_zeros_for_empty_prompt", false);
+  EXPECT_EQ(seen(""), 1);  // the end of the sequence
+}
+
+TEST_F(MochiModel, AnOverlayIsSeenByLayersAndFingerprint) {
+  const auto plain = load();
+  auto overlay = std::make_shared<WeightOverlay>();
+  Tensor delta(DType::kF32, {3, 2, 16});
+  std::fill_n(delta.f32(), delta.size(), 0.25f);
+  overlay->add("pos_frequencies", delta);
+  const auto changed = load({.overlay = overlay});
+  EXPECT_NE(plain->fingerprint(0, "", {}), changed->fingerprint(0, "", {}));
+  EXPECT_NE(plain->fingerprint(0, "", {}), "");
+  const Tensor a = forward(*plain, "a", 0.5), b = forward(*changed, "a", 0.5);
+  double difference = 0;
+  for (int64_t i = 0; i < a.size(); ++i) difference += std::abs(a.f32()[i] - b.f32()[i]);
+  EXPECT_GT(difference, 0);
+}
+
+// The published model: 10 billion parameters, 163 frames of 848×480.
+TEST(MochiMemory, OfTheFullSizeFitsOnOneCard) {
+  const uint64_t bytes = mochi_activation_bytes(MochiTransformerConfig(), 44520, 256, DType::kBF16);
+  EXPECT_GT(bytes, 2'500'000'000u);
+  EXPECT_LT(bytes, 4'000'000'000u);
+}
+
+}  // namespace
+}  // namespace calibatt
