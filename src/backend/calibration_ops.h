@@ -20,6 +20,10 @@ class CalibrationOps {
   virtual bool encode_energy_levels(const Tensor& /*energy*/, std::span<const uint32_t> /*ladder*/, Tensor& /*codes*/) {
     return false;
   }
+  /// Of the block energies of joint attention those of the video's key blocks, which come first: energy F32 [heads, R,
+  /// C'] → video F32 [heads, R, C]. tail F32 [heads, R, T], or empty: text begins within the last of them, and tail[h,
+  /// r, 0] of its energy is the video's.
+  virtual void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) = 0;
   /// What a change d of a head's output does to the residual stream behind gate ⊙ W_o: ‖gate ⊙ W_o,h·d‖² = d·M_h·dᵀ
   /// with M_h = W_o,hᵀ diag(gate²) W_o,h. Returns M [num_heads, head_dim, head_dim] F32. W_o [out, num_heads·head_dim]
   /// is given as this backend holds it and as it is stored, in host memory; gate: [out] F32.

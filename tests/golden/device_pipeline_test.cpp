@@ -1,5 +1,5 @@
-// The whole text-to-video pipeline on models/tiny-wan: a device's against the CPU's, which pipeline_test.cpp holds
-// against diffusers.
+// The whole text-to-video pipeline on models/tiny-wan and on a small random Mochi: a device's against the CPU's, which
+// pipeline_test.cpp holds against diffusers.
 #include <gtest/gtest.h>
 
 #include "backends.h"
@@ -10,72 +10,78 @@
 namespace calibatt {
 namespace {
 
-Pipeline::Result generate(const std::string& backend, Precision precision) {
-  LoadOptions load;
-  load.model_dir = CALIBATT_MODELS_DIR "/tiny-wan";
-  load.precision = precision;
-  load.backend = backend;
-  GenerateOptions options;
-  options.prompt = "a red square moves to the right";
-  options.seed = 7;
-  options.steps = 4;
-  options.width = options.height = 64;
-  options.video_frames = 9;
-  return Pipeline::load(load)->generate(options);
+struct DeviceModel {
+  const char* name;
+  std::string folder;
+  int few_frames, many_frames;
+};
+std::ostream& operator<<(std::ostream& stream, const DeviceModel& model) {
+  return stream << model.name;
 }
 
-TEST(DevicePipeline, GivesTheFramesOfTheCpu) {
-  const std::unique_ptr<Backend> backend = backend_or_null("cuda");
-  if (backend == nullptr) GTEST_SKIP() << kNoDevice;
+class DevicePipeline : public testing::TestWithParam<DeviceModel> {
+ protected:
+  void SetUp() override {
+    backend_ = backend_or_null("cuda");
+    if (backend_ == nullptr) GTEST_SKIP() << kNoDevice;
+  }
+  std::unique_ptr<Pipeline> load(const std::string& backend, Precision precision = Precision::kF32,
+                                 bool offload = false) const {
+    LoadOptions load;
+    load.model_dir = GetParam().folder;
+    load.precision = precision;
+    load.backend = backend;
+    load.offload = offload;
+    return Pipeline::load(load);
+  }
+  GenerateOptions options(int size, int video_frames, int steps) const {
+    GenerateOptions options;
+    options.prompt = "a red square moves to the right";
+    options.seed = 7;
+    options.steps = steps;
+    options.width = options.height = size;
+    options.video_frames = video_frames;
+    return options;
+  }
+  GenerateOptions small() const { return options(64, GetParam().few_frames, 4); }
+  GenerateOptions many_blocks() const { return options(256, GetParam().many_frames, 2); }
+
+  std::unique_ptr<Backend> backend_;
+};
+
+TEST_P(DevicePipeline, GivesTheFramesOfTheCpu) {
   try {
-    backend->clip_ops();
+    backend_->clip_ops();
   } catch (const Error& error) {
     GTEST_SKIP() << error.what();
   }
-  const Pipeline::Result expected = generate("cpu", Precision::kF32), found = generate("cuda", Precision::kF32);
+  const Pipeline::Result expected = load("cpu")->generate(small()), found = load("cuda")->generate(small());
   // Far more than the 40 dB that a video of another attention kernel is asked for: only the order of sums differs.
   EXPECT_GE(compare_videos(expected.video, found.video).psnr_db, 50);
   EXPECT_EQ(found.report.backend, "cuda");
-  EXPECT_EQ(found.report.device, backend->device_name());
+  EXPECT_EQ(found.report.device, backend_->device_name());
   EXPECT_GT(found.report.peak_device_bytes, uint64_t{1} << 20);
   EXPECT_EQ(expected.report.peak_device_bytes, 0u);
   for (const StageSeconds& seconds : {expected.report.seconds, found.report.seconds}) {
     EXPECT_GT(seconds.attention, 0);
     EXPECT_GT(seconds.transformer_other, 0);
   }
+  const Pipeline::Result streamed = load("cuda", Precision::kF32, true)->generate(small());
+  EXPECT_GE(compare_videos(found.video, streamed.video).psnr_db, 50);
   // bf16 takes other kernels. A denoising run amplifies rounding; the picture must stay the same to the eye.
-  const Pipeline::Result rounded = generate("cuda", Precision::kBF16);
+  const Pipeline::Result rounded = load("cuda", Precision::kBF16)->generate(small());
   EXPECT_GE(compare_videos(expected.video, rounded.video).psnr_db, 30);
-  const Pipeline::Result half = generate("cuda", Precision::kF16);
+  const Pipeline::Result half = load("cuda", Precision::kF16)->generate(small());
   EXPECT_EQ(half.report.precision, "fp16");
   EXPECT_GE(compare_videos(expected.video, half.video).psnr_db, 30);
 }
 
-GenerateOptions nine_blocks() {  // 9 × 8 × 8 tokens
-  GenerateOptions options;
-  options.prompt = "a red square moves to the right";
-  options.seed = 7;
-  options.steps = 2;
-  options.width = options.height = 256;
-  options.video_frames = 33;
-  return options;
-}
-
-std::unique_ptr<Pipeline> pipeline_on(const std::string& backend) {
-  LoadOptions load;
-  load.model_dir = CALIBATT_MODELS_DIR "/tiny-wan";
-  load.precision = Precision::kF32;
-  load.backend = backend;
-  return Pipeline::load(load);
-}
-
 // Maps, then level codes, with output errors: what a device measures is what the host measures, and its plan runs.
-TEST(DevicePipeline, CalibratesLikeTheCpuAndRunsThePlan) {
-  if (backend_or_null("cuda") == nullptr) GTEST_SKIP() << kNoDevice;
-  const std::unique_ptr<Pipeline> host = pipeline_on("cpu"), device = pipeline_on("cuda");
+TEST_P(DevicePipeline, CalibratesLikeTheCpuAndRunsThePlan) {
+  const std::unique_ptr<Pipeline> host = load("cpu"), device = load("cuda");
   const TestFolder folder;
   CalibrateOptions options;
-  options.run = nine_blocks();
+  options.run = many_blocks();
   options.prompts = {{"a red square moves to the right", "first"}, {"a blue circle moves down", "second"}};
   options.density = 0.5;
   const auto calibrated = [&](Pipeline& pipeline, const std::string& name) {
@@ -96,7 +102,7 @@ TEST(DevicePipeline, CalibratesLikeTheCpuAndRunsThePlan) {
     EXPECT_GT(found.attention_share, 0);
     EXPECT_LE(found.attention_share, 1);
 
-    GenerateOptions run = nine_blocks();
+    GenerateOptions run = many_blocks();
     run.plan_path = folder / ("device_" + name);
     const Pipeline::Result on_host = host->generate(run), on_device = device->generate(run);
     EXPECT_GE(compare_videos(on_host.video, on_device.video).psnr_db, 50);
@@ -111,6 +117,11 @@ TEST(DevicePipeline, CalibratesLikeTheCpuAndRunsThePlan) {
     EXPECT_LE(masks.peak_device_bytes, uint64_t{64} << 20);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, DevicePipeline,
+                         testing::Values(DeviceModel{"tiny_wan", CALIBATT_MODELS_DIR "/tiny-wan", 9, 33},
+                                         DeviceModel{"mochi", CALIBATT_GOLDEN_DATA "/mochi_pipeline/model", 13, 31}),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace calibatt

@@ -260,6 +260,9 @@ class CpuBackend final : public Backend, public CalibrationOps {
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override {
     cpu::copy_heads(from, to, num_heads, head_dim);
   }
+  void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override {
+    cpu::take_video_energy(energy, tail, video);
+  }
   Tensor output_metric(const LinearLayer&, const Tensor& stored, const Tensor& gate, int num_heads) override {
     return cpu::output_metric(stored, gate, num_heads);
   }

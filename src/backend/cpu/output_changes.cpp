@@ -1,5 +1,6 @@
 #include "backend/cpu/output_changes.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -16,6 +17,19 @@ void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) 
     std::memcpy(static_cast<char*>(to.data) + token * to.token_stride * element,
                 static_cast<const char*>(from.data) + token * from.token_stride * element, row_bytes);
   }
+}
+
+void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) {
+  const int64_t columns = video.dim(2), rows = video.size() / columns;
+  CALIBATT_ASSERT(energy.dim(2) >= columns && energy.size() == rows * energy.dim(2));
+  CALIBATT_ASSERT(tail.empty() || tail.size() == rows * tail.dim(2));
+  parallel_for(rows, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* to = video.f32() + row * columns;
+      std::copy_n(energy.f32() + row * energy.dim(2), columns, to);
+      if (!tail.empty()) to[columns - 1] *= tail.f32()[row * tail.dim(2)];
+    }
+  });
 }
 
 Tensor output_metric(const Tensor& stored, const Tensor& gate, int num_heads) {

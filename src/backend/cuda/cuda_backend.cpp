@@ -155,6 +155,7 @@ class CudaBackend final : public Backend, public CalibrationOps {
   void attention_weights(const AttentionCall& call, Tensor& weights) override;
   bool encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) override;
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
+  void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override;
   Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate, int num_heads) override;
   Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override;
   CalibrationOps* calibration_ops() override { return this; }
@@ -297,6 +298,14 @@ bool CudaBackend::encode_energy_levels(const Tensor& energy, std::span<const uin
   cuda::encode_energy_levels(energy.f32(), rows, static_cast<int>(columns), ladder, codes.data<uint8_t>(),
                              context_.stream());
   return true;
+}
+
+void CudaBackend::take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) {
+  const int64_t columns = video.dim(2), rows = video.size() / columns;
+  CALIBATT_ASSERT(energy.dim(2) >= columns && energy.size() == rows * energy.dim(2));
+  CALIBATT_ASSERT(tail.empty() || tail.size() == rows * tail.dim(2));
+  cuda::take_video_energy(energy.f32(), energy.dim(2), tail.empty() ? nullptr : tail.f32(),
+                          tail.empty() ? 0 : tail.dim(2), rows, columns, video.f32(), context_.stream());
 }
 
 void CudaBackend::copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) {

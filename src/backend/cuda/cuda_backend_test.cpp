@@ -344,6 +344,18 @@ TEST_F(CudaChanges, AreThoseOfTheCpu) {
   }
 }
 
+TEST_F(CudaChanges, EnergiesOfTheVideoAreTheFirstOnes) {
+  for (const auto& [columns, all] : {std::pair<int64_t, int64_t>{1, 1}, {7, 8}, {200, 204}, {696, 700}}) {
+    const Tensor energy = random({3, 17, all}), tail = random({3, 17, 2}, DType::kF32, 2);
+    for (const bool text_begins_within : {false, true}) {
+      Tensor expected(DType::kF32, {3, 17, columns}), found = gpu->empty(DType::kF32, expected.shape());
+      cpu->calibration_ops()->take_video_energy(energy, text_begins_within ? tail : Tensor(), expected);
+      gpu->calibration_ops()->take_video_energy(to_gpu(energy), text_begins_within ? to_gpu(tail) : Tensor(), found);
+      expect_same(found, expected);
+    }
+  }
+}
+
 TEST_F(CudaChanges, HeadsAreCopiedOutOfOneOfThreeFusedParts) {
   for (const DType dtype : kTypes) {
     constexpr int64_t kTokens = 130, kWidth = 12 * 128;

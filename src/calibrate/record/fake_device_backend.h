@@ -88,11 +88,14 @@ class FakeDeviceBackend : public Device, public AttentionEngine, public Calibrat
     from.data = inside(from.data), to.data = inside(to.data);
     cpu_->copy_heads(from, to, num_heads, head_dim);
   }
+  void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override {
+    Tensor inside_video = visible(video);
+    cpu_->calibration_ops()->take_video_energy(visible(energy), tail.empty() ? tail : visible(tail), inside_video);
+  }
   Tensor output_metric(const LinearLayer&, const Tensor&, const Tensor&, int) override { refuse(); }
   Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override {
     if (!metric.empty()) refuse();
-    const Tensor visible(outputs.dtype(), outputs.shape(), std::shared_ptr<void>(inside(outputs.raw()), [](void*) {}));
-    return from_host(cpu_->calibration_ops()->squared_changes(visible, metric, num_heads));
+    return from_host(cpu_->calibration_ops()->squared_changes(visible(outputs), metric, num_heads));
   }
 
   int copies_to_host = 0;
@@ -101,6 +104,10 @@ class FakeDeviceBackend : public Device, public AttentionEngine, public Calibrat
   [[noreturn]] static void refuse() { throw std::runtime_error("the fake device only attends"); }
 
  protected:
+  /// The same tensor where the backend itself sees it.
+  Tensor visible(const Tensor& tensor) const {
+    return {tensor.dtype(), tensor.shape(), std::shared_ptr<void>(inside(tensor.raw()), [](void*) {})};
+  }
   char* inside(const void* device_pointer) const {
     const auto offset = static_cast<const char*>(device_pointer) - device_;
     if (offset < 0 || offset >= static_cast<ptrdiff_t>(bytes_)) throw std::runtime_error("not a device pointer");

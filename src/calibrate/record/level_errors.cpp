@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "base/ceil_div.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "calibrate/profile/level_agreement.h"
@@ -62,11 +63,14 @@ std::vector<int> LevelErrors::sampled_blocks(int recorded, int layer) const {
   return blocks;
 }
 
-/// Of each head: query blocks are the sampled ones at the lowest level, then at the next, …, then with every key.
-std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const std::vector<int>& blocks,
+/// Of each head: query blocks are the sampled ones at the lowest level, then at the next, …, then with every key. Key
+/// blocks that hold text are always kept (sparsity/text_extension.h).
+std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const std::vector<int>& blocks, int text_tokens,
                                                const uint8_t* own_codes) const {
   const AttentionGeometry& g = header_.geometry;
   const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
+  const int all_columns = ceil_div(g.num_tokens() + text_tokens, g.block_k);
+  const int first_text = text_tokens > 0 ? g.num_tokens() / g.block_k : all_columns;
   std::vector<const uint8_t*> sites;
   for (const PromptProfile* prompt : earlier_) sites.push_back(site_levels(header_, *prompt, recorded, layer));
   if (sites.empty()) sites.push_back(own_codes);
@@ -85,12 +89,12 @@ std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const st
         agreement.agree(packed, row);
         keep_own_blocks(g, blocks[i], row);
       }
-      IntervalsBuilder intervals(columns);
+      IntervalsBuilder intervals(all_columns);
       for (int group = 0; group < kGroups; ++group) {
         const int level = group < kNumCodeLevels ? kCodeLevels[static_cast<size_t>(group)] : kLevelUnits;
         for (size_t i = 0; i < blocks.size(); ++i) {
           const uint16_t* row = levels.data() + i * static_cast<size_t>(columns);
-          intervals.add_row([&](int c) { return row[c] < level; });
+          intervals.add_row([&](int c) { return c >= first_text || row[c] < level; });
         }
       }
       result[static_cast<size_t>(head)] = intervals.take();
@@ -99,8 +103,9 @@ std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const st
   return result;
 }
 
-void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-                          const OutputContext& context, const uint8_t* own_codes) {
+void LevelErrors::measure(int recorded, int layer, const Inputs& inputs, const OutputContext& context,
+                          const uint8_t* own_codes) {
+  const ConstHeadsView& q = inputs.q;
   const AttentionGeometry& g = header_.geometry;
   const std::vector<int> blocks = sampled_blocks(recorded, layer);
   const int64_t block_rows = rows_per_block_, rows = static_cast<int64_t>(blocks.size()) * block_rows;
@@ -123,7 +128,7 @@ void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsV
 
   AttentionCall call;
   call.q = as_const(rows_of(queries_, 0, kGroups * rows, g.head_dim));
-  call.k = k, call.v = v;
+  call.k = inputs.k, call.v = inputs.v;
   call.out = rows_of(outputs_, 0, kGroups * rows, g.head_dim);
   call.num_heads = g.heads;
   call.head_dim = g.head_dim;
@@ -137,7 +142,7 @@ void LevelErrors::measure(int recorded, int layer, ConstHeadsView q, ConstHeadsV
   }
   const double residual = context.residual_square_sum > 0 ? context.residual_square_sum : 1.0;
   const double scale = static_cast<double>(g.num_tokens()) / static_cast<double>(rows) / residual;
-  const std::vector<BlockIntervals> intervals = masks(recorded, layer, blocks, own_codes);
+  const std::vector<BlockIntervals> intervals = masks(recorded, layer, blocks, inputs.text_tokens, own_codes);
   std::vector<HeadSchedule> heads(static_cast<size_t>(g.heads));
   for (const Skipped skipped : {Skipped::kDrop, Skipped::kSummary}) {
     for (size_t head = 0; head < heads.size(); ++head) {

@@ -23,10 +23,14 @@ class LevelErrors {
               PromptProfile& profile);
 
   bool has_earlier_prompts() const { return !earlier_.empty(); }
+  /// What a call attends with; the last tokens may be text.
+  struct Inputs {
+    ConstHeadsView q, k, v;
+    int text_tokens = 0;
+  };
   /// Enqueues the measurement of a call that runs densely or has run. own_codes: [H, R, packed_row_bytes(C)], read only
   /// without earlier prompts. Waits for nothing the backend computes.
-  void measure(int recorded, int layer, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-               const OutputContext& context, const uint8_t* own_codes);
+  void measure(int recorded, int layer, const Inputs& call, const OutputContext& context, const uint8_t* own_codes);
   /// Waits for what was measured since the last time and notes it in the profile. Throws Error(kNumeric) when it is not
   /// finite.
   void collect();
@@ -38,7 +42,7 @@ class LevelErrors {
     double scale;    ///< from the sampled rows' sum to all rows', relative to the residual stream
   };
   std::vector<int> sampled_blocks(int recorded, int layer) const;
-  std::vector<BlockIntervals> masks(int recorded, int layer, const std::vector<int>& blocks,
+  std::vector<BlockIntervals> masks(int recorded, int layer, const std::vector<int>& blocks, int text_tokens,
                                     const uint8_t* own_codes) const;
 
   Device& device_;

@@ -28,16 +28,18 @@ void LevelRecorder::begin_forward(int step, GuidanceBranch branch) {
 void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                            ConstHeadsView v, HeadsView out, const OutputContext& context) {
   require_announced(layer, geometry);
-  AttentionCall call = dense_call(q, k, v, out);
+  const AttentionCall call = dense_call(q, k, v, out);
+  const int text_tokens = text_behind(geometry);
   Tensor& energy = energies_[next_];
-  if (recording()) {
-    queue_.wait_until_left(kDepth - 1);  // whoever used this energy map last is done with it
-    call.block_energy = static_cast<float*>(energy.raw());
-  }
-  timed(call, [&] {
+  if (recording()) queue_.wait_until_left(kDepth - 1);  // whoever used this energy map last is done with it
+  const auto attend_measured = [&] { video_energy_.attend(call, text_tokens, energy); };
+  timed(call, attend_measured, [&] {
+    const OutputContext context_behind = errors_ ? behind_norm(context) : context;
     next_ = (next_ + 1) % kDepth;
     // Before the codes are waited for: the masks are made while the device still attends.
-    if (errors_ && errors_->has_earlier_prompts()) errors_->measure(recorded_index(), layer, q, k, v, context, nullptr);
+    if (errors_ && errors_->has_earlier_prompts()) {
+      errors_->measure(recorded_index(), layer, {q, k, v, text_tokens}, context_behind, nullptr);
+    }
     const Folded folded = fold_energy(backend_.device, backend_.calibration_ops, energy, device_codes_);
     const int recorded = recorded_index(), step = step_;
     queue_.submit([this, folded, recorded, layer, step] {
@@ -58,7 +60,7 @@ void LevelRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHe
     poll();
     if (errors_ && !errors_->has_earlier_prompts()) {
       queue_.finish();  // its own codes say what is kept
-      errors_->measure(recorded_index(), layer, q, k, v, context,
+      errors_->measure(recorded_index(), layer, {q, k, v, text_tokens}, context_behind,
                        site_levels(header_, profile_, recorded_index(), layer));
     }
     mark_recorded(layer);

@@ -9,6 +9,7 @@
 #include "calibrate/record/fold_queue.h"
 #include "calibrate/record/level_errors.h"
 #include "calibrate/record/recorder.h"
+#include "calibrate/record/video_energy.h"
 
 namespace calibatt {
 
@@ -36,6 +37,7 @@ class LevelRecorder : public Recorder {
                                          ///< writes the other
   size_t next_ = 0;
   Tensor device_codes_;
+  VideoEnergy video_energy_{backend_};
   std::optional<LevelErrors> errors_;
   FoldQueue queue_{kDepth};
 };

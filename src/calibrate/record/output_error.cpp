@@ -48,15 +48,19 @@ struct Curve {
   bool summary;
 };
 
-void rank_row(const Curve& curve, int r, std::vector<int>& order, std::array<int, kNumLevels>& kept) {
+/// Of num_blocks key blocks; those from first_text on hold text and come first, at every level.
+void rank_row(const Curve& curve, int r, int first_text, int num_blocks, std::vector<int>& order,
+              std::array<int, kNumLevels>& kept) {
   const auto row = curve.levels->row(r);
-  order.resize(row.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return row[a] < row[b]; });
+  order.resize(static_cast<size_t>(num_blocks));
+  const auto ranked = order.begin() + (num_blocks - first_text);
+  std::iota(order.begin(), ranked, first_text);
+  std::iota(ranked, order.end(), 0);
+  std::stable_sort(ranked, order.end(), [&](int a, int b) { return row[a] < row[b]; });
   const auto ladder = levels_of(curve.ranking);
-  int count = 0;
+  int count = num_blocks - first_text;
   for (int level = 0; level < kNumLevels; ++level) {
-    while (count < static_cast<int>(row.size()) && row[order[count]] < ladder[level]) ++count;
+    while (count < num_blocks && row[order[count]] < ladder[level]) ++count;
     kept[level] = count;
   }
 }
@@ -78,6 +82,19 @@ void for_each_query_block(const MeasuredCall& call, int head, const SampledKeys&
       each(static_cast<int>(r), partial, sample.first[r] - sample.first[begin], sample.first[r + 1] - sample.first[r]);
     }
   });
+}
+
+/// The key block in which text begins, and behind which there is nothing else; the number of blocks: there is no text.
+int first_text_block(const AttentionGeometry& video, const SampledKeys& keys) {
+  return keys.num_tokens > video.num_tokens() ? video.num_tokens() / video.block_k : keys.num_blocks;
+}
+
+/// Of every key block, those of text too.
+std::vector<float> harm_of_row(const SampledKeys& keys, const PartialAttention& partial, int first, int count,
+                               bool summary, float weight) {
+  std::vector<float> harm(static_cast<size_t>(keys.num_blocks));
+  for (int i = 0; i < count; ++i) add_harm(keys, partial, first + i, summary, weight, harm.data());
+  return harm;
 }
 
 void measure_copies(const MeasuredCall& call, int head, const Sample& sample, std::span<const float> projection,
@@ -227,11 +244,10 @@ HeadErrors measure_head(const MeasuredCall& call, int head, const HeadReference&
       Curve{&by_harm[0], Ranking::kHarm, false}, Curve{&by_harm[1], Ranking::kHarm, true}};
   std::vector<std::array<double, kNumCurves * kNumLevels>> row_errors(rows);
   const auto harm_of_block = [&](int r, const PartialAttention& partial, int first, int count) {
+    const float weight = static_cast<float>(per_unit / count);
     for (int skipped = 0; skipped < 2; ++skipped) {
-      float* harm = errors.harm[skipped].data() + static_cast<size_t>(r) * columns;
-      for (int i = 0; i < count; ++i) {
-        add_harm(keys, partial, first + i, skipped == 1, static_cast<float>(per_unit / count), harm);
-      }
+      const std::vector<float> harm = harm_of_row(keys, partial, first, count, skipped == 1, weight);
+      std::copy_n(harm.begin(), columns, errors.harm[skipped].begin() + static_cast<ptrdiff_t>(r) * columns);
     }
   };
   const auto levels_of_block = [&](int r, const PartialAttention& partial, int first, int count) {
@@ -239,7 +255,7 @@ HeadErrors measure_head(const MeasuredCall& call, int head, const HeadReference&
     std::vector<int> order;
     std::array<int, kNumLevels> kept{};
     for (int curve = 0; curve < kNumCurves; ++curve) {
-      rank_row(curves[curve], r, order, kept);
+      rank_row(curves[curve], r, first_text_block(g, keys), keys.num_blocks, order, kept);
       for (int i = 0; i < count; ++i) {
         add_level_errors(keys, partial, first + i, order, kept, curves[curve].summary,
                          per_unit * g.query_block_size(r) / count, row_errors[r].data() + curve * kNumLevels);

@@ -19,7 +19,8 @@ std::vector<float> output_projection(const OutputContext& context, int head, int
 /// `count` tokens of [begin, begin + size), one of each equal stretch; `phase` ∈ [0, 1) says where in its stretch.
 void stratified_tokens(int begin, int size, int count, double phase, std::vector<int>& tokens);
 
-/// One self-attention call whose dense output is known.
+/// One self-attention call whose dense output is known. Tokens beyond the geometry's are text behind the video: key
+/// blocks that hold some are always kept (sparsity/text_extension.h), and only the video's rows are looked at.
 struct MeasuredCall {
   const AttentionGeometry& geometry;
   ConstHeadsView q, k, v, out;

@@ -42,6 +42,7 @@ void Recorder::require_announced(int layer, const AttentionGeometry& geometry) c
   AttentionGeometry comparable = geometry;
   comparable.block_q = expected.block_q;
   comparable.block_k = expected.block_k;
+  if (expected.text_tokens == 0) comparable.text_tokens = 0;  // else its blocks are counted through the text
   if (!(comparable == expected)) {
     throw Error(ErrorKind::kMismatch, "the calibration is set up for " + expected.to_string() +
                                           ", but the model's attention has " + geometry.to_string() +
@@ -51,6 +52,12 @@ void Recorder::require_announced(int layer, const AttentionGeometry& geometry) c
     throw Error(ErrorKind::kMismatch, "the calibration is set up for " + counted(header_.num_layers, "layers") +
                                           ", but the model runs layer " + std::to_string(layer));
   }
+}
+
+OutputContext Recorder::behind_norm(const OutputContext& context) {
+  OutputContext result = context;
+  if (context.squared_gain) result.residual_square_sum /= context.squared_gain();
+  return result;
 }
 
 AttentionCall Recorder::dense_call(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, HeadsView out) const {

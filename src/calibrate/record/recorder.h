@@ -30,23 +30,34 @@ class Recorder : public SelfAttention {
   Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
            std::function<void()> poll);
 
-  /// Throws Error(kMismatch) when the model's attention is not the header's.
+  /// Throws Error(kMismatch) when the model's attention is not the header's. Text behind the video is no part of that.
   void require_announced(int layer, const AttentionGeometry& geometry) const;
+  /// The tokens of text behind those that the header speaks of.
+  int text_behind(const AttentionGeometry& geometry) const {
+    return geometry.text_tokens - header_.geometry.text_tokens;
+  }
+  /// To be called when the heads' outputs are there: with residual_square_sum divided by what a norm behind W_o
+  /// multiplies a squared change with, so that who measures changes need not know of it.
+  static OutputContext behind_norm(const OutputContext& context);
   AttentionCall dense_call(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, HeadsView out) const;
   bool is_recorded_step() const { return recorded_index_ >= 0; }
   /// This forward's blocks are to be recorded; else it runs dense.
   bool recording() const { return branch_ == GuidanceBranch::kConditional && is_recorded_step(); }
   int recorded_index() const { return recorded_index_; }
 
-  /// Runs one dense call, and `record` after it when this forward is recorded, under the clocks.
-  template <class Record>
-  void timed(const AttentionCall& call, const Record& record) {
+  /// Runs one dense call, `attend` where it is recorded, and `record` after it then, under the clocks.
+  template <class Attend, class Record>
+  void timed(const AttentionCall& call, const Attend& attend, const Record& record) {
     Clock& clock = clocks_[recording() ? 1 : 0];
     ++clock.calls;
     // The first call of its kind loads kernels and allocates.
     const bool measured = forward_is_measured_ && (clock.calls > 1 || header_.num_layers == 1);
     const double start = measured ? waited_seconds() : 0;
-    backend_.engine.attention(call);
+    if (recording()) {
+      attend();
+    } else {
+      backend_.engine.attention(call);
+    }
     const double attended = measured ? waited_seconds() : 0;
     if (recording()) record();
     if (!measured) return;

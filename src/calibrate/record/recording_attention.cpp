@@ -61,9 +61,9 @@ bool RecordingAttention::wants_output_context() const {
 void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                                 ConstHeadsView v, HeadsView out, const OutputContext& context) {
   require_announced(layer, geometry);
-  AttentionCall call = dense_call(q, k, v, out);
-  if (recording()) call.block_energy = static_cast<float*>(energy_.raw());
-  timed(call, [&] {
+  const AttentionCall call = dense_call(q, k, v, out);
+  const auto attend_measured = [&] { video_energy_.attend(call, text_behind(geometry), energy_); };
+  timed(call, attend_measured, [&] {
     const Tensor energy = backend_.device.to_host(energy_);
     record_energy(layer, energy);
     if (header_.output_errors) {
@@ -73,7 +73,7 @@ void RecordingAttention::attend(int layer, const AttentionGeometry& geometry, Co
                       host_k = backend_.device.heads_to_host(k, heads, dim),
                       host_v = backend_.device.heads_to_host(v, heads, dim),
                       host_out = backend_.device.heads_to_host(result, heads, dim);
-      measure_errors(layer, {host_q.view, host_k.view, host_v.view, host_out.view, energy.f32()}, context);
+      measure_errors(layer, {host_q.view, host_k.view, host_v.view, host_out.view, energy.f32()}, behind_norm(context));
     }
     mark_recorded(layer);
   });

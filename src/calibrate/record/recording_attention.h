@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "calibrate/record/recorder.h"
+#include "calibrate/record/video_energy.h"
 
 namespace calibatt {
 
@@ -51,6 +52,7 @@ class RecordingAttention : public Recorder {
   std::vector<int32_t> position_of_raster_;
   std::vector<AnchorRows> anchors_;  ///< one per header.anchor_rows
   Tensor energy_;                    ///< [H, R, C], the backend's
+  VideoEnergy video_energy_{backend_};
 };
 
 }  // namespace calibatt

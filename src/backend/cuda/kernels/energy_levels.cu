@@ -112,7 +112,26 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// Row blockIdx.x.
+__global__ void __launch_bounds__(kThreads)
+    video_energy_kernel(const float* __restrict__ energy, int64_t energy_columns, const float* __restrict__ tail,
+                        int64_t tail_columns, int64_t num_columns, float* __restrict__ video) {
+  const int64_t row = blockIdx.x;
+  for (int64_t c = threadIdx.x; c < num_columns; c += kThreads) {
+    const float share = tail != nullptr && c + 1 == num_columns ? tail[row * tail_columns] : 1.0f;
+    video[row * num_columns + c] = energy[row * energy_columns + c] * share;
+  }
+}
+
 }  // namespace
+
+void take_video_energy(const float* energy, int64_t energy_columns, const float* tail, int64_t tail_columns,
+                       int64_t num_rows, int64_t num_columns, float* video, cudaStream_t stream) {
+  CALIBATT_ASSERT(num_rows >= 1 && num_rows < (int64_t{1} << 31));
+  video_energy_kernel<<<static_cast<unsigned>(num_rows), kThreads, 0, stream>>>(energy, energy_columns, tail,
+                                                                                tail_columns, num_columns, video);
+  check(cudaGetLastError(), "energies of the video: launch");
+}
 
 void encode_energy_levels(const float* energy, int64_t num_rows, int num_columns, std::span<const uint32_t> ladder,
                           uint8_t* codes, cudaStream_t stream) {

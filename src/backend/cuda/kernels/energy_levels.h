@@ -17,4 +17,9 @@ inline constexpr int kMostEncodedColumns = 8192;
 void encode_energy_levels(const float* energy, int64_t num_rows, int num_columns, std::span<const uint32_t> ladder,
                           uint8_t* codes, cudaStream_t stream);
 
+/// CalibrationOps::take_video_energy on device memory: energy [num_rows, energy_columns] → video [num_rows,
+/// num_columns]; tail [num_rows, tail_columns], or null. Enqueues one kernel.
+void take_video_energy(const float* energy, int64_t energy_columns, const float* tail, int64_t tail_columns,
+                       int64_t num_rows, int64_t num_columns, float* video, cudaStream_t stream);
+
 }  // namespace calibatt::cuda
