@@ -38,6 +38,7 @@ DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sig
                                           ": key \"boundary_ratio\": steps are to change to a second transformer, and "
                                           "there is one alone; copy the whole model, or set the key to null");
   }
+  folder.empty_prompt_is_zeros = index.boolean("force_zeros_for_empty_prompt", false);
   for (const char* part : {"transformer", "transformer_2", "text_encoder", "tokenizer", "vae", "scheduler"}) {
     index.has(part);  // understood, or refused above
   }

@@ -15,7 +15,8 @@ struct DiffusersFolder {
   std::string second_transformer;                         ///< of Wan 2.2 A14B; empty: there is none
   std::optional<double> boundary_ratio;                   ///< below this noise level it takes over
   SchedulerConfig scheduler;
-  std::vector<std::string> warnings;  ///< about settings of the index that this version does not know
+  bool empty_prompt_is_zeros = false;  ///< "force_zeros_for_empty_prompt", of MochiPipeline
+  std::vector<std::string> warnings;   ///< about settings of the index that this version does not know
 };
 /// inverted_sigmas: as load_scheduler_config takes it. Throws Error(kNotFound / kFormat), or kMismatch for a second
 /// transformer without a boundary, or the other way round.

@@ -153,14 +153,14 @@ class MochiFiles final : public ModelFiles {
       : folder_(open_diffusers_folder(path, true)), description_(describe_folder(path, mochi_defaults())) {
     const Component transformer = open_component_folder(folder_.transformer), vae = open_component_folder(folder_.vae);
     configs_ = {MochiTransformerConfig::from(transformer.config), MochiVaeConfig::from(vae.config),
-                T5Config::from(open_component_folder(folder_.text_encoder).config),
-                JsonConfig::load(folder_.index_path).boolean("force_zeros_for_empty_prompt", false)};
+                T5Config::from(open_component_folder(folder_.text_encoder).config), folder_.empty_prompt_is_zeros};
     check_components(configs_, path);
     transformer_elements_ = num_elements(transformer.tensors);
     vae_elements_ = num_elements(vae.tensors);
 
     description_.scheduler = folder_.scheduler;
     description_.scheduler.spacing = SchedulerConfig::Spacing::kLinearQuadratic;
+    description_.warnings = folder_.warnings;
     description_.kind = "MochiTransformer3DModel";
     description_.num_layers = configs_.transformer.num_layers;
     description_.num_heads = configs_.transformer.num_attention_heads;
