@@ -126,6 +126,7 @@ TEST_F(CudaNorms, RmsNorm) {
     const Tensor weight = random({channels}, DType::kF32, 2), gpu_weight = to_gpu(weight);
     for (const auto& [from, to] : {std::pair{DType::kF32, DType::kF32},
                                    {DType::kF32, DType::kBF16},
+                                   {DType::kF32, DType::kF16},
                                    {DType::kBF16, DType::kBF16},
                                    {DType::kF16, DType::kF16}}) {
       const Tensor x = random({rows, channels}, from);

@@ -240,6 +240,8 @@ void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
     launch_rms_norm<__half, __half>(call, stream);
   } else if (call.out_dtype == DType::kBF16) {
     launch_rms_norm<float, __nv_bfloat16>(call, stream);
+  } else if (call.out_dtype == DType::kF16) {
+    launch_rms_norm<float, __half>(call, stream);
   } else {
     CALIBATT_ASSERT(call.out_dtype == DType::kF32);
     launch_rms_norm<float, float>(call, stream);

@@ -32,7 +32,7 @@ struct RmsNormCall {
   DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t x_stride = 0;         ///< elements from row to row
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< x_dtype, or kBF16 of kF32; kF32 with `adds`
+  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 bits of kF32; kF32 with `adds`
   bool adds = false;              ///< needs a weight, and no rotation
   int64_t out_stride = 0;
   int64_t rows = 0, channels = 0;
