@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Writes a whole Wan 2.1 text-to-video folder in the diffusers layout with random weights, at the public models' sizes.
+"""Writes a whole Wan 2.1 or Mochi 1 folder in the diffusers layout with random weights, at the public models' sizes.
 
 Time, memory and end-to-end behaviour (loading, offloading, plans, interrupts) depend on shapes only, so they can be tried without the
 public weights; the videos are noise. Transformer and text encoder are bfloat16, N(0, 1/√inputs), in shards of at most 5 GB, made one
 shard at a time (on a GPU where there is one); the video autoencoder is the public configuration in float32 as diffusers initialises it.
 The tokenizer is the small one of models/tiny-wan, so the text encoder's vocabulary is that tokenizer's and its layers are few
-(--text-layers; the public UMT5-XXL has 24), its width the public one. "small" tries the layout in seconds on a CPU.
+(--text-layers; the public UMT5-XXL and T5-XXL have 24), its width the public one. "small" and "mochi-small" try the layouts in
+seconds on a CPU.
 
-Needs torch, diffusers and safetensors. Usage: random_checkpoint.py --size 14B|1.3B|small --output FOLDER
+Needs torch, diffusers and safetensors. Usage: random_checkpoint.py --size 14B|1.3B|small|mochi|mochi-small --output FOLDER
 """
 
 import argparse
@@ -18,7 +19,8 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLMochi, AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
+from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 TINY_WAN = Path(__file__).resolve().parent.parent / "models" / "tiny-wan"
@@ -37,11 +39,20 @@ SIZES = {
         "transformer": {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "num_layers": 2},
         "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64}, "vae": {"base_dim": 16}, "flow_shift": 3.0,
     },
+    "mochi": {"model": "mochi", "transformer": {}, "text": TEXT_XXL, "vae": {}},  # the defaults are the public configuration
+    "mochi-small": {
+        "model": "mochi", "transformer": {"num_attention_heads": 2, "num_layers": 2, "pooled_projection_dim": 64, "text_embed_dim": 128},
+        "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64},
+        "vae": {"encoder_block_out_channels": (32, 32, 32, 32), "decoder_block_out_channels": (32, 32, 32, 64)},
+    },
 }  # fmt: skip
 
 
 def make_tensor(name, shape, generator):
     """Norms are ones, vectors and modulation small, matrices and convolutions N(0, 1/√inputs)."""
+    if name == "pos_frequencies":  # for frames, rows and columns: a few turns over a video
+        scale = torch.tensor([0.3, 0.05, 0.05], device=generator.device)[:, None, None]
+        return (scale * torch.randn(shape, device=generator.device, generator=generator)).bfloat16()
     if len(shape) == 1 and "norm" in name and name.endswith("weight"):
         return torch.ones(shape, device=generator.device, dtype=torch.bfloat16)
     deviation = 0.02
@@ -77,7 +88,7 @@ def write_shards(folder, stem, shapes, generator):
 
 
 def text_shapes(config):
-    """Names and shapes of transformers' UMT5EncoderModel."""
+    """Names and shapes of transformers' UMT5EncoderModel, or of T5EncoderModel, whose first layer has the position bias of all."""
     width, inner, hidden = config["d_model"], config["num_heads"] * config["d_kv"], config["d_ff"]
     shapes = {"shared.weight": (config["vocab_size"], width)}
     for layer in range(config["num_layers"]):
@@ -86,7 +97,8 @@ def text_shapes(config):
             shapes[f"{attention}SelfAttention.{name}.weight"] = (inner, width)
         shapes[f"{attention}SelfAttention.o.weight"] = (width, inner)
         buckets = (config["relative_attention_num_buckets"], config["num_heads"])
-        shapes[f"{attention}SelfAttention.relative_attention_bias.weight"] = buckets
+        if layer == 0 or config["model_type"] == "umt5":
+            shapes[f"{attention}SelfAttention.relative_attention_bias.weight"] = buckets
         shapes[f"{attention}layer_norm.weight"] = (width,)
         for name, shape in (("wi_0", (hidden, width)), ("wi_1", (hidden, width)), ("wo", (width, hidden))):
             shapes[f"{feed_forward}DenseReluDense.{name}.weight"] = shape
@@ -107,8 +119,12 @@ def write_json(path, value):
 def write_checkpoint(size, folder, text_layers, seed):
     spec = SIZES[size]
     generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(seed)
+    mochi = spec.get("model") == "mochi"
     with torch.device("meta"):  # shapes alone
-        transformer = WanTransformer3DModel(text_dim=spec["text"]["d_model"], **spec["transformer"])
+        if mochi:
+            transformer = MochiTransformer3DModel(**spec["transformer"])
+        else:
+            transformer = WanTransformer3DModel(text_dim=spec["text"]["d_model"], **spec["transformer"])
     transformer.save_config(folder / "transformer")
     shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
     write_shards(folder / "transformer", "diffusion_pytorch_model", shapes, generator)
@@ -116,11 +132,22 @@ def write_checkpoint(size, folder, text_layers, seed):
     # Everything that belongs to the tokenizer (vocabulary, special tokens) stays tiny-wan's.
     text = {**read_json(TINY_WAN / "text_encoder" / "config.json"), **spec["text"], "num_layers": text_layers}
     text["num_decoder_layers"] = text_layers
+    if mochi:
+        text |= {"model_type": "t5", "architectures": ["T5EncoderModel"]}
     write_json(folder / "text_encoder" / "config.json", text)
     write_shards(folder / "text_encoder", "model", text_shapes(text), generator)
     shutil.copytree(TINY_WAN / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
 
     torch.manual_seed(seed)
+    if mochi:
+        AutoencoderKLMochi(**spec["vae"]).save_pretrained(folder / "vae")
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True).save_pretrained(folder / "scheduler")
+        parts = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "T5EncoderModel"],
+                 "tokenizer": ["transformers", "T5Tokenizer"], "transformer": ["diffusers", "MochiTransformer3DModel"],
+                 "vae": ["diffusers", "AutoencoderKLMochi"]}  # fmt: skip
+        index = {"_class_name": "MochiPipeline", "force_zeros_for_empty_prompt": True, **parts}
+        write_json(folder / "model_index.json", index)  # last: a folder with it is complete
+        return
     AutoencoderKLWan(**spec["vae"]).save_pretrained(folder / "vae")  # the defaults are the public configuration
     scheduler = {**read_json(TINY_WAN / "scheduler" / "scheduler_config.json"), "flow_shift": spec["flow_shift"]}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -130,7 +157,7 @@ def write_checkpoint(size, folder, text_layers, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B needs 30 GB, 1.3B 4 GB")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B needs 30 GB, mochi 23 GB, 1.3B 4 GB")
     parser.add_argument("--text-layers", type=int, default=2, help="of the text encoder; the public one has 24 (0.4 GB each)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
