@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "models/lora.h"
 #include "models/mochi/memory.h"
 #include "models/mochi/transformer.h"
 #include "models/mochi/vae.h"
@@ -188,7 +189,10 @@ class MochiFiles final : public ModelFiles {
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
-    auto model = std::make_unique<MochiModel>(folder_, configs_, description_, backend, dtype, options);
+    ModelLoadOptions with_loras = options;
+    with_loras.overlay = merged_overlay(options.loras, 0, 1, open_mochi_transformer(folder_.transformer).tensors,
+                                        options.overlay, options.warn);
+    auto model = std::make_unique<MochiModel>(folder_, configs_, description_, backend, dtype, with_loras);
     backend.trim_memory();
     return model;
   }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "models/weights.h"
 #include "nn/heads.h"
 #include "nn/rope.h"
 #include "nn/tensor_rows.h"
@@ -212,7 +213,7 @@ void MochiTransformer::attention_step(int layer, const Tensor& modulation, const
 
   OutputContext context;
   Tensor host_gate;
-  if (attention.wants_output_context()) context = output_context(block, gate, of_video, host_gate);
+  if (attention.wants_output_context()) context = output_context(layer, gate, of_video, host_gate);
   timer.start();
   attention.attend(layer, geometry, heads_view(qkv, 0, head_dim), heads_view(qkv, dim, head_dim),
                    heads_view(qkv, 2 * dim, head_dim), heads_view(attended, 0, head_dim), context);
@@ -225,11 +226,24 @@ void MochiTransformer::attention_step(int layer, const Tensor& modulation, const
   }
 }
 
-OutputContext MochiTransformer::output_context(const Block& block, const Tensor& gate, const Tensor& attended,
+/// W_o of the video as stored, on the host. Read when it is asked for: calibration alone does, and a weight that was
+/// changed would be a copy.
+const Tensor& MochiTransformer::output_weight(int layer) {
+  output_weights_.resize(blocks_.size());
+  Tensor& weight = output_weights_[static_cast<size_t>(layer)];
+  if (weight.empty()) {
+    const int64_t dim = config_.dim();
+    weight = weights_->view("transformer_blocks." + std::to_string(layer) + ".attn1.to_out.0.weight", {dim, dim});
+  }
+  return weight;
+}
+
+OutputContext MochiTransformer::output_context(int layer, const Tensor& gate, const Tensor& attended,
                                                Tensor& host_gate) {
+  const Block& block = blocks_[static_cast<size_t>(layer)];
   host_gate = backend_->to_host(gate);
   OutputContext context;
-  context.output_weight = &block.output_weight;
+  context.output_weight = &output_weight(layer);
   context.gate = {host_gate.f32(), static_cast<size_t>(config_.dim())};
   context.residual_square_sum = backend_->sum_of_squares(work_.residual);
   context.output_layer = block.video.output.get();

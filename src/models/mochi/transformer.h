@@ -85,7 +85,6 @@ class MochiTransformer {
   };
   struct Block {
     Stream video, text;                         // of the last block's text: nothing behind qkv
-    Tensor output_weight;                       // of the video, as stored, host (OutputContext)
     std::shared_ptr<StreamedWeights> streamed;  // where the matrices are when they are offloaded, else null
   };
   /// Rows of a modulation, ready for use: 1 + scale and tanh(gate), [4, width] F32.
@@ -122,7 +121,8 @@ class MochiTransformer {
                const RopeTable* rope);
   void attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation, const Layout& layout,
                       SelfAttention& attention, Timer& timer);
-  OutputContext output_context(const Block& block, const Tensor& gate, const Tensor& attended, Tensor& host_gate);
+  const Tensor& output_weight(int layer);
+  OutputContext output_context(int layer, const Tensor& gate, const Tensor& attended, Tensor& host_gate);
   void add_output(const Stream& stream, const Tensor& attended, const Tensor& gate, Tensor& residual);
   void feed_forward_step(const Stream& stream, const Tensor& modulation, Tensor& residual);
 
@@ -135,6 +135,8 @@ class MochiTransformer {
   Tensor frequencies_;  // [3, heads, head_dim/2] F32, host
   Tensor one_;          // [1] F32
   std::vector<Block> blocks_;
+  std::shared_ptr<const Weights> weights_;  // for output_weight
+  std::vector<Tensor> output_weights_;      // of each block; empty until somebody asks
   std::shared_ptr<const LinearLayer> output_modulation_, output_projection_;
   std::unique_ptr<Layout> layout_;  // of the last forward
   Workspace work_;

@@ -41,7 +41,8 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   model.config_ = MochiTransformerConfig::from(files.config);
   warn_of_unread_settings(files.config, {}, options);
   const MochiTransformerConfig& config = model.config_;
-  const Weights weights(std::move(files.tensors));
+  model.weights_ = std::make_shared<const Weights>(std::move(files.tensors));
+  const Weights& weights = *model.weights_;
   if (options.offload) {
     require_host_memory(static_cast<size_t>(config.num_layers) * block_bytes(config, dtype, false));
   }
@@ -106,7 +107,6 @@ MochiTransformer::Block MochiTransformer::load_block(const Weights& weights, int
   block.video.modulation = linear("norm1.linear", 4 * dim, dim, Bias::kStored);
   block.video.qkv = fused({"to_q", "to_k", "to_v"}, dim);
   block.video.output = linear("attn1.to_out.0", dim, dim, Bias::kStored);
-  block.output_weight = weights.view(prefix + "attn1.to_out.0.weight", {dim, dim});  // was checked just now
   block.video.query_norm = head_norm("norm_q");
   block.video.key_norm = head_norm("norm_k");
   block.video.feed_forward_in = linear("ff.net.0.proj", 2 * int64_t{config_.ffn_dim()}, dim, Bias::kNone);
