@@ -113,7 +113,7 @@ TEST_F(Arguments, FlagsOfOtherProgramsAreUnderstood) {
                                             output_);
   ASSERT_EQ(listed.exit_code, 0) << listed.output;
   EXPECT_EQ(nlohmann::json::parse(report())["noise_levels"], nlohmann::json({1.0, 0.9375}));
-  expect_usage("generate" + kSmall + "-p a --sigmas karras" + output_, "even, or list the noise levels");
+  expect_usage("generate" + kSmall + "-p a --sigmas karras" + output_, "linear-quadratic, or list the noise levels");
 
   expect_usage("generate --task i2v-14B -p a" + output_, "from text only");
   expect_usage("generate --size 832 -p a" + output_, "-W WIDTH -H HEIGHT");

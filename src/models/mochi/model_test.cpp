@@ -69,6 +69,17 @@ TEST_F(MochiModel, ComponentsOfDifferentModelsAreRefusedBeforeAnythingIsLoaded) 
   expect_refused(ErrorKind::kFormat, {"activation_fn", "swiglu", "gelu"});
 }
 
+TEST_F(MochiModel, PartsFromElsewhereAreRefusedByTheirFlags) {
+  try {
+    open_model(folder_.path(),
+               {.transformer = "a.safetensors", .text_encoder = "", .vae = "", .second_transformer = ""});
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("--transformer"), HasSubstr("Mochi")));
+  }
+}
+
 TEST_F(MochiModel, ConfigurationAndWeightsMustBeOfOneModel) {
   const auto message = [&] {
     try {

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "io/fingerprint.h"
 #include "models/lora.h"
 #include "models/original_layout.h"
 
@@ -15,11 +14,17 @@ WanExperts::WanExperts(const WanFolder& folder, Backend& backend, DType dtype, c
   const int count = static_cast<int>(folder.transformers.size());
   for (int expert = 0; expert < count; ++expert) {
     const WanTransformerPath& path = folder.transformers[static_cast<size_t>(expert)];
-    Part part{path.path, options, nullptr, {}, {}};
-    part.options.settings = path.settings;
-    part.options.overlay =
+    ModelLoadOptions own = options;
+    own.settings = path.settings;
+    own.overlay =
         merged_overlay(options.loras, expert, count, open_transformer(path.path, {.settings = path.settings}).tensors,
                        options.overlay, options.warn);
+    TransformerFingerprint fingerprint(
+        [path, overlay = own.overlay] {
+          return open_transformer(path.path, {.settings = path.settings, .overlay = overlay});
+        },
+        [](const JsonConfig& config) { return WanTransformerConfig::from(config).fingerprint_settings(); });
+    Part part{path.path, std::move(own), nullptr, std::move(fingerprint)};
     part.options.progress = nullptr;
     parts_.push_back(std::move(part));
   }
@@ -51,20 +56,7 @@ WanTransformer& WanExperts::use(int expert, const WorkProgress& progress) {
 }
 
 std::string WanExperts::fingerprint(int expert, const std::string& like, const WorkProgress& progress) {
-  Part& part = parts_.at(static_cast<size_t>(expert));
-  const bool of_values = fingerprint_scheme(like) == FingerprintScheme::kValues;
-  std::string& fingerprint = of_values ? part.values_fingerprint : part.stored_fingerprint;
-  if (fingerprint.empty()) {
-    const Component files =
-        open_transformer(part.path, {.settings = part.options.settings, .overlay = part.options.overlay});
-    const auto tell = [&](int done, int total) {
-      if (progress) progress(done, total, 0);
-    };
-    fingerprint = of_values ? values_fingerprint(WanTransformerConfig::from(files.config).fingerprint_settings(),
-                                                 files.tensors, tell)
-                            : stored_fingerprint(files.config, files.tensors, tell);
-  }
-  return fingerprint;
+  return parts_.at(static_cast<size_t>(expert)).fingerprint.like(like, progress);
 }
 
 void WanExperts::release_buffers() {

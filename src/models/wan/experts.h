@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "models/load_options.h"
+#include "models/transformer_fingerprint.h"
 #include "models/wan/folder.h"
 #include "models/wan/transformer.h"
 
@@ -32,7 +33,7 @@ class WanExperts {
     std::string path;
     ModelLoadOptions options;  ///< of a loading during a run: with its own LoRAs
     std::unique_ptr<WanTransformer> loaded;
-    std::string values_fingerprint, stored_fingerprint;
+    TransformerFingerprint fingerprint;
   };
   const Part& part(int expert) const { return parts_.at(static_cast<size_t>(expert)); }
   void load(Part& part, const WorkProgress& progress);
