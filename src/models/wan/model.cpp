@@ -170,7 +170,7 @@ class WanFiles final : public ModelFiles {
     needs.activations =
         wan_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), kMaxPromptTokens, dtype);
     needs.autoencoder =
-        vae_elements_ * dtype_size(beside(dtype)) + wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype));
+        vae_elements_ * dtype_size(dtype_beside(dtype)) + wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype));
     needs.video =
         static_cast<uint64_t>(size.frames) * static_cast<uint64_t>(size.height) * static_cast<uint64_t>(size.width) * 3;
     return needs;
