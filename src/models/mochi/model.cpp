@@ -206,15 +206,7 @@ class MochiFiles final : public ModelFiles {
 
 }  // namespace
 
-std::unique_ptr<ModelFiles> open_mochi(const std::string& folder, const ModelParts& parts) {
-  for (const auto& [flag, path] : {std::pair{"--transformer", &parts.transformer},
-                                   {"--transformer-2", &parts.second_transformer},
-                                   {"--text-encoder", &parts.text_encoder},
-                                   {"--vae", &parts.vae}}) {
-    if (path->empty()) continue;
-    throw Error(ErrorKind::kUsage, std::string(flag) + ": parts from other files are read for Wan; " + folder +
-                                       " holds Mochi, whose parts lie in its folder");
-  }
+std::unique_ptr<ModelFiles> open_mochi(const std::string& folder, const ModelParts&) {
   return std::make_unique<MochiFiles>(folder);
 }
 

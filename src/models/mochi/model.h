@@ -8,8 +8,8 @@
 namespace calibatt {
 
 /// Mochi 1, text to video, step by step as diffusers' MochiPipeline does it. Opens a folder in diffusers' layout and
-/// checks that its components belong together. Throws Error(kNotFound / kFormat / kMismatch) naming them, Error(kUsage)
-/// for parts, which are taken from other files for Wan alone.
+/// checks that its components belong together; no part of it is taken from elsewhere. Throws Error(kNotFound / kFormat
+/// / kMismatch) naming them.
 std::unique_ptr<ModelFiles> open_mochi(const std::string& folder, const ModelParts& parts);
 
 }  // namespace calibatt
