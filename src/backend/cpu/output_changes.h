@@ -3,7 +3,8 @@
 #include "backend/attention_call.h"
 #include "base/tensor.h"
 
-/// Device::copy_heads; CalibrationOps::take_video_energy, output_metric and squared_changes. All threads; sums in float64.
+/// Device::copy_heads; CalibrationOps::take_video_energy, output_metric and squared_changes. All threads; sums in
+/// float64.
 namespace calibatt::cpu {
 
 void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim);
