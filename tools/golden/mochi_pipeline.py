@@ -1,10 +1,11 @@
-"""Golden data of Mochi's whole pipeline: what diffusers' MochiPipeline makes of prompts with a small random model, in float32.
+"""Golden data of Mochi's whole pipeline: what diffusers' MochiPipeline makes of prompts with a small random model and with
+models/tiny-mochi, in float32.
 
     python tools/golden/mochi_pipeline.py
 
 Writes tests/golden/data/mochi_pipeline/: model/, a folder as diffusers saves it (weights in bfloat16), with the settings that
 the published model has; <case>.png, the frames of a run under one another (8 bits, as `round(255 · x)`); and golden.json, the
-settings of the runs. Deterministic.
+settings of the runs ("model": of the shipped one). Deterministic; to be run again when models/tiny-mochi changes.
 """
 
 import json
@@ -29,6 +30,10 @@ CASES = {
                   width=48, num_frames=7),
     "long": dict(prompt="the camera pans over a background of waves, " * 20, negative_prompt="", seed=3, steps=2,
                  guidance_scale=1.0, height=32, width=48, num_frames=19),
+}  # fmt: skip
+SHIPPED = {
+    "tiny_mochi": dict(prompt="a red circle moves to the right over a striped background", negative_prompt="", seed=42, steps=4,
+                       guidance_scale=4.5, height=96, width=128, num_frames=13),
 }  # fmt: skip
 
 
@@ -76,20 +81,26 @@ def make_pipeline():
     return MochiPipeline(scheduler, vae, text_encoder, tokenizer, transformer, force_zeros_for_empty_prompt=True)
 
 
-@torch.no_grad()
-def main():
-    pipeline = make_pipeline()
+def run(pipeline, cases):
     pipeline.set_progress_bar_config(disable=True)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    for name, case in CASES.items():
+    for name, case in cases.items():
         settings = {key: value for key, value in case.items() if key not in ("seed", "steps")}
         frames = pipeline(**settings, num_inference_steps=case["steps"], generator=torch.Generator("cpu").manual_seed(case["seed"]),
                           output_type="np").frames[0]  # fmt: skip
         picture = np.round(frames * 255).astype(np.uint8)
         Image.fromarray(picture.reshape(-1, case["width"], 3)).save(FOLDER / f"{name}.png", optimize=True)
         print(f"{name}: {picture.shape} mean {picture.mean():.1f}, std {picture.std():.1f}")
-    (FOLDER / "golden.json").write_text(json.dumps(CASES, indent=1) + "\n")
+
+
+@torch.no_grad()
+def main():
+    pipeline = make_pipeline()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    run(pipeline, CASES)
+    run(MochiPipeline.from_pretrained(DATA.parents[2] / "models/tiny-mochi", torch_dtype=torch.float32), SHIPPED)
+    shipped = {name: case | {"model": "tiny-mochi"} for name, case in SHIPPED.items()}
+    (FOLDER / "golden.json").write_text(json.dumps(CASES | shipped, indent=1) + "\n")
     for component in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
         component.to(torch.bfloat16)
     pipeline.save_pretrained(FOLDER / "model")
