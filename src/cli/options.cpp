@@ -192,9 +192,9 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
   add_real_number(command, "--flow-shift", run.flow_shift, 1e-3, 1000,
                   "Shift of the noise schedule [the model's default]");
   add_whole_number(command, "-W,--width", run.width, 1, kMaxInt,
-                   "Width in pixels, a multiple of 16 [the model's default]");
+                   "Width in pixels, a multiple of 16, for Wan 2.2 TI2V-5B of 32 [the model's default]");
   add_whole_number(command, "-H,--height", run.height, 1, kMaxInt,
-                   "Height in pixels, a multiple of 16 [the model's default]");
+                   "Height in pixels, a multiple of 16, for Wan 2.2 TI2V-5B of 32 [the model's default]");
   add_whole_number(command, "--video-frames", run.video_frames, 1, kMaxInt,
                    "Frames, 4k+1 (for example 17, 49, 81); Mochi: 6k+1 [the model's default]");
   add_real_number(command, "--fps", run.fps, 0.1, 1000, "Frames per second of the video file [the model's default]");

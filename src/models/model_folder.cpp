@@ -17,11 +17,7 @@ DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sig
   DiffusersFolder folder;
   folder.index_path = (root / "model_index.json").string();
   const JsonConfig index = JsonConfig::load(folder.index_path);
-  if (index.boolean("expand_timesteps", false)) {
-    throw Error(ErrorKind::kMismatch, folder.index_path +
-                                          ": key \"expand_timesteps\": each token has a timestep of its own (Wan 2.2 "
-                                          "5B); this version runs Wan 2.1");
-  }
+  folder.timestep_per_token = index.boolean("expand_timesteps", false);
   const auto& json = index.json();
   const bool has_second = json.contains("transformer_2") && json["transformer_2"].is_array() &&
                           json["transformer_2"].size() == 2 && !json["transformer_2"][1].is_null();

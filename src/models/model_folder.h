@@ -15,6 +15,8 @@ struct DiffusersFolder {
   std::string second_transformer;                         ///< of Wan 2.2 A14B; empty: there is none
   std::optional<double> boundary_ratio;                   ///< below this noise level it takes over
   SchedulerConfig scheduler;
+  /// "expand_timesteps", of Wan 2.2 TI2V-5B. From text alone all tokens have the step's own, as in other models.
+  bool timestep_per_token = false;
   bool empty_prompt_is_zeros = false;  ///< "force_zeros_for_empty_prompt", of MochiPipeline
   std::vector<std::string> warnings;   ///< about settings of the index that this version does not know
 };

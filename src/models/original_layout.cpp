@@ -16,11 +16,24 @@ namespace {
 
 using nlohmann::json;
 
-// Of Wan-AI's code: wan/modules/vae.py, wan/modules/t5.py.
-const std::vector<double> kLatentsMean = {-0.7571, -0.7089, -0.9113, 0.1075,  -0.1745, 0.9653,  -0.1517, 1.5508,
-                                          0.4134,  -0.0715, 0.5517,  -0.3632, -0.1922, -0.9497, 0.2503,  -0.2921};
-const std::vector<double> kLatentsStd = {2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-                                         3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160};
+/// What Wan-AI's code knows of an autoencoder and its file does not have.
+struct LatentStatistics {
+  std::vector<double> mean, deviation;
+};
+// wan/modules/vae.py (vae2_1.py) and vae2_2.py.
+const LatentStatistics kWan21 = {{-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715,
+                                  0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921},
+                                 {2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526,
+                                  2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160}};
+const LatentStatistics kWan22 = {
+    {-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174,  0.1838,  0.1557,  -0.1382, 0.0542,  0.2813,  0.0891,
+     0.1570,  -0.0098, 0.0375,  -0.1825, -0.2246, -0.1207, -0.0698, 0.5109,  0.2665,  -0.2108, -0.2158, 0.2502,
+     -0.2055, -0.0322, 0.1109,  0.1567,  -0.0729, 0.0899,  -0.2799, -0.1230, -0.0313, -0.1649, 0.0117,  0.0723,
+     -0.2839, -0.2083, -0.0520, 0.3748,  0.0152,  0.1957,  0.1433,  -0.2944, 0.3573,  -0.0548, -0.1681, -0.0667},
+    {0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+     0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+     0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+     0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744}};
 constexpr int kMaxDistance = 128;
 constexpr double kTextEpsilon = 1e-6;
 
@@ -29,7 +42,7 @@ int64_t extent(const MappedTensors& tensors, const std::string& name, size_t ran
   const std::vector<int64_t>& shape = tensors.shape(name);
   if (shape.size() != rank || shape[axis] < 1) {
     throw Error(ErrorKind::kFormat, tensors.describe(name) + ": expected " + std::to_string(rank) +
-                                        " dimensions that are not empty; is this the file of a Wan 2.1 model?");
+                                        " dimensions that are not empty; is this the file of a Wan model?");
   }
   return shape[axis];
 }
@@ -38,15 +51,15 @@ int64_t divided(int64_t value, int64_t by, const MappedTensors& tensors, const s
   if (value % by == 0) return value / by;
   throw Error(ErrorKind::kFormat, tensors.describe(name) + ": its " + std::to_string(value) +
                                       " channels are no multiple of " + std::to_string(by) +
-                                      "; is this the file of a Wan 2.1 model?");
+                                      "; is this the file of a Wan model?");
 }
 
 /// WanModel's settings as diffusers' WanTransformer3DModel has them: key for key what Wan-AI's own conversion to
 /// diffusers holds, so that both give one fingerprint.
 JsonConfig diffusers_transformer_config(const JsonConfig& original) {
   constexpr int64_t kMaxWidth = 1 << 20;
-  if (const std::string type = original.string("model_type", "t2v"); type != "t2v") {
-    original.fail("model_type", "expected \"t2v\" (text to video), found \"" + type + "\"");
+  if (const std::string type = original.string("model_type", "t2v"); type != "t2v" && !is_ti2v_config(original)) {
+    original.fail("model_type", "expected \"t2v\" or \"ti2v\" (text to video), found \"" + type + "\"");
   }
   const int dim = original.integer_in("dim", 6, kMaxWidth), heads = original.integer_in("num_heads", 1, 1024);
   if (dim % (2 * heads) != 0) {
@@ -98,8 +111,35 @@ JsonConfig umt5_config(const MappedTensors& tensors) {
   return {config, tensors.path()};
 }
 
-/// `tensors` under Wan-AI's names. The encoder's layers stand in one row: the residual blocks of a level, then what
-/// halves its size.
+/// The encoder's layers by the beginning of their names, under Wan-AI's names: of each level the residual blocks, then
+/// what halves its size. They stand in one row, or, of Wan 2.2, in a row for each level.
+std::vector<std::string> encoder_layers(const MappedTensors& tensors) {
+  std::vector<std::string> layers;
+  const auto add_row = [&](const std::string& row) {
+    const size_t before = layers.size();
+    for (int index = 0;; ++index) {
+      const std::string layer = row + "downsamples." + std::to_string(index) + ".";
+      if (!tensors.contains(layer + "residual.2.weight") && !tensors.contains(layer + "resample.1.weight")) break;
+      layers.push_back(layer);
+    }
+    return layers.size() > before;
+  };
+  if (add_row("encoder.")) return layers;
+  for (int level = 0; add_row("encoder.downsamples." + std::to_string(level) + "."); ++level) continue;
+  return layers;
+}
+
+const LatentStatistics& known_statistics(const MappedTensors& tensors, const std::string& latent, int64_t channels) {
+  for (const LatentStatistics* known : {&kWan21, &kWan22}) {
+    if (channels == static_cast<int64_t>(known->mean.size())) return *known;
+  }
+  throw Error(ErrorKind::kFormat, tensors.describe(latent) + ": has " + std::to_string(channels) +
+                                      " latent channels. Their mean and deviation are not in this layout and known "
+                                      "for the 16 of Wan 2.1 and the 48 of Wan 2.2 TI2V-5B alone; give the model in "
+                                      "diffusers' layout, whose vae/config.json has them");
+}
+
+/// `tensors` under Wan-AI's names.
 JsonConfig vae_config(const MappedTensors& tensors) {
   constexpr size_t kConvolution = 5;  // [out, in, frames, rows, columns]
   const std::string first = "encoder.conv1.weight", last = "decoder.head.2.weight", latent = "conv2.weight";
@@ -107,32 +147,24 @@ JsonConfig vae_config(const MappedTensors& tensors) {
   std::vector<int64_t> factors{0};
   std::vector<bool> halves_frames;
   int num_res_blocks = 0;
-  for (int index = 0;; ++index) {
-    const std::string layer = "encoder.downsamples." + std::to_string(index) + ".";
+  const std::vector<std::string> layers = encoder_layers(tensors);
+  for (const std::string& layer : layers) {
     const std::string residual = layer + "residual.2.weight";
     if (tensors.contains(residual)) {
       factors.back() = divided(extent(tensors, residual, kConvolution, 0), base, tensors, residual);
       if (factors.size() == 1) ++num_res_blocks;
-    } else if (tensors.contains(layer + "resample.1.weight")) {
+    } else {
       halves_frames.push_back(tensors.contains(layer + "time_conv.weight"));
       factors.push_back(0);
-    } else {
-      break;
     }
   }
   if (num_res_blocks == 0 || factors.back() == 0) {
     throw Error(ErrorKind::kFormat, tensors.path() +
-                                        ": its encoder.downsamples are not those of Wan 2.1's autoencoder; give "
-                                        "Wan2.1_VAE.pth");
+                                        ": its encoder.downsamples are not those of Wan's autoencoders; give "
+                                        "Wan2.1_VAE.pth or Wan2.2_VAE.pth");
   }
   const int64_t channels = extent(tensors, latent, kConvolution, 0);
-  if (channels != static_cast<int64_t>(kLatentsMean.size())) {
-    throw Error(ErrorKind::kFormat,
-                tensors.describe(latent) + ": has " + std::to_string(channels) +
-                    " latent channels. Their mean and deviation are not in this layout and known for the " +
-                    std::to_string(kLatentsMean.size()) +
-                    " of Wan 2.1 alone; give the model in diffusers' layout, whose vae/config.json has them");
-  }
+  const LatentStatistics& statistics = known_statistics(tensors, latent, channels);
   const auto patch = std::llround(std::sqrt(static_cast<double>(pixels) / 3));
   const int64_t decoder_base = divided(extent(tensors, last, kConvolution, 1), factors.front(), tensors, last);
   const auto halvings = std::count(halves_frames.begin(), halves_frames.end(), true);
@@ -142,14 +174,15 @@ JsonConfig vae_config(const MappedTensors& tensors) {
                        {"z_dim", channels},
                        {"dim_mult", factors},
                        {"num_res_blocks", num_res_blocks},
+                       {"is_residual", layers.front() == "encoder.downsamples.0.downsamples.0."},
                        {"temperal_downsample", halves_frames},
                        {"in_channels", pixels},
                        {"out_channels", extent(tensors, last, kConvolution, 0)},
                        {"patch_size", patch},
                        {"scale_factor_spatial", patch << (factors.size() - 1)},
                        {"scale_factor_temporal", int64_t{1} << halvings},
-                       {"latents_mean", kLatentsMean},
-                       {"latents_std", kLatentsStd}};
+                       {"latents_mean", statistics.mean},
+                       {"latents_std", statistics.deviation}};
   return {config, tensors.path()};
 }
 
@@ -157,6 +190,10 @@ JsonConfig vae_config(const MappedTensors& tensors) {
 
 bool is_original_config(const JsonConfig& config) {
   return config.string("_class_name", "") == "WanModel" || (config.has("dim") && !config.has("num_attention_heads"));
+}
+
+bool is_ti2v_config(const JsonConfig& config) {
+  return is_original_config(config) && config.string("model_type", "") == "ti2v";
 }
 
 Component open_transformer(const std::string& path, const ModelLoadOptions& options) {

@@ -44,7 +44,7 @@ std::string with_number(std::string name, const std::string& number) {
 TEST(OriginalNames, BecomeOurs) {
   const std::string data = CALIBATT_GOLDEN_DIR;
   const OriginalNames transformer(data, "transformer"), text_encoder(data, "text_encoder"), tiny(data, "vae"),
-      wan21(data, "vae_wan21");
+      wan21(data, "vae_wan21"), wan22(data, "vae_wan22");
   for (const std::string number : {"0", "39"}) {
     for (const auto& [ours, theirs] : transformer.theirs_by_ours()) {
       EXPECT_EQ(diffusers_transformer_name(with_number(theirs, number)), with_number(ours, number));
@@ -54,6 +54,7 @@ TEST(OriginalNames, BecomeOurs) {
     }
   }
   for (const auto& [ours, theirs] : wan21.theirs_by_ours()) EXPECT_EQ(diffusers_vae_name(theirs, 2), ours);
+  for (const auto& [ours, theirs] : wan22.theirs_by_ours()) EXPECT_EQ(diffusers_vae_name(theirs, 2), ours);
   for (const auto& [ours, theirs] : tiny.theirs_by_ours()) EXPECT_EQ(diffusers_vae_name(theirs, 1), ours);
 }
 
@@ -65,6 +66,8 @@ TEST(OriginalNames, UnknownOnesStayButKeepTheirBlock) {
   EXPECT_EQ(transformers_umt5_name("blocks.x"), "blocks.x");
   EXPECT_EQ(diffusers_vae_name("decoder.upsamples", 2), "decoder.upsamples");
   EXPECT_EQ(diffusers_vae_name("decoder.upsamples.99999999999.x", 2), "decoder.upsamples.99999999999.x");
+  EXPECT_EQ(diffusers_vae_name("decoder.upsamples.1.upsamples.x", 2), "decoder.up_blocks.1.upsamples.x");
+  EXPECT_EQ(diffusers_vae_name("decoder.upsamples.1.upsamples", 2), "decoder.up_blocks.0.resnets.1.upsamples");
   EXPECT_EQ(diffusers_vae_name("encoder.middle.0", 2), "encoder.mid_block.resnets.0");
 }
 
@@ -193,6 +196,28 @@ TEST_F(OriginalFiles, AutoencodersSettingsComeFromShapes) {
   EXPECT_EQ(found.scale_factor_spatial, expected.scale_factor_spatial);
   EXPECT_EQ(found.latents_mean.front(), -0.7571f);  // Wan 2.1's, not tiny-wan's
   EXPECT_EQ(found.latents_std.back(), 1.9160f);
+  ASSERT_EQ(theirs.tensors.entries().size(), tensors.size());
+  for (const auto& [name, entry] : ours.tensors.entries()) EXPECT_TRUE(theirs.tensors.contains(name)) << name;
+}
+
+// Wan 2.2's in miniature, with the public one's latents (tools/golden/ti2v.py).
+TEST_F(OriginalFiles, ResidualAutoencodersSettingsComeFromShapesToo) {
+  const std::string data = CALIBATT_GOLDEN_DIR;
+  const Component ours = open_vae(data + "/ti2v/vae");
+  const auto tensors = OriginalNames(data, "vae_wan22").original_of(ours.tensors);
+  const Component theirs = open_vae(write(tensors));
+  const auto expected = WanVaeConfig::from(ours.config), found = WanVaeConfig::from(theirs.config);
+  EXPECT_TRUE(found.is_residual);
+  EXPECT_EQ(found.base_dim, expected.base_dim);
+  EXPECT_EQ(found.decoder_base_dim, expected.decoder_base_dim);
+  EXPECT_EQ(found.z_dim, 48);
+  EXPECT_EQ(found.dim_mult, expected.dim_mult);
+  EXPECT_EQ(found.num_res_blocks, expected.num_res_blocks);
+  EXPECT_EQ(found.temporal_downsample, expected.temporal_downsample);
+  EXPECT_EQ(found.patch_size, expected.patch_size);
+  EXPECT_EQ(found.out_channels, expected.out_channels);
+  EXPECT_EQ(found.latents_mean, expected.latents_mean);
+  EXPECT_EQ(found.latents_std, expected.latents_std);
   ASSERT_EQ(theirs.tensors.entries().size(), tensors.size());
   for (const auto& [name, entry] : ours.tensors.entries()) EXPECT_TRUE(theirs.tensors.contains(name)) << name;
 }

@@ -113,6 +113,21 @@ std::string replace_in_blocks(std::string_view name, std::string_view blocks, Na
   return replace_beginning(name, of_model);
 }
 
+/// A layer of a level of Wan 2.2's autoencoder, "upsamples.3.residual.0.gamma" → "resnets.3.norm1.gamma"; what no such
+/// layer is stays.
+std::string residual_level_name(std::string_view layer, bool down) {
+  std::string_view rest = layer;
+  if (!take(rest, down ? "downsamples" : "upsamples") || rest.empty()) return std::string(layer);
+  rest.remove_prefix(1);
+  const auto index = take_index(rest);
+  if (!index) return std::string(layer);
+  std::string_view kind = rest;
+  if (take(kind, "resample") || take(kind, "time_conv")) {
+    return std::string(down ? "downsampler." : "upsampler.") + std::string(rest);
+  }
+  return "resnets." + std::to_string(*index) + "." + replace_beginning(rest, kVaeResidual);
+}
+
 }  // namespace
 
 std::string diffusers_transformer_name(const std::string& original) {
@@ -141,6 +156,10 @@ std::string diffusers_vae_name(const std::string& original, int num_res_blocks) 
       rest.remove_prefix(rest.find('.') + 1);
       const auto index = take_index(rest);
       if (!index) return original;
+      if (rest.starts_with("downsamples.") || rest.starts_with("upsamples.")) {
+        return half + (down ? "down_blocks." : "up_blocks.") + std::to_string(*index) + "." +
+               residual_level_name(rest, down);
+      }
       const std::string tail = replace_beginning(rest, kVaeResidual);
       if (down) return half + "down_blocks." + std::to_string(*index) + "." + tail;
       const int layers = num_res_blocks + 2, block = *index / layers, layer = *index % layers;

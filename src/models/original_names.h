@@ -15,7 +15,9 @@ std::string original_transformer_name(const std::string& ours);
 /// The text encoder: "blocks.3.ffn.gate.0.weight" → "encoder.block.3.layer.1.DenseReluDense.wi_0.weight".
 std::string transformers_umt5_name(const std::string& original);
 /// The autoencoder: "decoder.upsamples.3.resample.1.weight" → "decoder.up_blocks.0.upsamplers.0.resample.1.weight".
-/// num_res_blocks: of a level of the encoder; the decoder has one more, and numbers all layers in one row.
+/// num_res_blocks: of a level of the encoder; the decoder has one more, and numbers all layers in one row. Wan 2.2's
+/// has its levels apart: "decoder.upsamples.0.upsamples.3.resample.1.weight" →
+/// "decoder.up_blocks.0.upsampler.resample…".
 std::string diffusers_vae_name(const std::string& original, int num_res_blocks);
 
 }  // namespace calibatt

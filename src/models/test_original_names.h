@@ -13,7 +13,7 @@ namespace calibatt::test {
 /// Pairs of Wan-AI's and our names that tools/golden/original_layout.py wrote, independently of original_names.cpp.
 class OriginalNames {
  public:
-  /// component: "transformer", "text_encoder", "vae" (tiny-wan's) or "vae_wan21" (the public one's).
+  /// component: "transformer", "text_encoder", "vae" (tiny-wan's), "vae_wan21" or "vae_wan22" (the public ones').
   OriginalNames(const std::string& golden_data, const std::string& component) {
     const auto names = nlohmann::json::parse(read_text_file(golden_data + "/original/names.json"));
     for (const auto& [theirs, ours] : names.at(component).items()) theirs_[ours.get<std::string>()] = theirs;

@@ -300,11 +300,9 @@ TEST_F(ModelFolder, DefaultsAndSettingsOfTheWholeModelAreBlamedOnTheirFiles) {
                 AllOf(HasSubstr("generation_config.json"), HasSubstr("\"fps\""), HasSubstr(value)));
   }
   EXPECT_THAT(defaults(R"({"guidance_scale": -3})"), HasSubstr("\"guidance_scale\""));
-  for (const char* key : {"boundary_ratio\": 0.875", "expand_timesteps\": true"}) {
-    std::ofstream(path_ / "model_index.json") << std::string("{\"") + key + "}";
-    EXPECT_THAT(message_of(ErrorKind::kMismatch, [&] { open_diffusers_folder(folder()); }),
-                AllOf(HasSubstr("model_index.json"), HasSubstr(std::string(key).substr(0, 10))));
-  }
+  std::ofstream(path_ / "model_index.json") << R"({"boundary_ratio": 0.875})";
+  EXPECT_THAT(message_of(ErrorKind::kMismatch, [&] { open_diffusers_folder(folder()); }),
+              AllOf(HasSubstr("model_index.json"), HasSubstr("boundary_ratio")));
 }
 
 TEST_F(ModelFolder, LinksInACircleAreAnErrorOfOneLine) {

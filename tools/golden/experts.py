@@ -23,9 +23,9 @@ SETTINGS = dict(prompt="a red circle moves to the right", negative_prompt="blurr
                 video_frames=9, steps=6, cfg_scale=4.0, cfg_scale_2=3.0, boundary_ratio=0.875)  # fmt: skip
 
 
-def make_transformer(seed):
+def make_transformer(seed, config):
     generator = torch.Generator().manual_seed(seed)
-    model = WanTransformer3DModel(**CONFIG)
+    model = WanTransformer3DModel(**config)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name and name.endswith("weight"):
@@ -36,29 +36,35 @@ def make_transformer(seed):
     return model
 
 
+def write_frames(pipeline, settings, data=DATA, **options):
+    """What the pipeline makes, to golden.safetensors; returned as well."""
+    pipeline.set_progress_bar_config(disable=True)
+    frames = pipeline(
+        prompt=settings["prompt"], negative_prompt=settings["negative_prompt"], height=settings["height"],
+        width=settings["width"], num_frames=settings["video_frames"], num_inference_steps=settings["steps"],
+        guidance_scale=settings["cfg_scale"], generator=torch.Generator("cpu").manual_seed(settings["seed"]),
+        output_type="pt", **options,
+    ).frames[0]  # fmt: skip
+    frames = (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+    save_file({"frames": frames.contiguous()}, data / "golden.safetensors")
+    return frames
+
+
 @torch.no_grad()
 def main():
     shutil.rmtree(DATA, ignore_errors=True)
     pair = {}
     for seed, name in ((51, "transformer"), (52, "transformer_2")):
-        make_transformer(seed).to(torch.bfloat16).save_pretrained(DATA / name)
+        make_transformer(seed, CONFIG).to(torch.bfloat16).save_pretrained(DATA / name)
         pair[name] = WanTransformer3DModel.from_pretrained(DATA / name, torch_dtype=torch.float32)
     tiny = ROOT / "models/tiny-wan"
     vae = AutoencoderKLWan.from_pretrained(tiny, subfolder="vae", torch_dtype=torch.float32)
     pipeline = WanPipeline.from_pretrained(tiny, vae=vae, torch_dtype=torch.float32, **pair)
     pipeline.register_to_config(boundary_ratio=SETTINGS["boundary_ratio"])
-    pipeline.set_progress_bar_config(disable=True)
     used = []
     for name, transformer in pair.items():
         transformer.register_forward_hook(lambda *_, name=name: used.append(name))
-    frames = pipeline(
-        prompt=SETTINGS["prompt"], negative_prompt=SETTINGS["negative_prompt"], height=SETTINGS["height"],
-        width=SETTINGS["width"], num_frames=SETTINGS["video_frames"], num_inference_steps=SETTINGS["steps"],
-        guidance_scale=SETTINGS["cfg_scale"], guidance_scale_2=SETTINGS["cfg_scale_2"],
-        generator=torch.Generator("cpu").manual_seed(SETTINGS["seed"]), output_type="pt",
-    ).frames[0]  # fmt: skip
-    frames = (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-    save_file({"frames": frames.contiguous()}, DATA / "golden.safetensors")
+    frames = write_frames(pipeline, SETTINGS, guidance_scale_2=SETTINGS["cfg_scale_2"])
     settings = SETTINGS | {"forwards": [used.count(name) for name in pair]}
     (DATA / "golden.json").write_text(json.dumps(settings, indent=1) + "\n")
     print(f"{tuple(frames.shape)} mean {frames.float().mean():.1f} std {frames.float().std():.1f}; forwards {settings['forwards']}")

@@ -4,7 +4,7 @@
     python tools/golden/original_layout.py models/tiny-wan Wan2.1-T2V-tiny
 
 Without arguments writes tests/golden/data/original/: names.json (Wan-AI's name → diffusers' name, in blocks once for all
-with N for their number; "vae_wan21" are those of the public Wan2.1_VAE.pth, held against diffusers' own converter) and
+with N for their number; "vae_wan21" are those of the public Wan2.1_VAE.pth, held against diffusers' own converter, "vae_wan22" of Wan2.2_VAE.pth) and
 state_dict.pth, a small state_dict as torch.save writes it. With a model in diffusers' layout and a new folder writes that
 model there as Wan-AI publishes its own: what text encoder and autoencoder lose on the way are their configurations.
 Deterministic.
@@ -75,6 +75,15 @@ def original_name(name, table):
     return name
 
 
+def original_residual_vae_name(name, num_res_blocks):
+    """Wan 2.2's, each level a row of its own: its residual blocks, one more in the decoder, and what changes the size."""
+    name = original_name(name, VAE).replace("up_blocks", "upsamples")
+    for row, layers in (("downsamples", num_res_blocks), ("upsamples", num_res_blocks + 1)):
+        name = re.sub(rf"({row}\.\d+)\.resnets\.", rf"\1.{row}.", name)
+        name = re.sub(rf"({row}\.\d+)\.{row[:-1]}r\.", rf"\1.{row}.{layers}.", name)
+    return name
+
+
 def original_vae_name(name, num_res_blocks):
     """The decoder's levels in one row: num_res_blocks + 1 residual blocks each, and what doubles the size."""
     layers = num_res_blocks + 2
@@ -96,7 +105,8 @@ def load_component(folder):
 
 def vae_names(folder):
     config, tensors = load_component(folder)
-    names = {original_vae_name(name, config["num_res_blocks"]): name for name in tensors}
+    original = original_residual_vae_name if config.get("is_residual") else original_vae_name
+    names = {original(name, config["num_res_blocks"]): name for name in tensors}
     assert len(names) == len(tensors)
     return names
 
@@ -110,6 +120,7 @@ def write_names():
         "text_encoder": {without_number(original_name(n, TEXT_ENCODER)): without_number(n) for n in text_encoder},
         "vae": vae_names(ROOT / "models/tiny-wan/vae"),
         "vae_wan21": vae_names(ROOT / "tests/golden/data/vae/wan21"),
+        "vae_wan22": vae_names(ROOT / "tests/golden/data/vae/wan22"),
     }
     converted = convert_wan_vae_to_diffusers({name: name for name in names["vae_wan21"]})
     assert {theirs: ours for ours, theirs in converted.items()} == names["vae_wan21"]

@@ -24,9 +24,15 @@ constexpr const char *kHighNoise = "high_noise_model", *kLowNoise = "low_noise_m
 constexpr double kBoundary = 0.875;  // of Wan 2.2 T2V-A14B, wan/configs/wan_t2v_A14B.py
 constexpr double kTrainTimesteps = 1000;
 
-/// Wan-AI's own defaults for the model of two transformers: high noise, low noise.
-ModelDefaults defaults_of(size_t num_transformers) {
+/// Wan-AI's own defaults (wan/configs/): for the model of two transformers, high noise and low noise, and for TI2V-5B.
+ModelDefaults defaults_of(size_t num_transformers, bool is_ti2v) {
   ModelDefaults defaults;
+  if (is_ti2v) {
+    defaults.width = 1280;
+    defaults.height = 704;
+    defaults.video_frames = 121;
+    defaults.fps = 24;
+  }
   if (num_transformers > 1) {
     defaults.steps = 40;
     defaults.cfg_scale = 4;
@@ -63,12 +69,19 @@ void check_parts(const ModelParts& parts) {
   }
 }
 
+bool is_original_ti2v(const std::string& transformer) {
+  const std::string config = (fs::path(transformer) / "config.json").string();
+  return path_exists(config) && is_ti2v_config(JsonConfig::load(config));
+}
+
 WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
   // Names and defaults of Wan-AI's own code: wan/configs/, generate.py.
   constexpr double kOriginalFlowShift = 5, kShiftOfTwo = 12;
   const auto part = [](const std::string& given, const fs::path& own) { return given.empty() ? own : fs::path(given); };
+  const bool is_ti2v = is_original_ti2v(root.string());
   const fs::path text_encoder = part(parts.text_encoder, tensor_file(root, "models_t5_umt5-xxl-enc-bf16")),
-                 vae = part(parts.vae, tensor_file(root, "Wan2.1_VAE")), tokenizer = root / "google" / "umt5-xxl";
+                 vae = part(parts.vae, tensor_file(root, is_ti2v ? "Wan2.2_VAE" : "Wan2.1_VAE")),
+                 tokenizer = root / "google" / "umt5-xxl";
   std::vector<std::string> own{root.string()};
   if (path_exists((root / kHighNoise).string())) own = {(root / kHighNoise).string(), (root / kLowNoise).string()};
   std::string missing;
@@ -90,7 +103,7 @@ WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
   folder.tokenizer = tokenizer.string();
   folder.vae = vae.string();
   const size_t count = folder.transformers.size();
-  folder.description = describe_folder(root.string(), defaults_of(count));
+  folder.description = describe_folder(root.string(), defaults_of(count, is_ti2v));
   folder.description.experts = experts_of(count, kBoundary);
   folder.description.scheduler.flow_shift = count > 1 ? kShiftOfTwo : kOriginalFlowShift;
   folder.description.scheduler.spacing = SchedulerConfig::Spacing::kOriginal;
@@ -121,7 +134,7 @@ WanFolder open_wan_folder(const std::string& path, const ModelParts& parts) {
   folder.vae = part(parts.vae, files.vae);
   folder.vae_settings = files.vae;
   const size_t count = folder.transformers.size();
-  folder.description = describe_folder(path, defaults_of(count));
+  folder.description = describe_folder(path, defaults_of(count, files.timestep_per_token));
   folder.description.experts = experts_of(count, files.boundary_ratio.value_or(kBoundary));
   folder.description.scheduler = files.scheduler;
   folder.description.warnings = files.warnings;

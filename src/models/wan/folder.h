@@ -23,8 +23,8 @@ struct WanFolder {
 
 /// Diffusers' layout; or Wan-AI's original one: the transformer in the folder, models_t5_umt5-xxl-enc-bf16.pth and
 /// Wan2.1_VAE.pth (or .safetensors of the same names) and google/umt5-xxl/, with the defaults of Wan-AI's generate.py.
-/// Of Wan 2.2 A14B the transformers are in high_noise_model/ and low_noise_model/. Throws Error(kNotFound / kFormat /
-/// kMismatch); for missing components, naming them.
+/// Of Wan 2.2 TI2V-5B the autoencoder is Wan2.2_VAE.pth. Of Wan 2.2 A14B the transformers are in high_noise_model/ and
+/// low_noise_model/. Throws Error(kNotFound / kFormat / kMismatch); for missing components, naming them.
 WanFolder open_wan_folder(const std::string& folder, const ModelParts& parts = {});
 
 /// Whether a folder without model_index.json is in Wan-AI's original layout.

@@ -32,7 +32,9 @@ uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, D
     const auto blocks = static_cast<uint64_t>(config.num_res_blocks) + 1, in = static_cast<uint64_t>(in_channels),
                out = static_cast<uint64_t>(out_channels);
     histories += 2 * pixels * bytes * (in + (2 * blocks - 1) * out);
-    widest = std::max(widest, pixels * static_cast<uint64_t>(group) * bytes * (2 * std::max(in, out) + 2 * out));
+    const uint64_t shortcut = config.is_residual ? in : 0;  // kept until the level's end
+    widest =
+        std::max(widest, pixels * static_cast<uint64_t>(group) * bytes * (2 * std::max(in, out) + 2 * out + shortcut));
     in_channels = config.is_residual ? out_channels : out_channels / 2;
     if (level > 0 && config.temporal_downsample[static_cast<size_t>(level) - 1]) group *= 2;
   }
