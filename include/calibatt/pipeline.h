@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -96,8 +97,10 @@ struct PlanUse {
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
   std::string model_name, precision, backend, attention_kernel;
-  std::string plan_checksum;       ///< of the plan's content (plan_checksum_of); empty without a plan
-  std::vector<Lora> loras;         ///< that were merged into the model
+  std::string plan_checksum;  ///< of the plan's content (plan_checksum_of); empty without a plan
+  std::vector<Lora> loras;    ///< that were merged into the model
+  /// Files in the place of the model folder's, by the flag without its dashes ("text-encoder"); as they were given.
+  std::map<std::string, std::string> parts;
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;

@@ -19,7 +19,7 @@ constexpr const char* kVideoBytes = "video_bytes";
 constexpr const char* kMadeFrom[] = {"model",         "prompt",     "negative_prompt", "seed",      "steps",
                                      "cfg_scale",     "flow_shift", "width",           "height",    "video_frames",
                                      "fps",           "scheduler",  "sigmas",          "precision", "noise_levels",
-                                     "plan_checksum", "loras",      "cfg_scale_2"};
+                                     "plan_checksum", "loras",      "cfg_scale_2",     "parts"};
 
 constexpr const char* kRemedy = "; give another name with -o, or move it away";
 

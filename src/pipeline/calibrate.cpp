@@ -36,9 +36,11 @@ std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& 
   return hasher.hex();
 }
 
-// What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, and the seed. A
-// text that is there twice is two prompts, since each has noise of its own.
-std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, const GenerateOptions& run) {
+// What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, the seed, and a
+// text encoder that is not the model folder's. A text that is there twice is two prompts, since each has noise of its
+// own.
+std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, const GenerateOptions& run,
+                                           const std::string& text_encoder) {
   std::vector<std::string> identities;
   std::map<std::string, int> times;
   for (const Prompt& prompt : prompts) {
@@ -47,6 +49,7 @@ std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, c
     hasher.update(std::max(*run.cfg_scale, run.cfg_scale_2.value_or(0)) > 1 ? run.negative_prompt : "");
     hasher.update(std::to_string(run.seed));
     hasher.update(std::to_string(times[prompt.text]++));
+    if (!text_encoder.empty()) hasher.update(text_encoder);
     identities.push_back(hasher.hex());
   }
   return identities;
@@ -79,8 +82,11 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
                                        "--timesteps");
   }
   header.fingerprint = facts.transformers[0].fingerprint;
-  header.prompt_identities = prompt_identities(options.prompts, run);
-  header.precision = runner.describe_run(run).precision;
+  const RunReport report = runner.describe_run(run);
+  const auto text_encoder = report.parts.find("text-encoder");
+  header.prompt_identities =
+      prompt_identities(options.prompts, run, text_encoder == report.parts.end() ? "" : text_encoder->second);
+  header.precision = report.precision;
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());
   provenance.video_frames = facts.video_frames;

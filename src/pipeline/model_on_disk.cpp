@@ -9,6 +9,7 @@ struct ModelOnDisk::Impl {
   std::unique_ptr<ModelFiles> files;
   ModelInfo info;
   std::vector<Lora> loras;
+  std::map<std::string, std::string> parts;
 };
 
 ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -25,6 +26,7 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   auto impl = std::make_unique<Impl>();
   impl->files = open_model(options.model_dir, parts_of(options));
   impl->loras = options.loras;
+  impl->parts = names_of_parts(options);
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;
   info.name = model.name;
@@ -54,6 +56,7 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   report.options = resolved(options);
   report.model_name = model.name;
   report.loras = impl_->loras;
+  report.parts = impl_->parts;
   report.noise_levels = noise_levels(report.options, model);
   if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);
   return report;

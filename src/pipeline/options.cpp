@@ -59,6 +59,15 @@ ModelParts parts_of(const LoadOptions& options) {
   return {options.transformer, options.text_encoder, options.vae, options.transformer_2};
 }
 
+std::map<std::string, std::string> names_of_parts(const LoadOptions& options) {
+  std::map<std::string, std::string> names{{"transformer", options.transformer},
+                                           {"transformer-2", options.transformer_2},
+                                           {"text-encoder", options.text_encoder},
+                                           {"vae", options.vae}};
+  std::erase_if(names, [](const auto& each) { return each.second.empty(); });
+  return names;
+}
+
 VideoSize video_size(const GenerateOptions& options) {
   return {*options.video_frames, *options.height, *options.width};
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
 
 /// The components that are not the model folder's.
 ModelParts parts_of(const LoadOptions& options);
+/// RunReport::parts.
+std::map<std::string, std::string> names_of_parts(const LoadOptions& options);
 
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);

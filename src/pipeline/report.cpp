@@ -39,6 +39,7 @@ std::string to_json(const RunReport& report) {
                           {"peak_device_bytes", masks.peak_device_bytes}};
   const json result = {{"model", report.model_name},
                        {"loras", loras_json(report.loras)},
+                       {"parts", report.parts.empty() ? json(nullptr) : json(report.parts)},
                        {"precision", report.precision},
                        {"backend", report.backend},
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},

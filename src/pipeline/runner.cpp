@@ -50,7 +50,8 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 }  // namespace
 
-Runner::Runner(const LoadOptions& options) : threads_(options.threads), loras_(options.loras), warn_(options.warn) {
+Runner::Runner(const LoadOptions& options)
+    : threads_(options.threads), loras_(options.loras), parts_(names_of_parts(options)), warn_(options.warn) {
   begin_job();
   files_ = open_model(options.model_dir, parts_of(options));  // what is wrong with it is said first
   warn(files_->description().scheduler.warning);
@@ -149,6 +150,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.options = options;
   report.model_name = model().name;
   report.loras = loras_;
+  report.parts = parts_;
   report.precision = precision_name(model_->dtype(), *backend_);
   report.backend = backend_->name();
   report.device = backend_->device_name();

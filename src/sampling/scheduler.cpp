@@ -204,6 +204,14 @@ void Scheduler::set_levels(const std::vector<double>& levels, double flow_shift)
     sigmas.push_back(shifted(level));
   }
   begin(sigmas);
+  // What is told apart as given may not be once shifted and rounded, or moved by the solver from where it has no
+  // answer.
+  for (size_t step = 0; step + 1 < sigmas_.size(); ++step) {
+    if (sigmas_[step] > sigmas_[step + 1]) continue;
+    throw Error(ErrorKind::kUsage, "noise levels: " + std::to_string(levels[step]) +
+                                       " is too near to what follows it (the two are one level in the sampler); "
+                                       "leave one of them out, or give another");
+  }
 }
 
 namespace {

@@ -234,6 +234,18 @@ TEST(SchedulerConfig, NamesSettingsThatItDoesNotKnow) {
               testing::AllOf(HasSubstr(R"("flow_shift", "x\u001b")"), Not(HasSubstr("max_shift"))));
 }
 
+TEST(Scheduler, ListedLevelsThatRoundingMakesOneAreRefused) {
+  for (const auto kind : {SchedulerConfig::Kind::kUniPC, SchedulerConfig::Kind::kEuler}) {
+    const auto scheduler = Scheduler::make({}, kind);
+    for (const std::vector<double>& levels :
+         {std::vector<double>{0.3, 0.3 - 1e-9}, {1, 1 - 1e-10}, {1, 1e-300}, {0.5, 0.25, 0.25 - 1e-10}}) {
+      EXPECT_THROW(scheduler->set_levels(levels, 1), Error) << levels.back();
+    }
+    scheduler->set_levels({1, 0.75, 0.5, 0.25}, 5);
+    EXPECT_EQ(scheduler->num_steps(), 4);
+  }
+}
+
 // Golden data: tools/golden/original_sigmas.py, made with Wan-AI's own scheduler.
 TEST(Scheduler, SpacesNoiseLevelsAsWanAIsScriptWhereAsked) {
   const auto golden = nlohmann::json::parse(std::ifstream(kGolden + "/scheduler/original_sigmas.json"), nullptr, false);

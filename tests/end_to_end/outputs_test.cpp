@@ -229,6 +229,8 @@ TEST_F(Outputs, FinishedVideosAreKnownByWhatTheyWereMadeFrom) {
     expect_refusal(many + more, 5, first + " is there already and was made with " + std::string(what).substr(0, 5));
     expect_refusal(many + more, 5, what);
   }
+  expect_refusal(many + " --vae " + kModel + "/vae/diffusion_pytorch_model.safetensors", 5,
+                 "parts null, and this command");
   EXPECT_THAT(run_calibatt(many + " --seed -1").output, HasSubstr("passing over 2 of 2 videos")) << "any seed";
   write_file(prompts, "a red circle\na green square\n");
   expect_refusal(many, 5, second + " is there already and was made with prompt \"a blue square\"");
