@@ -214,7 +214,8 @@ void add_bench(CLI::App& app) {
       ->required();
   command
       ->add_option("--prompts", flags->prompts,
-                   "Text file with one prompt a line (# begins a comment); better others than it was calibrated on")
+                   "Text file with one prompt a line (lines that begin with # are passed over); better others than it "
+                   "was calibrated on")
       ->type_name("FILE")
       ->required();
   add_whole_number(*command, "--max-prompts", flags->max_prompts, 1, 1'000'000, "Use only the first so many [all]");

@@ -237,8 +237,8 @@ void add_calibrate(CLI::App& app) {
   add_model_flags(*command, flags->load);
   command
       ->add_option("--prompts", flags->prompts,
-                   "Text file with one calibration prompt a line (4 are enough, of the kind that will be used); # "
-                   "begins a comment")
+                   "Text file with one calibration prompt a line (4 are enough, of the kind that will be used); lines "
+                   "that begin with # are passed over")
       ->required();
   command->add_option("-o,--output", flags->output, "Plan file to write (.safetensors); not with --prompt-range");
   command->add_option(

@@ -212,14 +212,14 @@ void add_generate(CLI::App& app) {
   CLI::Option* prompt =
       command->add_option("-p,--prompt", flags->run.prompt, "What the video should show; may be empty")
           ->type_name("TEXT");
-  CLI::Option* prompts =
-      command
-          ->add_option(
-              "--prompts", flags->prompts,
-              "Text file with one prompt a line (# begins a comment): a video of each, by names with numbers "
-              "(-o v.mp4: v_0000.mp4, …), with a report beside each; those that are there already are passed over")
-          ->type_name("FILE")
-          ->excludes(prompt);
+  CLI::Option* prompts = command
+                             ->add_option("--prompts", flags->prompts,
+                                          "Text file with one prompt a line (lines that begin with # are passed over): "
+                                          "a video of each, by names with numbers "
+                                          "(-o v.mp4: v_0000.mp4, …), with a report beside each; those that this "
+                                          "command made before are passed over")
+                             ->type_name("FILE")
+                             ->excludes(prompt);
   add_run_flags(*command, flags->run, true, &flags->any_seed);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");

@@ -47,9 +47,9 @@ constexpr const char* kOverview =
     "calibatt info -m MODEL shows its defaults; every command has its own help: calibatt generate --help";
 
 constexpr const char* kExitCodes =
-    "Exit codes: 0 done, 2 usage, 3 not found, 4 a file that cannot be read or understood, 5 a plan or video that does "
-    "not\n"
-    "fit, 6 output not written, 7 NaN, or a GPU that failed or is out of memory, 130 interrupted (Ctrl-C), 1 other.";
+    "Exit codes: 0 done, 2 usage, 3 not found, 4 a file that cannot be read or understood, 5 a plan, video, LoRA or\n"
+    "model that does not fit, 6 output not written, 7 NaN, or a GPU that failed or is out of memory, 130 interrupted\n"
+    "(Ctrl-C), 1 other.";
 
 /// One line on stderr, whatever the message holds.
 int fail(const std::string& message, int code) {

@@ -164,7 +164,7 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
   add_whole_number(command, "--device", load.device, 0, 1024, "Index of the GPU, as CUDA counts them")
       ->default_str("0");
   command.add_flag("--offload", load.offload,
-                   "Keep the transformer's blocks in host memory and stream them to the GPU: 14B on 24 GB cards");
+                   "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
   load.warn = [](const std::string& message) {
     std::fprintf(stderr, "calibatt: warning: %s\n", printable(message).c_str());
   };

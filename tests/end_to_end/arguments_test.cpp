@@ -203,7 +203,8 @@ TEST_F(Arguments, HelpTeaches) {
   EXPECT_THAT(nothing.output, AllOf(HasSubstr("calibatt generate"), HasSubstr("calibatt calibrate")));
   const CommandResult help = run_calibatt("generate --help");
   EXPECT_EQ(help.exit_code, 0);
-  EXPECT_THAT(help.output, AllOf(HasSubstr("multiple of 16"), HasSubstr("# begins a comment"), HasSubstr("--prompts")));
+  EXPECT_THAT(help.output,
+              AllOf(HasSubstr("multiple of 16"), HasSubstr("begin with # are passed over"), HasSubstr("--prompts")));
 }
 
 }  // namespace
