@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -11,6 +10,7 @@
 #include "base/error.h"
 #include "calibatt/calibrate.h"
 #include "calibatt/plan.h"
+#include "golden_run.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
@@ -57,26 +57,8 @@ class Experts : public testing::TestWithParam<std::string> {
     load.backend = GetParam();
     return load;
   }
-  GenerateOptions options() const {
-    GenerateOptions options;
-    options.prompt = golden_.at("prompt");
-    options.negative_prompt = golden_.at("negative_prompt");
-    options.seed = golden_.at("seed");
-    options.steps = golden_.at("steps").get<int>();
-    options.width = golden_.at("width").get<int>();
-    options.height = golden_.at("height").get<int>();
-    options.video_frames = golden_.at("video_frames").get<int>();
-    return options;
-  }
-  VideoFrames expected() const {
-    const Safetensors file = Safetensors::open(kData + "/golden.safetensors");
-    const Tensor frames = file.get("frames");
-    VideoFrames video{
-        static_cast<int>(frames.dim(0)), static_cast<int>(frames.dim(1)), static_cast<int>(frames.dim(2)), {}};
-    video.rgb.resize(frames.size_bytes());
-    std::memcpy(video.rgb.data(), frames.raw(), frames.size_bytes());
-    return video;
-  }
+  GenerateOptions options() const { return golden_options(golden_); }
+  static VideoFrames expected() { return golden_frames(kData + "/golden.safetensors"); }
 
   TestFolder folder_;
   const std::string model_ = folder_.path();
