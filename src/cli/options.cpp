@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <random>
 #include <string_view>
 #include <vector>
@@ -92,16 +93,28 @@ double real_number(const std::string& flag, const std::string& text, double min,
 
 namespace {
 
+double lora_scale(const std::string& flag, const std::string& text) {
+  return real_number(flag + " FILE:SCALE, where SCALE is", text, -100, 100);
+}
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
 // FILE or FILE:SCALE. A file whose name ends like that is given with a scale behind it.
 Lora lora_of(const std::string& flag, const std::string& text, Lora::Expert expert) {
-  Lora lora{text, 1, expert};
   const size_t colon = text.rfind(':');
-  if (colon != std::string::npos && colon + 1 < text.size() &&
-      text.find_first_not_of("+-.0123456789eE", colon + 1) == std::string::npos) {
-    lora.path = text.substr(0, colon);
-    lora.scale = real_number(flag, text.substr(colon + 1), -100, 100);
+  if (colon == std::string::npos) return {text, 1, expert};
+  const std::string path = text.substr(0, colon), scale = text.substr(colon + 1);
+  const bool numeric = !scale.empty() && scale.find_first_not_of("+-.0123456789eE") == std::string::npos;
+  if (exists(numeric ? path : text)) return {numeric ? path : text, numeric ? lora_scale(flag, scale) : 1, expert};
+  // The file may stand before an earlier colon: FILE:1:2.
+  for (size_t at = text.find(':'); at != std::string::npos; at = text.find(':', at + 1)) {
+    if (exists(text.substr(0, at))) lora_scale(flag, text.substr(at + 1));
   }
-  return lora;
+  if (numeric || scale.find_first_of("/.") == std::string::npos) return {path, lora_scale(flag, scale), expert};
+  return {text, 1, expert};  // is not there, as who opens it says
 }
 
 void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load, Lora::Expert expert,

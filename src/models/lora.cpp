@@ -1,7 +1,10 @@
 #include "models/lora.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -10,6 +13,7 @@
 #include "backend/backend.h"
 #include "base/checked_copy.h"
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
 #include "io/safetensors.h"
@@ -18,22 +22,35 @@
 namespace calibatt {
 namespace {
 
-constexpr size_t kNamed = 3;  // keys in a message
+constexpr size_t kNamed = 3;        // keys in a message
+constexpr double kMaxFactor = 1e4;  // of a product; more is a damaged alpha
+constexpr int64_t kGrainElements = int64_t{1} << 14;
+
+bool has_peft_names(const Safetensors& file) {
+  return std::ranges::any_of(file.entries(), [](const auto& item) {
+    const std::string& name = item.first;
+    return (name.starts_with("base_model.model.") || name.starts_with("transformer.")) &&
+           (name.find(".lora_A.") != std::string::npos || name.find(".lora_B.") != std::string::npos);
+  });
+}
 
 /// A PEFT adapter's settings, which its tensors do not have.
 class AdapterConfig {
  public:
   /// adapter_config.json beside the tensors, or what diffusers keeps of it in their file. Neither: alphas are the
-  /// ranks.
+  /// ranks. A file that is named otherwise than PEFT does may have been put beside a config; its own settings go first.
   static AdapterConfig of(const Safetensors& file) {
     AdapterConfig config;
     const std::string& path = file.path();
     const std::string beside = path.substr(0, path.rfind('/') + 1) + "adapter_config.json";
-    if (path.ends_with("adapter_model.safetensors") && path_exists(beside)) {
-      config.read(JsonConfig::load(beside), "");
-    } else if (const auto kept = file.metadata().find("lora_adapter_metadata"); kept != file.metadata().end()) {
+    const auto kept = file.metadata().find("lora_adapter_metadata");
+    const bool has_kept = kept != file.metadata().end();
+    const bool named_by_peft = path.ends_with("adapter_model.safetensors");
+    if ((named_by_peft || (!has_kept && has_peft_names(file))) && path_exists(beside)) {
+      config.read(JsonConfig::load(beside), "", file);
+    } else if (has_kept) {
       const std::string where = path + ": lora_adapter_metadata";
-      config.read({parse_json(kept->second, where), where}, "transformer.");
+      config.read({parse_json(kept->second, where), where}, "transformer.", file);
     }
     return config;
   }
@@ -46,26 +63,53 @@ class AdapterConfig {
   }
 
  private:
-  void read(const JsonConfig& json, const std::string& prefix) {
-    if (json.boolean(prefix + "use_dora", false)) json.fail(prefix + "use_dora", "DoRA is not supported");
-    if (!json.has(prefix + "lora_alpha")) return;
-    alpha_ = json.number(prefix + "lora_alpha");
+  void read(const JsonConfig& json, const std::string& prefix, const Safetensors& file) {
+    const std::string type = json.string(prefix + "peft_type", "LORA");
+    if (type != "LORA") json.fail(prefix + "peft_type", quoted_name(type) + " is not supported, LORA alone is");
+    for (const auto& [key, what] :
+         {std::pair("use_dora", "DoRA"), std::pair("fan_in_fan_out", "a transposed weight")}) {
+      if (json.boolean(prefix + key, false)) json.fail(prefix + key, std::string(what) + " is not supported");
+    }
+    if (json.has(prefix + "lora_alpha")) alpha_ = json.number(prefix + "lora_alpha");
     by_root_of_rank_ = json.boolean(prefix + "use_rslora", false);
     if (!json.has(prefix + "alpha_pattern")) return;
     const JsonConfig pattern = json.object(prefix + "alpha_pattern");
-    for (const auto& [name, value] : pattern.json().items())
-      pattern_[parse_lora_key(name).layer] = pattern.number(name);
+    for (const auto& [key, value] : pattern.json().items()) read_pattern(pattern, key, file);
   }
-  std::optional<double> alpha_of(const std::string& layer) const {
-    for (const auto& [name, alpha] : pattern_) {
-      if (layer == name || layer.ends_with("." + name)) return alpha;
+
+  // To PEFT the keys are regular expressions, each for the end of a layer's name, from a dot on. The names that it
+  // writes there itself mean the same when they are taken as they are.
+  void read_pattern(const JsonConfig& pattern, const std::string& key, const Safetensors& file) {
+    std::string name = key;
+    for (size_t at; (at = name.find("\\.")) != std::string::npos;) name.erase(at, 1);
+    const bool whole = name.starts_with('^');
+    if (whole) name.erase(0, 1);
+    if (name.find_first_of("\\^$*+?()[]{}|") != std::string::npos) {
+      pattern.fail(key, "regular expressions are not supported; write an entry for each layer");
     }
-    return alpha_;
+    name = parse_lora_key(name).layer;
+    bool found = false;
+    for (const auto& [tensor, entry] : file.entries()) {
+      const LoraKey part = parse_lora_key(tensor);
+      if (part.part != LoraPart::kDown) continue;
+      if (part.layer != name && (whole || !part.layer.ends_with("." + name))) continue;
+      found = true;
+      const double alpha = pattern.number(key);
+      if (const auto [at, first] = pattern_.emplace(part.layer, alpha); !first && at->second != alpha) {
+        pattern.fail(key, "gives " + quoted_name(part.layer) + " another alpha than an entry before it");
+      }
+    }
+    if (!found) pattern.fail(key, "is the name of no layer in " + file.path());
+  }
+
+  std::optional<double> alpha_of(const std::string& layer) const {
+    const auto found = pattern_.find(layer);
+    return found != pattern_.end() ? found->second : alpha_;
   }
 
   std::optional<double> alpha_;
   bool by_root_of_rank_ = false;
-  std::map<std::string, double> pattern_;
+  std::map<std::string, double> pattern_;  // by layer
 };
 
 /// What changes one tensor by a product of matrices: names in the file.
@@ -116,23 +160,27 @@ class ProductAdder {
 class LoraReader {
  public:
   LoraReader(const Lora& lora, const Safetensors& file, const MappedTensors& transformer, WeightOverlay& overlay)
-      : lora_(lora), file_(file), transformer_(transformer), overlay_(overlay), config_(AdapterConfig::of(file)) {}
+      : lora_(lora),
+        file_(file),
+        base_(std::make_shared<const MappedTensors>(transformer)),
+        overlay_(overlay),
+        config_(AdapterConfig::of(file)) {}
 
   void read() {
-    const LoraTargets targets(transformer_);
+    const LoraTargets targets(*base_);
     for (const auto& [name, entry] : file_.entries()) {
       const LoraKey key = parse_lora_key(name);
       if (key.part == LoraPart::kUnsupported) {
         throw Error(ErrorKind::kMismatch,
-                    file_.describe(name) +
-                        ": belongs to a kind of LoRA that is not supported (DoRA, LoCon), and what "
-                        "lies beside it means something else without it; merge it where it was made");
+                    file_.describe(name) + ": is of a " + key.kind +
+                        ", a kind of LoRA that is not supported, and what lies beside it means something else "
+                        "without it; merge it where it was made");
       }
       const std::string target = key.part == LoraPart::kUnknown ? "" : targets.find(key);
       if (target.empty()) {
         unused_.push_back(name);
       } else {
-        require_finite(name);
+        require_numbers(name, key.part);
         take(key, name, target);
       }
     }
@@ -167,6 +215,7 @@ class LoraReader {
         return set(low_rank_[weight].up_bias, key, name, weight);
       }
       default:
+        set(differences_[target], key, name, target);
         return add_difference(name, target, lora_.scale);
     }
   }
@@ -177,11 +226,14 @@ class LoraReader {
                                           "; the file mixes two spellings of its keys");
     }
     place = name;
-    low_rank_[target].layer = key.layer;
+    if (key.part == LoraPart::kDown) low_rank_[target].layer = key.layer;
   }
 
   void add_product(const std::string& target, const LowRank& matrices) {
-    if (matrices.down.empty() && matrices.up.empty() && matrices.up_bias.empty()) return;  // an alpha beside .diff
+    if (matrices.down.empty() && matrices.up.empty() && matrices.up_bias.empty()) {
+      if (!differences_.contains(target)) unused_.push_back(matrices.alpha);  // it says nothing of a .diff beside it
+      return;
+    }
     if (matrices.down.empty() || matrices.up.empty()) {
       const std::string& there = !matrices.down.empty() ? matrices.down
                                  : !matrices.up.empty() ? matrices.up
@@ -189,7 +241,7 @@ class LoraReader {
       throw Error(ErrorKind::kFormat,
                   file_.describe(there) + ": the other matrix of its product is missing; the file is not complete");
     }
-    const std::vector<int64_t>& shape = transformer_.shape(target);
+    const std::vector<int64_t>& shape = base_->shape(target);
     const int64_t out = shape.empty() ? 0 : shape[0];
     int64_t in = 1;
     for (size_t axis = 1; axis < shape.size(); ++axis) in *= shape[axis];
@@ -201,14 +253,18 @@ class LoraReader {
 
     std::optional<double> alpha;
     if (!matrices.alpha.empty()) {
-      const Tensor value = converted(file_.get(matrices.alpha), DType::kF32);
-      if (value.size() != 1) refuse_shape(matrices.alpha, target);
-      alpha = value.f32()[0];
+      if (file_.get(matrices.alpha).size() != 1) refuse_shape(matrices.alpha, target);
+      alpha = number(matrices.alpha);
     }
     const double factor = lora_.scale * config_.factor(matrices.layer, alpha, rank);
+    if (!(std::abs(factor) <= kMaxFactor)) {
+      throw Error(ErrorKind::kNumeric, file_.describe(matrices.alpha.empty() ? matrices.down : matrices.alpha) +
+                                           ": with the scale it multiplies this layer's change by more than 10000; the "
+                                           "alpha is damaged");
+    }
     const Tensor down_matrix = file_.get(matrices.down).reshaped({rank, in}),
                  up_matrix = file_.get(matrices.up).reshaped({out, rank});
-    overlay_.add(target, shape, [=]() -> WeightOverlay::AddToRows {
+    lay_over(target, [=]() -> WeightOverlay::AddToRows {
       auto adder = std::make_shared<const ProductAdder>(up_matrix, down_matrix, factor);
       return [adder](int64_t first_row, Tensor& rows) { (*adder)(first_row, rows); };
     });
@@ -216,12 +272,13 @@ class LoraReader {
   }
 
   void add_difference(const std::string& name, const std::string& target, double scale) {
-    const std::vector<int64_t>& shape = transformer_.shape(target);
+    const std::vector<int64_t>& shape = base_->shape(target);
     const Tensor difference = file_.get(name);
     int64_t size = 1;
     for (const int64_t extent : shape) size *= extent;
-    if (difference.size() != size) refuse_shape(name, target);
-    overlay_.add(target, shape, [=, elements = difference.reshaped({size})]() -> WeightOverlay::AddToRows {
+    const bool flat = difference.rank() == 1 && difference.size() == size;
+    if (!flat && without_ones(difference.shape()) != without_ones(shape)) refuse_shape(name, target);
+    lay_over(target, [=, elements = difference.reshaped({size})]() -> WeightOverlay::AddToRows {
       return [=](int64_t first_row, Tensor& rows) {
         const int64_t count = rows.size(), first = first_row * (count / rows.dim(0));
         const auto* from =
@@ -233,12 +290,67 @@ class LoraReader {
     });
   }
 
-  void require_finite(const std::string& name) const {
+  static std::vector<int64_t> without_ones(std::vector<int64_t> shape) {
+    std::erase(shape, 1);
+    return shape;
+  }
+
+  /// Adds to the overlay. A sum that the weight's dtype cannot hold is the doing of the LoRA, not of the model's file.
+  void lay_over(const std::string& target, std::function<WeightOverlay::AddToRows()> prepare) {
+    const MappedTensors::Entry& entry = base_->entries().at(target);
+    // From here on F16 and BF16 round to infinity.
+    const float limit = entry.dtype == DType::kF16    ? 65520.0f
+                        : entry.dtype == DType::kBF16 ? 0x1.ffp127f
+                                                      : std::numeric_limits<float>::infinity();
+    overlay_.add(target, entry.shape, [=, path = file_.path(), base = base_]() -> WeightOverlay::AddToRows {
+      return [=, add = prepare()](int64_t first_row, Tensor& rows) {
+        add(first_row, rows);
+        std::atomic<bool> fits = true;
+        parallel_for(rows.size(), kGrainElements, [&](int64_t begin, int64_t end, int) {
+          bool all = true;
+          for (int64_t i = begin; i < end; ++i) all &= std::abs(rows.f32()[i]) < limit;
+          if (!all) fits = false;
+        });
+        if (fits || !all_finite(base->get(target))) return;
+        throw Error(ErrorKind::kNumeric, path + ": with this LoRA " + target + " has values that are not finite in " +
+                                             std::string(dtype_name(base->entries().at(target).dtype)) +
+                                             "; give it a smaller scale, or fetch its file again");
+      };
+    });
+  }
+
+  /// Of an alpha, which torch.tensor(16) makes an integer.
+  double number(const std::string& name) const {
     const Tensor tensor = file_.get(name);
-    const DType dtype = tensor.dtype();
-    if (dtype != DType::kF32 && dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF64) {
-      throw Error(ErrorKind::kFormat,
-                  file_.describe(name) + ": expected F32, BF16 or F16, found " + std::string(dtype_name(dtype)));
+    const auto as = [&]<class T>(T value) {
+      std::memcpy(&value, tensor.raw(), sizeof value);
+      return static_cast<double>(value);
+    };
+    switch (tensor.dtype()) {
+      case DType::kI64:
+        return as(int64_t{});
+      case DType::kI32:
+        return as(int32_t{});
+      case DType::kI16:
+        return as(int16_t{});
+      case DType::kI8:
+        return as(int8_t{});
+      case DType::kU8:
+        return as(uint8_t{});
+      default:
+        return converted(tensor, DType::kF32).f32()[0];
+    }
+  }
+
+  void require_numbers(const std::string& name, LoraPart part) const {
+    const Tensor tensor = file_.get(name);
+    const auto is_one_of = [&](std::initializer_list<DType> dtypes) {
+      return std::ranges::find(dtypes, tensor.dtype()) != dtypes.end();
+    };
+    if (part == LoraPart::kAlpha && is_one_of({DType::kI64, DType::kI32, DType::kI16, DType::kI8, DType::kU8})) return;
+    if (!is_one_of({DType::kF32, DType::kBF16, DType::kF16, DType::kF64})) {
+      throw Error(ErrorKind::kFormat, file_.describe(name) + ": expected F32, BF16 or F16, found " +
+                                          std::string(dtype_name(tensor.dtype())));
     }
     if (!all_finite(tensor)) {
       throw Error(ErrorKind::kNumeric, file_.describe(name) + " holds NaN or infinity; fetch the file again");
@@ -251,16 +363,17 @@ class LoraReader {
   }
   [[noreturn]] void refuse_shape(const std::string& name, const std::string& target) const {
     throw Error(ErrorKind::kMismatch, file_.describe(name) + ": is " + shape_text(file_.shape(name)) +
-                                          ", which does not fit " + target + " " +
-                                          shape_text(transformer_.shape(target)) + "; it is a LoRA of another model");
+                                          ", which does not fit " + target + " " + shape_text(base_->shape(target)) +
+                                          "; it is a LoRA of another model");
   }
 
   const Lora& lora_;
   const Safetensors& file_;
-  const MappedTensors& transformer_;
+  std::shared_ptr<const MappedTensors> base_;  // shared with what the overlay keeps
   WeightOverlay& overlay_;
   AdapterConfig config_;
-  std::map<std::string, LowRank> low_rank_;  // by the weight that it changes
+  std::map<std::string, LowRank> low_rank_;         // by the weight that it changes
+  std::map<std::string, std::string> differences_;  // the same: key in the file
   std::vector<std::string> unused_;
 };
 

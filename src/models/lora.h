@@ -14,11 +14,13 @@ namespace calibatt {
 /// What one LoRA changes in a transformer, laid over whatever `overlay` does already: weight += scale · alpha/rank ·
 /// up·down, and whole differences of weights (`.diff`), biases (`.diff_b`) and modulations (`.diff_m`), all by `scale`.
 /// Without an alpha it is the rank. Names of layers may be Wan-AI's, diffusers' or kohya's (with underscores), with any
-/// of the usual prefixes; matrices lora_down/lora_up or lora_A/lora_B; a PEFT adapter's alpha comes from its config.
+/// of the usual prefixes; matrices lora_down/lora_up or lora_A/lora_B; a PEFT adapter's alpha comes from its config,
+/// adapter_config.json beside the file.
 ///
 /// transformer: its tensors under diffusers' names. Keys that change nothing here are told to `warn`, in one line with
 /// their number and the first names. Throws Error(kNotFound / kFormat) for a file that is none, kMismatch, naming
-/// tensor and layer, for other shapes, and where no key fits at all.
+/// tensor and layer, for other shapes, for kinds of LoRA that are not read, and where no key fits at all; kNumeric for
+/// a factor above 10000. Where the sum does not fit the weight's dtype, asking for the tensor throws kNumeric.
 void add_lora(const Lora& lora, const MappedTensors& transformer, WeightOverlay& overlay,
               const std::function<void(const std::string& message)>& warn = {});
 

@@ -28,12 +28,14 @@ constexpr std::pair<std::string_view, LoraPart> kEndings[] = {
     {".diff", kWeight},
     {".diff_b", kBias},
     {".diff_m", kModulation},
-    {".dora_scale", kUnsupported},
-    {".lora_magnitude_vector", kUnsupported},
-    {".lora_magnitude_vector.weight", kUnsupported},
-    {".lora_magnitude_vector.default.weight", kUnsupported},
-    {".lora_mid.weight", kUnsupported},
 };
+
+// Behind a layer's name, whatever follows: of LyCORIS and PEFT.
+constexpr std::pair<std::string_view, std::string_view> kOtherKinds[] = {
+    {".dora_scale", "DoRA"}, {".lora_magnitude_vector", "DoRA"},
+    {".lora_mid.", "LoCon"}, {".hada_", "LoHa"},
+    {".lokr_", "LoKr"},      {".oft_", "OFT"},
+    {".boft_", "BOFT"}};
 
 // May stand one before the other.
 constexpr std::string_view kPrefixes[] = {
@@ -69,7 +71,12 @@ LoraKey parse_lora_key(const std::string& key) {
     if (!rest.ends_with(ending)) continue;
     found.layer = rest.substr(0, rest.size() - ending.size());
     found.part = part;
-    break;
+    return found;
+  }
+  for (const auto& [marker, kind] : kOtherKinds) {
+    const size_t at = rest.find(marker);
+    if (at == std::string_view::npos) continue;
+    return {std::string(rest.substr(0, at)), kUnsupported, std::string(kind)};
   }
   return found;
 }

@@ -17,12 +17,13 @@ enum class LoraPart {
   kWeight,      ///< difference of the layer's weight
   kBias,        ///< difference of its bias
   kModulation,  ///< difference of a block's or the head's modulation
-  kUnsupported  ///< something without which the rest means something else (DoRA, a matrix between the two)
+  kUnsupported  ///< of a kind that is not read, and without which the rest means something else
 };
 
 struct LoraKey {
   std::string layer;  ///< without prefixes; as the file spells it
   LoraPart part = LoraPart::kUnknown;
+  std::string kind = {};  ///< of kUnsupported: "DoRA", "LoHa", …
 };
 /// "diffusion_model.blocks.3.self_attn.q.lora_down.weight" → {"blocks.3.self_attn.q", kDown}
 LoraKey parse_lora_key(const std::string& key);

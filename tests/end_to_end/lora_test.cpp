@@ -86,8 +86,18 @@ TEST_F(LoraRuns, MakeTheVideoOfTheMergedModel) {
       run_calibatt("generate" + kSmall + "-p a " + flag_ + "-o x.mp4 --report " + lora_);
   EXPECT_EQ(output_is_input.exit_code, 2) << output_is_input.output;
   EXPECT_THAT(run_calibatt("generate -p a -m " + lora_ + " -o x.mp4").output, HasSubstr("this file with --lora"));
-  EXPECT_THAT(run_calibatt("generate" + kSmall + "-p a --lora " + lora_ + ":abc -o x.mp4").output,
-              HasSubstr("fast.safetensors:abc"));
+}
+
+TEST_F(LoraRuns, AScaleThatIsNoNumberIsRefused) {
+  for (const std::string scale : {"abc", "nan", "inf", "1:2", "", "1,5"}) {
+    const CommandResult refused =
+        run_calibatt("generate" + kSmall + "-p a --lora " + lora_ + ":" + scale + " -o x.mp4");
+    EXPECT_EQ(refused.exit_code, 2) << refused.output;
+    EXPECT_THAT(refused.output, AllOf(HasSubstr("--lora FILE:SCALE, where SCALE is " + scale + ": "),
+                                      HasSubstr("must be a number from -100 to 100")));
+  }
+  EXPECT_THAT(run_calibatt("generate" + kSmall + "-p a --lora " + lora_ + ".not:there.safetensors -o x.mp4").output,
+              HasSubstr("not:there.safetensors"));
 }
 
 TEST_F(LoraRuns, PlansAreOfTheWeightsThatWereMerged) {
