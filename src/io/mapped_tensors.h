@@ -65,7 +65,9 @@ class MappedTensors {
   explicit MappedTensors(std::string path) : path_(std::move(path)) {}
   const Entry& entry(const std::string& name) const;
   Tensor stored(const Entry& entry) const;
+  Tensor scales_of(const std::string& scale, const std::string& matrix) const;  ///< F32: one, or one of each row
   /// What lies in 8 bits with a scale beside it becomes its values, and what is only there for that is left out.
+  /// Throws Error(kFormat) for a scale that is none, and for a matrix in fp8 that lacks the scale which others have.
   void apply_scales();
 
   std::string path_;

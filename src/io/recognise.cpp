@@ -241,6 +241,23 @@ std::string recognise_tensor_names(const std::vector<std::string>& names) {
   return {};
 }
 
+std::string recognise_part(const std::vector<std::string>& names) {
+  struct Sign {
+    std::string_view end, part;
+  };
+  constexpr std::array kSigns{
+      Sign{"patch_embedding.weight", "the transformer of a model: give it with --transformer"},
+      Sign{"block.0.layer.0.SelfAttention.q.weight", "the text encoder of a model: give it with --text-encoder"},
+      Sign{"blocks.0.pos_embedding.embedding.weight", "the text encoder of a model: give it with --text-encoder"},
+      Sign{"decoder.conv_in.weight", "the autoencoder (VAE) of a model: give it with --vae"},
+      Sign{"decoder.conv1.weight", "the autoencoder (VAE) of a model: give it with --vae"}};
+  for (const Sign& sign : kSigns) {
+    const auto has_end = [&](const std::string& name) { return name.ends_with(sign.end); };
+    if (std::ranges::any_of(names, has_end)) return std::string(sign.part);
+  }
+  return {};
+}
+
 std::string recognise_dtype(const std::string& dtype, const std::vector<std::string>& names) {
   if (!dtype.starts_with("F8")) return "is not supported; convert the weights to F32 or BF16";
   const auto scale = std::ranges::find_if(names, [](const std::string& name) {

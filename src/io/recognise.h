@@ -25,6 +25,10 @@ std::string recognise_model_path(const std::string& path);
 /// By the names of tensors, in any order: a LoRA, or a model whose names have a prefix.
 std::string recognise_tensor_names(const std::vector<std::string>& names);
 
+/// By the names of tensors, which part of a Wan model they are, with the flag that takes it: "the autoencoder (VAE) of
+/// a model: give it with --vae".
+std::string recognise_part(const std::vector<std::string>& names);
+
 /// For a dtype that is not read: what it is and what to do. `names`: of all tensors, among which scales may be.
 std::string recognise_dtype(const std::string& dtype, const std::vector<std::string>& names);
 

@@ -1,5 +1,7 @@
 // Weights in 8 bits as ComfyUI, its users and LightX2V publish them: value = element · scale.
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <set>
 #include <string_view>
 
@@ -37,13 +39,43 @@ Tensor scaled(const Tensor& elements, const Tensor& scales) {
   return values;
 }
 
+bool is_fp8(StoredForm form) {
+  return form == StoredForm::kE4M3 || form == StoredForm::kE5M2;
+}
+
+/// Whether scales of this shape are one number, or one of each row: [rows], [rows, 1], …
+bool fits(const std::vector<int64_t>& scales, int64_t rows) {
+  const int64_t count = num_elements(scales);
+  return count == 1 || (count >= 1 && count == rows && scales[0] == rows);
+}
+
 }  // namespace
+
+Tensor MappedTensors::scales_of(const std::string& scale, const std::string& matrix) const {
+  const Entry& found = entry(scale);
+  const std::vector<int64_t>& shape = entry(matrix).shape;
+  const int64_t rows = shape.empty() ? 1 : shape[0];
+  const bool is_float = found.dtype == DType::kF32 || found.dtype == DType::kBF16 || found.dtype == DType::kF16;
+  if (!is_float || !fits(found.shape, rows)) {
+    throw Error(ErrorKind::kFormat, describe(scale) + ": expected one number, or one for each of the " +
+                                        std::to_string(rows) + " rows of its matrix, found " +
+                                        std::string(dtype_name(found.dtype)) + " " + shape_text(found.shape));
+  }
+  const Tensor scales = converted(stored(found), DType::kF32).clone();
+  for (int64_t i = 0; i < scales.size(); ++i) {
+    if (scales.f32()[i] > 0 && std::isfinite(scales.f32()[i])) continue;
+    throw Error(ErrorKind::kFormat, describe(scale) + ": holds the scale " + std::to_string(scales.f32()[i]) +
+                                        ", expected finite numbers above 0; take the model from another source");
+  }
+  return scales;
+}
 
 void MappedTensors::apply_scales() {
   std::set<std::string> beside;
+  std::string sign, unscaled;  // that there are scales; a matrix without one
   for (auto& [name, entry] : entries_) {
     if (entry.form == StoredForm::kValues) continue;
-    if (name.ends_with(kMarker)) beside.insert(name);
+    if (name.ends_with(kMarker)) beside.insert(sign = name);
     if (!name.ends_with(kWeight)) continue;
     const std::string layer = name.substr(0, name.size() - kWeight.size());
     if (contains(layer + std::string(kBlockScale))) {
@@ -52,24 +84,21 @@ void MappedTensors::apply_scales() {
                                           "each matrix or row, or in BF16");
     }
     for (const std::string_view ending : kBeside) beside.insert(layer + std::string(ending));
-    for (const std::string_view ending : kScale) {
-      const std::string scale = layer + std::string(ending);
-      if (!contains(scale)) continue;
-      beside.insert(scale);
-      const Entry& found = entries_.at(scale);
-      const int64_t count = num_elements(found.shape), rows = entry.shape.empty() ? 1 : entry.shape[0];
-      const bool is_float = found.dtype == DType::kF32 || found.dtype == DType::kBF16 || found.dtype == DType::kF16;
-      if (!is_float || count < 1 || (count != 1 && count != rows)) {
-        throw Error(ErrorKind::kFormat, describe(scale) + ": expected one number, or one for each of the " +
-                                            std::to_string(rows) + " rows of its matrix, found " +
-                                            std::string(dtype_name(found.dtype)) + " " + shape_text(found.shape));
-      }
-      const Tensor scales = converted(stored(found), DType::kF32).clone();
-      entry.dtype = DType::kF32;
-      entry.change =
-          std::make_shared<const TensorChange>([scales](const Tensor& elements) { return scaled(elements, scales); });
-      break;
+    const auto ending =
+        std::ranges::find_if(kScale, [&](std::string_view each) { return contains(layer + std::string(each)); });
+    if (ending == kScale.end()) {
+      if (is_fp8(entry.form) && entry.shape.size() == 2) unscaled = name;
+      continue;
     }
+    beside.insert(sign = layer + std::string(*ending));
+    const Tensor scales = scales_of(sign, name);
+    entry.dtype = DType::kF32;
+    entry.change =
+        std::make_shared<const TensorChange>([scales](const Tensor& elements) { return scaled(elements, scales); });
+  }
+  if (!sign.empty() && !unscaled.empty()) {
+    throw Error(ErrorKind::kFormat, describe(unscaled) + ": is in fp8 and has no scale, though " + quoted_name(sign) +
+                                        " says that this file has scales; is it complete?");
   }
   for (const std::string& name : beside) entries_.erase(name);
 }

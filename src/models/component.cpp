@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "io/gguf.h"
+#include "io/recognise.h"
 #include "io/safetensors.h"
 #include "io/torch_checkpoint.h"
 
@@ -51,6 +52,15 @@ void require_one_model(const std::string& folder, const std::string& found_what,
   if (found == expected) return;
   throw Error(ErrorKind::kMismatch, folder + ": " + found_what + " " + std::to_string(found) + " and " + expected_what +
                                         " " + std::to_string(expected) + "; they are not of one model");
+}
+
+void require_part(const MappedTensors& tensors, const std::string& flag, const std::string& missing) {
+  std::vector<std::string> names;
+  for (const auto& [name, entry] : tensors.entries()) names.push_back(entry.stored_name);
+  const std::string part = recognise_part(names);
+  if (part.empty() || part.ends_with(flag)) return;
+  throw Error(ErrorKind::kFormat,
+              tensors.path() + ": was given as " + flag + ", which holds " + quoted_name(missing) + ", but is " + part);
 }
 
 MappedTensors open_tensor_file(const std::string& path) {

@@ -40,6 +40,10 @@ DType dtype_beside(DType transformer);
 void require_one_model(const std::string& folder, const std::string& found_what, int found,
                        const std::string& expected_what, int expected);
 
+/// Refuses a file that is another part of a model than the one whose flag it was given with: Error(kFormat), naming the
+/// flag that takes it. missing: the tensor that the file lacks.
+void require_part(const MappedTensors& tensors, const std::string& flag, const std::string& missing);
+
 /// Tensors alone: a PyTorch checkpoint (.pth), a safetensors or a GGUF file.
 MappedTensors open_tensor_file(const std::string& path);
 

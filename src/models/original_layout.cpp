@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 #include "io/input_file.h"
 #include "models/original_names.h"
 #include "models/transformer_file.h"
@@ -109,6 +110,39 @@ JsonConfig umt5_config(const MappedTensors& tensors) {
                        {"relative_attention_max_distance", kMaxDistance},
                        {"layer_norm_epsilon", kTextEpsilon}};
   return {config, tensors.path()};
+}
+
+/// A file that lacks layers would be a smaller model. `folder`: of the model's own text encoder; may lack a
+/// config.json.
+void require_all_layers(const JsonConfig& found, const std::string& folder) {
+  if (folder.empty() || !path_exists(folder + "/config.json")) return;
+  const json own = JsonConfig::load(folder + "/config.json").json();
+  const json layers = own.value("num_layers", json());
+  if (own.value("d_model", json()) != found.json()["d_model"] || layers.is_null()) return;
+  if (layers == found.json()["num_layers"]) return;
+  throw Error(ErrorKind::kMismatch,
+              found.where() + ": has " + counted(found.json()["num_layers"].get<int>(), "layers") +
+                  " without a gap, but " + folder + "/config.json says \"num_layers\": " + layers.dump() +
+                  "; is the file complete, and of the model in that folder?");
+}
+
+/// For diffusers' names without a config.json: Wan 2.1's, whose other settings are the keys' defaults.
+JsonConfig wan21_vae_config(const MappedTensors& tensors) {
+  const std::string first = "decoder.conv_in.weight";
+  const auto channels = static_cast<int64_t>(kWan21.mean.size());
+  const std::vector<int64_t> expected{384, channels, 3, 3, 3};
+  if (tensors.shape(first) != expected) {
+    throw Error(ErrorKind::kFormat, tensors.describe(first) + ": is " + shape_text(tensors.shape(first)) + " and not " +
+                                        shape_text(expected) +
+                                        " as in Wan 2.1's autoencoder, and the model's folder has no config.json for "
+                                        "it; give a folder in diffusers' layout as --model, or a folder with this "
+                                        "file and its config.json as --vae");
+  }
+  return {json{{"_class_name", "AutoencoderKLWan"},
+               {"z_dim", channels},
+               {"latents_mean", kWan21.mean},
+               {"latents_std", kWan21.deviation}},
+          tensors.path()};
 }
 
 /// The encoder's layers by the beginning of their names, under Wan-AI's names: of each level the residual blocks, then
@@ -216,13 +250,20 @@ Component open_text_encoder(const std::string& path, const ModelLoadOptions& opt
   // ComfyUI's file has the tokenizer in it, as a tensor of bytes; the folder's own is used.
   MappedTensors tensors = open_tensor_file(path).renamed(
       [](const std::string& name) { return name == "spiece_model" ? std::string() : transformers_umt5_name(name); });
-  return {umt5_config(tensors), tensors};
+  if (!tensors.contains("shared.weight")) require_part(tensors, "--text-encoder", "shared.weight");
+  JsonConfig config = umt5_config(tensors);
+  require_all_layers(config, options.settings);
+  return {std::move(config), tensors};
 }
 
 Component open_vae(const std::string& path, const ModelLoadOptions& options) {
   if (is_folder(path)) return open_component_folder(path, options);
   const MappedTensors tensors = open_tensor_file(path);
-  if (tensors.contains("decoder.conv_in.weight")) return {JsonConfig::load(options.settings + "/config.json"), tensors};
+  if (tensors.contains("decoder.conv_in.weight")) {
+    return {options.settings.empty() ? wan21_vae_config(tensors) : JsonConfig::load(options.settings + "/config.json"),
+            tensors};
+  }
+  if (!tensors.contains("encoder.conv1.weight")) require_part(tensors, "--vae", "encoder.conv1.weight");
   const JsonConfig config = vae_config(tensors);
   const auto num_res_blocks = static_cast<int>(config.integer("num_res_blocks"));
   return {config, tensors.renamed([&](const std::string& name) { return diffusers_vae_name(name, num_res_blocks); })};

@@ -26,11 +26,11 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 template <class Action>
-std::string message_of(const Action& action) {
+std::string message_of(const Action& action, ErrorKind kind = ErrorKind::kFormat) {
   try {
     action();
   } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kFormat) << error.what();
+    EXPECT_EQ(error.kind(), kind) << error.what();
     return error.what();
   }
   return "no error";
@@ -220,6 +220,87 @@ TEST_F(OriginalFiles, ResidualAutoencodersSettingsComeFromShapesToo) {
   EXPECT_EQ(found.latents_std, expected.latents_std);
   ASSERT_EQ(theirs.tensors.entries().size(), tensors.size());
   for (const auto& [name, entry] : ours.tensors.entries()) EXPECT_TRUE(theirs.tensors.contains(name)) << name;
+}
+
+TEST_F(OriginalFiles, AutoencodersUnderDiffusersNamesNeedNoSettingsWhereTheyAreWan21s) {
+  write_safetensors(folder_ / "vae.safetensors",
+                    {{"decoder.conv_in.weight", Tensor::zeros(DType::kF32, {384, 16, 3, 3, 3})}});
+  const auto config = WanVaeConfig::from(open_vae(folder_ / "vae.safetensors").config);
+  EXPECT_EQ(config.base_dim, 96);
+  EXPECT_THAT(config.dim_mult, ElementsAre(1, 2, 4, 4));
+  EXPECT_EQ(config.latents_std.back(), 1.9160f);
+  EXPECT_THAT(message_of([] { open_vae(CALIBATT_MODELS_DIR "/tiny-wan/vae/diffusion_pytorch_model.safetensors"); }),
+              AllOf(HasSubstr("decoder.conv_in.weight"), HasSubstr("384, 16"), HasSubstr("config.json")));
+}
+
+TEST_F(OriginalFiles, ATextEncoderWithFewerLayersThanTheFoldersIsRefused) {
+  const std::string folder = CALIBATT_GOLDEN_DIR "/t5/square";
+  auto tensors = OriginalNames(CALIBATT_GOLDEN_DIR, "text_encoder").original_of(open_text_encoder(folder).tensors);
+  open_text_encoder(write(tensors), {.settings = folder});
+  std::erase_if(tensors, [](const auto& item) { return item.first.starts_with("blocks.1."); });
+  EXPECT_THAT(message_of([&] { open_text_encoder(write(tensors), {.settings = folder}); }, ErrorKind::kMismatch),
+              AllOf(HasSubstr("x.pth: has 1 layer "), HasSubstr("num_layers"), HasSubstr("t5/square/config.json")));
+}
+
+TEST_F(OriginalFiles, AnotherPartOfTheModelIsNamedWithItsFlag) {
+  const std::string tiny = CALIBATT_MODELS_DIR "/tiny-wan/", file = "/diffusion_pytorch_model.safetensors";
+  const std::string transformer = tiny + "transformer" + file, vae = tiny + "vae" + file,
+                    text_encoder = tiny + "text_encoder/model.safetensors";
+  EXPECT_THAT(message_of([&] { open_transformer(vae); }), AllOf(HasSubstr(vae), HasSubstr("give it with --vae")));
+  EXPECT_THAT(message_of([&] { open_transformer(text_encoder); }), HasSubstr("give it with --text-encoder"));
+  EXPECT_THAT(message_of([&] { open_vae(transformer); }), HasSubstr("give it with --transformer"));
+  EXPECT_THAT(message_of([&] { open_vae(text_encoder); }), HasSubstr("give it with --text-encoder"));
+  EXPECT_THAT(message_of([&] { open_text_encoder(transformer); }), HasSubstr("give it with --transformer"));
+  EXPECT_THAT(message_of([&] { open_text_encoder(vae); }), HasSubstr("give it with --vae"));
+  for (const char* component : {"text_encoder", "vae"}) {
+    const Component ours =
+        component == std::string("vae") ? open_vae(tiny + "vae") : open_text_encoder(tiny + "text_encoder");
+    const std::string theirs = write(OriginalNames(CALIBATT_GOLDEN_DIR, component).original_of(ours.tensors));
+    EXPECT_THAT(message_of([&] { open_transformer(theirs); }), HasSubstr("of a model: give it with --"));
+  }
+}
+
+class TransformerFiles : public testing::Test {
+ protected:
+  std::string refusal(const std::map<std::string, Tensor>& tensors, ErrorKind kind = ErrorKind::kMismatch) const {
+    write_safetensors(folder_ / "t.safetensors", tensors);
+    return message_of([&] { open_transformer(folder_ / "t.safetensors", {.settings = kModel}); }, kind);
+  }
+  std::map<std::string, Tensor> without(const std::string& part) const {
+    std::map<std::string, Tensor> tensors = all_;
+    std::erase_if(tensors, [&](const auto& item) { return item.first.find(part) != std::string::npos; });
+    return tensors;
+  }
+  static std::map<std::string, Tensor> tensors_of(const MappedTensors& file) {
+    std::map<std::string, Tensor> tensors;
+    for (const auto& [name, entry] : file.entries()) tensors[name] = file.get(name);
+    return tensors;
+  }
+  const std::string kModel = CALIBATT_GOLDEN_DIR "/lora";
+  const std::map<std::string, Tensor> all_ = tensors_of(open_transformer(kModel).tensors);
+  TestFolder folder_;
+};
+
+TEST_F(TransformerFiles, ThatLackWhatTheFoldersModelHasAreRefused) {
+  EXPECT_EQ(refusal(all_), "no error");
+  EXPECT_THAT(refusal(without("blocks.1.")),
+              AllOf(HasSubstr("t.safetensors: has 1 block "), HasSubstr("lora/config.json says \"num_layers\": 2")));
+  EXPECT_THAT(refusal(without("attn1.norm_")), AllOf(HasSubstr("norm_q"), HasSubstr("rms_norm_across_heads")));
+  EXPECT_THAT(refusal(without(".norm2.")), HasSubstr("cross_attn_norm"));
+}
+
+TEST_F(TransformerFiles, ThatMixPrefixesAreRefused) {
+  for (const std::string prefix : {"model.diffusion_model.", "module."}) {
+    std::map<std::string, Tensor> last, first, all;
+    for (const auto& [name, tensor] : all_) {
+      last[(name.starts_with("blocks.1.") ? prefix : "") + name] = tensor;
+      first[(name.starts_with("blocks.1.") ? "" : prefix) + name] = tensor;
+      all[prefix + name] = tensor;
+    }
+    EXPECT_THAT(refusal(last, ErrorKind::kFormat), AllOf(HasSubstr(prefix + "blocks.1."), HasSubstr("another prefix")));
+    EXPECT_THAT(refusal(first, ErrorKind::kFormat), HasSubstr("\"blocks.1."));
+    EXPECT_EQ(refusal(all), "no error");
+  }
 }
 
 // The public autoencoder's structure at another width; its latents are of 4 channels instead of 16.

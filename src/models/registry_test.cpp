@@ -14,6 +14,16 @@ const std::string kTiny = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
 class Registry : public LinkedModelTest {
  protected:
   Registry() : LinkedModelTest(kTiny) {}
+  std::string refusal(std::string ModelParts::*part, const std::string& path) const {
+    ModelParts parts;
+    parts.*part = path;
+    try {
+      open_model(folder_.path(), parts);
+      return "accepted";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
 };
 
 TEST_F(Registry, DescribesAModelFromItsSettingsAlone) {
@@ -58,6 +68,32 @@ TEST_F(Registry, ComponentsOfDifferentModelsAreRefusedBeforeAnythingIsLoaded) {
   expect_refused(ErrorKind::kMismatch, {"text encoder", "256", "text_dim 128"});
   set(transformer, "text_dim", before);
   open_model(folder_.path());
+}
+
+TEST_F(Registry, TheBoundaryOfTwoTransformersIsATimestepOfTheirScheduler) {
+  fs::copy(folder_ / "transformer", folder_ / "transformer_2", fs::copy_options::recursive);
+  edit("model_index.json", [](nlohmann::json& json) {
+    json["transformer_2"] = json["transformer"];
+    json["boundary_ratio"] = 0.875;
+  });
+  EXPECT_EQ(open_model(folder_.path())->description().experts.front().lowest_timestep, 875);
+  set("scheduler/scheduler_config.json", "num_train_timesteps", 500);
+  EXPECT_EQ(open_model(folder_.path())->description().experts.front().lowest_timestep, 437.5);
+
+  // The other one would be dropped.
+  const std::string file = kTiny + "/transformer/diffusion_pytorch_model.safetensors";
+  EXPECT_THAT(refusal(&ModelParts::transformer, file),
+              AllOf(HasSubstr("--transformer-2"), HasSubstr(folder_ / "transformer_2")));
+  ModelParts both;
+  both.transformer = file;
+  both.second_transformer = folder_ / "transformer_2";
+  EXPECT_EQ(open_model(folder_.path(), both)->description().experts.size(), 2u);
+}
+
+TEST_F(Registry, AWholeModelAsOnePartIsNamedWithThatPart) {
+  EXPECT_THAT(refusal(&ModelParts::transformer, kTiny), HasSubstr("--transformer " + kTiny + "/transformer"));
+  EXPECT_THAT(refusal(&ModelParts::text_encoder, kTiny), HasSubstr("--text-encoder " + kTiny + "/text_encoder"));
+  EXPECT_THAT(refusal(&ModelParts::vae, kTiny), HasSubstr("--vae " + kTiny + "/vae"));
 }
 
 TEST_F(Registry, AnotherModelIsNamedWithThoseThatThisVersionRuns) {

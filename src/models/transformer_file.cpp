@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 #include "io/input_file.h"
 #include "models/original_layout.h"
 #include "models/original_names.h"
@@ -22,14 +23,28 @@ constexpr const char* kPatches = "patch_embedding.weight";
 constexpr std::array<std::string_view, 7> kPrefixes{
     "", "model.diffusion_model.", "diffusion_model.", "module.", "_orig_mod.", "transformer.", "model."};
 
+/// Blocks under another prefix would be left out, and the model would be a smaller one.
+void require_one_prefix(const MappedTensors& tensors, std::string_view prefix) {
+  for (const auto& [name, entry] : tensors.entries()) {
+    for (const std::string_view other : kPrefixes) {
+      if (other == prefix || !name.starts_with(std::string(other) + "blocks.")) continue;
+      throw Error(ErrorKind::kFormat, tensors.describe(name) + ": has another prefix than " +
+                                          quoted_name(std::string(prefix) + kPatches) +
+                                          "; the file mixes two models or two layouts of one");
+    }
+  }
+}
+
 MappedTensors without_prefix(const MappedTensors& tensors) {
   for (const std::string_view prefix : kPrefixes) {
     if (!tensors.contains(std::string(prefix) + kPatches)) continue;
+    require_one_prefix(tensors, prefix);
     return tensors.renamed([prefix](const std::string& name) {
       return name.starts_with(prefix) ? name.substr(prefix.size()) : std::string();
     });
   }
-  tensors.get(kPatches);  // throws, saying what the file is
+  require_part(tensors, "--transformer", kPatches);
+  tensors.get(kPatches);  // throws
   return tensors;
 }
 
@@ -62,12 +77,36 @@ std::optional<json> settings_beside(const std::string& folder, int64_t dim) {
   const json& found = config.json();
   if (is_original_config(config)) {
     if (found.value("dim", json()) != dim || !found.value("num_heads", json()).is_number_integer()) return std::nullopt;
-    return json{{"num_attention_heads", found["num_heads"]}};
+    json settings = {{"num_attention_heads", found["num_heads"]},
+                     {"cross_attn_norm", found.value("cross_attn_norm", json(true))},
+                     {"qk_norm", found.value("qk_norm", json(true))}};
+    if (found.contains("num_layers")) settings["num_layers"] = found["num_layers"];
+    return settings;
   }
   const json heads = found.value("num_attention_heads", json()), head_dim = found.value("attention_head_dim", json());
   if (!heads.is_number_integer() || !head_dim.is_number_integer()) return std::nullopt;
   if (heads.get<int64_t>() * head_dim.get<int64_t>() != dim) return std::nullopt;
   return found;
+}
+
+/// A file that lacks layers or norms would be a smaller model, which makes other videos.
+void require_all(const MappedTensors& tensors, const std::string& folder, const json& beside, const json& found) {
+  const auto require = [&](const std::string& key, const json& expected, const json& has, const std::string& lacks) {
+    if (!beside.contains(key) || expected == has) return;
+    throw Error(ErrorKind::kMismatch, tensors.path() + ": " + lacks + ", but " + folder + "/config.json says \"" + key +
+                                          "\": " + beside[key].dump() +
+                                          "; is the file complete, and of the model in that folder?");
+  };
+  const auto says = [&](const char* key) {
+    const json value = beside.value(key, json());
+    return value.is_string() || value == true;
+  };
+  const auto norms = [](bool has, const char* which) { return std::string(has ? "has " : "has no ") + which; };
+  const bool qk_norm = !found["qk_norm"].is_null(), cross_norm = found["cross_attn_norm"].get<bool>();
+  require("num_layers", beside.value("num_layers", json()), found["num_layers"],
+          "has " + counted(found["num_layers"].get<int>(), "blocks") + " without a gap");
+  require("qk_norm", says("qk_norm"), qk_norm, norms(qk_norm, "norms of queries and keys (norm_q)"));
+  require("cross_attn_norm", says("cross_attn_norm"), cross_norm, norms(cross_norm, "norms before cross-attention"));
 }
 
 JsonConfig config_of(const MappedTensors& tensors, const std::string& settings_folder) {
@@ -79,7 +118,8 @@ JsonConfig config_of(const MappedTensors& tensors, const std::string& settings_f
   int num_layers = 0;
   while (tensors.contains("blocks." + std::to_string(num_layers) + ".ffn.net.2.weight")) ++num_layers;
   json config = {{"_class_name", "WanTransformer3DModel"}, {"eps", 1e-6}, {"rope_max_seq_len", 1024}};
-  if (const auto beside = settings_beside(settings_folder, dim)) config.update(*beside);
+  const std::optional<json> beside = settings_beside(settings_folder, dim);
+  if (beside) config.update(*beside);
   const int64_t heads = config.value("num_attention_heads", dim / kHeadDim);
   if (heads < 1 || dim % heads != 0) {
     throw Error(ErrorKind::kFormat, tensors.describe(kPatches) + ": is " + std::to_string(dim) +
@@ -99,6 +139,7 @@ JsonConfig config_of(const MappedTensors& tensors, const std::string& settings_f
        {"num_layers", num_layers},
        {"cross_attn_norm", tensors.contains("blocks.0.norm2.weight")},
        {"qk_norm", tensors.contains("blocks.0.attn1.norm_q.weight") ? json("rms_norm_across_heads") : json()}});
+  if (beside) require_all(tensors, settings_folder, *beside, config);
   return {config, tensors.path()};
 }
 

@@ -74,18 +74,17 @@ VideoSize video_size(const GenerateOptions& options) {
 
 namespace {
 
-constexpr double kTrainTimesteps = 1000;
 constexpr const char* kList = "list";  // options.sigmas where the levels themselves are given
 
 /// The levels that were given, before they are shifted; empty: they follow from the number of steps.
-std::vector<double> given_levels(const GenerateOptions& options) {
+std::vector<double> given_levels(const GenerateOptions& options, const ModelDescription& model) {
   std::vector<double> levels = options.noise_levels;
-  for (const double timestep : options.timesteps) levels.push_back(timestep / kTrainTimesteps);
+  for (const double timestep : options.timesteps) levels.push_back(timestep / model.scheduler.num_train_timesteps);
   return levels;
 }
 
 /// Checks a list of steps, and what else says how many there are and where.
-void check_given_levels(const GenerateOptions& options) {
+void check_given_levels(const GenerateOptions& options, const ModelDescription& model) {
   const bool by_timestep = !options.timesteps.empty(), by_level = !options.noise_levels.empty();
   if (!by_timestep && !by_level) {
     if (options.sigmas == kList)
@@ -98,7 +97,7 @@ void check_given_levels(const GenerateOptions& options) {
     throw usage("says where each step is, and so does --sigmas; leave one of them out");
   }
   const std::vector<double>& values = by_timestep ? options.timesteps : options.noise_levels;
-  const double most = by_timestep ? kTrainTimesteps : 1;
+  const double most = by_timestep ? model.scheduler.num_train_timesteps : 1;
   const auto number = [](double value) {
     std::array<char, 32> text{};
     std::snprintf(text.data(), text.size(), "%g", value);
@@ -124,7 +123,7 @@ void check_given_levels(const GenerateOptions& options) {
 GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescription& model) {
   const ModelDefaults& defaults = model.defaults;
   GenerateOptions result = options;
-  const std::vector<double> levels = given_levels(options);
+  const std::vector<double> levels = given_levels(options, model);
   result.steps = levels.empty() ? options.steps.value_or(defaults.steps) : static_cast<int>(levels.size());
   result.cfg_scale = options.cfg_scale.value_or(defaults.cfg_scale);
   if (model.experts.size() > 1 && !options.cfg_scale_2) {
@@ -145,7 +144,7 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
 }
 
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model) {
-  check_given_levels(options);
+  check_given_levels(options, model);
   GenerateOptions result = with_defaults(options, model);
   const bool shift_is_known = options.flow_shift || !options.noise_levels.empty();
   if (!model.scheduler.refusal.empty() && !(options.scheduler && shift_is_known)) {
@@ -196,7 +195,7 @@ std::string memory_warning(const GenerateOptions& options, const MemoryEstimate&
 
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {
   SchedulerConfig config = model.scheduler;
-  const std::vector<double> levels = given_levels(options);
+  const std::vector<double> levels = given_levels(options, model);
   if (levels.empty()) config.spacing = parse_spacing(*options.sigmas);
   auto scheduler = Scheduler::make(config, parse_scheduler_kind(*options.scheduler));
   if (levels.empty()) {

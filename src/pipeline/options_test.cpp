@@ -131,6 +131,10 @@ TEST(Options, ListedStepsSayHowManyThereAreAndWhere) {
   wrong = options;
   wrong.timesteps = {1000, 500, 500};
   EXPECT_THAT(refusal(wrong, model), HasSubstr("--timesteps: 500 cannot be step 3"));
+  model.scheduler.num_train_timesteps = 500;
+  EXPECT_THAT(refusal(options, model), HasSubstr("fall from 500 at most"));
+  options.timesteps = {500, 375, 250, 125};
+  EXPECT_THAT(levels_of(options), shifted_by_5);
   wrong = {};
   wrong.sigmas = "list";
   EXPECT_THAT(refusal(wrong, model), HasSubstr("give the levels"));

@@ -116,7 +116,7 @@ TEST_F(SingleFiles, ScalesThatDoNotFitTheirMatrixAreRefusedByName) {
                                std::to_string(4 + bytes) + "]}}";
     const uint64_t size = header.size();
     std::string content(reinterpret_cast<const char*>(&size), sizeof(size));
-    write_text_file(path, content + header + std::string(4 + bytes, '\0'));
+    write_text_file(path, content + header + std::string(4 + bytes, '\1'));
     return message_of([&] { Safetensors::open(path); });
   };
   EXPECT_EQ(refused("a.weight_scale", "F32", "[]", 4), "no error");

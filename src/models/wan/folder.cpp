@@ -22,7 +22,6 @@ fs::path tensor_file(const fs::path& root, const std::string& stem) {
 
 constexpr const char *kHighNoise = "high_noise_model", *kLowNoise = "low_noise_model";
 constexpr double kBoundary = 0.875;  // of Wan 2.2 T2V-A14B, wan/configs/wan_t2v_A14B.py
-constexpr double kTrainTimesteps = 1000;
 
 /// Wan-AI's own defaults (wan/configs/): for the model of two transformers, high noise and low noise, and for TI2V-5B.
 ModelDefaults defaults_of(size_t num_transformers, bool is_ti2v) {
@@ -41,9 +40,9 @@ ModelDefaults defaults_of(size_t num_transformers, bool is_ti2v) {
   return defaults;
 }
 
-std::vector<Expert> experts_of(size_t num_transformers, double boundary) {
+std::vector<Expert> experts_of(size_t num_transformers, double boundary, const SchedulerConfig& scheduler) {
   if (num_transformers == 1) return {Expert{}};
-  return {Expert{boundary * kTrainTimesteps}, Expert{}};
+  return {Expert{boundary * scheduler.num_train_timesteps}, Expert{}};
 }
 
 /// What was given, or else the folder's own.
@@ -53,14 +52,30 @@ std::vector<WanTransformerPath> transformers_of(const ModelParts& parts, const s
     for (const std::string& path : own) transformers.push_back({path, path});
     return transformers;
   }
+  if (own.size() > 1 && parts.second_transformer.empty()) {
+    throw Error(ErrorKind::kUsage, "--transformer " + parts.transformer +
+                                       ": this model has two transformers, and that is the one of the high noise "
+                                       "levels; give --transformer-2, too (the model's own: --transformer-2 " +
+                                       own.back() + ")");
+  }
   transformers.push_back({parts.transformer, own.front()});
   if (!parts.second_transformer.empty()) transformers.push_back({parts.second_transformer, own.back()});
   return transformers;
 }
 
 void check_parts(const ModelParts& parts) {
-  for (const std::string& part : {parts.transformer, parts.second_transformer, parts.text_encoder, parts.vae}) {
-    if (!part.empty() && !path_exists(part)) throw Error(ErrorKind::kNotFound, part + ": there is no such file");
+  struct Given {
+    const std::string &path, flag, folder;
+  };
+  for (const auto& [path, flag, folder] :
+       {Given{parts.transformer, "--transformer", "transformer"},
+        Given{parts.second_transformer, "--transformer-2", "transformer_2"},
+        Given{parts.text_encoder, "--text-encoder", "text_encoder"}, Given{parts.vae, "--vae", "vae"}}) {
+    if (path.empty()) continue;
+    if (!path_exists(path)) throw Error(ErrorKind::kNotFound, path + ": there is no such file");
+    if (!path_exists((fs::path(path) / "model_index.json").string())) continue;
+    throw Error(ErrorKind::kMismatch,
+                path + ": is the folder of a whole model; give " + flag + " " + (fs::path(path) / folder).string());
   }
   if (!parts.second_transformer.empty() && parts.transformer.empty()) {
     throw Error(ErrorKind::kUsage,
@@ -104,9 +119,9 @@ WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
   folder.vae = vae.string();
   const size_t count = folder.transformers.size();
   folder.description = describe_folder(root.string(), defaults_of(count, is_ti2v));
-  folder.description.experts = experts_of(count, kBoundary);
   folder.description.scheduler.flow_shift = count > 1 ? kShiftOfTwo : kOriginalFlowShift;
   folder.description.scheduler.spacing = SchedulerConfig::Spacing::kOriginal;
+  folder.description.experts = experts_of(count, kBoundary, folder.description.scheduler);
   return folder;
 }
 
@@ -132,10 +147,11 @@ WanFolder open_wan_folder(const std::string& path, const ModelParts& parts) {
   folder.text_encoder = part(parts.text_encoder, files.text_encoder);
   folder.tokenizer = files.tokenizer;
   folder.vae = part(parts.vae, files.vae);
+  folder.text_encoder_settings = files.text_encoder;
   folder.vae_settings = files.vae;
   const size_t count = folder.transformers.size();
   folder.description = describe_folder(path, defaults_of(count, files.timestep_per_token));
-  folder.description.experts = experts_of(count, files.boundary_ratio.value_or(kBoundary));
+  folder.description.experts = experts_of(count, files.boundary_ratio.value_or(kBoundary), files.scheduler);
   folder.description.scheduler = files.scheduler;
   folder.description.warnings = files.warnings;
   return folder;

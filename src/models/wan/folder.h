@@ -17,7 +17,7 @@ struct WanTransformerPath {
 struct WanFolder {
   std::vector<WanTransformerPath> transformers;  ///< one, or that of the high and that of the low noise levels
   std::string text_encoder, tokenizer, vae;
-  std::string vae_settings;      ///< as WanTransformerPath has them
+  std::string text_encoder_settings, vae_settings;  ///< as WanTransformerPath has them
   ModelDescription description;  ///< what the folder says apart from its components: name, defaults, scheduler
 };
 

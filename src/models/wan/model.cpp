@@ -142,8 +142,9 @@ class WanFiles final : public ModelFiles {
     const auto& [first, settings] = folder_.transformers.front();
     const Component transformer = open_transformer(first, {.settings = settings}),
                     vae = open_vae(folder_.vae, {.settings = folder_.vae_settings});
-    configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
-                T5Config::from(open_text_encoder(folder_.text_encoder).config)};
+    configs_ = {
+        WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
+        T5Config::from(open_text_encoder(folder_.text_encoder, {.settings = folder_.text_encoder_settings}).config)};
     check_components(configs_, path);
     require_same_shape(path);
     transformer_elements_ = num_elements(transformer.tensors);
