@@ -123,7 +123,8 @@ typedef enum calibatt_branch {
   CALIBATT_UNCONDITIONAL = 1,
 } calibatt_branch;
 
-/// Before the first layer of every forward. Steps may be left out (step caching) and asked for again. USAGE.
+/// Before the first layer of every forward. Steps may be left out (step caching) and asked for again. While recording
+/// also before each call, where both branches are one batch and take turns in each layer. USAGE.
 CALIBATT_API calibatt_status calibatt_session_begin_forward(calibatt_session* session, int32_t step,
                                                             calibatt_branch branch);
 
@@ -144,7 +145,10 @@ typedef struct calibatt_output {
   int32_t out_features;
   const float* gate;           ///< [out_features]; NULL: ones
   double residual_square_sum;  ///< ‖x‖² of the residual stream before the addition, all tokens of the sample
-  double squared_gain;         ///< where W_o's output is normalised: 1/mean(its square); 0: it is not
+  /// Where W_o's output is normalised: gives 1/mean(its square) of the sample's video tokens. Called by attend, at most
+  /// once, when `out` is enqueued on the stream (on the CPU: is there). NULL: it is not normalised.
+  double (*squared_gain)(void* user);
+  void* user;
 } calibatt_output;
 
 /// One layer's self-attention: out = softmax(q kᵀ / √head_dim) v, q and k normalised and rotated, in the session's
