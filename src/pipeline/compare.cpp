@@ -10,8 +10,8 @@
 #include "calibatt/counted.h"
 #include "calibatt/error.h"
 #include "calibatt/video.h"
-#include "io/video_reader.h"
-#include "io/video_writer.h"
+#include "media/video_reader.h"
+#include "media/video_writer.h"
 
 namespace calibatt {
 

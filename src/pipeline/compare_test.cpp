@@ -7,7 +7,7 @@
 #include "calibatt/error.h"
 #include "calibatt/video.h"
 #include "io/test_folder.h"
-#include "io/video_writer.h"
+#include "media/video_writer.h"
 
 namespace calibatt {
 namespace {

@@ -14,11 +14,11 @@
 
 #include "base/error.h"
 #include "io/atomic_file.h"
-#include "io/frame_names.h"
-#include "io/kept_frames.h"
 #include "io/output_target.h"
 #include "io/system_error.h"
-#include "io/video_writer.h"
+#include "media/frame_names.h"
+#include "media/kept_frames.h"
+#include "media/video_writer.h"
 #include "plan/plan_heads.h"
 
 namespace calibatt {

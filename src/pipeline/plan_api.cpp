@@ -2,7 +2,8 @@
 #include "base/error.h"
 #include "calibatt/plan.h"
 #include "io/safetensors.h"
-#include "plan/picture.h"
+#include "pictures/plan_picture.h"
+#include "plan/describe.h"
 #include "plan/plan.h"
 
 namespace calibatt {

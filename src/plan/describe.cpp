@@ -1,3 +1,5 @@
+#include "plan/describe.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -6,7 +8,6 @@
 
 #include "base/printable.h"
 #include "calibatt/counted.h"
-#include "plan/picture.h"
 
 namespace calibatt {
 namespace {

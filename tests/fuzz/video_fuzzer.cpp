@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "io/video_reader.h"
+#include "media/video_reader.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::string path = "/dev/shm/calibatt-video-fuzzer-" + std::to_string(getpid());

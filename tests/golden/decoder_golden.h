@@ -12,8 +12,8 @@
 
 #include "backends.h"
 #include "base/thread_pool.h"
+#include "calibatt/video.h"
 #include "io/safetensors.h"
-#include "io/video.h"
 #include "relative_error.h"
 
 namespace calibatt {

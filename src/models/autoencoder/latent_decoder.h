@@ -7,7 +7,7 @@
 #include "backend/backend.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
-#include "io/video.h"
+#include "calibatt/video.h"
 #include "models/autoencoder/layers.h"
 
 namespace calibatt {

@@ -8,7 +8,7 @@
 #include "backend/backend.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
-#include "io/video.h"
+#include "calibatt/video.h"
 #include "models/mochi/vae_config.h"
 
 namespace calibatt {

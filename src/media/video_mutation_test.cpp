@@ -6,10 +6,10 @@
 #include <random>
 
 #include "base/error.h"
+#include "calibatt/video.h"
 #include "io/atomic_file.h"
 #include "io/test_folder.h"
-#include "io/video.h"
-#include "io/video_reader.h"
+#include "media/video_reader.h"
 
 namespace calibatt {
 namespace {

@@ -1,14 +1,14 @@
-#include "io/video_reader.h"
+#include "media/video_reader.h"
 
 #include <cstring>
 #include <new>
 
 #include "base/error.h"
-#include "io/ffmpeg.h"
-#include "io/frame_names.h"
+#include "calibatt/video.h"
 #include "io/input_file.h"
 #include "io/output_target.h"
-#include "io/video.h"
+#include "media/ffmpeg.h"
+#include "media/frame_names.h"
 
 namespace calibatt {
 namespace {

@@ -1,4 +1,4 @@
-#include "io/video_writer.h"
+#include "media/video_writer.h"
 
 #include <sys/stat.h>
 
@@ -9,11 +9,11 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "calibatt/video.h"
 #include "io/atomic_file.h"
-#include "io/ffmpeg.h"
-#include "io/frame_names.h"
-#include "io/image.h"
-#include "io/video.h"
+#include "media/ffmpeg.h"
+#include "media/frame_names.h"
+#include "media/image.h"
 
 namespace calibatt {
 namespace {

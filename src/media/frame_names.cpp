@@ -1,4 +1,4 @@
-#include "io/frame_names.h"
+#include "media/frame_names.h"
 
 #include <cctype>
 

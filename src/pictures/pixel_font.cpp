@@ -1,4 +1,4 @@
-#include "plan/pixel_font.h"
+#include "pictures/pixel_font.h"
 
 #include <algorithm>
 #include <cstddef>

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "io/image.h"
+#include "media/image.h"
 
 namespace calibatt {
 

@@ -1,11 +1,11 @@
-#include "io/image.h"
+#include "media/image.h"
 
 #include <cstring>
 #include <new>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
-#include "io/ffmpeg.h"
+#include "media/ffmpeg.h"
 
 namespace calibatt {
 

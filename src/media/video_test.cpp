@@ -1,4 +1,4 @@
-#include "io/video.h"
+#include "calibatt/video.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,11 +11,11 @@
 
 #include "base/error.h"
 #include "io/atomic_file.h"
-#include "io/frame_names.h"
-#include "io/image.h"
-#include "io/kept_frames.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
+#include "media/frame_names.h"
+#include "media/image.h"
+#include "media/kept_frames.h"
 
 namespace calibatt {
 namespace {

@@ -1,12 +1,12 @@
-#include "io/kept_frames.h"
+#include "media/kept_frames.h"
 
 #include <charconv>
 #include <climits>
 #include <memory>
 
 #include "base/error.h"
+#include "calibatt/video.h"
 #include "io/safetensors.h"
-#include "io/video.h"
 
 namespace calibatt {
 namespace {

@@ -1,4 +1,4 @@
-#include "plan/picture.h"
+#include "pictures/plan_picture.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <array>
 
-#include "plan/pixel_font.h"
+#include "pictures/pixel_font.h"
 #include "plan/test_plans.h"
 
 namespace calibatt {
@@ -58,13 +58,12 @@ TEST(Picture, AnAbsentHeadIsRefusedWithTheRange) {
   EXPECT_THAT(refusal(0, 0, -1), HasSubstr("head -1"));
 }
 
-TEST(Picture, EveryPlanCanBeDrawnAndDescribed) {
+TEST(Picture, EveryPlanCanBeDrawn) {
   for (unsigned seed = 0; seed < 20; ++seed) {
     const Plan plan(test::random_parts(seed));
     const Image map = render_density_map(plan);
     EXPECT_EQ(map.rgb.size(), static_cast<size_t>(map.width) * static_cast<size_t>(map.height) * 3);
     EXPECT_GT(render_head(plan, 0, 0, 0).height, 0);
-    EXPECT_THAT(describe(plan), HasSubstr(plan.geometry().to_string()));
   }
 }
 
@@ -96,21 +95,6 @@ TEST(PixelFont, DrawsInsideThePictureOnly) {
   draw_text(capital, 1, 1, "A", kBlack);
   EXPECT_EQ(small.rgb, capital.rgb);
   EXPECT_EQ(text_width("ab", 2), 22);
-}
-
-TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
-  const std::string text = describe(Plan(test::example_parts()));
-  for (const char* fact :
-       {"fingerprint 00112233445566778899aabbccddeeff", "1 frame of 48×64", "3 (unipc, flow shift 3, guidance 5)",
-        "2 distinct", "1 repetitive (2 anchor rows per frame)", "2 dense", "--budget energy", "0.7407"}) {
-    EXPECT_THAT(text, HasSubstr(fact));
-  }
-}
-
-TEST(Describe, ControlCharactersFromAFileDoNotReachTheTerminal) {
-  Plan::Parts parts = test::example_parts();
-  parts.provenance.transformers[0].name = "\x1b[31mred\n";
-  EXPECT_THAT(describe(Plan(parts)), HasSubstr("\\x1b[31mred "));
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <string>
-
-#include "io/image.h"
+#include "media/image.h"
 #include "plan/plan.h"
 
 namespace calibatt {
@@ -13,8 +11,5 @@ Image render_head(const Plan& plan, int step, int layer, int head);
 
 /// Density of every step (columns) and layer (rows), with the means of both.
 Image render_density_map(const Plan& plan);
-
-/// The plan in some lines of text: what it was made for and how, its densities, what is shared and repetitive.
-std::string describe(const Plan& plan);
 
 }  // namespace calibatt

@@ -1,4 +1,4 @@
-#include "plan/picture.h"
+#include "pictures/plan_picture.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "calibatt/counted.h"
-#include "plan/pixel_font.h"
+#include "pictures/pixel_font.h"
 
 namespace calibatt {
 namespace {

@@ -1,4 +1,4 @@
-#include "io/ffmpeg.h"
+#include "media/ffmpeg.h"
 
 #include <new>
 

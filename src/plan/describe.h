@@ -1,0 +1,12 @@
+#pragma once
+
+#include <string>
+
+#include "plan/plan.h"
+
+namespace calibatt {
+
+/// The plan in some lines of text: what it was made for and how, its densities, what is shared and repetitive.
+std::string describe(const Plan& plan);
+
+}  // namespace calibatt

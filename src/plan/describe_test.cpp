@@ -1,0 +1,36 @@
+#include "plan/describe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "plan/test_plans.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(Describe, EveryPlanCanBeDescribed) {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    const Plan plan(test::random_parts(seed));
+    EXPECT_THAT(describe(plan), HasSubstr(plan.geometry().to_string()));
+  }
+}
+
+TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
+  const std::string text = describe(Plan(test::example_parts()));
+  for (const char* fact :
+       {"fingerprint 00112233445566778899aabbccddeeff", "1 frame of 48×64", "3 (unipc, flow shift 3, guidance 5)",
+        "2 distinct", "1 repetitive (2 anchor rows per frame)", "2 dense", "--budget energy", "0.7407"}) {
+    EXPECT_THAT(text, HasSubstr(fact));
+  }
+}
+
+TEST(Describe, ControlCharactersFromAFileDoNotReachTheTerminal) {
+  Plan::Parts parts = test::example_parts();
+  parts.provenance.transformers[0].name = "\x1b[31mred\n";
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("\\x1b[31mred "));
+}
+
+}  // namespace
+}  // namespace calibatt
