@@ -24,8 +24,13 @@ case ${1:-} in
     files=$(tidy_sources "${2:-}" || true)
     [ -n "$files" ] || { echo "no changed source"; exit 0; }
     echo "$(wc -l <<<"$files") sources"
+    failed=$(mktemp)
+    trap 'rm -f "$failed"' EXIT
     # clang-tidy counts on stderr what it kept to itself; what it found stands on stdout.
-    xargs -P "$jobs" -n 1 clang-tidy-14 -p build/cpu --quiet --warnings-as-errors='*' <<<"$files" 2> >(grep -v -e 'warnings generated' -e 'warnings treated as errors' >&2 || true)
+    FAILED=$failed xargs -P "$jobs" -I{} sh -c 'clang-tidy-14 -p build/cpu --quiet --warnings-as-errors="*" "$1" || echo "$1" >>"$FAILED"' sh {} <<<"$files" \
+      2> >(grep -v -e 'warnings generated' -e 'warnings treated as errors' >&2 || true)
+    # Last, where it is seen: findings stand far above, between those of other files.
+    [ ! -s "$failed" ] || { echo "clang-tidy: findings (above) in $(wc -l <"$failed") of the sources:" && sort "$failed"; exit 1; } >&2
     ;;
   *) echo "usage: tools/style.sh format | sizes | tidy [--all]" >&2; exit 2 ;;
 esac

@@ -24,7 +24,7 @@ constexpr const char* kMadeFrom[] = {"model",         "prompt",     "negative_pr
 constexpr const char* kRemedy = "; give another name with -o, or move it away";
 
 json read_report(const Made& made) {
-  const json report = json::parse(read_text_file(made.report), nullptr, false);
+  json report = json::parse(read_text_file(made.report), nullptr, false);
   if (report.is_object() && report.contains("prompt") && report.contains("seed")) return report;
   throw Error(ErrorKind::kMismatch,
               made.report + ": there is a file of that name that is no report of a video" + kRemedy);

@@ -89,8 +89,9 @@ void MappedTensors::require(const std::string& name, const std::vector<int64_t>&
 
 MappedTensors MappedTensors::changed(const std::map<std::string, TensorChange>& changes) const {
   MappedTensors result = *this;
-  for (const auto& [name, change] : changes) {
+  for (const auto& [name, added] : changes) {
     const auto earlier = entry(name).change;  // throws where there is none
+    const TensorChange& change = added;       // a lambda of clang 14 cannot take a structured binding
     result.entries_.at(name).change = std::make_shared<const TensorChange>(
         earlier ? [earlier, change](const Tensor& stored) { return change((*earlier)(stored)); } : change);
   }

@@ -58,11 +58,11 @@ TextStep strip_step(bool left, bool right) {
   };
 }
 
-TextStep replace_step(std::string pattern, std::string content) {
+TextStep replace_step(const std::string& pattern, const std::string& content) {
   return [=](const std::string& text) { return replaced(text, pattern, content); };
 }
 
-TextStep prepend_step(std::string content) {
+TextStep prepend_step(const std::string& content) {
   return [=](const std::string& text) { return text.empty() ? text : content + text; };
 }
 
@@ -97,7 +97,7 @@ WordStep whitespace_split_step() {
   };
 }
 
-WordStep metaspace_step(std::string replacement, PrependScheme scheme, bool split) {
+WordStep metaspace_step(const std::string& replacement, PrependScheme scheme, bool split) {
   return [=](const Word& word, std::vector<Word>& words) {
     std::string text = replaced(word.text, " ", replacement);
     const bool prepends = scheme == PrependScheme::kAlways || (scheme == PrependScheme::kFirst && word.begins_text);

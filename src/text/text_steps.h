@@ -13,8 +13,8 @@ using TextStep = std::function<std::string(const std::string&)>;
 
 TextStep precompiled_step(Charsmap charsmap);
 TextStep strip_step(bool left, bool right);
-TextStep replace_step(std::string pattern, std::string content);
-TextStep prepend_step(std::string content);
+TextStep replace_step(const std::string& pattern, const std::string& content);
+TextStep prepend_step(const std::string& content);
 TextStep nfc_step();
 TextStep nfkc_step();
 /// Replace with a regular expression: those that converters of SentencePiece models write. Empty for others.
@@ -31,7 +31,7 @@ using WordStep = std::function<void(const Word& word, std::vector<Word>& words)>
 WordStep whitespace_split_step();
 enum class PrependScheme { kAlways, kFirst, kNever };
 /// Blanks become `replacement`, which is also put in front where none is; with `split`, each begins a word.
-WordStep metaspace_step(std::string replacement, PrependScheme scheme, bool split);
+WordStep metaspace_step(const std::string& replacement, PrependScheme scheme, bool split);
 
 std::string applied(const std::vector<TextStep>& steps, std::string text);
 std::vector<Word> applied(const std::vector<WordStep>& steps, Word text);

@@ -121,11 +121,10 @@ void sum_of_channels(const In* in, int64_t num_pixels, std::span<float> sums, st
   int64_t c = 0;
   const auto sum = [&](auto width, auto tag) {
     sum_vectors<width>(tag, in + c, num_pixels, channels, sums.data() + c, squares.data() + c);
-    c += width * static_cast<int64_t>(hn::Lanes(tag));
   };
-  while (c + 4 * lanes <= channels) sum(std::integral_constant<int, 4>(), d);
-  while (c + lanes <= channels) sum(std::integral_constant<int, 1>(), d);
-  while (c < channels) sum(std::integral_constant<int, 1>(), d1);
+  for (; c + 4 * lanes <= channels; c += 4 * lanes) sum(std::integral_constant<int, 4>(), d);
+  for (; c + lanes <= channels; c += lanes) sum(std::integral_constant<int, 1>(), d);
+  for (; c < channels; ++c) sum(std::integral_constant<int, 1>(), d1);
 }
 
 template <bool kSilu, class D, class In, class Out>
