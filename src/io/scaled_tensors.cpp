@@ -61,7 +61,7 @@ Tensor MappedTensors::scales_of(const std::string& scale, const std::string& mat
                                         std::to_string(rows) + " rows of its matrix, found " +
                                         std::string(dtype_name(found.dtype)) + " " + shape_text(found.shape));
   }
-  const Tensor scales = converted(stored(found), DType::kF32).clone();
+  Tensor scales = converted(stored(found), DType::kF32).clone();
   for (int64_t i = 0; i < scales.size(); ++i) {
     if (scales.f32()[i] > 0 && std::isfinite(scales.f32()[i])) continue;
     throw Error(ErrorKind::kFormat, describe(scale) + ": holds the scale " + std::to_string(scales.f32()[i]) +
