@@ -296,7 +296,7 @@ class LoraReader {
   }
 
   /// Adds to the overlay. A sum that the weight's dtype cannot hold is the doing of the LoRA, not of the model's file.
-  void lay_over(const std::string& target, std::function<WeightOverlay::AddToRows()> prepare) {
+  void lay_over(const std::string& target, const std::function<WeightOverlay::AddToRows()>& prepare) {
     const MappedTensors::Entry& entry = base_->entries().at(target);
     // From here on F16 and BF16 round to infinity.
     const float limit = entry.dtype == DType::kF16    ? 65520.0f

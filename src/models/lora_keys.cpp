@@ -99,7 +99,7 @@ std::string LoraTargets::find(const LoraKey& key) const {
   }
   std::string layer = diffusers_transformer_name(key.layer);
   if (const auto found = flat_.find(key.layer); found != flat_.end()) layer = found->second;
-  const std::string name = layer + (key.part == kBias || key.part == kUpBias ? ".bias" : ".weight");
+  std::string name = layer + (key.part == kBias || key.part == kUpBias ? ".bias" : ".weight");
   if (transformer_.contains(name)) return name;
   // What is no layer's weight: "blocks.3.modulation.diff".
   return key.part == kWeight && transformer_.contains(layer) ? layer : std::string();

@@ -97,6 +97,7 @@ MochiTransformer::Block MochiTransformer::load_block(const Weights& weights, int
   const auto fused = [&](const std::vector<std::string>& names, int64_t in) {
     before_matrix();
     std::vector<std::string> full;
+    full.reserve(names.size());
     for (const std::string& name : names) full.push_back(prefix + "attn1." + name);
     return load_fused(backend, weights, full, dim, in, dtype_, block.streamed, Bias::kNone);
   };
