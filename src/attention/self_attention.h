@@ -4,7 +4,6 @@
 #include <span>
 
 #include "backend/attention_call.h"
-#include "backend/linear.h"
 #include "base/guidance_branch.h"
 #include "base/tensor.h"
 #include "sparsity/geometry.h"
@@ -19,8 +18,8 @@ struct OutputContext {
   const Tensor* output_weight = nullptr;  ///< W_o, [dim, heads·head_dim] (torch Linear layout), F32 or BF16
   std::span<const float> gate;            ///< [dim]; empty: ones
   double residual_square_sum = 0;         ///< ‖x‖² of the residual stream before the addition
-  /// W_o and the gate as the backend holds them, for errors measured there.
-  const LinearLayer* output_layer = nullptr;
+  /// W_o and the gate in the backend's memory, for errors measured there.
+  Tensor backend_weight = {};
   const Tensor* backend_gate = nullptr;
   /// Where W_o's output is normalised before the gate: 1/mean(its square), what a small change of it is multiplied with
   /// (squared) on the way to the residual stream. One number for all rows, and the norm's own change left out: an

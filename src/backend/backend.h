@@ -18,7 +18,7 @@ namespace calibatt {
 /// (from_host / empty), unless a comment says "host". Activations are dense, row-major [rows, channels]; accumulation
 /// is at least float32. Shapes and dtypes are the caller's contract: a breach is an assertion, not an Error, except
 /// where stated.
-class Backend : public Device, public LinearOps, public TransformerOps, public AttentionEngine {
+class Backend : public virtual Device, public LinearOps, public TransformerOps, public virtual AttentionEngine {
  public:
   /// Whether bfloat16 products run in hardware here: the precision to choose when nobody asked for one.
   virtual bool has_fast_bf16() const { return false; }

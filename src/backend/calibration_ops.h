@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <span>
 
-#include "backend/linear.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -26,9 +25,8 @@ class CalibrationOps {
   virtual void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) = 0;
   /// What a change d of a head's output does to the residual stream behind gate ⊙ W_o: ‖gate ⊙ W_o,h·d‖² = d·M_h·dᵀ
   /// with M_h = W_o,hᵀ diag(gate²) W_o,h. Returns M [num_heads, head_dim, head_dim] F32. W_o [out, num_heads·head_dim]
-  /// is given as this backend holds it and as it is stored, in host memory; gate: [out] F32.
-  virtual Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate,
-                               int num_heads) = 0;
+  /// of any float dtype and gate [out] F32 are in this backend's memory.
+  virtual Tensor output_metric(const Tensor& weight, const Tensor& gate, int num_heads) = 0;
   /// outputs [groups, rows, num_heads·head_dim] F32: the same rows' attention, computed in several ways. Returns Σ over
   /// the rows of d·M_h·dᵀ, d = a group's row − the last group's, [num_heads, groups − 1] F32. metric: M, or empty:
   /// ‖d‖².

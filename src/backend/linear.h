@@ -49,6 +49,9 @@ class LinearOps {
   /// input [rows, in] of layer.dtype() → out [rows, out] F32 or of 16 bits.
   virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out,
                       const LinearEpilogue& epilogue = {}) = 0;
+  /// The layer's weight [out, in] in this backend's memory, for who does something else with it; of a streamed layer:
+  /// while it is in use. stored: the same as it is kept on the host.
+  virtual Tensor weight_of(const LinearLayer& layer, const Tensor& stored) = 0;
   /// Rows that a chain of layers with a wide middle should take at a time: enough to keep the device busy, few enough
   /// that the middle stays small.
   virtual int64_t rows_at_a_time() const { return 4096; }

@@ -4,11 +4,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "backend/cpu/attention.h"
 #include "backend/cpu/biased_attention.h"
 #include "backend/cpu/clip_ops.h"
+#include "backend/cpu/cpu_attention.h"
 #include "backend/cpu/linear.h"
-#include "backend/cpu/output_changes.h"
 #include "backend/cpu/patches.h"
 #include "backend/cpu/row_kernels.h"
 #include "base/thread_pool.h"
@@ -56,23 +55,9 @@ void with_data(Tensor& tensor, const Fn& fn) {
   }
 }
 
-class CpuBackend final : public Backend, public CalibrationOps {
+class CpuBackend final : public Backend, public CpuAttention {
  public:
-  std::string_view name() const override { return "cpu"; }
   bool has_fast_bf16() const override { return attention_kernel(DType::kBF16, 64) == "avx512_bf16"; }
-  std::string attention_kernel(DType dtype, int head_dim) const override {
-    std::vector<float> row(static_cast<size_t>(head_dim));
-    AttentionCall call;
-    call.q = call.k = call.v = {row.data(), dtype, 1, head_dim, head_dim};
-    call.out = {row.data(), dtype, 1, head_dim, head_dim};
-    call.head_dim = head_dim;
-    return std::string(choose_attention_kernel(call).name);
-  }
-
-  Tensor empty(DType dtype, std::vector<int64_t> shape) override { return {dtype, std::move(shape)}; }
-  Tensor from_host(const Tensor& host) override { return host; }
-  Tensor to_host(const Tensor& device) override { return device; }
-  HostHeads heads_to_host(ConstHeadsView view, int, int) override { return {view, {}}; }
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                  const LinearFormat& format) override {
@@ -81,6 +66,7 @@ class CpuBackend final : public Backend, public CalibrationOps {
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     cpu::linear(layer, input, out, epilogue);
   }
+  Tensor weight_of(const LinearLayer&, const Tensor& stored) override { return stored; }
 
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override {
@@ -251,23 +237,9 @@ class CpuBackend final : public Backend, public CalibrationOps {
     cpu::unpatchify(tokens, layout, latents);
   }
 
-  void attention(const AttentionCall& call) override { cpu::attention(call); }
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                         int head_dim, HeadsView out) override {
     cpu::biased_attention(q, k, v, bias, num_heads, head_dim, out);
-  }
-
-  void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override {
-    cpu::copy_heads(from, to, num_heads, head_dim);
-  }
-  void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override {
-    cpu::take_video_energy(energy, tail, video);
-  }
-  Tensor output_metric(const LinearLayer&, const Tensor& stored, const Tensor& gate, int num_heads) override {
-    return cpu::output_metric(stored, gate, num_heads);
-  }
-  Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override {
-    return cpu::squared_changes(outputs, metric, num_heads);
   }
 
   CalibrationOps* calibration_ops() override { return this; }

@@ -246,7 +246,7 @@ TEST(CpuBackend, ChangesAreThoseBehindTheGatedProjection) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const Tensor weight = converted(random.randn({kOut, kWidth}), dtype), exact = converted(weight, DType::kF32);
     const auto layer = backend->make_linear(weight, {}, dtype);
-    const Tensor metric = backend->calibration_ops()->output_metric(*layer, weight, gate, kHeads);
+    const Tensor metric = backend->calibration_ops()->output_metric(backend->weight_of(*layer, weight), gate, kHeads);
     const Tensor weighed = backend->calibration_ops()->squared_changes(outputs, metric, kHeads),
                  plain = backend->calibration_ops()->squared_changes(outputs, {}, kHeads);
     ASSERT_EQ(weighed.shape(), (std::vector<int64_t>{kHeads, kGroups - 1}));

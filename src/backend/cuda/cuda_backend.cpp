@@ -9,19 +9,14 @@
 
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/clip_ops.h"
-#include "backend/cuda/context.h"
-#include "backend/cuda/event_timer.h"
+#include "backend/cuda/cuda_attention.h"
 #include "backend/cuda/kernels/biased_attention.h"
 #include "backend/cuda/kernels/elementwise.h"
-#include "backend/cuda/kernels/energy_levels.h"
 #include "backend/cuda/kernels/few_keys.h"
 #include "backend/cuda/kernels/head_norm.h"
 #include "backend/cuda/kernels/norm.h"
-#include "backend/cuda/kernels/output_changes.h"
 #include "backend/cuda/kernels/patches.h"
 #include "backend/cuda/linear.h"
-#include "backend/cuda/schedule_buffers.h"
-#include "backend/cuda/schedule_stream.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -30,43 +25,19 @@ namespace {
 /// All rows of a video, mostly: a gated product scales its weight once per call. Products of the 14B model stay below
 /// 2³¹ elements.
 constexpr int64_t kRowsAtATime = 131072;
-constexpr int kOldestCapability = 80;  // the kernels' bf16 instructions
 
 const float* f32_or_null(const Tensor* tensor) {
   return tensor != nullptr ? tensor->f32() : nullptr;
 }
 
-class CudaBackend final : public Backend, public CalibrationOps {
+class CudaBackend final : public Backend, public CudaAttention {
  public:
   explicit CudaBackend(const ClipOptions& clip_options) : clip_ops_(make_clip_ops(context_, clip_options)) {}
 
-  std::string_view name() const override { return "cuda"; }
   bool has_fast_bf16() const override { return true; }
   bool has_fp16() const override { return true; }
-  std::string attention_kernel(DType dtype, int head_dim) const override;
-  std::string device_name() const override { return context_.device().name; }
   int64_t rows_at_a_time() const override { return kRowsAtATime; }
 
-  void synchronize() override { context_.synchronize(); }
-  std::unique_ptr<Timer> make_timer() override { return std::make_unique<EventTimer>(context_.stream()); }
-  void limit_run_ahead() override { context_.limit_run_ahead(); }
-
-  Tensor empty(DType dtype, std::vector<int64_t> shape) override { return context_.allocate(dtype, std::move(shape)); }
-  Tensor from_host(const Tensor& host) override {
-    Tensor device = context_.allocate(host.dtype(), host.shape());
-    context_.copy_to_device(device.raw(), host.raw(), host.size_bytes());
-    return device;
-  }
-  Tensor to_host(const Tensor& device) override {
-    Tensor host(device.dtype(), device.shape());
-    context_.copy_to_host(host.raw(), device.raw(), device.size_bytes());
-    return host;
-  }
-  HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim) override;
-  bool in_host_memory() const override { return false; }
-  size_t available_memory_bytes() const override { return context_.available_bytes(); }
-  size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_device_bytes; }
-  void reset_peak_memory() override { context_.reset_peak(); }
   void trim_memory() override {
     linear_.release_staging();
     linear_.weight_stream().release();
@@ -87,6 +58,7 @@ class CudaBackend final : public Backend, public CalibrationOps {
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     linear_.run(layer, input, out, epilogue);
   }
+  Tensor weight_of(const LinearLayer& layer, const Tensor& stored) override;
 
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override;
@@ -136,11 +108,6 @@ class CudaBackend final : public Backend, public CalibrationOps {
     cuda::unpatchify(patch_call(latents, layout), tokens.f32(), latents.f32(), context_.stream());
   }
 
-  void attention(const AttentionCall& call) override;
-  void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
-    schedules_.prefetch(schedule, sizes);
-  }
-  MaskStreaming mask_streaming() const override { return schedules_.stats(); }
   void biased_attention(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, const Tensor& bias, int num_heads,
                         int head_dim, HeadsView out) override {
     CALIBATT_ASSERT(k.num_tokens == q.num_tokens && v.num_tokens == q.num_tokens && out.num_tokens == q.num_tokens);
@@ -153,11 +120,6 @@ class CudaBackend final : public Backend, public CalibrationOps {
   std::shared_ptr<const LinearLayer> project_values(const LinearLayer& output, ConstHeadsView values, int num_heads,
                                                     int head_dim) override;
   void attention_weights(const AttentionCall& call, Tensor& weights) override;
-  bool encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) override;
-  void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
-  void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override;
-  Tensor output_metric(const LinearLayer& projection, const Tensor& stored, const Tensor& gate, int num_heads) override;
-  Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override;
   CalibrationOps* calibration_ops() override { return this; }
   ClipOps& clip_ops() override { return *clip_ops_; }
 
@@ -165,21 +127,16 @@ class CudaBackend final : public Backend, public CalibrationOps {
   void norm_rows(const Tensor& x, const Tensor& weight, float eps, Tensor& out, bool adds);
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
 
-  Context context_;
   CublasLinear linear_{context_};
-  ScheduleStream schedules_{std::make_unique<CudaScheduleBuffers>(context_.stream())};
   std::unique_ptr<ClipOps> clip_ops_;
   std::vector<int32_t> order_;  // the token order that is in device memory
   Tensor order_on_device_;
 };
 
-std::string CudaBackend::attention_kernel(DType dtype, int head_dim) const {
-  alignas(256) static std::byte somewhere_aligned;  // only its address is looked at
-  AttentionCall call;
-  call.q = call.k = call.v = {&somewhere_aligned, dtype, 1, head_dim, head_dim};
-  call.out = {&somewhere_aligned, dtype, 1, head_dim, head_dim};
-  call.head_dim = head_dim;
-  return std::string(choose_attention_kernel(make_args(call, {}), context_.device()).name);
+Tensor CudaBackend::weight_of(const LinearLayer& layer, const Tensor&) {
+  // Read by kernels alone, as who asked for it will.
+  void* weight = const_cast<void*>(linear_.weight_of(layer));
+  return {layer.dtype(), {layer.out_features(), layer.in_features()}, std::shared_ptr<void>(weight, [](void*) {})};
 }
 
 void CudaBackend::layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
@@ -253,19 +210,6 @@ void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, cons
   cuda::rms_norm(call, context_.stream());
 }
 
-HostHeads CudaBackend::heads_to_host(ConstHeadsView view, int num_heads, int head_dim) {
-  const int64_t width = int64_t{num_heads} * head_dim;
-  CALIBATT_ASSERT(view.num_tokens > 0 && (view.head_stride == head_dim || num_heads == 1));
-  Tensor host(view.dtype, {view.num_tokens, num_heads, head_dim});
-  const size_t element = dtype_size(view.dtype), row_bytes = static_cast<size_t>(width) * element;
-  check(cudaMemcpy2DAsync(host.raw(), row_bytes, view.data, static_cast<size_t>(view.token_stride) * element, row_bytes,
-                          static_cast<size_t>(view.num_tokens), cudaMemcpyDeviceToHost, context_.stream()),
-        "copying from the GPU");
-  context_.synchronize();
-  if (view.dtype == DType::kF16) host = converted(host, DType::kF32);  // the host has no arithmetic on halves
-  return {{host.raw(), host.dtype(), view.num_tokens, width, head_dim}, host};
-}
-
 double CudaBackend::sum_of_squares(const Tensor& x) {
   const std::shared_ptr<void> partial_sums = context_.allocate_bytes(kSumParts * sizeof(double));
   cuda::sum_of_squares(x.f32(), x.size(), static_cast<double*>(partial_sums.get()), context_.stream());
@@ -289,62 +233,6 @@ PatchCall CudaBackend::patch_call(const Tensor& latents, const PatchLayout& layo
   }
   return {latents.dim(0), latents.dim(1), latents.dim(2),
           latents.dim(3), layout.patch,   order_on_device_.data<int32_t>()};
-}
-
-bool CudaBackend::encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) {
-  const int64_t columns = energy.dim(-1), rows = energy.size() / columns;
-  if (columns > kMostEncodedColumns) return false;
-  CALIBATT_ASSERT(codes.size() == rows * ((columns + 1) / 2));
-  cuda::encode_energy_levels(energy.f32(), rows, static_cast<int>(columns), ladder, codes.data<uint8_t>(),
-                             context_.stream());
-  return true;
-}
-
-void CudaBackend::take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) {
-  const int64_t columns = video.dim(2), rows = video.size() / columns;
-  CALIBATT_ASSERT(energy.dim(2) >= columns && energy.size() == rows * energy.dim(2));
-  CALIBATT_ASSERT(tail.empty() || tail.size() == rows * tail.dim(2));
-  cuda::take_video_energy(energy.f32(), energy.dim(2), tail.empty() ? nullptr : tail.f32(),
-                          tail.empty() ? 0 : tail.dim(2), rows, columns, video.f32(), context_.stream());
-}
-
-void CudaBackend::copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) {
-  CALIBATT_ASSERT(from.dtype == to.dtype && from.num_tokens == to.num_tokens);
-  CALIBATT_ASSERT(num_heads == 1 || (from.head_stride == head_dim && to.head_stride == head_dim));
-  const size_t element = dtype_size(from.dtype);
-  const auto pitch = [&](int64_t token_stride) { return static_cast<size_t>(token_stride) * element; };
-  check(cudaMemcpy2DAsync(to.data, pitch(to.token_stride), from.data, pitch(from.token_stride),
-                          static_cast<size_t>(num_heads) * static_cast<size_t>(head_dim) * element,
-                          static_cast<size_t>(from.num_tokens), cudaMemcpyDeviceToDevice, context_.stream()),
-        "copying on the GPU");
-}
-
-Tensor CudaBackend::output_metric(const LinearLayer& projection, const Tensor&, const Tensor& gate, int num_heads) {
-  const int64_t out = projection.out_features(), head_dim = projection.in_features() / num_heads;
-  CALIBATT_ASSERT(head_dim * num_heads == projection.in_features() && gate.size() == out);
-  Tensor metric = context_.allocate(DType::kF32, {num_heads, head_dim, head_dim});
-  cuda::output_metric(linear_.weight_of(projection), projection.dtype(), gate.f32(), static_cast<int>(out), num_heads,
-                      static_cast<int>(head_dim), metric.f32(), context_.stream());
-  return metric;
-}
-
-Tensor CudaBackend::squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) {
-  const int64_t groups = outputs.dim(0), rows = outputs.dim(1), head_dim = outputs.dim(2) / num_heads;
-  CALIBATT_ASSERT(groups >= 2 && head_dim * num_heads == outputs.dim(2));
-  CALIBATT_ASSERT(metric.empty() || metric.size() == num_heads * head_dim * head_dim);
-  Tensor changes = context_.allocate(DType::kF32, {num_heads, groups - 1});
-  cuda::squared_changes(outputs.f32(), metric.empty() ? nullptr : metric.f32(), static_cast<int>(groups - 1), rows,
-                        num_heads, static_cast<int>(head_dim), changes.f32(), context_.stream());
-  return changes;
-}
-
-void CudaBackend::attention(const AttentionCall& call) {
-  // Empty for a dense call. The slot is free for the next schedule once the kernel enqueued here is done with it.
-  const ScheduleStream::Lease lease = schedules_.get(call);
-  const AttentionArgs args = make_args(call, lease.device(), lease.has_summaries());
-  const size_t workspace_bytes = attention_workspace_bytes(args);
-  const std::shared_ptr<void> workspace = context_.allocate_bytes(workspace_bytes);
-  cuda::attention(args, workspace.get(), workspace_bytes, context_.stream());
 }
 
 std::shared_ptr<const LinearLayer> CudaBackend::project_values(const LinearLayer& output, ConstHeadsView values,
@@ -379,12 +267,6 @@ void CudaBackend::attention_weights(const AttentionCall& call, Tensor& weights) 
   few_keys(few, context_.stream());
 }
 
-bool usable() {
-  int major = 0;
-  return num_devices() > 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
-         10 * major >= kOldestCapability;
-}
-
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(int device) {
@@ -392,17 +274,12 @@ std::unique_ptr<Backend> make_cuda_backend(int device) {
 }
 
 std::unique_ptr<Backend> make_cuda_backend(int device, const ClipOptions& clip_options) {
-  use_device(device);
-  if (current_device().compute_capability < kOldestCapability) {
-    throw Error(ErrorKind::kDevice, "GPU: " + current_device().name +
-                                        " is older than compute capability 8.0; use "
-                                        "--backend cpu");
-  }
+  use_capable_device(device);
   return std::make_unique<CudaBackend>(clip_options);
 }
 
 void add_cuda_backend() {
-  add_backend({"cuda", usable, make_cuda_backend});
+  add_backend({"cuda", has_capable_device, make_cuda_backend});
 }
 
 }  // namespace calibatt::cuda

@@ -331,11 +331,10 @@ TEST_F(CudaChanges, AreThoseOfTheCpu) {
     const Tensor outputs = random({kGroups, rows, width}), gate = random({out}, DType::kF32, 2);
     for (const DType dtype : kTypes) {
       const Tensor weight = random({out, width}, dtype, 3);
-      const Tensor expected_metric = cpu->calibration_ops()->output_metric(
-          *cpu->make_linear(for_cpu(weight), {}, cpu_type(dtype)), weight, gate, static_cast<int>(heads));
+      const Tensor expected_metric = cpu->calibration_ops()->output_metric(weight, gate, static_cast<int>(heads));
       const auto layer = gpu->make_linear(weight, {}, dtype);
       const Tensor metric =
-          gpu->calibration_ops()->output_metric(*layer, weight, to_gpu(gate), static_cast<int>(heads));
+          gpu->calibration_ops()->output_metric(gpu->weight_of(*layer, weight), to_gpu(gate), static_cast<int>(heads));
       expect_close(metric, expected_metric, 1e-5);
       expect_close(gpu->calibration_ops()->squared_changes(to_gpu(outputs), metric, static_cast<int>(heads)),
                    cpu->calibration_ops()->squared_changes(outputs, expected_metric, static_cast<int>(heads)), 1e-5);

@@ -9,6 +9,8 @@
 namespace calibatt::cuda {
 namespace {
 
+constexpr int kOldestCapability = 80;  // the kernels' bf16 instructions
+
 const char* advice(cudaError_t status) {
   switch (status) {
     case cudaErrorNoDevice:
@@ -104,6 +106,19 @@ void use_device(int index) {
     throw Error(ErrorKind::kUsage, "--device " + std::to_string(index) + ": there is no such GPU; there are " + known);
   }
   check(cudaSetDevice(index), "choosing a GPU");
+}
+
+bool has_capable_device() {
+  int major = 0;
+  return num_devices() > 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+         10 * major >= kOldestCapability;
+}
+
+void use_capable_device(int index) {
+  use_device(index);
+  if (current_device().compute_capability >= kOldestCapability) return;
+  throw Error(ErrorKind::kDevice,
+              "GPU: " + current_device().name + " is older than compute capability 8.0; use --backend cpu");
 }
 
 DeviceBuffer::DeviceBuffer(size_t size_bytes) : size_bytes_(size_bytes) {

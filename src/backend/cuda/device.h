@@ -33,6 +33,11 @@ const DeviceInfo& current_device();
 /// there is no such index; Error(kDevice) when there is no GPU at all.
 void use_device(int index);
 
+/// Whether the first GPU is new enough for the kernels; false where there is none, or no driver.
+bool has_capable_device();
+/// As use_device; throws Error(kDevice) when that GPU is older than compute capability 8.0.
+void use_capable_device(int index);
+
 /// Device memory, freed with the object. Allocation and release wait for the device (cudaMalloc): buffers are for what
 /// lives long, not for a single call.
 class DeviceBuffer {

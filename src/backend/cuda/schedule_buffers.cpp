@@ -5,8 +5,8 @@
 namespace calibatt::cuda {
 
 // An event that was never recorded counts as past: a slot's first use waits for nothing.
-CudaScheduleBuffers::CudaScheduleBuffers(cudaStream_t compute, int num_slots)
-    : device_index_(current_device().index), compute_(compute), slots_(static_cast<size_t>(num_slots)) {
+CudaScheduleBuffers::CudaScheduleBuffers(int num_slots)
+    : device_index_(current_device().index), slots_(static_cast<size_t>(num_slots)) {
   try {
     for (Slot& slot : slots_) {
       check(cudaEventCreateWithFlags(&slot.uploaded, cudaEventDisableTiming), "making an event");
@@ -70,12 +70,15 @@ const void* CudaScheduleBuffers::device(int index) const {
   return slots_[static_cast<size_t>(index)].device.data();
 }
 
-void CudaScheduleBuffers::acquire(int index) {
-  check(cudaStreamWaitEvent(compute_, slots_[static_cast<size_t>(index)].uploaded, 0), "waiting for a schedule");
+// `released` is one event: where calls of several streams read one upload, the last must stand for all of them.
+void CudaScheduleBuffers::acquire(int index, KernelStream stream) {
+  const Slot& slot = slots_[static_cast<size_t>(index)];
+  check(cudaStreamWaitEvent(stream, slot.uploaded, 0), "waiting for a schedule");
+  check(cudaStreamWaitEvent(stream, slot.released, 0), "waiting for attention that reads a schedule");
 }
 
-void CudaScheduleBuffers::release(int index) {
-  check(cudaEventRecord(slots_[static_cast<size_t>(index)].released, compute_), "recording an event");
+void CudaScheduleBuffers::release(int index, KernelStream stream) {
+  check(cudaEventRecord(slots_[static_cast<size_t>(index)].released, stream), "recording an event");
 }
 
 }  // namespace calibatt::cuda

@@ -9,11 +9,11 @@
 
 namespace calibatt::cuda {
 
-/// Slots of device and pinned host memory, copied on a stream of their own. `compute`: the stream whose kernels read
-/// the slots; it must outlive the object. Throws Error(kDevice).
+/// Slots of device and pinned host memory of the current GPU, copied on a stream of their own. Streams whose kernels
+/// read a slot may be gone when the object is. Throws Error(kDevice).
 class CudaScheduleBuffers : public ScheduleBuffers {
  public:
-  explicit CudaScheduleBuffers(cudaStream_t compute, int num_slots = 3);
+  explicit CudaScheduleBuffers(int num_slots = 3);
   ~CudaScheduleBuffers() override;
 
   void begin_thread() override;
@@ -22,8 +22,8 @@ class CudaScheduleBuffers : public ScheduleBuffers {
   std::byte* host(int slot) override;
   void upload(int slot, size_t size_bytes) override;
   const void* device(int slot) const override;
-  void acquire(int slot) override;
-  void release(int slot) override;
+  void acquire(int slot, KernelStream stream) override;
+  void release(int slot, KernelStream stream) override;
 
  private:
   struct Slot {
@@ -33,7 +33,6 @@ class CudaScheduleBuffers : public ScheduleBuffers {
   };
   void free_all();
   int device_index_;
-  cudaStream_t compute_;
   Stream copies_;
   std::vector<Slot> slots_;
 };

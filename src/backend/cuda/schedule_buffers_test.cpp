@@ -51,7 +51,7 @@ TEST(CudaScheduleBuffers, KernelsSeeTheirOwnScheduleHoweverFarTheHostIsAhead) {
     seen.emplace_back(packed.ranges.size() * sizeof(ChunkRange));
   }
   for (const size_t limit : {size_t{2} << 20, kMaxScheduleBytes}) {  // tight: slots give each other room; and roomy
-    ScheduleStream stream(std::make_unique<CudaScheduleBuffers>(compute.get()), limit);
+    ScheduleStream stream(std::make_unique<CudaScheduleBuffers>(), limit);
     stream.prefetch(sources[0], kSizes);
     for (size_t i = 0; i < kLayers; ++i) {
       if (i + 1 < kLayers) stream.prefetch(sources[i + 1], kSizes);
@@ -60,7 +60,7 @@ TEST(CudaScheduleBuffers, KernelsSeeTheirOwnScheduleHoweverFarTheHostIsAhead) {
       call.q.num_tokens = call.k.num_tokens = kTokens;
       call.heads = sources[i]->heads();
       call.schedule = sources[i].get();
-      const auto lease = stream.get(call);
+      const auto lease = stream.get(call, compute.get());
       for (int pass = 0; pass < 4; ++pass) {  // some milliseconds before the schedule is read
         check(cudaMemsetAsync(delay.data(), pass, delay.size_bytes(), compute.get()), "delaying");
       }
@@ -84,16 +84,43 @@ TEST(CudaScheduleBuffers, KernelsSeeTheirOwnScheduleHoweverFarTheHostIsAhead) {
   }
 }
 
+// The reader that was enqueued first is still at it when the second is done: the slot must not be written before both.
+TEST(CudaScheduleBuffers, AreNotWrittenBeforeTheReadersOfAllStreamsAreDone) {
+  if (num_devices() == 0) GTEST_SKIP() << "no CUDA device";
+  constexpr size_t kBytes = 4096;
+  const Stream slow, fast;
+  DeviceBuffer delay(size_t{1} << 30), seen(kBytes);
+  CudaScheduleBuffers buffers(2);
+  buffers.resize(0, kBytes);
+  std::memset(buffers.host(0), 1, kBytes);
+  buffers.upload(0, kBytes);
+  buffers.acquire(0, slow.get());
+  for (int pass = 0; pass < 8; ++pass) {
+    check(cudaMemsetAsync(delay.data(), pass, delay.size_bytes(), slow.get()), "delaying");
+  }
+  check(cudaMemcpyAsync(seen.data(), buffers.device(0), kBytes, cudaMemcpyDeviceToDevice, slow.get()), "reading");
+  buffers.release(0, slow.get());
+  buffers.acquire(0, fast.get());
+  buffers.release(0, fast.get());
+  std::memset(buffers.host(0), 2, kBytes);
+  buffers.upload(0, kBytes);
+  slow.synchronize();
+  std::vector<char> found(kBytes), expected(kBytes, 1);
+  seen.copy_to_host(found.data(), slow.get());
+  slow.synchronize();
+  EXPECT_EQ(found, expected);
+}
+
 TEST(CudaScheduleBuffers, ErrorsOfTheDeviceReachTheCaller) {
   if (num_devices() == 0) GTEST_SKIP() << "no CUDA device";
   const Stream compute;
-  CudaScheduleBuffers buffers(compute.get(), 2);
+  CudaScheduleBuffers buffers(2);
   EXPECT_THROW(buffers.resize(0, size_t{1} << 50), Error);
   buffers.resize(0, 256);
   std::memset(buffers.host(0), 7, 256);
   buffers.upload(0, 256);
-  buffers.acquire(0);
-  buffers.release(0);
+  buffers.acquire(0, compute.get());
+  buffers.release(0, compute.get());
   compute.synchronize();
 }
 

@@ -46,11 +46,12 @@ ScheduleStream::~ScheduleStream() {
 ScheduleStream::Lease::Lease(Lease&& other) noexcept
     : stream_(std::exchange(other.stream_, nullptr)),
       slot_(other.slot_),
+      kernels_(other.kernels_),
       device_(other.device_),
       has_summaries_(other.has_summaries_) {}
 
 ScheduleStream::Lease::~Lease() {
-  if (stream_ != nullptr) stream_->release(slot_);
+  if (stream_ != nullptr) stream_->release(slot_, kernels_);
 }
 
 // ---- the calling thread --------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ void ScheduleStream::prefetch(std::shared_ptr<const ScheduleSource> source, cons
   add_job(std::move(source), sizes);
 }
 
-ScheduleStream::Lease ScheduleStream::get(const AttentionCall& call) {
+ScheduleStream::Lease ScheduleStream::get(const AttentionCall& call, KernelStream kernels) {
   Lease lease;
   if (!needs_schedule(call.heads)) return lease;
   const ScheduleSizes sizes{static_cast<int>(call.q.num_tokens), static_cast<int>(call.k.num_tokens), call.block_q,
@@ -100,20 +101,21 @@ ScheduleStream::Lease ScheduleStream::get(const AttentionCall& call) {
   }
   Slot& found = slots_[static_cast<size_t>(slot)];
   found.leased = false;
-  buffers_->acquire(slot);
+  buffers_->acquire(slot, kernels);
   found.leased = leased_ = found.used = true;
   last_leased_ = std::max(last_leased_, found.announced);
   lease.stream_ = this;
   lease.slot_ = slot;
+  lease.kernels_ = kernels;
   lease.device_ = found.device;
   lease.has_summaries_ = found.has_summaries;
   return lease;
 }
 
-void ScheduleStream::release(int slot) {
+void ScheduleStream::release(int slot, KernelStream kernels) {
   const std::lock_guard lock(mutex_);
   try {
-    buffers_->release(slot);
+    buffers_->release(slot, kernels);
   } catch (const Error&) {
     // A destructor calls this. The device is lost then, and says so again to whoever uses it next.
   }

@@ -16,6 +16,8 @@
 #include "backend/attention_engine.h"
 #include "backend/cuda/attention/packed_schedule.h"
 
+struct CUstream_st;
+
 /// A plan's schedules on their way to the GPU: a few slots of device memory, filled one or two layers ahead by one
 /// thread that decodes, packs and copies, while the GPU computes. Host code: what it wants of the device is an
 /// interface, so that the order of things is tested without one.
@@ -24,6 +26,9 @@ namespace calibatt::cuda {
 /// Most that schedules may take of the device's memory, and of pinned host memory. A layer of Wan 2.1 14B at 720p and
 /// density .375 takes 11 MB with key blocks of 128 (27 MB when all its masks are random), 19 MB with blocks of 64 (54).
 inline constexpr size_t kMaxScheduleBytes = size_t{64} << 20;
+
+/// The stream on which the kernels that read a schedule are enqueued: a cudaStream_t, named without CUDA's headers.
+using KernelStream = CUstream_st*;
 
 /// Memory of the slots, and the order of copies and kernels. `acquire` and `release` are called on the thread that
 /// enqueues kernels, the others on the stream's own.
@@ -40,10 +45,10 @@ class ScheduleBuffers {
   /// Begins to copy the first bytes of `host` to `device`, once the kernels before the last `release` are done with it.
   virtual void upload(int slot, size_t size_bytes) = 0;
   virtual const void* device(int slot) const = 0;
-  /// Kernels enqueued from now on see what was uploaded.
-  virtual void acquire(int slot) = 0;
-  /// Kernels enqueued from now on do not read the slot.
-  virtual void release(int slot) = 0;
+  /// Kernels enqueued there from now on see what was uploaded.
+  virtual void acquire(int slot, KernelStream stream) = 0;
+  /// Kernels enqueued there from now on do not read the slot.
+  virtual void release(int slot, KernelStream stream) = 0;
 };
 
 class ScheduleStream {
@@ -68,6 +73,7 @@ class ScheduleStream {
     friend class ScheduleStream;
     ScheduleStream* stream_ = nullptr;
     int slot_ = -1;
+    KernelStream kernels_ = nullptr;
     DeviceSchedule device_;
     bool has_summaries_ = false;
   };
@@ -75,9 +81,10 @@ class ScheduleStream {
   /// AttentionEngine::prefetch_schedule. Returns at once. What is known already, or under way, is not made again.
   void prefetch(std::shared_ptr<const ScheduleSource> source, const ScheduleSizes& sizes);
 
-  /// The schedule of a call (by call.schedule; without one, of call.heads). Waits when it is not there yet. Throws what
+  /// The schedule of a call (by call.schedule; without one, of call.heads) whose kernels are enqueued on `kernels`;
+  /// each call may have another stream. Waits when it is not there yet. Throws what
   /// decoding and packing throw, and Error(kUsage) when the schedule alone is larger than the limit.
-  Lease get(const AttentionCall& call);
+  Lease get(const AttentionCall& call, KernelStream kernels);
 
   MaskStreaming stats() const;
 
@@ -121,7 +128,7 @@ class ScheduleStream {
   int find_slot(const void* key, const ScheduleSizes& sizes) const;
   std::shared_ptr<Job> find_job(const void* key, const ScheduleSizes& sizes) const;
   std::shared_ptr<Job> add_job(std::shared_ptr<const ScheduleSource> source, const ScheduleSizes& sizes);
-  void release(int slot);
+  void release(int slot, KernelStream kernels);
 
   const std::unique_ptr<ScheduleBuffers> buffers_;
   const size_t max_bytes_;

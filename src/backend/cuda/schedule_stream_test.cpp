@@ -44,23 +44,27 @@ class FakeBuffers : public ScheduleBuffers {
     ++num_uploads;
   }
   const void* device(int slot) const override { return slots[static_cast<size_t>(slot)].device.data(); }
-  void acquire(int slot) override {
+  void acquire(int slot, KernelStream stream) override {
     const std::lock_guard lock(mutex);
     ++at(slot).leases;
+    acquired.push_back(stream);
   }
-  void release(int slot) override {
+  void release(int slot, KernelStream stream) override {
     const std::lock_guard lock(mutex);
     --at(slot).leases;
+    released.push_back(stream);
   }
   Slot& at(int slot) { return slots[static_cast<size_t>(slot)]; }
 
   std::mutex mutex;
   std::vector<Slot> slots;
   size_t peak_bytes = 0;
+  std::vector<KernelStream> acquired, released;  // on which streams, in order
   std::atomic<int> num_uploads = 0, num_resizes = 0;
   std::atomic<bool> fail_uploads = false;
 };
 
+constexpr KernelStream kKernels = nullptr;
 constexpr int kBlocks = 24, kTokens = kBlocks * 64;
 constexpr ScheduleSizes kSizes{kTokens, kTokens, 64, 64};
 
@@ -155,7 +159,7 @@ TEST_F(ScheduleStreamTest, ARunOneLayerAheadFindsEverythingAnnounced) {
     stream.prefetch(run[0], kSizes);
     for (size_t i = 0; i < run.size(); ++i) {
       if (i + 1 < run.size()) stream.prefetch(run[i + 1], kSizes);
-      const auto lease = stream.get(call_of(*run[i]));
+      const auto lease = stream.get(call_of(*run[i]), kKernels);
       expect_holds(lease, *run[i]);
     }
     const MaskStreaming stats = stream.stats();
@@ -173,7 +177,7 @@ TEST_F(ScheduleStreamTest, WhatIsThereIsNotMadeAgain) {
   const auto run = layers(1);
   for (int forward = 0; forward < 4; ++forward) {
     stream.prefetch(run[0], kSizes);
-    expect_holds(stream.get(call_of(*run[0])), *run[0]);
+    expect_holds(stream.get(call_of(*run[0]), kKernels), *run[0]);
   }
   EXPECT_EQ(buffers_->num_uploads, 1);
   ScheduleSizes other = kSizes;
@@ -188,7 +192,7 @@ TEST_F(ScheduleStreamTest, AScheduleOnTheDeviceStaysWhileItIsRead) {
   const auto run = layers(4);
   stream.prefetch(run[0], kSizes);
   {
-    const auto lease = stream.get(call_of(*run[0]));
+    const auto lease = stream.get(call_of(*run[0]), kKernels);
     for (size_t i = 1; i < 4; ++i) stream.prefetch(run[i], kSizes);
     wait_for([&] { return buffers_->num_uploads == 2; });
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -196,18 +200,18 @@ TEST_F(ScheduleStreamTest, AScheduleOnTheDeviceStaysWhileItIsRead) {
     expect_holds(lease, *run[0]);
   }
   wait_for([&] { return buffers_->num_uploads == 3; });
-  expect_holds(stream.get(call_of(*run[1])), *run[1]);
+  expect_holds(stream.get(call_of(*run[1]), kKernels), *run[1]);
   EXPECT_EQ(stream.stats().unannounced, 0);
 }
 
 TEST_F(ScheduleStreamTest, CallsThatNobodyAnnouncedWorkToo) {
   ScheduleStream& stream = start(2);
   const auto run = layers(5);
-  for (const auto& source : run) expect_holds(stream.get(call_of(*source)), *source);
-  for (const auto& source : run) expect_holds(stream.get(call_of(nullptr, source->heads())), *source);
+  for (const auto& source : run) expect_holds(stream.get(call_of(*source), kKernels), *source);
+  for (const auto& source : run) expect_holds(stream.get(call_of(nullptr, source->heads()), kKernels), *source);
   EXPECT_EQ(stream.stats().unannounced, 10);
   // An address may be another schedule's by now: what nobody keeps alive is not found by it.
-  expect_holds(stream.get(call_of(run[4].get(), run[0]->heads())), *run[0]);
+  expect_holds(stream.get(call_of(run[4].get(), run[0]->heads()), kKernels), *run[0]);
 }
 
 TEST_F(ScheduleStreamTest, WhatWasAnnouncedInVainMakesRoom) {
@@ -218,7 +222,7 @@ TEST_F(ScheduleStreamTest, WhatWasAnnouncedInVainMakesRoom) {
   stream.prefetch(run[0], kSizes);
   for (size_t i = 0; i < 10; ++i) {
     stream.prefetch(run[i + 1], kSizes);
-    expect_holds(stream.get(call_of(*run[i])), *run[i]);
+    expect_holds(stream.get(call_of(*run[i]), kKernels), *run[i]);
   }
   EXPECT_EQ(stream.stats().unannounced, 0);
 }
@@ -229,9 +233,9 @@ TEST_F(ScheduleStreamTest, DenseCallsTakeNothing) {
   source->make_dense();
   stream.prefetch(source, kSizes);
   wait_for([&] { return source->num_asked > 0; });
-  const auto lease = stream.get(call_of(*source));
+  const auto lease = stream.get(call_of(*source), kKernels);
   EXPECT_EQ(lease.device().tiles, nullptr);
-  EXPECT_EQ(stream.get(call_of(nullptr, {})).device().tiles, nullptr);
+  EXPECT_EQ(stream.get(call_of(nullptr, {}), kKernels).device().tiles, nullptr);
   EXPECT_EQ(buffers_->num_uploads, 0);
   EXPECT_EQ(stream.stats().calls, 0);
 }
@@ -243,15 +247,15 @@ TEST_F(ScheduleStreamTest, ErrorsReachTheCallThatWantsTheSchedule) {
   stream.prefetch(run[0], kSizes);
   wait_for([&] { return run[0]->num_asked == 1; });
   const AttentionCall call = call_of(run[0].get(), run[1]->heads());
-  EXPECT_EQ(message_of([&] { stream.get(call); }), "this layer is damaged");
+  EXPECT_EQ(message_of([&] { stream.get(call, kKernels); }), "this layer is damaged");
   run[0]->fail = false;
-  expect_holds(stream.get(call_of(*run[0])), *run[0]);
+  expect_holds(stream.get(call_of(*run[0]), kKernels), *run[0]);
   buffers_->fail_uploads = true;
   stream.prefetch(run[1], kSizes);
-  EXPECT_EQ(message_of([&] { stream.get(call_of(*run[1])); }), "the device is gone");
+  EXPECT_EQ(message_of([&] { stream.get(call_of(*run[1]), kKernels); }), "the device is gone");
   buffers_->fail_uploads = false;
-  expect_holds(stream.get(call_of(*run[2])), *run[2]);
-  expect_holds(stream.get(call_of(*run[1])), *run[1]);
+  expect_holds(stream.get(call_of(*run[2]), kKernels), *run[2]);
+  expect_holds(stream.get(call_of(*run[1]), kKernels), *run[1]);
 }
 
 TEST_F(ScheduleStreamTest, MemoryStaysWithinItsLimit) {
@@ -265,22 +269,39 @@ TEST_F(ScheduleStreamTest, MemoryStaysWithinItsLimit) {
     stream.prefetch(run[0], kSizes);
     for (size_t i = 0; i < run.size(); ++i) {
       if (i + 1 < run.size()) stream.prefetch(run[i + 1], kSizes);
-      expect_holds(stream.get(call_of(*run[i])), *run[i]);
+      expect_holds(stream.get(call_of(*run[i]), kKernels), *run[i]);
     }
     EXPECT_LE(buffers_->peak_bytes, max_bytes);
     EXPECT_LE(stream.stats().peak_device_bytes, max_bytes);
     EXPECT_EQ(stream.stats().unannounced, 0);
   }
   ScheduleStream& stream = start(3, large_bytes - 1);
-  EXPECT_THAT(message_of([&] { stream.get(call_of(*large[0])); }), HasSubstr("are kept for schedules; calibrate with"));
-  expect_holds(stream.get(call_of(*small[0])), *small[0]);
+  EXPECT_THAT(message_of([&] { stream.get(call_of(*large[0]), kKernels); }),
+              HasSubstr("are kept for schedules; calibrate with"));
+  expect_holds(stream.get(call_of(*small[0]), kKernels), *small[0]);
 }
 
 TEST_F(ScheduleStreamTest, TwoLeasesAtOnceAreRefused) {
   ScheduleStream& stream = start();
   const auto run = layers(2);
-  const auto lease = stream.get(call_of(*run[0]));
-  EXPECT_THROW(stream.get(call_of(*run[1])), std::logic_error);
+  const auto lease = stream.get(call_of(*run[0]), kKernels);
+  EXPECT_THROW(stream.get(call_of(*run[1]), kKernels), std::logic_error);
+}
+
+// Callers of the C interface bring a stream with each call.
+TEST_F(ScheduleStreamTest, IsOrderedAgainstTheStreamOfEachCall) {
+  ScheduleStream& stream = start();
+  const auto run = layers(2);
+  char streams[2];
+  const auto kernels = [&](size_t i) { return reinterpret_cast<KernelStream>(&streams[i % 2]); };
+  std::vector<KernelStream> expected;
+  for (size_t i = 0; i < 6; ++i) {
+    expect_holds(stream.get(call_of(*run[i / 3]), kernels(i)), *run[i / 3]);  // one upload, read by both
+    expected.push_back(kernels(i));
+  }
+  EXPECT_EQ(buffers_->acquired, expected);
+  EXPECT_EQ(buffers_->released, expected);
+  EXPECT_EQ(buffers_->num_uploads, 6) << "what nobody announced is not kept";
 }
 
 TEST_F(ScheduleStreamTest, EndsWhileWorkIsUnderWay) {

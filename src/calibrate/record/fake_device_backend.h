@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/attention_backend.h"
 #include "backend/cpu/cpu_backend.h"
 #include "calibrate/profile/level_code.h"
 #include "calibrate/record/recording_backend.h"
@@ -19,7 +20,7 @@ namespace calibatt {
 /// write. The same pages are mapped twice: once without any permission, at the addresses that tensors have, and once
 /// more for the backend itself, which computes with the CPU's attention. Code that follows a device pointer ends with a
 /// segmentation fault.
-class FakeDeviceBackend : public Device, public AttentionEngine, public CalibrationOps {
+class FakeDeviceBackend : public AttentionBackend {
  public:
   explicit FakeDeviceBackend(bool encodes_levels = false, size_t bytes = size_t{64} << 20)
       : encodes_levels_(encodes_levels), bytes_(bytes) {
@@ -35,7 +36,7 @@ class FakeDeviceBackend : public Device, public AttentionEngine, public Calibrat
     munmap(inside_, bytes_);
   }
 
-  operator RecordingBackend() { return {*this, *this, this}; }
+  operator RecordingBackend() { return {*this}; }
 
   std::string_view name() const override { return "fake"; }
   bool in_host_memory() const override { return false; }
@@ -92,7 +93,7 @@ class FakeDeviceBackend : public Device, public AttentionEngine, public Calibrat
     Tensor inside_video = visible(video);
     cpu_->calibration_ops()->take_video_energy(visible(energy), tail.empty() ? tail : visible(tail), inside_video);
   }
-  Tensor output_metric(const LinearLayer&, const Tensor&, const Tensor&, int) override { refuse(); }
+  Tensor output_metric(const Tensor&, const Tensor&, int) override { refuse(); }
   Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override {
     if (!metric.empty()) refuse();
     return from_host(cpu_->calibration_ops()->squared_changes(visible(outputs), metric, num_heads));

@@ -136,9 +136,9 @@ void LevelErrors::measure(int recorded, int layer, const Inputs& inputs, const O
   call.block_q = rows_per_block_;
   call.block_k = g.block_k;
   Tensor metric;
-  if (context.output_weight != nullptr) {
-    CALIBATT_ASSERT(context.output_layer != nullptr && context.backend_gate != nullptr);
-    metric = ops_.output_metric(*context.output_layer, *context.output_weight, *context.backend_gate, g.heads);
+  if (!context.backend_weight.empty()) {
+    CALIBATT_ASSERT(context.backend_gate != nullptr);
+    metric = ops_.output_metric(context.backend_weight, *context.backend_gate, g.heads);
   }
   const double residual = context.residual_square_sum > 0 ? context.residual_square_sum : 1.0;
   const double scale = static_cast<double>(g.num_tokens()) / static_cast<double>(rows) / residual;

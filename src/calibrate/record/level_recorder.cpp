@@ -21,7 +21,7 @@ LevelRecorder::LevelRecorder(const RecordingBackend& backend, const ProfileHeade
 }
 
 void LevelRecorder::begin_forward(int step, GuidanceBranch branch) {
-  if (errors_) errors_->collect();
+  if (errors_ && step != step_) errors_->collect();  // in a step, branches may take turns call by call
   Recorder::begin_forward(step, branch);
 }
 

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "attention/self_attention.h"
@@ -77,6 +78,7 @@ class Recorder : public SelfAttention {
  private:
   struct Clock {
     int calls = 0, measured = 0;
+    std::optional<int> measured_step;  ///< the first; its branches may take turns, one forward for each call
     double attention = 0, record = 0;  ///< of the measured calls
     double each(double total) const { return measured > 0 ? total / measured : 0; }
   };

@@ -1,12 +1,14 @@
 #pragma once
 
+#include "backend/attention_backend.h"
 #include "backend/backend.h"
 
 namespace calibatt {
 
-/// What a recording uses of a backend; any Backend will do.
+/// What a recording uses of a backend; any Backend or AttentionBackend will do.
 struct RecordingBackend {
   RecordingBackend(Backend& backend) : RecordingBackend(backend, backend, backend.calibration_ops()) {}
+  RecordingBackend(AttentionBackend& backend) : RecordingBackend(backend, backend, &backend) {}
   RecordingBackend(Device& device, AttentionEngine& engine, CalibrationOps* calibration_ops)
       : device(device), engine(engine), calibration_ops(calibration_ops) {}
 

@@ -73,7 +73,6 @@ inline void run_synthetic(const AttentionGeometry& geometry, int steps, int laye
   TorchGenerator generator(3);
   const int64_t width = static_cast<int64_t>(geometry.heads) * geometry.head_dim;
   const Tensor weight = generator.randn({width, width}), gate = generator.randn({width});
-  const auto layer_of_weight = make_backend("cpu")->make_linear(weight, {}, DType::kF32);
   for (int step = 0; step < steps; ++step) {
     for (const GuidanceBranch branch : {GuidanceBranch::kConditional, GuidanceBranch::kUnconditional}) {
       attention.begin_forward(step, branch);
@@ -82,8 +81,7 @@ inline void run_synthetic(const AttentionGeometry& geometry, int steps, int laye
         Tensor out(DType::kF32, {geometry.num_tokens(), geometry.heads, geometry.head_dim});
         OutputContext context;
         if (attention.wants_output_context()) {
-          context = {
-              &weight, {gate.f32(), static_cast<size_t>(width)}, 1e4 * (1 + layer), layer_of_weight.get(), &gate};
+          context = {&weight, {gate.f32(), static_cast<size_t>(width)}, 1e4 * (1 + layer), weight, &gate};
         }
         attention.attend(layer, geometry, call.view(call.q), call.view(call.k), call.view(call.v),
                          call.output_view(out), context);

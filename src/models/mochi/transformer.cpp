@@ -246,7 +246,7 @@ OutputContext MochiTransformer::output_context(int layer, const Tensor& gate, co
   context.output_weight = &output_weight(layer);
   context.gate = {host_gate.f32(), static_cast<size_t>(config_.dim())};
   context.residual_square_sum = backend_->sum_of_squares(work_.residual);
-  context.output_layer = block.video.output.get();
+  context.backend_weight = backend_->weight_of(*block.video.output, *context.output_weight);
   context.backend_gate = &gate;
   context.squared_gain = [this, &block, attended] {
     Tensor output = backend_->empty(DType::kF32, attended.shape());

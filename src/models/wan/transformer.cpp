@@ -187,7 +187,7 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
     context.output_weight = &output_weight(layer);
     context.gate = {host_gate.f32(), static_cast<size_t>(dim)};
     context.residual_square_sum = backend_->sum_of_squares(work_.residual);
-    context.output_layer = block.output.get();
+    context.backend_weight = backend_->weight_of(*block.output, *context.output_weight);
     context.backend_gate = &gate;
   }
   timer.start();
