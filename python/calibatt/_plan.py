@@ -1,0 +1,170 @@
+"""Plans: opened, described, and compiled from what a calibration measured."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+from . import _errors, _library
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+class Plan:
+    """A plan file (docs/plan_format.md): which blocks of self-attention are computed, for each step, layer and head.
+
+    >>> plan = calibatt.Plan("plan.safetensors")
+    >>> plan.density, plan.grid
+    (0.375, (17, 16, 16))
+
+    Masks stay in the file until a layer is asked for. Raises NotFound, Unreadable, FormatError.
+    """
+
+    def __init__(self, path: PathLike):
+        self.path = os.fspath(path)
+        self._library = _library.library()
+        handle = ctypes.c_void_p()
+        self._library.plan_open(_library.encoded(self.path), ctypes.byref(handle))
+        self._handle = handle
+        #: Everything that the file says of itself; the names are those of calibatt_plan_json (include/calibatt/c_api.h).
+        self.facts: Dict[str, Any] = json.loads(self._library.plan_json(handle))
+
+    def __del__(self) -> None:
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle:
+            self._library.plan_close(handle)
+
+    def __repr__(self) -> str:
+        return f"<calibatt.Plan {self.path!r}: density {self.density:.3f}>"
+
+    def describe(self) -> str:
+        """The plan in a few lines for people."""
+        return self._library.plan_text(self._handle).decode("utf-8")
+
+    @property
+    def density(self) -> float:
+        """Computed (query, key) pairs of tokens over all pairs, 0 to 1."""
+        return self.facts["density"]
+
+    @property
+    def density_map(self) -> List[List[float]]:
+        """[steps][layers] densities."""
+        return self.facts["density_map"]
+
+    @property
+    def grid(self) -> Tuple[int, int, int]:
+        """Latent frames, rows and columns in tokens."""
+        return tuple(self.facts["grid"])  # type: ignore[return-value]
+
+    @property
+    def sigmas(self) -> List[float]:
+        """[steps] noise level of each step, from 1 (noise) to 0."""
+        return self.facts["sigmas"]
+
+    @property
+    def step_transformer(self) -> List[int]:
+        """[steps] which of the model's transformers denoises the step."""
+        return self.facts.get("step_transformer") or [0] * len(self.sigmas)
+
+    @property
+    def num_layers(self) -> int:
+        return self.facts["layers"]
+
+    @property
+    def num_heads(self) -> int:
+        return self.facts["heads"]
+
+    @property
+    def head_dim(self) -> int:
+        return self.facts["head_dim"]
+
+    @property
+    def video(self) -> Tuple[int, int, int]:
+        """Video frames, height and width in pixels."""
+        video = self.facts["video"]
+        return video["frames"], video["height"], video["width"]
+
+    @property
+    def transformers(self) -> List[Dict[str, str]]:
+        """The weights that the plan was made for: [{"name", "fingerprint"}]. An empty fingerprint is not known."""
+        return self.facts["transformers"]
+
+
+def setting_list(settings: Dict[str, Any]) -> Tuple[Any, int]:
+    """Settings as the command line spells them: token_order="raster" → --token-order raster. None is left out."""
+    given = [(name.replace("_", "-"), value) for name, value in settings.items() if value is not None]
+    array = (_library.Setting * max(1, len(given)))()
+    for entry, (name, value) in zip(array, given):
+        entry.name, entry.value = name.encode(), _setting_text(value).encode()
+    return array, len(given)
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def compile(  # noqa: A001 - the name that people expect
+    profile: PathLike,
+    output: PathLike,
+    density: Optional[float] = None,
+    progress: Optional[Callable[[str, int, int], None]] = None,
+    **settings: Any,
+) -> Plan:
+    """Makes another plan of what a calibration measured, in seconds, without the model.
+
+    Args:
+        profile: the folder that `calibrate` or `calibatt calibrate` filled; `PLAN.profile` if nothing else was said.
+        output: the plan file to write. It appears complete or not at all.
+        density: share of attention to compute, 0 to 1; None: as the command line does.
+        progress: called with (stage, done, total); what it raises ends the work and reaches you. None: a bar by tqdm.
+        settings: the flags of `calibatt calibrate --help` that say how a plan is compiled, with _ for -: budget="energy".
+
+    Returns the plan. Raises UsageError naming a setting that cannot be, NotFound, FormatError, WriteError.
+    """
+    library = _library.library()
+    array, count = setting_list({"density": density, **settings})
+    raised: List[BaseException] = []
+    bar = None if progress else _Bar()
+
+    def tell(_: Any, stage: bytes, done: int, total: int) -> int:
+        try:
+            (progress or bar)(stage.decode(), done, total)  # type: ignore[misc]
+        except BaseException as error:  # noqa: BLE001 - nothing may pass through the C code
+            raised.append(error)
+            return 1
+        return 0
+
+    try:
+        library.compile(_library.encoded(os.fspath(profile)), _library.encoded(os.fspath(output)), array, count,
+                        _library.Progress(tell), None, None)  # fmt: skip
+    except _errors.Cancelled:
+        raise raised[0] if raised else _errors.Cancelled("stopped") from None
+    finally:
+        if bar:
+            bar.close()
+    return Plan(output)
+
+
+class _Bar:
+    """Progress of the compiler by tqdm, where it is installed."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            return
+        self._bar = tqdm(total=1, desc="compile", leave=False)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.total, self._bar.n = total, done
+            self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

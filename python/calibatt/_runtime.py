@@ -1,0 +1,232 @@
+"""What happens in a forward: which step of which run it is, the session of that run, the order of tokens, and each attention call."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+import torch
+
+from . import _errors, _library, _ops
+from ._session import DTYPES, RunFacts, Session
+
+if TYPE_CHECKING:
+    from ._families import Family
+    from ._plan import Plan
+
+Grid = Tuple[int, int, int]
+Sample = Tuple[int, int]  #: its index in the batch, and the batch's size
+
+
+class Switch:
+    """Whether hooks and processors do anything. Read by torch.compile's guards, so it holds nothing else."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+
+class Runtime:
+    """What one pipe's transformers share. Subclasses say which session a forward uses: PlannedRuntime, calibration's Recording."""
+
+    def __init__(self, pipe: Any, family: "Family"):
+        self._pipe = weakref.ref(pipe)  # the pipe owns its transformers, and these our hooks
+        self.family = family
+        self.switch = Switch()
+        self.bindings: List[Binding] = []
+
+    @property
+    def pipe(self) -> Any:
+        pipe = self._pipe()
+        if pipe is None:
+            raise _errors.UsageError("the pipe that the plan was applied to is gone, and its transformer runs in another; apply the plan to the pipe that you use")
+        return pipe
+
+    def begin_forward(self, binding: "Binding", grid: Grid, x: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def order(self) -> "Order":
+        raise NotImplementedError
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, sample: Optional[Sample]) -> None:
+        """sample: which one it is, where samples are computed one by one; None: all of a batch at once."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Gives back what the sessions hold."""
+
+
+class Order:
+    """A token order and its inverse, on any device."""
+
+    def __init__(self, raster_of_position: torch.Tensor):
+        self._order = raster_of_position
+        self.is_raster = bool((raster_of_position == torch.arange(raster_of_position.numel())).all())
+        self._on_device: Dict[Tuple[torch.device, bool], torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return self._order.numel()
+
+    def index(self, device: torch.device, back: bool) -> torch.Tensor:
+        key = (device, back)
+        if key not in self._on_device:
+            self._on_device[key] = (torch.argsort(self._order) if back else self._order).to(device)
+        return self._on_device[key]
+
+
+class Binding:
+    """One transformer of a pipe: what its operations call, and what the pipe says of the forward that comes."""
+
+    def __init__(self, runtime: Runtime, index: int):
+        self.runtime, self.index = runtime, index
+        self.attached = False
+        self.detach: Callable[[], None] = lambda: None  #: gives back what was there
+        self.context: Optional[Tuple[str, Optional[int]]] = None  #: cache_context's name and step_index, within it
+        self.number = _ops.register(self)
+        self._order: Optional[Order] = None  #: of the forward that runs
+
+    def begin_forward(self, grid: Grid, x: torch.Tensor) -> None:
+        self._order = None
+        self._text: Dict[Any, List[torch.Tensor]] = {}
+        self.runtime.begin_forward(self, grid, x)
+        self._order = self.runtime.order()
+
+    def arrange(self, x: torch.Tensor, back: bool) -> torch.Tensor:
+        order = self._running_order()
+        if x.shape[1] != len(order):
+            raise _errors.Unsupported(f"this forward has {len(order)} video tokens, and {x.shape[1]} arrive: something splits them, such as context "
+                                      "parallelism, which cannot be combined with a plan")  # fmt: skip
+        return x.clone(memory_format=torch.contiguous_format) if order.is_raster else x.index_select(1, order.index(x.device, back))
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        self._running_order()
+        q, k, v = (_channels_contiguous(x) for x in (q, k, v))
+        require_dtypes(q, k, v)
+        self.runtime.attend(layer, q, k, v, out, None)
+
+    def attend_joint(self, layer: int, video: Sequence[torch.Tensor], text: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        self._running_order()
+        batch, num_tokens, heads, head_dim = video[0].shape
+        require_dtypes(*video, *text)
+        out = video[0].new_empty((batch, num_tokens + text[0].shape[1], heads, head_dim))
+        for sample, valid in enumerate(self._valid_text(mask)):
+            end = num_tokens + valid.numel()
+            q, k, v = (torch.cat((x[sample], behind[sample].index_select(0, valid)))[None] for x, behind in zip(video, text))
+            self.runtime.attend(layer, q, k, v, out[sample : sample + 1, :end], (sample, batch))
+            out[sample, end:] = 0
+        return out
+
+    def _valid_text(self, mask: torch.Tensor) -> List[torch.Tensor]:
+        """The indices of the text tokens that are there, of each sample. All layers of a forward get the same mask: looked at once,
+        since the host has to wait for it.
+        """
+        key = (mask.data_ptr(), mask._version, mask.shape)
+        if key not in self._text:
+            self._text = {key: [torch.nonzero(row).flatten() for row in mask.bool()]}
+        return self._text[key]
+
+    def _running_order(self) -> Order:
+        if self._order is None:
+            raise _errors.Error("attention runs before its tokens were put in order: this transformer was compiled before calibatt.apply; "
+                                "call torch._dynamo.reset() and compile again")  # fmt: skip
+        return self._order
+
+
+def _channels_contiguous(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def require_dtypes(*tensors: torch.Tensor) -> None:
+    dtypes = {x.dtype for x in tensors}
+    if len(dtypes) == 1 and next(iter(dtypes)) in DTYPES:
+        return
+    names = ", ".join(sorted(str(dtype).replace("torch.", "") for dtype in dtypes))
+    raise _errors.Unsupported(f"self-attention runs in {names}; calibatt knows float32, float16 and bfloat16, one for query, key and value: "
+                              "load the transformer with such a torch_dtype")  # fmt: skip
+
+
+def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
+    """(step, branch of guidance) of the forward that begins, as the pipe's loop told it."""
+    if binding.context is None:
+        raise _errors.Unsupported("which denoising step this is cannot be known: the transformer was called outside of the pipe; call it within "
+                                  "transformer.cache_context('cond', step_index=step), as diffusers' pipelines do")  # fmt: skip
+    name, step = binding.context
+    if step is None:  # Mochi's pipeline tells its scheduler alone
+        step = getattr(pipe.scheduler, "step_index", None)
+        step = getattr(pipe.scheduler, "begin_index", None) if step is None else step
+    return step or 0, _library.UNCONDITIONAL if name == "uncond" else _library.CONDITIONAL
+
+
+class PlannedRuntime(Runtime):
+    """Runs by a plan. A session is opened when the first forward of a run shows its size and steps, and serves later runs like it."""
+
+    def __init__(self, pipe: Any, family: "Family", plan: "Plan", on_mismatch: str, fingerprints: Sequence[Optional[str]]):
+        super().__init__(pipe, family)
+        self.plan, self.on_mismatch, self.fingerprints = plan, on_mismatch, tuple(fingerprints)
+        self.run: Optional[RunFacts] = None
+        self.sessions: Dict[int, Session] = {}
+        self._sigmas: Any = None  #: the scheduler's own tensor, of the run that the sessions are of
+        self._conditions: Tuple[Any, ...] = ()
+        self._order: Optional[Order] = None
+        self._step = self._branch = 0
+        self._begun: Set[int] = set()  #: keys of the sessions that the present forward began in
+        self._device = torch.device("cpu")
+        self.reasons: Dict[str, str] = {}  #: why the weights of a transformer were not compared
+        self._warned: Set[str] = set()
+
+    def begin_forward(self, binding: Binding, grid: Grid, x: torch.Tensor) -> None:
+        pipe = self.pipe
+        self._step, self._branch = step_of(pipe, binding)
+        self._begun = set()
+        # A new run has new sigmas: its scheduler made them anew.
+        sigmas, conditions = pipe.scheduler.sigmas, (getattr(pipe, "_guidance_scale", None), grid, x.device)
+        if not self.sessions or self._sigmas is not sigmas or self._conditions != conditions:
+            self._begin_run(self.family.run_facts(pipe, grid, self.fingerprints), x.device)
+            self._sigmas, self._conditions = sigmas, conditions
+        assert self.run is not None
+        if self._step >= len(self.run.sigmas):
+            raise _errors.Mismatch(f"this is step {self._step}, and the pipe's scheduler has {len(self.run.sigmas)}; call the pipe itself")
+        expected = self.run.step_transformer[self._step] if self.run.step_transformer else 0
+        if binding.index != expected:
+            names = self.family.transformer_names
+            raise _errors.Mismatch(f"step {self._step} runs through pipe.{names[binding.index]}, and by the pipe's boundary it is "
+                                   f"pipe.{names[expected]}'s; call the pipe itself")  # fmt: skip
+
+    def _begin_run(self, run: RunFacts, device: torch.device) -> None:
+        if self.sessions and run == self.run and device == self._device:
+            return
+        self.close()
+        self.run, self._device = run, device
+        session = self._session(_library.CONDITIONAL)
+        self._order = Order(session.token_order(run.grid[0] * run.grid[1] * run.grid[2]))
+        report = session.report()
+        fallback = report.get("fallback_reason")
+        for text in [*report.get("warnings", []), *([f"this run is dense: {fallback}"] if fallback else [])]:
+            if text not in self._warned:
+                self._warned.add(text)
+                warnings.warn(f"{self.plan.path}: {text}", _errors.CalibattWarning, stacklevel=2)
+
+    def _session(self, key: int) -> Session:
+        if key not in self.sessions:
+            assert self.run is not None
+            self.sessions[key] = Session.open(self.plan, self.run, self._device, self.on_mismatch)
+        return self.sessions[key]
+
+    def order(self) -> Order:
+        assert self._order is not None
+        return self._order
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, sample: Optional[Sample]) -> None:
+        # Text differs between branches and with it the masks: each branch of one batch has a session, which then always sees its own text.
+        branch = self._branch if sample is None else self.family.branch_of_sample(self.pipe, sample)
+        key = _library.CONDITIONAL if sample is None else branch
+        session = self._session(key)
+        if key not in self._begun:
+            session.begin_forward(self._step, branch)
+            self._begun.add(key)
+        session.attend(layer, q, k, v, out)
+
+    def close(self) -> None:
+        for session in self.sessions.values():
+            session.close()
+        self.sessions, self._sigmas, self._order = {}, None, None
