@@ -135,7 +135,7 @@ class Wan(Family):
                 return output
             grid = grid_of(inputs[0])
             tokens = arrange(output.flatten(2).transpose(1, 2), site, *grid, False, False)
-            return tokens.transpose(1, 2).unflatten(2, grid)
+            return tokens.transpose(1, 2).contiguous().unflatten(2, grid)  # blocks then see the strides that they always see
 
         def restore_order(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return arrange(output, site, 0, 0, 0, False, True) if switch.on else output

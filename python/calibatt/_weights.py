@@ -50,7 +50,7 @@ def _cache_path() -> Path:
 
 def _key(folder: Path, like: str) -> str:
     """Changes when a file does: names, sizes and times."""
-    facts = [str(folder.resolve()), like.split(":")[0] if ":" in like else like]
+    facts = [str(folder.resolve()), like if ":" not in like else like[: like.index(":")]]  # the scheme's name; old ones have none
     for file in [folder / "config.json", *_files(folder)]:
         status = file.stat()
         facts += [file.name, str(status.st_size), str(status.st_mtime_ns)]
