@@ -57,7 +57,8 @@ class Sampling:
         self.guidance_scale = float(getattr(guider, "cfg", 0) or 0)
         self.calls = 0
         self.layer: Optional[int] = None
-        self.order_reason = ""  # why tokens are reordered at every call; empty: they are not
+        self.order_reason = ""  # why tokens are reordered at every call of the present forward; empty: they are not
+        self.order_reasons: list[str] = []  # of all forwards
         self._hooks = contextlib.ExitStack()
         self._order: Optional[torch.Tensor] = None
         self._on_device: dict[Any, torch.Tensor] = {}
@@ -121,6 +122,8 @@ class Sampling:
     def forward(self, arguments: dict[str, Any], options: dict[str, Any]):
         """Tokens are reordered once around the block stack where nothing in between minds, else at every call."""
         self.order_reason = "" if self._order is None else _what_minds_order(arguments, options)
+        if self.order_reason and self.order_reason not in self.order_reasons:
+            self.order_reasons.append(self.order_reason)
         if self._order is None or self.order_reason:
             yield
             return
@@ -171,6 +174,10 @@ class Attachment:
         self.guider: Any = None
         self.start: tuple[Any, Any, Any] = (None, None, None)  # noise, latent, seed
         self.active = False  # within a forward of which attention is ours
+
+    def __deepcopy__(self, memo: Any) -> "Attachment":
+        """ComfyUI copies a model's options when nodes behind this one clone it: deeply, methods with their objects."""
+        return self
 
     # ---- OUTER_SAMPLE
 
@@ -289,10 +296,13 @@ def attach(model: Any, begin: Callable[[Attachment, Callable[[], Any]], Any]) ->
 
 class Planned(Run):
     def begin_forward(self, step, branches, batch):
-        self.session.begin_forward(step, 1 if branches and all(branch == 1 for branch in branches) else 0)
+        self.announced = (step, 1 if branches and all(branch == 1 for branch in branches) else 0)
         return True
 
     def attend(self, layer, q, k, v, out, dense):
+        if self.announced is not None:  # a step that a caching node leaves out never gets here
+            self.session.begin_forward(*self.announced)
+            self.announced = None
         self.session.attend(layer, q, k, v, out)
 
 
@@ -334,8 +344,7 @@ def _told(report: dict[str, Any], sampling: Sampling) -> str:
     lines = [f"density {report['density']:.3f} over {sampling.calls} attention calls"]
     if report.get("step_mapping"):
         lines.append(report["step_mapping"])
-    if sampling.order_reason:
-        lines.append(f"tokens are reordered at every call, which costs some 3 %: {sampling.order_reason}")
+    lines += [f"tokens are reordered at every call, which costs some 3 %: {reason}" for reason in sampling.order_reasons]
     return "\n".join([*lines, *report.get("warnings", [])])
 
 

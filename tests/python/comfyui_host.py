@@ -4,6 +4,7 @@ Modules that the nodes import, a model patcher with clones and wrappers, a sampl
 blocks call attention as ComfyUI's do.
 """
 
+import copy
 import importlib.util
 import sys
 import types
@@ -229,7 +230,7 @@ class ModelPatcher:
     def clone(self):
         other = ModelPatcher(self.model)
         other.wrappers = {kind: {key: list(each) for key, each in keys.items()} for kind, keys in self.wrappers.items()}
-        other.model_options = {**self.model_options, "transformer_options": dict(self.model_options["transformer_options"])}
+        other.model_options = copy.deepcopy(self.model_options)
         return other
 
     def add_wrapper_with_key(self, kind, key, wrapper):

@@ -1,0 +1,213 @@
+"""integrations/comfyui on ComfyUI itself, where COMFYUI_DIR is a checkout of it: its own models with small random weights, its own
+samplers, on a CPU. The nodes' tests that run everywhere are comfyui_test.py and comfyui_calibrate_test.py.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+COMFYUI = os.environ.get("COMFYUI_DIR")
+pytestmark = pytest.mark.skipif(not COMFYUI, reason="COMFYUI_DIR is not set to a checkout of ComfyUI")
+ROOT = Path(__file__).resolve().parents[2]
+LATENT = (3, 8, 12)  # frames, rows, columns: 3×4×6 tokens
+NUM_TOKENS = 72
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory):
+    """ComfyUI's modules, on the CPU, with a models folder of its own."""
+    sys.path.insert(0, COMFYUI)
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    import comfy.sample
+    import comfy.samplers
+    import comfy.sd
+    import folder_paths
+
+    folder_paths.models_dir = str(tmp_path_factory.mktemp("models"))
+    return comfy
+
+
+@pytest.fixture(scope="module")
+def sampling(comfy):
+    spec = importlib.util.spec_from_file_location("calibatt_real", ROOT / "integrations/comfyui/__init__.py")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["calibatt_real"] = package
+    spec.loader.exec_module(package)
+    import calibatt_real.sampling as module
+
+    return module
+
+
+def random_weights(module):
+    """Large enough for attention to be anything but even."""
+    random = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        return {name: torch.randn(each.shape, generator=random) * (0.3 if each.ndim < 2 else 1.5 / each[0].numel() ** 0.5) + (1.0 if "norm" in name and "weight" in name else 0) for name, each in module.state_dict().items()}  # fmt: skip
+
+
+CHANNELS = {"wan": 16, "ti2v": 48, "mochi": 12}
+
+
+@pytest.fixture(scope="module")
+def models(comfy, tmp_path_factory):
+    """Wan models are loaded from files, as ComfyUI's node loads them; that takes Mochi's size for granted."""
+    import comfy.ldm.wan.model
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.ops
+    import comfy.supported_models
+    from safetensors.torch import save_file
+
+    made = {}
+    for name in ("wan", "ti2v"):
+        channels = CHANNELS[name]
+        module = comfy.ldm.wan.model.WanModel(
+            "t2v", dim=256, ffn_dim=128, in_dim=channels, out_dim=channels, num_heads=2, num_layers=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+        )
+        path = tmp_path_factory.mktemp("wan") / "wan.safetensors"
+        save_file(random_weights(module), path)
+        made[name] = comfy.sd.load_diffusion_model(str(path))
+    config = comfy.supported_models.GenmoMochi(
+        {"image_model": "mochi_preview", "depth": 2, "patch_size": 2, "num_heads": 2, "hidden_size_x": 96, "hidden_size_y": 48, "mlp_ratio_x": 128.0,
+         "mlp_ratio_y": 4.0, "learn_sigma": False, "in_channels": 12, "qk_norm": True, "qkv_bias": False, "timestep_scale": 1000.0, "use_t5": True,
+         "t5_feat_dim": 64, "posenc_preserve_area": True}
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    mochi = comfy.model_base.GenmoMochi(config)
+    mochi.diffusion_model.load_state_dict(random_weights(mochi.diffusion_model))
+    made["mochi"] = comfy.model_patcher.ModelPatcher(mochi, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    return made
+
+
+def conditioning(name, seed):
+    random = torch.Generator().manual_seed(seed)
+    if name != "mochi":
+        return [[torch.randn(1, 7, 4096, generator=random), {}]]
+    return [[torch.randn(1, 9, 64, generator=random), {"attention_mask": torch.arange(9).unsqueeze(0) < 4 + seed}]]  # text of two lengths
+
+
+def sample(comfy, name, model, steps=3, sampler="euler", cfg=4.0, seed=2, **more):
+    latent = torch.zeros(1, CHANNELS[name], *LATENT)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", conditioning(name, 1), conditioning(name, 2), latent, seed=seed, disable_pbar=True, **more)  # fmt: skip
+
+
+@pytest.fixture
+def masked(sampling, monkeypatch):
+    """Sessions of masks in torch in the place of the library's: masks are known, and tokens in an order of their own."""
+    import comfyui_test as stand_in
+
+    monkeypatch.setattr(stand_in, "NUM_TOKENS", NUM_TOKENS)
+    opened = []
+    monkeypatch.setattr(sampling.Session, "open", staticmethod(lambda plan, facts, *_: opened.append(stand_in.MaskedSession(facts)) or opened[-1]))
+
+    def apply(patcher):
+        told = []
+        return sampling.apply_plan(patcher, stand_in.make_plan(), None, "error", told.append), opened, told
+
+    return apply
+
+
+def expected(comfy, name, patcher, session, **options):
+    reference = patcher.clone()
+    override = Raster(session)
+    reference.model_options["transformer_options"]["optimized_attention_override"] = override
+    result = sample(comfy, name, reference, **options)
+    assert override.count == len(session.calls)
+    return result
+
+
+CASES = [("wan", "euler"), ("wan", "uni_pc"), ("wan", "heun"), ("wan", "dpmpp_2m"), ("ti2v", "euler"), ("mochi", "euler")]
+
+
+@pytest.mark.parametrize("name, sampler", CASES)
+def test_masks_are_applied_and_removing_the_node_restores(comfy, models, masked, name, sampler):
+    patcher = models[name]
+    dense = sample(comfy, name, patcher, sampler=sampler)
+    clone, (opened), told = masked(patcher)
+    planned = sample(comfy, name, clone, sampler=sampler)
+    (session,) = opened
+    assert session.facts.grid == (3, 4, 6) and session.facts.head_dim == (48 if name == "mochi" else 128)
+    assert session.facts.video == {"wan": (9, 64, 96), "ti2v": (9, 128, 192), "mochi": (13, 64, 96)}[name]
+    assert {step for step, _ in session.forwards} == {0, 1, 2}
+    assert "density" in told[0] and "every call" not in told[0]
+    right = expected(comfy, name, patcher, session, sampler=sampler)
+    scale = float((right - dense).abs().max())
+    assert scale > 1e-2
+    assert float((planned - right).abs().max()) < 1e-3 * scale  # float32 sums in another order; measured: 2e-5 of it
+    assert torch.equal(sample(comfy, name, patcher, sampler=sampler), dense)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in patcher.model.diffusion_model.modules())
+
+
+def test_image_to_video_with_a_noise_level_for_each_frame(comfy, models, masked):
+    mask = torch.ones(1, 1, *LATENT)
+    mask[:, :, 0] = 0
+    dense = sample(comfy, "ti2v", models["ti2v"], noise_mask=mask)
+    clone, opened, told = masked(models["ti2v"])
+    planned = sample(comfy, "ti2v", clone, noise_mask=mask)
+    assert "noise levels of their own" in told[0]
+    right = expected(comfy, "ti2v", models["ti2v"], opened[0], noise_mask=mask)
+    scale = float((right - dense).abs().max())
+    assert scale > 1e-2 and float((planned - right).abs().max()) < 1e-3 * scale
+
+
+def cached(model):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    return EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False)[0]
+
+
+def layer_skipped(model):
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    return SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, "1", "")[0]
+
+
+@pytest.mark.parametrize("calibatt_first", [False, True])
+@pytest.mark.parametrize("node", [cached, layer_skipped])
+def test_steps_and_layers_that_other_nodes_leave_out(comfy, models, masked, node, calibatt_first):
+    patcher = models["wan"]
+    clone, opened, told = masked(patcher if calibatt_first else node(patcher))
+    planned = sample(comfy, "wan", node(clone) if calibatt_first else clone, steps=5)
+    (session,) = opened
+    if node is cached:
+        assert {step for step, _ in session.forwards} < set(range(5))
+    else:  # one forward more a step, without layer 1, in which the other node's patches are given the tokens
+        plain = [layer for _, layer in session.calls].count(1)
+        assert [layer for _, layer in session.calls].count(0) == [layer for _, layer in session.calls].count(2) == plain + 5
+        assert "patches the model's blocks" in told[0]
+    right = expected(comfy, "wan", node(patcher), session, steps=5)
+    assert float((planned - right).abs().max()) < 1e-3 * float(right.abs().max())
+
+
+def test_compiled(comfy, models, masked):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    clone, opened, _ = masked(models["wan"])
+    eager = sample(comfy, "wan", clone)
+    set_torch_compile_wrapper(clone, backend="eager")
+    compiled = sample(comfy, "wan", clone)
+    assert opened[1].calls == opened[0].calls and opened[1].forwards == opened[0].forwards
+    assert float((compiled - eager).abs().max()) < 1e-3
+
+
+class Raster:
+    """The session's masks on tokens in raster order, step and layer counted off from what the session was asked."""
+
+    def __init__(self, session):
+        self.session, self.count, self.position = session, 0, session.order.argsort()
+
+    def __call__(self, func, q, k, v, heads, mask=None, **kwargs):
+        if q.shape[-2] == k.shape[-2]:
+            step, layer = self.session.calls[self.count]
+            self.count += 1
+            tokens = torch.cat([self.position, torch.arange(NUM_TOKENS, q.shape[-2])])
+            mask = self.session.mask(step, layer, q.shape[-2])[:, tokens][:, :, tokens]
+            mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(q.shape[0], -1, -1, -1)
+        return func(q, k, v, heads, mask=mask, **kwargs)
