@@ -1,4 +1,5 @@
 """The Calibrate node: a sampling run computed densely and measured, then a plan made of all runs measured so far."""
+
 from __future__ import annotations
 
 import hashlib
@@ -138,7 +139,9 @@ class _Missing(Exception):
         self.prompt = prompt
 
 
-def measure(attachment: Attachment, prompt: PromptFacts, profile: Path, settings: dict[str, str], execute: Callable[[], Any]) -> tuple[Any, dict, int]:
+def measure(
+    attachment: Attachment, prompt: PromptFacts, profile: Path, settings: dict[str, str], execute: Callable[[], Any]
+) -> tuple[Any, dict, int]:
     """The run's result, what calibatt_record tells, and how many runs the profile holds now."""
     sampling = attachment.sampling
     results: list[Any] = []

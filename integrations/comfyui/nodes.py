@@ -1,4 +1,5 @@
 """The nodes: Load Plan, Apply Plan, Calibrate."""
+
 from __future__ import annotations
 
 import os
@@ -43,7 +44,7 @@ def new_plan_path(name: str) -> Path:
 
 
 def settings_of(text: str) -> dict[str, str]:
-    """"token-order=raster block-q=128" → {"token-order": "raster", "block-q": "128"}."""
+    """ "token-order=raster block-q=128" → {"token-order": "raster", "block-q": "128"}."""
     settings = {}
     for each in text.split():
         name, equals, value = each.partition("=")
@@ -75,7 +76,9 @@ class LoadPlan(io.ComfyNode):
             display_name="Load Attention Plan (calibatt)",
             category=CATEGORY,
             description="Opens a plan of models/calibatt: which blocks of self-attention are computed.",
-            inputs=[io.Combo.Input("plan_name", options=plan_names(), tooltip="A file of models/calibatt, made by Calibrate or by 'calibatt calibrate'.")],
+            inputs=[
+                io.Combo.Input("plan_name", options=plan_names(), tooltip="A file of models/calibatt, made by Calibrate or by 'calibatt calibrate'.")
+            ],
             outputs=[PlanType.Output(display_name="plan")],
         )
 
@@ -132,9 +135,13 @@ class Calibrate(io.ComfyNode):
             description="Samples densely, measures the run's attention, and writes a plan into models/calibatt. Each further run improves it.",
             inputs=[
                 io.Model.Input("model"),
-                io.String.Input("plan_name", default="my_plan", tooltip="The plan becomes models/calibatt/NAME.safetensors, what was measured lies beside it."),
+                io.String.Input(
+                    "plan_name", default="my_plan", tooltip="The plan becomes models/calibatt/NAME.safetensors, what was measured lies beside it."
+                ),
                 io.Float.Input("density", default=0.375, min=0.02, max=1.0, step=0.005, tooltip="The share of attention that the plan computes."),
-                io.String.Input("settings", default="", tooltip="name=value …: further settings of 'calibatt calibrate --help', such as token-order=raster."),
+                io.String.Input(
+                    "settings", default="", tooltip="name=value …: further settings of 'calibatt calibrate --help', such as token-order=raster."
+                ),
             ],
             outputs=[io.Model.Output(), io.String.Output(display_name="summary")],
             hidden=[io.Hidden.unique_id],

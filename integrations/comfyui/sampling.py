@@ -4,6 +4,7 @@ ComfyUI calls, from the outside in: OUTER_SAMPLE once a run, APPLY_MODEL once a 
 transformer_options["optimized_attention_override"] for each attention. All three belong to the clone; nothing of the
 model itself changes but for hooks that are there while it samples (transformers.py).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,6 +15,7 @@ import torch
 
 import comfy.patcher_extension
 from calibatt import Plan, Unsupported
+from calibatt._plan import nearest_transformers
 from calibatt._session import DTYPES, RunFacts, Session
 
 from .transformers import Transformer, require_tokens, transformer_of, untraced
@@ -165,9 +167,9 @@ def _what_minds_order(arguments: dict[str, Any], options: dict[str, Any]) -> str
 
 
 class Attachment:
-    """What one node put on one clone: `begin` makes the Run of a sampling, `ended` is told of it."""
+    """What one node put on one clone. `begin(attachment, execute)` is a whole sampling: it calls `sample` once, and gives what that gives."""
 
-    def __init__(self, begin: Callable[[Sampling], Any], previous: Optional[Callable[..., Any]]):
+    def __init__(self, begin: Callable[..., Any], previous: Optional[Callable[..., Any]]):
         self.begin, self.previous = begin, previous
         self.sampling: Optional[Sampling] = None
         self.run: Optional[Run] = None
@@ -186,7 +188,9 @@ class Attachment:
         if len(sigmas) < 2:
             return execute()
         if self.sampling is not None:
-            raise Unsupported("calibatt: a model with a plan samples within its own sampling; give the inner sampler the model from before calibatt's node")
+            raise Unsupported(
+                "calibatt: a model with a plan samples within its own sampling; give the inner sampler the model from before calibatt's node"
+            )
         self.guider, self.start = executor.class_obj, (noise, latent, seed)
         self.sampling = Sampling(self.guider, noise, sigmas)
         try:
@@ -330,8 +334,7 @@ def _step_transformer(plan: Plan, sigmas: tuple[float, ...], transformer: Option
         return ()
     if transformer is not None:
         return (transformer,) * len(sigmas)
-    nearest = [min(range(len(plan.sigmas)), key=lambda step: abs(plan.sigmas[step] - sigma)) for sigma in sigmas]
-    each = tuple(plan.step_transformer[step] for step in nearest)
+    each = nearest_transformers(plan, sigmas)
     if len(set(each)) > 1:
         raise Unsupported(
             f"calibatt: by their noise levels ({sigmas[0]:.3f} to {sigmas[-1]:.3f}) the steps of this sampler belong to both transformers of the"

@@ -3,6 +3,7 @@
 ComfyUI shares one transformer between all clones of a model. Hooks are therefore there only while a model that has
 the Apply Plan or Calibrate node samples, and are gone when that run ends, however it ends.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -169,7 +170,6 @@ def transformer_of(module: torch.nn.Module) -> Transformer:
     known = KNOWN.get(type(module).__name__)
     if known is None:
         raise Unsupported(
-            f"calibatt: this model's transformer is {type(module).__name__}; supported are Wan 2.1, Wan 2.2 (WanModel)"
-            " and Mochi 1 (AsymmDiTJoint)"
+            f"calibatt: this model's transformer is {type(module).__name__}; supported are Wan 2.1, Wan 2.2 (WanModel) and Mochi 1 (AsymmDiTJoint)"
         )
     return known(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from . import _errors, _library
 
@@ -90,6 +90,12 @@ class Plan:
     def transformers(self) -> List[Dict[str, str]]:
         """The weights that the plan was made for: [{"name", "fingerprint"}]. An empty fingerprint is not known."""
         return self.facts["transformers"]
+
+
+def nearest_transformers(plan: Any, sigmas: Sequence[float]) -> Tuple[int, ...]:
+    """Which of the plan's transformers denoises each noise level, by the plan's step of the nearest one."""
+    nearest = (min(range(len(plan.sigmas)), key=lambda step: abs(plan.sigmas[step] - sigma)) for sigma in sigmas)
+    return tuple(plan.step_transformer[step] for step in nearest)
 
 
 def setting_list(settings: Dict[str, Any]) -> Tuple[Any, int]:

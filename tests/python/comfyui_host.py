@@ -211,13 +211,17 @@ class BaseModel:
         return self.diffusion_model.dtype
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        return Executor(self._apply_model, self, transformer_options["wrappers"].get(APPLY_MODEL, []))(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        return Executor(self._apply_model, self, transformer_options["wrappers"].get(APPLY_MODEL, []))(
+            x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
+        )
 
     def _apply_model(self, x, t, c_concat, c_crossattn, control, transformer_options, denoise_mask=None, extra_frame=None, **kwargs):
         if denoise_mask is not None:  # a noise level for each frame
             t = denoise_mask * t.unsqueeze(-1)
         if extra_frame is not None:
-            return self.diffusion_model(torch.cat([x, extra_frame], 2), t, context=c_crossattn, transformer_options=transformer_options)[:, :, : x.shape[2]]
+            return self.diffusion_model(torch.cat([x, extra_frame], 2), t, context=c_crossattn, transformer_options=transformer_options)[
+                :, :, : x.shape[2]
+            ]
         return self.diffusion_model(x, t, context=c_crossattn, transformer_options=transformer_options)
 
 
@@ -272,7 +276,9 @@ class Guider:
             }  # fmt: skip
             model = self.model_patcher.model
             t = sigmas[step].repeat(len(group) * len(x)) * 1000
-            made = model.apply_model(torch.cat([x] * len(group)), t, c_crossattn=context.repeat_interleave(len(x), 0), transformer_options=options, **self.arguments)
+            made = model.apply_model(
+                torch.cat([x] * len(group)), t, c_crossattn=context.repeat_interleave(len(x), 0), transformer_options=options, **self.arguments
+            )
             outputs.update(zip(group, made.chunk(len(group))))
         return outputs[0] if 1 not in outputs else outputs[1] + self.cfg * (outputs[0] - outputs[1])
 
@@ -301,7 +307,9 @@ def _io():
         hidden = types.SimpleNamespace(unique_id="1")
 
     kinds = {name: field(name.upper()) for name in ("Model", "Combo", "String", "Float", "Int", "Boolean", "Latent")}
-    return types.SimpleNamespace(Schema=Schema, NodeOutput=NodeOutput, ComfyNode=ComfyNode, Custom=field, Hidden=types.SimpleNamespace(unique_id="UNIQUE_ID"), **kinds)
+    return types.SimpleNamespace(
+        Schema=Schema, NodeOutput=NodeOutput, ComfyNode=ComfyNode, Custom=field, Hidden=types.SimpleNamespace(unique_id="UNIQUE_ID"), **kinds
+    )
 
 
 class PromptServer:

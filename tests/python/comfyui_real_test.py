@@ -68,7 +68,15 @@ def models(comfy, tmp_path_factory):
     for name in ("wan", "ti2v"):
         channels = CHANNELS[name]
         module = comfy.ldm.wan.model.WanModel(
-            "t2v", dim=256, ffn_dim=128, in_dim=channels, out_dim=channels, num_heads=2, num_layers=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+            "t2v",
+            dim=256,
+            ffn_dim=128,
+            in_dim=channels,
+            out_dim=channels,
+            num_heads=2,
+            num_layers=3,
+            operations=comfy.ops.disable_weight_init,
+            dtype=torch.float32,
         )
         path = tmp_path_factory.mktemp("wan") / "wan.safetensors"
         save_file(random_weights(module), path)

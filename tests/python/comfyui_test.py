@@ -56,7 +56,9 @@ class MaskedSession:
 
 
 def make_plan(transformers=1, sigmas=(1.0, 0.8, 0.5), step_transformer=(0, 0, 0)):
-    return types.SimpleNamespace(transformers=[{}] * transformers, sigmas=list(sigmas), step_transformer=list(step_transformer), describe=lambda: "a plan")
+    return types.SimpleNamespace(
+        transformers=[{}] * transformers, sigmas=list(sigmas), step_transformer=list(step_transformer), describe=lambda: "a plan"
+    )
 
 
 @pytest.fixture
@@ -287,7 +289,10 @@ def test_what_does_not_combine_is_refused_by_name(sampling, sessions):
 
     with pytest.raises(calibatt.Unsupported, match="a part of the video is sampled by itself"):
         tiled = clone.clone()
-        tiled.wrappers["apply_model"] = {"tiles": [lambda executor, x, *args, **kwargs: executor(x[..., :2], *args, **kwargs)], **tiled.wrappers["apply_model"]}
+        tiled.wrappers["apply_model"] = {
+            "tiles": [lambda executor, x, *args, **kwargs: executor(x[..., :2], *args, **kwargs)],
+            **tiled.wrappers["apply_model"],
+        }
         sample(tiled)
 
 
