@@ -61,6 +61,7 @@ void WeightOverlay::add(const std::string& name, std::vector<int64_t> shape, std
 
 Tensor WeightOverlay::changed(const std::vector<Change>& changes, const Tensor& stored) {
   std::vector<AddToRows> adders;
+  adders.reserve(changes.size());
   for (const Change& change : changes) adders.push_back(change.prepare());
   Tensor result(stored.dtype(), stored.shape());
   const Tensor from = as_matrix(stored), to = as_matrix(result);
