@@ -1,6 +1,7 @@
 #include "attention/plan_fit.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <utility>
@@ -65,6 +66,16 @@ std::string joined(const std::vector<std::string>& texts) {
   return text;
 }
 
+// Of the second transformer. Absent: the plan does not say, or what it says is no number.
+std::optional<double> second_guidance(const PlanProvenance& made) {
+  const auto said = made.settings.find("cfg-scale-2");
+  if (said == made.settings.end()) return {};
+  double value = 0;
+  const char *begin = said->second.data(), *end = begin + said->second.size();
+  const auto [rest, failed] = std::from_chars(begin, end, value);
+  return failed == std::errc() && rest == end ? std::optional(value) : std::nullopt;
+}
+
 // The conditions under which the plan's error was found and that this run does not have; empty: none.
 std::string condition_warning(const Plan& plan, const RunDescription& run) {
   const PlanProvenance& made = plan.info().provenance;
@@ -83,6 +94,9 @@ std::string condition_warning(const Plan& plan, const RunDescription& run) {
   }
   number("flow shift ", made.flow_shift, run.flow_shift);
   if (run.guidance_scale) number("guidance ", made.guidance_scale, *run.guidance_scale);
+  if (const auto theirs_2 = second_guidance(made); theirs_2 && run.guidance_scale_2) {
+    number("guidance of the low noise levels ", *theirs_2, *run.guidance_scale_2);
+  }
   if (!run.scheduler.empty() && !made.scheduler.empty() && run.scheduler != made.scheduler) {
     differ("scheduler ", made.scheduler, run.scheduler);
   }

@@ -31,7 +31,7 @@ struct RunDescription {
   std::vector<double> sigmas;                               ///< noise level of each step of this run
   // What else the plan's error was measured under. Empty or absent: not known, not compared.
   double flow_shift = 0;
-  std::optional<double> guidance_scale;
+  std::optional<double> guidance_scale, guidance_scale_2;  ///< the second: of the second transformer
   std::string scheduler;
 };
 

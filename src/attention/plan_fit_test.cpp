@@ -74,6 +74,23 @@ TEST(PlanFit, ThePlansErrorAndTheConditionsItSaysNothingOfAreReported) {
   EXPECT_THAT(use([](RunDescription& run) { run.sigmas[1] = 0.6; }).warnings, ElementsAre(HasSubstr("noise levels")));
 }
 
+TEST(PlanFit, TheSecondTransformersGuidanceIsAConditionToo) {
+  Plan::Parts parts = test::expert_parts();
+  RunDescription run = run_of(Plan(parts));
+  run.transformers.resize(2);
+  run.step_transformer = parts.step_transformer;
+  run.guidance_scale_2 = 4;
+  const auto warnings = [&] { return fit_plan(Plan(parts), run).use.warnings; };
+  EXPECT_THAT(warnings(), IsEmpty()) << "the plan does not say";
+  parts.provenance.settings["cfg-scale-2"] = "1";
+  EXPECT_THAT(warnings(), ElementsAre(AllOf(HasSubstr("calibrated with guidance of the low noise levels 1,"),
+                                            HasSubstr("has guidance of the low noise levels 4:"))));
+  parts.provenance.settings["cfg-scale-2"] = "4";
+  EXPECT_THAT(warnings(), IsEmpty());
+  parts.provenance.settings["cfg-scale-2"] = "4 or so";
+  EXPECT_THAT(warnings(), IsEmpty());
+}
+
 TEST(PlanFit, StepsUseThoseOfTheirOwnTransformer) {
   const Plan plan(test::expert_parts());  // noise 1 and 0.75 of the first, 0.25 of the second
   RunDescription run = run_of(plan);

@@ -141,6 +141,7 @@ RunDescription Runner::describe_attention(const GenerateOptions& options, const 
   }
   run.flow_shift = *options.flow_shift;
   run.guidance_scale = *options.cfg_scale;
+  run.guidance_scale_2 = options.cfg_scale_2;
   run.scheduler = *options.scheduler;
   return run;
 }
