@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -10,12 +11,16 @@
 #include "base/error.h"
 #include "base/mapped_ranges.h"
 #include "base/thread_pool.h"
+#include "io/input_file.h"
+#include "io/mapped_file.h"
 
 namespace calibatt {
 namespace {
 
 constexpr size_t kReportedBytes = size_t{1} << 30;  // a second from a fast disk, and enough for all threads
 constexpr std::string_view kValuesPrefix = "values1:";
+constexpr std::string_view kSources = "+from1:";
+constexpr uint64_t kWholeBytes = uint64_t{64} << 20, kSamples = 1024, kSampleBytes = 4096;
 constexpr int64_t kPieceElements = int64_t{1} << 20;  // part of the scheme: a tensor's hash is that of its pieces'
 
 std::string hex_of(XXH128_hash_t hash) {
@@ -165,6 +170,44 @@ std::string stored_fingerprint(const JsonConfig& config, const MappedTensors& we
 FingerprintScheme fingerprint_scheme(std::string_view recorded) {
   return recorded.empty() || recorded.starts_with(kValuesPrefix) ? FingerprintScheme::kValues
                                                                  : FingerprintScheme::kStored;
+}
+
+std::string merged_fingerprint(const std::string& values, const std::string& sources) {
+  return values + std::string(kSources) + sources;
+}
+
+FingerprintParts parts_of_fingerprint(const std::string& recorded) {
+  const size_t at = recorded.find(kSources);
+  if (at == std::string::npos) return {recorded, ""};
+  return {recorded.substr(0, at), recorded.substr(at + kSources.size())};
+}
+
+bool same_weights(const std::string& a, const std::string& b) {
+  const FingerprintParts one = parts_of_fingerprint(a), other = parts_of_fingerprint(b);
+  return one.values == other.values || (!one.sources.empty() && one.sources == other.sources);
+}
+
+std::string file_hash(const std::string& path) {
+  const auto file = MappedFile::open(path);
+  Hasher hasher;
+  hasher.update(file->bytes().data(), file->size());
+  file->require_readable();
+  return hasher.hex();
+}
+
+std::string sampled_file_hash(const std::string& path) {
+  const InputFile file(path);
+  const uint64_t size = file.size_bytes();
+  if (size <= kWholeBytes) return file_hash(path);
+  Hasher hasher;
+  hasher.update(&size, sizeof(size));
+  std::array<char, kSampleBytes> sample{};
+  for (uint64_t i = 0; i < kSamples; ++i) {
+    // Not mapped: the system would read far around each.
+    file.read_at((size - kSampleBytes) / (kSamples - 1) * i, sample);
+    hasher.update(sample.data(), sample.size());
+  }
+  return hasher.hex();
 }
 
 }  // namespace calibatt

@@ -50,4 +50,20 @@ std::string stored_fingerprint(const JsonConfig& config, const MappedTensors& we
 enum class FingerprintScheme { kValues, kStored };
 FingerprintScheme fingerprint_scheme(std::string_view recorded);
 
+/// Of weights that were changed as they were read, as LoRAs are merged: of the values, and of what they were made from
+/// ("values1:…+from1:…"), since sums differ in the last bit from one kind of processor to another.
+std::string merged_fingerprint(const std::string& values, const std::string& sources);
+struct FingerprintParts {
+  std::string values, sources;  ///< the second is empty where the fingerprint is of values alone
+};
+FingerprintParts parts_of_fingerprint(const std::string& recorded);
+/// Whether two fingerprints of one scheme are of the same weights: of the same values, or made from the same.
+bool same_weights(const std::string& a, const std::string& b);
+
+/// XXH3-128 of a file's bytes. Throws Error(kNotFound / kUnreadable).
+std::string file_hash(const std::string& path);
+/// The same of a file of at most 64 MB; of a larger one, of its size and 1024 pieces of 4 KB that are spread evenly, so
+/// that one of many GB is looked at in a moment. Tells models and LoRAs apart, not what differs in one place alone.
+std::string sampled_file_hash(const std::string& path);
+
 }  // namespace calibatt

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "io/atomic_file.h"
@@ -126,6 +128,46 @@ TEST_F(ValuesFingerprint, ChangesWithWhatMatters) {
     other.f32()[place] += 1;
     EXPECT_NE(of({{"a", other}, {"b", b}}), base) << place;
   }
+}
+
+TEST(MergedFingerprint, IsOfTheSameWeightsByValuesOrBySources) {
+  const std::string a = merged_fingerprint("values1:aa", "11");
+  EXPECT_EQ(a, "values1:aa+from1:11");
+  EXPECT_EQ(fingerprint_scheme(a), FingerprintScheme::kValues);
+  EXPECT_EQ(parts_of_fingerprint(a).values, "values1:aa");
+  EXPECT_EQ(parts_of_fingerprint(a).sources, "11");
+  EXPECT_TRUE(same_weights(a, "values1:aa"));
+  EXPECT_TRUE(same_weights(a, merged_fingerprint("values1:bb", "11")));
+  EXPECT_TRUE(same_weights(a, merged_fingerprint("values1:aa", "22")));
+  EXPECT_FALSE(same_weights(a, merged_fingerprint("values1:bb", "22")));
+  EXPECT_FALSE(same_weights("values1:aa", "values1:bb"));
+}
+
+TEST(FileHash, OfALargeFileSeesItsLengthAndPiecesEverywhere) {
+  TestFolder folder;
+  const std::string path = folder / "large";
+  const uint64_t size = (uint64_t{64} << 20) + 5000;
+  std::ofstream(path).close();
+  std::filesystem::resize_file(path, size);  // zeros that take no room
+  const std::string before = sampled_file_hash(path);
+  EXPECT_EQ(sampled_file_hash(path), before);
+  const auto hash_with = [&](uint64_t at) {
+    std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(at)).put('x');
+    file.close();
+    const std::string hash = sampled_file_hash(path);
+    file.open(path, std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(at)).put('\0');
+    return hash;
+  };
+  for (const uint64_t at : {uint64_t{0}, uint64_t{4095}, size - 4096, (size - 4096) / 1023 * 500}) {
+    EXPECT_NE(hash_with(at), before) << at;
+  }
+  std::filesystem::resize_file(path, size + 1);
+  EXPECT_NE(sampled_file_hash(path), before);
+  std::filesystem::resize_file(path, 1000);
+  EXPECT_EQ(sampled_file_hash(path), hash_hex(std::string(1000, '\0')));
+  EXPECT_EQ(file_hash(path), hash_hex(std::string(1000, '\0')));
 }
 
 TEST_F(ValuesFingerprint, IsAsItWasFirstPublished) {

@@ -71,6 +71,17 @@ std::string InputFile::read_all(size_t max_bytes) const {
   }
 }
 
+void InputFile::read_at(uint64_t begin, std::span<char> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t count = pread(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(begin));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_open_error(path_, errno);
+    if (count == 0) throw Error(ErrorKind::kUnreadable, path_ + ": was cut short while it was read; copy it anew");
+    begin += static_cast<uint64_t>(count);
+    bytes = bytes.subspan(static_cast<size_t>(count));
+  }
+}
+
 bool path_exists(const std::string& path) {
   struct stat status {};
   return status_of(path, status);

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 namespace calibatt {
@@ -20,6 +21,8 @@ class InputFile {
   int descriptor() const { return descriptor_; }
   /// All of it, from where it stands. Throws Error(kIo); kFormat when it is larger than `max_bytes`.
   std::string read_all(size_t max_bytes) const;
+  /// As many bytes as there is room for. Throws Error(kUnreadable), also where the file ends before.
+  void read_at(uint64_t begin, std::span<char> bytes) const;
   uint64_t size_bytes() const { return size_bytes_; }  ///< when it was opened
 
  private:

@@ -14,6 +14,7 @@
 #include "base/checked_copy.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "io/fingerprint.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
 #include "io/safetensors.h"
@@ -62,8 +63,12 @@ class AdapterConfig {
     return *alpha / (by_root_of_rank_ ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
   }
 
+  /// All of it; empty where there is none.
+  const std::string& text() const { return text_; }
+
  private:
   void read(const JsonConfig& json, const std::string& prefix, const Safetensors& file) {
+    text_ = json.json().dump();
     const std::string type = json.string(prefix + "peft_type", "LORA");
     if (type != "LORA") json.fail(prefix + "peft_type", quoted_name(type) + " is not supported, LORA alone is");
     for (const auto& [key, what] :
@@ -107,6 +112,7 @@ class AdapterConfig {
     return found != pattern_.end() ? found->second : alpha_;
   }
 
+  std::string text_;
   std::optional<double> alpha_;
   bool by_root_of_rank_ = false;
   std::map<std::string, double> pattern_;  // by layer
@@ -379,10 +385,22 @@ class LoraReader {
 
 }  // namespace
 
+std::string lora_file(const Lora& lora) {
+  return is_folder(lora.path) ? lora.path + "/adapter_model.safetensors" : lora.path;
+}
+
+std::string lora_fingerprint(const Lora& lora) {
+  const std::string path = lora_file(lora);
+  Hasher hasher;
+  hasher.update(file_hash(path));
+  hasher.update(AdapterConfig::of(Safetensors::open(path)).text());
+  hasher.update(&lora.scale, sizeof(lora.scale));
+  return hasher.hex();
+}
+
 void add_lora(const Lora& lora, const MappedTensors& transformer, WeightOverlay& overlay,
               const std::function<void(const std::string&)>& warn) {
-  const std::string path = is_folder(lora.path) ? lora.path + "/adapter_model.safetensors" : lora.path;
-  const Safetensors file = Safetensors::open(path);
+  const Safetensors file = Safetensors::open(lora_file(lora));
   LoraReader reader(lora, file, transformer, overlay);
   reader.read();
   reader.require_use();

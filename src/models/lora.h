@@ -31,6 +31,13 @@ std::shared_ptr<const WeightOverlay> merged_overlay(const std::vector<Lora>& lor
                                                     std::shared_ptr<const WeightOverlay> first,
                                                     const std::function<void(const std::string& message)>& warn = {});
 
+/// Of what it is made from, without a look at the transformer: the bytes of its file and of the config that is read
+/// beside it, and its scale. Errors as for add_lora.
+std::string lora_fingerprint(const Lora& lora);
+
+/// The file of its tensors: itself, or the one in a PEFT adapter's folder.
+std::string lora_file(const Lora& lora);
+
 /// Whether it changes this expert.
 bool concerns(const Lora& lora, int expert, int num_experts);
 

@@ -81,7 +81,9 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
                                        " noise levels, and a plan is for both; give more steps, or other ones with "
                                        "--timesteps");
   }
-  header.fingerprint = facts.transformers[0].fingerprint;
+  header.fingerprint = [transformers = facts.transformers](int transformer, const std::string& like) {
+    return transformers.at(static_cast<size_t>(transformer)).fingerprint(like);
+  };
   const RunReport report = runner.describe_run(run);
   const auto text_encoder = report.parts.find("text-encoder");
   header.prompt_identities =

@@ -51,16 +51,19 @@ class LoraRuns : public testing::Test {
     write_file(prompts_, "a green square\n");
   }
 
-  CommandResult generate(const std::string& model, const std::string& flags, const std::string& output) const {
+  CommandResult generate(const std::string& model, const std::string& flags, const std::string& output,
+                         const std::string& before = "") const {
     return run_calibatt("generate --model " + model +
-                        " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu -p 'a red circle' -o " +
-                        folder_.file(output) + " --report " + folder_.file("r.json") + " " + flags);
+                            " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu -p 'a red circle' -o " +
+                            folder_.file(output) + " --report " + folder_.file("r.json") + " " + flags,
+                        before);
   }
-  CommandResult calibrate(const std::string& flags, const std::string& plan) const {
+  CommandResult calibrate(const std::string& flags, const std::string& plan, const std::string& before = "") const {
     return run_calibatt("calibrate --model " + kModel +
-                        " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu --block-q 8 --block-k 8 "
-                        "--anchors 2 --density 0.5 --prompts " +
-                        prompts_ + " -o " + folder_.file(plan) + " " + flags);
+                            " -W 64 -H 64 --video-frames 5 --steps 2 --threads 2 --backend cpu --block-q 8 --block-k 8 "
+                            "--anchors 2 --density 0.5 --prompts " +
+                            prompts_ + " -o " + folder_.file(plan) + " " + flags,
+                        before);
   }
 
   TemporaryFolder folder_;
@@ -117,6 +120,20 @@ TEST_F(LoraRuns, PlansAreOfTheWeightsThatWereMerged) {
     EXPECT_THAT(fits.output, HasSubstr("weights: same"));
   }
   EXPECT_THAT(calibrate("", "with.safetensors").output, HasSubstr("model_fingerprint")) << "of another profile";
+}
+
+// A sum's last bits are those of the processor's instruction set.
+TEST_F(LoraRuns, PlansHoldOnAnotherProcessor) {
+  const std::string other_processor = "ONEDNN_MAX_CPU_ISA=SSE41 ";
+  ASSERT_EQ(calibrate(flag_, "with.safetensors").exit_code, 0);
+  const std::string plan = "--plan " + folder_.file("with.safetensors");
+  const CommandResult fits = generate(kModel, flag_ + plan, "x.png", other_processor);
+  EXPECT_EQ(fits.exit_code, 0) << fits.output;
+  EXPECT_THAT(fits.output, HasSubstr("weights: same"));
+  const CommandResult resumed = calibrate(flag_, "with.safetensors", other_processor);
+  EXPECT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, HasSubstr("1 prompt (1 from the saved profile)"));
+  EXPECT_NE(generate(kModel, "--lora " + lora_ + ":0.4 " + plan, "x.png", other_processor).exit_code, 0);
 }
 
 }  // namespace

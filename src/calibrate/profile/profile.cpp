@@ -175,10 +175,11 @@ std::vector<std::string> files_in(const std::string& folder) {
 // Measured in the same kind of run, whatever the prompt. Weights are compared in the scheme that the file has.
 void require_same_run(const ProfileHeader& header, const ProfileMetadata& found, const std::string& path) {
   ProfileMetadata expected = to_metadata(header);
-  const auto theirs = found.find("model_fingerprint");
-  if (header.fingerprint && theirs != found.end() &&
-      fingerprint_scheme(theirs->second) != fingerprint_scheme(expected["model_fingerprint"])) {
-    expected["model_fingerprint"] = header.fingerprint(theirs->second);
+  for (size_t i = 0; i < header.provenance.transformers.size() && header.fingerprint; ++i) {
+    const std::string name = fingerprint_name(static_cast<int>(i));
+    const auto theirs = found.find(name);
+    if (theirs == found.end() || fingerprint_scheme(theirs->second) == fingerprint_scheme(expected[name])) continue;
+    expected[name] = header.fingerprint(static_cast<int>(i), theirs->second);
   }
   require_same(expected, found, path, Comparison::kOneRun);
 }

@@ -42,9 +42,9 @@ struct ProfileHeader {
   /// Of each prompt what its measurement depends on beside all this: its text, the negative prompt, the seed. Empty:
   /// only all prompts together are known, by the provenance's prompts_hash (so in profiles of versions 1 and 2).
   std::vector<std::string> prompt_identities;
-  /// The fingerprint of the run's weights in the scheme that `like` is of, for profiles measured before the present
-  /// scheme (io/fingerprint.h). Null: the provenance's is all that is known.
-  std::function<std::string(const std::string& like)> fingerprint;
+  /// The fingerprint of one transformer of the run in the scheme that `like` is of, for profiles measured before the
+  /// present scheme (io/fingerprint.h). Null: the provenance's are all that is known.
+  std::function<std::string(int transformer, const std::string& like)> fingerprint;
 
   int num_steps() const { return static_cast<int>(sigmas.size()); }
   int num_recorded_steps() const { return static_cast<int>(recorded_steps.size()); }

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "calibrate/profile/level_code.h"
+#include "io/fingerprint.h"
 
 namespace calibatt {
 namespace {
@@ -11,7 +12,7 @@ namespace {
 constexpr const char* kMeasured = "measured";                 // absent: maps
 constexpr const char* kPrecision = "precision";               // absent: not known, as before version 3
 constexpr const char* kStepTransformer = "step_transformer";  // absent: there is one
-constexpr std::string_view kSettingPrefix = "setting.";
+constexpr std::string_view kSettingPrefix = "setting.", kFingerprint = "model_fingerprint";
 
 bool must_agree(const std::string& name, Comparison comparison) {
   if (name.starts_with("model_name") || name == kPrecision) return false;  // the precision: see require_same
@@ -48,6 +49,10 @@ std::string number_text(double value) {
   return {text, end};
 }
 
+std::string fingerprint_name(int transformer) {
+  return std::string(kFingerprint) + (transformer == 0 ? "" : "_" + std::to_string(transformer + 1));
+}
+
 ProfileMetadata to_metadata(const ProfileHeader& header) {
   const AttentionGeometry& g = header.geometry;
   const PlanProvenance& p = header.provenance;
@@ -69,7 +74,7 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
       {"energy_levels", joined(kEnergyLevels)},
       {"density_levels", joined(kDensityLevels)},
       {"model_name", p.transformers.at(0).name},
-      {"model_fingerprint", p.transformers.at(0).fingerprint},
+      {fingerprint_name(0), p.transformers.at(0).fingerprint},
       {"prompts_hash", p.prompts_hash},
       {"num_prompts", number_text(p.num_prompts)},
       {"video_frames", number_text(p.video_frames)},
@@ -88,7 +93,7 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
   for (size_t i = 1; i < p.transformers.size(); ++i) {
     const std::string number = "_" + std::to_string(i + 1);
     metadata["model_name" + number] = p.transformers[i].name;
-    metadata["model_fingerprint" + number] = p.transformers[i].fingerprint;
+    metadata[fingerprint_name(static_cast<int>(i))] = p.transformers[i].fingerprint;
   }
   if (!header.step_transformer.empty()) metadata[kStepTransformer] = joined(header.step_transformer);
   if (!header.precision.empty()) metadata[kPrecision] = header.precision;
@@ -100,10 +105,11 @@ namespace {
 
 void read_transformers(const ProfileMetadata& metadata, const ProfileFields& fields, ProfileHeader& header) {
   std::vector<PlanTransformer>& transformers = header.provenance.transformers;
-  transformers = {{fields.text("model_name"), fields.text("model_fingerprint")}};
+  transformers = {{fields.text("model_name"), fields.text(fingerprint_name(0))}};
   for (std::string number = "_2"; metadata.contains("model_name" + number);
        number = "_" + std::to_string(transformers.size() + 1)) {
-    transformers.push_back({fields.text("model_name" + number), fields.text("model_fingerprint" + number)});
+    transformers.push_back(
+        {fields.text("model_name" + number), fields.text(fingerprint_name(static_cast<int>(transformers.size())))});
   }
   if (metadata.contains(kStepTransformer)) header.step_transformer = fields.list<int>(kStepTransformer);
   const bool of_known = std::ranges::all_of(header.step_transformer, [&](int transformer) {
@@ -196,7 +202,8 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
     if (!must_agree(name, comparison)) continue;
     const auto other = found.find(name);
     if (other == found.end()) throw refuse(name, kAbsent, value);
-    if (other->second != value) throw refuse(name, other->second, value);
+    const bool same = name.starts_with(kFingerprint) ? same_weights(other->second, value) : other->second == value;
+    if (!same) throw refuse(name, other->second, value);
   }
   for (const auto& [name, value] : found) {
     const bool extra = name.starts_with(kSettingPrefix) && !expected.contains(name);

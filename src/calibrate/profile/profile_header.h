@@ -20,6 +20,7 @@ inline constexpr std::string_view kMeasureAnew =
 /// The texts of a profile file's header.
 using ProfileMetadata = std::map<std::string, std::string>;
 
+std::string fingerprint_name(int transformer);  ///< of the field that has the fingerprint of its weights
 ProfileMetadata to_metadata(const ProfileHeader& header);
 /// Throws Error(kFormat) naming file and field.
 ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& path);

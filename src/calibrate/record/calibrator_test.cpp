@@ -253,7 +253,9 @@ TEST_F(Calibration, WeightsAreComparedInTheSchemeThatTheProfileHas) {
   ProfileHeader now = header;
   now.provenance.transformers[0].fingerprint = "values1:beef";
   std::string stored = "f00d";
-  now.fingerprint = [&](const std::string& like) { return like == "f00d" ? stored : "asked for the wrong scheme"; };
+  now.fingerprint = [&](int, const std::string& like) {
+    return like == "f00d" ? stored : "asked for the wrong scheme";
+  };
   EXPECT_EQ(record_profile(*backend, now, folder.path(), runner(now)).prompts_resumed, 3);
   stored = "cafe";
   EXPECT_THROW(record_profile(*backend, now, folder.path(), runner(now)), Error);

@@ -48,17 +48,22 @@ class MochiConditioning final : public Conditioning {
 /// block, and never in memory as a whole.
 class MochiModel final : public VideoModel {
  public:
+  /// options: with the LoRAs merged into its overlay.
   MochiModel(const DiffusersFolder& folder, const MochiConfigs& configs, ModelDescription description, Backend& backend,
-             DType dtype, const ModelLoadOptions& options)
+             DType dtype, const ModelLoadOptions& options, std::shared_ptr<const WeightOverlay> without_loras)
       : description_(std::move(description)),
         backend_(backend),
         dtype_(dtype),
         empty_prompt_has_no_tokens_(configs.empty_prompt_has_no_tokens),
-        fingerprint_(
-            [path = folder.transformer, overlay = options.overlay] {
+        fingerprint_({
+            [path = folder.transformer](const std::shared_ptr<const WeightOverlay>& overlay) {
               return open_mochi_transformer(path, {.overlay = overlay});
             },
-            [](const JsonConfig& config) { return MochiTransformerConfig::from(config).fingerprint_settings(); }),
+            [](const JsonConfig& config) { return MochiTransformerConfig::from(config).fingerprint_settings(); },
+            options.overlay,
+            std::move(without_loras),
+            options.loras,
+        }),
         prompts_(folder.tokenizer, kMaxPromptTokens, nullptr, options.warn),  // MochiPipeline cleans nothing
         text_encoder_(T5Encoder::open(backend, folder.text_encoder, dtype_beside(dtype), options)),
         vae_(MochiVae::load(folder.vae, backend, dtype_beside(dtype),
@@ -192,7 +197,8 @@ class MochiFiles final : public ModelFiles {
     ModelLoadOptions with_loras = options;
     with_loras.overlay = merged_overlay(options.loras, 0, 1, open_mochi_transformer(folder_.transformer).tensors,
                                         options.overlay, options.warn);
-    auto model = std::make_unique<MochiModel>(folder_, configs_, description_, backend, dtype, with_loras);
+    auto model =
+        std::make_unique<MochiModel>(folder_, configs_, description_, backend, dtype, with_loras, options.overlay);
     backend.trim_memory();
     return model;
   }

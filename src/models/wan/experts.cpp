@@ -19,11 +19,16 @@ WanExperts::WanExperts(const WanFolder& folder, Backend& backend, DType dtype, c
     own.overlay =
         merged_overlay(options.loras, expert, count, open_transformer(path.path, {.settings = path.settings}).tensors,
                        options.overlay, options.warn);
-    TransformerFingerprint fingerprint(
-        [path, overlay = own.overlay] {
+    std::erase_if(own.loras, [&](const Lora& lora) { return !concerns(lora, expert, count); });
+    TransformerFingerprint fingerprint({
+        [path](const std::shared_ptr<const WeightOverlay>& overlay) {
           return open_transformer(path.path, {.settings = path.settings, .overlay = overlay});
         },
-        [](const JsonConfig& config) { return WanTransformerConfig::from(config).fingerprint_settings(); });
+        [](const JsonConfig& config) { return WanTransformerConfig::from(config).fingerprint_settings(); },
+        own.overlay,
+        options.overlay,
+        own.loras,
+    });
     Part part{path.path, std::move(own), nullptr, std::move(fingerprint)};
     part.options.progress = nullptr;
     parts_.push_back(std::move(part));
