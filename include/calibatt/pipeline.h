@@ -101,6 +101,8 @@ struct RunReport {
   std::vector<Lora> loras;    ///< that were merged into the model
   /// Files in the place of the model folder's, by the flag without its dashes ("text-encoder"); as they were given.
   std::map<std::string, std::string> parts;
+  /// Tells files of the same names with other content: hash of the LoRAs and of samples of all files with weights.
+  std::string files_hash;
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;

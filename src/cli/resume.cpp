@@ -14,12 +14,12 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kVideoBytes = "video_bytes";
+constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
 constexpr const char* kMadeFrom[] = {"model",         "prompt",     "negative_prompt", "seed",      "steps",
                                      "cfg_scale",     "flow_shift", "width",           "height",    "video_frames",
                                      "fps",           "scheduler",  "sigmas",          "precision", "noise_levels",
-                                     "plan_checksum", "loras",      "cfg_scale_2",     "parts"};
+                                     "plan_checksum", "loras",      "cfg_scale_2",     "parts",     kFilesHash};
 
 constexpr const char* kRemedy = "; give another name with -o, or move it away";
 
@@ -39,6 +39,13 @@ void require_same(const Made& made, const json& found, const json& wanted) {
     if ((key == "seed" && made.any_seed) || (key == "precision" && made.any_precision)) continue;
     const json &theirs = found.contains(key) ? found[key] : json(nullptr), &ours = wanted[key];
     if (theirs == ours) continue;
+    if (key == kFilesHash) {
+      if (theirs.is_null()) continue;  // earlier versions knew names alone
+      throw Error(ErrorKind::kMismatch, made.output +
+                                            " is there already and was made with files of the same names whose "
+                                            "content is another (model, single files or LoRAs)" +
+                                            kRemedy);
+    }
     // "bf16 weights, fp32 arithmetic" is what --dtype bf16 is on some processors.
     if (key == "precision" && theirs.is_string() && theirs.get<std::string>().starts_with(ours.get<std::string>())) {
       continue;

@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kReportedBytes = size_t{1} << 30;  // a second from a fast disk, and enough for all threads
 constexpr std::string_view kValuesPrefix = "values1:";
 constexpr std::string_view kSources = "+from1:";
-constexpr uint64_t kWholeBytes = uint64_t{64} << 20, kSamples = 1024, kSampleBytes = 4096;
+constexpr uint64_t kWholeBytes = uint64_t{64} << 20, kSamples = 256, kSampleBytes = 4096;
 constexpr int64_t kPieceElements = int64_t{1} << 20;  // part of the scheme: a tensor's hash is that of its pieces'
 
 std::string hex_of(XXH128_hash_t hash) {

@@ -62,7 +62,7 @@ bool same_weights(const std::string& a, const std::string& b);
 
 /// XXH3-128 of a file's bytes. Throws Error(kNotFound / kUnreadable).
 std::string file_hash(const std::string& path);
-/// The same of a file of at most 64 MB; of a larger one, of its size and 1024 pieces of 4 KB that are spread evenly, so
+/// The same of a file of at most 64 MB; of a larger one, of its size and 256 pieces of 4 KB that are spread evenly, so
 /// that one of many GB is looked at in a moment. Tells models and LoRAs apart, not what differs in one place alone.
 std::string sampled_file_hash(const std::string& path);
 

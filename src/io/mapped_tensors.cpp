@@ -79,6 +79,12 @@ Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& s
   return get(name);
 }
 
+std::vector<std::string> MappedTensors::file_paths() const {
+  std::vector<std::string> paths;
+  for (const auto& file : files_) paths.push_back(file->path());
+  return paths;
+}
+
 void MappedTensors::require(const std::string& name, const std::vector<int64_t>& shape) const {
   const Entry& found = entry(name);
   if (found.shape == shape) return;

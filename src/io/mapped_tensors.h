@@ -35,6 +35,7 @@ class MappedTensors {
   /// By name, in sorted order.
   const std::map<std::string, Entry>& entries() const { return entries_; }
   const std::string& path() const { return path_; }  ///< as it was opened, for messages
+  std::vector<std::string> file_paths() const;       ///< one, or the shards
 
   /// The one way to a tensor's values. A view into the mapped file that keeps it mapped; read-only memory (writing to
   /// it is a fault: clone() first). Bytes that the file does not align to the element size are copied. Throws

@@ -33,6 +33,10 @@ void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::st
                "; if they change what the model computes, its videos will differ");
 }
 
+void add_weight_files(const Component& component, std::vector<std::string>& files) {
+  for (std::string& path : component.tensors.file_paths()) files.push_back(std::move(path));
+}
+
 uint64_t num_elements(const MappedTensors& tensors) {
   uint64_t count = 0;
   for (const auto& [name, entry] : tensors.entries()) {

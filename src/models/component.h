@@ -28,6 +28,9 @@ Component open_component_folder(const std::string& folder, const ModelLoadOption
 void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::string_view>& harmless,
                              const ModelLoadOptions& options);
 
+/// Adds the files that hold its tensors.
+void add_weight_files(const Component& component, std::vector<std::string>& files);
+
 /// Of all tensors together.
 uint64_t num_elements(const MappedTensors& tensors);
 

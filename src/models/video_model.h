@@ -44,6 +44,8 @@ struct ModelDescription {
   SchedulerConfig scheduler;
   std::vector<std::string> warnings;  ///< one line each, about settings that this version does not know
   std::vector<Expert> experts = std::vector<Expert>(1);
+  std::vector<std::string> weight_files;        ///< all that hold tensors of it
+  std::vector<std::string> text_encoder_files;  ///< those of its text encoder
 
   int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer
   int max_prompt_tokens = 512;                      ///< what a prompt is cut to

@@ -16,6 +16,7 @@
 #include "io/fingerprint.h"
 #include "io/input_file.h"
 #include "pipeline/calibration_options.h"
+#include "pipeline/options.h"
 #include "pipeline/runner.h"
 
 namespace calibatt {
@@ -37,8 +38,8 @@ std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& 
 }
 
 // What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, the seed, and a
-// text encoder that is not the model folder's. A text that is there twice is two prompts, since each has noise of its
-// own.
+// text encoder that is not the model folder's, by its content. A text that is there twice is two prompts, since each
+// has noise of its own.
 std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, const GenerateOptions& run,
                                            const std::string& text_encoder) {
   std::vector<std::string> identities;
@@ -85,9 +86,9 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
     return transformers.at(static_cast<size_t>(transformer)).fingerprint(like);
   };
   const RunReport report = runner.describe_run(run);
-  const auto text_encoder = report.parts.find("text-encoder");
+  const bool own_text_encoder = report.parts.contains("text-encoder");
   header.prompt_identities =
-      prompt_identities(options.prompts, run, text_encoder == report.parts.end() ? "" : text_encoder->second);
+      prompt_identities(options.prompts, run, own_text_encoder ? hash_of_files(runner.model().text_encoder_files) : "");
   header.precision = report.precision;
   provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
   provenance.num_prompts = static_cast<int>(options.prompts.size());

@@ -1,5 +1,6 @@
 #include "pipeline/options.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -7,6 +8,8 @@
 
 #include "base/error.h"
 #include "calibatt/counted.h"
+#include "io/fingerprint.h"
+#include "models/lora.h"
 
 namespace calibatt {
 
@@ -66,6 +69,16 @@ std::map<std::string, std::string> names_of_parts(const LoadOptions& options) {
                                            {"vae", options.vae}};
   std::erase_if(names, [](const auto& each) { return each.second.empty(); });
   return names;
+}
+
+std::string hash_of_files(const std::vector<std::string>& weight_files, const std::vector<Lora>& loras) {
+  std::vector<std::string> hashes;
+  for (const std::string& path : weight_files) hashes.push_back(sampled_file_hash(path));
+  for (const Lora& lora : loras) hashes.push_back(lora_fingerprint(lora));
+  std::ranges::sort(hashes);
+  Hasher hasher;
+  for (const std::string& hash : hashes) hasher.update(hash);
+  return hasher.hex();
 }
 
 VideoSize video_size(const GenerateOptions& options) {

@@ -22,6 +22,8 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
 ModelParts parts_of(const LoadOptions& options);
 /// RunReport::parts.
 std::map<std::string, std::string> names_of_parts(const LoadOptions& options);
+/// RunReport::files_hash: the files' order and names do not matter.
+std::string hash_of_files(const std::vector<std::string>& weight_files, const std::vector<Lora>& loras = {});
 
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);

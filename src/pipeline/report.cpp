@@ -40,6 +40,7 @@ std::string to_json(const RunReport& report) {
   const json result = {{"model", report.model_name},
                        {"loras", loras_json(report.loras)},
                        {"parts", report.parts.empty() ? json(nullptr) : json(report.parts)},
+                       {"files_hash", report.files_hash},
                        {"precision", report.precision},
                        {"backend", report.backend},
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},

@@ -70,6 +70,7 @@ Runner::Runner(const LoadOptions& options)
   load.warn = options.warn;
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
+  files_hash_ = hash_of_files(files_->description().weight_files, loras_);
   model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
 }
 
@@ -152,6 +153,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.model_name = model().name;
   report.loras = loras_;
   report.parts = parts_;
+  report.files_hash = files_hash_;
   report.precision = precision_name(model_->dtype(), *backend_);
   report.backend = backend_->name();
   report.device = backend_->device_name();

@@ -12,6 +12,7 @@
 
 #include "calibatt/video.h"
 #include "command.h"
+#include "io/safetensors.h"
 
 namespace calibatt::test {
 namespace {
@@ -257,6 +258,45 @@ TEST_F(Outputs, FinishedVideosAreKnownByWhatTheyWereMadeFrom) {
   fs::remove(report);
   write_file(second, bytes);
   expect_refusal(many, 5, "no " + report + " says what it was made from");
+}
+
+TEST_F(Outputs, FinishedVideosAreOfTheContentOfTheModelsFiles) {
+  const std::string model = folder_.file("model"), lora = folder_.file("lora.safetensors");
+  fs::copy(kModel, model, fs::copy_options::recursive);
+  const auto write_lora = [&](float value) {
+    Tensor difference(DType::kF32, {256});
+    std::fill_n(difference.f32(), difference.size(), value);
+    write_safetensors(lora, {{"blocks.0.attn1.to_q.diff_b", difference}});
+  };
+  write_lora(0.5f);
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  const std::string many = "generate --model " + model +
+                           " -W 64 -H 64 --video-frames 5 --steps 1 --backend cpu --lora " + lora + " --prompts " +
+                           folder_.file("prompts.txt") + " -o " + folder_.file("v.mp4");
+  const auto expect_finished = [&] { EXPECT_THAT(run_calibatt(many).output, HasSubstr("passing over 1 of 1 video")); };
+  ASSERT_EQ(run_calibatt(many).exit_code, 0);
+  expect_finished();
+
+  const std::string other = "files of the same names whose content is another";
+  for (const char* part :
+       {"transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"}) {
+    const std::string file = model + "/" + part + ".safetensors", before = read_file(file);
+    std::string changed = before;
+    changed.back() ^= 1;
+    write_file(file, changed);
+    expect_refusal(many, 5, other);
+    write_file(file, before);
+  }
+  write_lora(0.25f);
+  expect_refusal(many, 5, other);
+  write_lora(0.5f);
+  expect_finished();
+  // Reports of earlier versions do not say it.
+  auto report = nlohmann::json::parse(read_file(folder_.file("v_0000.json")));
+  ASSERT_EQ(report.erase("files_hash"), 1U);
+  write_file(folder_.file("v_0000.json"), report.dump());
+  write_lora(0.25f);
+  expect_finished();
 }
 
 TEST_F(Outputs, OneVideoThatFailsDoesNotStopTheOthers) {

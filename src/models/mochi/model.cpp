@@ -157,12 +157,17 @@ class MochiFiles final : public ModelFiles {
  public:
   explicit MochiFiles(const std::string& path)
       : folder_(open_diffusers_folder(path, true)), description_(describe_folder(path, mochi_defaults())) {
-    const Component transformer = open_component_folder(folder_.transformer), vae = open_component_folder(folder_.vae);
+    const Component transformer = open_component_folder(folder_.transformer), vae = open_component_folder(folder_.vae),
+                    text_encoder = open_component_folder(folder_.text_encoder);
     configs_ = {MochiTransformerConfig::from(transformer.config), MochiVaeConfig::from(vae.config),
-                T5Config::from(open_component_folder(folder_.text_encoder).config), folder_.empty_prompt_is_zeros};
+                T5Config::from(text_encoder.config), folder_.empty_prompt_is_zeros};
     check_components(configs_, path);
     transformer_elements_ = num_elements(transformer.tensors);
     vae_elements_ = num_elements(vae.tensors);
+    for (const Component* part : {&transformer, &vae, &text_encoder}) {
+      add_weight_files(*part, description_.weight_files);
+    }
+    add_weight_files(text_encoder, description_.text_encoder_files);
 
     description_.scheduler = folder_.scheduler;
     description_.scheduler.spacing = SchedulerConfig::Spacing::kLinearQuadratic;

@@ -141,12 +141,16 @@ class WanFiles final : public ModelFiles {
       : folder_(open_wan_folder(path, parts)), description_(folder_.description) {
     const auto& [first, settings] = folder_.transformers.front();
     const Component transformer = open_transformer(first, {.settings = settings}),
-                    vae = open_vae(folder_.vae, {.settings = folder_.vae_settings});
-    configs_ = {
-        WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
-        T5Config::from(open_text_encoder(folder_.text_encoder, {.settings = folder_.text_encoder_settings}).config)};
+                    vae = open_vae(folder_.vae, {.settings = folder_.vae_settings}),
+                    text_encoder = open_text_encoder(folder_.text_encoder, {.settings = folder_.text_encoder_settings});
+    configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
+                T5Config::from(text_encoder.config)};
     check_components(configs_, path);
-    require_same_shape(path);
+    for (const Component* part : {&transformer, &vae, &text_encoder}) {
+      add_weight_files(*part, description_.weight_files);
+    }
+    add_weight_files(text_encoder, description_.text_encoder_files);
+    check_experts(path);
     transformer_elements_ = num_elements(transformer.tensors);
     vae_elements_ = num_elements(vae.tensors);
 
@@ -184,12 +188,14 @@ class WanFiles final : public ModelFiles {
   }
 
  private:
-  /// Both experts must be of one shape: they take the same prompts and latents, and one plan is for both.
-  void require_same_shape(const std::string& path) const {
-    for (const auto& [transformer, settings] : folder_.transformers) {
-      const JsonConfig config = open_transformer(transformer, {.settings = settings}).config;
-      if (WanTransformerConfig::from(config).fingerprint_settings() == configs_.transformer.fingerprint_settings())
-        continue;
+  /// The second must be of the first one's shape: they take the same prompts and latents, and one plan is for both.
+  void check_experts(const std::string& path) {
+    for (size_t expert = 1; expert < folder_.transformers.size(); ++expert) {
+      const auto& [transformer, settings] = folder_.transformers[expert];
+      const Component opened = open_transformer(transformer, {.settings = settings});
+      add_weight_files(opened, description_.weight_files);
+      const WanTransformerConfig config = WanTransformerConfig::from(opened.config);
+      if (config.fingerprint_settings() == configs_.transformer.fingerprint_settings()) continue;
       throw Error(ErrorKind::kMismatch, path + ": " + transformer + " and " + folder_.transformers.front().path +
                                             " are transformers of different shapes; they are not of one model");
     }
