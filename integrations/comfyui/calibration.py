@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -116,17 +117,40 @@ class PromptList:
     """The runs of a profile in the order in which they were measured: errors are measured under masks of earlier ones."""
 
     def __init__(self, profile: Path):
-        self.path = profile / "comfyui_prompts.json"
+        self.folder, self.path = profile, profile / "comfyui_prompts.json"
+        self.prompts: list[PromptFacts] = []
         try:
             stored = json.loads(self.path.read_text(encoding="utf-8"))
             self.prompts = [PromptFacts(str(each["text"]), str(each["negative_prompt"]), int(each["seed"])) for each in stored]
         except FileNotFoundError:
-            self.prompts = []
+            if any(profile.glob("prompt_*.safetensors")):
+                raise Unsupported(f"calibatt: {profile} holds measurements that were not made in ComfyUI; give the plan another name") from None
         except (ValueError, KeyError, TypeError):
-            raise Unsupported(f"calibatt: {self.path} is damaged; delete it, and measured runs count as new ones") from None
+            raise Unsupported(f"calibatt: {self.path} is damaged; give the plan another name, or delete that folder") from None
 
-    def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    @contextlib.contextmanager
+    def holding(self, prompt: PromptFacts):
+        """The list is on disk before a measurement is, so that none is without its place; a new prompt stays when all went well."""
+        known = prompt in self.prompts
+        if not known:
+            self.prompts.append(prompt)
+        self._save()
+        try:
+            yield
+        except BaseException:
+            if not known:
+                self.prompts.remove(prompt)
+            raise
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        if not self.prompts:
+            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                self.folder.rmdir()
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_suffix(f".{os.getpid()}.tmp")
         beside.write_text(json.dumps([vars(prompt) for prompt in self.prompts], indent=1), encoding="utf-8")
         os.replace(beside, self.path)
@@ -145,6 +169,7 @@ def measure(
     """The run's result, what calibatt_record tells, and how many runs the profile holds now."""
     sampling = attachment.sampling
     results: list[Any] = []
+    listed = PromptList(profile)
 
     def run_prompt(index: int, session: Session) -> float:
         if listed.prompts[index] != prompt:
@@ -153,16 +178,15 @@ def measure(
         results.append(attachment.sample(Recording(sampling, session), execute))
         return time.perf_counter() - start
 
-    listed = PromptList(profile)
-    if prompt not in listed.prompts:
-        listed.prompts.append(prompt)
-    while True:
-        try:
-            report = record(profile, sampling.facts(), sampling.device, listed.prompts, run_prompt, _precision(sampling), **settings)
-            break
-        except _Missing as missing:
-            del listed.prompts[missing.prompt]
-    listed.save()
+    def recorded() -> dict:
+        while True:
+            try:
+                return record(profile, sampling.facts(), sampling.device, listed.prompts, run_prompt, _precision(sampling), **settings)
+            except _Missing as missing:
+                del listed.prompts[missing.prompt]
+
+    with listed.holding(prompt):
+        report = recorded()
     if not results:  # measured before
         results.append(attachment.sample(None, execute))
     return results[0], report, len(listed.prompts)

@@ -248,6 +248,7 @@ class Attachment:
         split = kwargs.get("skip_reshape", False)  # [B, heads, tokens, head_dim] instead of [B, tokens, heads · head_dim]
         q_, k_, v_ = ((x.transpose(1, 2) if split else x.unflatten(-1, (heads, -1))) for x in (q, k, v))
         self._require(q_, mask)
+        k_, v_ = k_.to(q_.dtype), v_.to(q_.dtype)
         order = sampling.call_order(q_.shape[1])
         if order is not None:
             q_, k_, v_ = (x.index_select(1, order[0]) for x in (q_, k_, v_))

@@ -178,9 +178,14 @@ def test_what_cannot_be_measured_is_refused_by_name(library):
     assert library.measured == []
 
 
-def test_a_damaged_list_of_runs(library, tmp_path):
+def test_folders_that_cannot_be_gone_on_with(library, tmp_path):
+    clone = library.calibrate(host.ModelPatcher(host.BaseModel(host.WanModel())), [])
     folder = tmp_path / "wan.safetensors.profile"
     folder.mkdir()
+    (folder / "prompt_0000.safetensors").touch()
+    with pytest.raises(calibatt.Unsupported, match="not made in ComfyUI; give the plan another name"):
+        sample(clone)
     (folder / "comfyui_prompts.json").write_text('[{"text": 1}]')
-    with pytest.raises(calibatt.Unsupported, match="comfyui_prompts.json is damaged; delete it"):
-        sample(library.calibrate(host.ModelPatcher(host.BaseModel(host.WanModel())), []))
+    with pytest.raises(calibatt.Unsupported, match="comfyui_prompts.json is damaged"):
+        sample(clone)
+    assert library.asked == [] and sorted(path.name for path in folder.iterdir()) == ["comfyui_prompts.json", "prompt_0000.safetensors"]
