@@ -348,3 +348,13 @@ def install(models_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "calibatt_comfyui", package)
     spec.loader.exec_module(package)
     return package
+
+
+def random_weights(module):
+    """For a transformer of ComfyUI's: large enough for attention to be anything but even."""
+    random = torch.Generator().manual_seed(11)
+    weights = {}
+    for name, each in module.state_dict().items():
+        scale = 0.3 if each.ndim < 2 else 1.5 / each[0].numel() ** 0.5
+        weights[name] = torch.randn(each.shape, generator=random) * scale + ("norm" in name and "weight" in name)
+    return weights

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_host import random_weights
+
+import calibatt
 
 COMFYUI = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI, reason="COMFYUI_DIR is not set to a checkout of ComfyUI")
@@ -42,13 +45,6 @@ def sampling(comfy):
     import calibatt_real.sampling as module
 
     return module
-
-
-def random_weights(module):
-    """Large enough for attention to be anything but even."""
-    random = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        return {name: torch.randn(each.shape, generator=random) * (0.3 if each.ndim < 2 else 1.5 / each[0].numel() ** 0.5) + (1.0 if "norm" in name and "weight" in name else 0) for name, each in module.state_dict().items()}  # fmt: skip
 
 
 CHANNELS = {"wan": 16, "ti2v": 48, "mochi": 12}
@@ -219,3 +215,37 @@ class Raster:
             mask = self.session.mask(step, layer, q.shape[-2])[:, tokens][:, :, tokens]
             mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(q.shape[0], -1, -1, -1)
         return func(q, k, v, heads, mask=mask, **kwargs)
+
+
+def distance(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("name", ["wan", "ti2v", "mochi"])
+def test_calibrate_and_apply_with_the_library(comfy, sampling, models, tmp_path, name):
+    """The whole way: two runs measured, a plan of them, applied; and a plan that keeps everything."""
+    import calibatt_real.calibration as calibration
+
+    patcher, told = models[name], []
+    settings = {"block-q": "8", "block-k": "8", "measure": "maps"}
+    dense = sample(comfy, name, patcher)
+    measuring = calibration.calibrate(patcher, tmp_path / "plan.safetensors", 0.5, settings, told.append)
+    measured = sample(comfy, name, measuring)
+    sample(comfy, name, measuring, seed=3)
+    assert [text.splitlines()[0] for text in told] == ["this run measured; plan.safetensors is made of 1 run", "this run measured; plan.safetensors is made of 2 runs"]  # fmt: skip
+    again = sample(comfy, name, calibration.calibrate(patcher, tmp_path / "plan.safetensors", 0.5, settings, told.append))
+    assert "was measured before" in told[2] and torch.equal(again, dense)
+
+    plan = calibatt.Plan(tmp_path / "plan.safetensors")
+    assert plan.facts["video"] == {
+        "frames": 13 if name == "mochi" else 9,
+        **({"height": 128, "width": 192} if name == "ti2v" else {"height": 64, "width": 96}),
+    }
+    planned = sample(comfy, name, sampling.apply_plan(patcher, plan, None, "error", told.append))
+    everything = calibatt.compile(tmp_path / "plan.safetensors.profile", tmp_path / "all.safetensors", density=1.0, progress=lambda *_: None)
+    kept = sample(comfy, name, sampling.apply_plan(patcher, everything, None, "error", told.append))
+    assert "density 0.5" in told[3] and "density 1.000" in told[4]
+    # float32 sums in another order; measured: 1e-6. Half of attention at random weights: 0.007 to 0.07.
+    assert all(distance(each, dense) < 2e-5 for each in (measured, kept))
+    assert 2e-3 < distance(planned, dense) < 0.3
+    assert torch.equal(sample(comfy, name, patcher), dense)

@@ -58,14 +58,17 @@ import torch, comfy.ops, comfy.ldm.wan.model, comfy.ldm.wan.vae
 from pathlib import Path
 from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[3])
-from comfyui_real_test import random_weights
+from comfyui_host import random_weights
 folder = Path(sys.argv[2])
 wan = comfy.ldm.wan.model.WanModel("t2v", dim=256, ffn_dim=128, in_dim=16, out_dim=16, num_heads=2, num_layers=3,
                                    operations=comfy.ops.disable_weight_init, dtype=torch.float32)
 for name in ("wan2.1_t2v_1.3B_fp16", "wan2.2_t2v_high_noise_14B_fp16", "wan2.2_t2v_low_noise_14B_fp16"):
     save_file(random_weights(wan), folder / "diffusion_models" / (name + ".safetensors"))
 vae = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0)
-save_file({name: (each * 0.02).half() for name, each in vae.state_dict().items()}, folder / "vae/wan_2.1_vae.safetensors")
+torch.manual_seed(0)
+weights = {name: torch.randn(each.shape) / each[0].numel() ** 0.5 if "weight" in name else torch.ones(each.shape) * ("gamma" in name)
+           for name, each in vae.state_dict().items()}
+save_file({name: each.half() for name, each in weights.items()}, folder / "vae/wan_2.1_vae.safetensors")
 """
 
 
@@ -149,7 +152,7 @@ def server(tmp_path_factory):
     started.process.wait(60)
 
 
-SMALL = {"EmptyHunyuanLatentVideo": {"width": 256, "height": 192, "length": 9}, "KSampler": {"steps": 4, "cfg": 4.0, "sampler_name": "euler"},
+SMALL = {"EmptyHunyuanLatentVideo": {"width": 128, "height": 96, "length": 9}, "KSampler": {"steps": 4, "cfg": 4.0, "sampler_name": "euler"},
          "CalibattCalibrate": {"plan_name": "small", "density": 0.4, "settings": "block-q=16 block-k=16"},
          "CalibattLoadPlan": {"plan_name": "small.safetensors"}}  # fmt: skip
 
@@ -167,10 +170,13 @@ def pictures(server, outputs):
 def without(prompt, kind):
     """The same workflow with the node removed, its model connected through."""
     (number,) = [number for number, node in prompt.items() if node["class_type"] == kind]
-    rest = {other: node for other, node in prompt.items() if other != number and [number, 1] not in node["inputs"].values()}
+    rest = {other: dict(node) for other, node in prompt.items() if other != number and [number, 1] not in node["inputs"].values()}
     for node in rest.values():
         node["inputs"] = {name: prompt[number]["inputs"]["model"] if value == [number, 0] else value for name, value in node["inputs"].items()}
     return rest
+
+
+DENSITY = re.compile(r"calibatt: density ([\d.]+) over (\d+) attention calls")
 
 
 def test_calibrate_then_apply_then_remove(server):
@@ -180,18 +186,33 @@ def test_calibrate_then_apply_then_remove(server):
     assert "this run measured; small.safetensors is made of 1 run" in logged
     assert (server.base / "models/calibatt/small.safetensors").is_file()
     measured = pictures(server, outputs)
-    assert measured.shape == dense.shape and difference(measured, dense) < 0.5  # of 255: calibatt's dense attention is not torch's
+    assert measured.shape == dense.shape
+    # Of 255. The autoencoder of random weights enlarges what float32 rounds otherwise; comfyui_real_test.py compares latents.
+    assert difference(measured, dense) < 1
+
+    another = {**SMALL, "KSampler": {**SMALL["KSampler"], "seed": 8}}
+    assert "small.safetensors is made of 2 runs" in server.run(server.prompt("wan2.1_calibrate.json", another))[1]
 
     server.nodes = server.get("object_info")  # the browser's list of plans has it now
     planned = server.prompt("wan2.1_apply_plan.json", SMALL)
     outputs, logged = server.run(planned)
-    density = float(re.search(r"calibatt: density ([\d.]+) over \d+ attention calls", logged)[1])
-    assert density == pytest.approx(0.4, abs=0.03)
+    density, calls = DENSITY.search(logged).groups()
+    assert float(density) == pytest.approx(0.4, abs=0.03) and int(calls) in (4 * 3, 4 * 2 * 3)  # both branches in one batch, or not
     assert any("text" in output for output in outputs.values())  # the summary in its preview
-    assert difference(pictures(server, outputs), dense) > 4 * difference(measured, dense) + 0.1
+    changed = difference(pictures(server, outputs), dense)
+    print(f"density {density}; difference of 255: measured {difference(measured, dense):.5f}, planned {changed:.3f}")
+    assert changed > 5 * difference(measured, dense) + 1
 
     outputs, logged = server.run(without(planned, "CalibattApplyPlan"))
     assert "calibatt:" not in logged and torch.equal(pictures(server, outputs), dense)
+
+
+def test_two_transformers_each_with_its_part_of_the_steps(server):
+    """A plan of one transformer serves here: the two files hold models alike."""
+    size = {"EmptyHunyuanLatentVideo": SMALL["EmptyHunyuanLatentVideo"], "CalibattLoadPlan": SMALL["CalibattLoadPlan"]}
+    _, logged = server.run(server.prompt("wan2.2_a14b_apply_plan.json", size))
+    assert len(DENSITY.findall(logged)) == 2
+    assert "10 steps (flow shift 8) use the plan's 4 steps" in logged
 
 
 def difference(one, other):
