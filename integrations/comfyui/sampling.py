@@ -57,6 +57,7 @@ class Sampling:
         self.grid = self.transformer.grid(noise.shape)
         self.sigmas = tuple(float(sigma) for sigma in sigmas)[:-1]
         self.guidance_scale = float(getattr(guider, "cfg", 0) or 0)
+        self.compile_settings = guider.model_options.get("torch_compile_kwargs")
         self.calls = 0
         self.layer: Optional[int] = None
         self.order_reason = ""  # why tokens are reordered at every call of the present forward; empty: they are not
@@ -123,7 +124,7 @@ class Sampling:
     @contextlib.contextmanager
     def forward(self, arguments: dict[str, Any], options: dict[str, Any]):
         """Tokens are reordered once around the block stack where nothing in between minds, else at every call."""
-        self.order_reason = "" if self._order is None else _what_minds_order(arguments, options)
+        self.order_reason = "" if self._order is None else self._what_minds_order(arguments, options)
         if self.order_reason and self.order_reason not in self.order_reasons:
             self.order_reasons.append(self.order_reason)
         if self._order is None or self.order_reason:
@@ -135,6 +136,20 @@ class Sampling:
         finally:
             for remove in removers:
                 remove()
+
+    def is_compiled(self) -> bool:
+        parts = [self.model.diffusion_model, *self.transformer.module.blocks]
+        return self.compile_settings is not None or any(hasattr(part, "_orig_mod") for part in parts)
+
+    def _what_minds_order(self, arguments: dict[str, Any], options: dict[str, Any]) -> str:
+        if self.is_compiled():  # code that was traced without hooks does not look for them
+            return "the model is compiled (torch.compile)"
+        for name in TOKEN_PATCHES:
+            if any(options.get(name, {}).values()):
+                return f"another node patches the model's blocks ({', '.join(map(str, options[name]))})"
+        if arguments.get("denoise_mask") is not None:
+            return "frames have noise levels of their own (image to video)"
+        return ""
 
     def _placed(self, name: str, index: torch.Tensor) -> torch.Tensor:
         if name not in self._on_device:
@@ -155,15 +170,6 @@ def _refuse_what_does_not_combine(guider: Any, noise: torch.Tensor) -> None:
         raise Unsupported("calibatt: context windows give the model other sizes than the video's; remove that node, or calibatt's")
     if noise.ndim != 5:
         raise Unsupported(f"calibatt: the latent has {noise.ndim} dimensions, and a video has 5; give an empty video latent")
-
-
-def _what_minds_order(arguments: dict[str, Any], options: dict[str, Any]) -> str:
-    for name in TOKEN_PATCHES:
-        if any(options.get(name, {}).values()):
-            return f"another node patches the model's blocks ({', '.join(map(str, options[name]))})"
-    if arguments.get("denoise_mask") is not None:
-        return "frames have noise levels of their own (image to video)"
-    return ""
 
 
 class Attachment:
@@ -243,6 +249,8 @@ class Attachment:
     def override(self, func: Callable[..., Any], q, k, v, heads: int, mask=None, **kwargs):
         layer = self.sampling.layer if self.active else None
         if layer is None:
+            if self.active and q.shape == k.shape and q.shape[-2] >= self.sampling.num_tokens and self.sampling.is_compiled():
+                raise Unsupported("calibatt: compiled code ran a self-attention without telling its layer; remove the node that compiles the model")
             return self._theirs(func, q, k, v, heads, mask, kwargs)
         sampling = self.sampling
         split = kwargs.get("skip_reshape", False)  # [B, heads, tokens, head_dim] instead of [B, tokens, heads · head_dim]

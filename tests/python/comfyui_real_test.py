@@ -27,6 +27,7 @@ def comfy(tmp_path_factory):
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.use_pytorch_cross_attention = True
     import comfy.sample
     import comfy.samplers
     import comfy.sd
@@ -102,17 +103,28 @@ def sample(comfy, name, model, steps=3, sampler="euler", cfg=4.0, seed=2, **more
     return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", conditioning(name, 1), conditioning(name, 2), latent, seed=seed, disable_pbar=True, **more)  # fmt: skip
 
 
+def distance(one, other):
+    return float((one - other).norm() / other.norm())
+
+
 @pytest.fixture
 def masked(sampling, monkeypatch):
     """Sessions of masks in torch in the place of the library's: masks are known, and tokens in an order of their own."""
     import comfyui_test as stand_in
 
     monkeypatch.setattr(stand_in, "NUM_TOKENS", NUM_TOKENS)
-    opened = []
-    monkeypatch.setattr(sampling.Session, "open", staticmethod(lambda plan, facts, *_: opened.append(stand_in.MaskedSession(facts)) or opened[-1]))
+    opened, orders = [], [5]
 
-    def apply(patcher):
+    def open_session(plan, facts, *_):
+        opened.append(stand_in.MaskedSession(facts))
+        opened[-1].order = torch.randperm(NUM_TOKENS, generator=torch.Generator().manual_seed(orders[-1]))
+        return opened[-1]
+
+    monkeypatch.setattr(sampling.Session, "open", staticmethod(open_session))
+
+    def apply(patcher, order_seed=5):
         told = []
+        orders.append(order_seed)
         return sampling.apply_plan(patcher, stand_in.make_plan(), None, "error", told.append), opened, told
 
     return apply
@@ -190,15 +202,31 @@ def test_steps_and_layers_that_other_nodes_leave_out(comfy, models, masked, node
     assert float((planned - right).abs().max()) < 1e-3 * float(right.abs().max())
 
 
-def test_compiled(comfy, models, masked):
+@pytest.mark.parametrize("parts", [["diffusion_model"], [f"diffusion_model.blocks.{layer}" for layer in range(3)]])
+def test_compiled(comfy, models, masked, parts):
+    """Compiled before there was a plan, too; plans with other token orders; and nothing is compiled again in later runs."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from torch._dynamo.utils import counters
 
-    clone, opened, _ = masked(models["wan"])
-    eager = sample(comfy, "wan", clone)
-    set_torch_compile_wrapper(clone, backend="eager")
-    compiled = sample(comfy, "wan", clone)
-    assert opened[1].calls == opened[0].calls and opened[1].forwards == opened[0].forwards
-    assert float((compiled - eager).abs().max()) < 1e-3
+    def compiled(patcher):
+        clone = patcher.clone()
+        set_torch_compile_wrapper(clone, backend="eager", keys=parts)
+        return clone
+
+    torch._dynamo.reset()
+    dense = sample(comfy, "wan", models["wan"])
+    assert distance(sample(comfy, "wan", compiled(models["wan"])), dense) < 1e-5
+    graphs = None
+    for number in range(3):
+        clone, opened, told = masked(models["wan"], order_seed=number)
+        eager = sample(comfy, "wan", clone)
+        planned = sample(comfy, "wan", compiled(clone))
+        assert "the model is compiled" in told[1]
+        assert opened[-1].calls == opened[-2].calls and opened[-1].forwards == opened[-2].forwards
+        assert distance(planned, eager) < 1e-5
+        assert graphs in (None, counters["stats"]["unique_graphs"])
+        graphs = counters["stats"]["unique_graphs"]
+    assert distance(sample(comfy, "wan", compiled(models["wan"])), dense) < 1e-5
 
 
 class Raster:
@@ -215,10 +243,6 @@ class Raster:
             mask = self.session.mask(step, layer, q.shape[-2])[:, tokens][:, :, tokens]
             mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(q.shape[0], -1, -1, -1)
         return func(q, k, v, heads, mask=mask, **kwargs)
-
-
-def distance(one, other):
-    return float((one - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("name", ["wan", "ti2v", "mochi"])

@@ -296,6 +296,28 @@ def test_what_does_not_combine_is_refused_by_name(sampling, sessions):
         sample(tiled)
 
 
+class CompiledBlock(host.WanBlock):
+    """As torch.compile leaves it: code from before there were hooks."""
+
+    _orig_mod = None
+
+    def __init__(self, dim, heads):
+        super().__init__(dim, heads)
+        attention = self.self_attn
+        self.__dict__["traced"] = lambda *args, **kwargs: attention.forward(*args, **kwargs)
+
+    def forward(self, x, e, freqs, context, transformer_options=None, **_):
+        return x + self.traced(self.norm1(x), freqs, transformer_options=transformer_options)
+
+
+def test_compiled_code_that_passes_hooks_by_is_not_taken_for_dense(sampling, sessions):
+    model = host.WanModel()
+    clone = applied(sampling, host.ModelPatcher(host.BaseModel(model)))
+    model.blocks[1] = CompiledBlock(32, 2)
+    with pytest.raises(calibatt.Unsupported, match="compiled code ran a self-attention without telling its layer"):
+        sample(clone)
+
+
 def test_all_of_a_refused_run_is_undone(sampling, sessions):
     """The next run of the same clone is a run like any other."""
     patcher = host.ModelPatcher(host.BaseModel(host.WanModel()))
