@@ -131,7 +131,9 @@ function(calibatt_shared_library)
   target_compile_features(libcalibatt INTERFACE cxx_std_20)
   target_include_directories(libcalibatt INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_link_libraries(libcalibatt PRIVATE $<BUILD_INTERFACE:calibatt_options> ${links})
-  target_link_options(libcalibatt PRIVATE LINKER:--exclude-libs,libcudart_static.a)
+  target_link_options(libcalibatt PRIVATE LINKER:--exclude-libs,libcudart_static.a
+    LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/libcalibatt.map)
+  set_target_properties(libcalibatt PROPERTIES LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/libcalibatt.map)
 endfunction()
 
 function(calibatt_cli dir)

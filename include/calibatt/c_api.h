@@ -98,6 +98,7 @@ typedef struct calibatt_run {
   double flow_shift;                                ///< 0: not known, not compared
   double guidance_scale;                            ///< 0: not known, not compared
   const char* scheduler;                            ///< "unipc", "euler"; NULL: not known, not compared
+  double second_guidance_scale;                     ///< of the second transformer's steps; 0: guidance_scale
 } calibatt_run;
 
 /// What to do when a plan does not fit a run.
@@ -112,7 +113,7 @@ typedef struct calibatt_session calibatt_session;
 /// Self-attention of a run by a plan, or dense (plan NULL). USAGE, MISMATCH, DEVICE.
 CALIBATT_API calibatt_status calibatt_session_open(const calibatt_plan* plan, const calibatt_run* run,
                                                    calibatt_on_mismatch on_mismatch, calibatt_session** session);
-/// Waits until the device is done with what the session gave it. NULL is allowed.
+/// Waits until the device is done with the session's masks. NULL is allowed.
 CALIBATT_API void calibatt_session_close(calibatt_session* session);
 
 /// The token order that the session's attention wants its video tokens in; see calibatt_token_order.
@@ -147,6 +148,7 @@ typedef struct calibatt_output {
   double residual_square_sum;  ///< ‖x‖² of the residual stream before the addition, all tokens of the sample
   /// Where W_o's output is normalised: gives 1/mean(its square) of the sample's video tokens. Called by attend, at most
   /// once, when `out` is enqueued on the stream (on the CPU: is there). NULL: it is not normalised.
+  /// It may use the stream, but no function of the session.
   double (*squared_gain)(void* user);
   void* user;
 } calibatt_output;
@@ -180,7 +182,8 @@ CALIBATT_API calibatt_status calibatt_session_prefetch(calibatt_session* session
 CALIBATT_API int32_t calibatt_session_wants_output(const calibatt_session* session);
 /// What the session has done, as JSON: "calls", "dense_fallback_calls", "fallback_reason", "warnings": [text],
 /// "step_mapping", "density", "density_map": [step][layer], "kernel", "mask_bytes" (device memory for masks, now),
-/// "plan" (checksum). Free it with calibatt_string_free.
+/// "plan" (checksum), "weights" ("same", "other", "not compared"; "" without a plan), "expected_error" (of the plan),
+/// "recording". Free it with calibatt_string_free.
 CALIBATT_API calibatt_status calibatt_session_json(const calibatt_session* session, char** json);
 
 // ---- calibration ----------------------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ typedef struct calibatt_setting {
 typedef struct calibatt_prompt {
   const char* text;
   const char* negative_prompt;  ///< NULL: none
-  uint64_t seed;
+  uint64_t seed;                ///< of the prompt's noise. The command line gives prompt i that of the first + i
 } calibatt_prompt;
 
 typedef struct calibatt_calibration {
@@ -205,21 +208,21 @@ typedef struct calibatt_calibration {
   int32_t first_prompt, end_prompt;  ///< the range that this process runs; both 0: all
   const char* precision;             ///< "f32", "bf16", "fp16": of the run's arithmetic
   /// Those of `calibatt calibrate --help` that say what is measured or how the plan is compiled, such as density,
-  /// measure, budget, token-order, block-q, block-k, anchor-rows, steps-recorded. USAGE names one that is not known.
+  /// measure, budget, token-order, block-q, block-k, anchors, steps-recorded. USAGE names one that is not known.
   const calibatt_setting* settings;
   int32_t num_settings;
 } calibatt_calibration;
 
 /// Your part of a calibration: denoise prompt `prompt` from its first step to its last, every self-attention through
 /// `session`, which is opened and closed for you. seconds: the time that the transformer took, or 0. Anything but 0 to
-/// stop: nothing of the prompt is kept, and calibatt_record returns CANCELLED.
+/// stop: nothing of the prompt is kept, and calibatt_record returns CANCELLED, or the error that ended the session.
 typedef int32_t (*calibatt_run_prompt)(void* user, int32_t prompt, calibatt_session* session, double* seconds);
 
 /// Measures the prompts that `profile_dir` lacks and adds one file for each, atomically. Killed at any moment, the same
 /// call goes on where it was. The folder is the command line's: either may go on with what the other began.
 /// json: NULL, or "prompts_recorded", "prompts_resumed", "attention_seconds", "recording_seconds",
-/// "transformer_seconds", "measured". USAGE, MISMATCH (the folder holds another calibration), IO, NUMERIC, DEVICE,
-/// CANCELLED.
+/// "transformer_seconds", "measured" ("maps" or "levels"), "note" (why these, where it is not the usual). USAGE,
+/// MISMATCH (the folder holds another calibration), IO, NUMERIC, DEVICE, CANCELLED.
 CALIBATT_API calibatt_status calibatt_record(const char* profile_dir, const calibatt_calibration* calibration,
                                              calibatt_run_prompt run_prompt, void* user, char** json);
 
@@ -227,7 +230,8 @@ CALIBATT_API calibatt_status calibatt_record(const char* profile_dir, const cali
 typedef int32_t (*calibatt_progress)(void* user, const char* stage, int64_t done, int64_t total);
 
 /// Makes a plan of a profile, in seconds, without the model. The file appears complete or not at all. json: NULL, or
-/// "density", "density_map", "predicted_speedup", "predicted_error", "held_out", "repetitive_heads", "heads".
+/// "density", "density_asked", "density_map", "predicted_speedup", "predicted_error", "held_out", "repetitive_heads",
+/// "heads", "prompts". Settings may also be those that were measured with; MISMATCH where they were others.
 CALIBATT_API calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
                                               const calibatt_setting* settings, int32_t num_settings,
                                               calibatt_progress progress, void* user, char** json);

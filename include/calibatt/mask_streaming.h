@@ -16,8 +16,9 @@ struct MaskStreaming {
   double work_seconds = 0;         ///< decoding, packing and writing, beside the calling thread
   uint64_t uploaded_bytes = 0;
   uint64_t peak_device_bytes = 0;  ///< most GPU memory that masks took at a time
+  uint64_t device_bytes = 0;       ///< GPU memory that masks take now
 
-  /// What happened since `earlier`; the peak is that of all the time.
+  /// What happened since `earlier`; the peak is that of all the time, and the memory that of now.
   MaskStreaming since(const MaskStreaming& earlier) const {
     return {calls - earlier.calls,
             ready - earlier.ready,
@@ -27,7 +28,8 @@ struct MaskStreaming {
             device_wait_seconds - earlier.device_wait_seconds,
             work_seconds - earlier.work_seconds,
             uploaded_bytes - earlier.uploaded_bytes,
-            peak_device_bytes};
+            peak_device_bytes,
+            device_bytes};
   }
 };
 

@@ -45,6 +45,7 @@ class Run(ctypes.Structure):
         ("flow_shift", c_double),
         ("guidance_scale", c_double),
         ("scheduler", c_char_p),
+        ("second_guidance_scale", c_double),
     ]
 
 

@@ -92,8 +92,8 @@ std::string condition_warning(const Plan& plan, const RunDescription& run) {
     theirs.push_back(counted(plan.num_steps(), "steps"));
     ours.push_back(std::to_string(num_steps));
   }
-  number("flow shift ", made.flow_shift, run.flow_shift);
-  if (run.guidance_scale) number("guidance ", made.guidance_scale, *run.guidance_scale);
+  if (made.flow_shift > 0 && run.flow_shift > 0) number("flow shift ", made.flow_shift, run.flow_shift);
+  if (made.guidance_scale > 0 && run.guidance_scale) number("guidance ", made.guidance_scale, *run.guidance_scale);
   if (const auto theirs_2 = second_guidance(made); theirs_2 && run.guidance_scale_2) {
     number("guidance of the low noise levels ", *theirs_2, *run.guidance_scale_2);
   }
@@ -142,8 +142,9 @@ std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
     return "it was made for a model of " + std::to_string(made_for.transformers.size()) +
            " transformers, this run has " + std::to_string(run.transformers.size());
   }
-  if (made_for.video_frames != run.video_frames || made_for.video_height != run.video_height ||
-      made_for.video_width != run.video_width) {
+  const auto differ = [](int theirs, int ours) { return theirs > 0 && ours > 0 && theirs != ours; };
+  if (differ(made_for.video_frames, run.video_frames) || differ(made_for.video_height, run.video_height) ||
+      differ(made_for.video_width, run.video_width)) {
     return "it was made for " + video_text(made_for.video_frames, made_for.video_height, made_for.video_width) +
            ", this run makes " + video_text(run.video_frames, run.video_height, run.video_width);
   }
@@ -157,9 +158,10 @@ std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
   const double largest = largest_distance(plan, run, plan_step);
   if (run.sigmas.size() == plan.info().sigmas.size() && largest <= kSigmaTolerance) return "";
-  return counted(run.sigmas.size(), "steps") + " (flow shift " + short_number(run.flow_shift) + ") use the plan's " +
-         counted(plan.num_steps(), "steps") + " (flow shift " + short_number(plan.info().provenance.flow_shift) +
-         ") of the nearest noise level, at most " + short_number(largest) + " away: " + mapping_text(plan_step);
+  const auto shift = [](double value) { return value > 0 ? " (flow shift " + short_number(value) + ")" : ""; };
+  return counted(run.sigmas.size(), "steps") + shift(run.flow_shift) + " use the plan's " +
+         counted(plan.num_steps(), "steps") + shift(plan.info().provenance.flow_shift) +
+         " of the nearest noise level, at most " + short_number(largest) + " away: " + mapping_text(plan_step);
 }
 
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {

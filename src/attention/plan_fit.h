@@ -27,9 +27,9 @@ struct RunDescription {
   /// call.
   AttentionGeometry geometry;
   int num_layers = 0;
-  int video_frames = 0, video_height = 0, video_width = 0;  ///< pixels and video frames
+  int video_frames = 0, video_height = 0, video_width = 0;  ///< pixels and video frames; 0: not known, not compared
   std::vector<double> sigmas;                               ///< noise level of each step of this run
-  // What else the plan's error was measured under. Empty or absent: not known, not compared.
+  // What else the plan's error was measured under. 0, empty or absent: not known, not compared.
   double flow_shift = 0;
   std::optional<double> guidance_scale, guidance_scale_2;  ///< the second: of the second transformer
   std::string scheduler;

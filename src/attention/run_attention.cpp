@@ -109,6 +109,7 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
 
 // What the forward had the last time; before that, what the present one has.
 int PlannedAttention::text_tokens_of(size_t forward) const {
+  if (text_tokens_.empty()) return 0;
   return text_tokens_[std::min(forward, text_tokens_.size() - 1)];
 }
 
@@ -126,22 +127,29 @@ std::optional<PlannedAttention::Site> PlannedAttention::site_after(int layer) co
   return Site{step_ + 1, 0, 0};
 }
 
+void PlannedAttention::announce(const std::shared_ptr<const PlannedLayer>& layer) {
+  const AttentionGeometry& geometry = plan_->geometry();
+  const int num_tokens = geometry.num_tokens() + layer->num_text_tokens();
+  announced_ = layer;
+  engine_.prefetch_schedule(layer, {num_tokens, num_tokens, geometry.block_q, geometry.block_k});
+}
+
+void PlannedAttention::prefetch(int step, int layer) {
+  CALIBATT_ASSERT(layer >= 0 && layer < num_layers_);
+  if (!mismatch_.empty()) return;
+  CALIBATT_ASSERT(step >= 0 && static_cast<size_t>(step) < plan_step_.size());
+  announce(layer_at({step, layer, 0}));
+}
+
 void PlannedAttention::attend_planned(int layer, AttentionCall call, int text_tokens) {
   call.block_q = plan_->geometry().block_q;
   call.block_k = plan_->geometry().block_k;
   const size_t forward = forward_of_step();
   if (text_tokens_.size() <= forward) text_tokens_.resize(forward + 1, text_tokens);
   text_tokens_[forward] = text_tokens;
-  const auto announce = [&](const std::shared_ptr<const PlannedLayer>& planned) {
-    const int num_tokens = plan_->geometry().num_tokens() + planned->num_text_tokens();
-    engine_.prefetch_schedule(planned, {num_tokens, num_tokens, call.block_q, call.block_k});
-  };
   const auto planned = layer_at({step_, layer, forward});
   if (announced_ != planned) announce(planned);  // the first, or another than was expected
-  if (const auto next = site_after(layer)) {
-    announced_ = layer_at(*next);
-    announce(announced_);
-  }
+  if (const auto next = site_after(layer)) announce(layer_at(*next));
   call.heads = planned->heads();
   call.schedule = planned.get();
   engine_.attention(call);

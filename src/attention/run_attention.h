@@ -19,6 +19,8 @@ namespace calibatt {
 class RunAttention : public SelfAttention {
  public:
   virtual AttentionReport report() const = 0;
+  /// Tells that this layer comes next, where something other than what is usual does. A hint.
+  virtual void prefetch(int /*step*/, int /*layer*/) {}
 };
 
 /// Every head attends to everything.
@@ -53,6 +55,7 @@ class PlannedAttention : public RunAttention {
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override;
+  void prefetch(int step, int layer) override;
 
   /// Why the plan does not fit the run and everything runs dense; empty when it fits.
   const std::string& mismatch() const { return mismatch_; }
@@ -63,6 +66,7 @@ class PlannedAttention : public RunAttention {
     size_t forward = 0;  ///< of the step: 0, or 1 for the second branch of guidance
   };
   void attend_planned(int layer, AttentionCall call, int text_tokens);
+  void announce(const std::shared_ptr<const PlannedLayer>& layer);
   std::shared_ptr<const PlannedLayer> layer_at(const Site& site);
   int text_tokens_of(size_t forward) const;
   size_t forward_of_step() const { return forwards_of_step_ > 1 ? 1 : 0; }

@@ -4,7 +4,9 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <variant>
 
+#include "calibatt/calibration_settings.h"
 #include "calibatt/error.h"
 #include "calibatt/output.h"
 #include "commands.h"
@@ -136,96 +138,49 @@ void run(Flags& flags) {
   }
 }
 
-void add_measured_flags(CLI::App& command, CalibrateOptions& knobs) {
-  const std::string group = "What is measured";
-  command
-      .add_option("--token-order", knobs.token_order,
-                  "raster, or tiles:FxHxW (frames × height × width of a tile) [tiles]")
-      ->group(group);
-  add_whole_number(command, "--block-q", knobs.block_q, 8, 1024, "Tokens per query block, 8 to 1024")
-      ->default_str("64")
-      ->group(group);
-  add_whole_number(command, "--block-k", knobs.block_k, 8, 1024, "Tokens per key block, 8 to 1024")
-      ->default_str("64")
-      ->group(group);
-  add_whole_number(command, "--anchors", knobs.anchor_rows_per_frame, 1, 65536,
-                   "Anchor rows per frame of repetitive heads (k) [what the profile folder holds, else 5, or all rows "
-                   "of a lower frame]")
-      ->group(group);
-  command
-      .add_option(
-          "--measure", knobs.measure,
-          "maps: energies, harm and output errors of blocks, for everything; levels: 4 bits a block and output errors "
-          "of heads, at any size, no repetition; auto: what the profile folder holds, else maps for --budget error "
-          "where they are not out of proportion, else levels")
-      ->check(CLI::IsMember({"auto", "maps", "levels"}))
-      ->capture_default_str()
-      ->group(group);
-  add_whole_number(command, "--steps-recorded", knobs.steps_recorded, 1, 1000,
-                   "Levels: record so many of the steps, evenly spread; the others share the plan of the nearest noise "
-                   "level [all, or every k-th so that a prompt takes at most 8 GB]")
-      ->group(group);
+std::string default_text(double value) {
+  return format("%g", value);
 }
 
-void add_compiled_flags(CLI::App& command, CalibrateOptions& knobs) {
-  const std::string group = "How the plan is compiled (cheap to change afterwards)";
-  command
-      .add_option("--budget", knobs.budget, "error: least output error under one global density; energy: the paper's")
-      ->check(CLI::IsMember({"error", "energy"}))
-      ->capture_default_str()
-      ->group(group);
-  add_real_number(
-      command, "--density", knobs.density, -kAny, kAny,
-      "Share of attention that is computed, 0–1: begin with .3 to .4, and look at compare or bench before going lower "
-      "[0.3 for --budget error]")
-      ->group(group);
-  command.add_option("--skipped", knobs.skipped, "Skipped blocks: drop, or summary (one mean token each)")
-      ->check(CLI::IsMember({"drop", "summary"}))
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--agreement", knobs.agreement, "Energy budget over prompts: vote, or mean energy")
-      ->check(CLI::IsMember({"vote", "mean"}))
-      ->capture_default_str()
-      ->group(group);
-  add_real_number(command, "--rho", knobs.agreement_threshold, -kAny, kAny, "Vote threshold")
-      ->default_str("0.5")
-      ->group(group);
-  add_real_number(command, "--schedule-a", knobs.schedule_a, -kAny, kAny, "Energy kept in late steps (A)")
-      ->default_str("0.84")
-      ->group(group);
-  add_real_number(command, "--schedule-c", knobs.schedule_c, -kAny, kAny, "Energy kept in the first step (C)")
-      ->default_str("0.99")
-      ->group(group);
-  add_real_number(command, "--schedule-k", knobs.schedule_k, -kAny, kAny, "Decay of the energy schedule (k)")
-      ->default_str("16")
-      ->group(group);
-  command
-      .add_option("--ranking", knobs.ranking,
-                  "Error budget: rank blocks by measured harm to the output, or by energy [harm with maps, energy with "
-                  "level codes]")
-      ->check(CLI::IsMember({"harm", "energy"}))
-      ->group(group);
-  add_real_number(command, "--step-weight", knobs.step_weight_decay, -kAny, kAny,
-                  "Error budget: w of a step's weight 0.1 + 0.9 exp(-w t/T)")
-      ->default_str("8")
-      ->group(group);
-  command
-      .add_option("--repetition", knobs.repetition,
-                  "Copy rows in repetitive heads: off, error (accepted by output error), similarity (the paper's) "
-                  "[error where output errors were measured, else off]")
-      ->check(CLI::IsMember({"off", "error", "similarity"}))
-      ->group(group);
-  add_real_number(command, "--gamma", knobs.similarity_threshold, -kAny, kAny,
-                  "Similarity from which a head is repetitive")
-      ->default_str("0.87")
-      ->group(group);
-  add_whole_number(command, "--merge-gap", knobs.merge_gap, 0, 1'000'000, "Fill gaps of up to so many skipped blocks")
-      ->default_str("0")
-      ->group(group);
-  add_real_number(command, "--share-steps", knobs.share_steps_iou, -kAny, kAny,
-                  "Share masks of adjacent steps that agree at least so much (0: off)")
-      ->default_str("0")
-      ->group(group);
+/// The flag of one setting, whatever its field is.
+struct FlagAdder {
+  CLI::App& command;
+  CalibrateOptions& knobs;
+  const CalibrationSetting& setting;
+
+  CLI::Option* operator()(std::string CalibrateOptions::*field) const {
+    CLI::Option* option = command.add_option("--" + setting.name, knobs.*field, setting.description);
+    if (!setting.choices.empty()) option->check(CLI::IsMember(setting.choices));
+    if (!(knobs.*field).empty()) option->capture_default_str();
+    return option;
+  }
+  CLI::Option* operator()(int CalibrateOptions::*field) const {
+    return whole(knobs.*field)->default_str(std::to_string(knobs.*field));
+  }
+  CLI::Option* operator()(std::optional<int> CalibrateOptions::*field) const { return whole(knobs.*field); }
+  CLI::Option* operator()(double CalibrateOptions::*field) const {
+    return real(knobs.*field)->default_str(default_text(knobs.*field));
+  }
+  CLI::Option* operator()(std::optional<double> CalibrateOptions::*field) const { return real(knobs.*field); }
+
+ private:
+  template <class Value>
+  CLI::Option* whole(Value& value) const {
+    return add_whole_number(command, "--" + setting.name, value, setting.lowest, setting.highest, setting.description);
+  }
+  template <class Value>
+  CLI::Option* real(Value& value) const {
+    return add_real_number(command, "--" + setting.name, value, -kAny, kAny, setting.description);
+  }
+};
+
+void add_setting_flags(CLI::App& command, CalibrateOptions& knobs) {
+  for (const CalibrationSetting& setting : calibration_settings()) {
+    std::visit(FlagAdder{command, knobs, setting}, setting.field)
+        ->group(setting.group == CalibrationSetting::Group::kMeasured
+                    ? "What is measured"
+                    : "How the plan is compiled (cheap to change afterwards)");
+  }
 }
 
 }  // namespace
@@ -251,8 +206,7 @@ void add_calibrate(CLI::App& app) {
   command->add_option("--report", flags->report, "Write the summary to this JSON file");
   add_run_flags(*command, knobs.run, false);
 
-  add_measured_flags(*command, knobs);
-  add_compiled_flags(*command, knobs);
+  add_setting_flags(*command, knobs);
   command->callback([flags] { run(*flags); });
 }
 

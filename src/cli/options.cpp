@@ -69,30 +69,6 @@ std::vector<double> listed_steps(const std::string& flag, const std::string& tex
   return values;
 }
 
-}  // namespace
-
-int64_t whole_number(const std::string& flag, const std::string& text, int64_t min, int64_t max) {
-  int64_t value = 0;
-  const char *begin = text.data(), *end = begin + text.size();
-  const auto [rest, failed] = std::from_chars(begin, end, value);
-  if (failed == std::errc() && rest == end && !has_leading_zero(text) && value >= min && value <= max) return value;
-  refuse(flag, text,
-         "must be a whole number" +
-             (max >= kMaxInt ? format(" from %lld", static_cast<long long>(min))
-                             : format(" from %lld to %lld", static_cast<long long>(min), static_cast<long long>(max))));
-}
-
-double real_number(const std::string& flag, const std::string& text, double min, double max) {
-  double value = 0;
-  const char *begin = text.data(), *end = begin + text.size();
-  const auto [rest, failed] = std::from_chars(begin, end, value);
-  if (failed == std::errc() && rest == end && std::isfinite(value) && value >= min && value <= max) return value;
-  const bool bounded = std::abs(min) < 1e9 && std::abs(max) < 1e9;
-  refuse(flag, text, "must be a number" + (bounded ? format(" from %g to %g", min, max) : ""));
-}
-
-namespace {
-
 double lora_scale(const std::string& flag, const std::string& text) {
   return real_number(flag + " FILE:SCALE, where SCALE is", text, -100, 100);
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "calibatt/numbers.h"
 #include "calibatt/output.h"
 #include "calibatt/pipeline.h"
 #include "text.h"
@@ -19,12 +20,6 @@ void add_model_flags(CLI::App& command, LoadOptions& load);
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);
 /// The files that these flags read, for check_outputs.
 std::vector<Input> inputs_of(const LoadOptions& load);
-
-/// A whole number of the command line: decimal digits, with a sign where `min` is below 0, without leading zeros (which
-/// elsewhere make a number octal). Throws Error(kUsage) beginning with `flag` and the value.
-int64_t whole_number(const std::string& flag, const std::string& text, int64_t min, int64_t max);
-/// Any finite number from `min` to `max`.
-double real_number(const std::string& flag, const std::string& text, double min, double max);
 
 /// A flag whose value is such a number, stored in an int or a std::optional<int>.
 template <class Value>

@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
-#include "models/component.h"
+#include "model_settings/component.h"
 
 namespace calibatt {
 

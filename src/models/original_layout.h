@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "models/component.h"
+#include "model_settings/component.h"
 
 namespace calibatt {
 

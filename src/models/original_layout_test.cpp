@@ -11,10 +11,10 @@
 #include "io/safetensors.h"
 #include "io/test_folder.h"
 #include "io/test_torch_file.h"
+#include "model_settings/wan_config.h"
 #include "models/original_names.h"
 #include "models/t5/encoder.h"
 #include "models/test_original_names.h"
-#include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
 namespace calibatt {

@@ -8,7 +8,7 @@
 
 #include "base/work_progress.h"
 #include "calibatt/lora.h"
-#include "models/component.h"
+#include "model_settings/component.h"
 
 namespace calibatt {
 

@@ -15,7 +15,7 @@
 #include "calibatt/pipeline.h"
 #include "calibatt/prompts.h"
 #include "calibatt/video.h"
-#include "models/load_options.h"
+#include "model_settings/load_options.h"
 #include "sampling/scheduler.h"
 #include "sampling/step_settings.h"
 #include "sparsity/geometry.h"

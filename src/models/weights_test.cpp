@@ -8,7 +8,7 @@
 #include <fstream>
 
 #include "io/safetensors.h"
-#include "models/component.h"
+#include "model_settings/component.h"
 #include "models/model_folder.h"
 #include "models/registry.h"
 #include "models/t5/encoder.h"

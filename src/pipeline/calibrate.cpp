@@ -1,21 +1,15 @@
 // Joins the calibrator, which knows no pipeline, with the pipeline, which knows no calibration.
 #include "calibatt/calibrate.h"
 
-#include <algorithm>
 #include <chrono>
-#include <map>
 #include <utility>
 
 #include "base/error.h"
-#include "base/thread_pool.h"
 #include "calibatt/counted.h"
+#include "calibrate/calibration_header.h"
+#include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
-#include "calibrate/profile/profile_header.h"
 #include "calibrate/record/calibrator.h"
-#include "calibrate/record/measure.h"
-#include "io/fingerprint.h"
-#include "io/input_file.h"
-#include "pipeline/calibration_options.h"
 #include "pipeline/options.h"
 #include "pipeline/runner.h"
 
@@ -23,95 +17,22 @@ namespace calibatt {
 
 namespace {
 
-constexpr const char* kDefaultTokenOrder = "tiles:16x2x2";
 constexpr double kCompileShare = 0.03;  // of the time that a calibration usually takes
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::string hash_prompts(const std::vector<Prompt>& prompts, const std::string& negative_prompt) {
-  Hasher hasher;
-  for (const Prompt& prompt : prompts) hasher.update(prompt.text);
-  hasher.update(negative_prompt);
-  return hasher.hex();
-}
-
-// What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, the seed, and a
-// text encoder that is not the model folder's, by its content. A text that is there twice is two prompts, since each
-// has noise of its own.
-std::vector<std::string> prompt_identities(const std::vector<Prompt>& prompts, const GenerateOptions& run,
-                                           const std::string& text_encoder) {
-  std::vector<std::string> identities;
-  std::map<std::string, int> times;
-  for (const Prompt& prompt : prompts) {
-    Hasher hasher;
-    hasher.update(prompt.text);
-    hasher.update(std::max(*run.cfg_scale, run.cfg_scale_2.value_or(0)) > 1 ? run.negative_prompt : "");
-    hasher.update(std::to_string(run.seed));
-    hasher.update(std::to_string(times[prompt.text]++));
-    if (!text_encoder.empty()) hasher.update(text_encoder);
-    identities.push_back(hasher.hex());
-  }
-  return identities;
-}
-
 ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run,
                           const ProgressCallback& progress) {
-  const std::string order = options.token_order.empty() ? kDefaultTokenOrder : options.token_order;
-  const RunDescription facts = runner.describe_attention(run, progress);
-  ProfileHeader header;
-  header.geometry = facts.geometry;
-  header.geometry.order = TokenOrder::parse(order);
-  header.geometry.block_q = options.block_q;
-  header.geometry.block_k = options.block_k;
-  header.num_layers = facts.num_layers;
-  header.sigmas = facts.sigmas;
-
-  PlanProvenance& provenance = header.provenance;
-  provenance.tool_version = CALIBATT_VERSION;
-  provenance.transformers.clear();
-  for (const RunTransformer& each : facts.transformers) {
-    provenance.transformers.push_back({runner.model().kind + " " + each.name, each.fingerprint("")});
-  }
-  header.step_transformer = facts.step_transformer;
-  for (size_t expert = 0; expert < facts.transformers.size() && facts.transformers.size() > 1; ++expert) {
-    if (std::ranges::count(facts.step_transformer, static_cast<int>(expert)) > 0) continue;
-    throw Error(ErrorKind::kUsage, "no step of this run is of the transformer of the " +
-                                       std::string(expert == 0 ? "high" : "low") +
-                                       " noise levels, and a plan is for both; give more steps, or other ones with "
-                                       "--timesteps");
-  }
-  header.fingerprint = [transformers = facts.transformers](int transformer, const std::string& like) {
-    return transformers.at(static_cast<size_t>(transformer)).fingerprint(like);
-  };
+  CalibrationRuns runs;
+  runs.description = runner.describe_attention(run, progress);
+  for (RunTransformer& each : runs.description.transformers) each.name = runner.model().kind + " " + each.name;
   const RunReport report = runner.describe_run(run);
-  const bool own_text_encoder = report.parts.contains("text-encoder");
-  header.prompt_identities =
-      prompt_identities(options.prompts, run, own_text_encoder ? hash_of_files(runner.model().text_encoder_files) : "");
-  header.precision = report.precision;
-  provenance.prompts_hash = hash_prompts(options.prompts, run.negative_prompt);
-  provenance.num_prompts = static_cast<int>(options.prompts.size());
-  provenance.video_frames = facts.video_frames;
-  provenance.video_height = facts.video_height;
-  provenance.video_width = facts.video_width;
-  provenance.guidance_scale = *run.cfg_scale;
-  provenance.scheduler = *run.scheduler;
-  provenance.flow_shift = facts.flow_shift;
-  if (run.cfg_scale_2) provenance.settings["cfg-scale-2"] = number_text(*run.cfg_scale_2);
-  provenance.settings["seed"] = std::to_string(run.seed);
-  return header;
-}
-
-MeasureFacts measure_facts(const CalibrateOptions& options, const ProfileHeader& header, const Backend& backend) {
-  MeasureFacts facts;
-  // Of any prompt: several processes may share the folder.
-  for (int prompt = 0; prompt < header.provenance.num_prompts && !facts.existing; ++prompt) {
-    const std::string saved = prompt_file(options.profile_dir, prompt);
-    if (path_exists(saved)) facts.existing = load_header(saved);
-  }
-  facts.maps_refusal = maps_refusal(header, num_threads(), !backend.in_host_memory());
-  return facts;
+  runs.precision = report.precision;
+  for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
+  if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
+  return make_profile_header(runs, options);
 }
 
 /// What is told of a calibration: a model's progress in one prompt, or the compiler's, in its place among all of them.
@@ -203,7 +124,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   CalibrationProgress told(progress, static_cast<int>(options.prompts.size()));
   ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin));
   CalibrationSummary summary;
-  const MeasureFacts facts = measure_facts(options, header, runner.backend());
+  const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
   summary.measured = note_of_choice(options, facts, header.measured);
 

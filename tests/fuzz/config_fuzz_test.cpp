@@ -12,9 +12,9 @@
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
-#include "models/mochi/config.h"
+#include "model_settings/mochi_config.h"
+#include "model_settings/wan_config.h"
 #include "models/t5/encoder.h"
-#include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
 namespace calibatt {

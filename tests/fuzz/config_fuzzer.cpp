@@ -7,9 +7,9 @@
 
 #include "base/error.h"
 #include "io/safetensors.h"
+#include "model_settings/wan_config.h"
 #include "models/original_layout.h"
 #include "models/t5/encoder.h"
-#include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

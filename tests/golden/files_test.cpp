@@ -13,8 +13,8 @@
 #include "io/fingerprint.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
+#include "model_settings/wan_config.h"
 #include "models/original_layout.h"
-#include "models/wan/config.h"
 
 namespace calibatt {
 namespace {

@@ -128,7 +128,9 @@ void ScheduleStream::release(int slot, KernelStream kernels) {
 
 MaskStreaming ScheduleStream::stats() const {
   const std::lock_guard lock(mutex_);
-  return stats_;
+  MaskStreaming stats = stats_;
+  for (const Slot& slot : slots_) stats.device_bytes += slot.capacity;
+  return stats;
 }
 
 int ScheduleStream::find_slot(const void* key, const ScheduleSizes& sizes) const {

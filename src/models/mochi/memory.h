@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
-#include "models/mochi/config.h"
+#include "model_settings/mochi_config.h"
 
 namespace calibatt {
 

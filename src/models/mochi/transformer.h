@@ -9,9 +9,9 @@
 #include "backend/backend.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
-#include "models/component.h"
-#include "models/load_options.h"
-#include "models/mochi/config.h"
+#include "model_settings/component.h"
+#include "model_settings/load_options.h"
+#include "model_settings/mochi_config.h"
 #include "models/video_model.h"
 #include "sparsity/geometry.h"
 

@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model_settings/component.h"
 #include "models/autoencoder/latent_decoder.h"
-#include "models/component.h"
 #include "models/mochi/vae_layers.h"
 #include "models/weights.h"
 

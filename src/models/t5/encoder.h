@@ -11,7 +11,7 @@
 #include "base/tensor.h"
 #include "base/work_progress.h"
 #include "io/json_config.h"
-#include "models/load_options.h"
+#include "model_settings/load_options.h"
 #include "models/weights.h"
 
 namespace calibatt {

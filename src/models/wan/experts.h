@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "models/load_options.h"
+#include "model_settings/load_options.h"
 #include "models/transformer_fingerprint.h"
 #include "models/wan/folder.h"
 #include "models/wan/transformer.h"

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "model_settings/wan_config.h"
 #include "models/video_model.h"
-#include "models/wan/config.h"
 #include "models/wan/vae_config.h"
 
 namespace calibatt {

@@ -10,9 +10,9 @@
 #include "backend/backend.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
-#include "models/load_options.h"
+#include "model_settings/load_options.h"
+#include "model_settings/wan_config.h"
 #include "models/video_model.h"
-#include "models/wan/config.h"
 #include "sparsity/geometry.h"
 
 namespace calibatt {

@@ -1,4 +1,4 @@
-#include "pipeline/calibration_options.h"
+#include "calibrate/calibration_options.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

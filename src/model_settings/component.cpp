@@ -1,4 +1,4 @@
-#include "models/component.h"
+#include "model_settings/component.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "models/wan/config.h"
+#include "model_settings/wan_config.h"
 
 #include <nlohmann/json.hpp>
 

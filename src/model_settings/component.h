@@ -6,7 +6,7 @@
 
 #include "io/json_config.h"
 #include "io/mapped_tensors.h"
-#include "models/load_options.h"
+#include "model_settings/load_options.h"
 
 namespace calibatt {
 

@@ -1,4 +1,4 @@
-#include "models/mochi/config.h"
+#include "model_settings/mochi_config.h"
 
 #include <nlohmann/json.hpp>
 

@@ -1,4 +1,4 @@
-#include "pipeline/calibration_options.h"
+#include "calibrate/calibration_options.h"
 
 #include <algorithm>
 #include <initializer_list>

@@ -1,0 +1,192 @@
+// The calibration functions of calibatt/c_api.h.
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "calibrate/calibration_header.h"
+#include "calibrate/calibration_options.h"
+#include "calibrate/compile/compile.h"
+#include "calibrate/record/calibrator.h"
+#include "capi/arguments.h"
+#include "capi/guarded.h"
+#include "capi/session.h"
+
+using namespace calibatt;
+using namespace calibatt::capi;
+
+namespace {
+
+constexpr int kMostPrompts = 1 << 20;
+
+std::string precision_of(const char* name) {
+  const std::string text = name == nullptr ? "" : name;
+  if (text == "f32" || text == "fp32") return "fp32";
+  if (text == "f16" || text == "fp16") return "fp16";
+  if (text == "bf16" || text.empty()) return text;
+  refuse("calibration.precision: is " + text.substr(0, 40) + ", and must be f32, bf16 or fp16");
+}
+
+void take_prompts(const calibatt_calibration& calibration, CalibrationRuns& runs, CalibrateOptions& options) {
+  require_in("calibration.num_prompts", calibration.num_prompts, 1, kMostPrompts);
+  required(calibration.prompts, "calibration.prompts");
+  for (int i = 0; i < calibration.num_prompts; ++i) {
+    const calibatt_prompt& prompt = calibration.prompts[i];
+    const std::string name = "calibration.prompts[" + std::to_string(i) + "].text";
+    const std::string text = &required(prompt.text, name.c_str());
+    // As the command line counts: the seed of the whole calibration, to which a prompt's place in it is added.
+    runs.prompts.push_back({text, prompt.negative_prompt != nullptr ? prompt.negative_prompt : "",
+                            prompt.seed - static_cast<uint64_t>(i)});
+    options.prompts.push_back({text, name});
+  }
+  if (calibration.first_prompt == 0 && calibration.end_prompt == 0) return;
+  options.prompt_range = {calibration.first_prompt, calibration.end_prompt};
+}
+
+/// What is recorded, and how.
+struct Preparation {
+  CalibrateOptions options;
+  CalibrationRuns runs;
+  ProfileHeader header;
+  std::string note;
+};
+
+Preparation prepared(const char* profile_dir, const calibatt_calibration& calibration, const calibatt_run& run,
+                     bool on_device) {
+  Preparation plan;
+  plan.options = options_of(calibration.settings, calibration.num_settings);
+  plan.options.profile_dir = profile_dir;
+  plan.runs.description = description_of(run);
+  plan.runs.precision = precision_of(calibration.precision);
+  take_prompts(calibration, plan.runs, plan.options);
+  validate(plan.options);
+  CompileOptions compile = compile_options_of(plan.options);
+  plan.header = make_profile_header(plan.runs, plan.options);
+  const MeasureFacts facts = measure_facts(profile_dir, plan.header, on_device);
+  choose_measurements(plan.options, facts, plan.header, compile);
+  plan.note = note_of_choice(plan.options, facts, plan.header.measured);
+  return plan;
+}
+
+std::string json_of(const RecordedProfile& recorded, const Preparation& plan) {
+  return nlohmann::json{{"prompts_recorded", recorded.prompts_recorded},
+                        {"prompts_resumed", recorded.prompts_resumed},
+                        {"attention_seconds", recorded.attention_seconds},
+                        {"recording_seconds", recorded.recording_seconds},
+                        {"transformer_seconds", recorded.transformer_seconds},
+                        {"measured", plan.header.measured == Measured::kLevels ? "levels" : "maps"},
+                        {"note", plan.note}}
+      .dump();
+}
+
+/// Compile options for a profile that is there. Settings of what is measured have to be what was measured.
+CompileOptions compile_options_for(const ProfileHeader& header, CalibrateOptions options, const std::string& folder) {
+  const auto require_measured = [&](bool same, const char* name, const std::string& measured) {
+    if (same) return;
+    throw Error(ErrorKind::kMismatch, folder + " was measured with --" + name + " " + measured +
+                                          "; leave that setting out, or measure into another folder");
+  };
+  const AttentionGeometry& geometry = header.geometry;
+  const int usual = CalibrateOptions().block_q;
+  require_measured(options.token_order.empty() || TokenOrder::parse(options.token_order) == geometry.order,
+                   "token-order", geometry.order.to_string());
+  require_measured(options.block_q == usual || options.block_q == geometry.block_q, "block-q",
+                   std::to_string(geometry.block_q));
+  require_measured(options.block_k == usual || options.block_k == geometry.block_k, "block-k",
+                   std::to_string(geometry.block_k));
+  require_measured(!options.steps_recorded || header.measured == Measured::kMaps ||
+                       *options.steps_recorded == header.num_recorded_steps(),
+                   "steps-recorded", std::to_string(header.num_recorded_steps()));
+  options.profile_dir = folder;
+  CompileOptions compile = compile_options_of(options);
+  ProfileHeader chosen = header;
+  choose_measurements(options, {header, ""}, chosen, compile);
+  return compile;
+}
+
+std::string json_of(const CompileSummary& summary, const CompileOptions& options, size_t num_prompts) {
+  const auto number = [](double value) { return std::isnan(value) ? nlohmann::json() : nlohmann::json(value); };
+  const std::optional<double> asked = options.target_density();
+  return nlohmann::json{{"density", summary.density},
+                        {"density_asked", asked ? nlohmann::json(*asked) : nlohmann::json()},
+                        {"density_map", summary.density_map},
+                        {"predicted_speedup", summary.predicted_speedup},
+                        {"predicted_error", number(summary.held_out_error)},
+                        {"held_out", summary.error_is_held_out},
+                        {"repetitive_heads", summary.repetitive_heads},
+                        {"heads", summary.total_heads},
+                        {"prompts", num_prompts}}
+      .dump();
+}
+
+Profile complete_profile(const std::string& folder) {
+  Profile profile = load_profile(folder);
+  const int expected = profile.header.provenance.num_prompts;
+  if (static_cast<int>(profile.prompts.size()) >= expected) return profile;
+  throw Error(ErrorKind::kUsage, folder + ": holds the first " + std::to_string(profile.prompts.size()) + " of " +
+                                     std::to_string(expected) +
+                                     " prompts; record the others, or merge the folders that hold them");
+}
+
+}  // namespace
+
+calibatt_status calibatt_record(const char* profile_dir, const calibatt_calibration* calibration,
+                                calibatt_run_prompt run_prompt, void* user, char** json) {
+  return guarded([&] {
+    required(profile_dir, "profile_dir");
+    if (run_prompt == nullptr) refuse("run_prompt: is NULL");
+    const calibatt_calibration known = taken(calibration, "calibration");
+    const calibatt_run run = taken(known.run, "calibration.run");
+    const Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
+    const std::unique_ptr<RecordingPlace> place = make_recording_place(run.device);
+    const auto run_one = [&](int prompt, SelfAttention& recorder) {
+      calibatt_session session({*place, recorder, plan.header.measured}, plan.runs.description);
+      double seconds = 0;
+      int32_t stopped = 0;
+      place->off_device([&] { stopped = run_prompt(user, prompt, &session, &seconds); });
+      session.rethrow_failure();
+      if (stopped != 0) {
+        throw Cancelled{"stopped in prompt " + std::to_string(prompt) +
+                        ", of which nothing is kept; the same call goes on with it"};
+      }
+      return std::isfinite(seconds) && seconds > 0 ? seconds : 0.0;
+    };
+    PromptRange range;
+    if (plan.options.prompt_range) range = {plan.options.prompt_range->first, plan.options.prompt_range->second};
+    std::optional<RecordedProfile> recorded;
+    place->on_device(
+        [&] { recorded = record_profile(place->backend(), plan.header, profile_dir, run_one, {}, range); });
+    if (json != nullptr) *json = copied(json_of(*recorded, plan));
+  });
+}
+
+calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path, const calibatt_setting* settings,
+                                 int32_t num_settings, calibatt_progress progress, void* user, char** json) {
+  return guarded([&] {
+    required(profile_dir, "profile_dir");
+    required(plan_path, "plan_path");
+    const CalibrateOptions options = options_of(settings, num_settings);
+    const Profile profile = complete_profile(profile_dir);
+    CompileOptions compile = compile_options_for(profile.header, options, profile_dir);
+    if (const auto share = measured_attention_share(profile)) compile.attention_share = *share;
+    const ProgressCallback tell = [&](const Progress& state) {
+      if (progress == nullptr || progress(user, state.stage.c_str(), state.done, state.total) == 0) return;
+      throw Cancelled{"stopped while compiling; no plan was written"};
+    };
+    const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
+    if (json != nullptr) *json = copied(json_of(summary, compile, profile.prompts.size()));
+  });
+}
+
+calibatt_status calibatt_merge_profiles(const char* const* folders, int32_t num_folders, const char* output,
+                                        int32_t* num_prompts) {
+  return guarded([&] {
+    require_in("num_folders", num_folders, 1, kMostPrompts);
+    required(folders, "folders");
+    required(output, "output");
+    std::vector<std::string> names;
+    for (int i = 0; i < num_folders; ++i) {
+      names.emplace_back(&required(folders[i], ("folders[" + std::to_string(i) + "]").c_str()));
+    }
+    const MergeSummary merged = merge_profiles(names, output);
+    if (num_prompts != nullptr) *num_prompts = merged.prompts;
+  });
+}

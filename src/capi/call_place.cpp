@@ -1,0 +1,49 @@
+#include "capi/call_place.h"
+
+#include "backend/cpu/cpu_attention.h"
+#include "base/error.h"
+#include "calibatt/c_api.h"
+#include "capi/guarded.h"
+
+namespace calibatt::capi {
+namespace {
+
+class CpuPlace : public RecordingPlace {
+ public:
+  AttentionBackend& backend() override { return backend_; }
+  void run(const CallResources&, const std::function<void()>& body) override { body(); }
+
+ private:
+  cpu::CpuAttention backend_;
+};
+
+}  // namespace
+
+std::unique_ptr<CallPlace> make_call_place(int device) {
+  if (device == CALIBATT_CPU) return std::make_unique<CpuPlace>();
+  return make_cuda_call_place(device);
+}
+
+std::unique_ptr<RecordingPlace> make_recording_place(int device) {
+  if (device == CALIBATT_CPU) return std::make_unique<CpuPlace>();
+  return make_cuda_recording_place(device);
+}
+
+#ifndef CALIBATT_HAVE_CUDA
+void require_cuda() {
+  throw Error(ErrorKind::kDevice,
+              "this library was built without CUDA; use CALIBATT_CPU, or build calibatt where nvcc is");
+}
+
+std::unique_ptr<CallPlace> make_cuda_call_place(int) {
+  require_cuda();
+  return nullptr;
+}
+
+std::unique_ptr<RecordingPlace> make_cuda_recording_place(int) {
+  require_cuda();
+  return nullptr;
+}
+#endif
+
+}  // namespace calibatt::capi
