@@ -6,7 +6,7 @@ shape and round by round, all competitors run in random order; each back to back
 the second half counts ("sustained": the card is warm and at its power limit). A figure is the median over rounds of a ratio within one
 round. The output is written after every round; a run that is cut off leaves what it had.
 
-Needs torch (CUDA) and numpy. Usage: attention.py --library PATH/libcalibatt_attention_bench.so --output result.json
+Needs torch (CUDA) and numpy. Usage: attention.py --library PATH/libcalibatt.so --output result.json
 """
 
 import argparse
@@ -290,7 +290,7 @@ def commit_of_checkout():
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", dest="shared_object", metavar="FILE.so", required=True, help="libcalibatt_attention_bench.so")
+    parser.add_argument("--library", dest="shared_object", metavar="FILE.so", required=True, help="libcalibatt.so")
     parser.add_argument("--data", default=str(HERE / "cases.json"), help="shapes, cases and figures")
     parser.add_argument("--output", default="attention.json")
     parser.add_argument("--cases", default="", help="regular expression on 'SHAPE CASE', as '75600 dense'")

@@ -73,7 +73,7 @@ def measure(libraries, tokens, frame, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("builds", nargs="+", help="NAME=PATH of libcalibatt_attention_bench.so")
+    parser.add_argument("builds", nargs="+", help="NAME=PATH of libcalibatt.so")
     parser.add_argument("--seconds", type=float, default=75)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
