@@ -53,6 +53,7 @@ class Sampling:
         self.transformer: Transformer = transformer_of(self.model.diffusion_model)
         _refuse_what_does_not_combine(guider, noise)
         self.device: torch.device = patcher.load_device
+        self.flow_shift = float(getattr(patcher.get_model_object("model_sampling"), "shift", 0) or 0)  # of a node, if there is one
         self.noise_shape = noise.shape
         self.grid = self.transformer.grid(noise.shape)
         self.sigmas = tuple(float(sigma) for sigma in sigmas)[:-1]
@@ -87,7 +88,7 @@ class Sampling:
             transformer_names=("",) * num_transformers,
             fingerprints=(None,) * num_transformers,
             video=((frames - 1) * transformer.frames_per_latent + 1, height * pixels, width * pixels),
-            flow_shift=float(getattr(model.model_sampling, "shift", 0) or 0),
+            flow_shift=self.flow_shift,
             guidance_scale=self.guidance_scale,
         )
 

@@ -229,13 +229,18 @@ class ModelPatcher:
     load_device = torch.device("cpu")
 
     def __init__(self, model):
+        self.object_patches = {}
         self.model, self.wrappers, self.model_options = model, {}, {"transformer_options": {}}
 
     def clone(self):
         other = ModelPatcher(self.model)
         other.wrappers = {kind: {key: list(each) for key, each in keys.items()} for kind, keys in self.wrappers.items()}
+        other.object_patches = dict(self.object_patches)
         other.model_options = copy.deepcopy(self.model_options)
         return other
+
+    def get_model_object(self, name):
+        return self.object_patches.get(name, getattr(self.model, name))
 
     def add_wrapper_with_key(self, kind, key, wrapper):
         self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)

@@ -259,8 +259,10 @@ def test_video_and_schedule_are_told(sampling, sessions):
     sample(applied(sampling, patcher))
     facts = sessions.all[0].facts
     assert (facts.video, facts.flow_shift, facts.guidance_scale) == ((9, 64, 32), 3.0, 5.0)
-    sample(applied(sampling, host.ModelPatcher(host.BaseModel(host.AsymmDiTJoint()))))
-    assert sessions.all[1].facts.video == (13, 64, 32)
+    shifted = host.ModelPatcher(host.BaseModel(host.AsymmDiTJoint()))
+    shifted.object_patches["model_sampling"] = types.SimpleNamespace(shift=8.0)  # as the node for it does
+    sample(applied(sampling, shifted))
+    assert sessions.all[1].facts.video == (13, 64, 32) and sessions.all[1].facts.flow_shift == 8.0
 
 
 class VaceWanModel(host.WanModel):
