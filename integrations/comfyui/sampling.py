@@ -22,6 +22,7 @@ from .transformers import Transformer, require_tokens, transformer_of, untraced
 
 KEY = "calibatt"
 OVERRIDE = "optimized_attention_override"
+SCHEDULERS = ("euler", "unipc")  # samplers of ComfyUI that calibatt has too, by its names
 # Patches of other nodes that are given the tokens inside of the block stack and may count on their place.
 TOKEN_PATCHES = ("patches", "patches_replace")
 
@@ -47,7 +48,7 @@ class Run:
 class Sampling:
     """The transformer, size and noise levels of a run that has begun, and the hooks that are there while it lasts."""
 
-    def __init__(self, guider: Any, noise: torch.Tensor, sigmas: torch.Tensor):
+    def __init__(self, guider: Any, noise: torch.Tensor, sampler: Any, sigmas: torch.Tensor):
         patcher = guider.model_patcher
         self.model = patcher.model
         self.transformer: Transformer = transformer_of(self.model.diffusion_model)
@@ -58,6 +59,8 @@ class Sampling:
         self.grid = self.transformer.grid(noise.shape)
         self.sigmas = tuple(float(sigma) for sigma in sigmas)[:-1]
         self.guidance_scale = float(getattr(guider, "cfg", 0) or 0)
+        name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
+        self.scheduler = name if name in SCHEDULERS else None
         self.compile_settings = guider.model_options.get("torch_compile_kwargs")
         self.calls = 0
         self.layer: Optional[int] = None
@@ -90,6 +93,7 @@ class Sampling:
             video=((frames - 1) * transformer.frames_per_latent + 1, height * pixels, width * pixels),
             flow_shift=self.flow_shift,
             guidance_scale=self.guidance_scale,
+            scheduler=self.scheduler,
         )
 
     def step_of(self, sigma: float) -> int:
@@ -199,7 +203,7 @@ class Attachment:
                 "calibatt: a model with a plan samples within its own sampling; give the inner sampler the model from before calibatt's node"
             )
         self.guider, self.start = executor.class_obj, (noise, latent, seed)
-        self.sampling = Sampling(self.guider, noise, sigmas)
+        self.sampling = Sampling(self.guider, noise, sampler, sigmas)
         try:
             return self.begin(self, execute)
         finally:

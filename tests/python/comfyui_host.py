@@ -249,6 +249,10 @@ class ModelPatcher:
         return self.wrappers.get(kind, {}).get(key, [])
 
 
+def sample_euler():
+    """The name of what a sampler calls is all that is looked at."""
+
+
 class Guider:
     """Samples by Euler's method. together: both branches in one batch."""
 
@@ -259,7 +263,9 @@ class Guider:
 
     def sample(self, noise, sigmas, seed=7):
         wrappers = [wrapper for each in self.model_patcher.wrappers.get(OUTER_SAMPLE, {}).values() for wrapper in each]
-        return Executor(self.outer_sample, self, wrappers)(noise, torch.zeros_like(noise), None, sigmas, None, None, True, seed)
+        return Executor(self.outer_sample, self, wrappers)(
+            noise, torch.zeros_like(noise), types.SimpleNamespace(sampler_function=sample_euler), sigmas, None, None, True, seed
+        )
 
     def outer_sample(self, noise, latent, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None):
         x = noise

@@ -151,6 +151,7 @@ def test_masks_are_applied_and_removing_the_node_restores(comfy, models, masked,
     (session,) = opened
     assert session.facts.grid == (3, 4, 6) and session.facts.head_dim == (48 if name == "mochi" else 128)
     assert session.facts.video == {"wan": (9, 64, 96), "ti2v": (9, 128, 192), "mochi": (13, 64, 96)}[name]
+    assert session.facts.scheduler == {"euler": "euler", "uni_pc": "unipc"}.get(sampler)
     assert {step for step, _ in session.forwards} == {0, 1, 2}
     assert "density" in told[0] and "every call" not in told[0]
     right = expected(comfy, name, patcher, session, sampler=sampler)

@@ -258,7 +258,7 @@ def test_video_and_schedule_are_told(sampling, sessions):
     patcher = host.ModelPatcher(host.BaseModel(host.WanModel()))
     sample(applied(sampling, patcher))
     facts = sessions.all[0].facts
-    assert (facts.video, facts.flow_shift, facts.guidance_scale) == ((9, 64, 32), 3.0, 5.0)
+    assert (facts.video, facts.flow_shift, facts.guidance_scale, facts.scheduler) == ((9, 64, 32), 3.0, 5.0, "euler")
     shifted = host.ModelPatcher(host.BaseModel(host.AsymmDiTJoint()))
     shifted.object_patches["model_sampling"] = types.SimpleNamespace(shift=8.0)  # as the node for it does
     sample(applied(sampling, shifted))
