@@ -9,7 +9,7 @@ import torch
 
 from . import _errors, _library, _ops, _processors
 from ._runtime import Binding, Grid, Sample, Switch
-from ._session import RunFacts
+from ._session import DTYPES, OutputFacts, RunFacts
 
 SCHEDULERS = {"UniPCMultistepScheduler": "unipc", "FlowMatchEulerDiscreteScheduler": "euler"}  #: as plans name them
 
@@ -58,6 +58,14 @@ class Family:
     def step_transformer(self, pipe: Any) -> Tuple[int, ...]:
         return ()
 
+    def watch(self, block: Any, inputs: "BlockInputs") -> List[Any]:
+        """Notes what a block is called with, for output_facts. Returns the handles of the hooks."""
+        raise NotImplementedError
+
+    def output_facts(self, block: Any, inputs: "BlockInputs", out: torch.Tensor, sample: int) -> OutputFacts:
+        """What follows the attention in the block. out: [1, tokens, heads, head_dim], what the attention is going to write."""
+        raise NotImplementedError
+
     def names(self, pipe: Any) -> Tuple[str, ...]:
         """What messages and plans call the transformers."""
         path = getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
@@ -80,6 +88,7 @@ class Family:
             flow_shift=flow_shift(scheduler),
             guidance_scale=float(getattr(pipe, "_guidance_scale", None) or 0),
             scheduler=SCHEDULERS.get(type(scheduler).__name__),
+            second_guidance_scale=float(getattr(pipe, "_guidance_scale_2", None) or 0) if len(transformers) > 1 else 0,
         )
 
 
@@ -102,6 +111,30 @@ def flow_shift(scheduler: Any) -> float:
     if shift is None:
         shift = getattr(scheduler, "shift", None)
     return float(shift or 0)
+
+
+class BlockInputs:
+    """What a block is running on, from its beginning to its attention."""
+
+    residual: Optional[torch.Tensor] = None  #: [batch, tokens, channels]
+    modulation: Optional[torch.Tensor] = None  #: what its gate comes from
+
+    def clear(self) -> None:
+        self.residual = self.modulation = None
+
+
+def square_sum(x: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2
+
+
+def output_weight(linear: Any, like: torch.Tensor) -> torch.Tensor:
+    """W_o, [out_features, in_features], as the layer applies it to `like`: with its LoRAs, unpacked, on the device that it computes on."""
+    weight = getattr(linear, "weight", None)
+    if type(linear) is torch.nn.Linear and weight.dtype in DTYPES and weight.device == like.device and not hasattr(linear, "_hf_hook"):
+        return weight.detach().contiguous()
+    features = linear.in_features
+    applied = linear(torch.eye(features, dtype=like.dtype, device=like.device)) - linear(like.new_zeros((1, features)))
+    return applied.T.contiguous()
 
 
 class Wan(Family):
@@ -148,6 +181,23 @@ class Wan(Family):
 
     def processor(self, site: torch.Tensor, switch: Switch, original: Any) -> Any:
         return _processors.WanProcessor(site, switch, original)
+
+    def watch(self, block: Any, inputs: BlockInputs) -> List[Any]:
+        def note(_: Any, given: Any, named: Dict[str, Any]) -> None:
+            bound = {**dict(zip(("hidden_states", "encoder_hidden_states", "temb"), given)), **named}
+            inputs.residual, inputs.modulation = bound["hidden_states"], bound["temb"]
+
+        return [block.register_forward_pre_hook(note, with_kwargs=True)]
+
+    def output_facts(self, block: Any, inputs: BlockInputs, out: torch.Tensor, sample: int) -> OutputFacts:
+        assert inputs.residual is not None and inputs.modulation is not None
+        modulation = inputs.modulation[sample].float()  # [6, channels], or [tokens, 6, channels] where each token has a timestep
+        if modulation.dim() == 3:
+            modulation = modulation[0]  # all the same: the video is made from text
+        gate = (block.scale_shift_table[0].float() + modulation)[2].contiguous()
+        facts = OutputFacts(output_weight(block.attn1.to_out[0], out), gate, square_sum(inputs.residual[sample]))
+        inputs.clear()
+        return facts
 
     def video_of(self, pipe: Any, grid: Grid) -> Tuple[int, int, int]:
         p_t, p_h, p_w = self.transformers(pipe)[0].config.patch_size
@@ -210,6 +260,26 @@ class Mochi(Family):
 
     def processor(self, site: torch.Tensor, switch: Switch, original: Any) -> Any:
         return _processors.MochiProcessor(site, switch, original)
+
+    def watch(self, block: Any, inputs: BlockInputs) -> List[Any]:
+        def note_residual(_: Any, given: Any, named: Dict[str, Any]) -> None:
+            inputs.residual = given[0] if given else named["hidden_states"]
+
+        def note_gate(_: Any, given: Any, output: Any) -> None:
+            inputs.modulation = output[1]
+
+        return [block.register_forward_pre_hook(note_residual, with_kwargs=True), block.norm1.register_forward_hook(note_gate)]
+
+    def output_facts(self, block: Any, inputs: BlockInputs, out: torch.Tensor, sample: int) -> OutputFacts:
+        assert inputs.residual is not None and inputs.modulation is not None
+        residual, projection = inputs.residual[sample], block.attn1.to_out[0]
+
+        def squared_gain() -> float:  # of the norm behind W_o, over the video's tokens
+            projected = projection(out[:, : residual.shape[0]].flatten(2)).float()
+            return 1 / (float(projected.square().mean()) + block.norm2.eps)
+
+        gate = torch.tanh(inputs.modulation[sample].float()).contiguous()
+        return OutputFacts(output_weight(projection, out), gate, square_sum(residual), squared_gain)
 
     def video_of(self, pipe: Any, grid: Grid) -> Tuple[int, int, int]:
         side = self.transformers(pipe)[0].config.patch_size * pipe.vae_spatial_scale_factor

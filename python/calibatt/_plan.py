@@ -168,8 +168,8 @@ class _Bar:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._bar is not None:
-            self._bar.total, self._bar.n = total, done
-            self._bar.refresh()
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         if self._bar is not None:

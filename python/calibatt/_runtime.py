@@ -179,7 +179,7 @@ class PlannedRuntime(Runtime):
         self._step, self._branch = step_of(pipe, binding)
         self._begun = set()
         # A new run has new sigmas: its scheduler made them anew.
-        sigmas, conditions = pipe.scheduler.sigmas, (getattr(pipe, "_guidance_scale", None), grid, x.device)
+        sigmas, conditions = pipe.scheduler.sigmas, (getattr(pipe, "_guidance_scale", None), getattr(pipe, "_guidance_scale_2", None), grid, x.device)
         if not self.sessions or self._sigmas is not sigmas or self._conditions != conditions:
             self._begin_run(self.family.run_facts(pipe, grid, self.fingerprints), x.device)
             self._sigmas, self._conditions = sigmas, conditions

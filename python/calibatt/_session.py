@@ -34,6 +34,7 @@ class RunFacts:
     flow_shift: float = 0  #: 0: not known
     guidance_scale: float = 0  #: 0: not known
     scheduler: Optional[str] = None
+    second_guidance_scale: float = 0  #: of the second transformer's steps; 0: guidance_scale
 
     def as_struct(self, device: int) -> _library.Run:
         """The struct keeps what it points to."""
@@ -48,7 +49,7 @@ class RunFacts:
         run.fingerprints = _text_array(self.fingerprints)
         run.transformer_names = _text_array(self.transformer_names)
         run.video_frames, run.video_height, run.video_width = self.video
-        run.flow_shift, run.guidance_scale = self.flow_shift, self.guidance_scale
+        run.flow_shift, run.guidance_scale, run.second_guidance_scale = self.flow_shift, self.guidance_scale, self.second_guidance_scale
         run.scheduler = _library.encoded(self.scheduler)
         return run
 

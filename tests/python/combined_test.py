@@ -1,0 +1,158 @@
+"""Plans together with what else people use: torch.compile, LoRA, offloading, step caching, fused projections."""
+
+import accelerate
+import diffusers
+import pytest
+import torch
+from apply_test import F32_TOLERANCE, blocks_of, everything  # noqa: F401 - a fixture
+from conftest import CALLS, latents_of, relative
+from peft import LoraConfig
+from torch._dynamo.utils import counters
+
+import calibatt
+
+# How many graphs there are does not depend on the backend. "aot_eager" also compares each operation with its fake one; it is slow.
+
+
+def compile_blocks(pipe):
+    if hasattr(pipe.transformer, "blocks"):
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        return 1
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    return 2  # Mochi's last block is another
+
+
+def compile_whole(pipe):
+    pipe.transformer.compile(fullgraph=True, backend="eager")
+    return 1
+
+
+def compile_wrapped(pipe):
+    pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend="eager")
+    return 1
+
+
+def graphs_of(run):
+    counters.clear()
+    result = run()
+    return result, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+@pytest.mark.parametrize("compiled", [compile_blocks, compile_whole, compile_wrapped])
+@pytest.mark.parametrize("first", ["compile", "apply"])
+def test_one_graph_for_all_steps_layers_and_branches(pipe, model, plans, compiled, first):
+    torch._dynamo.reset()
+    call = CALLS[model]
+    dense = latents_of(pipe, call)
+    calibatt.apply(pipe, plans[model])
+    eager = latents_of(pipe, call)
+    if first == "compile":
+        calibatt.restore(pipe)
+    expected_graphs = compiled(pipe)
+    if first == "compile":
+        assert relative(latents_of(pipe, call), dense) < F32_TOLERANCE  # compiled without a plan, and run
+        calibatt.apply(pipe, plans[model])
+    result, graphs, breaks = graphs_of(lambda: latents_of(pipe, call))
+    assert (graphs, breaks) == (expected_graphs, 0) and relative(result, eager) < F32_TOLERANCE
+    result, graphs, _ = graphs_of(lambda: latents_of(pipe, call, seed=4))
+    assert graphs == 0
+    with calibatt.disabled(pipe):
+        result, graphs, _ = graphs_of(lambda: latents_of(pipe, call))
+        assert graphs == expected_graphs and relative(result, dense) < F32_TOLERANCE
+    result, graphs, _ = graphs_of(lambda: latents_of(pipe, call))
+    assert graphs == 0 and relative(result, eager) < F32_TOLERANCE
+    calibatt.restore(pipe)
+    assert relative(latents_of(pipe, call), dense) < F32_TOLERANCE
+
+
+def test_compiled_graph_outlives_no_plan(wan, plans):
+    """A graph that was compiled with hooks never runs without them, or without its plan."""
+    from calibatt import _ops
+
+    calibatt.apply(wan, plans["wan"])
+    site = wan.transformer.blocks[0].attn1.processor.site
+    calibatt.restore(wan)
+    with pytest.raises(calibatt.Error, match="calibatt.restore"):
+        torch.ops.calibatt.attend(*[torch.randn(1, 210, 4, 64)] * 3, site)
+    assert _ops.site_tensor(3, 7).item() == 3 << _ops.LAYER_BITS | 7
+
+
+def add_lora(pipe):
+    torch.manual_seed(5)
+    pipe.transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
+
+
+def test_lora_layers_are_used_as_they_are(pipe, model, everything):  # noqa: F811
+    call = CALLS[model]
+    plain = latents_of(pipe, call)
+    calibatt.apply(pipe, everything[model])
+    add_lora(pipe)
+    planned = latents_of(pipe, call)
+    assert "LoRAs are loaded since" in str(calibatt.summary(pipe))
+    calibatt.restore(pipe)
+    with_lora = latents_of(pipe, call)
+    assert relative(with_lora, plain) > 1e-2 and relative(planned, with_lora) < F32_TOLERANCE
+    calibatt.apply(pipe, everything[model])
+    assert calibatt.summary(pipe).weights == {"transformer": "not compared: LoRAs are loaded"}
+    pipe.transformer.delete_adapters("style")
+    assert relative(latents_of(pipe, call), plain) < F32_TOLERANCE
+
+
+@pytest.mark.parametrize("first", ["offload", "apply"])
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloaded_transformers(pipe, model, everything, first, way):  # noqa: F811
+    call = CALLS[model]
+    dense = latents_of(pipe, call)
+    if first == "apply":
+        calibatt.apply(pipe, everything[model])
+    if way == "model":  # what enable_model_cpu_offload does
+        _, hook = accelerate.cpu_offload_with_hook(pipe.transformer, "cpu")
+    else:  # enable_sequential_cpu_offload
+        accelerate.cpu_offload(pipe.transformer, "cpu")
+    if first == "offload":
+        calibatt.apply(pipe, everything[model])
+    assert relative(latents_of(pipe, call), dense) < F32_TOLERANCE
+    assert calibatt.summary(pipe).calls > 0
+    calibatt.restore(pipe)
+    assert torch.equal(latents_of(pipe, call), dense)
+    assert hasattr(pipe.transformer, "_hf_hook")
+
+
+def test_group_offloading(wan, everything):  # noqa: F811
+    dense = latents_of(wan, CALLS["wan"])
+    wan.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    calibatt.apply(wan, everything["wan"])
+    assert relative(latents_of(wan, CALLS["wan"]), dense) < F32_TOLERANCE
+
+
+@pytest.mark.parametrize("first", ["cache", "apply"])
+def test_first_block_cache_leaves_out_steps(wan, everything, first):  # noqa: F811
+    call = {**CALLS["wan"], "num_inference_steps": 8}
+    config = diffusers.FirstBlockCacheConfig(threshold=0.8)
+    wan.transformer.enable_cache(config)
+    dense = latents_of(wan, call)
+    wan.transformer.disable_cache()
+    assert relative(latents_of(wan, call), dense) > 1e-3
+    if first == "apply":
+        calibatt.apply(wan, everything["wan"])
+    wan.transformer.enable_cache(config)
+    calibatt.apply(wan, everything["wan"])
+    with pytest.warns(calibatt.CalibattWarning, match="steps"):
+        assert relative(latents_of(wan, call), dense) < 1e-3  # a threshold is crossed or not
+    assert 16 < calibatt.summary(wan).calls < 16 * 8
+    wan.transformer.disable_cache()
+
+
+def test_fused_projections(wan, everything):  # noqa: F811
+    dense = latents_of(wan, CALLS["wan"])
+    wan.transformer.fuse_qkv_projections()
+    calibatt.apply(wan, everything["wan"])
+    assert relative(latents_of(wan, CALLS["wan"]), dense) < F32_TOLERANCE
+
+
+def test_half_precision(wan, everything):  # noqa: F811
+    dense = latents_of(wan, CALLS["wan"])
+    wan.transformer.half()
+    calibatt.apply(wan, everything["wan"])
+    assert relative(latents_of(wan, CALLS["wan"]), dense) < 0.05
