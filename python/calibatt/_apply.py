@@ -170,7 +170,7 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [f"{self.plan}: density {self.density:.3f}" + ("" if self.enabled else ", switched off")]
-        lines += ["  " + line for line in self.description.splitlines()]
+        lines += ["  " + line for line in self.description.split("\n\n")[0].splitlines()]  # without the table of steps and layers
         lines += [f"weights of {name}: {state}" for name, state in self.weights.items()]
         if self.density_of_run is None:
             return "\n".join([*lines, "no attention ran yet"])
