@@ -39,8 +39,7 @@ def graphs_of(run):
     return result, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
 
-@pytest.mark.parametrize("compiled", [compile_blocks, compile_whole, compile_wrapped])
-@pytest.mark.parametrize("first", ["compile", "apply"])
+@pytest.mark.parametrize("compiled, first", [(compile_blocks, "compile"), (compile_blocks, "apply"), (compile_whole, "apply"), (compile_wrapped, "compile")])
 def test_one_graph_for_all_steps_layers_and_branches(pipe, model, plans, compiled, first):
     torch._dynamo.reset()
     call = CALLS[model]
