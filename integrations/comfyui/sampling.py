@@ -221,7 +221,7 @@ class Attachment:
         if self.sampling.calls == 0:
             raise Unsupported(
                 "calibatt: the plan was never used: no self-attention of the run reached it. Another node replaced ComfyUI's"
-                " attention after calibatt's; put calibatt's node behind that one"
+                " attention after calibatt's: put calibatt's node behind that one. Or ComfyUI is older than 0.3.60: update it"
             )
         return result
 

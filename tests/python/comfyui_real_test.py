@@ -1,5 +1,5 @@
 """integrations/comfyui on ComfyUI itself, where COMFYUI_DIR is a checkout of it: its own models with small random weights, its own
-samplers, on a CPU. The nodes' tests that run everywhere are comfyui_test.py and comfyui_calibrate_test.py.
+samplers, on a CPU (or COMFYUI_DEVICE=cuda). The nodes' tests that run everywhere are comfyui_test.py and comfyui_calibrate_test.py.
 """
 
 import importlib.util
@@ -14,6 +14,7 @@ from comfyui_host import random_weights
 import calibatt
 
 COMFYUI = os.environ.get("COMFYUI_DIR")
+DEVICE = os.environ.get("COMFYUI_DEVICE", "cpu")  # or cuda: in float32 there too
 pytestmark = pytest.mark.skipif(not COMFYUI, reason="COMFYUI_DIR is not set to a checkout of ComfyUI")
 ROOT = Path(__file__).resolve().parents[2]
 LATENT = (3, 8, 12)  # frames, rows, columns: 3×4×6 tokens
@@ -26,7 +27,8 @@ def comfy(tmp_path_factory):
     sys.path.insert(0, COMFYUI)
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.cpu = DEVICE == "cpu"
+    comfy.cli_args.args.force_fp32 = True
     comfy.cli_args.args.use_pytorch_cross_attention = True
     import comfy.sample
     import comfy.samplers
@@ -86,7 +88,7 @@ def models(comfy, tmp_path_factory):
     config.set_inference_dtype(torch.float32, None)
     mochi = comfy.model_base.GenmoMochi(config)
     mochi.diffusion_model.load_state_dict(random_weights(mochi.diffusion_model))
-    made["mochi"] = comfy.model_patcher.ModelPatcher(mochi, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    made["mochi"] = comfy.model_patcher.ModelPatcher(mochi, load_device=torch.device(DEVICE), offload_device=torch.device("cpu"))
     return made
 
 
@@ -242,7 +244,7 @@ class Raster:
             self.count += 1
             tokens = torch.cat([self.position, torch.arange(NUM_TOKENS, q.shape[-2])])
             mask = self.session.mask(step, layer, q.shape[-2])[:, tokens][:, :, tokens]
-            mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(q.shape[0], -1, -1, -1)
+            mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(q.shape[0], -1, -1, -1).to(q.device)
         return func(q, k, v, heads, mask=mask, **kwargs)
 
 
@@ -250,11 +252,19 @@ class Raster:
 def test_calibrate_and_apply_with_the_library(comfy, sampling, models, tmp_path, name):
     """The whole way: two runs measured, a plan of them, applied; and a plan that keeps everything."""
     import calibatt_real.calibration as calibration
+    from comfy.model_management import InterruptProcessingException
+
+    def interrupted(step, *_):
+        if step == 1:
+            raise InterruptProcessingException()
 
     patcher, told = models[name], []
     settings = {"block-q": "8", "block-k": "8", "measure": "maps"}
     dense = sample(comfy, name, patcher)
     measuring = calibration.calibrate(patcher, tmp_path / "plan.safetensors", 0.5, settings, told.append)
+    with pytest.raises(InterruptProcessingException):  # what ComfyUI's button raises
+        sample(comfy, name, measuring, callback=interrupted)
+    assert not (tmp_path / "plan.safetensors").exists() and not list(tmp_path.glob("*/prompt_*"))
     measured = sample(comfy, name, measuring)
     sample(comfy, name, measuring, seed=3)
     assert [text.splitlines()[0] for text in told] == ["this run measured; plan.safetensors is made of 1 run", "this run measured; plan.safetensors is made of 2 runs"]  # fmt: skip

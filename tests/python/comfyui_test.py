@@ -45,7 +45,7 @@ class MaskedSession:
     def attend(self, layer, q, k, v, out, output=None):
         self.calls.append((self.step, layer))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        mask = self.mask(self.step, layer, q.shape[2])
+        mask = self.mask(self.step, layer, q.shape[2]).to(q.device)
         out.copy_(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
 
     def report(self):
