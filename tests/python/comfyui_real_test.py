@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_host import random_weights
+from stand_in import StandInPlan, StandInSession
 
 import calibatt
 
@@ -249,8 +250,8 @@ class Raster:
 
 
 @pytest.mark.parametrize("name", ["wan", "ti2v", "mochi"])
-def test_calibrate_and_apply_with_the_library(comfy, sampling, models, tmp_path, name):
-    """The whole way: two runs measured, a plan of them, applied; and a plan that keeps everything."""
+def test_calibrate_and_apply_with_the_library(comfy, sampling, models, tmp_path, monkeypatch, name):
+    """The whole way: two runs measured, a plan of them, applied; a plan that keeps everything; and the plan's masks in pure torch."""
     import calibatt_real.calibration as calibration
     from comfy.model_management import InterruptProcessingException
 
@@ -283,4 +284,8 @@ def test_calibrate_and_apply_with_the_library(comfy, sampling, models, tmp_path,
     # float32 sums in another order; measured: 1e-6. Half of attention at random weights: 0.007 to 0.07.
     assert all(distance(each, dense) < 2e-5 for each in (measured, kept))
     assert 2e-3 < distance(planned, dense) < 0.3
+
+    monkeypatch.setattr(sampling.Session, "open", StandInSession.open)
+    by_masks = sample(comfy, name, sampling.apply_plan(patcher, StandInPlan(plan.path), None, "error", told.append))
+    assert distance(planned, by_masks) < 2e-5
     assert torch.equal(sample(comfy, name, patcher), dense)
