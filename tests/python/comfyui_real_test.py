@@ -233,6 +233,59 @@ def test_compiled(comfy, models, masked, parts):
     assert distance(sample(comfy, "wan", compiled(models["wan"])), dense) < 1e-5
 
 
+#: Names of diffusers' Wan → the original's, which are ComfyUI's.
+NAMES = [("condition_embedder.time_embedder.linear_1", "time_embedding.0"), ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+         ("condition_embedder.time_proj", "time_projection.1"), ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+         ("condition_embedder.text_embedder.linear_2", "text_embedding.2"), ("proj_out", "head.head"), ("attn1", "self_attn"), ("attn2", "cross_attn"),
+         ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"), ("norm2", "norm3"), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2")]  # fmt: skip
+
+
+def test_a_plan_of_the_command_line_on_tiny_wan(comfy, sampling, loaded, plans, monkeypatch):
+    """The shipped model, from diffusers' layout: ComfyUI's transformer is diffusers', and the program's plan serves it."""
+    import comfy.supported_models
+
+    theirs = loaded["wan"].transformer
+    weights = {}
+    for name, each in theirs.state_dict().items():
+        for old, new in NAMES:
+            name = name.replace(old, new)
+        name = "head.modulation" if name == "scale_shift_table" else name.replace("scale_shift_table", "modulation")
+        weights[name] = each
+    config = comfy.supported_models.WAN21_T2V({"image_model": "wan2.1", "model_type": "t2v", "dim": 256, "ffn_dim": 1024, "num_heads": 4,
+                                               "num_layers": 8, "text_dim": 256, "in_dim": 16, "out_dim": 16, "freq_dim": 256})  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({})
+    model.diffusion_model.load_state_dict(weights)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=torch.device(DEVICE), offload_device=torch.device("cpu"))
+
+    random = torch.Generator().manual_seed(4)
+    noise, context = torch.randn(1, 16, 5, 12, 14, generator=random), torch.randn(1, 20, 256, generator=random)
+    plan = calibatt.Plan(plans["wan"])
+    sigmas = torch.tensor([*plan.sigmas, 0.0])
+
+    def run(patcher):
+        return comfy.samplers.sample(patcher, noise, [[context, {}]], [[context * 0.5, {}]], 4.0, torch.device(DEVICE), comfy.samplers.ksampler("euler"),
+                                     sigmas, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=1).cpu()  # fmt: skip
+
+    def flow(x, sigma, text):
+        return theirs(hidden_states=x, timestep=(sigma * 1000).reshape(1), encoder_hidden_states=text, return_dict=False)[0]
+
+    x = noise
+    for sigma, following in zip(sigmas, sigmas[1:]):
+        negative = flow(x, sigma, context * 0.5)
+        x = x + (following - sigma) * (negative + 4.0 * (flow(x, sigma, context) - negative))
+    dense = run(patcher)
+    assert distance(dense, model.process_latent_out(x)) < 1e-4  # measured: 1e-6
+
+    told = []
+    planned = run(sampling.apply_plan(patcher, plan, None, "error", told.append))
+    assert f"density {plan.density:.3f}" in told[0]
+    monkeypatch.setattr(sampling.Session, "open", StandInSession.open)
+    by_masks = run(sampling.apply_plan(patcher, StandInPlan(plan.path), None, "error", told.append))
+    assert distance(planned, by_masks) < 1e-4  # measured: 8e-7
+    assert 1e-3 < distance(planned, dense) < 0.3
+
+
 class Raster:
     """The session's masks on tokens in raster order, step and layer counted off from what the session was asked."""
 
