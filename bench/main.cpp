@@ -16,7 +16,7 @@
 #include <random>
 
 #include "arithmetic_peak.h"
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
 #include "base/thread_pool.h"
 #include "cases.h"
 #include "clock.h"

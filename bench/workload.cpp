@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
 #include "sparsity/block_mask.h"
 
 namespace calibatt::bench {

@@ -32,7 +32,7 @@ if(CALIBATT_HAVE_CUDA)
 endif()
 # cuDNN (convolutions of the video autoencoder). NVIDIA's packages put it beside CUDA or into the system's folders; PyPI's
 # nvidia-cudnn-cu13 into site-packages/nvidia/cudnn, without a libcudnn.so: name that folder with -DCUDNN_ROOT=…
-if(CALIBATT_HAVE_CUDA)
+if(CALIBATT_HAVE_CUDA AND CALIBATT_PARTS STREQUAL "all")
   find_path(CUDNN_INCLUDE_DIR cudnn_backend.h HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
   find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
   set(cudnn_version "none")
@@ -77,27 +77,46 @@ function(calibatt_cuda_kernels library name)
   set_property(TARGET ${library} APPEND PROPERTY CALIBATT_OBJECTS $<TARGET_OBJECTS:${library}_${name}>)
 endfunction()
 
-# Floors of devices that this build has backends for: what the pipeline links beside the models.
+# Floors of devices that this build has: what the pipeline links beside the models, and what attention alone runs on.
 set(CALIBATT_DEVICE_FLOORS "")
+set(CALIBATT_ATTENTION_FLOORS cpu_attention)
 if(CALIBATT_HAVE_CUDA)
   list(APPEND CALIBATT_DEVICE_FLOORS cuda)
+  list(APPEND CALIBATT_ATTENTION_FLOORS cuda_attention)
 endif()
 
-# The floor `cuda`: all of src/backend/cuda where there is a compiler for it; else the host code that needs none, with its tests.
-function(calibatt_cuda_library dir)
-  if(CALIBATT_HAVE_CUDA)
-    calibatt_library(cuda ${dir} RECURSE DEPENDS backend LINK calibatt_cudnn CUDA::cublas CUDA::cublasLt CUDA::cudart_static)
-    target_compile_definitions(calibatt_cuda PUBLIC CALIBATT_HAVE_CUDA)
-    # Binaries for Ampere and Hopper, and PTX for what comes after.
-    calibatt_cuda_kernels(calibatt_cuda portable ARCHITECTURES 80-real 80-virtual 90-real
-      FILES *.cu kernels/*.cu attention/sm80/*.cu attention/generic/*.cu attention/*.cu)
-    # Hopper's own instructions exist in its binaries alone. (A flag, because CMake 3.25 does not know the name 90a.)
-    calibatt_cuda_kernels(calibatt_cuda hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a
-      FILES attention/sm90/*.cu)
-  else()
-    calibatt_library(cuda ${dir} RECURSE ONLY "/(packed_schedule|schedule_stream)(_test)?\\.cpp$" DEPENDS backend)
+# calibatt_cuda_floor(name folder [KERNELS globs...] FLOOR what calibatt_library takes...): a floor for a GPU, with its tests among cuda_tests.
+# Kernels become binaries for Ampere and Hopper, and PTX for what comes after.
+function(calibatt_cuda_floor name folder)
+  cmake_parse_arguments(ARG "" "" "KERNELS;FLOOR" ${ARGN})
+  calibatt_library(${name} ${folder} RECURSE ${ARG_FLOOR})
+  if(ARG_KERNELS)
+    calibatt_cuda_kernels(calibatt_${name} portable ARCHITECTURES 80-real 80-virtual 90-real FILES ${ARG_KERNELS})
   endif()
-  if(TARGET calibatt_cuda_test)
-    add_dependencies(cuda_tests calibatt_cuda_test)
+  if(TARGET calibatt_${name}_test)
+    add_dependencies(cuda_tests calibatt_${name}_test)
+  endif()
+endfunction()
+
+# Attention and what it runs on: the floors `cuda_device` and `cuda_attention` where there is a compiler for them; else the host code that
+# needs none, with its tests.
+function(calibatt_cuda_attention_library)
+  set(folder src/backend/cuda/attention)
+  if(NOT CALIBATT_HAVE_CUDA)
+    calibatt_library(cuda_attention ${folder} RECURSE ONLY "/(packed_schedule|schedule_stream)(_test)?\\.cpp$" DEPENDS backend)
+    return()
+  endif()
+  calibatt_cuda_floor(cuda_device src/backend/cuda/device FLOOR DEPENDS backend LINK CUDA::cudart_static)
+  calibatt_cuda_floor(cuda_attention ${folder} KERNELS attention/*.cu attention/sm80/*.cu attention/generic/*.cu FLOOR DEPENDS cuda_device)
+  target_compile_definitions(calibatt_cuda_attention PUBLIC CALIBATT_HAVE_CUDA)
+  # Hopper's own instructions exist in its binaries alone. (A flag, because CMake 3.25 does not know the name 90a.)
+  calibatt_cuda_kernels(calibatt_cuda_attention hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a FILES attention/sm90/*.cu)
+endfunction()
+
+# The floor `cuda`: the rest of what models need of a GPU.
+function(calibatt_cuda_library)
+  if(CALIBATT_HAVE_CUDA)
+    calibatt_cuda_floor(cuda src/backend/cuda KERNELS *.cu kernels/*.cu FLOOR DEPENDS cuda_attention cpu NESTED device attention
+      LINK calibatt_cudnn CUDA::cublas CUDA::cublasLt)
   endif()
 endfunction()

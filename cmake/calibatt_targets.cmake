@@ -1,13 +1,16 @@
+# What the attention alone needs, then what the whole does beside it.
 find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(nlohmann_json REQUIRED)
-find_package(dnnl REQUIRED)
-find_package(CLI11 REQUIRED)
-pkg_check_modules(FFMPEG REQUIRED IMPORTED_TARGET libavcodec libavformat libavutil libswscale)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)  # its CMake file came after version 0.16 (Ubuntu 22.04)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
-pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+if(CALIBATT_PARTS STREQUAL "all")
+  find_package(dnnl REQUIRED)
+  find_package(CLI11 REQUIRED)
+  pkg_check_modules(FFMPEG REQUIRED IMPORTED_TARGET libavcodec libavformat libavutil libswscale)
+  pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+endif()
 if(CALIBATT_TESTS STREQUAL "AUTO")  # the program needs no GoogleTest; `make test` sees to it and says ON
   find_package(GTest QUIET)
   set(CALIBATT_TESTS ${GTest_FOUND})
@@ -98,10 +101,10 @@ function(calibatt_library name dir)
   endif()
 endfunction()
 
-# The library of the floors that are named, with all they stand on, and the command line on top of it. It is one shared library because a
+# calibatt_shared_library(target floors...): the library of these floors, with all they stand on. It is one shared library because a
 # program needs one file, whatever it is written in, and because only a shared library can hide what is not declared in include/ (and with it
 # the libraries that we use). Tests link the floors themselves, which are static, and so reach what is hidden.
-function(calibatt_shared_library)
+function(calibatt_shared_library target)
   set(objects "")
   set(links "")
   set(todo ${ARGN})
@@ -124,16 +127,18 @@ function(calibatt_shared_library)
     list(APPEND todo ${more})
   endwhile()
   list(REMOVE_DUPLICATES links)
-  add_library(libcalibatt SHARED ${objects})
-  add_library(calibatt::calibatt ALIAS libcalibatt)
-  set_target_properties(libcalibatt PROPERTIES OUTPUT_NAME calibatt EXPORT_NAME calibatt LINKER_LANGUAGE CXX
-    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
-  target_compile_features(libcalibatt INTERFACE cxx_std_20)
-  target_include_directories(libcalibatt INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-  target_link_libraries(libcalibatt PRIVATE $<BUILD_INTERFACE:calibatt_options> ${links})
-  target_link_options(libcalibatt PRIVATE LINKER:--exclude-libs,libcudart_static.a
+  add_library(${target} SHARED ${objects})
+  add_library(calibatt::calibatt ALIAS ${target})
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME calibatt EXPORT_NAME calibatt LINKER_LANGUAGE CXX)
+  if(CALIBATT_PARTS STREQUAL "all")  # in a wheel a library is one file beside the Python code that loads it
+    set_target_properties(${target} PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+  endif()
+  target_compile_features(${target} INTERFACE cxx_std_20)
+  target_include_directories(${target} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:calibatt_options> ${links})
+  target_link_options(${target} PRIVATE LINKER:--exclude-libs,libcudart_static.a
     LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/libcalibatt.map)
-  set_target_properties(libcalibatt PROPERTIES LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/libcalibatt.map)
+  set_target_properties(${target} PROPERTIES LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/libcalibatt.map)
 endfunction()
 
 function(calibatt_cli dir)
@@ -145,6 +150,14 @@ function(calibatt_cli dir)
   if(CALIBATT_HAVE_CUDA)
     add_dependencies(cuda_tests calibatt)
   endif()
+endfunction()
+
+# What the wheel holds beside the Python code (pyproject.toml).
+function(calibatt_install_wheel)
+  # GCC 12 gave condition_variable::wait a new version, for which alone the library would not load on Ubuntu 22.04 and its like.
+  target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include ${PROJECT_SOURCE_DIR}/cmake/older_libstdcxx.h>")
+  target_link_options(libcalibatt PRIVATE LINKER:--no-undefined)  # what it lacks shows here, not where it is loaded
+  install(TARGETS libcalibatt LIBRARY DESTINATION calibatt COMPONENT wheel)
 endfunction()
 
 # `cmake --install`: the program, the library, its public headers, and what find_package(calibatt) reads.

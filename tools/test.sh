@@ -28,7 +28,7 @@ if command -v nvcc >/dev/null || [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]
   echo "== CUDA kernels (compiled; tested where there is a GPU)"
   cmake --preset cuda -DCALIBATT_TESTS=ON >/dev/null
   cmake --build --preset cuda -j "$jobs" --target cuda_tests
-  ctest --preset cuda -R '^cuda\.|[/_]cuda|DevicePipeline'
+  ctest --preset cuda -R '^cuda(_[a-z]+)?\.|[/_]cuda|DevicePipeline'
 else
   echo "== CUDA kernels: left out, there is no nvcc"
 fi

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "attention/run_attention.h"
+#include "backend/cpu/make_backend.h"
 #include "backend/cuda/cuda_backend.h"
 #include "base/error.h"
 #include "base/thread_pool.h"

@@ -15,8 +15,8 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/device.h"
-#include "backend/cuda/event_timer.h"
+#include "backend/cuda/device/device.h"
+#include "backend/cuda/device/event_timer.h"
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/linear.h"

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "attention/test_attention.h"
-#include "backend/backend.h"
+#include "backend/cpu/make_backend.h"
 
 namespace calibatt {
 namespace {

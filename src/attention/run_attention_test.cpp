@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "attention/test_attention.h"
-#include "backend/backend.h"
+#include "backend/cpu/make_backend.h"
 #include "io/test_folder.h"
 #include "plan/test_plans.h"
 

@@ -1,55 +1,10 @@
 #include "backend/backend.h"
 
-#include <algorithm>
-#include <mutex>
 #include <string>
-#include <vector>
 
-#include "backend/cpu/cpu_backend.h"
 #include "base/error.h"
 
 namespace calibatt {
-namespace {
-
-struct Choices {
-  std::mutex mutex;
-  std::vector<BackendChoice> added;
-};
-
-Choices& choices() {
-  static Choices all;
-  return all;
-}
-
-std::vector<BackendChoice> added_choices() {
-  const std::lock_guard lock(choices().mutex);
-  return choices().added;
-}
-
-}  // namespace
-
-void add_backend(const BackendChoice& choice) {
-  const std::lock_guard lock(choices().mutex);
-  auto& added = choices().added;
-  const auto same_name = [&](const BackendChoice& known) { return known.name == choice.name; };
-  if (std::ranges::none_of(added, same_name)) added.insert(added.begin(), choice);
-}
-
-std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
-  std::string known = "cpu";
-  for (const BackendChoice& choice : added_choices()) {
-    if (name == choice.name || (name == "auto" && choice.usable())) return choice.make(device);
-    known += ", " + std::string(choice.name);
-  }
-  if (name == "cpu" || name == "auto") {
-    if (device == 0) return cpu::make_cpu_backend();
-    throw Error(ErrorKind::kUsage,
-                "--device " + std::to_string(device) + ": there is no GPU to choose from (backend cpu); leave it out");
-  }
-  std::string message = "backend: there is no \"" + std::string(name) + "\"; this build has: " + known;
-  if (name == "cuda") message += ". A build with it needs nvcc 13: cmake --preset cuda";
-  throw Error(ErrorKind::kUsage, message);
-}
 
 ClipOps& Backend::clip_ops() {
   throw Error(ErrorKind::kUsage,

@@ -1,8 +1,5 @@
 #pragma once
 
-#include <memory>
-#include <string_view>
-
 #include "backend/attention_engine.h"
 #include "backend/calibration_ops.h"
 #include "backend/clip_ops.h"
@@ -31,18 +28,5 @@ class Backend : public virtual Device, public LinearOps, public TransformerOps, 
   /// backend without.
   virtual ClipOps& clip_ops();
 };
-
-/// A backend that make_backend can make beside "cpu". A device's floor stands above this one: whoever links it adds it.
-struct BackendChoice {
-  std::string_view name;
-  bool (*usable)();                              ///< such a device is there
-  std::unique_ptr<Backend> (*make)(int device);  ///< throws Error(kDevice, kUsage) when not, listing the devices
-};
-/// Adding a name twice is adding it once. The last one added is the first that "auto" looks at.
-void add_backend(const BackendChoice& choice);
-
-/// The backend of this name; "auto": the first usable device's, else the CPU's. device: index, for those that have
-/// several. Throws Error(kUsage) naming those there are.
-std::unique_ptr<Backend> make_backend(std::string_view name, int device = 0);
 
 }  // namespace calibatt

@@ -1,6 +1,6 @@
 #include "capi/call_place.h"
 
-#include "backend/cpu/cpu_attention.h"
+#include "backend/cpu/attention/cpu_attention.h"
 #include "base/error.h"
 #include "calibatt/c_api.h"
 #include "capi/guarded.h"

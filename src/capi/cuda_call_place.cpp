@@ -2,11 +2,11 @@
 #ifdef CALIBATT_HAVE_CUDA
 
 #include "backend/cuda/attention/attention.h"
-#include "backend/cuda/cuda_attention.h"
-#include "backend/cuda/device_guard.h"
-#include "backend/cuda/event.h"
-#include "backend/cuda/schedule_buffers.h"
-#include "backend/cuda/stream_attention.h"
+#include "backend/cuda/attention/cuda_attention.h"
+#include "backend/cuda/attention/schedule_buffers.h"
+#include "backend/cuda/attention/stream_attention.h"
+#include "backend/cuda/device/device_guard.h"
+#include "backend/cuda/device/event.h"
 #include "base/error.h"
 #include "capi/call_place.h"
 

@@ -3,7 +3,7 @@
 #ifdef CALIBATT_HAVE_CUDA
 
 #include "backend/cuda/attention/attention.h"
-#include "backend/cuda/device_guard.h"
+#include "backend/cuda/device/device_guard.h"
 
 namespace calibatt::capi {
 namespace {

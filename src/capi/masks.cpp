@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
 #include "backend/validate_attention.h"
 #include "base/ceil_div.h"
 #include "base/error.h"

@@ -10,7 +10,7 @@
 #include <optional>
 #include <utility>
 
-#include "backend/backend.h"
+#include "backend/cpu/make_backend.h"
 #include "base/checked_copy.h"
 #include "base/error.h"
 #include "base/thread_pool.h"

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "io/fingerprint.h"

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "backend/cpu/make_backend.h"
 #include "io/safetensors.h"
 #include "model_settings/component.h"
 #include "models/model_folder.h"

@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "backend/cpu/make_backend.h"
+
 namespace calibatt {
 namespace {
 

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "backend/cpu/make_backend.h"
 #include "base/host_memory.h"
 #include "base/random.h"
 #include "base/thread_pool.h"

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "backend/cpu/make_backend.h"
 #include "pipeline/options.h"
 
 namespace calibatt {

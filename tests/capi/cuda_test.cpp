@@ -9,8 +9,8 @@
 #include <thread>
 
 #include "attention/run_attention.h"
-#include "backend/cuda/cuda_attention.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/attention/cuda_attention.h"
+#include "backend/cuda/device/device.h"
 #include "c_api_helpers.h"
 #include "calibrate/profile/profile.h"
 #include "plan/test_plans.h"

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "attention/run_attention.h"
-#include "backend/cpu/cpu_attention.h"
+#include "backend/cpu/attention/cpu_attention.h"
 #include "base/half.h"
 #include "c_api_helpers.h"
 #include "calibatt/calibrate.h"

@@ -9,7 +9,7 @@
 //   BF16 output: that of rounding the reference's output, added;
 //   like the inputs: 1.1 times the error of a plain run in the inputs' type, output rounded too: limits_of_plain_run
 //   has the details.
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

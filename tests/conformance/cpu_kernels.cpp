@@ -1,4 +1,4 @@
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
 #include "test_kernel.h"
 
 namespace calibatt {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <map>
 
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "backend/backend.h"
+#include "backend/cpu/make_backend.h"
 #include "pipeline/device_backends.h"
 
 namespace calibatt {

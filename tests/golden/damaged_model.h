@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "io/safetensors.h"
 

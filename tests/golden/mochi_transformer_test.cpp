@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/make_backend.h"
 #include "backends.h"
 #include "dense_attention.h"
 #include "io/safetensors.h"

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "backend/cpu/make_backend.h"
 #include "backends.h"
 #include "io/safetensors.h"
 #include "models/t5/encoder.h"

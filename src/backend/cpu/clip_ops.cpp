@@ -7,11 +7,11 @@
 #include <span>
 #include <vector>
 
-#include "backend/cpu/attention.h"
+#include "backend/cpu/attention/attention.h"
+#include "backend/cpu/clip_kernels.h"
 #include "backend/cpu/conv.h"
 #include "backend/cpu/group_norm.h"
 #include "backend/cpu/linear.h"
-#include "backend/cpu/simd/clip_kernels.h"
 #include "base/ceil_div.h"
 #include "base/error.h"
 #include "base/thread_pool.h"

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/cpu/attention/cpu_attention.h"
 #include "backend/cpu/biased_attention.h"
 #include "backend/cpu/clip_ops.h"
-#include "backend/cpu/cpu_attention.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/patches.h"
 #include "backend/cpu/row_kernels.h"

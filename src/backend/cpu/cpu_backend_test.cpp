@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend/cpu/make_backend.h"
 #include "base/random.h"
 
 namespace calibatt::cpu {

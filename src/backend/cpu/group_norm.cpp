@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "backend/cpu/simd/clip_kernels.h"
+#include "backend/cpu/clip_kernels.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 

@@ -9,7 +9,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 #include "base/random.h"
 
 namespace calibatt::cuda {

@@ -2,7 +2,7 @@
 
 #include "backend/cuda/clip_kernels.cuh"
 #include "backend/cuda/clip_kernels.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 
 /// Kernels that compute with channels: norm, bias, softmax.
 namespace calibatt::cuda {

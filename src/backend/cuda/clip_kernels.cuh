@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "backend/clip_ops.h"
-#include "backend/cuda/ptx/arithmetic.cuh"
+#include "backend/cuda/device/ptx/arithmetic.cuh"
 #include "base/error.h"
 
 /// What the autoencoder's kernels share: launching on clips, and elements in and out of registers, eight at a time (16

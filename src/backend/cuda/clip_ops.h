@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "backend/clip_ops.h"
-#include "backend/cuda/context.h"
 #include "backend/cuda/convolution.h"
+#include "backend/cuda/device/context.h"
 
 namespace calibatt::cuda {
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "backend/clip_ops.h"
-#include "backend/cuda/context.h"
 #include "backend/cuda/cudnn/conv_plan.h"
+#include "backend/cuda/device/context.h"
 
 namespace calibatt::cuda {
 

@@ -7,9 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "backend/cpu/make_backend.h"
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/attention/cuda_attention.h"
 #include "backend/cuda/clip_ops.h"
-#include "backend/cuda/cuda_attention.h"
 #include "backend/cuda/kernels/biased_attention.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/few_keys.h"

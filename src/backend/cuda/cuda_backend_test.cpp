@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "backend/cpu/make_backend.h"
 #include "backend/cuda/backend_pair.h"
 
 namespace calibatt::cuda {

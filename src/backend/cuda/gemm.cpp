@@ -7,7 +7,7 @@
 #include <string>
 #include <type_traits>
 
-#include "backend/cuda/event_timer.h"
+#include "backend/cuda/device/event_timer.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "backend/cuda/context.h"
+#include "backend/cuda/device/context.h"
 
 namespace calibatt::cuda {
 

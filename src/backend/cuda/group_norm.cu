@@ -1,6 +1,6 @@
 #include "backend/cuda/clip_kernels.cuh"
 #include "backend/cuda/clip_kernels.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 
 /// Group norm: a pass that sums, a small one that turns sums into a factor and a shift of each channel of each frame,
 /// and a pass that applies them. A thread keeps its eight channels while it goes along a row.

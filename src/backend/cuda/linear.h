@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "backend/cuda/context.h"
+#include "backend/cuda/device/context.h"
 #include "backend/cuda/staged_upload.h"
 #include "backend/cuda/weight_stream.h"
 #include "backend/linear.h"

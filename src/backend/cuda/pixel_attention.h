@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "backend/clip_ops.h"
-#include "backend/cuda/context.h"
+#include "backend/cuda/device/context.h"
 
 namespace calibatt::cuda {
 

@@ -1,6 +1,6 @@
 #include "backend/cuda/clip_kernels.cuh"
 #include "backend/cuda/clip_kernels.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 
 /// Kernels that move pixels: upsample, depth to space, copies, frames for the host.
 namespace calibatt::cuda {

@@ -3,8 +3,8 @@
 #include <array>
 #include <memory>
 
-#include "backend/cuda/context.h"
-#include "backend/cuda/event.h"
+#include "backend/cuda/device/context.h"
+#include "backend/cuda/device/event.h"
 #include "backend/stored_linear.h"
 
 namespace calibatt::cuda {

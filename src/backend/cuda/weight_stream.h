@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "backend/cuda/context.h"
-#include "backend/cuda/event.h"
+#include "backend/cuda/device/context.h"
+#include "backend/cuda/device/event.h"
 #include "backend/slot_ring.h"
 #include "backend/stored_linear.h"
 

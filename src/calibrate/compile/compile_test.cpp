@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/compile/least_density.h"
 #include "calibrate/record/calibrator.h"

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/compile/level_measurements.h"
 #include "calibrate/record/calibrator.h"

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <set>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "base/random.h"
 #include "calibrate/profile/test_level_profile.h"

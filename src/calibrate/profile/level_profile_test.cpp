@@ -8,6 +8,7 @@
 #include <limits>
 #include <set>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/compile/level_measurements.h"

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibatt/calibrate.h"
 #include "calibrate/compile/compile.h"

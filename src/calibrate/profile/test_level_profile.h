@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/cpu/make_backend.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/synthetic_attention.h"

@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/record/recording_attention.h"
 #include "calibrate/record/synthetic_attention.h"

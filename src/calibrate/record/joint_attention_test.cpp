@@ -5,7 +5,8 @@
 #include <cstring>
 #include <vector>
 
-#include "backend/cpu/reference/attention_reference.h"
+#include "backend/cpu/attention/reference/attention_reference.h"
+#include "backend/cpu/make_backend.h"
 #include "base/half.h"
 #include "calibrate/profile/level_code.h"
 #include "calibrate/record/calibrator.h"

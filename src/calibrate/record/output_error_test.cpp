@@ -6,7 +6,7 @@
 #include <set>
 #include <vector>
 
-#include "backend/cpu/reference/attention_reference.h"
+#include "backend/cpu/attention/reference/attention_reference.h"
 #include "base/half.h"
 #include "calibrate/record/synthetic_attention.h"
 

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "attention/run_attention.h"
+#include "backend/cpu/make_backend.h"
 #include "base/random.h"
 #include "models/mochi/memory.h"
 #include "models/mochi/transformer.h"

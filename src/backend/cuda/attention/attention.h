@@ -9,7 +9,7 @@
 #include "backend/cuda/attention/attention_args.h"
 #include "backend/cuda/attention/kernel_table.h"
 #include "backend/cuda/attention/packed_schedule.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 
 /// Attention on the current GPU. The steps of a caller:
 ///   1. a schedule in device memory: from a ScheduleStream (schedule_stream.h) in a run, or a ResidentSchedule where

@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "backend/cuda/attention/attention_args.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 
 namespace calibatt::cuda {
 

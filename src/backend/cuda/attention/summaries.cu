@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "backend/cuda/attention/summaries.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {

@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 #include "base/error.h"
 
 namespace calibatt::cuda::cudnn {

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
+#include "backend/cuda/device/vector_access.cuh"
 #include "backend/cuda/kernels/elementwise.h"
-#include "backend/cuda/kernels/vector_access.cuh"
 #include "base/error.h"
 
 namespace calibatt::cuda {

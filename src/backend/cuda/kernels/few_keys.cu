@@ -1,7 +1,7 @@
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
+#include "backend/cuda/device/ptx/mma.cuh"
+#include "backend/cuda/device/vector_access.cuh"
 #include "backend/cuda/kernels/few_keys.h"
-#include "backend/cuda/kernels/vector_access.cuh"
-#include "backend/cuda/ptx/mma.cuh"
 #include "base/error.h"
 
 // Memory-bound: rows are read once, results written once, in whole 32-byte sectors, straight from and to registers.

@@ -2,9 +2,9 @@
 #include <string>
 #include <type_traits>
 
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
+#include "backend/cuda/device/vector_access.cuh"
 #include "backend/cuda/kernels/norm.h"
-#include "backend/cuda/kernels/vector_access.cuh"
 #include "base/error.h"
 
 namespace calibatt::cuda {

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 #include "backend/cuda/kernels/patches.h"
 
 namespace calibatt::cuda {

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "backend/cuda/attention/generic/attention_generic.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 #include "base/ceil_div.h"
 
 namespace calibatt::cuda::generic {

@@ -5,7 +5,7 @@
 
 #include "backend/cuda/attention/sm80/attention_kernel.cuh"
 #include "backend/cuda/attention/sm80/attention_sm80.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 #include "base/ceil_div.h"
 
 namespace calibatt::cuda::sm80 {

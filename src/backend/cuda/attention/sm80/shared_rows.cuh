@@ -3,8 +3,8 @@
 #include <cstdint>
 
 #include "backend/cuda/attention/sm80/work.cuh"
-#include "backend/cuda/ptx/cp_async.cuh"
-#include "backend/cuda/ptx/ldmatrix.cuh"
+#include "backend/cuda/device/ptx/cp_async.cuh"
+#include "backend/cuda/device/ptx/ldmatrix.cuh"
 
 /// Rows of head_dim 16-bit elements in shared memory, and how they get there.
 ///

@@ -1,8 +1,8 @@
 #pragma once
 
 #include "backend/cuda/attention/sm80/work.cuh"
-#include "backend/cuda/ptx/arithmetic.cuh"
-#include "backend/cuda/ptx/mma.cuh"
+#include "backend/cuda/device/ptx/arithmetic.cuh"
+#include "backend/cuda/device/ptx/mma.cuh"
 
 /// Softmax over scores in registers. With g = lane / 4 and t = lane mod 4, a lane holds of its warp's 32 × 64 scores,
 /// at [m][n][2·h + c], the one of row 16·m + 8·h + g and column 8·n + 2·t + c: parts of four rows, numbered r = 2·m +

@@ -4,9 +4,9 @@
 #include "backend/cuda/attention/sm90/epilogue.cuh"
 #include "backend/cuda/attention/sm90/layout.cuh"
 #include "backend/cuda/attention/sm90/softmax.cuh"
-#include "backend/cuda/ptx/mbarrier.cuh"
-#include "backend/cuda/ptx/tma.cuh"
-#include "backend/cuda/ptx/wgmma.cuh"
+#include "backend/cuda/device/ptx/mbarrier.cuh"
+#include "backend/cuda/device/ptx/tma.cuh"
+#include "backend/cuda/device/ptx/wgmma.cuh"
 
 /// The mainloop of a consumer warpgroup: 64 query rows against the steps that the producer copies.
 namespace calibatt::cuda::sm90 {

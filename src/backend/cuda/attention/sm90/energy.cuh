@@ -4,7 +4,7 @@
 
 #include "backend/cuda/attention/sm90/layout.cuh"
 #include "backend/cuda/attention/sm90/softmax.cuh"
-#include "backend/cuda/ptx/mbarrier.cuh"
+#include "backend/cuda/device/ptx/mbarrier.cuh"
 
 /// Block energy in the same pass: while keys stream by, the sum of each row's weights on a column is noted; at the end
 /// of the tile, when the rows' sums over everything are known, the mean over the rows of note / sum is the energy

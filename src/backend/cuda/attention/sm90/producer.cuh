@@ -1,8 +1,8 @@
 #pragma once
 
 #include "backend/cuda/attention/sm90/layout.cuh"
-#include "backend/cuda/ptx/cp_async.cuh"
-#include "backend/cuda/ptx/tma.cuh"
+#include "backend/cuda/device/ptx/cp_async.cuh"
+#include "backend/cuda/device/ptx/tma.cuh"
 
 /// The producer: one thread that takes tiles from a counter, walks their chunks and keeps the copy engine busy. Nothing
 /// stops at a tile's end: what the next tile is has been read by then, and its queries and first keys are asked for

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "backend/cuda/attention/sm90/layout.cuh"
-#include "backend/cuda/ptx/arithmetic.cuh"
+#include "backend/cuda/device/ptx/arithmetic.cuh"
 
 /// Softmax on accumulators: a thread holds two rows (r = 0, 1), four threads share a row.
 namespace calibatt::cuda::sm90 {
