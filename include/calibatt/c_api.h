@@ -169,7 +169,8 @@ typedef struct calibatt_call {
   const calibatt_output* output;  ///< where calibatt_session_wants_output; else ignored
 } calibatt_call;
 
-/// How much workspace the call needs; 0 on the CPU. Its pointers are not looked at. USAGE.
+/// How much workspace the call needs; 0 on the CPU and while recording, which has memory of its own. Its pointers are
+/// not looked at. USAGE.
 CALIBATT_API calibatt_status calibatt_session_workspace(const calibatt_session* session, const calibatt_call* call,
                                                         size_t* workspace_bytes);
 /// Enqueues the call on its stream; on a GPU it waits for nothing that the GPU does. USAGE names the member that cannot

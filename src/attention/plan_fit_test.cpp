@@ -28,6 +28,18 @@ TEST(PlanFit, WeightsThatNobodyKnowsAreNotCompared) {
   EXPECT_EQ(use(of_memory, run_of(*example())).weights, "not compared");
 }
 
+TEST(PlanFit, WhatTheRunDoesNotSayIsNotCompared) {
+  RunDescription run = run_of(*example());
+  run.video_frames = run.video_height = run.video_width = 0;
+  run.flow_shift = 0;
+  run.guidance_scale.reset();
+  run.scheduler.clear();
+  EXPECT_THAT(fit_plan(*example(), run).mismatch, IsEmpty());
+  EXPECT_THAT(fit_plan(*example(), run).use.warnings, IsEmpty());
+  run.video_width = 80;
+  EXPECT_THAT(fit_plan(*example(), run).mismatch, HasSubstr("48×64"));
+}
+
 TEST(PlanFit, AFingerprintIsTakenOfThePlansKindAndOnlyWhereTheRestFits) {
   std::vector<std::string> asked;
   RunDescription run = run_of(*example());

@@ -74,6 +74,17 @@ TEST(PlannedAttentionHints, TheNextLayerIsAnnouncedBeforeThePresentOneRuns) {
                                                "hear 1.1", "run 1.0", "run 1.1"));
 }
 
+TEST(PlannedAttentionHints, WhoStartsElsewhereMaySayWhere) {
+  const auto plan = test::example();
+  ListeningEngine engine;
+  PlannedAttention attention(engine, plan, run_of(*plan));
+  attention.prefetch(1, 0);
+  attention.begin_forward(1, GuidanceBranch::kConditional);
+  Layer data(plan->geometry(), 1);
+  data.run(attention, 0);
+  EXPECT_THAT(engine.heard, ElementsAre("hear 1.0", "hear 1.0", "run 1.0")) << "once by us, once for the other branch";
+}
+
 TEST(PlannedLayers, KeepsWhatWasUsedLastWithinItsLimit) {
   const TestFolder folder;
   save_plan(Plan(test::fixture_parts("tiles")), folder / "plan");  // 2 entries, 2 layers

@@ -108,6 +108,43 @@ TEST_F(Calibration, RecordsEveryPromptOnceAndReadsItBack) {
   }
 }
 
+/// Hands every call on twice, for each branch in turn, as a model does that has both in one batch.
+class TakingTurns : public SelfAttention {
+ public:
+  explicit TakingTurns(SelfAttention& attention) : attention_(attention) {}
+  TokenOrder token_order() const override { return attention_.token_order(); }
+  bool wants_output_context() const override { return true; }
+  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+              HeadsView out, const OutputContext& context) override {
+    if (branch_ == GuidanceBranch::kUnconditional) return;
+    for (const GuidanceBranch branch : {GuidanceBranch::kUnconditional, GuidanceBranch::kConditional}) {
+      attention_.begin_forward(step_, branch);
+      attention_.attend(layer, geometry, q, k, v, out, context);
+    }
+  }
+
+ private:
+  SelfAttention& attention_;
+};
+
+TEST_F(Calibration, BranchesMayTakeTurnsInEachLayer) {
+  for (const Measured measured : {Measured::kMaps, Measured::kLevels}) {
+    header.measured = measured;
+    if (measured == Measured::kLevels) header.recorded_steps = {0, 1};
+    const std::string name = measured == Measured::kMaps ? "maps" : "levels";
+    const RecordedProfile expected = record_profile(*backend, header, folder / name, runner(header));
+    const auto in_turns = [&](int prompt, SelfAttention& attention) {
+      TakingTurns turns(attention);
+      return runner(header)(prompt, turns);
+    };
+    const RecordedProfile found = record_profile(*backend, header, folder / (name + "_turns"), in_turns);
+    for (size_t i = 0; i < expected.profile.prompts.size(); ++i) {
+      expect_same_measurements(expected.profile.prompts[i], found.profile.prompts[i]);
+    }
+    EXPECT_GT(found.attention_seconds, 0) << "calls that take turns are measured, too";
+  }
+}
+
 TEST_F(Calibration, EnergiesAreDistributionsAndErrorsFallWithTheLevel) {
   const RecordedProfile recorded = record_profile(*backend, header, folder.path(), runner(header));
   const int rows = header.geometry.num_query_blocks(), columns = header.geometry.num_key_blocks();
