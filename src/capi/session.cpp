@@ -125,6 +125,14 @@ void calibatt_session::attend_recorded(const calibatt_call& call, const Attentio
     refuse("call.batch: is " + std::to_string(call.batch) +
            ", and a calibration records one sample at a time; call once for each, with begin_forward before it");
   }
+  for (const auto& [heads, name] : {std::pair{&call.q, "call.q.head_stride"},
+                                    {&call.k, "call.k.head_stride"},
+                                    {&call.v, "call.v.head_stride"},
+                                    {&call.out, "call.out.head_stride"}}) {
+    if (geometry.heads == 1 || heads->head_stride == geometry.head_dim) continue;
+    refuse(std::string(name) + ": is " + std::to_string(heads->head_stride) +
+           ", and a calibration takes a token's heads without gaps: " + std::to_string(geometry.head_dim));
+  }
   const DType dtype = dtype_of(call.dtype, "call.dtype");
   std::optional<RecordedOutput> output;
   if (attention_->wants_output_context()) output.emplace(*recording_, call, geometry);

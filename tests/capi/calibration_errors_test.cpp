@@ -127,6 +127,8 @@ TEST(CApiErrors, OutputsThatCannotBe) {
       {CALIBATT_NUMERIC, "call.output.squared_gain",
        [](auto& c) { c.output.squared_gain = [](void*) { return -1.0; }; }},
       {CALIBATT_USAGE, "call.batch: is 2", [](auto& c) { c.change = [](auto& call) { call.batch = 2; }; }},
+      {CALIBATT_USAGE, "call.k.head_stride: is 65",
+       [](auto& c) { c.change = [](auto& call) { call.k.head_stride = 65; }; }},
   };
   for (const auto& [status, text, change] : wrong) {
     Calibration calibration;

@@ -5,24 +5,27 @@
 namespace calibatt::cuda {
 
 /// Makes a GPU the calling thread's current one for as long as the object lives, for work within somebody else's
-/// program. What cannot be is found by the next CUDA call.
+/// program. A device that is not there changes nothing, so that who asks about it next says so.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) : before_(current()) {
-    if (before_ != device) static_cast<void>(cudaSetDevice(device));
+    if (before_ != device) set(device);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   ~DeviceGuard() {
-    if (current() != before_) static_cast<void>(cudaSetDevice(before_));
+    if (current() != before_) set(before_);
   }
   static int current() {
     int device = 0;
-    static_cast<void>(cudaGetDevice(&device));
+    if (cudaGetDevice(&device) != cudaSuccess) static_cast<void>(cudaGetLastError());  // or later calls would see it
     return device;
   }
 
  private:
+  static void set(int device) {
+    if (cudaSetDevice(device) != cudaSuccess) static_cast<void>(cudaGetLastError());
+  }
   const int before_;
 };
 
