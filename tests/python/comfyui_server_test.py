@@ -208,11 +208,15 @@ def test_calibrate_then_apply_then_remove(server):
 
 
 def test_two_transformers_each_with_its_part_of_the_steps(server):
-    """A plan of one transformer serves here: the two files hold models alike."""
-    size = {"EmptyHunyuanLatentVideo": SMALL["EmptyHunyuanLatentVideo"], "CalibattLoadPlan": SMALL["CalibattLoadPlan"]}
+    size = {"EmptyHunyuanLatentVideo": SMALL["EmptyHunyuanLatentVideo"]}
+    coarse = {"CalibattCalibrate": {"density": 0.4, "settings": "block-q=16 block-k=16"}}
+    _, logged = server.run(server.prompt("wan2.2_a14b_calibrate.json", {**size, **coarse}))
+    assert "my_plan_high.safetensors is made of 1 run" in logged and "my_plan_low.safetensors is made of 1 run" in logged
+    server.nodes = server.get("object_info")
     _, logged = server.run(server.prompt("wan2.2_a14b_apply_plan.json", size))
-    assert len(DENSITY.findall(logged)) == 2
-    assert "10 steps (flow shift 8) use the plan's 4 steps" in logged
+    found = DENSITY.findall(logged)
+    assert [float(density) for density, _ in found] == pytest.approx([0.4, 0.4], abs=0.03)
+    assert "use the plan's" not in logged  # each plan has the very steps of its part of the schedule
 
 
 def difference(one, other):

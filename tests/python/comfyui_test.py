@@ -330,6 +330,32 @@ def test_all_of_a_refused_run_is_undone(sampling, sessions):
     assert all(session.closed for session in sessions.all) and len(sessions.all) == 2
 
 
+def test_example_workflows_fit_the_nodes(nodes):
+    import asyncio
+    import json
+
+    schemas = {node.define_schema().node_id: node.define_schema() for node in asyncio.run(asyncio.run(nodes.comfy_entrypoint()).get_node_list())}
+    workflows = sorted((host.ROOT / "integrations/comfyui/example_workflows").glob("*.json"))
+    used = set()
+    for path in workflows:
+        workflow = json.loads(path.read_text())
+        by_id = {node["id"]: node for node in workflow["nodes"]}
+        for number, source, slot, target, place, kind in workflow["links"]:
+            out, into = by_id[source]["outputs"][slot], by_id[target]["inputs"][place]
+            assert number in out["links"] and into["link"] == number and out["type"] == into["type"] == kind, path.name
+        for node in workflow["nodes"]:
+            if (schema := schemas.get(node["type"])) is None:
+                continue
+            used.add(node["type"])
+            linked = [each["name"] for each in node["inputs"]]
+            widgets = [each for each in schema.inputs if each.id not in linked]
+            assert set(linked) <= {each.id for each in schema.inputs} and len(node["outputs"]) == len(schema.outputs), path.name
+            assert len(widgets) == len(node["widgets_values"]), path.name
+            for each, value in zip(widgets, node["widgets_values"]):
+                assert each.id == "plan_name" or "options" not in each.options or value in each.options["options"], path.name
+    assert used == set(schemas) and len(workflows) == 4
+
+
 def test_nodes_and_names(nodes, tmp_path):
     import asyncio
 
