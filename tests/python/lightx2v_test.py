@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_in import StandInPlan, order_of, planned_head
 
 import calibatt
 
@@ -63,8 +64,8 @@ def attention(q, k, v, mask=None):
 
 
 @pytest.fixture
-def operator(monkeypatch):
-    """The module, and what it opened."""
+def module(monkeypatch):
+    """calibatt_lightx2v as LightX2V's process would import it; its log and its registry are attributes of it here."""
     register, log = Register(), Logger()
     for name, module in {
         "loguru": types.SimpleNamespace(logger=log),
@@ -81,6 +82,14 @@ def operator(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "calibatt_lightx2v", module)
     spec.loader.exec_module(module)
+    module.register, module.log = register, log.lines
+    yield module
+    module.RUN.close()
+
+
+@pytest.fixture
+def operator(module, monkeypatch):
+    """The operator on sessions in torch, and what it opened."""
     plan = types.SimpleNamespace(
         transformers=[{}], sigmas=[1.0, 0.8, 0.5], step_transformer=[0, 0, 1], fallback="", raster=False, describe=lambda: "a plan"
     )
@@ -88,7 +97,7 @@ def operator(monkeypatch):
     monkeypatch.setattr(module.Session, "open", staticmethod(lambda *arguments: opened.append(MaskedSession(*arguments)) or opened[-1]))
     monkeypatch.setattr(module.calibatt, "Plan", lambda path: plan)
     monkeypatch.setenv("CALIBATT_PLAN", "plan.safetensors")
-    return types.SimpleNamespace(make=register["calibatt"], opened=opened, plan=plan, log=log.lines, run=module.RUN)
+    return types.SimpleNamespace(make=module.register["calibatt"], opened=opened, plan=plan, log=module.log, run=module.RUN)
 
 
 def make_scheduler(config=None):
@@ -201,3 +210,23 @@ def test_what_does_not_combine_is_refused_by_name(operator, monkeypatch):
     monkeypatch.delenv("CALIBATT_PLAN")
     with pytest.raises(calibatt.UsageError, match="set CALIBATT_PLAN"):
         call(operator, scheduler, 0, q, k, v)
+
+
+def test_with_the_library_and_a_plan_of_the_command_line(module, monkeypatch, plans):
+    monkeypatch.setenv("CALIBATT_PLAN", str(plans["wan"]))
+    plan = StandInPlan(plans["wan"])
+    config = {"num_heads": plan.num_heads, "dim": plan.num_heads * plan.head_dim, "num_layers": plan.num_layers, "patch_size": (1, 2, 2)}
+    scheduler = make_scheduler(config)
+    frames, height, width = plan.grid
+    scheduler.latents, scheduler.infer_steps = torch.zeros(16, frames, 2 * height, 2 * width), len(plan.sigmas)
+    scheduler.sigmas, scheduler.step_index = torch.tensor([*plan.sigmas, 0.0]), 2
+    shape = (3, frames * height * width, plan.num_heads, plan.head_dim)
+    q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).unbind(0)
+    out = call(types.SimpleNamespace(make=module.register["calibatt"]), scheduler, 3, q, k, v).unflatten(1, (plan.num_heads, -1))
+    order = order_of(plan.read)
+    for head in range(plan.num_heads):
+        expected = planned_head(plan.read, plan.read.step_entry[2], 3, head, *(x[order, head] for x in (q, k, v)))
+        assert float((out[order, head] - expected).norm() / expected.norm()) < 1e-5
+    with pytest.raises(calibatt.Mismatch, match="latent grid"):
+        scheduler.latents = torch.zeros(16, frames + 1, 2 * height, 2 * width)
+        call(types.SimpleNamespace(make=module.register["calibatt"]), scheduler, 3, q, k, v)
