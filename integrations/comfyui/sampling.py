@@ -68,7 +68,7 @@ class Sampling:
         self.order_reasons: list[str] = []  # of all forwards
         self._hooks = contextlib.ExitStack()
         self._order: Optional[torch.Tensor] = None
-        self._on_device: dict[Any, torch.Tensor] = {}
+        self._orderings: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the number of tokens, on the device
 
     @property
     def num_tokens(self) -> int:
@@ -135,7 +135,7 @@ class Sampling:
         if self._order is None or self.order_reason:
             yield
             return
-        removers = self.transformer.token_hooks(self._placed("order", self._order), self._placed("inverse", self._order.argsort()))
+        removers = self.transformer.token_hooks(*self._ordering(self.num_tokens))
         try:
             yield
         finally:
@@ -156,18 +156,15 @@ class Sampling:
             return "frames have noise levels of their own (image to video)"
         return ""
 
-    def _placed(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        if name not in self._on_device:
-            self._on_device[name] = index.to(self.device)
-        return self._on_device[name]
-
     def call_order(self, num_tokens: int) -> Optional[tuple[torch.Tensor, torch.Tensor]]:
         """Where tokens are reordered at every call: the order and its inverse, text behind the video left where it is."""
-        if not self.order_reason:
-            return None
-        text = torch.arange(self.num_tokens, num_tokens)
-        order = torch.cat([self._order, text])
-        return self._placed(f"order {num_tokens}", order), self._placed(f"inverse {num_tokens}", order.argsort())
+        return self._ordering(num_tokens) if self.order_reason else None
+
+    def _ordering(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if num_tokens not in self._orderings:
+            order = torch.cat([self._order, torch.arange(self.num_tokens, num_tokens)])
+            self._orderings[num_tokens] = order.to(self.device), order.argsort().to(self.device)
+        return self._orderings[num_tokens]
 
 
 def _refuse_what_does_not_combine(guider: Any, noise: torch.Tensor) -> None:
@@ -178,7 +175,7 @@ def _refuse_what_does_not_combine(guider: Any, noise: torch.Tensor) -> None:
 
 
 class Attachment:
-    """What one node put on one clone. `begin(attachment, execute)` is a whole sampling: it calls `sample` once, and gives what that gives."""
+    """What one node put on one clone. `begin(attachment, execute)` is a whole sampling run and gives its result, by `sample`."""
 
     def __init__(self, begin: Callable[..., Any], previous: Optional[Callable[..., Any]]):
         self.begin, self.previous = begin, previous
@@ -217,13 +214,7 @@ class Attachment:
         self.run = run
         with self.sampling.hooked(run.session):
             run.install()
-            result = execute()
-        if self.sampling.calls == 0:
-            raise Unsupported(
-                "calibatt: the plan was never used: no self-attention of the run reached it. Another node replaced ComfyUI's"
-                " attention after calibatt's: put calibatt's node behind that one. Or ComfyUI is older than 0.3.60: update it"
-            )
-        return result
+            return execute()
 
     # ---- APPLY_MODEL
 
@@ -244,9 +235,15 @@ class Attachment:
         self.active = True
         try:
             with sampling.forward(kwargs, options):
-                return execute()
+                result = execute()
         finally:
             self.active = False
+        if sampling.calls == 0:  # nothing leaves out a run's first forward
+            raise Unsupported(
+                "calibatt: no self-attention reached the plan. Another node replaced ComfyUI's attention after calibatt's: put"
+                " calibatt's node behind that one. Or ComfyUI is older than 0.3.60: update it"
+            )
+        return result
 
     # ---- each attention
 

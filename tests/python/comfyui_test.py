@@ -284,10 +284,13 @@ def test_what_does_not_combine_is_refused_by_name(sampling, sessions):
     with pytest.raises(calibatt.Unsupported, match="context windows"):
         sample(windows)
 
-    replaced = clone.clone()
-    replaced.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: func(*args, **kwargs)
+    replaced, seen = clone.clone(), []
+    replaced.model_options["transformer_options"]["optimized_attention_override"] = lambda func, *args, **kwargs: (
+        seen.append(0) or func(*args, **kwargs)
+    )
     with pytest.raises(calibatt.Unsupported, match="put calibatt's node behind that one"):
         sample(replaced)
+    assert len(seen) == 3 * 2  # after one forward, not after all of them
 
     with pytest.raises(calibatt.Unsupported, match="a part of the video is sampled by itself"):
         tiled = clone.clone()
