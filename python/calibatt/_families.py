@@ -22,7 +22,6 @@ def unwrapped(module: Any) -> Any:
 class Family:
     """One kind of pipe."""
 
-    kind: str  #: as plans name it
     pipeline_class: str
     transformer_class: str
     processor_class: str
@@ -69,7 +68,7 @@ class Family:
     def names(self, pipe: Any) -> Tuple[str, ...]:
         """What messages and plans call the transformers."""
         path = getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
-        return (f"{self.kind} {Path(str(path)).name}",) * len(self.transformers(pipe))
+        return (f"{self.transformer_class} {Path(str(path)).name}",) * len(self.transformers(pipe))
 
     def run_facts(self, pipe: Any, grid: Grid, fingerprints: Sequence[Optional[str]]) -> RunFacts:
         """The run that pipe is in: its scheduler's steps are set."""
@@ -140,7 +139,6 @@ def output_weight(linear: Any, like: torch.Tensor) -> torch.Tensor:
 class Wan(Family):
     """Wan 2.1 and 2.2 text-to-video. Both branches of guidance are calls of their own; text is attended to in other layers."""
 
-    kind = "wan"
     pipeline_class = "WanPipeline"
     transformer_class = "WanTransformer3DModel"
     processor_class = "WanAttnProcessor"
@@ -218,7 +216,6 @@ class Wan(Family):
 class Mochi(Family):
     """Mochi 1. Both branches of guidance are one batch; each sample attends to its own video and text at once."""
 
-    kind = "mochi"
     pipeline_class = "MochiPipeline"
     transformer_class = "MochiTransformer3DModel"
     processor_class = "MochiAttnProcessor2_0"
@@ -287,7 +284,8 @@ class Mochi(Family):
 
     def branch_of_sample(self, pipe: Any, sample: Sample) -> int:
         index, batch = sample
-        return _library.UNCONDITIONAL if pipe.do_classifier_free_guidance and index < batch // 2 else _library.CONDITIONAL
+        guided = (getattr(pipe, "_guidance_scale", None) or 0) > 1
+        return _library.UNCONDITIONAL if guided and index < batch // 2 else _library.CONDITIONAL
 
 
 class _Shape:
@@ -356,7 +354,8 @@ class _Attachment:
         for handle in self._handles:
             handle.remove()
         for attention, original in zip(self._attentions, self._originals):
-            set_processor(attention, original)
+            if getattr(attention.processor, "original", None) is original:  # else somebody set another since
+                set_processor(attention, original)
         if isinstance(self._transformer.__dict__.get("cache_context"), _Context):
             del self._transformer.cache_context
             if self._had_context is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -116,8 +117,16 @@ class Session:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, output: Optional[OutputFacts] = None) -> None:
         """q, k, v, out: [batch, tokens, heads, head_dim], q and k normalised and rotated, all of one dtype; out is written.
 
-        On a GPU the work is enqueued on torch's present stream.
+        On a GPU the work is enqueued on torch's present stream. On a CPU float16 is computed in float32.
         """
+        if q.dtype == torch.float16 and not q.is_cuda:
+            wide = torch.empty(out.shape, dtype=torch.float32)
+            if output is not None and output.squared_gain is not None:  # looks at `out`, from within the call
+                gain = output.squared_gain
+                output = dataclasses.replace(output, squared_gain=lambda: (out.copy_(wide), gain())[1])
+            self.attend(layer, q.float(), k.float(), v.float(), wide, output)
+            out.copy_(wide)
+            return
         call = _library.Call(struct_size=ctypes.sizeof(_library.Call), layer=layer, batch=q.shape[0], num_tokens=q.shape[1])
         call.dtype = DTYPES[q.dtype]
         call.q, call.k, call.v, call.out = _heads(q), _heads(k), _heads(v), _heads(out)

@@ -143,6 +143,21 @@ def test_first_block_cache_leaves_out_steps(wan, everything, first):  # noqa: F8
     wan.transformer.disable_cache()
 
 
+def test_processors_that_are_set_later_stay(wan, plans):
+    """They attend to tokens in the plan's order, which changes nothing; and restore leaves them."""
+    dense = latents_of(wan, CALLS["wan"])
+    calibatt.apply(wan, plans["wan"])
+    own = type(wan.transformer.blocks[0].attn2.processor)()
+    wan.transformer.blocks[0].attn1.set_processor(own)
+    latents_of(wan, CALLS["wan"])
+    for block in wan.transformer.blocks:
+        block.attn1.set_processor(own)
+    assert relative(latents_of(wan, CALLS["wan"]), dense) < F32_TOLERANCE
+    calibatt.restore(wan)
+    assert all(block.attn1.processor is own for block in wan.transformer.blocks)
+    assert torch.equal(latents_of(wan, CALLS["wan"]), dense)
+
+
 def test_fused_projections(wan, everything):  # noqa: F811
     dense = latents_of(wan, CALLS["wan"])
     wan.transformer.fuse_qkv_projections()
