@@ -155,8 +155,8 @@ class Recording(Runtime):
         handles: List[Any] = []
         try:
             _attach(self)
-            for index, transformer in enumerate(self.family.transformers(self.pipe)):
-                for layer, block in enumerate(self.family.blocks(transformer)):
+            for index, blocks in enumerate(self.blocks):
+                for layer, block in enumerate(blocks):
                     inputs = self._inputs[index, layer] = _families.BlockInputs()
                     handles += self.family.watch(block, inputs)
             yield
@@ -201,7 +201,7 @@ class Recording(Runtime):
 
     def begin_forward(self, binding: Binding, grid: Grid, x: torch.Tensor) -> None:
         if self._run is None:
-            raise _Probed(self.family.run_facts(self.pipe, grid, self._fingerprints), x.device)
+            raise _Probed(self.family.run_facts(self.pipe, grid, len(self.blocks[0]), self._fingerprints), x.device)
         if grid != self._run.grid:
             raise _errors.Mismatch(f"the calibration is of a latent grid of {self._run.grid}, and this forward has {grid}")
         self._began = self._began or time.perf_counter()
@@ -227,6 +227,5 @@ class Recording(Runtime):
         inputs = self._inputs[self._binding.index, layer]
         output = None
         if session.wants_output():
-            transformer = self.family.transformers(self.pipe)[self._binding.index]
-            output = self.family.output_facts(self.family.blocks(transformer)[layer], inputs, out, sample[0] if sample else 0)
+            output = self.family.output_facts(self.blocks[self._binding.index][layer], inputs, out, sample[0] if sample else 0)
         session.attend(layer, q, k, v, out, output)

@@ -70,15 +70,15 @@ class Family:
         path = getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__
         return (f"{self.transformer_class} {Path(str(path)).name}",) * len(self.transformers(pipe))
 
-    def run_facts(self, pipe: Any, grid: Grid, fingerprints: Sequence[Optional[str]]) -> RunFacts:
-        """The run that pipe is in: its scheduler's steps are set."""
+    def run_facts(self, pipe: Any, grid: Grid, num_layers: int, fingerprints: Sequence[Optional[str]]) -> RunFacts:
+        """The run that pipe is in: its scheduler's steps are set. num_layers is told, since step caches hide blocks while a forward runs."""
         transformers = self.transformers(pipe)
         config, scheduler = transformers[0].config, pipe.scheduler
         return RunFacts(
             grid=grid,
             num_heads=config.num_attention_heads,
             head_dim=config.attention_head_dim,
-            num_layers=len(self.blocks(transformers[0])),
+            num_layers=num_layers,
             sigmas=noise_levels(scheduler),
             step_transformer=self.step_transformer(pipe),
             transformer_names=self.names(pipe),
@@ -327,6 +327,7 @@ def attach(runtime: Any) -> None:
     for index, transformer in enumerate(family.transformers(runtime.pipe)):
         binding = Binding(runtime, index)
         runtime.bindings.append(binding)
+        runtime.blocks.append(family.blocks(transformer))
         _Attachment(binding, transformer, family)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import threading
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
 from pathlib import Path
@@ -191,6 +192,7 @@ VALUES = {"abi_version", "version", "last_error", "string_free", "plan_close", "
           "session_wants_output", "schedule_free", "schedule_bytes"}  # fmt: skip
 
 ENVIRONMENT = "CALIBATT_LIBRARY"
+FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9-]*)")  #: messages name settings as the command line does; here they are arguments
 
 
 def library_path() -> Path:
@@ -237,7 +239,7 @@ class Library:
         return call
 
     def fail(self, status: int) -> None:
-        text = (self.last_error() or b"").decode("utf-8", "replace")
+        text = FLAG.sub(lambda flag: flag[1].replace("-", "_"), (self.last_error() or b"").decode("utf-8", "replace"))
         raise _errors.BY_STATUS.get(status, _errors.InternalError)(text or f"the library failed with status {status}")
 
     def text(self, ask: Any) -> str:

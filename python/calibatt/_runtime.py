@@ -34,6 +34,7 @@ class Runtime:
         self.family = family
         self.switch = Switch()
         self.bindings: List[Binding] = []
+        self.blocks: List[List[Any]] = []  #: of each transformer
 
     @property
     def pipe(self) -> Any:
@@ -181,7 +182,7 @@ class PlannedRuntime(Runtime):
         # A new run has new sigmas: its scheduler made them anew.
         sigmas, conditions = pipe.scheduler.sigmas, (getattr(pipe, "_guidance_scale", None), getattr(pipe, "_guidance_scale_2", None), grid, x.device)
         if not self.sessions or self._sigmas is not sigmas or self._conditions != conditions:
-            self._begin_run(self.family.run_facts(pipe, grid, self.fingerprints), x.device)
+            self._begin_run(self.family.run_facts(pipe, grid, len(self.blocks[0]), self.fingerprints), x.device)
             self._sigmas, self._conditions = sigmas, conditions
         assert self.run is not None
         if self._step >= len(self.run.sigmas):

@@ -77,6 +77,23 @@ def test_compiled_graph_outlives_no_plan(wan, plans):
     assert _ops.site_tensor(3, 7).item() == 3 << _ops.LAYER_BITS | 7
 
 
+def test_operations_are_what_torch_is_told(wan, plans):
+    """Their fake versions give the shapes and strides of the real ones, and nothing is changed in place."""
+    calibatt.apply(wan, plans["wan"])
+    latents_of(wan, CALLS["wan"])
+    site = wan.transformer.blocks[1].attn1.processor.site
+    tests = ("test_schema", "test_faketensor")
+    with wan.transformer.cache_context("cond", step_index=1):
+        tokens = torch.randn(2, 8, 210).transpose(1, 2)
+        torch.library.opcheck(torch.ops.calibatt.arrange, (tokens, site, 5, 6, 7, True, False), test_utils=tests)
+        back = torch.ops.calibatt.arrange(torch.ops.calibatt.arrange(tokens, site, 5, 6, 7, True, False), site, 0, 0, 0, False, True)
+        assert torch.equal(back, tokens)
+        q, k, v = torch.randn(1, 210, 3, 4, 64).unbind(2)
+        torch.library.opcheck(torch.ops.calibatt.attend, (q, k, v, site), test_utils=tests)
+        text, mask = torch.randn(1, 9, 4, 64), torch.tensor([[1] * 5 + [0] * 4])
+        torch.library.opcheck(torch.ops.calibatt.attend_joint, (q, k, v, text, text, text, mask, site), test_utils=tests)
+
+
 def add_lora(pipe):
     torch.manual_seed(5)
     pipe.transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
@@ -141,6 +158,31 @@ def test_first_block_cache_leaves_out_steps(wan, everything, first):  # noqa: F8
         assert relative(latents_of(wan, call), dense) < 1e-3  # a threshold is crossed or not
     assert 16 < calibatt.summary(wan).calls < 16 * 8
     wan.transformer.disable_cache()
+
+
+def test_step_caches_that_hide_blocks_while_a_forward_runs(wan, everything):  # noqa: F811
+    """As cache-dit does: the transformer sees one block, which runs all of them."""
+    dense = latents_of(wan, CALLS["wan"])
+    transformer, blocks = wan.transformer, wan.transformer.blocks
+
+    class Unified(torch.nn.Module):
+        def forward(self, hidden_states, *rest):
+            for block in blocks:
+                hidden_states = block(hidden_states, *rest)
+            return hidden_states
+
+    real = transformer.forward
+
+    def forward(*given, **named):
+        transformer.blocks = torch.nn.ModuleList([Unified()])
+        try:
+            return real(*given, **named)
+        finally:
+            transformer.blocks = blocks
+
+    transformer.forward = forward
+    calibatt.apply(wan, everything["wan"])
+    assert relative(latents_of(wan, CALLS["wan"]), dense) < F32_TOLERANCE
 
 
 def test_processors_that_are_set_later_stay(wan, plans):
