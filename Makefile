@@ -1,6 +1,7 @@
 # make          builds the program: build/cpu/calibatt
 # make demo     calibrates the shipped model and makes videos, dense and calibrated
-# make test     builds and runs every check
+# make test     builds and runs every check; make test-python: those of the Python package that need torch
+# make wheel    the Python package: dist/calibatt-….whl
 # make install  PREFIX=/usr/local: program, library, headers, CMake package
 # All of them install the system's packages that are missing. PRESET=cuda builds with the CUDA backend, in build/cuda.
 JOBS     ?= $(shell nproc)
@@ -9,7 +10,7 @@ PRESET   ?= cpu
 BUILD    := build/$(PRESET)
 CALIBATT := $(BUILD)/calibatt
 
-.PHONY: all build install demo test format format-check tidy bench golden clean
+.PHONY: all build install wheel demo test test-python format format-check tidy bench golden clean
 
 all: build
 
@@ -21,12 +22,23 @@ build:
 install: build
 	@cmake --install $(BUILD) --prefix $(PREFIX)
 
+# With CUDA kernels where nvcc is. Its tools go to .venv-wheel.
+wheel:
+	@tools/install_dependencies.sh wheel
+	@JOBS=$(JOBS) tools/wheel.sh
+
 demo: build
 	@tools/demo.sh $(CALIBATT)
 
 test:
 	@tools/install_dependencies.sh tests
 	@JOBS=$(JOBS) tools/test.sh
+
+# The Python package against diffusers' pipelines; torch and diffusers go to .venv.
+test-python: build
+	@tools/install_dependencies.sh bench
+	@tools/torch_environment.sh
+	@CALIBATT_LIBRARY=$(CURDIR)/$(BUILD)/libcalibatt.so CALIBATT_PROGRAM=$(CURDIR)/$(CALIBATT) .venv/bin/python -m pytest -q tests/python
 
 format:
 	@git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-14 -i

@@ -128,11 +128,7 @@ function(calibatt_shared_library target)
   endwhile()
   list(REMOVE_DUPLICATES links)
   add_library(${target} SHARED ${objects})
-  add_library(calibatt::calibatt ALIAS ${target})
   set_target_properties(${target} PROPERTIES OUTPUT_NAME calibatt EXPORT_NAME calibatt LINKER_LANGUAGE CXX)
-  if(CALIBATT_PARTS STREQUAL "all")  # in a wheel a library is one file beside the Python code that loads it
-    set_target_properties(${target} PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
-  endif()
   target_compile_features(${target} INTERFACE cxx_std_20)
   target_include_directories(${target} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:calibatt_options> ${links})
@@ -152,16 +148,21 @@ function(calibatt_cli dir)
   endif()
 endfunction()
 
-# What the wheel holds beside the Python code (pyproject.toml).
+# The library that a wheel holds (pyproject.toml): one file beside the Python code that loads it.
+function(calibatt_wheel_library target)
+  calibatt_shared_library(${target} capi)
+  target_link_options(${target} PRIVATE LINKER:--no-undefined)  # what it lacks shows here, not where it is loaded
+endfunction()
+
 function(calibatt_install_wheel)
   # GCC 12 gave condition_variable::wait a new version, for which alone the library would not load on Ubuntu 22.04 and its like.
   target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include ${PROJECT_SOURCE_DIR}/cmake/older_libstdcxx.h>")
-  target_link_options(libcalibatt PRIVATE LINKER:--no-undefined)  # what it lacks shows here, not where it is loaded
   install(TARGETS libcalibatt LIBRARY DESTINATION calibatt COMPONENT wheel)
 endfunction()
 
 # `cmake --install`: the program, the library, its public headers, and what find_package(calibatt) reads.
 function(calibatt_install)
+  set_target_properties(libcalibatt PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
   set(package ${CMAKE_INSTALL_LIBDIR}/cmake/calibatt)
   install(TARGETS calibatt RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   install(TARGETS libcalibatt EXPORT calibatt_targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

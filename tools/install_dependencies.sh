@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
 # Installs the packages that are missing; does nothing when all are there.
-# usage: tools/install_dependencies.sh [program | tests | bench]     what is built (default: program); each needs those before it
+# usage: tools/install_dependencies.sh [program | tests | bench | wheel]     what is built (default: program); tests and bench include it
 # Debian 12 and newer, Ubuntu 22.04 and newer; package names are the same in all of them.
 set -euo pipefail
 
 # What a dependency's CMake or pkg-config file asks for is named here too, for packages that are only recommended are not installed
 # (ocl-icd-opencl-dev: oneDNN's CMake file looks for OpenCL).
+attention_packages=(g++ cmake ninja-build pkg-config libhwy-dev libxxhash-dev libzstd-dev nlohmann-json3-dev)
 packages=(
-  g++ cmake ninja-build pkg-config
-  libdnnl-dev ocl-icd-opencl-dev libhwy-dev libutf8proc-dev libxxhash-dev libzstd-dev libcli11-dev nlohmann-json3-dev
-  libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
+  "${attention_packages[@]}"
+  libdnnl-dev ocl-icd-opencl-dev libutf8proc-dev libcli11-dev libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
 )
 test_packages=(git libgtest-dev libgmock-dev python3)
 style_packages=(clang-format-14 clang-tidy-14)  # newer ones judge differently; where version 14 is not to be had, tools/test.sh says so
 bench_packages=(git python3 python3-venv)
+wheel_packages=(python3 python3-venv ca-certificates)
 case ${1:-program} in
   program) ;;
   tests) packages+=("${test_packages[@]}") ;;
   bench) packages+=("${bench_packages[@]}") ;;
-  *) echo "calibatt: $0 takes program, tests or bench, not $1" >&2; exit 2 ;;
+  wheel) packages=("${attention_packages[@]}" "${wheel_packages[@]}") ;;
+  *) echo "calibatt: $0 takes program, tests, bench or wheel, not $1" >&2; exit 2 ;;
 esac
 
 installed() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
