@@ -13,7 +13,7 @@ TOOLS = ["bash", "grep", "mktemp", "rm", "tail", "env"]
 NO_NETWORK = "W: Failed to fetch http://example.org/InRelease  Temporary failure resolving 'example.org'"
 
 
-def run(uid, installed, sudo=None, apt="exit 0"):
+def run(uid, installed, sudo=None, apt="exit 0", kind="program"):
     with tempfile.TemporaryDirectory() as folder:
         for tool in TOOLS:
             os.symlink(shutil.which(tool), os.path.join(folder, tool))
@@ -30,7 +30,7 @@ def run(uid, installed, sudo=None, apt="exit 0"):
             with open(path, "w", encoding="utf-8") as file:
                 file.write(f"#!{shutil.which('bash')}\n{body}\n")
             os.chmod(path, 0o755)
-        result = subprocess.run(["bash", script, "program"], env={"PATH": folder}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        result = subprocess.run(["bash", script, kind], env={"PATH": folder}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         return result.returncode, result.stdout.splitlines(), result.stderr.splitlines()
 
 
@@ -58,3 +58,9 @@ expect("an unknown package is named", code == 1 and len(errors) == 1 and "libdnn
 
 seen = run(0, installed=False)
 expect("root installs", seen[0] == 0 and len(seen[1]) == 1 and not seen[2], seen)
+
+code, output, errors = run(1000, installed=False, kind="wheel")
+expect("the wheel needs neither FFmpeg nor oneDNN", code == 1 and "libhwy-dev" in errors[0] and "python3-venv" in errors[0]
+       and "libavcodec-dev" not in errors[0] and "libdnnl-dev" not in errors[0], errors)
+code, output, errors = run(1000, installed=True, kind="wheels")
+expect("what can be asked for is said", code == 2 and "program, tests, bench or wheel, not wheels" in errors[0], errors)
