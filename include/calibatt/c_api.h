@@ -19,7 +19,10 @@
 #include "calibatt/export.h"
 
 #ifdef __cplusplus
+#define CALIBATT_ENUM : int32_t  // so that a value that is none is refused, and undefined nowhere
 extern "C" {
+#else
+#define CALIBATT_ENUM
 #endif
 
 /// Raised when a program that was compiled before would no longer work.
@@ -28,7 +31,7 @@ CALIBATT_API int32_t calibatt_abi_version(void);
 /// "0.1.0". Valid forever, as every const char* here is unless it says otherwise.
 CALIBATT_API const char* calibatt_version(void);
 
-typedef enum calibatt_status {
+typedef enum calibatt_status CALIBATT_ENUM {
   CALIBATT_OK = 0,
   CALIBATT_USAGE = 1,       ///< an argument that cannot be
   CALIBATT_NOT_FOUND = 2,   ///< a file or folder that is not there
@@ -102,7 +105,7 @@ typedef struct calibatt_run {
 } calibatt_run;
 
 /// What to do when a plan does not fit a run.
-typedef enum calibatt_on_mismatch {
+typedef enum calibatt_on_mismatch CALIBATT_ENUM {
   CALIBATT_REFUSE = 0,  ///< MISMATCH, naming both values
   CALIBATT_WARN = 1,    ///< use it when only weights differ, and say so (calibatt_session_json); refuse otherwise
   CALIBATT_DENSE = 2,   ///< run dense, and say so
@@ -119,7 +122,7 @@ CALIBATT_API void calibatt_session_close(calibatt_session* session);
 /// The token order that the session's attention wants its video tokens in; see calibatt_token_order.
 CALIBATT_API calibatt_status calibatt_session_token_order(const calibatt_session* session, int32_t* raster_of_position);
 
-typedef enum calibatt_branch {
+typedef enum calibatt_branch CALIBATT_ENUM {
   CALIBATT_CONDITIONAL = 0,  ///< also where there is no guidance, and where both branches are one batch
   CALIBATT_UNCONDITIONAL = 1,
 } calibatt_branch;
@@ -129,7 +132,7 @@ typedef enum calibatt_branch {
 CALIBATT_API calibatt_status calibatt_session_begin_forward(calibatt_session* session, int32_t step,
                                                             calibatt_branch branch);
 
-typedef enum calibatt_dtype { CALIBATT_F32 = 0, CALIBATT_F16 = 1, CALIBATT_BF16 = 2 } calibatt_dtype;
+typedef enum calibatt_dtype CALIBATT_ENUM { CALIBATT_F32 = 0, CALIBATT_F16 = 1, CALIBATT_BF16 = 2 } calibatt_dtype;
 
 /// [batch, tokens, heads, head_dim]; strides in elements, head_dim is contiguous.
 typedef struct calibatt_heads {
@@ -161,7 +164,8 @@ typedef struct calibatt_call {
   int32_t batch;
   /// The run's video tokens, and behind them any number of text tokens (joint attention), which always take part.
   int32_t num_tokens;
-  calibatt_dtype dtype;  ///< of q, k, v and out. F32 on a GPU is for parity: it is slow
+  /// Of q, k, v and out. F32 on a GPU is for parity: it is slow. The CPU computes F16 in copies of F32.
+  calibatt_dtype dtype;
   calibatt_heads q, k, v, out;
   void* workspace;  ///< device memory, 256-byte aligned; see calibatt_session_workspace
   size_t workspace_bytes;
@@ -270,7 +274,7 @@ CALIBATT_API int64_t calibatt_schedule_bytes(const calibatt_schedule* schedule);
 typedef struct calibatt_attention_call {
   size_t struct_size;
   int32_t device;
-  calibatt_dtype dtype;  ///< of q, k and v
+  calibatt_dtype dtype;  ///< of q, k and v; F16 on a GPU alone
   int32_t out_f32;       ///< out is float; else of `dtype`
   calibatt_heads q, k, v, out;
   int32_t batch, num_heads, head_dim, num_queries, num_keys, block_q, block_k;

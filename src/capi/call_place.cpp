@@ -11,6 +11,7 @@ namespace {
 class CpuPlace : public RecordingPlace {
  public:
   AttentionBackend& backend() override { return backend_; }
+  bool computes_halves() const override { return false; }
   void run(const CallResources&, const std::function<void()>& body) override { body(); }
 
  private:

@@ -21,6 +21,7 @@ class CallPlace {
  public:
   virtual ~CallPlace() = default;
   virtual AttentionEngine& engine() = 0;
+  virtual bool computes_halves() const { return true; }
   /// Runs the host's part of a call. What `body` asks of the engine comes after what the call's stream had before, and
   /// before what it gets later.
   virtual void run(const CallResources& resources, const std::function<void()>& body) = 0;

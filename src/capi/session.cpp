@@ -8,6 +8,7 @@
 #include "capi/arguments.h"
 #include "capi/guarded.h"
 #include "capi/recorded_output.h"
+#include "capi/wide_call.h"
 
 using namespace calibatt;
 using namespace calibatt::capi;
@@ -105,7 +106,6 @@ void calibatt_session::attend(const calibatt_call& call) {
   if (!begun_) refuse("no forward has begun; call calibatt_session_begin_forward before the first layer");
   remembering([&] {
     place_->run({call.stream, call.workspace, call.workspace_bytes}, [&] {
-      if (recording_) return attend_recorded(call, geometry);
       for (int64_t sample = 0; sample < call.batch; ++sample) attend_sample(call, geometry, sample);
     });
   });
@@ -113,14 +113,23 @@ void calibatt_session::attend(const calibatt_call& call) {
 }
 
 void calibatt_session::attend_sample(const calibatt_call& call, const AttentionGeometry& geometry, int64_t sample) {
+  if (recording_) require_recordable(call);
+  if (call.dtype == CALIBATT_F16 && !place_->computes_halves()) {
+    WideCall wide(call, geometry, sample);
+    attend_sample(wide.call(), geometry, 0);
+    return wide.write_back();
+  }
+  std::optional<RecordedOutput> output;
+  if (recording_ && attention_->wants_output_context()) output.emplace(*recording_, call, geometry);
   const DType dtype = dtype_of(call.dtype, "call.dtype");
   attention_->attend(call.layer, geometry, view_of<ConstHeadsView>(call.q, "call.q", dtype, call.num_tokens, sample),
                      view_of<ConstHeadsView>(call.k, "call.k", dtype, call.num_tokens, sample),
                      view_of<ConstHeadsView>(call.v, "call.v", dtype, call.num_tokens, sample),
-                     view_of<HeadsView>(call.out, "call.out", dtype, call.num_tokens, sample), {});
+                     view_of<HeadsView>(call.out, "call.out", dtype, call.num_tokens, sample),
+                     output ? output->context() : OutputContext{});
 }
 
-void calibatt_session::attend_recorded(const calibatt_call& call, const AttentionGeometry& geometry) {
+void calibatt_session::require_recordable(const calibatt_call& call) const {
   if (call.batch != 1) {
     refuse("call.batch: is " + std::to_string(call.batch) +
            ", and a calibration records one sample at a time; call once for each, with begin_forward before it");
@@ -129,18 +138,10 @@ void calibatt_session::attend_recorded(const calibatt_call& call, const Attentio
                                     {&call.k, "call.k.head_stride"},
                                     {&call.v, "call.v.head_stride"},
                                     {&call.out, "call.out.head_stride"}}) {
-    if (geometry.heads == 1 || heads->head_stride == geometry.head_dim) continue;
+    if (geometry_.heads == 1 || heads->head_stride == geometry_.head_dim) continue;
     refuse(std::string(name) + ": is " + std::to_string(heads->head_stride) +
-           ", and a calibration takes a token's heads without gaps: " + std::to_string(geometry.head_dim));
+           ", and a calibration takes a token's heads without gaps: " + std::to_string(geometry_.head_dim));
   }
-  const DType dtype = dtype_of(call.dtype, "call.dtype");
-  std::optional<RecordedOutput> output;
-  if (attention_->wants_output_context()) output.emplace(*recording_, call, geometry);
-  attention_->attend(call.layer, geometry, view_of<ConstHeadsView>(call.q, "call.q", dtype, call.num_tokens, 0),
-                     view_of<ConstHeadsView>(call.k, "call.k", dtype, call.num_tokens, 0),
-                     view_of<ConstHeadsView>(call.v, "call.v", dtype, call.num_tokens, 0),
-                     view_of<HeadsView>(call.out, "call.out", dtype, call.num_tokens, 0),
-                     output ? output->context() : OutputContext{});
 }
 
 void calibatt_session::prefetch(int step, int layer) {

@@ -47,7 +47,7 @@ struct calibatt_session {
   void remembering(const std::function<void()>& body);
   calibatt::AttentionGeometry geometry_of(const calibatt_call& call) const;
   void attend_sample(const calibatt_call& call, const calibatt::AttentionGeometry& geometry, int64_t sample);
-  void attend_recorded(const calibatt_call& call, const calibatt::AttentionGeometry& geometry);
+  void require_recordable(const calibatt_call& call) const;
 
   mutable std::mutex mutex_;
   std::shared_ptr<const calibatt::Plan> plan_;

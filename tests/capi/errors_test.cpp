@@ -151,7 +151,6 @@ TEST(CApiErrors, CallsThatCannotBe) {
       {"call.num_tokens: is 11", [](auto& c) { c.num_tokens = 11; }},
       {"call.num_tokens", [](auto& c) { c.num_tokens = -1; }},
       {"call.dtype: is 9", [](auto& c) { c.dtype = static_cast<calibatt_dtype>(9); }},
-      {"F16", [](auto& c) { c.dtype = CALIBATT_F16; }},
       {"call.q.data: is NULL", [](auto& c) { c.q.data = nullptr; }},
       {"call.k.data: is NULL", [](auto& c) { c.k.data = nullptr; }},
       {"call.v.data: is NULL", [](auto& c) { c.v.data = nullptr; }},

@@ -131,6 +131,35 @@ TEST(CApiSession, IsThePipelinesDenseAttention) {
   expect_same(ours, session.session, plan.geometry(), 2, 1, DType::kF32);
 }
 
+// The CPU widens halves, and rounds what it computed.
+TEST(CApiSession, HalvesAreThoseOfTheirValues) {
+  cpu::CpuAttention engine;
+  const Plan plan(example_parts());
+  const RunOf run(plan, 1);
+  const OpenSession session(nullptr, run.run);
+  ASSERT_EQ(calibatt_session_begin_forward(session.session, 0, CALIBATT_CONDITIONAL), CALIBATT_OK);
+  TypedCall half(plan.geometry(), DType::kF16, 7), wide(plan.geometry(), DType::kF32, 7);
+  for (const auto& [from, to] : {std::pair{&half.q, &wide.q}, {&half.k, &wide.k}, {&half.v, &wide.v}}) {
+    *to = converted(*from, DType::kF32);
+  }
+  DenseAttention ours(engine, 1, 1);
+  wide.run(ours, 0);
+  // Every second row of an array of twice the size.
+  const int64_t width = int64_t{half.geometry.heads} * half.geometry.head_dim;
+  Tensor spread = Tensor::zeros(DType::kF16, {2 * half.found.size()});
+  calibatt_call call = half.arrays.call();
+  call.dtype = CALIBATT_F16;
+  call.q.data = half.q.raw(), call.k.data = half.k.raw(), call.v.data = half.v.raw();
+  call.out = {spread.raw(), 0, 2 * width, half.geometry.head_dim};
+  ASSERT_EQ(calibatt_session_attend(session.session, &call), CALIBATT_OK) << calibatt_last_error();
+  const Tensor expected = converted(wide.expected, DType::kF16);
+  for (int64_t token = 0; token < half.geometry.num_tokens(); ++token) {
+    const auto* row = spread.data<uint16_t>() + token * 2 * width;
+    EXPECT_EQ(std::memcmp(row, expected.data<uint16_t>() + token * width, static_cast<size_t>(width) * 2), 0) << token;
+    for (int64_t i = width; i < 2 * width; ++i) ASSERT_EQ(row[i], 0) << "between the rows nothing is written";
+  }
+}
+
 // Each in a thread of its own, on one plan: what they compute is what they compute alone.
 TEST(CApiSession, TwoRunBesideEachOther) {
   const Folder folder;
