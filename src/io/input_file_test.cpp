@@ -9,7 +9,6 @@
 #include <functional>
 
 #include "base/error.h"
-#include "calibatt/video.h"
 #include "io/atomic_file.h"
 #include "io/json_config.h"
 #include "io/mapped_file.h"
@@ -42,7 +41,6 @@ const std::map<std::string, std::function<void(const std::string&)>> kReaders = 
     {"JsonConfig", [](const std::string& path) { JsonConfig::load(path); }},
     {"Safetensors", [](const std::string& path) { Safetensors::open(path); }},
     {"torch checkpoint", [](const std::string& path) { open_torch_checkpoint(path); }},
-    {"video", [](const std::string& path) { read_video(path); }},
 };
 
 TEST(InputFile, WhatIsNoRegularFileIsRefusedAtOnceByEveryReader) {

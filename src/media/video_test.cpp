@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cmath>
@@ -177,6 +178,15 @@ TEST(Video, SaysWhyItCannotBeRead) {
   const std::string bytes = read_text_file(folder / "b.mp4");
   write_text_file(folder / "b.mp4", bytes.substr(0, 300));
   EXPECT_THAT(refusal(ErrorKind::kFormat, [&] { read_video(folder / "b.mp4"); }), HasSubstr("cannot be read"));
+}
+
+TEST(Video, WhatIsNoRegularFileIsRefusedAtOnce) {
+  const TestFolder folder;
+  ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_THAT(refusal(ErrorKind::kUnreadable, [&] { read_video(folder / "pipe"); }),
+              HasSubstr("a pipe, not a regular file"));
+  EXPECT_THAT(refusal(ErrorKind::kUnreadable, [&] { read_video("/dev/zero"); }), HasSubstr("/dev/zero: is a device"));
+  EXPECT_THAT(refusal(ErrorKind::kUnreadable, [&] { read_video(folder.path()); }), HasSubstr("is a folder"));
 }
 
 TEST(Video, PlaylistsOpenNoOtherFiles) {
