@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a whole Wan 2.1 or Mochi 1 folder in the diffusers layout with random weights, at the public models' sizes.
+"""Writes a whole Wan 2.1, Wan 2.2 TI2V-5B or Mochi 1 folder in the diffusers layout with random weights, at the public models' sizes.
 
 Time, memory and end-to-end behaviour (loading, offloading, plans, interrupts) depend on shapes only, so they can be tried without the
 public weights; the videos are noise. Transformer and text encoder are bfloat16, N(0, 1/√inputs), in shards of at most 5 GB, made one
@@ -8,7 +8,7 @@ The tokenizer is the small one of models/tiny-wan, so the text encoder's vocabul
 (--text-layers; the public UMT5-XXL and T5-XXL have 24), its width the public one. "small" and "mochi-small" try the layouts in
 seconds on a CPU.
 
-Needs torch, diffusers and safetensors. Usage: random_checkpoint.py --size 14B|1.3B|small|mochi|mochi-small --output FOLDER
+Needs torch, diffusers and safetensors. Usage: random_checkpoint.py --size 14B|1.3B|5B|small|mochi|mochi-small --output FOLDER
 """
 
 import argparse
@@ -34,6 +34,13 @@ SIZES = {
     "1.3B": {
         "transformer": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
         "text": TEXT_XXL, "vae": {}, "flow_shift": 3.0,
+    },
+    "5B": {  # Wan 2.2 TI2V-5B
+        "transformer": {"num_attention_heads": 24, "attention_head_dim": 128, "ffn_dim": 14336, "num_layers": 30,
+                        "in_channels": 48, "out_channels": 48},
+        "text": TEXT_XXL, "flow_shift": 5.0, "index": {"expand_timesteps": True},
+        "vae": {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "patch_size": 2, "in_channels": 12,
+                "out_channels": 12, "scale_factor_spatial": 16, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
     },
     "small": {
         "transformer": {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "num_layers": 2},
@@ -151,13 +158,14 @@ def write_checkpoint(size, folder, text_layers, seed):
     AutoencoderKLWan(**spec["vae"]).save_pretrained(folder / "vae")  # the defaults are the public configuration
     scheduler = {**read_json(TINY_WAN / "scheduler" / "scheduler_config.json"), "flow_shift": spec["flow_shift"]}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / "model_index.json", read_json(TINY_WAN / "model_index.json"))  # last: a folder with it is complete
+    index = read_json(TINY_WAN / "model_index.json") | spec.get("index", {})
+    write_json(folder / "model_index.json", index)  # last: a folder with it is complete
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B needs 30 GB, mochi 23 GB, 1.3B 4 GB")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B needs 30 GB, mochi 23 GB, 5B 13 GB, 1.3B 4 GB")
     parser.add_argument("--text-layers", type=int, default=2, help="of the text encoder; the public one has 24 (0.4 GB each)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

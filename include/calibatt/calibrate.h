@@ -53,12 +53,12 @@ struct CalibrationSummary {
   std::optional<double> density_asked;           ///< the target, also a default one; none: the schedule as given
   std::vector<std::vector<double>> density_map;  ///< [step][layer]
   int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
-  double predicted_speedup = 1;    ///< of the transformer, from density and the measured share of attention
-  double held_out_error = 0;       ///< predicted relative output error, root mean square over sites; NaN: not measured
-  bool error_is_held_out = false;  ///< false: of the very prompt that chose the blocks, there being one alone
-  double calibration_seconds = 0;  ///< wall clock of everything: fingerprint, recorded prompts, compilation
-  double prompt_seconds = 0;       ///< of it, prompts that ran now: text, transformer, measuring, saving
-  double transformer_seconds = 0;  ///< of them, the transformer with all measuring beside it
+  double predicted_speedup = 1;          ///< of the transformer, from density and the measured share of attention
+  std::optional<double> expected_error;  ///< predicted, as PlanUse::expected_error; absent: not measured
+  std::string error_basis;               ///< "held out", or "not held out": of the very prompt that chose the blocks
+  double calibration_seconds = 0;        ///< wall clock of everything: fingerprint, recorded prompts, compilation
+  double prompt_seconds = 0;             ///< of it, prompts that ran now: text, transformer, measuring, saving
+  double transformer_seconds = 0;        ///< of them, the transformer with all measuring beside it
   int prompts_recorded = 0, prompts_resumed = 0;
   bool plan_written = false;   ///< not with a prompt_range
   std::string measured;        ///< what "auto" chose and why, where it is not the usual; else empty

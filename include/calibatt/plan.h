@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "calibatt/export.h"
@@ -8,6 +9,10 @@ namespace calibatt {
 
 /// A plan file, described in a few lines of text. Throws Error(kNotFound / kFormat).
 CALIBATT_API std::string describe_plan(const std::string& plan_path);
+
+/// How far runs with a plan are expected to be from dense attention, in the words of every output. basis: as
+/// PlanUse::error_basis.
+CALIBATT_API std::string expected_error_text(std::optional<double> error, const std::string& basis);
 
 /// What tells a plan from every other: equal for equal content, wherever the file lies. Reads the file's header alone.
 /// Throws Error(kNotFound / kFormat).

@@ -190,6 +190,9 @@ void run(Flags& flags) {
   bar.finish();
   const json report = report_json(flags, prompts, results);
   print_table(results, report);
+  if (const auto& plan = results[0].calibrated.plan) {
+    for (const std::string& warning : plan->warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
+  }
   std::fflush(stdout);
   write_text_file(flags.output_dir + "/report.json", report.dump(2) + "\n");
   if (failure) {
@@ -220,6 +223,7 @@ void add_bench(CLI::App& app) {
       ->required();
   add_whole_number(*command, "--max-prompts", flags->max_prompts, 1, 1'000'000, "Use only the first so many [all]");
   add_run_flags(*command, flags->run);
+  add_mismatch_flag(*command, flags->run, {"refuse", "warn"});
   command
       ->add_option("--calibration-report", flags->calibration_report,
                    "What `calibatt calibrate --report` wrote; goes into report.json")

@@ -1,6 +1,5 @@
 #include "calibatt/calibrate.h"
 
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -9,6 +8,7 @@
 #include "calibatt/calibration_settings.h"
 #include "calibatt/error.h"
 #include "calibatt/output.h"
+#include "calibatt/plan.h"
 #include "commands.h"
 #include "interrupt.h"
 #include "options.h"
@@ -30,15 +30,9 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
   std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
   if (summary.density_asked) std::printf(" (asked for: %.3g)", *summary.density_asked);
-  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, ", summary.repetitive_heads,
-              summary.total_heads, summary.predicted_speedup);
-  if (std::isnan(summary.held_out_error)) {
-    std::printf("output errors not measured\n");
-  } else if (summary.error_is_held_out) {
-    std::printf("held-out error %.4f\n", summary.held_out_error);
-  } else {
-    std::printf("error %.4f on the prompts that chose the blocks (others were not measured)\n", summary.held_out_error);
-  }
+  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, expected error %s\n",
+              summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
+              expected_error_text(summary.expected_error, summary.error_basis).c_str());
   std::printf("%s (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
               counted(summary.prompts_recorded + summary.prompts_resumed, "prompts").c_str(), summary.prompts_resumed,
               summary.calibration_seconds, summary.prompt_seconds);
@@ -66,8 +60,8 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"repetitive_heads", summary.repetitive_heads},
           {"total_heads", summary.total_heads},
           {"predicted_speedup", summary.predicted_speedup},
-          {"held_out_error", summary.held_out_error},
-          {"error_is_held_out", summary.error_is_held_out},
+          {"expected_error", summary.expected_error ? nlohmann::json(*summary.expected_error) : nlohmann::json()},
+          {"error_basis", summary.error_basis},
           {"plan_written", summary.plan_written},
           {"measured", summary.measured},
           {"attention_share", summary.attention_share},

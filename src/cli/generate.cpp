@@ -7,6 +7,7 @@
 #include "calibatt/error.h"
 #include "calibatt/output.h"
 #include "calibatt/pipeline.h"
+#include "calibatt/plan.h"
 #include "calibatt/prompts.h"
 #include "commands.h"
 #include "interrupt.h"
@@ -22,7 +23,7 @@ namespace {
 struct Flags {
   LoadOptions load;
   GenerateOptions run;
-  std::string prompts, output, report, on_mismatch = "refuse";
+  std::string prompts, output, report;
   bool any_seed = false;
 };
 
@@ -33,16 +34,9 @@ struct Job {
 };
 
 void print_plan_use(const PlanUse& plan) {
-  if (plan.expected_error) {
-    const char* const basis = plan.error_basis == "measured"   ? "measured in runs with it"
-                              : plan.error_basis == "held out" ? "predicted on prompts that chose no blocks"
-                                                               : "predicted on the very prompts that chose its blocks";
-    std::printf("plan: error %.4f of the attention's output at calibration, %s; weights: %s\n", *plan.expected_error,
-                basis, plan.weights.c_str());
-  } else {
-    std::printf("plan: it does not say how far it is from dense; weights: %s\n", plan.weights.c_str());
-  }
-  for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", warning.c_str());
+  std::printf("plan: expected error %s; weights: %s\n",
+              expected_error_text(plan.expected_error, plan.error_basis).c_str(), plan.weights.c_str());
+  for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
 }
 
 void print_summary(const RunReport& report, const std::string& output) {
@@ -183,9 +177,6 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
 }
 
 void run(Flags& flags) {
-  flags.run.on_mismatch = flags.on_mismatch == "dense"  ? OnMismatch::kDense
-                          : flags.on_mismatch == "warn" ? OnMismatch::kWarn
-                                                        : OnMismatch::kRefuse;
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   model.resolved(flags.run);  // a size that cannot be is said before the loading
   const std::vector<Job> jobs = jobs_of(flags, model);
@@ -223,12 +214,7 @@ void add_generate(CLI::App& app) {
   add_run_flags(*command, flags->run, true, &flags->any_seed);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
-  command
-      ->add_option("--on-mismatch", flags->on_mismatch,
-                   "When the plan was made for something else: refuse; run dense and say so; or warn: apply a plan of "
-                   "the same size and shape to other weights (a fine-tune)")
-      ->check(CLI::IsMember({"refuse", "dense", "warn"}))
-      ->capture_default_str();
+  add_mismatch_flag(*command, flags->run, {"refuse", "warn", "dense"});
   command->add_option("-o,--output", flags->output, "Video file: .mp4, .webm, .webp, or .png for numbered frames")
       ->required();
   command->add_option("--report", flags->report, "Write everything about the run to this JSON file");

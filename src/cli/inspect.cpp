@@ -48,8 +48,13 @@ void add_inspect(CLI::App& app) {
     std::fputs(printable(describe_plan(flags->plan), size_t{1} << 20).c_str(), stdout);
     if (!flags->head_png.empty()) {
       write_head_picture(flags->plan, flags->site[0], flags->site[1], flags->site[2], flags->head_png);
+      std::printf("\n%s: kept blocks of step %d, layer %d, head %d\n", printable(flags->head_png).c_str(),
+                  flags->site[0], flags->site[1], flags->site[2]);
     }
-    if (!flags->density_png.empty()) write_density_picture(flags->plan, flags->density_png);
+    if (!flags->density_png.empty()) {
+      write_density_picture(flags->plan, flags->density_png);
+      std::printf("\n%s: density of every step and layer\n", printable(flags->density_png).c_str());
+    }
   });
 }
 

@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -25,10 +26,46 @@ bool has_leading_zero(const std::string& text) {
   return text.size() > first + 1 && text[first] == '0';
 }
 
-Precision precision_of(const std::string& name) {
-  if (name == "f32" || name == "fp32") return Precision::kF32;
-  if (name == "f16" || name == "fp16") return Precision::kF16;
-  return name == "bf16" ? Precision::kBF16 : Precision::kAuto;
+Precision precision_of(const std::string& text) {
+  const std::string name = text.starts_with("torch.") ? text.substr(6) : text;
+  if (name == "f32" || name == "fp32" || name == "float32") return Precision::kF32;
+  if (name == "f16" || name == "fp16" || name == "float16") return Precision::kF16;
+  if (name == "bf16" || name == "bfloat16") return Precision::kBF16;
+  if (name == "auto") return Precision::kAuto;
+  refuse("--dtype", text,
+         name.starts_with("fp8") || name.starts_with("float8") || name.starts_with("int")
+             ? "arithmetic is in bf16, fp16 (on a GPU) or fp32; weights that are stored in 8 bits are read into it"
+             : "choose bf16, fp16 (on a GPU), fp32 or auto");
+}
+
+// As PyTorch has it, a device is more than a number.
+int device_of(const std::string& text) {
+  if (text.find(',') != std::string::npos) {
+    refuse("--device", text, "a run is on one GPU; give its index, such as 0, and start other runs on the others");
+  }
+  if (text.starts_with("cuda")) {
+    const std::string index = text.starts_with("cuda:") ? text.substr(5) : "0";
+    refuse("--device", text, "give the index alone, --device " + shown(index) + "; --backend cuda says what computes");
+  }
+  if (text == "cpu") refuse("--device", text, "is the index of a GPU; --backend cpu computes without one");
+  return static_cast<int>(whole_number("--device", text, 0, 1024));
+}
+
+// By its own name here; other names say which is nearest.
+std::string scheduler_of(const std::string& text) {
+  if (text == "unipc" || text == "euler") return text;
+  std::string name = text;
+  std::ranges::transform(name, name.begin(), [](unsigned char letter) { return std::tolower(letter); });
+  const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+  if (has("lcm")) {
+    refuse("--scheduler", text,
+           "is not there; models of few steps run with --scheduler euler, the --timesteps that they were made for and "
+           "--cfg-scale 1");
+  }
+  if (has("dpm")) refuse("--scheduler", text, "is not there; --scheduler unipc is the nearest, and what Wan-AI uses");
+  if (has("unipc")) refuse("--scheduler", text, "is --scheduler unipc here");
+  if (has("euler")) refuse("--scheduler", text, "is --scheduler euler here");
+  refuse("--scheduler", text, "choose unipc or euler");
 }
 
 uint64_t drawn_seed() {
@@ -142,7 +179,7 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
       .add_option_function<std::string>(
           "--dtype", [&load](const std::string& name) { load.precision = precision_of(name); },
           "Arithmetic: bf16, fp16 (on a GPU), fp32, or auto (bf16 where the hardware has it)")
-      ->check(CLI::IsMember({"auto", "bf16", "fp32", "f32", "fp16", "f16"}).description("auto|bf16|fp16|fp32"))
+      ->type_name("auto|bf16|fp16|fp32")
       ->default_str("auto");
   add_whole_number(command, "-t,--threads", load.threads, 0, 4096, "Threads; 0: all processors")->default_str("0");
   command
@@ -150,7 +187,11 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
                   "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
       ->type_name("NAME")
       ->capture_default_str();
-  add_whole_number(command, "--device", load.device, 0, 1024, "Index of the GPU, as CUDA counts them")
+  command
+      .add_option_function<std::string>(
+          "--device", [&load](const std::string& text) { load.device = device_of(text); },
+          "Index of the GPU, as CUDA counts them")
+      ->type_name("NUMBER")
       ->default_str("0");
   command.add_flag("--offload", load.offload,
                    "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
@@ -187,8 +228,11 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
   add_whole_number(command, "--video-frames", run.video_frames, 1, kMaxInt,
                    "Frames, 4k+1 (for example 17, 49, 81); Mochi: 6k+1 [the model's default]");
   add_real_number(command, "--fps", run.fps, 0.1, 1000, "Frames per second of the video file [the model's default]");
-  command.add_option("--scheduler", run.scheduler, "unipc or euler [the model's default]")
-      ->check(CLI::IsMember({"unipc", "euler"}));
+  command
+      .add_option_function<std::string>(
+          "--scheduler", [&run](const std::string& text) { run.scheduler = scheduler_of(text); },
+          "unipc or euler [the model's default]")
+      ->type_name("unipc|euler");
   command
       .add_option_function<std::string>(
           "--sigmas",
@@ -208,6 +252,22 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
           "--timesteps", [&run](const std::string& text) { run.timesteps = listed_steps("--timesteps", text, 1000); },
           "The steps themselves, before the shift, as few-step models are made for: 1000,750,500,250")
       ->type_name("LIST");
+}
+
+void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices) {
+  command
+      .add_option_function<std::string>(
+          "--on-mismatch",
+          [&run](const std::string& choice) {
+            run.on_mismatch = choice == "dense"  ? OnMismatch::kDense
+                              : choice == "warn" ? OnMismatch::kWarn
+                                                 : OnMismatch::kRefuse;
+          },
+          "When the plan was made for something else: refuse; warn: apply a plan of the same size and shape to other "
+          "weights (a fine-tune)" +
+              std::string(choices.size() > 2 ? "; or run dense and say so" : ""))
+      ->check(CLI::IsMember(choices))
+      ->default_str("refuse");
 }
 
 }  // namespace calibatt::cli

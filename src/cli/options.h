@@ -18,6 +18,8 @@ namespace calibatt::cli {
 void add_model_flags(CLI::App& command, LoadOptions& load);
 /// drawn: becomes true where the seed was left to chance (--seed -1).
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);
+/// choices: of refuse, warn and dense.
+void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices);
 /// The files that these flags read, for check_outputs.
 std::vector<Input> inputs_of(const LoadOptions& load);
 

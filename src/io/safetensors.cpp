@@ -109,7 +109,9 @@ Safetensors::Entry parse_entry(const std::string& path, const json& header, cons
   const bool begins_well = bytes.size() > kLengthBytes && bytes[kLengthBytes] == '{';
   const std::string found = begins_well ? "" : recognise_bytes(bytes);
   if (!found.empty()) throw Error(ErrorKind::kFormat, path + ": " + found);
-  refuse(path, reason);
+  if (begins_well || bytes.size() < kLengthBytes) refuse(path, reason);
+  require_mapped_files();
+  throw Error(ErrorKind::kFormat, path + ": this is not a safetensors file (" + reason + ")");
 }
 
 }  // namespace

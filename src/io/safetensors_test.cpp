@@ -170,6 +170,8 @@ TEST(Safetensors, RefusesBrokenFraming) {
   EXPECT_THAT(refusal_of_bytes(std::string(8, '\xff') + "{}"), HasSubstr("header is said to have"));
   EXPECT_THAT(refusal_of_bytes(std::string("\x03\0\0\0\0\0\0\0{}", 10)), HasSubstr("header is said to have"));
   EXPECT_THAT(refusal_of_bytes(std::string(8, '\0')), HasSubstr("nothing but zeros"));
+  EXPECT_THAT(refusal_of_bytes("\x89PNG\r\n\x1a\n, a picture"),
+              AllOf(HasSubstr("this is not a safetensors file"), Not(HasSubstr("copy it anew"))));
   EXPECT_THAT(refusal("[1]"), HasSubstr("does not begin"));
   EXPECT_THAT(refusal("{"), HasSubstr("not valid JSON"));
   EXPECT_THAT(refusal("{\"a\":" + std::string(1000, '[') + std::string(1000, ']') + "}"), HasSubstr("nested deeper"));

@@ -24,6 +24,7 @@ namespace calibatt {
 namespace {
 
 constexpr size_t kNamed = 3;        // keys in a message
+constexpr double kPeftAlpha = 8;    // of a config that does not say it (LoraConfig.lora_alpha)
 constexpr double kMaxFactor = 1e4;  // of a product; more is a damaged alpha
 constexpr int64_t kGrainElements = int64_t{1} << 14;
 
@@ -75,7 +76,9 @@ class AdapterConfig {
          {std::pair("use_dora", "DoRA"), std::pair("fan_in_fan_out", "a transposed weight")}) {
       if (json.boolean(prefix + key, false)) json.fail(prefix + key, std::string(what) + " is not supported");
     }
-    if (json.has(prefix + "lora_alpha")) alpha_ = json.number(prefix + "lora_alpha");
+    const bool is_there = std::ranges::any_of(
+        json.json().items(), [&](const auto& item) { return std::string_view(item.key()).starts_with(prefix); });
+    if (is_there) alpha_ = json.number(prefix + "lora_alpha", kPeftAlpha);
     by_root_of_rank_ = json.boolean(prefix + "use_rslora", false);
     if (!json.has(prefix + "alpha_pattern")) return;
     const JsonConfig pattern = json.object(prefix + "alpha_pattern");
@@ -200,6 +203,11 @@ class LoraReader {
            " keys are not used, since this model has no such layers: " + listed(unused_);
   }
   void require_use() const {
+    if (file_.entries().empty()) {
+      throw Error(ErrorKind::kFormat, file_.path() +
+                                          ": holds no tensors, and a LoRA without any changes nothing; fetch "
+                                          "or save it again");
+    }
     if (unused_.size() < file_.entries().size()) return;
     throw Error(ErrorKind::kMismatch, file_.path() + ": none of its " + std::to_string(unused_.size()) +
                                           " keys changes a layer of this model: " + listed(unused_) +

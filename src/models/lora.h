@@ -15,7 +15,7 @@ namespace calibatt {
 /// up·down, and whole differences of weights (`.diff`), biases (`.diff_b`) and modulations (`.diff_m`), all by `scale`.
 /// Without an alpha it is the rank. Names of layers may be Wan-AI's, diffusers' or kohya's (with underscores), with any
 /// of the usual prefixes; matrices lora_down/lora_up or lora_A/lora_B; a PEFT adapter's alpha comes from its config,
-/// adapter_config.json beside the file.
+/// adapter_config.json beside the file (8 where that does not say it, as in PEFT).
 ///
 /// transformer: its tensors under diffusers' names. Keys that change nothing here are told to `warn`, in one line with
 /// their number and the first names. Throws Error(kNotFound / kFormat) for a file that is none, kMismatch, naming

@@ -97,6 +97,8 @@ TEST_F(LoraFile, AdapterConfigIsReadBesideAnyFileOfPeftsKeys) {
   EXPECT_NEAR(growth(peft), 1, 0.01);
   EXPECT_NEAR(growth(diffusers), 1, 0.01);
   EXPECT_NEAR(growth(product("diffusion_model." + kQuery, ".lora_down.weight", ".lora_up.weight")), 0.25, 0.01);
+  config(R"({"peft_type": "LORA", "r": 2})");
+  EXPECT_NEAR(growth(peft), 1, 0.01) << "PEFT's own default is 8";
   config(R"({"peft_type": "LOHA", "lora_alpha": 8})");
   EXPECT_THAT(refusal(peft), AllOf(HasSubstr("peft_type"), HasSubstr("LOHA")));
   config(R"({"lora_alpha": 8, "fan_in_fan_out": true})");
@@ -131,6 +133,10 @@ TEST_F(LoraFile, OtherKindsAreRefusedByName) {
     const std::string key = "lora_unet_blocks_5_self_attn_o" + std::string(ending);
     EXPECT_THAT(refusal(product(kQuery) | Tensors{{key, some}}), AllOf(HasSubstr(key), HasSubstr(kind)));
   }
+}
+
+TEST_F(LoraFile, AnEmptyOneIsRefused) {
+  EXPECT_THAT(refusal({}), AllOf(HasSubstr("holds no tensors"), HasSubstr(file_)));
 }
 
 TEST_F(LoraFile, AnAlphaAloneIsNotUsed) {

@@ -2,6 +2,7 @@
 #include "calibatt/calibrate.h"
 
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include "base/error.h"
@@ -101,8 +102,10 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   summary.repetitive_heads = compiled.repetitive_heads;
   summary.total_heads = compiled.total_heads;
   summary.predicted_speedup = compiled.predicted_speedup;
-  summary.held_out_error = compiled.held_out_error;
-  summary.error_is_held_out = compiled.error_is_held_out;
+  if (!std::isnan(compiled.held_out_error)) {
+    summary.expected_error = compiled.held_out_error;
+    summary.error_basis = compiled.error_is_held_out ? "held out" : "not held out";
+  }
   summary.plan_written = true;
 }
 
@@ -131,6 +134,13 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   if (const int others = count_other_prompts(options.profile_dir, header); others > 0) {
     runner.warn(options.profile_dir + " also holds " + counted(others, "prompts") +
                 " of another text, negative prompt or seed, kept there and not used");
+  }
+  // The folder's name was made from the plan's: under another one it is another folder.
+  if (options.profile_dir == plan_path + ".profile") {
+    if (const std::string other = profile_beside(options.profile_dir, header); !other.empty()) {
+      runner.warn("measuring anew into " + options.profile_dir + "; " + other +
+                  " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
+    }
   }
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
     return run_one_prompt(runner, run, prompt, options.prompts[static_cast<size_t>(prompt)], attention, told);

@@ -116,6 +116,10 @@ void check_given_levels(const GenerateOptions& options, const ModelDescription& 
     std::snprintf(text.data(), text.size(), "%g", value);
     return std::string(text.data());
   };
+  if (by_timestep && values.front() <= 1) {
+    throw usage(number(values.front()) + " is no first step, of which noise has " + number(most) +
+                "; noise levels from 1 to 0 are given with --sigmas");
+  }
   for (size_t i = 0; i < values.size(); ++i) {
     if (values[i] > 0 && values[i] <= most && (i == 0 || values[i] < values[i - 1])) continue;
     throw usage(number(values[i]) + " cannot be step " + std::to_string(i + 1) + ": give numbers that fall from " +

@@ -129,6 +129,8 @@ TEST(Options, ListedStepsSayHowManyThereAreAndWhere) {
   wrong.flow_shift = 5;
   EXPECT_THAT(refusal(wrong, model), AllOf(HasSubstr("--flow-shift 5 would shift them"), HasSubstr("--timesteps")));
   wrong = options;
+  wrong.timesteps = {1, 0.75, 0.5};
+  EXPECT_THAT(refusal(wrong, model), AllOf(HasSubstr("--timesteps: 1 is no first step"), HasSubstr("--sigmas")));
   wrong.timesteps = {1000, 500, 500};
   EXPECT_THAT(refusal(wrong, model), HasSubstr("--timesteps: 500 cannot be step 3"));
   model.scheduler.num_train_timesteps = 500;

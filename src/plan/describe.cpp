@@ -8,6 +8,7 @@
 
 #include "base/printable.h"
 #include "calibatt/counted.h"
+#include "calibatt/plan.h"
 
 namespace calibatt {
 namespace {
@@ -20,7 +21,7 @@ std::string format(const char* pattern, Args... args) {
 }
 
 std::string line(const char* title, const std::string& text) {
-  return format("%-12s", title) + text + "\n";
+  return format("%-16s", title) + text + "\n";
 }
 
 // "steps 0 to 12": those of one transformer.
@@ -36,12 +37,10 @@ std::string steps_of(const PlanInfo& info, int transformer) {
   return text;
 }
 
+/// Basis as PlanUse::error_basis has it.
 std::string accuracy_text(const PlanAccuracy& accuracy) {
-  if (accuracy.measured)
-    return format("%.4g of the attention's output, measured in runs with the plan", *accuracy.measured);
-  if (!accuracy.predicted) return "not known";
-  return format("%.4g of the attention's output, predicted ", *accuracy.predicted) +
-         (accuracy.held_out ? "on prompts that chose no blocks" : "on the very prompts that chose the blocks");
+  if (accuracy.measured) return expected_error_text(accuracy.measured, "measured");
+  return expected_error_text(accuracy.predicted, accuracy.held_out ? "held out" : "not held out");
 }
 
 /// How its heads are computed, and how many intervals they have.
@@ -95,6 +94,14 @@ std::string density_table(const Plan& plan) {
 
 }  // namespace
 
+std::string expected_error_text(std::optional<double> error, const std::string& basis) {
+  if (!error) return "not known";
+  return format("%.4g of the attention's output, ", *error) +
+         (basis == "measured"   ? "measured in runs with the plan"
+          : basis == "held out" ? "predicted on prompts that chose no blocks"
+                                : "predicted on the very prompts that chose the blocks");
+}
+
 std::string describe(const Plan& plan) {
   const PlanInfo& parts = plan.info();
   const PlanProvenance& made = parts.provenance;
@@ -118,7 +125,7 @@ std::string describe(const Plan& plan) {
   text += line("skipped", parts.summarize_skipped ? "one summary token per block" : "dropped");
 
   text += heads_text(plan);
-  text += line("error", accuracy_text(parts.accuracy));
+  text += line("expected error", accuracy_text(parts.accuracy));
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()));
 
   return text + "\n" + density_table(plan);

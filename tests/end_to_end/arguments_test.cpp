@@ -70,6 +70,28 @@ TEST_F(Arguments, NumbersMeanWhatTheySay) {
   expect_usage("generate" + kSmall + "-p a --'\x1b[31m'" + output_, "\\x1b[31m");
 }
 
+TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
+  for (const std::string dtype : {"float32", "torch.bfloat16"}) {
+    const CommandResult result =
+        run_calibatt("generate" + kSmall + "-p a --steps 1 --video-frames 5 --dtype " + dtype + output_);
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+    EXPECT_TRUE(nlohmann::json::parse(report())["precision"].get<std::string>().starts_with(
+        dtype == "float32" ? "fp32" : "bf16"));
+  }
+  const std::string command = "generate" + kSmall + "-p a" + output_;
+  expect_usage(command + "--dtype float16", "the backend cpu has no fp16 arithmetic");
+  expect_usage(command + "--dtype half", "--dtype half: choose bf16, fp16 (on a GPU), fp32 or auto");
+  expect_usage(command + "--dtype fp8_e4m3fn", "stored in 8 bits are read into it");
+  expect_usage(command + "--device 0,1", "--device 0,1: a run is on one GPU");
+  expect_usage(command + "--device cuda:1", "give the index alone, --device 1");
+  expect_usage(command + "--device cpu", "--backend cpu");
+  expect_usage(command + "--device one", "--device one: must be a whole number from 0 to 1024");
+  expect_usage(command + "--scheduler dpm++", "--scheduler dpm++: is not there; --scheduler unipc is the nearest");
+  expect_usage(command + "--scheduler FlowMatchEulerDiscreteScheduler", "is --scheduler euler here");
+  expect_usage(command + "--scheduler lcm", "--timesteps");
+  expect_usage(command + "--scheduler ddim", "choose unipc or euler");
+}
+
 TEST_F(Arguments, MinusOneIsAnySeedAndIsSaid) {
   const std::string command = "generate" + kSmall + "-p a --steps 1 --seed -1" + output_;
   const CommandResult first = run_calibatt(command);

@@ -6,11 +6,13 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "io/safetensors.h"
 
 namespace calibatt::test {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class Calibrate : public ::testing::Test {
  protected:
@@ -88,7 +90,7 @@ TEST_F(Calibrate, DefaultsFitASmallFrame) {
   const CommandResult result = run_calibatt(command);
   EXPECT_EQ(result.exit_code, 0) << result.output;
   EXPECT_THAT(result.output, HasSubstr("(asked for: 0.6)"));
-  EXPECT_THAT(result.output, HasSubstr("held-out error"));
+  EXPECT_THAT(result.output, HasSubstr("predicted on prompts that chose no blocks"));
   const CommandResult asked = run_calibatt(command + " --anchors 5");
   EXPECT_EQ(asked.exit_code, 2);
   EXPECT_THAT(asked.output, HasSubstr("--anchors 5: must be between 1 and the 4 rows"));
@@ -106,13 +108,24 @@ TEST_F(Calibrate, ProfileIsMeasuredOnceAndCompiledMany) {
   }
 }
 
+TEST_F(Calibrate, AnotherOutputIsToldWhereTheMeasurementsAre) {
+  const std::string hint = "give --profile " + folder_.file("a.safetensors") + ".profile";
+  EXPECT_THAT(run_calibatt(arguments("a.safetensors", "")).output, Not(HasSubstr("give --profile")));
+  EXPECT_THAT(run_calibatt(arguments("a.safetensors", "--density 0.8")).output, Not(HasSubstr("give --profile")));
+  const CommandResult other = run_calibatt(arguments("b.safetensors", "--density 0.8"));
+  EXPECT_EQ(other.exit_code, 0);
+  EXPECT_THAT(other.output, HasSubstr(hint));
+  EXPECT_LT(other.output.find(hint), other.output.find("denoise")) << "before the model runs";
+  EXPECT_THAT(run_calibatt(arguments("c.safetensors", "--flow-shift 1.5")).output, Not(HasSubstr("give --profile")));
+}
+
 TEST_F(Calibrate, LevelsServeBothBudgets) {
   const std::string profile = " --profile " + folder_.file("levels");
   make_plan("a.safetensors",
             "--budget energy --agreement vote --steps-recorded 1 --report " + folder_.file("a.json") + profile);
   const auto report = nlohmann::json::parse(read_file(folder_.file("a.json")));
   EXPECT_NEAR(report["density"].get<double>(), 0.5, 0.05);
-  EXPECT_GT(report["held_out_error"].get<double>(), 0);
+  EXPECT_GT(report["expected_error"].get<double>(), 0);
   EXPECT_GT(report["attention_share"].get<double>(), 0);
   EXPECT_LT(report["attention_share"].get<double>(), 1);
 
@@ -230,7 +243,7 @@ TEST_F(Calibrate, ProcessesThatShareThePromptsMakeTheSamePlan) {
   ASSERT_EQ(record("1:2", "e", "--seed 5").exit_code, 0);
   const CommandResult mixed = merge("mixed", "aec");
   EXPECT_EQ(mixed.exit_code, 5) << mixed.output;
-  EXPECT_THAT(mixed.output, HasSubstr("setting.seed = 5"));
+  EXPECT_THAT(mixed.output, HasSubstr("measured with --seed 5"));
   EXPECT_FALSE(std::filesystem::exists(folder_.file("mixed")));
 }
 
@@ -247,7 +260,7 @@ TEST_F(Calibrate, KilledRunGoesOnAndEndsWithTheSamePlan) {
   EXPECT_FALSE(std::filesystem::exists(folder_.file("killed.safetensors")));
   const CommandResult resumed = run_calibatt(arguments("killed.safetensors"));
   ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
-  EXPECT_THAT(resumed.output, ::testing::Not(HasSubstr("(0 from the saved profile)")));
+  EXPECT_THAT(resumed.output, Not(HasSubstr("(0 from the saved profile)")));
   EXPECT_EQ(read_file(folder_.file("killed.safetensors")), read_file(folder_.file("whole.safetensors")));
 }
 
@@ -255,6 +268,7 @@ TEST_F(Calibrate, ProfileOfSomethingElseIsRefused) {
   make_plan("plan.safetensors");
   const CommandResult result = run_calibatt(arguments("plan.safetensors", "--flow-shift 1.5"));
   EXPECT_EQ(result.exit_code, 5) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("this calibration has --flow-shift 1.5"));
 }
 
 TEST_F(Calibrate, PlanIsBoundToWhatItWasMadeFor) {
@@ -289,6 +303,9 @@ TEST_F(Calibrate, InspectShowsAndDraws) {
                    " --density-png " + folder_.file("d.png"));
   ASSERT_EQ(result.exit_code, 0) << result.output;
   EXPECT_THAT(result.output, HasSubstr("tiles:2x2x2"));
+  EXPECT_THAT(result.output, HasSubstr("expected error"));
+  EXPECT_THAT(result.output, HasSubstr(folder_.file("h.png") + ": kept blocks of step 1, layer 3, head 2\n"));
+  EXPECT_THAT(result.output, HasSubstr(folder_.file("d.png") + ": density of every step and layer\n"));
   EXPECT_EQ(read_file(folder_.file("h.png")).substr(1, 3), "PNG");
   EXPECT_EQ(read_file(folder_.file("d.png")).substr(1, 3), "PNG");
   EXPECT_EQ(
@@ -309,6 +326,17 @@ TEST_F(Calibrate, BenchComparesDenseAndCalibrated) {
   EXPECT_EQ(report["prompts"].size(), 2u);
   EXPECT_GT(report["psnr_db"], 10.0);
   EXPECT_TRUE(std::filesystem::exists(folder_.file("out/prompt_1_side_by_side.mp4")));
+
+  Tensor change = Tensor::zeros(DType::kF32, {256});
+  change.f32()[0] = 0.5f;
+  write_safetensors(folder_.file("lora.safetensors"), {{"blocks.0.attn1.to_q.diff_b", change}});
+  const std::string other = "bench" + kSmall + "--plan " + folder_.file("plan.safetensors") + " --prompts " +
+                            folder_.file("prompts.txt") + " --max-prompts 1 --lora " +
+                            folder_.file("lora.safetensors") + " -o " + folder_.file("other");
+  EXPECT_EQ(run_calibatt(other).exit_code, 5);
+  const CommandResult warned = run_calibatt(other + " --on-mismatch warn");
+  EXPECT_EQ(warned.exit_code, 0) << warned.output;
+  EXPECT_THAT(warned.output, HasSubstr("WARNING: the plan is applied to other weights"));
 }
 
 }  // namespace

@@ -133,7 +133,7 @@ TEST_P(Ti2v, IsReadInTheAuthorsLayoutToo) {
     open_model(theirs);
     ADD_FAILURE() << "no autoencoder";
   } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("lacks Wan2.2_VAE.pth"));
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("lacks Wan2.2_VAE.pth"), HasSubstr("Wan2.2-TI2V-5B-Diffusers")));
   }
 }
 

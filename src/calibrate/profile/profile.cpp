@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <set>
 #include <string_view>
 
 #include "base/error.h"
@@ -250,6 +251,31 @@ int count_other_prompts(const std::string& folder, const ProfileHeader& header) 
     others += !asked_for;
   }
   return others;
+}
+
+std::string profile_beside(const std::string& folder, const ProfileHeader& header) {
+  namespace fs = std::filesystem;
+  if (!files_in(folder).empty()) return "";
+  const auto is_of_run = [&](const std::string& other) {
+    try {
+      const std::vector<std::string> files = files_in(other);
+      if (files.empty()) return false;
+      require_same(to_metadata(header), open_profile(files[0]).metadata(), files[0], Comparison::kOneRun);
+      return true;
+    } catch (const Error&) {
+      return false;  // of another run, or damaged
+    }
+  };
+  const fs::path parent = fs::path(folder).parent_path();
+  std::set<std::string> others;
+  std::error_code error;
+  for (fs::directory_iterator entry(parent.empty() ? "." : parent, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.ends_with(".profile")) others.insert((parent / name).string());
+  }
+  const auto found = std::ranges::find_if(others, is_of_run);
+  return found == others.end() ? "" : *found;
 }
 
 Profile load_profile(const std::string& folder) {

@@ -116,6 +116,9 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt);
 /// How many files of the folder are of prompts that `header` does not ask for: another text, negative prompt or seed.
 int count_other_prompts(const std::string& folder, const ProfileHeader& header);
+/// Another folder beside this one, called as calibrate calls them (….profile), that holds a prompt of the same run,
+/// where this one holds nothing yet; empty: there is none.
+std::string profile_beside(const std::string& folder, const ProfileHeader& header);
 /// The file that a prompt has in a folder that nothing else was measured in.
 std::string prompt_file(const std::string& folder, int prompt);
 /// The header of a prompt's file. Throws like load_prompt.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "calibrate/profile/level_code.h"
 #include "io/fingerprint.h"
@@ -181,33 +182,76 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
   return header;
 }
 
+namespace {
+
+/// What of a run its user says with a flag, in the order in which it is told.
+constexpr std::pair<const char*, const char*> kFlagged[] = {
+    {"video_width", "--width"},
+    {"video_height", "--height"},
+    {"video_frames", "--video-frames"},
+    {"scheduler", "--scheduler"},
+    {"flow_shift", "--flow-shift"},
+    {"guidance_scale", "--cfg-scale"},
+    {"setting.cfg-scale-2", "--cfg-scale-2"},
+    {"block_q", "--block-q"},
+    {"block_k", "--block-k"},
+    {"token_order", "--token-order"},
+    {"anchor_rows", "--anchors"},
+    {"setting.seed", "--seed"},
+};
+
+std::string field_of(const ProfileMetadata& metadata, const std::string& name) {
+  const auto at = metadata.find(name);
+  if (at != metadata.end()) return at->second;
+  return name == kMeasured ? "maps" : "(absent)";
+}
+
+/// "--steps 20 --flow-shift 3": those of the two that differ, as one of them has them. Empty: none does.
+std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& other, Comparison comparison) {
+  std::string flags;
+  const auto tell = [&](const std::string& flag, const std::string& value) {
+    flags += (flags.empty() ? "" : " ") + flag + " " + value;
+  };
+  const auto steps = [](const ProfileMetadata& metadata) {
+    const std::string sigmas = field_of(metadata, "sigmas");
+    return std::to_string(1 + std::ranges::count(sigmas, ','));
+  };
+  if (steps(of) != steps(other)) tell("--steps", steps(of));
+  for (const auto& [field, flag] : kFlagged) {
+    if (!must_agree(field, comparison) || field_of(of, field) == field_of(other, field)) continue;
+    tell(flag, field_of(of, field));
+  }
+  if (flags.empty() && field_of(of, "sigmas") != field_of(other, "sigmas")) {
+    tell("--sigmas", shortened(field_of(of, "sigmas")));
+  }
+  return flags;
+}
+
+bool agree(const std::string& name, const std::string& a, const std::string& b) {
+  return name.starts_with(kFingerprint) ? same_weights(a, b) : a == b;
+}
+
+}  // namespace
+
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
                   Comparison comparison, const std::string& ours_name, const std::string& advice) {
-  static const std::string kAbsent = "(absent)";
-  const auto refuse = [&](const std::string& name, const std::string& theirs, const std::string& ours) {
-    return Error(ErrorKind::kMismatch, path + " was measured with " + name + " = " + shortened(theirs) + ", " +
-                                           ours_name + " has " + shortened(ours) + "; " +
-                                           (advice.empty() ? "give another profile folder" : advice));
+  const auto refuse = [&](const std::string& theirs, const std::string& ours) {
+    return Error(ErrorKind::kMismatch, path + " was measured with " + theirs + ", " + ours_name + " has " + ours +
+                                           "; " + (advice.empty() ? "give another profile folder" : advice));
   };
-  const auto measured = [](const ProfileMetadata& metadata) {
-    const auto at = metadata.find(kMeasured);
-    return at == metadata.end() ? std::string("maps") : at->second;
+  const auto require = [&](const std::string& name) {
+    const std::string theirs = field_of(found, name), ours = field_of(expected, name);
+    if (!agree(name, theirs, ours)) throw refuse(name + " = " + shortened(theirs), shortened(ours));
   };
-  if (measured(expected) != measured(found)) throw refuse(kMeasured, measured(found), measured(expected));
-  const auto precision = expected.find(kPrecision), their_precision = found.find(kPrecision);
-  if (precision != expected.end() && their_precision != found.end() && precision->second != their_precision->second) {
-    throw refuse(kPrecision, their_precision->second, precision->second);
-  }
+  require(kMeasured);
+  const std::string theirs = changed_flags(found, expected, comparison);
+  if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison));
+  if (expected.contains(kPrecision) && found.contains(kPrecision)) require(kPrecision);
   for (const auto& [name, value] : expected) {
-    if (!must_agree(name, comparison)) continue;
-    const auto other = found.find(name);
-    if (other == found.end()) throw refuse(name, kAbsent, value);
-    const bool same = name.starts_with(kFingerprint) ? same_weights(other->second, value) : other->second == value;
-    if (!same) throw refuse(name, other->second, value);
+    if (must_agree(name, comparison)) require(name);
   }
   for (const auto& [name, value] : found) {
-    const bool extra = name.starts_with(kSettingPrefix) && !expected.contains(name);
-    if (extra && must_agree(name, comparison)) throw refuse(name, value, kAbsent);
+    if (name.starts_with(kSettingPrefix) && must_agree(name, comparison)) require(name);
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
+#include "calibrate/profile/profile_header.h"
 #include "calibrate/record/recording_attention.h"
 #include "calibrate/record/synthetic_attention.h"
 #include "io/safetensors.h"
@@ -229,16 +230,22 @@ TEST_F(Calibration, ASavedProfileOfSomethingElseIsRefusedNamingBoth) {
   expect_refused(other, "model_fingerprint", "f00d", "cafe");
   other = header;
   other.geometry.block_k = 32;
-  expect_refused(other, "block_k", "16", "32");
+  expect_refused(other, "", "--block-k 16,", "--block-k 32");
   other = header;
   other.geometry.order = TokenOrder::raster();
-  expect_refused(other, "token_order", "tiles:2x2x2", "raster");
+  expect_refused(other, "", "--token-order tiles:2x2x2,", "--token-order raster");
   other = header;
   other.precision = "bf16";
   expect_refused(other, "precision", "f32", "bf16");
   other = header;
   other.sigmas[1] = 0.41;
-  expect_refused(other, "sigmas", "0.4", "0.41");
+  expect_refused(other, "--sigmas", "0.4", "0.41");
+  other.sigmas = {1, 0.9, 0.8, 0.7, 0.6};  // as other steps and another shift make them
+  other.provenance.flow_shift = 7;
+  const std::string steps = "--steps " + std::to_string(header.num_steps());
+  expect_refused(other, "",
+                 "measured with " + steps + " --flow-shift " + number_text(header.provenance.flow_shift) + ",",
+                 "has --steps 5 --flow-shift 7;");
 }
 
 TEST_F(Calibration, WhatHoldsOfAProfileIsKeptPerPrompt) {

@@ -107,10 +107,10 @@ WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
     missing += (missing.empty() ? "" : ", ") + needed.lexically_relative(root).string();
   }
   if (!missing.empty()) {
-    throw Error(ErrorKind::kNotFound,
-                root.string() + ": is a transformer in Wan-AI's original layout, and lacks " + missing +
-                    "; copy the whole folder of the model (Wan2.1-T2V-…), or give one in the diffusers layout "
-                    "(Wan2.1-T2V-…-Diffusers)");
+    const std::string published = is_ti2v ? "Wan2.2-TI2V-5B" : own.size() > 1 ? "Wan2.2-T2V-A14B" : "Wan2.1-T2V-…";
+    throw Error(ErrorKind::kNotFound, root.string() + ": is a transformer in Wan-AI's original layout, and lacks " +
+                                          missing + "; copy the whole folder of the model (" + published +
+                                          "), or give one in the diffusers layout (" + published + "-Diffusers)");
   }
   WanFolder folder;
   folder.transformers = transformers_of(parts, own);
