@@ -36,7 +36,7 @@ def check_gpu():
     reason = calibatt.cuda_unavailable_reason()
     expect("it tells whether there is a GPU", calibatt.cuda_available() == (reason is None))
     expect("the reason is one line", reason is None or (len(reason) > 10 and "\n" not in reason), repr(reason))
-    print("GPU:", reason or "can be used")
+    print("cuda_available():", reason or "True")
 
 
 def check_plans():
