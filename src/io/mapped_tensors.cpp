@@ -81,6 +81,7 @@ Tensor MappedTensors::get(const std::string& name, const std::vector<int64_t>& s
 
 std::vector<std::string> MappedTensors::file_paths() const {
   std::vector<std::string> paths;
+  paths.reserve(files_.size());
   for (const auto& file : files_) paths.push_back(file->path());
   return paths;
 }

@@ -45,6 +45,7 @@ const std::string& TransformerFingerprint::sources(const WorkProgress& progress)
   if (of_sources_.empty()) {
     const Component base = source_.open(source_.without_loras);
     std::vector<std::string> loras;
+    loras.reserve(source_.loras.size());
     for (const Lora& lora : source_.loras) loras.push_back(lora_fingerprint(lora));
     std::ranges::sort(loras);  // in another order the sum differs in its last bits at most
     Hasher hasher;

@@ -73,6 +73,7 @@ std::map<std::string, std::string> names_of_parts(const LoadOptions& options) {
 
 std::string hash_of_files(const std::vector<std::string>& weight_files, const std::vector<Lora>& loras) {
   std::vector<std::string> hashes;
+  hashes.reserve(weight_files.size() + loras.size());
   for (const std::string& path : weight_files) hashes.push_back(sampled_file_hash(path));
   for (const Lora& lora : loras) hashes.push_back(lora_fingerprint(lora));
   std::ranges::sort(hashes);
