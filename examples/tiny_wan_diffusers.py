@@ -21,7 +21,7 @@ import calibatt
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models/tiny-wan"  # a real one: "Wan-AI/Wan2.1-T2V-14B-Diffusers", 1280×720, 81 frames, 50 steps, torch.bfloat16, pipe.to("cuda")
-CALL = dict(height=256, width=256, num_frames=17, num_inference_steps=10, guidance_scale=4.0)
+CALL = dict(height=256, width=256, num_frames=13, num_inference_steps=8, guidance_scale=4.0)
 CALIBRATION = ["a red circle moves to the right over a striped background", "a blue star rotates over waves"]
 PROMPT = "a yellow heart bounces over a checkerboard"
 

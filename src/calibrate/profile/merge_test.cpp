@@ -125,6 +125,15 @@ TEST_F(Merge, FoldersOfDifferentCalibrationsAreRefusedNamingBothValues) {
   EXPECT_FALSE(std::filesystem::exists(c / "merged"));
 }
 
+TEST_F(Merge, NoiseLevelsThatDifferByRoundingAreTheSame) {
+  record(a.path(), 0, 2);
+  header.sigmas[1] += 3e-8;  // 1 − σ in float, and 1 minus that
+  record(b.path(), 2, 4);
+  EXPECT_EQ(merge_profiles({a.path(), b.path()}, c / "merged").prompts, 4);
+  header.sigmas.push_back(0.25);
+  EXPECT_THROW(record(a.path(), 0, 2), Error);
+}
+
 TEST_F(Merge, ImpossibleRangesAreRefused) {
   for (const auto& [begin, end] : {std::pair{-1, 2}, std::pair{2, 2}, std::pair{3, 5}}) {
     EXPECT_THROW(record(a.path(), begin, end), Error) << begin << ":" << end;

@@ -1,6 +1,8 @@
 #include "calibrate/profile/profile_header.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <functional>
 #include <utility>
 
@@ -32,6 +34,21 @@ bool sound_recorded_steps(const ProfileHeader& header) {
   const std::vector<int>& steps = header.recorded_steps;
   return !steps.empty() && steps.front() >= 0 && steps.back() < header.num_steps() &&
          std::adjacent_find(steps.begin(), steps.end(), std::greater_equal<>()) == steps.end();
+}
+
+// Noise levels that differ by rounding only: programs count them from either end, in float or in double.
+bool same_levels(std::string_view theirs, std::string_view ours) {
+  constexpr double kTolerance = 1e-6;
+  const auto next = [](std::string_view& list) {
+    double value = NAN;
+    const char* end = std::from_chars(list.data(), list.data() + list.size(), value).ptr;
+    list.remove_prefix(std::min(list.size(), static_cast<size_t>(end - list.data()) + 1));
+    return value;
+  };
+  while (!theirs.empty() && !ours.empty()) {
+    if (!(std::abs(next(theirs) - next(ours)) <= kTolerance)) return false;
+  }
+  return theirs.empty() && ours.empty();
 }
 
 // Long lists (a run's noise levels) by their number, beginning and end: both values have to fit into one message.
@@ -206,6 +223,11 @@ std::string field_of(const ProfileMetadata& metadata, const std::string& name) {
   return name == kMeasured ? "maps" : "(absent)";
 }
 
+bool agree(const std::string& name, const std::string& a, const std::string& b) {
+  if (name == "sigmas") return same_levels(a, b);
+  return name.starts_with(kFingerprint) ? same_weights(a, b) : a == b;
+}
+
 /// "--steps 20 --flow-shift 3": those of the two that differ, as one of them has them. Empty: none does.
 std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& other, Comparison comparison) {
   std::string flags;
@@ -221,14 +243,10 @@ std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& othe
     if (!must_agree(field, comparison) || field_of(of, field) == field_of(other, field)) continue;
     tell(flag, field_of(of, field));
   }
-  if (flags.empty() && field_of(of, "sigmas") != field_of(other, "sigmas")) {
+  if (flags.empty() && !agree("sigmas", field_of(of, "sigmas"), field_of(other, "sigmas"))) {
     tell("--sigmas", shortened(field_of(of, "sigmas")));
   }
   return flags;
-}
-
-bool agree(const std::string& name, const std::string& a, const std::string& b) {
-  return name.starts_with(kFingerprint) ? same_weights(a, b) : a == b;
 }
 
 }  // namespace
