@@ -65,13 +65,13 @@ def _cached() -> Dict[str, str]:
     return cached if isinstance(cached, dict) else {}
 
 
-def _remember(key: str, fingerprint: str) -> None:
+def _remember(known: Dict[str, str]) -> None:
     """Nothing is lost where it cannot be kept."""
     path = _cache_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump({**_cached(), key: fingerprint}, file)
+            json.dump({**_cached(), **known}, file)
         os.replace(file.name, path)
     except OSError:
         pass
@@ -88,7 +88,7 @@ def fingerprint(folder: Path, like: str = "") -> str:
         return known
     library = _library.library()
     result = library.text(lambda text: library.fingerprint(_library.encoded(str(folder)), _library.encoded(like), text))
-    _remember(key, result)
+    _remember({key: result, _key(folder, result): result})  # a plan made of these asks in their own scheme
     return result
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from combined_test import add_lora
@@ -32,7 +33,9 @@ def test_profile_is_the_command_lines(pipe, model, plans, tmp_path):
     assert [path.name for path in ours] == [path.name for path in theirs] and len(ours) == len(PROMPTS)
     for our_path, their_path in zip(ours, theirs):
         (our, our_facts), (their, their_facts) = tensors_of(our_path), tensors_of(their_path)
-        names = {name for name in their_facts if name not in ("model_name", "checksum", "attention_seconds", "run_seconds")}
+        names = {name for name in their_facts if name not in ("checksum", "attention_seconds", "run_seconds", "sigmas")}
+        levels = [[float(level) for level in facts["sigmas"].split(",")] for facts in (our_facts, their_facts)]
+        assert np.allclose(*levels, rtol=0, atol=1e-7)
         assert {name: our_facts.get(name) for name in names} == {name: their_facts[name] for name in names}
         assert our.keys() == their.keys()
         for name in ("energy", "level_error", "copy_error", "similarity"):
