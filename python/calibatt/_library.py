@@ -192,7 +192,9 @@ VALUES = {"abi_version", "version", "last_error", "string_free", "plan_close", "
           "session_wants_output", "schedule_free", "schedule_bytes"}  # fmt: skip
 
 ENVIRONMENT = "CALIBATT_LIBRARY"
-FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9-]*)")  #: messages name settings as the command line does; here they are arguments
+#: Messages name settings as the command line does; here they are arguments, some of them of diffusers' pipes.
+FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9-]*)")
+ARGUMENTS = {"cfg-scale": "guidance_scale", "cfg-scale-2": "guidance_scale_2", "steps": "num_inference_steps", "video-frames": "num_frames"}
 
 
 def library_path() -> Path:
@@ -239,7 +241,7 @@ class Library:
         return call
 
     def fail(self, status: int) -> None:
-        text = FLAG.sub(lambda flag: flag[1].replace("-", "_"), (self.last_error() or b"").decode("utf-8", "replace"))
+        text = FLAG.sub(lambda flag: ARGUMENTS.get(flag[1], flag[1].replace("-", "_")), (self.last_error() or b"").decode("utf-8", "replace"))
         raise _errors.BY_STATUS.get(status, _errors.InternalError)(text or f"the library failed with status {status}")
 
     def text(self, ask: Any) -> str:
