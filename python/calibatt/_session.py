@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -119,14 +118,6 @@ class Session:
 
         On a GPU the work is enqueued on torch's present stream. On a CPU float16 is computed in float32.
         """
-        if q.dtype == torch.float16 and not q.is_cuda:
-            wide = torch.empty(out.shape, dtype=torch.float32)
-            if output is not None and output.squared_gain is not None:  # looks at `out`, from within the call
-                gain = output.squared_gain
-                output = dataclasses.replace(output, squared_gain=lambda: (out.copy_(wide), gain())[1])
-            self.attend(layer, q.float(), k.float(), v.float(), wide, output)
-            out.copy_(wide)
-            return
         call = _library.Call(struct_size=ctypes.sizeof(_library.Call), layer=layer, batch=q.shape[0], num_tokens=q.shape[1])
         call.dtype = DTYPES[q.dtype]
         call.q, call.k, call.v, call.out = _heads(q), _heads(k), _heads(v), _heads(out)
