@@ -26,13 +26,10 @@ def example():
     code = [block for block in blocks if "#include <calibatt/pipeline.h>" in block]
     if len(code) != 1:
         sys.exit(f"docs/cpp_api.md: {len(code)} C++ examples with #include <calibatt/pipeline.h> where one is expected")
-    lines = code[0].splitlines()
-    small, found = re.subn(r'\.plan_path = "[^"]*"', ".steps = 2, .width = 64, .height = 64, .video_frames = 5",
-                           "\n".join(line for line in lines if not line.startswith("#include")))
+    small, found = re.subn(r'\.plan_path = "[^"]*"', ".steps = 2, .width = 64, .height = 64, .video_frames = 5", code[0])
     if found != 1:
         sys.exit("docs/cpp_api.md: the C++ example names no .plan_path, where this test puts a small size")
-    includes = "\n".join(line for line in lines if line.startswith("#include"))
-    return f"{includes}\n\nint main() {{\n{small}\n}}\n"
+    return small
 
 
 with tempfile.TemporaryDirectory(prefix="calibatt_consumer_") as folder:
