@@ -348,7 +348,9 @@ TEST_F(CApiCudaRecording, MeasuresWhatTheCpuMeasures) {
     ASSERT_EQ(ours.prompts.size(), theirs.prompts.size());
     for (size_t i = 0; i < ours.prompts.size(); ++i) {
       // The GPU rounds weights and outputs to bf16 (2⁻⁹); errors are small differences of outputs.
-      if (name == "maps") EXPECT_LT(relative_difference(ours.prompts[i].energy, theirs.prompts[i].energy), 0.01);
+      if (name == "maps") {
+        EXPECT_LT(relative_difference(ours.prompts[i].energy, theirs.prompts[i].energy), 0.01);
+      }
       EXPECT_LT(relative_difference(ours.prompts[i].level_error, theirs.prompts[i].level_error), 0.05) << name;
     }
     const calibatt_setting settings[] = {{"density", "0.6"}};

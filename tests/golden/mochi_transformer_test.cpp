@@ -121,7 +121,9 @@ TEST_P(MochiTransformerGolden, OutputContextDescribesWhatFollowsTheAttention) {
   EXPECT_EQ(attention.last_output_weight->shape(), (std::vector<int64_t>{model.config().dim(), model.config().dim()}));
   EXPECT_EQ(attention.last_gate.size(), static_cast<size_t>(model.config().dim()));
   for (const float gate : attention.last_gate) EXPECT_LE(std::abs(gate), 1);
-  if (last > 0) EXPECT_DOUBLE_EQ(attention.last_square_sum, residual_before_last);
+  if (last > 0) {
+    EXPECT_DOUBLE_EQ(attention.last_square_sum, residual_before_last);
+  }
   EXPECT_GT(attention.last_squared_gain, 0);
 }
 

@@ -37,7 +37,9 @@ TEST(CudaRunAhead, IsOnePieceOfWork) {
       pieces[i - 1].may_end = true;
     }
     context.limit_run_ahead();  // returns while the last piece cannot end
-    if (i > 0) EXPECT_TRUE(pieces[i - 1].done) << i;
+    if (i > 0) {
+      EXPECT_TRUE(pieces[i - 1].done) << i;
+    }
     EXPECT_FALSE(pieces[i].done) << i;
   }
   pieces.back().may_end = true;
