@@ -33,7 +33,7 @@ std::unique_ptr<RecordingPlace> make_recording_place(int device) {
 #ifndef CALIBATT_HAVE_CUDA
 void require_cuda() {
   throw Error(ErrorKind::kDevice,
-              "this library was built without CUDA; use CALIBATT_CPU, or build calibatt where nvcc is");
+              "this library was built without CUDA kernels; compute on the CPU, or build calibatt where nvcc is");
 }
 
 std::unique_ptr<CallPlace> make_cuda_call_place(int) {
