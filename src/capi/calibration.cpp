@@ -18,7 +18,7 @@ namespace {
 constexpr int kMostPrompts = 1 << 20;
 
 std::string precision_of(const char* name) {
-  const std::string text = name == nullptr ? "" : name;
+  std::string text = name == nullptr ? "" : name;
   if (text == "f32" || text == "fp32") return "fp32";
   if (text == "f16" || text == "fp16") return "fp16";
   if (text == "bf16" || text.empty()) return text;
@@ -183,6 +183,7 @@ calibatt_status calibatt_merge_profiles(const char* const* folders, int32_t num_
     required(folders, "folders");
     required(output, "output");
     std::vector<std::string> names;
+    names.reserve(static_cast<size_t>(num_folders));
     for (int i = 0; i < num_folders; ++i) {
       names.emplace_back(&required(folders[i], ("folders[" + std::to_string(i) + "]").c_str()));
     }
