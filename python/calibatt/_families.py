@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -378,8 +379,13 @@ class _Entered:
         self._binding, self._inner, self._context = binding, inner, context
 
     def __enter__(self) -> Any:
-        self._binding.context = self._context
-        return self._inner.__enter__()
+        binding, thread = self._binding, threading.get_ident()
+        if binding.context is not None and binding.thread != thread:
+            raise _errors.Unsupported("two threads run one transformer at the same time, and a plan is for one run at a time; let them take turns, or "
+                                      "call calibatt.restore(pipe)")  # fmt: skip
+        entered = self._inner.__enter__()
+        binding.context, binding.thread = self._context, thread
+        return entered
 
     def __exit__(self, *raised: Any) -> Any:
         self._binding.context = None

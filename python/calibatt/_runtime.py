@@ -25,6 +25,10 @@ class Switch:
     def __init__(self) -> None:
         self.on = True
 
+    def __deepcopy__(self, _: Any) -> "Switch":
+        raise _errors.Unsupported("a transformer with a plan cannot be copied, since the copy would run by the same sessions; call "
+                                  "calibatt.restore(pipe) first, and calibatt.apply for each pipe")  # fmt: skip
+
 
 class Runtime:
     """What one pipe's transformers share. Subclasses say which session a forward uses: PlannedRuntime, calibration's Recording."""
@@ -83,6 +87,7 @@ class Binding:
         self.attached = False
         self.detach: Callable[[], None] = lambda: None  #: gives back what was there
         self.context: Optional[Tuple[str, Optional[int]]] = None  #: cache_context's name and step_index, within it
+        self.thread = 0  #: that entered it
         self.number = _ops.register(self)
         self._order: Optional[Order] = None  #: of the forward that runs
 
@@ -152,9 +157,12 @@ def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
         raise _errors.Unsupported("which denoising step this is cannot be known: the transformer was called outside of the pipe; call it within "
                                   "transformer.cache_context('cond', step_index=step), as diffusers' pipelines do")  # fmt: skip
     name, step = binding.context
+    scheduled = getattr(pipe.scheduler, "step_index", None)
     if step is None:  # Mochi's pipeline tells its scheduler alone
-        step = getattr(pipe.scheduler, "step_index", None)
-        step = getattr(pipe.scheduler, "begin_index", None) if step is None else step
+        step = getattr(pipe.scheduler, "begin_index", None) if scheduled is None else scheduled
+    elif scheduled is not None and scheduled != step:
+        raise _errors.Mismatch(f"this is step {step}, and the scheduler of the pipe that the plan was applied to is at step {scheduled}: another pipe "
+                               "with a scheduler of its own runs this transformer; call calibatt.apply for that pipe")  # fmt: skip
     return step or 0, _library.UNCONDITIONAL if name == "uncond" else _library.CONDITIONAL
 
 

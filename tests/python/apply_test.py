@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import threading
 import weakref
 
 import diffusers
@@ -228,6 +229,58 @@ def test_steps_have_to_be_known(wan, plans):
         wan.transformer(**inputs)
     with pytest.raises(calibatt.Unsupported, match="mask"):
         wan.transformer.blocks[0].attn1(torch.randn(1, 210, 256), attention_mask=torch.ones(1, 210))
+
+
+def sibling(pipe):
+    """Another pipe of the same transformer, with a scheduler of its own."""
+    other = type(pipe)(**{**pipe.components, "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)})
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def test_pipes_of_one_transformer_never_mix_their_steps(pipe, model, plans):
+    calibatt.apply(pipe, plans[model])
+    planned = latents_of(pipe, CALLS[model])
+    other = sibling(pipe)
+    with pytest.raises(calibatt.Mismatch, match="this is step"):
+        latents_of(other, {**CALLS[model], "num_inference_steps": CALLS[model]["num_inference_steps"] - 1})
+    assert torch.equal(latents_of(pipe, CALLS[model]), planned)
+    calibatt.apply(other, plans[model])
+    assert torch.equal(latents_of(other, CALLS[model]), planned)
+
+
+def test_threads_that_share_a_transformer_are_refused(pipe, model, plans):
+    calibatt.apply(pipe, plans[model])
+    planned = latents_of(pipe, CALLS[model])
+    raised = []
+
+    def run_beside():
+        try:
+            latents_of(sibling(pipe), CALLS[model])
+        except calibatt.Error as error:
+            raised.append(error)
+
+    def start_other(*_):
+        if not raised:
+            thread = threading.Thread(target=run_beside)
+            thread.start()
+            thread.join()
+
+    hook = pipe.transformer.register_forward_pre_hook(start_other)
+    assert torch.equal(latents_of(pipe, CALLS[model]), planned)
+    hook.remove()
+    assert isinstance(raised[0], calibatt.Unsupported) and "two threads" in str(raised[0])
+    assert torch.equal(latents_of(pipe, CALLS[model]), planned)
+
+
+def test_copies_are_refused(pipe, model, plans):
+    calibatt.apply(pipe, plans[model])
+    latents_of(pipe, CALLS[model])
+    for part in (pipe.transformer, blocks_of(pipe)[0]):
+        with pytest.raises(calibatt.Unsupported, match="calibatt.restore"):
+            copy.deepcopy(part)
+    calibatt.restore(pipe)
+    copy.deepcopy(pipe.transformer)
 
 
 def test_a_pipe_that_is_gone_leaves_nothing(loaded, plans):
