@@ -2,6 +2,7 @@
 // demand.
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "base/mapped_ranges.h"
 #include "calibatt/counted.h"
@@ -11,17 +12,23 @@
 namespace calibatt {
 namespace {
 
+template <class Value>
+std::vector<Value> copied(const Tensor& tensor) {
+  return {tensor.data<Value>(), tensor.data<Value>() + tensor.size()};
+}
+
 class FileLayers : public LayerSource {
  public:
   FileLayers(TensorReader& reader, const PlanInfo& info, std::vector<HeadFacts> facts, int num_packed_blocks)
       : where_(reader.where()), info_(info), facts_(std::move(facts)), num_packed_blocks_(num_packed_blocks) {
     const int64_t entries = info.num_entries(), layers = info.num_layers;
     sections_ = reader.take("sections", {-1}, {DType::kU8});
-    ends_ = reader.take("section_end", {entries, layers}, {DType::kI64});
-    checksums_ = reader.take("section_checksum", {entries, layers, sizeof(SectionChecksum)}, {DType::kU8});
+    ends_ = copied<int64_t>(reader.take("section_end", {entries, layers}, {DType::kI64}));
+    checksums_ =
+        copied<uint8_t>(reader.take("section_checksum", {entries, layers, sizeof(SectionChecksum)}, {DType::kU8}));
     int64_t begin = 0;
-    for (int64_t site = 0; site < ends_.size(); ++site) {
-      const int64_t end = ends_.data<int64_t>()[site];
+    for (int64_t site = 0; site < static_cast<int64_t>(ends_.size()); ++site) {
+      const int64_t end = ends_[static_cast<size_t>(site)];
       if (end < begin || end > sections_.size()) {
         throw at(site, "its section ends at byte " + std::to_string(end) + ", which cannot be between byte " +
                            std::to_string(begin) + " and the end of 'sections' at " + std::to_string(sections_.size()));
@@ -61,13 +68,13 @@ class FileLayers : public LayerSource {
   }
 
   std::span<const unsigned char> stored(int64_t site) const {
-    const int64_t begin = site == 0 ? 0 : ends_.data<int64_t>()[site - 1], end = ends_.data<int64_t>()[site];
+    const auto index = static_cast<size_t>(site);
+    const int64_t begin = index == 0 ? 0 : ends_[index - 1], end = ends_[index];
     const std::span<const unsigned char> bytes(sections_.data<unsigned char>() + begin,
                                                static_cast<size_t>(end - begin));
     const SectionChecksum checksum = section_checksum(bytes);
     require_mapped_files();
-    if (std::memcmp(checksum.data(), checksums_.data<uint8_t>() + site * static_cast<int64_t>(checksum.size()),
-                    checksum.size()) != 0) {
+    if (std::memcmp(checksum.data(), checksums_.data() + index * checksum.size(), checksum.size()) != 0) {
       throw at(site, "its masks, bytes " + std::to_string(begin) + " to " + std::to_string(end) +
                          " of 'sections', were altered or damaged (checksum); copy the plan anew");
     }
@@ -113,7 +120,10 @@ class FileLayers : public LayerSource {
   PlanInfo info_;
   std::vector<HeadFacts> facts_;
   int num_packed_blocks_;
-  Tensor sections_, ends_, checksums_;  // views that keep the file mapped
+  Tensor sections_;  // a view that keeps the file mapped
+  // Copies: what was checked when the file was opened must not change when somebody writes into the file.
+  std::vector<int64_t> ends_;
+  std::vector<uint8_t> checksums_;
 };
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "plan/test_plan_files.h"
@@ -87,6 +89,27 @@ TEST(PlanFileV3, TransformersThatContradictTheStepsAreRefused) {
   file = test::encode(Plan(test::expert_parts()));
   file.tensors["step_transformer"].data<uint8_t>()[1] = 2;
   EXPECT_THAT(decoding(file), HasSubstr("step 1 uses transformer 2 of 2"));
+}
+
+TEST(PlanFile, ThatIsWrittenIntoWhileItIsOpenIsDamagedAndNothingWorse) {
+  const TestFolder folder;
+  const std::string path = folder / "plan.safetensors";
+  save_plan(Plan(test::expert_parts()), path);
+  const std::shared_ptr<const Plan> plan = load_plan(path);
+  const auto size = static_cast<std::streamoff>(std::filesystem::file_size(path));
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file << std::string(static_cast<size_t>(size), '\xff') << std::flush;
+  for (int entry = 0; entry < plan->num_entries(); ++entry) {
+    for (int layer = 0; layer < plan->num_layers(); ++layer) {
+      try {
+        plan->layer(entry, layer);
+        ADD_FAILURE() << entry << " " << layer;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kFormat);
+        EXPECT_THAT(error.what(), HasSubstr("altered or damaged (checksum)"));
+      }
+    }
+  }
 }
 
 TEST(Plan, ANoiseLevelFindsTheNearestStepOfItsTransformer) {
