@@ -43,6 +43,7 @@ std::vector<float> bin_centres(double stop, int count) {
     return i < (count + 1) / 2 ? begin + step * static_cast<float>(i) : end - step * static_cast<float>(count - i);
   };
   std::vector<float> centres;
+  centres.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) centres.push_back((edge(i) + edge(i + 1)) / 2);
   return centres;
 }
@@ -98,7 +99,8 @@ RopeTable make_learned_rope(const Tensor& frequencies, std::array<int, 3> grid,
   parallel_for(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end, int) {
     for (int64_t position = begin; position < end; ++position) {
       const int64_t raster = raster_of_position[static_cast<size_t>(position)];
-      const auto frame = static_cast<float>(raster / (int64_t{height} * width));
+      const int64_t frame_index = raster / (int64_t{height} * width);
+      const auto frame = static_cast<float>(frame_index);
       const float row = rows[static_cast<size_t>(raster / width % height)],
                   column = columns[static_cast<size_t>(raster % width)];
       for (int64_t pair = 0; pair < pairs; ++pair) {
