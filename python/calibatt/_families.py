@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from . import _errors, _library, _ops, _processors
-from ._runtime import Binding, Grid, Sample, Switch
+from ._runtime import Binding, ForwardContext, Grid, Sample, Switch
 from ._session import DTYPES, OutputFacts, RunFacts
 
 SCHEDULERS = {"UniPCMultistepScheduler": "unipc", "FlowMatchEulerDiscreteScheduler": "euler"}  #: as plans name them
@@ -371,11 +371,12 @@ class _Context:
         self._binding, self._inner = binding, inner
 
     def __call__(self, name: str, *args: Any, **named: Any) -> Any:
-        return _Entered(self._binding, self._inner(name, *args, **named), (name, named.get("step_index")))
+        context = ForwardContext(name, named.get("step_index"), of_pipe="num_inference_steps" in named)
+        return _Entered(self._binding, self._inner(name, *args, **named), context)
 
 
 class _Entered:
-    def __init__(self, binding: Binding, inner: Any, context: Tuple[str, Optional[int]]):
+    def __init__(self, binding: Binding, inner: Any, context: ForwardContext):
         self._binding, self._inner, self._context = binding, inner, context
 
     def __enter__(self) -> Any:

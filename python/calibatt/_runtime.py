@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
@@ -28,6 +29,15 @@ class Switch:
     def __deepcopy__(self, _: Any) -> "Switch":
         raise _errors.Unsupported("a transformer with a plan cannot be copied, since the copy would run by the same sessions; call "
                                   "calibatt.restore(pipe) first, and calibatt.apply for each pipe")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """What cache_context was told of the forwards within it."""
+
+    name: str  #: "cond", "uncond"
+    step: Optional[int]
+    of_pipe: bool  #: a pipe tells how many steps there are, too; then the pipe's scheduler is at this step
 
 
 class Runtime:
@@ -86,7 +96,7 @@ class Binding:
         self.runtime, self.index = runtime, index
         self.attached = False
         self.detach: Callable[[], None] = lambda: None  #: gives back what was there
-        self.context: Optional[Tuple[str, Optional[int]]] = None  #: cache_context's name and step_index, within it
+        self.context: Optional[ForwardContext] = None  #: within cache_context
         self.thread = 0  #: that entered it
         self.number = _ops.register(self)
         self._order: Optional[Order] = None  #: of the forward that runs
@@ -156,11 +166,11 @@ def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
     if binding.context is None:
         raise _errors.Unsupported("which denoising step this is cannot be known: the transformer was called outside of the pipe; call it within "
                                   "transformer.cache_context('cond', step_index=step), as diffusers' pipelines do")  # fmt: skip
-    name, step = binding.context
+    name, step = binding.context.name, binding.context.step
     scheduled = getattr(pipe.scheduler, "step_index", None)
     if step is None:  # Mochi's pipeline tells its scheduler alone
         step = getattr(pipe.scheduler, "begin_index", None) if scheduled is None else scheduled
-    elif scheduled is not None and scheduled != step:
+    elif binding.context.of_pipe and scheduled is not None and scheduled != step:
         raise _errors.Mismatch(f"this is step {step}, and the scheduler of the pipe that the plan was applied to is at step {scheduled}: another pipe "
                                "with a scheduler of its own runs this transformer; call calibatt.apply for that pipe")  # fmt: skip
     return step or 0, _library.UNCONDITIONAL if name == "uncond" else _library.CONDITIONAL
