@@ -185,6 +185,7 @@ void Scheduler::set_timesteps(int num_steps, std::optional<double> flow_shift) {
   require_steps(static_cast<size_t>(std::max(num_steps, 0)));
   restart(flow_shift.value_or(config_.flow_shift));
   std::vector<double> sigmas;
+  sigmas.reserve(static_cast<size_t>(num_steps));
   for (int step = 0; step < num_steps; ++step) sigmas.push_back(spaced_sigma(step, num_steps));
   begin(sigmas);
   CALIBATT_ASSERT(timesteps_.size() == sigmas.size() && sigmas_.size() == timesteps_.size() + 1);
