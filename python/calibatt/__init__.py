@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from . import _library
 
-        return _library.library().version().decode()
+        return _library.loaded().version().decode()
     if name not in _NEED_TORCH:
         raise AttributeError(f"module 'calibatt' has no attribute {name!r}")
     import importlib
@@ -79,7 +79,7 @@ def cuda_unavailable_reason() -> str | None:
     from . import _library
 
     try:
-        _library.library().cuda_available()
+        _library.loaded().cuda_available()
     except Error as error:
         return str(error)
     return None

@@ -262,7 +262,7 @@ def _load() -> Library:
     return Library(library_path())
 
 
-def library() -> Library:
+def loaded() -> Library:
     """The library, loaded when it is first asked for. Raises NotFound, Unreadable, FormatError."""
     with _lock:
         return _load()

@@ -24,7 +24,7 @@ class Plan:
 
     def __init__(self, path: PathLike):
         self.path = os.fspath(path)
-        self._library = _library.library()
+        self._library = _library.loaded()
         handle = ctypes.c_void_p()
         self._library.plan_open(_library.encoded(self.path), ctypes.byref(handle))
         self._handle = handle
@@ -131,7 +131,7 @@ def compile(  # noqa: A001 - the name that people expect
 
     Returns the plan. Raises UsageError naming a setting that cannot be, NotFound, FormatError, WriteError.
     """
-    library = _library.library()
+    library = _library.loaded()
     array, count = setting_list({"density": density, **settings})
     raised: List[BaseException] = []
     bar = None if progress else _Bar()

@@ -50,7 +50,7 @@ def record(
     Returns the JSON of calibatt_record (include/calibatt/c_api.h). Raises Mismatch when the folder holds another
     calibration, UsageError, WriteError, NumericError, DeviceError.
     """
-    library = _library.library()
+    library = _library.loaded()
     struct = run.as_struct(device_index(device))
     listed = (_library.Prompt * max(1, len(prompts)))()
     for entry, prompt in zip(listed, prompts):

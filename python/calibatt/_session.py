@@ -81,7 +81,7 @@ class Session:
     """calibatt_session. One forward at a time; see include/calibatt/c_api.h."""
 
     def __init__(self, handle: Any, owned: bool, keep: Any = None):
-        self._library, self._handle, self._owned, self._keep = _library.library(), handle, owned, keep
+        self._library, self._handle, self._owned, self._keep = _library.loaded(), handle, owned, keep
         self._raised: List[BaseException] = []
 
     @classmethod
@@ -89,7 +89,7 @@ class Session:
         """Raises Mismatch naming both values when the plan was made for something else, DeviceError."""
         handle = ctypes.c_void_p()
         struct = run.as_struct(device_index(device))
-        _library.library().session_open(plan._handle if plan else None, ctypes.byref(struct), ON_MISMATCH[on_mismatch], ctypes.byref(handle))
+        _library.loaded().session_open(plan._handle if plan else None, ctypes.byref(struct), ON_MISMATCH[on_mismatch], ctypes.byref(handle))
         return cls(handle, owned=True, keep=plan)
 
     def close(self) -> None:

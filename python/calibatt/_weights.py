@@ -86,7 +86,7 @@ def fingerprint(folder: Path, like: str = "") -> str:
     known = _cached().get(key)
     if isinstance(known, str):
         return known
-    library = _library.library()
+    library = _library.loaded()
     result = library.text(lambda text: library.fingerprint(_library.encoded(str(folder)), _library.encoded(like), text))
     _remember({key: result, _key(folder, result): result})  # a plan made of these asks in their own scheme
     return result

@@ -82,7 +82,7 @@ def check_attention():
     q, k, v = ([numbers.gauss(0, 1) for _ in range(tokens * heads * dim)] for _ in range(3))
     kept = [[r == c or numbers.random() < 0.4 for c in range(blocks)] for r in range(blocks)]
 
-    library = _library.library()
+    library = _library.loaded()
     mask = (ctypes.c_uint8 * (heads * blocks * blocks))(*[int(kept[r][c]) for _ in range(heads) for r in range(blocks) for c in range(blocks)])
     masks = _library.Masks(struct_size=ctypes.sizeof(_library.Masks), device=_library.CPU, num_heads=heads, num_queries=tokens, num_keys=tokens,
                            block_q=block, block_k=block, kept=mask)
@@ -105,4 +105,4 @@ check_versions()
 check_gpu()
 check_plans()
 check_attention()
-print(f"calibatt {calibatt.__version__} works on Python {sys.version.split()[0]}: {_library.library().path}")
+print(f"calibatt {calibatt.__version__} works on Python {sys.version.split()[0]}: {_library.loaded().path}")

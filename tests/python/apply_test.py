@@ -177,8 +177,8 @@ def test_fingerprints_are_kept_until_files_change(loaded, plans, tmp_path, monke
     like = calibatt.Plan(plans["wan"]).transformers[0]["fingerprint"]
     assert _weights.fingerprint(tmp_path) == like  # as calibrate asks
     asked = []
-    real = _library.library().fingerprint
-    monkeypatch.setattr(_library.library(), "fingerprint", lambda *a: (asked.append(a), real(*a)))
+    real = _library.loaded().fingerprint
+    monkeypatch.setattr(_library.loaded(), "fingerprint", lambda *a: (asked.append(a), real(*a)))
     assert _weights.fingerprint(tmp_path, like) == like and not asked
     file = next(tmp_path.glob("*.safetensors"))
     os.utime(file, ns=(1, 1))
