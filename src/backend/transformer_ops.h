@@ -13,10 +13,18 @@
 namespace calibatt {
 
 /// Rotation of every head's channel pairs (2i, 2i+1), per token: (a, b) → (a·cos − b·sin, a·sin + b·cos).
-/// Both tables are F32, [tokens, head_dim] for all heads alike or [tokens, heads·head_dim], prepared for a lane-wise
-/// product: cos twice per pair; sin as (−sin, +sin).
+/// Both tables are F32, [tokens, head_dim] for all heads alike, prepared for a lane-wise product: cos twice per pair;
+/// sin as (−sin, +sin).
 struct RopeTable {
   Tensor cos, signed_sin;
+};
+
+/// The same rotation by angles of each head's own, given by their factors: pair i of head h is turned by
+/// (p₀·f₀ + p₁·f₁) + p₂·f₂, rounded to float32 at each step; p are the token's positions, f the frequencies [axis, h,
+/// i]. A table of these angles would be as large as two activations in float32.
+struct RopeFactors {
+  Tensor positions;    ///< [tokens, 3] F32
+  Tensor frequencies;  ///< [3, heads, head_dim/2] F32
 };
 
 /// How a latent video [channels, frames, height, width] is cut into tokens: each token is one patch (frames × height ×
@@ -41,11 +49,13 @@ class TransformerOps {
   virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) = 0;
   /// residual += x/√(mean(x²) + eps) · weight per row. x F32 or of 16 bits, residual F32; weight [channels] F32.
   virtual void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) = 0;
-  /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32)
-  /// or over each head (weight [head_dim], the same for all), null: none; then rotation (null: none). What becomes of a
-  /// query or key between its projection and the attention.
+  /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32;
+  /// null: none), then rotation (null: none). What becomes of a query or key between its projection and the attention.
   virtual void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                                const RopeTable* rope) = 0;
+  /// The same where each head is normalised for itself, by the same weight [head_dim] F32, and has angles of its own.
+  virtual void norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
+                                     const RopeFactors* rope) = 0;
 
   // ---- elementwise -------------------------------------------------------------------------------------------------
   virtual void activate(Activation activation, const Tensor& x, Tensor& out) = 0;  ///< any float, shapes equal

@@ -81,38 +81,21 @@ RopeTable make_video_rope(std::array<int, 3> grid, int head_dim, std::span<const
   return rope;
 }
 
-RopeTable make_learned_rope(const Tensor& frequencies, std::array<int, 3> grid,
-                            std::span<const int32_t> raster_of_position) {
+Tensor learned_rope_positions(std::array<int, 3> grid, std::span<const int32_t> raster_of_position) {
   constexpr double kArea = 192.0 * 192.0;
-  CALIBATT_ASSERT(frequencies.rank() == 3 && frequencies.dim(0) == 3);
   const int height = grid[1], width = grid[2];
   const double scale = std::sqrt(kArea / (static_cast<double>(height) * width));
   const std::vector<float> rows = bin_centres(height * scale / 2, height),
                            columns = bin_centres(width * scale / 2, width);
-  const int64_t pairs = frequencies.dim(1) * frequencies.dim(2);
-  const auto num_tokens = static_cast<int64_t>(raster_of_position.size());
-  RopeTable rope{Tensor(DType::kF32, {num_tokens, 2 * pairs}), Tensor(DType::kF32, {num_tokens, 2 * pairs})};
-  const float *by_frame = frequencies.f32(), *by_row = by_frame + pairs, *by_column = by_row + pairs;
-  float* cos = rope.cos.f32();
-  float* signed_sin = rope.signed_sin.f32();
-  constexpr int64_t kTokensPerChunk = 16;
-  parallel_for(num_tokens, kTokensPerChunk, [&](int64_t begin, int64_t end, int) {
-    for (int64_t position = begin; position < end; ++position) {
-      const int64_t raster = raster_of_position[static_cast<size_t>(position)];
-      const int64_t frame_index = raster / (int64_t{height} * width);
-      const auto frame = static_cast<float>(frame_index);
-      const float row = rows[static_cast<size_t>(raster / width % height)],
-                  column = columns[static_cast<size_t>(raster % width)];
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const float angle = frame * by_frame[pair] + row * by_row[pair] + column * by_column[pair];
-        const int64_t at = 2 * (position * pairs + pair);
-        cos[at] = cos[at + 1] = std::cos(angle);
-        signed_sin[at + 1] = std::sin(angle);
-        signed_sin[at] = -signed_sin[at + 1];
-      }
-    }
-  });
-  return rope;
+  Tensor positions(DType::kF32, {static_cast<int64_t>(raster_of_position.size()), 3});
+  float* to = positions.f32();
+  for (const int64_t raster : raster_of_position) {
+    const int64_t frame = raster / (int64_t{height} * width);
+    *to++ = static_cast<float>(frame);
+    *to++ = rows[static_cast<size_t>(raster / width % height)];
+    *to++ = columns[static_cast<size_t>(raster % width)];
+  }
+  return positions;
 }
 
 }  // namespace calibatt

@@ -17,11 +17,10 @@ std::array<int, 3> video_rope_split(int head_dim);
 /// memory.
 RopeTable make_video_rope(std::array<int, 3> grid, int head_dim, std::span<const int32_t> raster_of_position);
 
-/// Mochi's rotary embedding, whose frequencies are learned: [3, heads, head_dim/2] F32, for frames, rows and columns.
-/// The angle of a head's pair is Σ position · frequency, in float32. A frame's position is its index; rows and columns
-/// are at the centres of bins that cut a square of 192² in as many pieces as the frame has tokens, whatever its shape.
-/// Row p of the table, [tokens, heads·head_dim], belongs to the token raster_of_position[p]. In host memory.
-RopeTable make_learned_rope(const Tensor& frequencies, std::array<int, 3> grid,
-                            std::span<const int32_t> raster_of_position);
+/// Positions of the tokens for Mochi's rotary embedding (RopeFactors), whose frequencies are learned: [tokens, 3] F32
+/// in host memory; frame, row, column. A frame's position is its index; rows and columns are at the centres of bins
+/// that cut a square of 192² in as many pieces as the frame has tokens, whatever its shape. Row p belongs to the token
+/// raster_of_position[p].
+Tensor learned_rope_positions(std::array<int, 3> grid, std::span<const int32_t> raster_of_position);
 
 }  // namespace calibatt

@@ -49,26 +49,18 @@ TEST(VideoRope, FollowsTheOrderOfTheTokens) {
 }
 
 TEST(LearnedRope, PositionsAreFramesAndCentresOfBins) {
-  constexpr int kFrames = 2, kHeight = 3, kWidth = 4, kHeads = 2, kPairs = 2, kAll = kHeads * kPairs;
+  constexpr int kFrames = 2, kHeight = 3, kWidth = 4;
   std::vector<int32_t> raster(kFrames * kHeight * kWidth);
   std::iota(raster.rbegin(), raster.rend(), 0);  // tokens backwards
-  Tensor frequencies(DType::kF32, {3, kHeads, kPairs});
-  for (int i = 0; i < 3 * kAll; ++i) frequencies.f32()[i] = 0.01f * static_cast<float>(i + 1);
-  const RopeTable rope = make_learned_rope(frequencies, {kFrames, kHeight, kWidth}, raster);
-  ASSERT_EQ(rope.cos.shape(), (std::vector<int64_t>{24, 2 * kAll}));
+  const Tensor positions = learned_rope_positions({kFrames, kHeight, kWidth}, raster);
+  ASSERT_EQ(positions.shape(), (std::vector<int64_t>{24, 3}));
   // A square of 192² in 3 × 4 pieces: each √(192²/12) wide. Row 2 of 3 has its centre one piece below the middle,
   // column 0 of 4 one and a half pieces left of it.
   const double piece = 192 / std::sqrt(12.0);
-  const int position = 23 - (1 * kHeight * kWidth + 2 * kWidth + 0);  // frame 1, row 2, column 0
-  for (int pair = 0; pair < kAll; ++pair) {
-    const auto frequency = [&](int axis) { return double{frequencies.f32()[axis * kAll + pair]}; };
-    const double angle = 1 * frequency(0) + piece * frequency(1) - 1.5 * piece * frequency(2);
-    const int at = position * 2 * kAll + 2 * pair;
-    EXPECT_NEAR(rope.cos.f32()[at], std::cos(angle), 1e-5);
-    EXPECT_EQ(rope.cos.f32()[at], rope.cos.f32()[at + 1]);
-    EXPECT_NEAR(rope.signed_sin.f32()[at], -std::sin(angle), 1e-5);
-    EXPECT_EQ(rope.signed_sin.f32()[at], -rope.signed_sin.f32()[at + 1]);
-  }
+  const float* of_token = positions.f32() + 3 * (23 - (1 * kHeight * kWidth + 2 * kWidth + 0));  // frame 1, row 2
+  EXPECT_EQ(of_token[0], 1);
+  EXPECT_NEAR(of_token[1], piece, 1e-5);
+  EXPECT_NEAR(of_token[2], -1.5 * piece, 1e-5);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "backend/cpu/attention/cpu_attention.h"
 #include "backend/cpu/biased_attention.h"
@@ -52,6 +53,32 @@ void with_data(Tensor& tensor, const Fn& fn) {
     fn(tensor.data<float>());
   } else {
     fn(tensor.data<bfloat16>());
+  }
+}
+
+/// fn(pointer, begin, end) for ranges of tokens, each by one thread; the pointer is float* or bfloat16*.
+template <class Fn>
+void for_token_ranges(const HeadsView& x, int num_heads, const Fn& fn) {
+  const auto run = [&](auto* data) {
+    parallel_for(x.num_tokens, row_grain(x.head_stride * num_heads),
+                 [&](int64_t begin, int64_t end, int) { fn(data, begin, end); });
+  };
+  if (x.dtype == DType::kF32) {
+    run(static_cast<float*>(x.data));
+  } else {
+    run(static_cast<bfloat16*>(x.data));
+  }
+}
+
+/// One token's rotations from RopeFactors, in the form of RopeTable.
+void rotation_of(const float* position, const float* frequencies, int64_t pairs, float* cos, float* signed_sin) {
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const float* frequency = frequencies + pair;
+    const float angle =
+        position[0] * frequency[0] + position[1] * frequency[pairs] + position[2] * frequency[2 * pairs];
+    cos[2 * pair] = cos[2 * pair + 1] = std::cos(angle);
+    signed_sin[2 * pair + 1] = std::sin(angle);
+    signed_sin[2 * pair] = -signed_sin[2 * pair + 1];
   }
 }
 
@@ -119,36 +146,42 @@ class CpuBackend final : public Backend, public CpuAttention {
 
   void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                        const RopeTable* rope) override {
-    const int64_t width = int64_t{num_heads} * head_dim;
     CALIBATT_ASSERT(x.head_stride == head_dim && head_dim % 2 == 0);
-    CALIBATT_ASSERT(weight == nullptr || weight->size() == width || weight->size() == head_dim);
-    const int64_t angles = rope ? rope->cos.size() / x.num_tokens : 0;  // of a token
+    CALIBATT_ASSERT(weight == nullptr || weight->size() == int64_t{num_heads} * head_dim);
     CALIBATT_ASSERT(rope == nullptr ||
-                    (rope->cos.size() == x.num_tokens * angles && rope->signed_sin.size() == rope->cos.size() &&
-                     (angles == head_dim || angles == width)));
+                    (rope->cos.size() == x.num_tokens * head_dim && rope->signed_sin.size() == rope->cos.size()));
     const float* factors = weight ? weight->f32() : nullptr;
     const float* cos = rope ? rope->cos.f32() : nullptr;
     const float* signed_sin = rope ? rope->signed_sin.f32() : nullptr;
-    const bool each_head = (weight && weight->size() != width) || (rope && angles != head_dim);
-    CALIBATT_ASSERT(!each_head || !weight || weight->size() == head_dim);
-    const int64_t at_once = each_head ? 1 : num_heads;  // heads
-    const auto run = [&](auto* data) {
-      parallel_for(x.num_tokens, row_grain(x.head_stride * num_heads), [=](int64_t begin, int64_t end, int) {
-        for (int64_t token = begin; token < end; ++token) {
-          for (int64_t head = 0; head < num_heads; head += at_once) {
-            const int64_t angle = token * angles + (angles == head_dim ? 0 : head * head_dim);
-            norm_and_rotate_row(data + token * x.token_stride + head * head_dim, factors, eps,
-                                cos ? cos + angle : nullptr, signed_sin ? signed_sin + angle : nullptr, at_once,
-                                head_dim);
-          }
+    for_token_ranges(x, num_heads, [=](auto* data, int64_t begin, int64_t end) {
+      for (int64_t token = begin; token < end; ++token) {
+        const int64_t angle = token * head_dim;
+        norm_and_rotate_row(data + token * x.token_stride, factors, eps, cos ? cos + angle : nullptr,
+                            signed_sin ? signed_sin + angle : nullptr, num_heads, head_dim);
+      }
+    });
+  }
+
+  void norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
+                             const RopeFactors* rope) override {
+    const int64_t width = int64_t{num_heads} * head_dim;
+    CALIBATT_ASSERT(x.head_stride == head_dim && head_dim % 2 == 0 && weight.size() == head_dim);
+    CALIBATT_ASSERT(rope == nullptr ||
+                    (rope->positions.size() == 3 * x.num_tokens && rope->frequencies.size() == 3 * width / 2));
+    const float* factors = weight.f32();
+    const float* positions = rope ? rope->positions.f32() : nullptr;
+    const float* frequencies = rope ? rope->frequencies.f32() : nullptr;
+    for_token_ranges(x, num_heads, [=](auto* data, int64_t begin, int64_t end) {
+      std::vector<float> cos(static_cast<size_t>(positions ? width : 0)), signed_sin(cos.size());
+      for (int64_t token = begin; token < end; ++token) {
+        if (positions) rotation_of(positions + 3 * token, frequencies, width / 2, cos.data(), signed_sin.data());
+        for (int64_t head = 0; head < width; head += head_dim) {
+          norm_and_rotate_row(data + token * x.token_stride + head, factors, eps,
+                              positions ? cos.data() + head : nullptr, positions ? signed_sin.data() + head : nullptr,
+                              1, head_dim);
         }
-      });
-    };
-    if (x.dtype == DType::kF32) {
-      run(static_cast<float*>(x.data));
-    } else {
-      run(static_cast<bfloat16*>(x.data));
-    }
+      }
+    });
   }
 
   void activate(Activation activation, const Tensor& x, Tensor& out) override {

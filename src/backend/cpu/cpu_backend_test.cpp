@@ -170,20 +170,13 @@ TEST(CpuBackend, AddsARowsNorm) {
 // Two heads in a row behind one channel that is not theirs, each with a norm and angles of its own.
 TEST(CpuBackend, HeadsAreNormalisedAndRotatedForThemselves) {
   const auto backend = make_cpu_backend();
-  constexpr int64_t kTokens = 3, kHeads = 2, kDim = 6, kStride = kHeads * kDim + 1;
+  constexpr int64_t kTokens = 3, kHeads = 2, kDim = 6, kStride = kHeads * kDim + 1, kPairs = kHeads * kDim / 2;
   const Tensor weight = TorchGenerator(2).randn({kDim}), before = TorchGenerator(3).randn({kTokens, kStride});
-  const Tensor angles = TorchGenerator(4).randn({kTokens, kHeads * kDim / 2});
-  for (const bool own_angles : {false, true}) {
-    const int64_t width = own_angles ? kHeads * kDim : kDim;
-    RopeTable rope{Tensor(DType::kF32, {kTokens, width}), Tensor(DType::kF32, {kTokens, width})};
-    for (int64_t i = 0; i < kTokens * width; i += 2) {
-      const float angle = angles.f32()[i / 2];
-      rope.cos.f32()[i] = rope.cos.f32()[i + 1] = std::cos(angle);
-      rope.signed_sin.f32()[i] = -std::sin(angle);
-      rope.signed_sin.f32()[i + 1] = std::sin(angle);
-    }
+  const RopeFactors rope{TorchGenerator(4).randn({kTokens, 3}), TorchGenerator(5).randn({3, kHeads, kDim / 2})};
+  for (const bool rotate : {false, true}) {
     Tensor x = before.clone();
-    backend->norm_and_rotate({x.f32() + 1, DType::kF32, kTokens, kStride, kDim}, kHeads, kDim, &weight, 0.5f, &rope);
+    backend->norm_and_rotate_heads({x.f32() + 1, DType::kF32, kTokens, kStride, kDim}, kHeads, kDim, weight, 0.5f,
+                                   rotate ? &rope : nullptr);
     for (int64_t token = 0; token < kTokens; ++token) {
       EXPECT_EQ(x.f32()[token * kStride], before.f32()[token * kStride]);
       for (int64_t head = 0; head < kHeads; ++head) {
@@ -191,7 +184,11 @@ TEST(CpuBackend, HeadsAreNormalisedAndRotatedForThemselves) {
         const float* from = before.f32() + at;
         const double inverse = 1 / std::sqrt(std::inner_product(from, from + kDim, from, 0.0) / kDim + 0.5);
         for (int64_t c = 0; c < kDim; c += 2) {
-          const double angle = angles.f32()[(token * width + (own_angles ? head * kDim : 0) + c) / 2];
+          double angle = 0;
+          for (int64_t axis = 0; rotate && axis < 3; ++axis) {
+            angle += double{rope.positions.f32()[token * 3 + axis]} *
+                     rope.frequencies.f32()[axis * kPairs + (head * kDim + c) / 2];
+          }
           const double a = from[c] * inverse * weight.f32()[c], b = from[c + 1] * inverse * weight.f32()[c + 1];
           EXPECT_NEAR(x.f32()[at + c], a * std::cos(angle) - b * std::sin(angle), 1e-6);
           EXPECT_NEAR(x.f32()[at + c + 1], a * std::sin(angle) + b * std::cos(angle), 1e-6);

@@ -71,6 +71,8 @@ class CudaBackend final : public Backend, public CudaAttention {
   }
   void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                        const RopeTable* rope) override;
+  void norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
+                             const RopeFactors* rope) override;
 
   void activate(Activation activation, const Tensor& x, Tensor& out) override {
     CALIBATT_ASSERT(x.size() == out.size() && x.dtype() == out.dtype());
@@ -176,39 +178,37 @@ void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, cons
                                   const RopeTable* rope) {
   CALIBATT_ASSERT((x.head_stride == head_dim || num_heads == 1) && head_dim % 2 == 0);
   if (weight == nullptr && rope == nullptr) return;
-  const int64_t width = int64_t{num_heads} * head_dim;
-  const int64_t angles = rope != nullptr ? rope->cos.size() / x.num_tokens : 0;  // of a token
-  CALIBATT_ASSERT(weight == nullptr || weight->size() == width || weight->size() == head_dim);
-  CALIBATT_ASSERT(rope == nullptr ||
-                  (rope->cos.size() == x.num_tokens * angles && rope->signed_sin.size() == rope->cos.size() &&
-                   (angles == head_dim || angles == width)));
-  if ((weight != nullptr && weight->size() != width) || (rope != nullptr && angles != head_dim)) {
-    CALIBATT_ASSERT(weight == nullptr || weight->size() == head_dim);
-    HeadNormCall heads{x.data, x.dtype, x.token_stride, x.num_tokens, num_heads, head_dim};
-    heads.weight = f32_or_null(weight);
-    heads.eps = eps;
-    if (rope != nullptr) {
-      heads.cos = rope->cos.f32();
-      heads.signed_sin = rope->signed_sin.f32();
-      heads.angles = angles;
-    }
-    norm_heads(heads, context_.stream());
-    return;
-  }
   RmsNormCall call;
   call.x = call.out = x.data;
   call.x_dtype = call.out_dtype = x.dtype;
   call.x_stride = call.out_stride = x.token_stride;
   call.rows = x.num_tokens;
-  call.channels = width;
+  call.channels = int64_t{num_heads} * head_dim;
   call.weight = f32_or_null(weight);
   call.eps = eps;
+  CALIBATT_ASSERT(weight == nullptr || weight->size() == call.channels);
   if (rope != nullptr) {
+    CALIBATT_ASSERT(rope->cos.size() == x.num_tokens * head_dim && rope->signed_sin.size() == rope->cos.size());
     call.cos = rope->cos.f32();
     call.signed_sin = rope->signed_sin.f32();
     call.head_dim = head_dim;
   }
   cuda::rms_norm(call, context_.stream());
+}
+
+void CudaBackend::norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
+                                        const RopeFactors* rope) {
+  CALIBATT_ASSERT((x.head_stride == head_dim || num_heads == 1) && head_dim % 2 == 0 && weight.size() == head_dim);
+  HeadNormCall call{x.data, x.dtype, x.token_stride, x.num_tokens, num_heads, head_dim};
+  call.weight = weight.f32();
+  call.eps = eps;
+  if (rope != nullptr) {
+    CALIBATT_ASSERT(rope->positions.size() == 3 * x.num_tokens &&
+                    2 * rope->frequencies.size() == 3 * int64_t{num_heads} * head_dim);
+    call.positions = rope->positions.f32();
+    call.frequencies = rope->frequencies.f32();
+  }
+  norm_heads(call, context_.stream());
 }
 
 double CudaBackend::sum_of_squares(const Tensor& x) {

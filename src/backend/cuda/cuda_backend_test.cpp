@@ -167,24 +167,21 @@ TEST_F(CudaNorms, NormAndRotateOfEachHeadForItself) {
     const int64_t width = int64_t{heads} * head_dim;
     const Tensor weight = random({head_dim}, DType::kF32, 2), gpu_weight = to_gpu(weight);
     for (const int64_t tokens : {1, 17, 130}) {
-      for (const int64_t angles : {int64_t{head_dim}, width}) {
-        const RopeTable rope{random({tokens, angles}, DType::kF32, 4), random({tokens, angles}, DType::kF32, 5)};
-        const RopeTable gpu_rope{to_gpu(rope.cos), to_gpu(rope.signed_sin)};
-        for (const DType dtype : kTypes) {
-          for (const auto& [norm, rotate] : {std::pair{true, true}, {true, false}, {false, true}}) {
-            const Tensor x = random({tokens, 3 * width}, dtype);
-            Tensor expected = for_cpu(x).clone(), found = to_gpu(x);
-            const auto view = [&](Tensor& tensor) {
-              const DType type = tensor.dtype();
-              char* data = static_cast<char*>(tensor.raw()) + width * static_cast<int64_t>(dtype_size(type));
-              return HeadsView{data, type, tokens, 3 * width, head_dim};
-            };
-            cpu->norm_and_rotate(view(expected), heads, head_dim, norm ? &weight : nullptr, 1e-5f,
-                                 rotate ? &rope : nullptr);
-            gpu->norm_and_rotate(view(found), heads, head_dim, norm ? &gpu_weight : nullptr, 1e-5f,
-                                 rotate ? &gpu_rope : nullptr);
-            expect_close(found, converted(expected, dtype), bound(dtype));  // the other two parts stay as they are
-          }
+      RopeFactors rope{random({tokens, 3}, DType::kF32, 4), random({3, heads, head_dim / 2}, DType::kF32, 5)};
+      for (int64_t i = 0; i < 3 * tokens; ++i) rope.positions.f32()[i] *= 50;  // as far as a video's columns are
+      const RopeFactors gpu_rope{to_gpu(rope.positions), to_gpu(rope.frequencies)};
+      for (const DType dtype : kTypes) {
+        for (const bool rotate : {true, false}) {
+          const Tensor x = random({tokens, 3 * width}, dtype);
+          Tensor expected = for_cpu(x).clone(), found = to_gpu(x);
+          const auto view = [&](Tensor& tensor) {
+            const DType type = tensor.dtype();
+            char* data = static_cast<char*>(tensor.raw()) + width * static_cast<int64_t>(dtype_size(type));
+            return HeadsView{data, type, tokens, 3 * width, head_dim};
+          };
+          cpu->norm_and_rotate_heads(view(expected), heads, head_dim, weight, 1e-5f, rotate ? &rope : nullptr);
+          gpu->norm_and_rotate_heads(view(found), heads, head_dim, gpu_weight, 1e-5f, rotate ? &gpu_rope : nullptr);
+          expect_close(found, converted(expected, dtype), bound(dtype));  // the other two parts stay as they are
         }
       }
     }

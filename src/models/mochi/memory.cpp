@@ -10,10 +10,9 @@ uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t nu
              bytes = static_cast<uint64_t>(dtype_size(dtype));
   const uint64_t residuals = (video * dim + 3 * text * text_width) * sizeof(float),  // both prompts' text, and a copy
       normed = (video * dim + text * text_width) * bytes, qkv_and_attended = 4 * (video + text) * dim * bytes;
-  const uint64_t angles = 2 * video * dim * sizeof(float);
   const auto patch = static_cast<uint64_t>(config.patch_size),
              channels = static_cast<uint64_t>(config.in_channels) + static_cast<uint64_t>(config.out_channels);
-  return residuals + normed + qkv_and_attended + angles + 2 * video * channels * patch * patch * sizeof(float);
+  return residuals + normed + qkv_and_attended + 2 * video * channels * patch * patch * sizeof(float);
 }
 
 }  // namespace calibatt

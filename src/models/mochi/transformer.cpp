@@ -186,14 +186,14 @@ Tensor MochiTransformer::modulation(const Stream& stream, const Tensor& conditio
 /// One stream's queries, keys and values, from row first_row on: norm_rotate(W_q x), norm_rotate(W_k x), W_v x, x =
 /// rms_norm(residual)·(1 + scale).
 void MochiTransformer::project(const Stream& stream, const Tensor& residual, const Tensor& modulation,
-                               int64_t first_row, const RopeTable* rope) {
+                               int64_t first_row, const RopeFactors* rope) {
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
   Tensor normed = normed_for(residual), qkv = tensor_rows(work_.qkv, first_row, residual.dim(0));
   backend_->rms_norm(residual, tensor_row(modulation, kScale), kEpsilon, normed);
   backend_->linear(*stream.qkv, normed, qkv);
-  backend_->norm_and_rotate(heads_view(qkv, 0, head_dim), heads, head_dim, &stream.query_norm, kHeadEpsilon, rope);
-  backend_->norm_and_rotate(heads_view(qkv, config_.dim(), head_dim), heads, head_dim, &stream.key_norm, kHeadEpsilon,
-                            rope);
+  backend_->norm_and_rotate_heads(heads_view(qkv, 0, head_dim), heads, head_dim, stream.query_norm, kHeadEpsilon, rope);
+  backend_->norm_and_rotate_heads(heads_view(qkv, config_.dim(), head_dim), heads, head_dim, stream.key_norm,
+                                  kHeadEpsilon, rope);
 }
 
 /// Of both streams: residual += tanh(gate) ⊙ rms_norm(W_o · attention(queries, keys, values of both)).
@@ -283,13 +283,12 @@ void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& mod
 
 const MochiTransformer::Layout& MochiTransformer::layout_for(const AttentionGeometry& geometry) {
   if (layout_ == nullptr || !(layout_->geometry == geometry)) {
-    layout_.reset();
     auto layout = std::make_unique<Layout>();
     layout->geometry = geometry;
     layout->raster_of_position = geometry.raster_of_position();
-    const RopeTable rope =
-        make_learned_rope(frequencies_, {geometry.frames, geometry.height, geometry.width}, layout->raster_of_position);
-    layout->rope = {backend_->from_host(rope.cos), backend_->from_host(rope.signed_sin)};
+    const Tensor positions =
+        learned_rope_positions({geometry.frames, geometry.height, geometry.width}, layout->raster_of_position);
+    layout->rope = {backend_->from_host(positions), frequencies_};
     layout_ = std::move(layout);
   }
   return *layout_;

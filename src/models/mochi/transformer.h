@@ -69,10 +69,7 @@ class MochiTransformer {
                  const WorkProgress& progress = {});
 
   /// Frees the activations kept from forward to forward (the VAE may need the memory); the next forward allocates anew.
-  void release_buffers() {
-    work_ = {};
-    layout_.reset();  // its angles are as large as an activation
-  }
+  void release_buffers() { work_ = {}; }
 
  private:
   /// A block's part of one stream.
@@ -94,7 +91,7 @@ class MochiTransformer {
   struct Layout {
     AttentionGeometry geometry;  // without text
     std::vector<int32_t> raster_of_position;
-    RopeTable rope;
+    RopeFactors rope;
   };
   /// Activations, reused by every block of every forward of one size. Text stands behind the video where both are.
   struct Workspace {
@@ -118,7 +115,7 @@ class MochiTransformer {
   std::pair<Tensor, Tensor> condition(float timestep, const MochiPrompt& prompt) const;
   Tensor modulation(const Stream& stream, const Tensor& condition) const;
   void project(const Stream& stream, const Tensor& residual, const Tensor& modulation, int64_t first_row,
-               const RopeTable* rope);
+               const RopeFactors* rope);
   void attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation, const Layout& layout,
                       SelfAttention& attention, Timer& timer);
   const Tensor& output_weight(int layer);
@@ -132,7 +129,7 @@ class MochiTransformer {
   std::shared_ptr<const LinearLayer> patch_embedding_;
   std::shared_ptr<const LinearLayer> time_in_, time_out_, text_projection_;
   std::shared_ptr<const LinearLayer> pool_keys_values_, pool_query_, pool_output_;
-  Tensor frequencies_;  // [3, heads, head_dim/2] F32, host
+  Tensor frequencies_;  // [3, heads, head_dim/2] F32
   Tensor one_;          // [1] F32
   std::vector<Block> blocks_;
   std::shared_ptr<const Weights> weights_;  // for output_weight

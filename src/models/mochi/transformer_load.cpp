@@ -62,8 +62,8 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   model.pool_query_ = linear("time_embed.pooler.to_q", text, text);
   model.pool_output_ = linear("time_embed.pooler.to_out", dim, text);
   model.text_projection_ = linear("time_embed.caption_proj", config.text_width, text);
-  model.frequencies_ =
-      weights.get_f32("pos_frequencies", {3, config.num_attention_heads, config.attention_head_dim / 2});
+  model.frequencies_ = backend.from_host(
+      weights.get_f32("pos_frequencies", {3, config.num_attention_heads, config.attention_head_dim / 2}));
   model.output_modulation_ = linear("norm_out.linear", 2 * dim, dim);
   model.output_projection_ = linear("proj_out", patch * patch * config.out_channels, dim);
 

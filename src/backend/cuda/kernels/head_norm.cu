@@ -13,6 +13,24 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxUnits = 8;  ///< of a lane
 constexpr int64_t kMaxHeadDim = 512;
 
+/// Rotates neighbouring pairs of channels by RopeFactors' angles; `frequencies` are the first pair's. Rounded as the
+/// host's code rounds: a fused product would turn far columns by another angle.
+template <int n>
+__device__ __forceinline__ void rotate(const float* position, const float* frequencies, int64_t pairs,
+                                       float (&values)[n]) {
+#pragma unroll
+  for (int j = 0; j < n; j += 2) {
+    const float* const frequency = frequencies + j / 2;
+    const float by_frame = __fmul_rn(position[0], frequency[0]), by_row = __fmul_rn(position[1], frequency[pairs]),
+                by_column = __fmul_rn(position[2], frequency[2 * pairs]);
+    float sin, cos;
+    sincosf(__fadd_rn(__fadd_rn(by_frame, by_row), by_column), &sin, &cos);
+    const float first = values[j], second = values[j + 1];
+    values[j] = first * cos - second * sin;
+    values[j + 1] = second * cos + first * sin;
+  }
+}
+
 /// A head is cut into units of n channels; a lane holds the units lane, lane + 32, …
 template <class T, int n, int kUnits>
 __global__ void __launch_bounds__(kThreads) head_norm_kernel(const __grid_constant__ HeadNormCall call) {
@@ -32,29 +50,18 @@ __global__ void __launch_bounds__(kThreads) head_norm_kernel(const __grid_consta
       for (int j = 0; j < n; ++j) square_sum += values[i][j] * values[i][j];
     }
   }
-  float inverse = 1;
-  if (call.weight != nullptr) inverse = 1.0f / sqrtf(warp_sum(square_sum) / static_cast<float>(head_dim) + call.eps);
-  const int64_t angle = token * call.angles + (call.angles == head_dim ? 0 : head * head_dim);
+  const float inverse = 1.0f / sqrtf(warp_sum(square_sum) / static_cast<float>(head_dim) + call.eps);
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     const int at = (lane + 32 * i) * n;
     if (at >= head_dim) continue;
-    if (call.weight != nullptr) {
-      float weight[n];
-      load<Reuse::kCached>(call.weight + at, weight);
+    float weight[n];
+    load<Reuse::kCached>(call.weight + at, weight);
 #pragma unroll
-      for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * inverse * weight[j];
-    }
-    if (call.cos != nullptr) {
-      float cos[n], signed_sin[n];
-      load<Reuse::kStream>(call.cos + angle + at, cos);
-      load<Reuse::kStream>(call.signed_sin + angle + at, signed_sin);
-#pragma unroll
-      for (int j = 0; j < n; j += 2) {
-        const float first = values[i][j], second = values[i][j + 1];
-        values[i][j] = first * cos[j] + second * signed_sin[j];
-        values[i][j + 1] = second * cos[j + 1] + first * signed_sin[j + 1];
-      }
+    for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * inverse * weight[j];
+    if (call.positions != nullptr) {
+      rotate(call.positions + 3 * token, call.frequencies + (head * head_dim + at) / 2, call.heads * head_dim / 2,
+             values[i]);
     }
     store(x + at, values[i]);
   }
@@ -74,8 +81,8 @@ void launch(const HeadNormCall& call, cudaStream_t stream) {
   constexpr std::integral_constant<int, 2> kPair;
   constexpr std::integral_constant<int, 1> kOne;
   constexpr std::integral_constant<int, kMaxUnits> kMost;
-  const bool wide = call.head_dim % kWide() == 0 && call.token_stride % kWide() == 0 && aligned(call.x) &&
-                    aligned(call.weight) && aligned(call.cos) && aligned(call.signed_sin);
+  const bool wide =
+      call.head_dim % kWide() == 0 && call.token_stride % kWide() == 0 && aligned(call.x) && aligned(call.weight);
   if (wide && call.head_dim <= 32 * kWide()) {
     enqueue(kWide, kOne);
   } else if (wide) {

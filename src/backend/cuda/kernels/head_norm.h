@@ -8,18 +8,17 @@
 
 namespace calibatt::cuda {
 
-/// TransformerOps::norm_and_rotate of each head for itself, in place: a head's channels are normalised over that head,
-/// and may be rotated by angles of its own. One warp does one head of one token. All pointers are device memory.
+/// TransformerOps::norm_and_rotate_heads, in place. One warp does one head of one token. All pointers are device
+/// memory.
 struct HeadNormCall {
   void* x = nullptr;                            ///< [tokens, heads, head_dim], heads behind each other
   DType dtype = DType::kF32;                    ///< kF32, kBF16 or kF16
   int64_t token_stride = 0;                     ///< elements
   int64_t tokens = 0, heads = 0, head_dim = 0;  ///< head_dim: even
-  const float* weight = nullptr;                ///< [head_dim]; null: nothing is normalised
+  const float* weight = nullptr;                ///< [head_dim]
   float eps = 0;
-  const float* cos = nullptr;         ///< [tokens, angles] (RopeTable); null: nothing is rotated
-  const float* signed_sin = nullptr;  ///< with cos
-  int64_t angles = 0;                 ///< with cos: head_dim, the same for all heads, or heads·head_dim
+  const float* positions = nullptr;    ///< [tokens, 3] (RopeFactors); null: nothing is rotated
+  const float* frequencies = nullptr;  ///< with positions: [3, heads, head_dim/2]
 };
 /// Enqueues one kernel. Throws Error(kUsage) for heads of more than 512 channels.
 void norm_heads(const HeadNormCall& call, cudaStream_t stream);
