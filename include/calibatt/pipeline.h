@@ -103,6 +103,7 @@ struct RunReport {
   std::map<std::string, std::string> parts;
   /// Tells files of the same names with other content: hash of the LoRAs and of samples of all files with weights.
   std::string files_hash;
+  std::string tokenizer_hash;      ///< of the tokenizer's files; reports of earlier versions do not say it
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;

@@ -1,6 +1,9 @@
 #include "resume.h"
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
@@ -14,12 +17,14 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash";
+constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
-constexpr const char* kMadeFrom[] = {"model",         "prompt",     "negative_prompt", "seed",      "steps",
-                                     "cfg_scale",     "flow_shift", "width",           "height",    "video_frames",
-                                     "fps",           "scheduler",  "sigmas",          "precision", "noise_levels",
-                                     "plan_checksum", "loras",      "cfg_scale_2",     "parts",     kFilesHash};
+constexpr const char* kMadeFrom[] = {
+    "model",        "prompt",        "negative_prompt", "seed",         "steps", "cfg_scale", "scheduler",
+    "flow_shift",   "width",         "height",          "video_frames", "fps",   "sigmas",    "precision",
+    "noise_levels", "plan_checksum", "loras",           "cfg_scale_2",  "parts", kFilesHash,  kTokenizerHash};
+/// How a run's noise levels were asked for, which does not matter where they are the same.
+constexpr const char* kOfNoiseLevels[] = {"flow_shift", "sigmas", "noise_levels"};
 
 constexpr const char* kRemedy = "; give another name with -o, or move it away";
 
@@ -34,17 +39,33 @@ std::string words(const json& value) {
   return shown(value.dump(-1, ' ', false, json::error_handler_t::replace));
 }
 
+/// Whether the steps are at the same noise levels, however they were written. UniPC cuts what the model is told to
+/// whole numbers, so that the last digit can be another step.
+bool same_noise_levels(const json& found, const json& wanted) {
+  const std::string key = "noise_levels";
+  if (!found.contains(key) || !found[key].is_array() || found[key].size() != wanted[key].size()) return false;
+  const double tolerance = wanted["scheduler"] == "euler" ? 1e-6 : 0;
+  for (size_t step = 0; step < wanted[key].size(); ++step) {
+    const json& theirs = found[key][step];
+    if (!theirs.is_number()) return false;
+    if (!(std::abs(theirs.get<double>() - wanted[key][step].get<double>()) <= tolerance)) return false;
+  }
+  return true;
+}
+
 void require_same(const Made& made, const json& found, const json& wanted) {
+  const bool same_levels = same_noise_levels(found, wanted);
   for (const std::string key : kMadeFrom) {
+    if (same_levels && std::ranges::find(kOfNoiseLevels, key) != std::end(kOfNoiseLevels)) continue;
     if ((key == "seed" && made.any_seed) || (key == "precision" && made.any_precision)) continue;
     const json &theirs = found.contains(key) ? found[key] : json(nullptr), &ours = wanted[key];
     if (theirs == ours) continue;
-    if (key == kFilesHash) {
+    if (key == kFilesHash || key == kTokenizerHash) {
       if (theirs.is_null()) continue;  // earlier versions knew names alone
-      throw Error(ErrorKind::kMismatch, made.output +
-                                            " is there already and was made with files of the same names whose "
-                                            "content is another (model, single files or LoRAs)" +
-                                            kRemedy);
+      throw Error(ErrorKind::kMismatch,
+                  made.output +
+                      " is there already and was made with files of the same names whose content is another (" +
+                      (key == kFilesHash ? "model, single files or LoRAs" : "tokenizer") + ")" + kRemedy);
     }
     // "bf16 weights, fp32 arithmetic" is what --dtype bf16 is on some processors.
     if (key == "precision" && theirs.is_string() && theirs.get<std::string>().starts_with(ours.get<std::string>())) {

@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
-#include "model_settings/component.h"
+#include "text/tokenizer.h"
 
 namespace calibatt {
 
@@ -45,6 +45,24 @@ DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sig
   folder.vae = (root / "vae").string();
   folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string(), inverted_sigmas);
   return folder;
+}
+
+void describe_files(const Component& transformer, const Component& vae, const Component& text_encoder,
+                    const std::string& tokenizer_folder, ModelDescription& model) {
+  for (const Component* part : {&transformer, &vae, &text_encoder}) add_weight_files(*part, model.weight_files);
+  add_weight_files(text_encoder, model.text_encoder_files);
+  model.tokenizer_files = Tokenizer::files(tokenizer_folder);
+}
+
+MemoryEstimate memory_estimate(const ModelElements& elements, uint64_t activations, uint64_t decoding,
+                               const VideoSize& size, DType dtype) {
+  MemoryEstimate needs;
+  needs.weights = elements.transformer * dtype_size(dtype);
+  needs.activations = activations;
+  needs.autoencoder = elements.vae * dtype_size(dtype_beside(dtype)) + decoding;
+  needs.video =
+      static_cast<uint64_t>(size.frames) * static_cast<uint64_t>(size.height) * static_cast<uint64_t>(size.width) * 3;
+  return needs;
 }
 
 ModelDescription describe_folder(const std::string& path, const ModelDefaults& defaults) {

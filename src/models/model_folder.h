@@ -1,9 +1,11 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "model_settings/component.h"
 #include "models/video_model.h"
 
 namespace calibatt {
@@ -23,6 +25,18 @@ struct DiffusersFolder {
 /// inverted_sigmas: as load_scheduler_config takes it. Throws Error(kNotFound / kFormat), or kMismatch for a second
 /// transformer without a boundary, or the other way round.
 DiffusersFolder open_diffusers_folder(const std::string& folder, bool inverted_sigmas = false);
+
+/// Enters the files that a model is made of.
+void describe_files(const Component& transformer, const Component& vae, const Component& text_encoder,
+                    const std::string& tokenizer_folder, ModelDescription& model);
+
+/// Numbers of elements that stay in memory.
+struct ModelElements {
+  uint64_t transformer = 0, vae = 0;
+};
+/// ModelFiles::memory; activations and decoding: bytes beside the weights, of the transformer and of the autoencoder.
+MemoryEstimate memory_estimate(const ModelElements& elements, uint64_t activations, uint64_t decoding,
+                               const VideoSize& size, DType dtype);
 
 /// Path and name, and generation_config.json (calibatt's own, optional) where it says other than the model's defaults.
 /// Throws Error(kFormat).

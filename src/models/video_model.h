@@ -46,6 +46,7 @@ struct ModelDescription {
   std::vector<Expert> experts = std::vector<Expert>(1);
   std::vector<std::string> weight_files;        ///< all that hold tensors of it
   std::vector<std::string> text_encoder_files;  ///< those of its text encoder
+  std::vector<std::string> tokenizer_files;
 
   int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer
   int max_prompt_tokens = 512;                      ///< what a prompt is cut to
@@ -118,8 +119,6 @@ class ModelFiles {
   virtual ~ModelFiles() = default;
   virtual const ModelDescription& description() const = 0;
   virtual MemoryEstimate memory(const VideoSize& size, DType dtype) const = 0;
-  /// Whether load looks at ModelLoadOptions::loras.
-  virtual bool merges_loras() const { return false; }
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;

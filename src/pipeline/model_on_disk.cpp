@@ -10,7 +10,7 @@ struct ModelOnDisk::Impl {
   ModelInfo info;
   std::vector<Lora> loras;
   std::map<std::string, std::string> parts;
-  std::string files_hash;  ///< empty until somebody asks
+  std::string files_hash, tokenizer_hash;  ///< empty until somebody asks
 };
 
 ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -58,8 +58,12 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   report.model_name = model.name;
   report.loras = impl_->loras;
   report.parts = impl_->parts;
-  if (impl_->files_hash.empty()) impl_->files_hash = hash_of_files(model.weight_files, impl_->loras);
+  if (impl_->files_hash.empty()) {
+    impl_->files_hash = hash_of_files(model.weight_files, impl_->loras);
+    impl_->tokenizer_hash = hash_of_files(model.tokenizer_files);
+  }
   report.files_hash = impl_->files_hash;
+  report.tokenizer_hash = impl_->tokenizer_hash;
   report.noise_levels = noise_levels(report.options, model);
   if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);
   return report;

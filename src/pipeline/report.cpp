@@ -41,6 +41,7 @@ std::string to_json(const RunReport& report) {
                        {"loras", loras_json(report.loras)},
                        {"parts", report.parts.empty() ? json(nullptr) : json(report.parts)},
                        {"files_hash", report.files_hash},
+                       {"tokenizer_hash", report.tokenizer_hash},
                        {"precision", report.precision},
                        {"backend", report.backend},
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},

@@ -57,9 +57,6 @@ Runner::Runner(const LoadOptions& options)
   files_ = open_model(options.model_dir, parts_of(options));  // what is wrong with it is said first
   warn(files_->description().scheduler.warning);
   for (const std::string& warning : files_->description().warnings) warn(warning);
-  if (!options.loras.empty() && !files_->merges_loras()) {
-    throw Error(ErrorKind::kUsage, "--lora: LoRAs are merged into models of Wan alone; leave it out");
-  }
   add_device_backends();
   backend_ = make_backend(options.backend, options.device);
   if (options.offload && backend_->in_host_memory()) {
@@ -72,6 +69,7 @@ Runner::Runner(const LoadOptions& options)
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
   files_hash_ = hash_of_files(files_->description().weight_files, loras_);
+  tokenizer_hash_ = hash_of_files(files_->description().tokenizer_files);
   model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
 }
 
@@ -155,6 +153,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.loras = loras_;
   report.parts = parts_;
   report.files_hash = files_hash_;
+  report.tokenizer_hash = tokenizer_hash_;
   report.precision = precision_name(model_->dtype(), *backend_);
   report.backend = backend_->name();
   report.device = backend_->device_name();

@@ -58,7 +58,7 @@ class Runner {
 
   int threads_ = 0;
   std::vector<Lora> loras_;
-  std::string files_hash_;  ///< RunReport::files_hash
+  std::string files_hash_, tokenizer_hash_;  ///< as RunReport has them
   std::map<std::string, std::string> parts_;
   std::function<void(const std::string&)> warn_;
   std::unique_ptr<ModelFiles> files_;  ///< null for a model that does not come from a folder

@@ -189,9 +189,26 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
+namespace {
+
+/// Paths of a folder's tokenizer; the second is read where the first is not there.
+struct TokenizerFiles {
+  std::string json, spiece, config;
+  explicit TokenizerFiles(const std::string& folder)
+      : json(folder + "/tokenizer.json"), spiece(folder + "/spiece.model"), config(folder + "/tokenizer_config.json") {}
+};
+
+}  // namespace
+
+std::vector<std::string> Tokenizer::files(const std::string& folder) {
+  const TokenizerFiles all(folder);
+  std::vector<std::string> files{path_exists(all.json) ? all.json : all.spiece, all.config};
+  std::erase_if(files, [](const std::string& path) { return !path_exists(path); });
+  return files;
+}
+
 Tokenizer Tokenizer::load(const std::string& folder) {
-  const std::string json_path = folder + "/tokenizer.json", spiece_path = folder + "/spiece.model",
-                    config_path = folder + "/tokenizer_config.json";
+  const auto [json_path, spiece_path, config_path] = TokenizerFiles(folder);
   TokenizerParts parts;
   if (path_exists(json_path)) {
     parts = read_tokenizer_json(json_path);

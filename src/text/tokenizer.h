@@ -20,6 +20,8 @@ class Tokenizer {
   /// Throws Error(kNotFound) without either file, Error(kFormat) for one that is not sound, or lacks the special
   /// tokens.
   static Tokenizer load(const std::string& folder);
+  /// Those of a folder's files that load looks at, as far as they are there.
+  static std::vector<std::string> files(const std::string& folder);
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();

@@ -12,6 +12,7 @@
 #include "base/random.h"
 #include "command.h"
 #include "io/safetensors.h"
+#include "models/mochi/transformer.h"
 #include "models/original_layout.h"
 
 namespace calibatt::test {
@@ -89,6 +90,39 @@ TEST_F(LoraRuns, MakeTheVideoOfTheMergedModel) {
       run_calibatt("generate" + kSmall + "-p a " + flag_ + "-o x.mp4 --report " + lora_);
   EXPECT_EQ(output_is_input.exit_code, 2) << output_is_input.output;
   EXPECT_THAT(run_calibatt("generate -p a -m " + lora_ + " -o x.mp4").output, HasSubstr("this file with --lora"));
+}
+
+TEST(MochiLora, MakesTheVideoOfTheMergedModel) {
+  const std::string model = CALIBATT_MODELS_DIR "/tiny-mochi";
+  const TemporaryFolder folder;
+  const std::string merged = folder.file("merged"), lora = folder.file("lora.safetensors");
+  const MappedTensors base = open_mochi_transformer(model + "/transformer").tensors;
+  std::map<std::string, Tensor> tensors;
+  for (const std::string layer : {"attn1.to_q", "attn1.add_k_proj", "ff.net.2"}) {
+    const std::string name = "transformer_blocks.1." + layer;
+    const std::vector<int64_t> shape = base.entries().at(name + ".weight").shape;
+    tensors["transformer." + name + ".lora_A.weight"] = TorchGenerator(1).randn({4, shape[1]});
+    tensors["transformer." + name + ".lora_B.weight"] = TorchGenerator(2).randn({shape[0], 4});
+  }
+  write_safetensors(lora, tensors);
+  fs::copy(model, merged, fs::copy_options::recursive);
+  WeightOverlay overlay;
+  add_lora({lora, 0.05}, base, overlay);
+  const MappedTensors over = overlay.over(base);
+  tensors.clear();
+  for (const auto& [name, entry] : over.entries()) tensors[name] = over.get(name);
+  write_safetensors(merged + "/transformer/diffusion_pytorch_model.safetensors", tensors);
+
+  const auto generate = [&](const std::string& from, const std::string& name) {
+    const CommandResult result =
+        run_calibatt("generate -W 32 -H 32 --video-frames 7 --steps 2 --threads 2 --backend cpu -p 'a red circle' -m " +
+                     from + " -o " + folder.file(name));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return read_file(folder.file(name.substr(0, name.find('.')) + "_00006.png"));
+  };
+  const std::string with = generate(model + " --lora " + lora + ":0.05", "with.png");
+  EXPECT_EQ(with, generate(merged, "merged.png"));
+  EXPECT_NE(with, generate(model, "base.png"));
 }
 
 TEST_F(LoraRuns, AScaleThatIsNoNumberIsRefused) {

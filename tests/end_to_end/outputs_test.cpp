@@ -260,6 +260,25 @@ TEST_F(Outputs, FinishedVideosAreKnownByWhatTheyWereMadeFrom) {
   expect_refusal(many, 5, "no " + report + " says what it was made from");
 }
 
+TEST_F(Outputs, FinishedVideosAreOfTheSameNoiseLevelsHoweverTheyAreWritten) {
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  const std::string many = "generate --model " + kModel +
+                           " -W 64 -H 64 --video-frames 5 --backend cpu --dtype fp32 --prompts " +
+                           folder_.file("prompts.txt") + " -o " + folder_.file("v.mp4");
+  const auto finished = HasSubstr("passing over 1 of 1 video");
+  // Shifted by 5: levels of 1, 15/16 and 5/6.
+  const std::string euler = many + " --scheduler euler";
+  ASSERT_EQ(run_calibatt(euler + " --flow-shift 5 --timesteps 1000,750,500").exit_code, 0);
+  EXPECT_THAT(run_calibatt(euler + " --sigmas 1,0.9375,0.8333333").output, finished);
+  EXPECT_THAT(run_calibatt(euler + " --flow-shift 5 --timesteps 1e3,750.0,500.00001").output, finished);
+  expect_refusal(euler + " --flow-shift 5 --timesteps 1000,750,501", 5, "noise_levels [1.0,");
+  expect_refusal(euler + " --sigmas 1,0.9375,0.8333", 5, "flow_shift 5.0, and this command says 1.0");
+  expect_refusal(euler + " --flow-shift 5 --timesteps 1000,750,500,250", 5, "steps 3, and this command says 4");
+  // Other levels may come from the same numbers.
+  expect_refusal(euler + " --flow-shift 4 --timesteps 1000,750,500", 5, "flow_shift 5.0, and this command says 4.0");
+  expect_refusal(many + " --scheduler unipc --sigmas 1,0.9375,0.8333333", 5, "scheduler \"euler\"");
+}
+
 TEST_F(Outputs, FinishedVideosAreOfTheContentOfTheModelsFiles) {
   const std::string model = folder_.file("model"), lora = folder_.file("lora.safetensors");
   fs::copy(kModel, model, fs::copy_options::recursive);
@@ -290,6 +309,13 @@ TEST_F(Outputs, FinishedVideosAreOfTheContentOfTheModelsFiles) {
   write_lora(0.25f);
   expect_refusal(many, 5, other);
   write_lora(0.5f);
+  expect_finished();
+  for (const char* part : {"spiece.model", "tokenizer_config.json"}) {
+    const std::string file = model + "/tokenizer/" + part, before = read_file(file);
+    write_file(file, before + "\n");
+    expect_refusal(many, 5, "files of the same names whose content is another (tokenizer)");
+    write_file(file, before);
+  }
   expect_finished();
   // Reports of earlier versions do not say it.
   auto report = nlohmann::json::parse(read_file(folder_.file("v_0000.json")));

@@ -12,6 +12,7 @@
 #include "io/fingerprint.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
+#include "models/mochi/transformer.h"
 #include "models/original_layout.h"
 
 namespace calibatt {
@@ -21,26 +22,32 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/lora";
+const std::string kMochiData = std::string(CALIBATT_GOLDEN_DATA) + "/lora_mochi";
 constexpr double kStrength = 0.75;
 
 struct Family {
   const char* name;
   const char* file;
-  size_t unused;
+  size_t unused = 0;
+  std::string data = kData;
 };
 std::ostream& operator<<(std::ostream& stream, const Family& family) {
   return stream << family.name;
+}
+
+MappedTensors open_base(const std::string& data) {
+  return (data == kMochiData ? open_mochi_transformer(data) : open_transformer(data)).tensors;
 }
 
 class LoraGolden : public testing::TestWithParam<Family> {};
 
 TEST_P(LoraGolden, MergedWeightsAreThoseThatDiffusersFuses) {
   const Family family = GetParam();
-  const MappedTensors base = open_transformer(kData).tensors;
-  const Safetensors fused = Safetensors::open(kData + "/" + family.name + ".fused.safetensors");
+  const MappedTensors base = open_base(family.data);
+  const Safetensors fused = Safetensors::open(family.data + "/" + family.name + ".fused.safetensors");
   WeightOverlay overlay;
   std::vector<std::string> warnings;
-  add_lora({kData + "/" + family.file, kStrength}, base, overlay,
+  add_lora({family.data + "/" + family.file, kStrength}, base, overlay,
            [&](const std::string& message) { warnings.push_back(message); });
   const MappedTensors merged = overlay.over(base);
   for (const auto& [name, entry] : base.entries()) {
@@ -59,15 +66,19 @@ TEST_P(LoraGolden, MergedWeightsAreThoseThatDiffusersFuses) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, LoraGolden,
-                         testing::Values(Family{"native_down_up", "native_down_up.safetensors", 0},
-                                         Family{"native_a_b", "native_a_b.safetensors", 0},
-                                         Family{"differences", "differences.safetensors", 5},
-                                         Family{"kohya", "kohya.safetensors", 0},
-                                         Family{"diffusers", "diffusers.safetensors", 0},
-                                         Family{"diffusers_alpha", "diffusers_alpha.safetensors", 0},
-                                         Family{"peft", "peft", 0}),
-                         [](const auto& info) { return info.param.name; });
+const auto kFamilyName = [](const auto& info) { return info.param.name; };
+INSTANTIATE_TEST_SUITE_P(
+    Families, LoraGolden,
+    testing::Values(Family{"native_down_up", "native_down_up.safetensors"},
+                    Family{"native_a_b", "native_a_b.safetensors"}, Family{"differences", "differences.safetensors", 5},
+                    Family{"kohya", "kohya.safetensors"}, Family{"diffusers", "diffusers.safetensors"},
+                    Family{"diffusers_alpha", "diffusers_alpha.safetensors"}, Family{"peft", "peft"}),
+    kFamilyName);
+INSTANTIATE_TEST_SUITE_P(OfMochi, LoraGolden,
+                         testing::Values(Family{"kohya", "kohya.safetensors", 0, kMochiData},
+                                         Family{"diffusers", "diffusers.safetensors", 0, kMochiData},
+                                         Family{"peft", "peft", 0, kMochiData}),
+                         kFamilyName);
 
 class LoraFiles : public testing::Test {
  protected:

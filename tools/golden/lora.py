@@ -1,10 +1,10 @@
 """Golden data of LoRAs: a small WanTransformer3DModel, LoRA files in every family of keys, and the model with each fused.
 
-    python tools/golden/lora.py
+    python tools/golden/lora.py [mochi]
 
-Writes tests/golden/data/lora/: config.json and diffusion_pytorch_model.safetensors (float32); <family>.safetensors, the
+Writes tests/golden/data/lora/ and, for a small MochiTransformer3DModel, lora_mochi/: config.json and diffusion_pytorch_model.safetensors (float32); <family>.safetensors, the
 LoRA; <family>.fused.safetensors, the tensors that it changes. What diffusers reads is loaded and fused by diffusers
-(load_lora_weights of a WanPipeline, fuse_lora) and, in the family "peft", by peft itself. What diffusers passes over
+(load_lora_weights of a pipeline, fuse_lora) and, in the family "peft", by peft itself. What diffusers passes over
 (differences of weights, norms and modulations) is added here, as its authors' tools do: weight += strength · difference.
 Deterministic.
 """
@@ -12,14 +12,19 @@ Deterministic.
 import json
 import pathlib
 import shutil
+import sys
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import MochiPipeline, MochiTransformer3DModel, WanPipeline, WanTransformer3DModel
 from safetensors.torch import save_file
 
-DATA = pathlib.Path(__file__).resolve().parents[2] / "tests/golden/data/lora"
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests/golden/data"
+DATA = GOLDEN / "lora"
 CONFIG = dict(num_layers=2, num_attention_heads=2, attention_head_dim=12, ffn_dim=36, text_dim=10, freq_dim=8, in_channels=3,
               out_channels=3, qk_norm="rms_norm_across_heads", cross_attn_norm=True)  # fmt: skip
+MOCHI = GOLDEN / "lora_mochi"
+MOCHI_CONFIG = dict(num_layers=2, num_attention_heads=2, attention_head_dim=12, pooled_projection_dim=16, in_channels=3,
+                    text_embed_dim=16, time_embed_dim=8)  # fmt: skip
 DIM, FFN, TEXT, FREQ = 24, 36, 10, 8
 STRENGTH = 0.75
 
@@ -43,12 +48,13 @@ def noise(*shape, scale=0.3):
     return torch.randn(shape, generator=generator) * scale
 
 
-def model():
-    return WanTransformer3DModel.from_pretrained(DATA)
+def model(data=DATA):
+    return (MochiTransformer3DModel if data == MOCHI else WanTransformer3DModel).from_pretrained(data)
 
 
-def fused_by_diffusers(state):
-    pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model())
+def fused_by_diffusers(state, data=DATA):
+    make = MochiPipeline if data == MOCHI else WanPipeline
+    pipeline = make(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model(data))
     pipeline.load_lora_weights({key: value.clone() for key, value in state.items()})
     pipeline.fuse_lora(components=["transformer"], lora_scale=STRENGTH)
     pipeline.unload_lora_weights()
@@ -62,12 +68,12 @@ def with_differences(state, differences):
     return state
 
 
-def save(name, lora, fused, metadata=None):
-    base = model().state_dict()
+def save(name, lora, fused, metadata=None, data=DATA):
+    base = model(data).state_dict()
     assert set(fused) == set(base), name
     changed = {key: value.contiguous() for key, value in fused.items() if not torch.equal(value, base[key])}
-    save_file(lora, DATA / f"{name}.safetensors", metadata=metadata)
-    save_file(changed, DATA / f"{name}.fused.safetensors")
+    save_file(lora, data / f"{name}.safetensors", metadata=metadata)
+    save_file(changed, data / f"{name}.fused.safetensors")
     print(f"{name}: {len(lora)} keys change {len(changed)} tensors")
 
 
@@ -143,18 +149,18 @@ def make_diffusers():
     save("diffusers_alpha", lora, fused, {"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
 
 
-def make_peft():
+def make_peft(modules=("to_q", "to_out.0", "net.2"), alphas={"blocks.1.attn2.to_q": 2}, data=DATA):
     """A PEFT adapter's folder, merged by peft itself."""
     import peft
 
-    config = peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["to_q", "to_out.0", "net.2"],
-                             alpha_pattern={"blocks.1.attn2.to_q": 2}, init_lora_weights=False)  # fmt: skip
+    config = peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=list(modules),
+                             alpha_pattern=alphas, init_lora_weights=False)  # fmt: skip
     torch.manual_seed(7)
-    adapted = peft.get_peft_model(model(), config)
+    adapted = peft.get_peft_model(model(data), config)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             parameter.data = noise(*parameter.shape)
-    folder = DATA / "peft"
+    folder = data / "peft"
     adapted.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     settings = json.loads((folder / "adapter_config.json").read_text())
@@ -164,20 +170,44 @@ def make_peft():
         if isinstance(module, peft.tuners.lora.LoraLayer):
             module.set_scale("default", STRENGTH)
     fused = {key: value.detach() for key, value in adapted.merge_and_unload().state_dict().items()}
-    base = model().state_dict()
+    base = model(data).state_dict()
     save_file({key: value.contiguous() for key, value in fused.items() if not torch.equal(value, base[key])},
-              DATA / "peft.fused.safetensors")  # fmt: skip
+              data / "peft.fused.safetensors")  # fmt: skip
+
+
+def make_base(base, data):
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    for parameter in base.parameters():
+        parameter.data = noise(*parameter.shape)
+    base.save_pretrained(data)
+
+
+def make_mochi():
+    """Both streams' layers; as MochiPipeline.save_lora_weights writes them, with kohya's names, and by peft."""
+    generator.manual_seed(32)
+    make_base(MochiTransformer3DModel(**MOCHI_CONFIG), MOCHI)
+    layers = {name: tuple(module.weight.shape) for name, module in model(MOCHI).named_modules()
+              if isinstance(module, torch.nn.Linear) and "transformer_blocks" in name}  # fmt: skip
+    lora, kohya = {}, {}
+    for name, size in layers.items():
+        down, up = pair(3, *size)
+        lora |= {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
+        flat = "lora_unet_" + name.replace(".", "_")
+        kohya |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up, f"{flat}.alpha": torch.tensor(1.5)}
+    fused = fused_by_diffusers(lora, MOCHI)
+    save("diffusers", lora, fused, data=MOCHI)
+    base = model(MOCHI).state_dict()
+    save("kohya", kohya, {key: base[key] + 0.5 * (value - base[key]) for key, value in fused.items()}, data=MOCHI)
+    make_peft(("to_k", "add_q_proj", "to_add_out", "net.2"), {"transformer_blocks.1.attn1.to_k": 2}, MOCHI)
 
 
 def main():
-    shutil.rmtree(DATA, ignore_errors=True)
-    DATA.mkdir(parents=True)
-    base = WanTransformer3DModel(**CONFIG)
-    for parameter in base.parameters():
-        parameter.data = noise(*parameter.shape)
-    base.save_pretrained(DATA)
-    for make in (make_native, make_differences, make_kohya, make_diffusers, make_peft):
-        make()
+    if sys.argv[1:] != ["mochi"]:
+        make_base(WanTransformer3DModel(**CONFIG), DATA)
+        for make in (make_native, make_differences, make_kohya, make_diffusers, make_peft):
+            make()
+    make_mochi()
 
 
 if __name__ == "__main__":

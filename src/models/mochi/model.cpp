@@ -162,12 +162,8 @@ class MochiFiles final : public ModelFiles {
     configs_ = {MochiTransformerConfig::from(transformer.config), MochiVaeConfig::from(vae.config),
                 T5Config::from(text_encoder.config), folder_.empty_prompt_is_zeros};
     check_components(configs_, path);
-    transformer_elements_ = num_elements(transformer.tensors);
-    vae_elements_ = num_elements(vae.tensors);
-    for (const Component* part : {&transformer, &vae, &text_encoder}) {
-      add_weight_files(*part, description_.weight_files);
-    }
-    add_weight_files(text_encoder, description_.text_encoder_files);
+    elements_ = {num_elements(transformer.tensors), num_elements(vae.tensors)};
+    describe_files(transformer, vae, text_encoder, folder_.tokenizer, description_);
 
     description_.scheduler = folder_.scheduler;
     description_.scheduler.spacing = SchedulerConfig::Spacing::kLinearQuadratic;
@@ -187,15 +183,9 @@ class MochiFiles final : public ModelFiles {
   const ModelDescription& description() const override { return description_; }
 
   MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
-    MemoryEstimate needs;
-    needs.weights = transformer_elements_ * dtype_size(dtype);
-    needs.activations =
-        mochi_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), kMaxPromptTokens, dtype);
-    needs.autoencoder =
-        vae_elements_ * dtype_size(dtype_beside(dtype)) + mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype));
-    needs.video =
-        static_cast<uint64_t>(size.frames) * static_cast<uint64_t>(size.height) * static_cast<uint64_t>(size.width) * 3;
-    return needs;
+    const int64_t tokens = description_.geometry(size).num_tokens();
+    return memory_estimate(elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
+                           mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
@@ -212,7 +202,7 @@ class MochiFiles final : public ModelFiles {
   DiffusersFolder folder_;
   ModelDescription description_;
   MochiConfigs configs_;
-  uint64_t transformer_elements_ = 0, vae_elements_ = 0;
+  ModelElements elements_;
 };
 
 }  // namespace

@@ -22,22 +22,8 @@ constexpr float kHeadEpsilon = 1e-5f;  // of queries and keys
 AttentionGeometry MochiTransformer::geometry(int latent_frames, int latent_height, int latent_width,
                                              const TokenOrder& order) const {
   CALIBATT_ASSERT(latent_height % config_.patch_size == 0 && latent_width % config_.patch_size == 0);
-  AttentionGeometry geometry;
-  geometry.frames = latent_frames;
-  geometry.height = latent_height / config_.patch_size;
-  geometry.width = latent_width / config_.patch_size;
-  geometry.heads = config_.num_attention_heads;
-  geometry.head_dim = config_.attention_head_dim;
-  geometry.order = order;
-  geometry.validate();
-  return geometry;
-}
-
-/// Where whoever listens may end the work: the device has little left to do by then.
-void MochiTransformer::between_parts(const WorkProgress& progress, int layer, double within) const {
-  if (!progress) return;
-  backend_->limit_run_ahead();
-  progress(layer, config_.num_layers, within);
+  return token_geometry({latent_frames, latent_height, latent_width}, {1, config_.patch_size, config_.patch_size},
+                        config_.num_attention_heads, config_.attention_head_dim, order);
 }
 
 MochiPrompt MochiTransformer::prepare_prompt(const Tensor& text_embeddings) const {
@@ -129,11 +115,11 @@ Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const Mo
     Tensor text_modulation;
     if (prompt.num_tokens() > 0) text_modulation = this->modulation(block.text, condition);
     attention_step(layer, modulation, text_modulation, layout, self_attention, *attention_timer);
-    between_parts(progress, layer, 0.5);
+    after_part(*backend_, progress, layer, config_.num_layers, 0.5);
     feed_forward_step(block.video, modulation, work_.residual);
     if (prompt.num_tokens() > 0 && !is_last(layer)) feed_forward_step(block.text, text_modulation, work_.text);
     if (observer) observer(layer, work_.residual, work_.text);
-    between_parts(progress, layer, 1);
+    after_part(*backend_, progress, layer, config_.num_layers, 1);
   }
 
   Tensor modulation = backend_->empty(DType::kF32, {2 * dim});
@@ -226,28 +212,11 @@ void MochiTransformer::attention_step(int layer, const Tensor& modulation, const
   }
 }
 
-/// W_o of the video as stored, on the host. Read when it is asked for: calibration alone does, and a weight that was
-/// changed would be a copy.
-const Tensor& MochiTransformer::output_weight(int layer) {
-  output_weights_.resize(blocks_.size());
-  Tensor& weight = output_weights_[static_cast<size_t>(layer)];
-  if (weight.empty()) {
-    const int64_t dim = config_.dim();
-    weight = weights_->view("transformer_blocks." + std::to_string(layer) + ".attn1.to_out.0.weight", {dim, dim});
-  }
-  return weight;
-}
-
 OutputContext MochiTransformer::output_context(int layer, const Tensor& gate, const Tensor& attended,
                                                Tensor& host_gate) {
   const Block& block = blocks_[static_cast<size_t>(layer)];
-  host_gate = backend_->to_host(gate);
-  OutputContext context;
-  context.output_weight = &output_weight(layer);
-  context.gate = {host_gate.f32(), static_cast<size_t>(config_.dim())};
-  context.residual_square_sum = backend_->sum_of_squares(work_.residual);
-  context.backend_weight = backend_->weight_of(*block.video.output, *context.output_weight);
-  context.backend_gate = &gate;
+  OutputContext context =
+      output_weights_.context(*backend_, layer, *block.video.output, gate, work_.residual, host_gate);
   context.squared_gain = [this, &block, attended] {
     Tensor output = backend_->empty(DType::kF32, attended.shape());
     backend_->linear(*block.video.output, attended, output);

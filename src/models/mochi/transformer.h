@@ -12,6 +12,7 @@
 #include "model_settings/component.h"
 #include "model_settings/load_options.h"
 #include "model_settings/mochi_config.h"
+#include "models/transformer_parts.h"
 #include "models/video_model.h"
 #include "sparsity/geometry.h"
 
@@ -109,7 +110,6 @@ class MochiTransformer {
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens, const MochiPrompt& prompt);
   Tensor normed_for(const Tensor& residual) const;
-  void between_parts(const WorkProgress& progress, int layer, double within) const;
   Tensor pooled_tokens(const Tensor& text_embeddings) const;
   /// → silu(embedding of timestep and prompt) [dim], in float32 and as the blocks take it.
   std::pair<Tensor, Tensor> condition(float timestep, const MochiPrompt& prompt) const;
@@ -118,7 +118,6 @@ class MochiTransformer {
                const RopeFactors* rope);
   void attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation, const Layout& layout,
                       SelfAttention& attention, Timer& timer);
-  const Tensor& output_weight(int layer);
   OutputContext output_context(int layer, const Tensor& gate, const Tensor& attended, Tensor& host_gate);
   void add_output(const Stream& stream, const Tensor& attended, const Tensor& gate, Tensor& residual);
   void feed_forward_step(const Stream& stream, const Tensor& modulation, Tensor& residual);
@@ -132,8 +131,7 @@ class MochiTransformer {
   Tensor frequencies_;  // [3, heads, head_dim/2] F32
   Tensor one_;          // [1] F32
   std::vector<Block> blocks_;
-  std::shared_ptr<const Weights> weights_;  // for output_weight
-  std::vector<Tensor> output_weights_;      // of each block; empty until somebody asks
+  OutputWeights output_weights_;
   std::shared_ptr<const LinearLayer> output_modulation_, output_projection_;
   std::unique_ptr<Layout> layout_;  // of the last forward
   Workspace work_;

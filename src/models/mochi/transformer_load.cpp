@@ -41,8 +41,9 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   model.config_ = MochiTransformerConfig::from(files.config);
   warn_of_unread_settings(files.config, {}, options);
   const MochiTransformerConfig& config = model.config_;
-  model.weights_ = std::make_shared<const Weights>(std::move(files.tensors));
-  const Weights& weights = *model.weights_;
+  const auto stored = std::make_shared<const Weights>(std::move(files.tensors));
+  const Weights& weights = *stored;
+  model.output_weights_ = {stored, "transformer_blocks.", config.num_layers, config.dim()};
   if (options.offload) {
     require_host_memory(static_cast<size_t>(config.num_layers) * block_bytes(config, dtype, false));
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "models/model_folder.h"
 #include "models/original_layout.h"
 #include "models/prompt_reader.h"
 #include "models/t5/encoder.h"
@@ -146,13 +147,9 @@ class WanFiles final : public ModelFiles {
     configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
                 T5Config::from(text_encoder.config)};
     check_components(configs_, path);
-    for (const Component* part : {&transformer, &vae, &text_encoder}) {
-      add_weight_files(*part, description_.weight_files);
-    }
-    add_weight_files(text_encoder, description_.text_encoder_files);
+    describe_files(transformer, vae, text_encoder, folder_.tokenizer, description_);
     check_experts(path);
-    transformer_elements_ = num_elements(transformer.tensors);
-    vae_elements_ = num_elements(vae.tensors);
+    elements_ = {num_elements(transformer.tensors), num_elements(vae.tensors)};
 
     description_.kind = "WanTransformer3DModel";
     description_.num_layers = configs_.transformer.num_layers;
@@ -167,18 +164,11 @@ class WanFiles final : public ModelFiles {
   }
 
   const ModelDescription& description() const override { return description_; }
-  bool merges_loras() const override { return true; }
 
   MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
-    MemoryEstimate needs;
-    needs.weights = transformer_elements_ * dtype_size(dtype);
-    needs.activations =
-        wan_activation_bytes(configs_.transformer, description_.geometry(size).num_tokens(), kMaxPromptTokens, dtype);
-    needs.autoencoder =
-        vae_elements_ * dtype_size(dtype_beside(dtype)) + wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype));
-    needs.video =
-        static_cast<uint64_t>(size.frames) * static_cast<uint64_t>(size.height) * static_cast<uint64_t>(size.width) * 3;
-    return needs;
+    const int64_t tokens = description_.geometry(size).num_tokens();
+    return memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
+                           wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
@@ -204,7 +194,7 @@ class WanFiles final : public ModelFiles {
   WanFolder folder_;
   ModelDescription description_;
   WanConfigs configs_;
-  uint64_t transformer_elements_ = 0, vae_elements_ = 0;
+  ModelElements elements_;
 };
 
 }  // namespace

@@ -40,22 +40,7 @@ AttentionGeometry WanTransformer::geometry(int latent_frames, int latent_height,
                                          std::to_string(config_.rope_max_seq_len) + " positions: choose a smaller one");
     }
   }
-  AttentionGeometry geometry;
-  geometry.frames = latent_frames / config_.patch_size[0];
-  geometry.height = latent_height / config_.patch_size[1];
-  geometry.width = latent_width / config_.patch_size[2];
-  geometry.heads = config_.num_attention_heads;
-  geometry.head_dim = config_.attention_head_dim;
-  geometry.order = order;
-  geometry.validate();
-  return geometry;
-}
-
-/// Where whoever listens may end the work: the device has little left to do by then.
-void WanTransformer::between_parts(const WorkProgress& progress, int layer, double within) const {
-  if (!progress) return;
-  backend_->limit_run_ahead();
-  progress(layer, config_.num_layers, within);
+  return token_geometry(latent, config_.patch_size, config_.num_attention_heads, config_.attention_head_dim, order);
 }
 
 WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_sequence_length,
@@ -96,7 +81,7 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
                               config_.attention_head_dim, or_null(block.cross_key_norm), config_.eps, nullptr);
     prompt.keys_values.push_back(std::move(keys_values));
-    between_parts(progress, static_cast<int>(layer), 0.5);
+    after_part(*backend_, progress, static_cast<int>(layer), config_.num_layers, 0.5);
   }
   if (backend_->attention_weight_slots(dtype_, config_.attention_head_dim, rows) == 0) return prompt;
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
@@ -104,7 +89,7 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     prompt.projected_values.push_back(backend_->project_values(
         *blocks_[layer].cross_output, as_const(heads_view(prompt.keys_values[layer], dim, config_.attention_head_dim)),
         config_.num_attention_heads, config_.attention_head_dim));
-    between_parts(progress, static_cast<int>(layer), 1);
+    after_part(*backend_, progress, static_cast<int>(layer), config_.num_layers, 1);
   }
   return prompt;
 }
@@ -138,11 +123,11 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
     Tensor modulation = backend_->empty(DType::kF32, {6, dim});
     backend_->add(blocks_[layer].modulation, time_modulation, modulation);
     self_attention_step(layer, modulation, layout, self_attention, *attention_timer);
-    between_parts(progress, layer, 0.5);
+    after_part(*backend_, progress, layer, config_.num_layers, 0.5);
     cross_attention_step(layer, prompt);
     feed_forward_step(layer, modulation);
     if (observer) observer(layer, work_.residual);
-    between_parts(progress, layer, 1);
+    after_part(*backend_, progress, layer, config_.num_layers, 1);
   }
 
   Tensor modulation = backend_->empty(DType::kF32, {2, dim});
@@ -183,12 +168,7 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   OutputContext context;
   Tensor host_gate;
   if (attention.wants_output_context()) {
-    host_gate = backend_->to_host(gate);
-    context.output_weight = &output_weight(layer);
-    context.gate = {host_gate.f32(), static_cast<size_t>(dim)};
-    context.residual_square_sum = backend_->sum_of_squares(work_.residual);
-    context.backend_weight = backend_->weight_of(*block.output, *context.output_weight);
-    context.backend_gate = &gate;
+    context = output_weights_.context(*backend_, layer, *block.output, gate, work_.residual, host_gate);
   }
   timer.start();
   attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value),
@@ -261,18 +241,6 @@ std::pair<Tensor, Tensor> WanTransformer::embed_timestep(double timestep) const 
   Tensor modulation = backend_->empty(DType::kF32, {6 * dim});
   backend_->linear(*time_projection_, hidden, modulation);
   return {embedding, modulation};
-}
-
-/// W_o of self-attention as stored, on the host. Read when it is asked for: calibration alone does, and a weight that
-/// was changed would be a copy.
-const Tensor& WanTransformer::output_weight(int layer) {
-  output_weights_.resize(blocks_.size());
-  Tensor& weight = output_weights_[static_cast<size_t>(layer)];
-  if (weight.empty()) {
-    const int64_t dim = config_.dim();
-    weight = weights_->view("blocks." + std::to_string(layer) + ".attn1.to_out.0.weight", {dim, dim});
-  }
-  return weight;
 }
 
 const WanTransformer::Layout& WanTransformer::layout_for(const AttentionGeometry& geometry) {

@@ -12,6 +12,7 @@
 #include "base/work_progress.h"
 #include "model_settings/load_options.h"
 #include "model_settings/wan_config.h"
+#include "models/transformer_parts.h"
 #include "models/video_model.h"
 #include "sparsity/geometry.h"
 
@@ -105,10 +106,8 @@ class WanTransformer {
 
   WanTransformer() = default;
   Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
-  const Tensor& output_weight(int layer);
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens);
-  void between_parts(const WorkProgress& progress, int layer, double within) const;
   /// → temb [dim] and its projection [6, dim].
   std::pair<Tensor, Tensor> embed_timestep(double timestep) const;
   void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention,
@@ -122,9 +121,8 @@ class WanTransformer {
   std::shared_ptr<const LinearLayer> patch_embedding_;
   std::shared_ptr<const LinearLayer> time_in_, time_out_, time_projection_, text_in_, text_out_;
   std::vector<Block> blocks_;
-  std::shared_ptr<const Weights> weights_;  // for output_weight
-  std::vector<Tensor> output_weights_;      // of each block; empty until somebody asks
-  Tensor output_modulation_;                // scale_shift_table [2, dim]
+  OutputWeights output_weights_;
+  Tensor output_modulation_;  // scale_shift_table [2, dim]
   std::shared_ptr<const LinearLayer> output_projection_;
   std::unique_ptr<Layout> layout_;  // of the last forward
   Workspace work_;

@@ -28,8 +28,9 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.config_ = WanTransformerConfig::from(files.config);
   warn_of_unread_settings(files.config, {}, options);
   const WanTransformerConfig& config = model.config_;
-  model.weights_ = std::make_shared<const Weights>(std::move(files.tensors));
-  const Weights& weights = *model.weights_;
+  const auto stored = std::make_shared<const Weights>(std::move(files.tensors));
+  const Weights& weights = *stored;
+  model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
   if (options.offload) {
     const BlockBytes block = block_bytes(config, dtype);
     require_host_memory(static_cast<size_t>(config.num_layers) * (block.forward + block.prompt));
