@@ -8,11 +8,12 @@ import torch
 
 from .architecture import total_frames
 from .clips import SIZE, caption, render, sample_scene, to_video
+from .ring import Ring
 
 CAPTIONS_PER_CLIP = 4
 
 
-class LatentPool:
+class LatentPool(Ring):
     """latents [P, C, T, H, W] bf16 with mean 0 and deviation 1 per channel; ids [P, 4, L], four captions of each.
 
     Fewer latent_frames than the whole clip's keep the first frames only (the autoencoder is causal, so these equal the whole clip's).
@@ -22,18 +23,20 @@ class LatentPool:
                  frames: int | None = None, size: int = SIZE, at_once: int = 16):  # fmt: skip
         """vae: the architecture's WholeClip. tokenizer: a CaptionTokenizer."""
         frames = frames or architecture.NUM_FRAMES
-        self.vae, self.tokenizer, self.device = vae, tokenizer, device
-        self.capacity, self.latent_frames, self.frames, self.size, self.at_once = capacity, latent_frames, frames, size, at_once
+        self.vae, self.tokenizer = vae, tokenizer
+        self.latent_frames, self.frames, self.size, self.at_once = latent_frames, frames, size, at_once
         self.rng = random.Random(seed)
         self.frames_used = total_frames(architecture, latent_frames)
         statistics = vae.vae.config.latents_mean, vae.vae.config.latents_std
         self.mean, self.std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in statistics)
         latent = size // 8
-        self.latents = torch.empty(
-            capacity, architecture.LATENT_CHANNELS, latent_frames, latent, latent, device=device, dtype=torch.bfloat16
+        super().__init__(
+            capacity,
+            device,
+            latents=((architecture.LATENT_CHANNELS, latent_frames, latent, latent), torch.bfloat16),
+            ids=((CAPTIONS_PER_CLIP, architecture.TRAIN_PROMPT_TOKENS), torch.long),
         )
-        self.ids = torch.empty(capacity, CAPTIONS_PER_CLIP, architecture.TRAIN_PROMPT_TOKENS, dtype=torch.long, device=device)
-        self.filled, self.next, self.drawn = 0, 0, 0
+        self.latents, self.ids = self.fields["latents"], self.fields["ids"]
 
     @torch.no_grad()
     def add(self, count: int) -> None:
@@ -43,12 +46,7 @@ class LatentPool:
             latents = self.encode(scenes)
             texts = [caption(scene, self.rng) for scene in scenes for _ in range(CAPTIONS_PER_CLIP)]
             ids = self.tokenizer(texts).view(len(scenes), CAPTIONS_PER_CLIP, -1)
-            where = (torch.arange(len(scenes)) + self.next) % self.capacity
-            self.latents[where.to(self.device)] = latents
-            self.ids[where.to(self.device)] = ids.to(self.device)
-            self.next = (self.next + len(scenes)) % self.capacity
-            self.filled = min(self.capacity, self.filled + len(scenes))
-            self.drawn += len(scenes)
+            self.put(latents=latents, ids=ids)
 
     def encode(self, scenes) -> torch.Tensor:
         still = self.latent_frames == 1
@@ -59,7 +57,7 @@ class LatentPool:
         return ((mean.float() - self.mean) / self.std).to(torch.bfloat16)
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.randint(self.filled, (count,), device=self.device, generator=generator)
+        rows = self.rows(count, generator)
         which = torch.randint(CAPTIONS_PER_CLIP, (count,), device=self.device, generator=generator)
         return self.latents[rows].float(), self.ids[rows, which]
 

@@ -59,12 +59,17 @@ def load_parts(architecture, folder: pathlib.Path):
     return transformer.eval(), text_encoder.eval(), load_vae(architecture, folder)
 
 
+def load_exported(model: pathlib.Path):
+    """Transformer, text encoder and autoencoder of an exported model, f32."""
+    index = json.loads((model / "model_index.json").read_text())
+    names = ("transformer", "text_encoder", "vae")
+    classes = (getattr(importlib.import_module(index[name][0]), index[name][1]) for name in names)
+    return tuple(part.from_pretrained(model / name).float().eval() for name, part in zip(names, classes))
+
+
 def from_model(model: pathlib.Path, folder: pathlib.Path) -> None:
     """Makes a state to go on from out of an exported model: vae.pt and average.pt. The optimiser starts anew."""
-    index = json.loads((model / "model_index.json").read_text())
-    names = ("vae", "transformer", "text_encoder")
-    classes = (getattr(importlib.import_module(index[name][0]), index[name][1]) for name in names)
-    vae, transformer, text_encoder = (part.from_pretrained(model / name) for name, part in zip(names, classes))
+    transformer, text_encoder, vae = load_exported(model)
     save(folder / "vae.pt", {"vae": halved(vae.state_dict()), "mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)})
     save(folder / "average.pt", {"transformer": halved(transformer.state_dict()), "text_encoder": halved(text_encoder.state_dict())})
 
