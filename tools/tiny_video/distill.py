@@ -11,7 +11,6 @@ Of several rates the one with the best first seconds goes on.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import pathlib
 import random
@@ -214,11 +213,10 @@ def measure(work: Distillation, lora: pathlib.Path, arguments, log: state.Log) -
     """The merged student against the teacher's own setting on held-out prompts: frames of the same seeds."""
     prompts, _ = read_prompts(arguments.heldout, arguments.count)
     seeds = [1000 + i for i in range(len(prompts))]
-    transformer = copy.deepcopy(work.teacher.transformer)
     parts = work.teacher.transformer, work.teacher.text_encoder, work.vae
     sampler = Sampler(work.architecture, parts, arguments.tokenizer, work.device)
-    merge_file(transformer, lora)
-    work.student.transformer.load_state_dict(transformer.state_dict())
+    work.student.transformer.load_state_dict(work.teacher.transformer.state_dict())
+    merge_file(work.student.transformer, lora)
     steps, guidance, *scheduling = (float(v) for v in work.architecture.SETTING.split(","))
     _, frames, _, size = work.shape
     noise = torch.cat([sampler.noise(seed, frames, size) for seed in seeds]).to(work.device)
