@@ -51,15 +51,17 @@ struct LoadOptions {
 struct GenerateOptions {
   std::string prompt;  ///< may be empty: an unconditional video
   std::string negative_prompt;
-  std::string prompt_source = "--prompt";  ///< where the prompt was written, for messages (Prompt::source)
-  uint64_t seed = 0;                       ///< the initial noise is that of torch's CPU generator with this seed
+  std::string prompt_source = "--prompt";     ///< where the prompt was written, for messages (Prompt::source)
+  std::shared_ptr<const Picture> image = {};  ///< that the video begins with; models that take one need it
+  uint64_t seed = 0;                          ///< the initial noise is that of torch's CPU generator with this seed
   std::optional<int> steps;
   std::optional<double> cfg_scale;  ///< ≤ 1 turns classifier-free guidance off
   /// Of the steps that a second transformer denoises; default: cfg_scale where that is given, else the model's. Only
   /// for a model of two.
   std::optional<double> cfg_scale_2;
   std::optional<double> flow_shift;  ///< default: the scheduler's own configuration
-  std::optional<int> width, height;  ///< pixels; multiples of the VAE's spatial factor times the patch size
+  std::optional<int> width, height;  ///< pixels; multiples of the VAE's spatial factor times the patch size. With an
+                                     ///< image and neither: of the model's own area, in the image's shape
   std::optional<int> video_frames;   ///< 4k + 1; Mochi: 6k + 1
   std::optional<double> fps;
   std::optional<std::string> scheduler;  ///< "unipc" or "euler"; default: the model folder's
@@ -103,6 +105,7 @@ struct RunReport {
   std::map<std::string, std::string> parts;
   /// Tells files of the same names with other content: hash of the LoRAs and of samples of all files with weights.
   std::string files_hash;
+  std::string image_hash;          ///< of the picture's pixels; empty without one
   std::string tokenizer_hash;      ///< of the tokenizer's files; reports of earlier versions do not say it
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
@@ -136,6 +139,7 @@ struct ModelInfo {
   int frames_multiple = 0;                      ///< video frames are a multiple of it, plus 1
   int num_layers = 0, num_heads = 0, head_dim = 0;
   int max_prompt_tokens = 0;
+  bool takes_image = false;  ///< its videos begin with a picture (GenerateOptions::image)
 };
 
 /// A model on disk, its settings read and nothing else: quick, and with nothing computed. What cannot be made is found
@@ -152,6 +156,8 @@ class CALIBATT_API ModelOnDisk {
   const ModelInfo& info() const;
   /// As Pipeline::resolved.
   GenerateOptions resolved(const GenerateOptions& options) const;
+  /// Throws Error(kUsage) where the model takes no picture and there is one, or the other way round.
+  void check_image(const GenerateOptions& options) const;
   /// What a run's report will say as far as it is known before the run: its options, model, noise levels and plan.
   /// Throws as Pipeline::resolved, and for a plan that cannot be read.
   RunReport expected_report(const GenerateOptions& options) const;
@@ -166,7 +172,7 @@ class CALIBATT_API ModelOnDisk {
 
 class Runner;  // this library's own
 
-/// A text-to-video model, loaded. Not thread-safe; one run at a time.
+/// A model, loaded. Not thread-safe; one run at a time.
 class CALIBATT_API Pipeline {
  public:
   /// Throws Error(kNotFound / kFormat / kNumeric) naming file and tensor.

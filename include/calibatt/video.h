@@ -18,6 +18,17 @@ struct VideoFrames {
   size_t frame_bytes() const { return static_cast<size_t>(height) * static_cast<size_t>(width) * 3; }
 };
 
+/// One picture: `height` × `width` × 3 bytes, RGB, row-major.
+struct Picture {
+  int height = 0, width = 0;
+  std::vector<uint8_t> rgb;
+  std::string source;  ///< for messages: the file
+};
+
+/// A picture file (PNG, JPEG, WebP and what else read_video takes; of a video its first frame), turned as the camera
+/// that made it says. Transparency is left out. Throws Error(kNotFound / kUnreadable / kFormat).
+CALIBATT_API Picture read_picture(const std::string& path);
+
 /// Writes by the path's extension: .mp4 (H.264), .webm (VP9), .webp (animated), .png (one numbered file per frame).
 /// The file appears complete or not at all. Throws Error(kUsage) for other extensions, Error(kIo) when writing fails.
 CALIBATT_API void write_video(const VideoFrames& video, double fps, const std::string& path);

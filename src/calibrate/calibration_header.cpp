@@ -27,9 +27,9 @@ std::string hash_prompts(const std::vector<CalibrationPrompt>& prompts) {
   return hasher.hex();
 }
 
-// What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, the seed, and a
-// text encoder that is not the model folder's, by its content. A text that is there twice is two prompts, since each
-// has noise of its own.
+// What a prompt's measurement depends on beside the kind of run: its text, what it is guided away from, the seed, the
+// picture, and a text encoder that is not the model folder's, both by their content. A text that is there twice is two
+// prompts, since each has noise of its own.
 std::vector<std::string> prompt_identities(const CalibrationRuns& runs) {
   const double guidance = runs.description.guidance_scale.value_or(0);
   const bool guided = std::max(guidance, runs.description.guidance_scale_2.value_or(0)) > 1;
@@ -42,6 +42,7 @@ std::vector<std::string> prompt_identities(const CalibrationRuns& runs) {
     hasher.update(std::to_string(prompt.seed));
     hasher.update(std::to_string(times[prompt.text]++));
     if (!runs.text_encoder.empty()) hasher.update(runs.text_encoder);
+    if (!runs.image.empty()) hasher.update("image " + runs.image);
     identities.push_back(hasher.hex());
   }
   return identities;

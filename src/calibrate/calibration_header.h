@@ -22,6 +22,7 @@ struct CalibrationRuns {
   RunDescription description;  ///< names of transformers as plans have them
   std::string precision;       ///< "fp32", "bf16", …: of the arithmetic
   std::vector<CalibrationPrompt> prompts;
+  std::string image;         ///< hash of the picture that all videos begin with; empty: there is none
   std::string text_encoder;  ///< what files in the place of the model folder's own hold; empty: there are none
 };
 

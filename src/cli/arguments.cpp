@@ -170,7 +170,9 @@ class Reader {
       }
       case kTask: {
         const std::string task = value_of(name);
-        if (!task.starts_with("t2v")) refuse(name + " " + shown(task) + ": this version makes videos from text only");
+        if (!task.starts_with("t2v") && !task.starts_with("i2v")) {
+          refuse(name + " " + shown(task) + ": this version makes videos from text, or from text and a first picture");
+        }
         notes_.emplace_back("--task is not needed: --model says what it is");
         return true;
       }

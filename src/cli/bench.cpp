@@ -163,6 +163,7 @@ std::vector<Prompt> check(Flags& flags) {
   std::vector<Input> inputs = inputs_of(flags.load);
   inputs.push_back({"--plan", flags.plan});
   inputs.push_back({"--prompts", flags.prompts});
+  if (flags.run.image) inputs.push_back({"--image", flags.run.image->source});
   inputs.push_back({"--calibration-report", flags.calibration_report});
   check_outputs(outputs, inputs);
   return prompts;
@@ -170,7 +171,7 @@ std::vector<Prompt> check(Flags& flags) {
 
 void run(Flags& flags) {
   std::vector<Prompt> prompts = check(flags);
-  ModelOnDisk::open(flags.load).resolved(flags.run);  // a size that cannot be is said before the loading
+  check_before_loading(ModelOnDisk::open(flags.load), flags.run);
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);

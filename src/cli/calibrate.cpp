@@ -97,6 +97,7 @@ void check(Flags& flags) {
   validate(calibration);
   std::vector<Input> inputs = inputs_of(flags.load);
   inputs.push_back({"--prompts", flags.prompts});
+  if (calibration.run.image) inputs.push_back({"--image", calibration.run.image->source});
   inputs.push_back({"--profile", calibration.profile_dir});
   check_outputs({{OutputKind::kPlan, "-o", flags.output},
                  {OutputKind::kReport, "--report", flags.report},
@@ -106,7 +107,7 @@ void check(Flags& flags) {
 
 void run(Flags& flags) {
   check(flags);
-  ModelOnDisk::open(flags.load).resolved(flags.calibration.run);  // before the loading
+  check_before_loading(ModelOnDisk::open(flags.load), flags.calibration.run);
   watch_for_interrupts();
   ProgressBar bar("calibrate");
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };

@@ -122,6 +122,7 @@ void check(const Flags& flags, const std::vector<Job>& jobs) {
   std::vector<Input> inputs = inputs_of(flags.load);
   inputs.push_back({"--plan", flags.run.plan_path});
   inputs.push_back({"--prompts", flags.prompts});
+  if (flags.run.image) inputs.push_back({"--image", flags.run.image->source});
   check_outputs(outputs, inputs);
 }
 
@@ -178,7 +179,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
 
 void run(Flags& flags) {
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
-  model.resolved(flags.run);  // a size that cannot be is said before the loading
+  check_before_loading(model, flags.run);
   const std::vector<Job> jobs = jobs_of(flags, model);
   check(flags, jobs);
   if (jobs.empty()) return;

@@ -9,7 +9,8 @@ namespace {
 using enum KnownFlag::Meaning;
 
 constexpr std::string_view kOneGpu = "this version runs on one GPU";
-constexpr std::string_view kTextOnly = "this version makes videos from text only";
+constexpr std::string_view kOtherInputs =
+    "this version makes videos from text, or from text and a first picture (--image)";
 constexpr std::string_view kFewFrames = "frames are decoded a few at a time anyway";
 constexpr std::string_view kOwnKernels = "attention never holds its scores in memory";
 constexpr std::string_view kManyPrompts = "give a file with one prompt a line: --prompts FILE";
@@ -61,10 +62,10 @@ constexpr KnownFlag kKnown[] = {
     {"--prompt_extend_method", kAnswered, "prompts are used as they are given", "*"},
     {"--prompt_extend_model", kAnswered, "prompts are used as they are given", "*"},
     {"--prompt_extend_target_lang", kAnswered, "prompts are used as they are given", "*"},
-    {"--image", kAnswered, kTextOnly},
-    {"--first_frame", kAnswered, kTextOnly},
-    {"--last_frame", kAnswered, kTextOnly},
-    {"--src_video", kAnswered, kTextOnly},
+    {"--image_path", kRenamed, "--image"},
+    {"--first_frame", kAnswered, kOtherInputs},
+    {"--last_frame", kAnswered, kOtherInputs},
+    {"--src_video", kAnswered, kOtherInputs},
     {"--lora_path", kRenamed, "--lora"},
     {"--lora_weights", kRenamed, "--lora"},
     {"--lora_weight", kRenamed, "--lora"},
@@ -77,13 +78,13 @@ constexpr KnownFlag kKnown[] = {
     {"--batch_size", kAnswered, kManyPrompts, "1"},
     {"--num_videos_per_prompt", kAnswered, "run once for each --seed", "1"},
     // stable-diffusion.cpp (github.com/leejet/stable-diffusion.cpp).
-    {"--mode", kAnswered, kTextOnly, "vid_gen"},
-    {"-M", kAnswered, kTextOnly, "vid_gen"},
+    {"--mode", kAnswered, kOtherInputs, "vid_gen"},
+    {"-M", kAnswered, kOtherInputs, "vid_gen"},
     {"--diffusion_model", kRenamed, "--model"},
     {"--sampling_method", kRenamed, "--scheduler"},
     {"--offload_to_cpu", kSwitch, "--offload"},
     {"--t5xxl", kRenamed, "--text-encoder"},
-    {"--init_img", kAnswered, kTextOnly},
+    {"--init_img", kRenamed, "--image"},
     {"--batch_count", kAnswered, kManyPrompts, "1"},
     {"--vae_tiling", kNotNeeded, kFewFrames},
     {"--vae_on_cpu", kNotNeeded, kFewFrames},

@@ -200,7 +200,21 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
   };
 }
 
+void check_before_loading(const ModelOnDisk& model, GenerateOptions& run) {
+  model.check_image(run);
+  const GenerateOptions resolved = model.resolved(run);
+  run.width = resolved.width;  // of a picture's shape: it need not be asked again
+  run.height = resolved.height;
+}
+
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bool* drawn) {
+  command
+      .add_option_function<std::string>(
+          "--image",
+          [&run](const std::string& path) { run.image = std::make_shared<const Picture>(read_picture(path)); },
+          "Picture that the video begins with (PNG, JPEG, WebP), for image-to-video models; without --width and "
+          "--height the video is of its shape")
+      ->type_name("FILE");
   command.add_option("-n,--negative-prompt", run.negative_prompt, "What the video should not show")->type_name("TEXT");
   command
       .add_option_function<std::string>(

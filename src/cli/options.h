@@ -16,6 +16,8 @@ namespace calibatt::cli {
 
 /// Flags that every command which runs a model shares.
 void add_model_flags(CLI::App& command, LoadOptions& load);
+/// What cannot be is said before minutes of loading; where a picture gives the video its size, it is entered.
+void check_before_loading(const ModelOnDisk& model, GenerateOptions& run);
 /// drawn: becomes true where the seed was left to chance (--seed -1).
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);
 /// choices: of refuse, warn and dense.

@@ -17,12 +17,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash";
+constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash",
+                     *kImageHash = "image_hash";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
 constexpr const char* kMadeFrom[] = {
-    "model",        "prompt",        "negative_prompt", "seed",         "steps", "cfg_scale", "scheduler",
-    "flow_shift",   "width",         "height",          "video_frames", "fps",   "sigmas",    "precision",
-    "noise_levels", "plan_checksum", "loras",           "cfg_scale_2",  "parts", kFilesHash,  kTokenizerHash};
+    "model", "prompt",      "negative_prompt", "seed",     "steps",        "cfg_scale", "scheduler",    "flow_shift",
+    "width", "height",      "video_frames",    "fps",      "sigmas",       "precision", "noise_levels", "plan_checksum",
+    "loras", "cfg_scale_2", "parts",           kFilesHash, kTokenizerHash, kImageHash};
 /// How a run's noise levels were asked for, which does not matter where they are the same.
 constexpr const char* kOfNoiseLevels[] = {"flow_shift", "sigmas", "noise_levels"};
 
@@ -66,6 +67,12 @@ void require_same(const Made& made, const json& found, const json& wanted) {
                   made.output +
                       " is there already and was made with files of the same names whose content is another (" +
                       (key == kFilesHash ? "model, single files or LoRAs" : "tokenizer") + ")" + kRemedy);
+    }
+    if (key == kImageHash) {
+      throw Error(ErrorKind::kMismatch, made.output +
+                                            " is there already and was made with another picture (--image) or without "
+                                            "one" +
+                                            kRemedy);
     }
     // "bf16 weights, fp32 arithmetic" is what --dtype bf16 is on some processors.
     if (key == "precision" && theirs.is_string() && theirs.get<std::string>().starts_with(ours.get<std::string>())) {

@@ -129,7 +129,8 @@ std::string recognise_bytes(std::span<const unsigned char> bytes) {
     return "is a web page, not the file itself (a link to the page was downloaded, or one that needs a login); "
            "download the file";
   }
-  if (text.starts_with("GGUF")) return "is in the GGUF format; a transformer in it is read as --transformer FILE.gguf";
+  if (text.starts_with("GGUF"))
+    return "is in the GGUF format; that is read as --transformer FILE.gguf or as --text-encoder FILE.gguf";
   if (text.starts_with("PK\x03\x04")) {
     return "is a zip archive, such as torch.save writes; " + std::string(kSaveAsSafetensors);
   }
@@ -191,7 +192,8 @@ std::string recognise_weights(const std::string& folder) {
            (variant.ends_with(".json") ? ".safetensors.index.json" : ".safetensors");
   }
   if (const std::string gguf = found_end({".gguf"}); !gguf.empty()) {
-    return "holds " + gguf + ", which is no part of a folder; give it as --transformer beside --model";
+    return "holds " + gguf +
+           ", which is no part of a folder; give it as --transformer or --text-encoder beside --model";
   }
   if (const std::string pickle = found_end({".bin", ".pt", ".pth", ".ckpt", ".bin.index.json"}); !pickle.empty()) {
     return "holds its weights as " + pickle + ", which is not read here; " + kSaveAsSafetensors +

@@ -1,7 +1,9 @@
 #include "media/video_reader.h"
 
+#include <array>
 #include <cstring>
 #include <new>
+#include <string_view>
 
 #include "base/error.h"
 #include "calibatt/video.h"
@@ -22,6 +24,28 @@ constexpr const char* kContainers =
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,png_pipe,webp_pipe,jpeg_pipe,ivf,mpegts,mpeg,ogg,flv,"
     "yuv4mpegpipe,h264,hevc";
 
+/// From FFmpeg's display matrix (libavutil/display.h), whose lines are what x and y become. Turns by other angles are
+/// no camera's.
+PictureTurn turn_of(const AVFrame& frame) {
+  const AVFrameSideData* side = av_frame_get_side_data(&frame, AV_FRAME_DATA_DISPLAYMATRIX);
+  if (side == nullptr) return {};
+  const auto* matrix = reinterpret_cast<const int32_t*>(side->data);
+  const auto sign = [](int32_t value) { return value > 0 ? 1 : value < 0 ? -1 : 0; };
+  const PictureTurn turn{sign(matrix[0]), sign(matrix[3]), sign(matrix[1]), sign(matrix[4])};
+  const bool straight = turn.x_of_x != 0 && turn.y_of_y != 0 && turn.x_of_y == 0 && turn.y_of_x == 0,
+             across = turn.x_of_x == 0 && turn.y_of_y == 0 && turn.x_of_y != 0 && turn.y_of_x != 0;
+  return straight || across ? turn : PictureTurn();
+}
+
+/// Where a camera's notes stand before the picture, FFmpeg goes by the name, and takes the file for one of a numbered
+/// row, which is not allowed here.
+bool is_jpeg(const InputFile& file) {
+  std::array<char, 3> first{};
+  if (file.size_bytes() < first.size()) return false;
+  file.read_at(0, first);
+  return std::string_view(first.data(), first.size()) == "\xff\xd8\xff";
+}
+
 /// The demuxer's context, closed at the end.
 struct Input {
   AVFormatContext* context = nullptr;
@@ -35,8 +59,8 @@ class VideoReader::Decoder {
  public:
   explicit Decoder(const std::string& path) : path_(path), packet_(ffmpeg::make_packet()), frame_(av_frame_alloc()) {
     if (!frame_) throw std::bad_alloc();
-    static_cast<void>(InputFile(path));  // says precisely what is wrong with a path
-    open_container();
+    const InputFile file(path);  // says precisely what is wrong with a path
+    open_container(is_jpeg(file) ? av_find_input_format("jpeg_pipe") : nullptr);
     check(avformat_find_stream_info(input_.context, nullptr));
     const AVCodec* codec = nullptr;
     stream_ = av_find_best_stream(input_.context, AVMEDIA_TYPE_VIDEO, -1, -1, &codec, 0);
@@ -62,7 +86,7 @@ class VideoReader::Decoder {
   }
 
   [[noreturn]] void fail(const std::string& reason) const {
-    throw Error(ErrorKind::kFormat, path_ + ": cannot be read as a video: " + reason);
+    throw Error(ErrorKind::kFormat, path_ + ": cannot be read as a video or picture: " + reason);
   }
 
   /// `frame` as RGB.
@@ -90,11 +114,12 @@ class VideoReader::Decoder {
   }
 
  private:
-  void open_container() {
+  /// format: null, FFmpeg looks for itself.
+  void open_container(const AVInputFormat* format) {
     AVDictionary* entries = nullptr;
     av_dict_set(&entries, "format_whitelist", kContainers, 0);
     av_dict_set(&entries, "protocol_whitelist", "file", 0);
-    const int code = avformat_open_input(&input_.context, ("file:" + path_).c_str(), nullptr, &entries);
+    const int code = avformat_open_input(&input_.context, ("file:" + path_).c_str(), format, &entries);
     av_dict_free(&entries);
     if (code == AVERROR(EINVAL) || code == AVERROR_INVALIDDATA) {
       fail(
@@ -167,6 +192,7 @@ bool VideoReader::next(std::vector<uint8_t>& rgb) {
     height_ = frame->height;
     rgb.resize(static_cast<size_t>(width_) * static_cast<size_t>(height_) * 3);
     decoder_->convert(*frame, rgb.data());
+    turn_ = turn_of(*frame);
     return true;
   }
   if (height_ == 0) throw Error(ErrorKind::kFormat, path_ + ": holds no pictures");
@@ -178,7 +204,7 @@ VideoFrames read_video(const std::string& path) {
   VideoFrames video;
   for (std::vector<uint8_t> rgb; reader.next(rgb); ++video.frames) {
     if (static_cast<int64_t>(video.rgb.size() + rgb.size()) > kMaxVideoBytes) {
-      throw Error(ErrorKind::kFormat, path + ": cannot be read as a video: too long");
+      throw Error(ErrorKind::kFormat, path + ": cannot be read as a video or picture: too long");
     }
     video.rgb.insert(video.rgb.end(), rgb.begin(), rgb.end());
     video.height = reader.height();

@@ -7,6 +7,12 @@
 
 namespace calibatt {
 
+/// How a picture is to be turned so that it stands upright: the column x and the row y that a pixel (x, y) goes to, up
+/// to a shift. Each number is −1, 0 or 1.
+struct PictureTurn {
+  int x_of_x = 1, x_of_y = 0, y_of_x = 0, y_of_y = 1;
+};
+
 /// A video file, or numbered PNG files under the name that write_video was given, decoded frame by frame. Only files of
 /// the containers that are known by name are opened, and they cannot make it open other files, as playlists do.
 class VideoReader {
@@ -20,6 +26,7 @@ class VideoReader {
   bool next(std::vector<uint8_t>& rgb);
   int height() const { return height_; }  ///< of all frames; 0 before the first
   int width() const { return width_; }
+  PictureTurn turn() const { return turn_; }  ///< of the last frame, as its file says; frames come as they are stored
 
  private:
   class Decoder;
@@ -30,6 +37,7 @@ class VideoReader {
   size_t next_file_ = 0;
   std::unique_ptr<Decoder> decoder_;
   int height_ = 0, width_ = 0;
+  PictureTurn turn_;
 };
 
 }  // namespace calibatt

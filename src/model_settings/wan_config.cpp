@@ -15,7 +15,9 @@ WanTransformerConfig WanTransformerConfig::from(const JsonConfig& json) {
   }
   for (const char* key : {"image_dim", "added_kv_proj_dim"}) {
     if (json.has(key))
-      json.fail(key, "expected null: image-to-video models are not supported; give a text-to-video one");
+      json.fail(key,
+                "expected null: models that see a picture through CLIP, as Wan 2.1 I2V, are not supported; give "
+                "a text-to-video one, or Wan 2.2 I2V-A14B");
   }
   WanTransformerConfig config;
   const std::vector<int64_t> patch = json.integers("patch_size", {1, 2, 2});

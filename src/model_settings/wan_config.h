@@ -7,7 +7,7 @@
 
 namespace calibatt {
 
-/// config.json of a diffusers WanTransformer3DModel (text to video).
+/// config.json of a diffusers WanTransformer3DModel.
 struct WanTransformerConfig {
   std::array<int, 3> patch_size{1, 2, 2};  ///< latent frames, rows, columns per token
   int num_attention_heads = 0;
@@ -28,8 +28,8 @@ struct WanTransformerConfig {
   /// What changes the arithmetic, in one fixed spelling, for values_fingerprint. qk_norm shows in the weights.
   std::string fingerprint_settings() const;
 
-  /// Throws Error(kFormat) naming file, key, found and expected; image-conditioned models (image_dim,
-  /// added_kv_proj_dim) are refused.
+  /// Throws Error(kFormat) naming file, key, found and expected; models that see a picture through CLIP
+  /// (image_dim, added_kv_proj_dim) are refused.
   static WanTransformerConfig from(const JsonConfig& json);
 };
 

@@ -35,7 +35,8 @@ DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sig
                                           "there is one alone; copy the whole model, or set the key to null");
   }
   folder.empty_prompt_is_zeros = index.boolean("force_zeros_for_empty_prompt", false);
-  for (const char* part : {"transformer", "transformer_2", "text_encoder", "tokenizer", "vae", "scheduler"}) {
+  for (const char* part : {"transformer", "transformer_2", "text_encoder", "tokenizer", "vae", "scheduler",
+                           "image_encoder", "image_processor"}) {
     index.has(part);  // understood, or refused above
   }
   warn_of_unread_settings(index, {}, {.warn = [&](const std::string& warning) { folder.warnings.push_back(warning); }});

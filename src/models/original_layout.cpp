@@ -59,8 +59,9 @@ int64_t divided(int64_t value, int64_t by, const MappedTensors& tensors, const s
 /// diffusers holds, so that both give one fingerprint.
 JsonConfig diffusers_transformer_config(const JsonConfig& original) {
   constexpr int64_t kMaxWidth = 1 << 20;
-  if (const std::string type = original.string("model_type", "t2v"); type != "t2v" && !is_ti2v_config(original)) {
-    original.fail("model_type", "expected \"t2v\" or \"ti2v\" (text to video), found \"" + type + "\"");
+  const std::string type = original.string("model_type", "t2v");
+  if (type != "t2v" && type != "i2v" && !is_ti2v_config(original)) {
+    original.fail("model_type", "expected \"t2v\", \"i2v\" or \"ti2v\", found \"" + type + "\"");
   }
   const int dim = original.integer_in("dim", 6, kMaxWidth), heads = original.integer_in("num_heads", 1, 1024);
   if (dim % (2 * heads) != 0) {
@@ -238,6 +239,7 @@ Component open_transformer(const std::string& path, const ModelLoadOptions& opti
     found.config = diffusers_transformer_config(original);
     warn_of_unread_settings(original, {"text_len"}, options);
   }
+  require_known_inputs(found.tensors);
   if (found.tensors.contains("blocks.0.self_attn.q.weight")) {
     found.tensors = found.tensors.renamed(diffusers_transformer_name);
   }

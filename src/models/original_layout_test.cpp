@@ -107,8 +107,8 @@ TEST_F(OriginalTransformer, ConfigurationIsRead) {
   EXPECT_TRUE(config.qk_norm && config.cross_attn_norm);
   EXPECT_FALSE(
       WanTransformerConfig::from(open(std::string(kOriginalConfig) + R"(, "qk_norm": false})", none).config).qk_norm);
-  EXPECT_THAT(message_of([&] { open(R"({"_class_name": "WanModel", "model_type": "i2v", "dim": 64})", none); }),
-              AllOf(HasSubstr("config.json"), HasSubstr("i2v")));
+  EXPECT_THAT(message_of([&] { open(R"({"_class_name": "WanModel", "model_type": "vace", "dim": 64})", none); }),
+              AllOf(HasSubstr("config.json"), HasSubstr("vace")));
   EXPECT_THAT(message_of([&] { open(R"({"_class_name": "WanModel", "dim": 65, "num_heads": 2})", none); }),
               AllOf(HasSubstr("\"dim\""), HasSubstr("65")));
   EXPECT_THAT(message_of([&] { open(std::string(kOriginalConfig) + R"(, "window_size": [4, 4]})", none); }),

@@ -57,6 +57,18 @@ constexpr Pair kUmt5Block[] = {
     {"ffn.fc1", "layer.1.DenseReluDense.wi_1"},
     {"ffn.fc2", "layer.1.DenseReluDense.wo"},
 };
+// As GGUF files of text encoders have them (llama.cpp's T5, city96's UMT5).
+constexpr Pair kGgufUmt5[] = {
+    {"token_embd", "shared"},
+    {"enc.output_norm", "encoder.final_layer_norm"},
+};
+constexpr Pair kGgufUmt5Block[] = {
+    {"attn_norm", "layer.0.layer_norm"},       {"attn_q", "layer.0.SelfAttention.q"},
+    {"attn_k", "layer.0.SelfAttention.k"},     {"attn_v", "layer.0.SelfAttention.v"},
+    {"attn_o", "layer.0.SelfAttention.o"},     {"attn_rel_b", "layer.0.SelfAttention.relative_attention_bias"},
+    {"ffn_norm", "layer.1.layer_norm"},        {"ffn_gate", "layer.1.DenseReluDense.wi_0"},
+    {"ffn_up", "layer.1.DenseReluDense.wi_1"}, {"ffn_down", "layer.1.DenseReluDense.wo"},
+};
 constexpr Pair kVae[] = {
     {"conv1", "quant_conv"},
     {"conv2", "post_quant_conv"},
@@ -101,11 +113,12 @@ std::string replace_beginning(std::string_view name, Names names) {
   return std::string(name);
 }
 
-/// "blocks.3.<name>" → "<blocks>3.<our name>"; names outside of blocks by the other table.
-std::string replace_in_blocks(std::string_view name, std::string_view blocks, Names of_block, Names of_model) {
+/// "<their blocks>3.<name>" → "<blocks>3.<our name>"; names outside of blocks by the other table.
+std::string replace_in_blocks(std::string_view name, std::string_view blocks, Names of_block, Names of_model,
+                              std::string_view their_blocks = "blocks.") {
   std::string_view rest = name;
-  if (rest.starts_with("blocks.")) {
-    rest.remove_prefix(std::string_view("blocks.").size());
+  if (rest.starts_with(their_blocks)) {
+    rest.remove_prefix(their_blocks.size());
     if (const auto block = take_index(rest)) {
       return std::string(blocks) + std::to_string(*block) + "." + replace_beginning(rest, of_block);
     }
@@ -144,6 +157,9 @@ std::string original_transformer_name(const std::string& ours) {
 }
 
 std::string transformers_umt5_name(const std::string& original) {
+  if (original.starts_with("enc.") || original.starts_with("token_embd.")) {
+    return replace_in_blocks(original, "encoder.block.", kGgufUmt5Block, kGgufUmt5, "enc.blk.");
+  }
   return replace_in_blocks(original, "encoder.block.", kUmt5Block, kUmt5);
 }
 

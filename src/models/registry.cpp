@@ -28,6 +28,7 @@ struct ModelKind {
 
 constexpr std::array kModels{
     ModelKind{"WanPipeline", "Wan text-to-video", is_original_wan_folder, open_wan, true},
+    ModelKind{"WanImageToVideoPipeline", "Wan image-to-video", nullptr, open_wan, true},
     ModelKind{"MochiPipeline", "Mochi 1", nullptr, open_mochi},
 };
 

@@ -58,16 +58,22 @@ const std::vector<int64_t>& shape_of_rank(const MappedTensors& tensors, const st
                                       "; is this the transformer of a Wan model?");
 }
 
-void require_text_to_video(const MappedTensors& tensors) {
+}  // namespace
+
+void require_known_inputs(const MappedTensors& tensors) {
   for (const char* name : {"condition_embedder.image_embedder.norm1.weight", "img_emb.proj.0.weight",
                            "blocks.0.attn2.add_k_proj.weight", "blocks.0.cross_attn.k_img.weight",
                            "vace_patch_embedding.weight", "control_adapter.conv.weight", "ref_conv.weight"}) {
     if (!tensors.contains(name)) continue;
-    throw Error(ErrorKind::kMismatch, tensors.describe(name) +
-                                          ": is of a model that takes pictures or controls, which are not supported; "
-                                          "give a text-to-video one");
+    throw Error(ErrorKind::kMismatch,
+                tensors.describe(name) +
+                    ": is of a model that sees a picture through CLIP (as Wan 2.1 I2V does) or "
+                    "takes controls, which is not supported; give a text-to-video one, or Wan 2.2 "
+                    "I2V-A14B");
   }
 }
+
+namespace {
 
 /// The settings of the folder beside which the file was given; none where it has no transformer or one of another
 /// width.
@@ -147,7 +153,7 @@ JsonConfig config_of(const MappedTensors& tensors, const std::string& settings_f
 
 Component open_transformer_file(const std::string& path, const std::string& settings_folder) {
   MappedTensors tensors = without_prefix(open_tensor_file(path));
-  require_text_to_video(tensors);
+  require_known_inputs(tensors);
   if (tensors.contains("blocks.0.self_attn.q.weight")) tensors = tensors.renamed(diffusers_transformer_name);
   return {config_of(tensors, settings_folder), tensors};
 }

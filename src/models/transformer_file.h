@@ -7,7 +7,11 @@
 namespace calibatt {
 
 /// A Wan transformer in one file, as open_transformer (original_layout.h) takes it, without an overlay. Throws
-/// Error(kNotFound / kUnreadable / kFormat) naming file and tensor, kMismatch for an image-to-video model.
+/// Error(kNotFound / kUnreadable / kFormat) naming file and tensor, and what require_known_inputs throws.
 Component open_transformer_file(const std::string& path, const std::string& settings_folder);
+
+/// Refuses a transformer, under whichever names, that takes more than text, and channels of a picture beside the
+/// latents: Error(kMismatch) naming a tensor.
+void require_known_inputs(const MappedTensors& tensors);
 
 }  // namespace calibatt

@@ -48,6 +48,8 @@ struct ModelDescription {
   std::vector<std::string> text_encoder_files;  ///< those of its text encoder
   std::vector<std::string> tokenizer_files;
 
+  bool takes_image = false;  ///< its videos begin with a picture that is given
+
   int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer
   int max_prompt_tokens = 512;                      ///< what a prompt is cut to
 
@@ -80,8 +82,9 @@ class Conditioning {
   virtual ~Conditioning() = default;
 };
 
-/// A text-to-video model, loaded: what the pipeline and calibration drive, and all that they know of it. One thread.
-/// Adding a model: implement this and ModelFiles in a folder of its own, and give registry.cpp a line.
+/// A model that makes videos of text, or of text and a picture, loaded: what the pipeline and calibration drive, and
+/// all that they know of it. One thread. Adding a model: implement this and ModelFiles in a folder of its own, and give
+/// registry.cpp a line.
 class VideoModel {
  public:
   virtual ~VideoModel() = default;
@@ -96,6 +99,11 @@ class VideoModel {
   /// encoder's blocks.
   virtual std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
                                                const WorkProgress& progress) = 0;
+
+  /// The picture that the video of a conditioning begins with: [3, height, width] F32 in [−1, 1] on the host, of the
+  /// video's size. Of a model that takes one, once after encode. `progress` hears of latent frames.
+  virtual void begin_with(const Tensor& image, int video_frames, Conditioning& conditioning,
+                          const WorkProgress& progress);
 
   /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
   /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The

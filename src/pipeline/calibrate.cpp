@@ -11,6 +11,7 @@
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/record/calibrator.h"
+#include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/runner.h"
 
@@ -32,6 +33,7 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   const RunReport report = runner.describe_run(run);
   runs.precision = report.precision;
   for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
+  runs.image = report.image_hash;
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
   return make_profile_header(runs, options);
 }
@@ -119,6 +121,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   CompileOptions compile = compile_options_of(options);
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);
+  check_picture(run, runner.model());
   runner.check_prompts(options.prompts);
   runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
   runner.warn_of_memory(run);

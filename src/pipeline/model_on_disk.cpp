@@ -1,6 +1,7 @@
 #include "calibatt/pipeline.h"
 #include "calibatt/plan.h"
 #include "models/registry.h"
+#include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 
 namespace calibatt {
@@ -39,6 +40,7 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   info.num_layers = model.num_layers;
   info.num_heads = model.num_heads;
   info.head_dim = model.head_dim;
+  info.takes_image = model.takes_image;
   info.max_prompt_tokens = model.max_prompt_tokens;
   return ModelOnDisk(std::move(impl));
 }
@@ -49,6 +51,10 @@ const ModelInfo& ModelOnDisk::info() const {
 
 GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
   return resolve_options(options, impl_->files->description());
+}
+
+void ModelOnDisk::check_image(const GenerateOptions& options) const {
+  check_picture(options, impl_->files->description());
 }
 
 RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
@@ -64,6 +70,7 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   }
   report.files_hash = impl_->files_hash;
   report.tokenizer_hash = impl_->tokenizer_hash;
+  report.image_hash = picture_hash(options.image);
   report.noise_levels = noise_levels(report.options, model);
   if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);
   return report;

@@ -10,6 +10,7 @@
 #include "calibatt/counted.h"
 #include "io/fingerprint.h"
 #include "models/lora.h"
+#include "pipeline/first_frame.h"
 
 namespace calibatt {
 
@@ -150,6 +151,11 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
   result.flow_shift = options.flow_shift.value_or(options.noise_levels.empty() ? model.scheduler.flow_shift : 1);
   result.width = options.width.value_or(defaults.width);
   result.height = options.height.value_or(defaults.height);
+  if (model.takes_image && options.image && !options.width && !options.height) {
+    const auto [height, width] = size_of_picture(*options.image, model);
+    result.height = height;
+    result.width = width;
+  }
   result.video_frames = options.video_frames.value_or(defaults.video_frames);
   result.fps = options.fps.value_or(defaults.fps);
   result.scheduler = options.scheduler.value_or(std::string(scheduler_kind_name(model.scheduler.kind)));

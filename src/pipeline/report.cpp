@@ -40,6 +40,8 @@ std::string to_json(const RunReport& report) {
   const json result = {{"model", report.model_name},
                        {"loras", loras_json(report.loras)},
                        {"parts", report.parts.empty() ? json(nullptr) : json(report.parts)},
+                       {"image", options.image ? json(options.image->source) : json(nullptr)},
+                       {"image_hash", report.image_hash.empty() ? json(nullptr) : json(report.image_hash)},
                        {"files_hash", report.files_hash},
                        {"tokenizer_hash", report.tokenizer_hash},
                        {"precision", report.precision},

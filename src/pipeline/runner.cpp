@@ -13,6 +13,7 @@
 #include "models/lora.h"
 #include "models/registry.h"
 #include "pipeline/device_backends.h"
+#include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/stage_progress.h"
 #include "sampling/denoise.h"
@@ -104,6 +105,7 @@ void Runner::check_prompts(const std::vector<Prompt>& prompts) {
 }
 
 void Runner::check_prompts(const GenerateOptions& options) {
+  check_picture(options, model());
   check_prompts(prompts_of(options));
 }
 
@@ -154,6 +156,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.parts = parts_;
   report.files_hash = files_hash_;
   report.tokenizer_hash = tokenizer_hash_;
+  report.image_hash = picture_hash(options.image);
   report.precision = precision_name(model_->dtype(), *backend_);
   report.backend = backend_->name();
   report.device = backend_->device_name();
@@ -168,7 +171,15 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
 
 std::unique_ptr<Conditioning> Runner::encode(const GenerateOptions& options, const ProgressCallback& progress) {
   const std::vector<Prompt> prompts = prompts_of(options);
-  return model_->encode(prompts[0], prompts.size() > 1 ? &prompts[1] : nullptr, stage_work(progress, "text"));
+  auto conditioning =
+      model_->encode(prompts[0], prompts.size() > 1 ? &prompts[1] : nullptr, stage_work(progress, "text"));
+  if (model().takes_image) {
+    std::string warning;
+    const Tensor image = first_frame(*options.image, video_size(options), warning);
+    warn(warning);
+    model_->begin_with(image, *options.video_frames, *conditioning, stage_work(progress, "image"));
+  }
+  return conditioning;
 }
 
 Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,

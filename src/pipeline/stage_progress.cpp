@@ -6,6 +6,7 @@ namespace {
 /// Denoising is nearly all of a generation.
 double overall(const Progress& state) {
   if (state.stage == "text") return 0.01 * state.of_stage();
+  if (state.stage == "image") return 0.01;
   if (state.stage == "denoise") return 0.01 + 0.87 * state.of_stage();
   if (state.stage == "decode") return 0.88 + 0.12 * state.of_stage();
   return 0;

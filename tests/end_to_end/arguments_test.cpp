@@ -137,7 +137,7 @@ TEST_F(Arguments, FlagsOfOtherProgramsAreUnderstood) {
   EXPECT_EQ(nlohmann::json::parse(report())["noise_levels"], nlohmann::json({1.0, 0.9375}));
   expect_usage("generate" + kSmall + "-p a --sigmas karras" + output_, "linear-quadratic, or list the noise levels");
 
-  expect_usage("generate --task i2v-14B -p a" + output_, "from text only");
+  expect_usage("generate --task vace-14B -p a" + output_, "from text, or from text and a first picture");
   expect_usage("generate --size 832 -p a" + output_, "-W WIDTH -H HEIGHT");
   expect_usage("generate --ulysses_size 8 -p a" + output_, "one GPU");
   expect_usage("compare --sample_steps 3 a b", "there is no flag --sample_steps");
@@ -164,7 +164,7 @@ TEST_F(Arguments, FlagsThatWouldChangeNothingArePassedOver) {
   ASSERT_EQ(cpp.exit_code, 0) << cpp.output;
   EXPECT_EQ(nlohmann::json::parse(report())["scheduler"], "euler");
   // What would change something is refused.
-  for (const char* flag : {"--use_prompt_extend", "--ulysses_size 8", "--batch_size 4", "--image a.png",
+  for (const char* flag : {"--use_prompt_extend", "--ulysses_size 8", "--batch_size 4", "--last_frame a.png",
                            "--mode img_gen", "--t5_cpu=maybe"}) {
     expect_usage("generate" + kSmall + flag + " -p a" + output_, std::string(flag).substr(0, 6));
   }

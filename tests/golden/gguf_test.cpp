@@ -7,12 +7,15 @@
 #include <fstream>
 #include <random>
 
+#include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
 #include "model_settings/wan_config.h"
 #include "models/original_layout.h"
+#include "models/t5/encoder.h"
+#include "relative_error.h"
 
 namespace calibatt {
 namespace {
@@ -45,6 +48,21 @@ TEST(Gguf, OfATransformerIsThatTransformer) {
   ASSERT_EQ(found.tensors.entries().size(), base.tensors.entries().size());
   for (const auto& [name, entry] : base.tensors.entries()) EXPECT_EQ(found.tensors.shape(name), entry.shape) << name;
   expect_values(found.tensors, Safetensors::open(kData + "wan.safetensors"));
+}
+
+TEST(Gguf, OfATextEncoderIsThatTextEncoder) {
+  const std::string folder = std::string(CALIBATT_GOLDEN_DATA) + "/t5/square";
+  const Component found = open_text_encoder(kData + "umt5.gguf", {.settings = folder});
+  expect_values(found.tensors, Safetensors::open(kData + "umt5.safetensors"));
+  // Its embeddings are those of its values, and the model's but for their 8 bits.
+  const std::unique_ptr<Backend> backend = make_backend("cpu");
+  const Safetensors golden = Safetensors::open(folder + "/golden.safetensors");
+  const Tensor ids = golden.get("long.ids");
+  const std::span<const int32_t> tokens{ids.data<int32_t>(), static_cast<size_t>(ids.size())};
+  const T5Encoder encoder = T5Encoder::open(*backend, kData + "umt5.gguf", DType::kF32, {.settings = folder});
+  const double error = relative_error(encoder.encode(tokens), golden.get("long.embeddings"));
+  EXPECT_LT(error, 0.05);
+  EXPECT_GT(error, 1e-5);
 }
 
 class DamagedGguf : public testing::Test {

@@ -6,7 +6,8 @@ Writes tests/golden/data/gguf/: forms.gguf, matrices [3, 512] in every form that
 random numbers), and forms.safetensors, what gguf's own dequantize makes of them; wan.gguf, a transformer of
 tests/golden/data/experts as city96's converter lays it out (Wan-AI's names, matrices in Q8_0 where their rows are whole
 blocks, else F16 and F32, the patches flattened with their shape noted), and wan.safetensors with its first block's
-matrices. Deterministic.
+matrices; umt5.gguf, the text encoder tests/golden/data/t5/square as llama.cpp's converter lays it out, matrices in Q8_0,
+and umt5.safetensors, what they hold. Deterministic.
 """
 
 import pathlib
@@ -77,6 +78,37 @@ def make_wan():
     save_file(expected, DATA / "wan.safetensors")
 
 
+# llama.cpp's names (gguf-py, tensor_mapping.py) of an encoder block's layers.
+T5_BLOCK = {"layer.0.layer_norm": "attn_norm", "layer.0.SelfAttention.q": "attn_q", "layer.0.SelfAttention.k": "attn_k",
+            "layer.0.SelfAttention.v": "attn_v", "layer.0.SelfAttention.o": "attn_o",
+            "layer.0.SelfAttention.relative_attention_bias": "attn_rel_b", "layer.1.layer_norm": "ffn_norm",
+            "layer.1.DenseReluDense.wi_0": "ffn_gate", "layer.1.DenseReluDense.wi_1": "ffn_up",
+            "layer.1.DenseReluDense.wo": "ffn_down"}  # fmt: skip
+
+
+def make_umt5():
+    writer = gguf.GGUFWriter(DATA / "umt5.gguf", "t5encoder")
+    expected = {}
+    for name, tensor in load_file(ROOT / "t5/square/model.safetensors").items():
+        if name == "encoder.embed_tokens.weight":
+            continue
+        values = tensor.float().numpy()
+        if name.startswith("encoder.block."):
+            _, _, block, layer = name.removesuffix(".weight").split(".", 3)
+            theirs = f"enc.blk.{block}.{T5_BLOCK[layer]}.weight"
+        else:
+            theirs = {"shared.weight": "token_embd.weight", "encoder.final_layer_norm.weight": "enc.output_norm.weight"}[name]
+        if values.ndim == 2 and "rel_b" not in theirs:
+            stored = gguf.quants.quantize(values, Type.Q8_0)
+            writer.add_tensor(theirs, stored, raw_dtype=Type.Q8_0)
+            expected[name] = gguf.quants.dequantize(stored, Type.Q8_0)
+        else:
+            writer.add_tensor(theirs, values)
+            expected[name] = values
+    close(writer)
+    save_file(expected, DATA / "umt5.safetensors")
+
+
 def close(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -88,6 +120,7 @@ def main():
     DATA.mkdir(parents=True, exist_ok=True)
     make_forms(np.random.default_rng(5))
     make_wan()
+    make_umt5()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 
 from .mochi_fast import PROMPT_TOKENS, TRAIN_PROMPT_TOKENS, choose_attention, encode_text, make_fast, use_attention
 from .mochi_vae import WholeClip
+from .parts import text_encoder_settings, with_statistics
 
 __all__ = ["PROMPT_TOKENS", "TRAIN_PROMPT_TOKENS", "WholeClip", "choose_attention", "encode_text", "make_fast", "use_attention"]
 
@@ -20,7 +21,6 @@ NUM_FRAMES = 97
 FRAMES_PER_LATENT = 6
 LATENT_FRAMES = 17
 LATENT_CHANNELS = 12
-VOCABULARY_SIZE = 1024
 # tiny-wan's tokenizer, and its text encoder to start from: the captions are the same.
 TINY_WAN = pathlib.Path(__file__).resolve().parents[2] / "models" / "tiny-wan"
 SENTENCEPIECE = TINY_WAN / "tokenizer" / "spiece.model"
@@ -54,23 +54,7 @@ TRANSFORMER = dict(
     max_sequence_length=PROMPT_TOKENS,
 )
 
-TEXT_ENCODER = dict(
-    vocab_size=VOCABULARY_SIZE,
-    d_model=256,
-    d_kv=64,
-    d_ff=512,
-    num_layers=3,
-    num_heads=4,
-    feed_forward_proj="gated-gelu",
-    dropout_rate=0.0,
-    relative_attention_num_buckets=32,
-    relative_attention_max_distance=128,
-    pad_token_id=0,
-    eos_token_id=1,
-    decoder_start_token_id=0,
-    is_encoder_decoder=False,
-    use_cache=False,
-)
+TEXT_ENCODER = text_encoder_settings(num_layers=3)
 
 VAE = dict(
     in_channels=15,
@@ -114,11 +98,7 @@ def make_text_encoder():
 def make_vae(latents_mean=None, latents_std=None):
     from diffusers import AutoencoderKLMochi
 
-    values = dict(VAE)
-    if latents_mean is not None:
-        values["latents_mean"] = [float(v) for v in latents_mean]
-        values["latents_std"] = [float(v) for v in latents_std]
-    return AutoencoderKLMochi(**values)
+    return AutoencoderKLMochi(**with_statistics(VAE, latents_mean, latents_std))
 
 
 def make_scheduler():

@@ -18,7 +18,8 @@ import random
 import re
 import string
 
-VOCABULARY_SIZE = 1024
+from .parts import VOCABULARY_SIZE
+
 CAPTIONS = 40_000
 SEED = 20261123
 

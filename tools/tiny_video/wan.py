@@ -9,6 +9,7 @@ import pathlib
 
 import torch
 
+from .parts import text_encoder_settings, with_statistics
 from .wan_fast import PROMPT_TOKENS, TRAIN_PROMPT_TOKENS, choose_attention, encode_text, make_fast, use_attention
 from .wan_vae import WholeClip
 
@@ -19,7 +20,6 @@ NUM_FRAMES = 65
 FRAMES_PER_LATENT = 4
 LATENT_FRAMES = 17
 LATENT_CHANNELS = 16
-VOCABULARY_SIZE = 1024
 SENTENCEPIECE = None  # the tokenizer is made by tokenizer.py
 SETTING = "20,4,5"  # steps, guidance, flow shift
 
@@ -53,23 +53,7 @@ TRANSFORMER = dict(
     rope_max_seq_len=1024,
 )
 
-TEXT_ENCODER = dict(
-    vocab_size=VOCABULARY_SIZE,
-    d_model=256,
-    d_kv=64,
-    d_ff=512,
-    num_layers=4,
-    num_heads=4,
-    feed_forward_proj="gated-gelu",
-    dropout_rate=0.0,
-    relative_attention_num_buckets=32,
-    relative_attention_max_distance=128,
-    pad_token_id=0,
-    eos_token_id=1,
-    decoder_start_token_id=0,
-    is_encoder_decoder=False,
-    use_cache=False,
-)
+TEXT_ENCODER = text_encoder_settings(num_layers=4)
 
 VAE = dict(
     base_dim=32,
@@ -130,11 +114,7 @@ def make_text_encoder():
 def make_vae(latents_mean=None, latents_std=None):
     from diffusers import AutoencoderKLWan
 
-    values = dict(VAE)
-    if latents_mean is not None:
-        values["latents_mean"] = [float(v) for v in latents_mean]
-        values["latents_std"] = [float(v) for v in latents_std]
-    return AutoencoderKLWan(**values)
+    return AutoencoderKLWan(**with_statistics(VAE, latents_mean, latents_std))
 
 
 def make_scheduler(flow_shift: float | None = None):

@@ -21,7 +21,10 @@ fs::path tensor_file(const fs::path& root, const std::string& stem) {
 }
 
 constexpr const char *kHighNoise = "high_noise_model", *kLowNoise = "low_noise_model";
-constexpr double kBoundary = 0.875;  // of Wan 2.2 T2V-A14B, wan/configs/wan_t2v_A14B.py
+// Names and defaults of Wan-AI's own code: wan/configs/, generate.py.
+constexpr double kBoundary = 0.875;     // of Wan 2.2 T2V-A14B
+constexpr double kImageBoundary = 0.9;  // of Wan 2.2 I2V-A14B
+constexpr double kOriginalFlowShift = 5, kShiftOfTwo = 12;
 
 /// Wan-AI's own defaults (wan/configs/): for the model of two transformers, high noise and low noise, and for TI2V-5B.
 ModelDefaults defaults_of(size_t num_transformers, bool is_ti2v) {
@@ -90,8 +93,6 @@ bool is_original_ti2v(const std::string& transformer) {
 }
 
 WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
-  // Names and defaults of Wan-AI's own code: wan/configs/, generate.py.
-  constexpr double kOriginalFlowShift = 5, kShiftOfTwo = 12;
   const auto part = [](const std::string& given, const fs::path& own) { return given.empty() ? own : fs::path(given); };
   const bool is_ti2v = is_original_ti2v(root.string());
   const fs::path text_encoder = part(parts.text_encoder, tensor_file(root, "models_t5_umt5-xxl-enc-bf16")),
@@ -114,6 +115,7 @@ WanFolder open_original_folder(const fs::path& root, const ModelParts& parts) {
   }
   WanFolder folder;
   folder.transformers = transformers_of(parts, own);
+  folder.is_original = true;
   folder.text_encoder = text_encoder.string();
   folder.tokenizer = tokenizer.string();
   folder.vae = vae.string();
@@ -151,10 +153,22 @@ WanFolder open_wan_folder(const std::string& path, const ModelParts& parts) {
   folder.vae_settings = files.vae;
   const size_t count = folder.transformers.size();
   folder.description = describe_folder(path, defaults_of(count, files.timestep_per_token));
-  folder.description.experts = experts_of(count, files.boundary_ratio.value_or(kBoundary), files.scheduler);
+  folder.boundary = files.boundary_ratio;
+  folder.description.experts = experts_of(count, folder.boundary.value_or(kBoundary), files.scheduler);
   folder.description.scheduler = files.scheduler;
   folder.description.warnings = files.warnings;
   return folder;
+}
+
+void describe_image_to_video(const std::string& path, WanFolder& folder) {
+  const size_t count = folder.transformers.size();
+  ModelDefaults defaults;
+  defaults.steps = 40;
+  if (count > 1) defaults.cfg_scale = 3.5, defaults.cfg_scale_2 = 3.5;
+  ModelDescription& model = folder.description;
+  model.defaults = describe_folder(path, defaults).defaults;
+  if (folder.is_original) model.scheduler.flow_shift = kOriginalFlowShift;
+  model.experts = experts_of(count, folder.boundary.value_or(kImageBoundary), model.scheduler);
 }
 
 }  // namespace calibatt

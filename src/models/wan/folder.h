@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,9 @@ struct WanFolder {
   std::vector<WanTransformerPath> transformers;  ///< one, or that of the high and that of the low noise levels
   std::string text_encoder, tokenizer, vae;
   std::string text_encoder_settings, vae_settings;  ///< as WanTransformerPath has them
-  ModelDescription description;  ///< what the folder says apart from its components: name, defaults, scheduler
+  bool is_original = false;
+  std::optional<double> boundary;  ///< that the folder itself says
+  ModelDescription description;    ///< what the folder says apart from its components: name, defaults, scheduler
 };
 
 /// Diffusers' layout; or Wan-AI's original one: the transformer in the folder, models_t5_umt5-xxl-enc-bf16.pth and
@@ -26,6 +29,9 @@ struct WanFolder {
 /// Of Wan 2.2 TI2V-5B the autoencoder is Wan2.2_VAE.pth. Of Wan 2.2 A14B the transformers are in high_noise_model/ and
 /// low_noise_model/. Throws Error(kNotFound / kFormat / kMismatch); for missing components, naming them.
 WanFolder open_wan_folder(const std::string& folder, const ModelParts& parts = {});
+
+/// Defaults and boundary of a model that turns out to take a picture: Wan-AI's own for Wan 2.2 I2V-A14B.
+void describe_image_to_video(const std::string& path, WanFolder& folder);
 
 /// Whether a folder without model_index.json is in Wan-AI's original layout.
 bool is_original_wan_folder(const std::string& folder);

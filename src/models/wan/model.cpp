@@ -1,5 +1,7 @@
 #include "models/wan/model.h"
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -25,11 +27,23 @@ struct WanConfigs {
   T5Config text_encoder;
 };
 
+/// Channels beside the latents of a model that takes a picture: a mark of each video frame of a latent frame, 1 where
+/// it is given, and the latents of the video that is the picture and nothing (zeros) behind it.
+int image_channels(const WanConfigs& configs) {
+  return configs.vae.frames_per_latent() + configs.vae.z_dim;
+}
+
+bool takes_image(const WanConfigs& configs) {
+  return configs.transformer.in_channels == configs.vae.z_dim + image_channels(configs);
+}
+
 /// Refused before anything is loaded: a component that is not of the same model as the others.
 void check_components(const WanConfigs& configs, const std::string& folder) {
   const WanTransformerConfig& transformer = configs.transformer;
   const std::string channels = "the VAE's latent channels (z_dim) are";
-  require_one_model(folder, channels, configs.vae.z_dim, "the transformer's in_channels", transformer.in_channels);
+  if (!takes_image(configs)) {
+    require_one_model(folder, channels, configs.vae.z_dim, "the transformer's in_channels", transformer.in_channels);
+  }
   require_one_model(folder, channels, configs.vae.z_dim, "the transformer's out_channels", transformer.out_channels);
   require_one_model(folder, "the text encoder's width (d_model) is", configs.text_encoder.d_model,
                     "the transformer's text_dim", transformer.text_dim);
@@ -44,6 +58,8 @@ class WanConditioning final : public Conditioning {
     std::vector<WanPrompt> prompts;
   };
   mutable std::vector<Prepared> prepared;
+  Tensor
+      image;  ///< [image_channels, frames, rows, columns] F32, what the transformer sees beside the latents; or empty
 };
 
 /// The text encoder, by far the largest part of the public checkpoints, is read anew for each run, block by block, and
@@ -57,9 +73,11 @@ class WanModel final : public VideoModel {
         dtype_(dtype),
         prompts_(folder.tokenizer, kMaxPromptTokens, clean_prompt, options.warn),
         text_encoder_(T5Encoder::open(backend, folder.text_encoder, dtype_beside(dtype), options)),
-        vae_(
-            WanVae::load(folder.vae, backend, dtype_beside(dtype),
-                         {.encodes = false, .defers_bias = {}, .warn = options.warn, .settings = folder.vae_settings})),
+        vae_(WanVae::load(folder.vae, backend, dtype_beside(dtype),
+                          {.encodes = description_.takes_image,
+                           .defers_bias = {},
+                           .warn = options.warn,
+                           .settings = folder.vae_settings})),
         experts_(folder, backend, dtype, options) {}
 
   const ModelDescription& description() const override { return description_; }
@@ -82,6 +100,22 @@ class WanModel final : public VideoModel {
     return result;
   }
 
+  void begin_with(const Tensor& image, int video_frames, Conditioning& conditioning,
+                  const WorkProgress& progress) override {
+    experts_.release_buffers();  // as large as the autoencoder's
+    backend_.trim_memory();
+    const int64_t height = image.dim(1), width = image.dim(2);
+    Tensor video = Tensor::zeros(DType::kF32, {video_frames, image.dim(0), height, width});
+    std::memcpy(video.raw(), image.raw(), image.size_bytes());
+    const Tensor latents = vae_.encode(video, progress);
+    backend_.trim_memory();
+    const int64_t marks = vae_.config().frames_per_latent(), plane = latents.size() / (latents.dim(0) * latents.dim(1));
+    Tensor all = Tensor::zeros(DType::kF32, {marks + latents.dim(0), latents.dim(1), latents.dim(2), latents.dim(3)});
+    for (int64_t mark = 0; mark < marks; ++mark) std::fill_n(all.f32() + mark * latents.dim(1) * plane, plane, 1.0f);
+    std::memcpy(all.f32() + marks * latents.dim(1) * plane, latents.raw(), latents.size_bytes());
+    static_cast<WanConditioning&>(conditioning).image = std::move(all);
+  }
+
   Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
                  const Conditioning& conditioning, SelfAttention& attention, TransformerTimes& times,
                  const WorkProgress& progress) override {
@@ -92,7 +126,7 @@ class WanModel final : public VideoModel {
     const size_t prompt = branch == GuidanceBranch::kConditional ? 0 : 1;
     CALIBATT_ASSERT(prompt < prepared.size());
     return experts_.use(step.expert, progress)
-        .forward(latents, step.timestep, prepared[prompt], attention, &times, {}, progress);
+        .forward(with_image(latents, prompts.image), step.timestep, prepared[prompt], attention, &times, {}, progress);
   }
 
   VideoFrames decode(const Tensor& latents, const WorkProgress& progress) override {
@@ -106,6 +140,14 @@ class WanModel final : public VideoModel {
   }
 
  private:
+  static Tensor with_image(const Tensor& latents, const Tensor& image) {
+    if (image.empty()) return latents;
+    Tensor all(DType::kF32, {latents.dim(0) + image.dim(0), latents.dim(1), latents.dim(2), latents.dim(3)});
+    std::memcpy(all.raw(), latents.raw(), latents.size_bytes());
+    std::memcpy(all.f32() + latents.size(), image.raw(), image.size_bytes());
+    return all;
+  }
+
   /// The prompts as this expert takes them.
   const std::vector<WanPrompt>& prepare(int expert, const WanConditioning& conditioning, const WorkProgress& progress) {
     for (const auto& each : conditioning.prepared) {
@@ -138,8 +180,7 @@ class WanModel final : public VideoModel {
 
 class WanFiles final : public ModelFiles {
  public:
-  WanFiles(const std::string& path, const ModelParts& parts)
-      : folder_(open_wan_folder(path, parts)), description_(folder_.description) {
+  WanFiles(const std::string& path, const ModelParts& parts) : folder_(open_wan_folder(path, parts)) {
     const auto& [first, settings] = folder_.transformers.front();
     const Component transformer = open_transformer(first, {.settings = settings}),
                     vae = open_vae(folder_.vae, {.settings = folder_.vae_settings}),
@@ -147,11 +188,14 @@ class WanFiles final : public ModelFiles {
     configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
                 T5Config::from(text_encoder.config)};
     check_components(configs_, path);
+    if (takes_image(configs_)) describe_image_to_video(path, folder_);
+    description_ = folder_.description;
     describe_files(transformer, vae, text_encoder, folder_.tokenizer, description_);
     check_experts(path);
     elements_ = {num_elements(transformer.tensors), num_elements(vae.tensors)};
 
     description_.kind = "WanTransformer3DModel";
+    description_.takes_image = takes_image(configs_);
     description_.num_layers = configs_.transformer.num_layers;
     description_.num_heads = configs_.transformer.num_attention_heads;
     description_.head_dim = configs_.transformer.attention_head_dim;

@@ -108,7 +108,7 @@ Tensor WanVae::decode_to_float(const Tensor& latents) const {
   return impl_->decoder.decode_to_float(latents);
 }
 
-Tensor WanVae::encode(const Tensor& video) const {
+Tensor WanVae::encode(const Tensor& video, const WorkProgress& progress) const {
   CALIBATT_ASSERT(!impl_->encoder.empty());
   const WanVaeConfig& config = impl_->config;
   const int unit = config.pixels_per_latent(), group = config.frames_per_latent();
@@ -125,6 +125,7 @@ Tensor WanVae::encode(const Tensor& video) const {
   Tensor latents(DType::kF32, {config.z_dim, frames, video.dim(2) / unit, video.dim(3) / unit});
   CodingState state(*impl_->backend, impl_->compute, impl_->encoder_histories);
   for (int64_t frame = 0; frame < frames; ++frame) {
+    if (progress) progress(static_cast<int>(frame), static_cast<int>(frames), 0);
     state.first_group = frame == 0;
     const Tensor pixels =
         gather_pixels(video, config.patch_size, frame == 0 ? 0 : 1 + (frame - 1) * group, frame == 0 ? 1 : group);

@@ -54,7 +54,8 @@ class WanVae {
   /// Video [frames, 3, H, W] F32 in [-1, 1] → the posterior's mean, normalised as `decode` expects it, [z_dim, F, h,
   /// w]. `frames` must be 1 + a multiple of four, H and W multiples of pixels_per_latent; Error(kMismatch) otherwise.
   /// Only of an object that was loaded with its encoder.
-  Tensor encode(const Tensor& video) const;
+  /// `progress` hears of latent frames.
+  Tensor encode(const Tensor& video, const WorkProgress& progress = {}) const;
 
  private:
   struct Impl;

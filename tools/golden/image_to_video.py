@@ -1,0 +1,93 @@
+"""Golden data of image to video: what diffusers' WanImageToVideoPipeline makes of a picture, in float32 on the CPU.
+
+    python tools/golden/image_to_video.py
+
+Writes tests/golden/data/i2v/: transformer/ and transformer_2/, a small pair as in Wan 2.2 I2V-A14B (random weights,
+bfloat16), golden.safetensors with a picture [height, width, 3] and the frames [frames, height, width, 3] made of it, and
+every setting in golden.json. Text encoder, tokenizer, autoencoder and scheduler are those of models/tiny-wan. And data/pictures/: files as
+programs write them (photo.jpg in the eight orientations of a camera, with_alpha.png, grey.jpg, lossy.webp), what Pillow
+reads of each, and what its Lanczos filter makes of picture.png in other sizes. Deterministic.
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy
+import torch
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+from experts import CONFIG, make_transformer, write_frames
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests/golden/data/i2v"
+PICTURES = ROOT / "tests/golden/data/pictures"
+SETTINGS = dict(prompt="a red circle moves to the right", negative_prompt="blurred", seed=17, height=48, width=80,
+                video_frames=9, steps=6, cfg_scale=3.5, cfg_scale_2=2.5, boundary_ratio=0.9)  # fmt: skip
+CHANNELS = 16
+SIZES = ((48, 80), (33, 40), (90, 131), (61, 97))  # other than the picture's: smaller, larger, the same
+
+
+def picture(height, width):
+    """Smooth colours, and edges that a filter must not smear."""
+    rows, columns = numpy.mgrid[0:height, 0:width] / numpy.array([height, width]).reshape(2, 1, 1)
+    smooth = numpy.stack([columns, rows, 0.5 + 0.5 * numpy.sin(9 * columns + 5 * rows)], axis=2)
+    disc = ((rows - 0.4) ** 2 + (columns - 0.6) ** 2 < 0.05)[:, :, None]
+    return Image.fromarray((255 * numpy.where(disc, [0.9, 0.1, 0.2], smooth)).round().astype(numpy.uint8))
+
+
+def pixels(image):
+    return torch.from_numpy(numpy.array(image.convert("RGB")).copy())
+
+
+def write_pictures():
+    shutil.rmtree(PICTURES, ignore_errors=True)
+    PICTURES.mkdir(parents=True)
+    image = picture(61, 97)
+    image.save(PICTURES / "picture.png")
+    read = {"picture.png": pixels(image)}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = f"photo{orientation}.jpg"
+        image.save(PICTURES / name, quality=95, subsampling=0, exif=exif)
+        read[name] = pixels(ImageOps.exif_transpose(Image.open(PICTURES / name)))
+    alpha = Image.fromarray(numpy.linspace(255, 0, 61 * 97).reshape(61, 97).astype(numpy.uint8))
+    Image.merge("RGBA", (*image.split(), alpha)).save(PICTURES / "with_alpha.png")
+    image.convert("L").save(PICTURES / "grey.jpg", quality=95)
+    image.save(PICTURES / "lossy.webp", quality=95)
+    for name in ("with_alpha.png", "grey.jpg", "lossy.webp"):
+        read[name] = pixels(Image.open(PICTURES / name))
+    for height, width in SIZES:
+        read[f"picture.png.{height}x{width}"] = pixels(image.resize((width, height), Image.Resampling.LANCZOS))
+    save_file(read, PICTURES / "golden.safetensors")
+
+
+def small_pipeline(data, **parts):
+    tiny = ROOT / "models/tiny-wan"
+    vae = AutoencoderKLWan.from_pretrained(tiny, subfolder="vae", torch_dtype=torch.float32)
+    text = WanPipeline.from_pretrained(tiny, vae=vae, transformer=None, torch_dtype=torch.float32)
+    for name in ("transformer", "transformer_2"):
+        if (data / name).exists():
+            parts[name] = WanTransformer3DModel.from_pretrained(data / name, torch_dtype=torch.float32)
+    return WanImageToVideoPipeline(tokenizer=text.tokenizer, text_encoder=text.text_encoder, vae=vae, scheduler=text.scheduler, **parts)
+
+
+@torch.no_grad()
+def main():
+    write_pictures()
+    shutil.rmtree(DATA, ignore_errors=True)
+    config = CONFIG | dict(in_channels=2 * CHANNELS + 4, out_channels=CHANNELS)
+    for seed, name in ((71, "transformer"), (72, "transformer_2")):
+        make_transformer(seed, config).to(torch.bfloat16).save_pretrained(DATA / name)
+    image = picture(SETTINGS["height"], SETTINGS["width"])
+    pipeline = small_pipeline(DATA, boundary_ratio=SETTINGS["boundary_ratio"])
+    frames = write_frames(pipeline, SETTINGS, DATA, guidance_scale_2=SETTINGS["cfg_scale_2"], image=image)
+    save_file({"frames": frames.contiguous(), "picture": pixels(image)}, DATA / "golden.safetensors")
+    (DATA / "golden.json").write_text(json.dumps(SETTINGS, indent=1) + "\n")
+    print(f"{tuple(frames.shape)} mean {frames.float().mean():.1f} std {frames.float().std():.1f}")
+
+
+if __name__ == "__main__":
+    main()
