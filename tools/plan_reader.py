@@ -22,6 +22,7 @@ from dataclasses import dataclass
 FORMAT_VERSION = 3
 HAS_INTERVALS, ANCHORED = 1, 2
 PREVIOUS, ABOVE, MAX_SHIFT, KEY_ENTRY_INTERVAL = 1, 2, 7, 8  # filters of a head's bits; which entries refer to no other
+REUSE_SOURCES = {"forward": 0, "hold": 1, "residual": 1, "linear": 2}  # how many earlier steps a prediction is made from
 CODES = {"U8": "B", "U16": "H", "U32": "I", "I64": "q", "F64": "d"}  # dtypes that occur in plans → struct codes
 
 
@@ -170,6 +171,7 @@ class Plan:
         self.step_transformer = tensors["step_transformer"].tolist() if "step_transformer" in tensors else [0] * len(self.sigmas)
         if sorted(set(self.step_transformer)) != list(range(len(self.transformers))) or len(self.step_transformer) != len(self.sigmas):
             raise PlanError("steps and transformers do not fit each other")
+        self.step_reuse = self._reuse()
         self.num_entries, self.num_layers, self.num_heads = tensors["head_kind"].shape
         self.kinds = tensors["head_kind"].tolist()
         if "raster_of_position" in tensors:
@@ -185,6 +187,22 @@ class Plan:
             self._site, self._site_rows = None, None  # the layer decoded last
         else:
             self._rows = self._read_rows(tensors)
+
+    def _reuse(self):
+        """How each step gets its prediction: "forward", or from so many of the latest steps of its transformer that ran."""
+        reuse = self.info.get("step_reuse") or ["forward"] * len(self.sigmas)
+        if not isinstance(reuse, list) or len(reuse) != len(self.sigmas):
+            raise PlanError("step_reuse does not fit the steps")
+        ran = 0
+        for step, how in enumerate(reuse):
+            if how not in REUSE_SOURCES:
+                raise PlanError(f"it needs 'step_reuse: {how}', which this reader does not know")
+            if step and self.step_transformer[step] != self.step_transformer[step - 1]:
+                ran = 0
+            if REUSE_SOURCES[how] > ran:
+                raise PlanError(f"step {step} is made from steps that do not run ({how})")
+            ran += how == "forward"
+        return reuse
 
     def _anchors(self, tensors):
         """Which tokens an anchored head computes, and whose output each token receives (index into the former)."""
@@ -318,17 +336,21 @@ class Plan:
             pairs += queries * sum(min(end * block_k, self.num_tokens) - begin * block_k for begin, end in row)
         return pairs
 
+    def _entries_run(self):
+        return [entry for entry, how in zip(self.step_entry, self.step_reuse) if how == "forward"]
+
     def density(self):
+        """Of the steps that run their transformer."""
         if hasattr(self, "_sections"):  # the index knows
             per_entry = self.num_layers * self.num_heads
             entry_pairs = [sum(self._token_pairs[e * per_entry : (e + 1) * per_entry]) for e in range(self.num_entries)]
-            return sum(entry_pairs[e] for e in self.step_entry) / (self.num_tokens**2 * per_entry * len(self.step_entry))
+            return sum(entry_pairs[e] for e in self._entries_run()) / (self.num_tokens**2 * per_entry * len(self._entries_run()))
         all_pairs = self.num_tokens**2 * self.num_layers * self.num_heads
         entry_pairs = [
             sum(self.token_pairs(entry, layer, head) for layer in range(self.num_layers) for head in range(self.num_heads))
             for entry in range(self.num_entries)
         ]
-        return sum(entry_pairs[entry] for entry in self.step_entry) / (all_pairs * len(self.step_entry))
+        return sum(entry_pairs[entry] for entry in self._entries_run()) / (all_pairs * len(self._entries_run()))
 
 
 def read_plan(path):
@@ -341,7 +363,7 @@ def read_plan(path):
     if checksum is not None and checksum != metadata.get("checksum"):
         raise PlanError("altered or damaged: the checksum does not fit")
     needed = json.loads(metadata["plan"])
-    for feature in [*needed.get("required_features", []), *(key for key in ("step_reuse", "head_precision") if needed.get(key) is not None)]:
+    for feature in [*needed.get("required_features", []), *(key for key in ("head_precision",) if needed.get(key) is not None)]:
         raise PlanError(f"it needs {feature!r}, which this reader does not know")
     plan = Plan(tensors, metadata)
     plan.checksum_verified = checksum is not None
@@ -353,7 +375,8 @@ def dump(plan):
     lines = []
     for step, (sigma, entry) in enumerate(zip(plan.sigmas, plan.step_entry)):
         transformer = f" transformer {plan.step_transformer[step]}" if len(plan.transformers) > 1 else ""
-        lines.append(f"step {step} noise {sigma:.6f} entry {entry}{transformer}")
+        reuse = f" reuse {plan.step_reuse[step]}" if plan.step_reuse[step] != "forward" else ""
+        lines.append(f"step {step} noise {sigma:.6f} entry {entry}{transformer}{reuse}")
     lines.append("order " + " ".join(map(str, plan.raster_of_position)))
     if plan.query_tokens:
         lines.append("anchor queries " + " ".join(map(str, plan.query_tokens)))
@@ -371,6 +394,8 @@ def summary(plan):
     lines += [f"accuracy: {plan.info['accuracy']}"] if "accuracy" in plan.info else []
     lines.append("geometry: " + ", ".join(f"{key} {value}" for key, value in plan.geometry.items()))
     lines.append(f"{len(plan.sigmas)} steps, {plan.num_entries} entries, {plan.num_layers} layers, {plan.num_heads} heads")
+    reused = len(plan.step_reuse) - plan.step_reuse.count("forward")
+    lines += [f"reused steps: {reused} of {len(plan.sigmas)}"] if reused else []
     lines.append(f"density: {plan.density():.4f}")
     lines.append("checksum: " + ("right" if plan.checksum_verified else "not verified (install libxxhash)"))
     return "\n".join(lines) + "\n"

@@ -112,8 +112,12 @@ struct RunReport {
   int threads = 0, num_layers = 0, num_tokens = 0;
   StageSeconds seconds;
   double density = 1;                            ///< computed query-key pairs of self-attention over all pairs
-  std::vector<std::vector<double>> density_map;  ///< [step][layer]
+  std::vector<std::vector<double>> density_map;  ///< [step][layer]; 0 in a step that ran no forward
   std::vector<double> noise_levels;              ///< of each step
+  int64_t forwards = 0;                          ///< of the transformer: one in a step, two in a guided one
+  /// How each step got its prediction: "forward", or from earlier steps by "hold", "residual" or "linear". Empty: every
+  /// step ran its forwards.
+  std::vector<std::string> step_reuse;
   int64_t attention_calls = 0, dense_fallback_calls = 0;
   std::string fallback_reason;   ///< why dense_fallback_calls > 0
   std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ
@@ -121,6 +125,8 @@ struct RunReport {
   MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded
 };
 CALIBATT_API std::string to_json(const RunReport& report);
+/// How many steps got their prediction in each way other than a forward.
+CALIBATT_API std::map<std::string, int> reused_steps(const RunReport& report);
 
 /// About how much memory a video takes, in bytes. `weights`, `activations` and `autoencoder` are where the model
 /// computes, `video` is in host memory. Activations are given back before the video is decoded.

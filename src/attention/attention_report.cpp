@@ -7,7 +7,8 @@ namespace calibatt {
 AttentionMeter::AttentionMeter(int num_steps, int num_layers)
     : num_steps_(num_steps),
       num_layers_(num_layers),
-      pairs_(static_cast<size_t>(num_steps) * static_cast<size_t>(num_layers)) {
+      pairs_(static_cast<size_t>(num_steps) * static_cast<size_t>(num_layers)),
+      skipped_(static_cast<size_t>(num_steps), false) {
   CALIBATT_ASSERT(num_steps >= 0 && num_layers >= 0);
 }
 
@@ -20,6 +21,11 @@ void AttentionMeter::add(int step, int layer, int64_t computed_pairs, int64_t al
   }
 }
 
+void AttentionMeter::skip_step(int step) {
+  CALIBATT_ASSERT(step >= 0 && step < num_steps_);
+  skipped_[static_cast<size_t>(step)] = true;
+}
+
 AttentionReport AttentionMeter::report() const {
   AttentionReport report;
   report.calls = calls_;
@@ -29,7 +35,8 @@ AttentionReport AttentionMeter::report() const {
   for (int step = 0; step < num_steps_; ++step) {
     auto& row = report.density_map.emplace_back();
     for (size_t layer = 0; layer < num_layers; ++layer) {
-      row.push_back(pairs_[static_cast<size_t>(step) * num_layers + layer].density());
+      const Pairs& pairs = pairs_[static_cast<size_t>(step) * num_layers + layer];
+      row.push_back(skipped_[static_cast<size_t>(step)] ? 0 : pairs.density());
     }
   }
   return report;

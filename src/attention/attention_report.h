@@ -21,7 +21,7 @@ struct AttentionReport {
   /// Computed (query, key) token pairs over all pairs, anchors and blocks together, of the calls that were made.
   /// Summary tokens are not counted. 1 where no call was made.
   double density = 1;
-  std::vector<std::vector<double>> density_map;  ///< [step][layer]
+  std::vector<std::vector<double>> density_map;  ///< [step][layer]; 0 in a step that runs no forward
 };
 
 /// Adds up what an AttentionReport tells.
@@ -32,6 +32,8 @@ class AttentionMeter {
   /// One call at this site, all heads together. A site beyond the table counts in the totals only.
   void add(int step, int layer, int64_t computed_pairs, int64_t all_pairs);
   void add_fallback() { ++fallback_calls_; }
+  /// This step makes no call: its row of the map is 0.
+  void skip_step(int step);
   AttentionReport report() const;
 
  private:
@@ -46,6 +48,7 @@ class AttentionMeter {
   int num_steps_, num_layers_;
   std::vector<Pairs> pairs_;  // [num_steps, num_layers]
   Pairs total_;
+  std::vector<bool> skipped_;  // [num_steps]
   int64_t calls_ = 0, fallback_calls_ = 0;
 };
 

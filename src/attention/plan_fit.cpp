@@ -155,13 +155,26 @@ std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
 
 }  // namespace
 
+namespace {
+// What becomes of the plan's reused steps.
+std::string reuse_text(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
+  const int of_plan = plan.info().num_reused_steps();
+  if (of_plan == 0) return "";
+  const std::vector<StepReuse> reuse = map_reuse(plan, run, plan_step);
+  const auto runs = std::ranges::count(reuse, StepReuse::kNone);
+  return "; the plan reuses " + std::to_string(of_plan) + " of its steps, this run " +
+         std::to_string(static_cast<int64_t>(reuse.size()) - runs) + " (no farther in noise level than the plan)";
+}
+}  // namespace
+
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
   const double largest = largest_distance(plan, run, plan_step);
   if (run.sigmas.size() == plan.info().sigmas.size() && largest <= kSigmaTolerance) return "";
   const auto shift = [](double value) { return value > 0 ? " (flow shift " + short_number(value) + ")" : ""; };
   return counted(run.sigmas.size(), "steps") + shift(run.flow_shift) + " use the plan's " +
          counted(plan.num_steps(), "steps") + shift(plan.info().provenance.flow_shift) +
-         " of the nearest noise level, at most " + short_number(largest) + " away: " + mapping_text(plan_step);
+         " of the nearest noise level, at most " + short_number(largest) + " away: " + mapping_text(plan_step) +
+         reuse_text(plan, run, plan_step);
 }
 
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
@@ -187,6 +200,30 @@ std::vector<int> map_steps(const Plan& plan, const RunDescription& run) {
         plan.nearest_step(run.sigmas[step], run.step_transformer.empty() ? 0 : run.step_transformer.at(step)));
   }
   return plan_step;
+}
+
+std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
+  const PlanInfo& info = plan.info();
+  if (info.num_reused_steps() == 0) return {};
+  const auto latest_that_ran = [&](int step) {  // there is one: the plan was checked
+    while (info.reuse_of(step) != StepReuse::kNone) --step;
+    return info.sigmas[static_cast<size_t>(step)];
+  };
+  std::vector<StepReuse> reuse(run.sigmas.size(), StepReuse::kNone);
+  std::vector<double> ran;  // noise levels of the present transformer's steps
+  for (size_t step = 0; step < reuse.size(); ++step) {
+    const bool of_another =
+        step > 0 && !run.step_transformer.empty() && run.step_transformer[step] != run.step_transformer[step - 1];
+    if (of_another) ran.clear();
+    const int theirs = plan_step[step];
+    const StepReuse wanted = info.reuse_of(theirs);
+    if (wanted != StepReuse::kNone && ran.size() >= static_cast<size_t>(num_reuse_sources(wanted))) {
+      const double plan_reach = latest_that_ran(theirs) - info.sigmas[static_cast<size_t>(theirs)];
+      if (ran.back() - run.sigmas[step] <= plan_reach + kSigmaTolerance) reuse[step] = wanted;
+    }
+    if (reuse[step] == StepReuse::kNone) ran.push_back(run.sigmas[step]);
+  }
+  return reuse;
 }
 
 PlanFit fit_plan(const Plan& plan, const RunDescription& run) {

@@ -52,6 +52,11 @@ std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeom
 /// For each step of the run the plan's step of the nearest noise level that the same transformer denoises.
 std::vector<int> map_steps(const Plan& plan, const RunDescription& run);
 
+/// How each step of the run gets its prediction; empty: all run their transformer. A step does what the plan's step
+/// does that it is mapped to, unless what it would be made from lies farther away in noise level than it did in the
+/// plan: then it runs.
+std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
+
 /// How the run's steps use the plan's, for people; empty where they are the same.
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
 

@@ -62,7 +62,11 @@ PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<cons
   }
   use_ = std::move(fit.use);
   plan_step_ = map_steps(*plan_, run);
+  step_reuse_ = map_reuse(*plan_, run, plan_step_);
   step_mapping_ = describe_mapping(*plan_, run, plan_step_);
+  for (size_t step = 0; step < step_reuse_.size(); ++step) {
+    if (step_reuse_[step] != StepReuse::kNone) meter_.skip_step(static_cast<int>(step));
+  }
 
   layers_.emplace(plan_, kMaxDecodedBytes);
 }
@@ -119,12 +123,18 @@ std::shared_ptr<const PlannedLayer> PlannedAttention::layer_at(const Site& site)
 }
 
 // What is attended to next: the next layer, or the first one of the next forward, which is the other branch of guidance
-// or the next step. Nothing after the last.
+// or the next step that runs. Nothing after the last.
 std::optional<PlannedAttention::Site> PlannedAttention::site_after(int layer) const {
   if (layer + 1 < num_layers_) return Site{step_, layer + 1, forward_of_step()};
   if (guided_ && forwards_of_step_ < 2) return Site{step_, 0, forward_of_step() + 1};
-  if (static_cast<size_t>(step_) + 1 == plan_step_.size()) return std::nullopt;
-  return Site{step_ + 1, 0, 0};
+  int next = step_ + 1;
+  while (static_cast<size_t>(next) < plan_step_.size() && reuses(next)) ++next;
+  if (static_cast<size_t>(next) == plan_step_.size()) return std::nullopt;
+  return Site{next, 0, 0};
+}
+
+bool PlannedAttention::reuses(int step) const {
+  return !step_reuse_.empty() && step_reuse_[static_cast<size_t>(step)] != StepReuse::kNone;
 }
 
 void PlannedAttention::announce(const std::shared_ptr<const PlannedLayer>& layer) {

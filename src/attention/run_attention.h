@@ -19,6 +19,9 @@ namespace calibatt {
 class RunAttention : public SelfAttention {
  public:
   virtual AttentionReport report() const = 0;
+  /// How each step of the run is to get its prediction; empty: all run their transformer. Whoever drives the run does
+  /// it, and begins no forward for the others.
+  virtual std::vector<StepReuse> step_reuse() const { return {}; }
   /// Tells that this layer comes next, where something other than what is usual does. A hint.
   virtual void prefetch(int /*step*/, int /*layer*/) {}
 };
@@ -55,6 +58,7 @@ class PlannedAttention : public RunAttention {
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override;
+  std::vector<StepReuse> step_reuse() const override { return step_reuse_; }
   void prefetch(int step, int layer) override;
 
   /// Why the plan does not fit the run and everything runs dense; empty when it fits.
@@ -71,6 +75,7 @@ class PlannedAttention : public RunAttention {
   int text_tokens_of(size_t forward) const;
   size_t forward_of_step() const { return forwards_of_step_ > 1 ? 1 : 0; }
   std::optional<Site> site_after(int layer) const;
+  bool reuses(int step) const;
 
   AttentionEngine& engine_;
   std::shared_ptr<const Plan> plan_;
@@ -80,6 +85,7 @@ class PlannedAttention : public RunAttention {
   PlanUse use_;
   std::vector<int> text_tokens_;  // behind the plan's, in each forward of a step, as last seen: branches may differ
   std::vector<int> plan_step_;    // of each step of the run
+  std::vector<StepReuse> step_reuse_;
   std::optional<PlannedLayers> layers_;
   std::shared_ptr<const PlannedLayer> announced_;  // what the backend expects next
   int forwards_of_step_ = 0;                       // begun in the present step

@@ -74,6 +74,30 @@ TEST(PlannedAttentionHints, TheNextLayerIsAnnouncedBeforeThePresentOneRuns) {
                                                "hear 1.1", "run 1.0", "run 1.1"));
 }
 
+TEST(PlannedAttentionHints, StepsWithoutAForwardAreNotAnnounced) {
+  Plan::Parts parts = test::example_parts();  // entries 0, 1, 1
+  parts.sigmas = {1, 0.9, 0.8, 0.7};
+  parts.step_entry = {0, 0, 1, 1};
+  parts.energy_targets.assign(4, 0.9);
+  parts.step_reuse = {StepReuse::kNone, StepReuse::kHold, StepReuse::kNone, StepReuse::kLinear};
+  const auto plan = std::make_shared<const Plan>(std::move(parts));
+  ListeningEngine engine;
+  PlannedAttention attention(engine, plan, run_of(*plan));
+  Layer data(plan->geometry(), 1);
+  for (const int step : {0, 2}) {
+    for (const auto branch : {GuidanceBranch::kConditional, GuidanceBranch::kUnconditional}) {
+      attention.begin_forward(step, branch);
+      data.run(attention, 0);
+    }
+  }
+  EXPECT_THAT(engine.heard, ElementsAre("hear 0.0", "hear 0.0", "run 0.0", "hear 1.0", "run 0.0",  //
+                                        "hear 1.0", "run 1.0", "run 1.0"));
+  const AttentionReport report = attention.report();
+  EXPECT_EQ(report.density_map[1][0], 0);
+  EXPECT_EQ(report.density_map[3][0], 0);
+  EXPECT_NEAR(report.density, plan->density(), 1e-12);
+}
+
 TEST(PlannedAttentionHints, WhoStartsElsewhereMaySayWhere) {
   const auto plan = test::example();
   ListeningEngine engine;
@@ -131,7 +155,9 @@ TEST_F(RunAttentionTest, EverySiteComputesWhatItsHeadsSay) {
     const auto plan = std::make_shared<const Plan>(test::random_parts(seed));
     PlannedAttention attention(*backend_, plan, run_of(*plan));
     EXPECT_EQ(attention.token_order(), plan->geometry().order);
+    EXPECT_EQ(attention.step_reuse(), plan->info().step_reuse);
     for (int step = 0; step < plan->num_steps(); ++step) {
+      if (plan->info().reuse_of(step) != StepReuse::kNone) continue;
       attention.begin_forward(step, GuidanceBranch::kConditional);
       for (int layer = 0; layer < plan->num_layers(); ++layer) {
         Layer data(plan->geometry(), seed * 100 + static_cast<unsigned>(step * 10 + layer));
@@ -150,7 +176,7 @@ TEST_F(RunAttentionTest, EverySiteComputesWhatItsHeadsSay) {
       }
     }
     const AttentionReport report = attention.report();
-    EXPECT_EQ(report.calls, plan->num_steps() * plan->num_layers());
+    EXPECT_EQ(report.calls, (plan->num_steps() - plan->info().num_reused_steps()) * plan->num_layers());
     EXPECT_EQ(report.dense_fallback_calls, 0);
     EXPECT_THAT(report.fallback_reason, IsEmpty());
     EXPECT_THAT(report.step_mapping, IsEmpty());
@@ -261,6 +287,29 @@ TEST_F(RunAttentionTest, OtherStepsAreMappedByNoiseLevel) {
   run.sigmas = plan->info().sigmas;
   run.sigmas[1] += 1e-7;  // rounding is no difference
   EXPECT_THAT(PlannedAttention(*backend_, plan, run).report().step_mapping, IsEmpty());
+}
+
+TEST_F(RunAttentionTest, OtherStepsReuseNoFartherThanThePlanDoes) {
+  using enum StepReuse;
+  const auto plan = std::make_shared<const Plan>(test::reuse_parts());
+  // Noise 1, .9, .8 (linear), .7 (hold) of the first transformer; .5, .4, .25 (residual) of the second.
+  RunDescription run = run_of(*plan);
+  run.transformers = {run.transformers[0], run.transformers[0]};
+  run.step_transformer = plan->info().step_transformer;
+  const auto reuse_of = [&] { return map_reuse(*plan, run, map_steps(*plan, run)); };
+  EXPECT_EQ(reuse_of(), plan->info().step_reuse);
+  // Twice as many steps: both at .8 and at .75 lie within the plan's reach of its step, .7's two do not both.
+  run.sigmas = {1, 0.95, 0.9, 0.82, 0.78, 0.72, 0.68, 0.5, 0.4, 0.26, 0.24};
+  run.step_transformer = {0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1};
+  EXPECT_EQ(reuse_of(),
+            (std::vector{kNone, kNone, kNone, kLinear, kNone, kHold, kHold, kNone, kNone, kResidual, kNone}));
+  PlannedAttention attention(*backend_, plan, run);
+  EXPECT_THAT(attention.report().step_mapping, HasSubstr("the plan reuses 3 of its steps, this run 4"));
+  // Half as many: the step that ran last is too far away, or of the other transformer.
+  run.sigmas = {1, 0.8, 0.6, 0.25};
+  run.step_transformer = {0, 0, 0, 1};
+  EXPECT_EQ(reuse_of(), (std::vector{kNone, kNone, kHold, kNone}));
+  EXPECT_THAT(PlannedAttention(*backend_, example(), run_of(*example())).step_reuse(), IsEmpty());
 }
 
 TEST_F(RunAttentionTest, TheFactoryChoosesByThePlan) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibatt/counted.h"
 #include "capi/arguments.h"
 #include "capi/guarded.h"
 #include "capi/recorded_output.h"
@@ -22,6 +23,12 @@ calibatt_session::calibatt_session(std::shared_ptr<const Plan> plan, std::string
       geometry_(run.geometry),
       num_layers_(run.num_layers),
       num_steps_(static_cast<int>(run.sigmas.size())) {
+  if (plan_ != nullptr && plan_->info().num_reused_steps() > 0) {
+    throw Error(ErrorKind::kMismatch, "the plan runs no forward in " +
+                                          counted(plan_->info().num_reused_steps(), "steps") +
+                                          ", which this interface cannot do yet; compile one with --density alone "
+                                          "from the same profile");
+  }
   run_ = make_run_attention(place_->engine(), plan_, run, on_mismatch);
   attention_ = run_.get();
   geometry_.order = attention_->token_order();

@@ -39,6 +39,18 @@ void print_plan_use(const PlanUse& plan) {
   for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
 }
 
+void print_reuse(const RunReport& report) {
+  std::string ways;
+  int reused = 0;
+  for (const auto& [way, steps] : reused_steps(report)) {
+    ways += (ways.empty() ? "" : ", ") + std::to_string(steps) + " by " + way;
+    reused += steps;
+  }
+  if (reused == 0) return;
+  std::printf("steps: %d of %d without a forward (%s), %s\n", reused, *report.options.steps, ways.c_str(),
+              counted(report.forwards, "forwards").c_str());
+}
+
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
   std::printf("%s: %d×%d, %s, seed %llu, %s (%s, %s, %s)\n",
@@ -55,14 +67,17 @@ void print_summary(const RunReport& report, const std::string& output) {
   if (report.options.plan_path.empty()) {
     std::printf("self-attention: dense (no --plan)\n");
   } else {
+    int reused = 0;
+    for (const auto& [way, steps] : reused_steps(report)) reused += steps;
     std::printf("self-attention: density %.3f; by layer:", report.density);
     for (int layer = 0; layer < report.num_layers; ++layer) {
       double sum = 0;
       for (const auto& step : report.density_map) sum += step[static_cast<size_t>(layer)];
-      std::printf(" %.2f", sum / static_cast<double>(report.density_map.size()));
+      std::printf(" %.2f", sum / (static_cast<double>(report.density_map.size()) - reused));
     }
     std::printf("\n");
   }
+  print_reuse(report);
   if (report.plan) print_plan_use(*report.plan);
   if (!report.step_mapping.empty()) std::printf("plan steps: %s\n", printable(report.step_mapping).c_str());
   if (report.dense_fallback_calls > 0) {

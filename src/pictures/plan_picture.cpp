@@ -165,7 +165,12 @@ Image render_density_map(const Plan& plan) {
   Image image =
       blank_image(std::max(right + kGap + kMeanWidth + kMargin, kMinWidth), bottom + kGap + cell_height + kBottom);
 
+  const int reused = plan.info().num_reused_steps();
   draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
+  if (reused > 0) {
+    draw_text(image, kMargin + 230, 16,
+              counted(reused, "steps") + " of " + std::to_string(steps) + " without a forward", kInk);
+  }
   draw_text(image, kMargin, 32,
             "computed query-key pairs of each layer and step, mean of " + counted(plan.geometry().heads, "heads"),
             kFaintInk);
@@ -185,19 +190,25 @@ Image render_density_map(const Plan& plan) {
     double layer_sum = 0;
     const int y = kTop + layer * cell_height;
     for (int step = 0; step < steps; ++step) {
+      if (plan.info().reuse_of(step) != StepReuse::kNone) {
+        fill_rectangle(image, kLeft + step * cell_width, y, cell_width, cell_height, kSkipped);
+        continue;
+      }
       const double density = plan.density(step, layer);
       layer_sum += density;
       step_sum[static_cast<size_t>(step)] += density;
       draw_cell(kLeft + step * cell_width, y, cell_width, density, numbers);
     }
-    draw_cell(right + kGap, y, kMeanWidth, layer_sum / steps, cell_height >= kGlyphHeight * scale + 2);
+    draw_cell(right + kGap, y, kMeanWidth, layer_sum / (steps - reused), cell_height >= kGlyphHeight * scale + 2);
     if (layer % tick_step(cell_height, 11) == 0) {
       draw_right(image, kLeft - 6, y + (cell_height - kGlyphHeight) / 2, std::to_string(layer), kInk);
     }
   }
   for (int step = 0; step < steps; ++step) {
     const int x = kLeft + step * cell_width;
-    draw_cell(x, bottom + kGap, cell_width, step_sum[static_cast<size_t>(step)] / layers, numbers);
+    if (plan.info().reuse_of(step) == StepReuse::kNone) {
+      draw_cell(x, bottom + kGap, cell_width, step_sum[static_cast<size_t>(step)] / layers, numbers);
+    }
     if (step % tick_step(cell_width, 20) == 0)
       draw_centred(image, x + cell_width / 2, kTop - 10, std::to_string(step), kInk);
   }

@@ -81,6 +81,12 @@ TEST(Picture, DenserCellsAreLighter) {
   EXPECT_GT(dark, 2 * 600);
 }
 
+TEST(Picture, StepsWithoutAForwardAreGreyColumns) {
+  const Image image = render_density_map(Plan(test::reuse_parts()));  // 3 of 7 steps, one layer, cells of 44×26
+  EXPECT_EQ(count_pixels(image, kGrey), 3 * 44 * 26);
+  EXPECT_EQ(count_pixels(render_density_map(Plan(test::expert_parts())), kGrey), 0);
+}
+
 TEST(PixelFont, DrawsInsideThePictureOnly) {
   constexpr Colour kBlack{0, 0, 0};
   Image image = blank_image(20, 10);

@@ -71,7 +71,9 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.seconds.text = lap();
 
   TransformerTimes times;
-  const Tensor latents = runner.denoise(options, *conditioning, *attention, times, progress);
+  const std::vector<StepReuse> reuse = attention->step_reuse();
+  for (const StepReuse each : reuse) run.step_reuse.emplace_back(step_reuse_name(each));
+  const Tensor latents = runner.denoise(options, *conditioning, *attention, times, progress, {.reuse = reuse});
   run.seconds.attention = times.self_attention;
   run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
 
@@ -80,6 +82,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.peak_device_bytes = backend.peak_memory_bytes();
   run.mask_streaming = backend.mask_streaming().since(streamed_before);
   add_accounts(attention->report(), run);
+  run.forwards = run.attention_calls / run.num_layers;
   return result;
 }
 

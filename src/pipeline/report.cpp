@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "base/step_reuse.h"
 #include "calibatt/pipeline.h"
 
 namespace calibatt {
@@ -26,6 +27,14 @@ json loras_json(const std::vector<Lora>& loras) {
 }
 
 }  // namespace
+
+std::map<std::string, int> reused_steps(const RunReport& report) {
+  std::map<std::string, int> steps;
+  for (const std::string& each : report.step_reuse) {
+    if (each != step_reuse_name(StepReuse::kNone)) ++steps[each];
+  }
+  return steps;
+}
 
 std::string to_json(const RunReport& report) {
   const GenerateOptions& options = report.options;
@@ -77,6 +86,9 @@ std::string to_json(const RunReport& report) {
                          {"total", seconds.total()}}},
                        {"density", report.density},
                        {"density_map", report.density_map},
+                       {"forwards", report.forwards},
+                       {"reused_steps", json(reused_steps(report))},
+                       {"step_reuse", report.step_reuse},
                        {"attention_calls", report.attention_calls},
                        {"dense_fallback_calls", report.dense_fallback_calls},
                        {"fallback_reason", report.fallback_reason},

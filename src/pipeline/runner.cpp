@@ -16,7 +16,6 @@
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/stage_progress.h"
-#include "sampling/denoise.h"
 
 namespace calibatt {
 
@@ -183,7 +182,7 @@ std::unique_ptr<Conditioning> Runner::encode(const GenerateOptions& options, con
 }
 
 Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
-                       TransformerTimes& times, const ProgressCallback& progress) {
+                       TransformerTimes& times, const ProgressCallback& progress, const StepControl& control) {
   const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model());
   const std::vector<StepSettings> steps = steps_of(options, *scheduler);
   const auto num_steps = static_cast<int>(steps.size());
@@ -204,7 +203,8 @@ Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& condi
   const std::array<int, 3> latent = model().latent_size(video_size(options));
   TorchGenerator generator(options.seed);
   Tensor noise = generator.randn({model().latent_channels, latent[0], latent[1], latent[2]});
-  Tensor latents = calibatt::denoise(*scheduler, steps, std::move(noise), predict, advice_on_range(model_->dtype()));
+  Tensor latents =
+      calibatt::denoise(*scheduler, steps, std::move(noise), predict, advice_on_range(model_->dtype()), control);
   report_stage(progress, "denoise", num_steps, num_steps);
   return latents;
 }

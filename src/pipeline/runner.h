@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
+#include "sampling/denoise.h"
 
 namespace calibatt {
 
@@ -37,7 +38,7 @@ class Runner {
   std::unique_ptr<Conditioning> encode(const GenerateOptions& options, const ProgressCallback& progress);
   /// The whole denoising run → latents. Adds the transformer's seconds to `times`.
   Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
-                 TransformerTimes& times, const ProgressCallback& progress);
+                 TransformerTimes& times, const ProgressCallback& progress, const StepControl& control = {});
   VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);
 
   const ModelDescription& model() const { return model_->description(); }

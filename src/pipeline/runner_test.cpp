@@ -105,6 +105,31 @@ TEST_F(RunnerTest, EveryForwardHasItsStepExpertAndBranch) {
       log_, ElementsAre("check cat", "encode cat", "step 0", "expert 0 conditional", "step 1", "expert 1 conditional"));
 }
 
+TEST_F(RunnerTest, AStepWithoutAForwardAsksTheModelForNothing) {
+  NoAttention attention(log_);
+  TransformerTimes times;
+  options_.steps = {};
+  options_.timesteps = {1000, 900, 600, 300, 1};
+  options_ = runner_->resolved(options_);
+  using enum StepReuse;
+  runner_->denoise(options_, NoConditioning(), attention, times, {},
+                   {.reuse = {kNone, kHold, kNone, kNone, kResidual}});
+  std::vector<std::string> expected;
+  for (const char* step : {"0", "2", "3"}) {
+    for (const char* branch : {" conditional", " unconditional"}) {
+      expected.push_back(std::string("step ") + step);
+      expected.push_back(std::string("expert ") + (*step == '3' ? "1" : "0") + branch);
+    }
+  }
+  EXPECT_EQ(log_, expected);
+  log_.clear();
+  EXPECT_THROW(runner_->denoise(options_, NoConditioning(), attention, times, {},
+                                {.reuse = {kNone, kNone, kNone, kHold, kNone}}),
+               Error)
+      << "the second expert has predicted nothing yet";
+  EXPECT_THAT(log_, testing::IsEmpty()) << "before any forward";
+}
+
 TEST_F(RunnerTest, ProgressRisesWithinStepsAndEndsTheRunWhereItThrows) {
   NoAttention attention(log_);
   TransformerTimes times;

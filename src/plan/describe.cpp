@@ -43,6 +43,15 @@ std::string accuracy_text(const PlanAccuracy& accuracy) {
   return expected_error_text(accuracy.predicted, accuracy.held_out ? "held out" : "not held out");
 }
 
+std::string latents_error_text(const PlanAccuracy& accuracy) {
+  std::string text;
+  if (accuracy.latents_predicted) text = format("%.3g of the final latents, predicted", *accuracy.latents_predicted);
+  if (accuracy.latents_measured) {
+    text += format("%s%.3g measured in a run", text.empty() ? "" : "; ", *accuracy.latents_measured);
+  }
+  return text;
+}
+
 /// How its heads are computed, and how many intervals they have.
 std::string heads_text(const Plan& plan) {
   const PlanInfo& parts = plan.info();
@@ -65,6 +74,17 @@ std::string heads_text(const Plan& plan) {
   return text;
 }
 
+/// "7 (hold), 9 (linear)", of steps in rising order.
+std::string reused_steps(const PlanInfo& info) {
+  std::string text;
+  for (int step = 0; step < static_cast<int>(info.step_reuse.size()); ++step) {
+    if (info.reuse_of(step) == StepReuse::kNone) continue;
+    text += (text.empty() ? "" : ", ") + std::to_string(step) + " (" +
+            std::string(step_reuse_name(info.reuse_of(step))) + ")";
+  }
+  return text;
+}
+
 /// Density by step (down) and layer (right); at most so many of each, evenly spread.
 std::string density_table(const Plan& plan) {
   constexpr int kMaxRows = 25, kMaxColumns = 16;
@@ -81,6 +101,11 @@ std::string density_table(const Plan& plan) {
   for (const int layer : layers) text += format("%5d", layer);
   text += "\n";
   for (const int step : spread(plan.num_steps(), kMaxRows)) {
+    if (plan.info().reuse_of(step) != StepReuse::kNone) {
+      text += format("%4d  %.3f         | no forward: %s\n", step, plan.info().sigmas[static_cast<size_t>(step)],
+                     std::string(step_reuse_name(plan.info().reuse_of(step))).c_str());
+      continue;
+    }
     double sum = 0;
     for (int layer = 0; layer < plan.num_layers(); ++layer) sum += plan.density(step, layer);
     const double energy = plan.info().energy_targets[static_cast<size_t>(step)];
@@ -125,8 +150,13 @@ std::string describe(const Plan& plan) {
   text += line("skipped", parts.summarize_skipped ? "one summary token per block" : "dropped");
 
   text += heads_text(plan);
+  if (const int reused = parts.num_reused_steps(); reused > 0) {
+    text += line("reused steps", format("%d of %d run no forward: ", reused, plan.num_steps()) + reused_steps(parts));
+  }
   text += line("expected error", accuracy_text(parts.accuracy));
-  text += line("density", format("%.4f of all query-key pairs are computed", plan.density()));
+  if (const std::string latents = latents_error_text(parts.accuracy); !latents.empty()) text += line("", latents);
+  text += line("density", format("%.4f of all query-key pairs are computed", plan.density()) +
+                              (parts.num_reused_steps() > 0 ? " in the steps that run" : ""));
 
   return text + "\n" + density_table(plan);
 }

@@ -26,6 +26,15 @@ TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
   }
 }
 
+TEST(Describe, StepsWithoutAForwardAreNamed) {
+  const std::string text = describe(Plan(test::reuse_parts()));
+  for (const char* fact : {"3 of 7 run no forward: 2 (linear), 3 (hold), 6 (residual)", "0.0312 of the final latents",
+                           "   3  0.700         | no forward: hold", "in the steps that run"}) {
+    EXPECT_THAT(text, HasSubstr(fact));
+  }
+  EXPECT_THAT(describe(Plan(test::expert_parts())), ::testing::Not(HasSubstr("forward")));
+}
+
 TEST(Describe, ControlCharactersFromAFileDoNotReachTheTerminal) {
   Plan::Parts parts = test::example_parts();
   parts.provenance.transformers[0].name = "\x1b[31mred\n";

@@ -91,8 +91,28 @@ void check_transformers(const PlanInfo& info) {
   if (unused != used.end()) throw refused("no step uses transformer " + std::to_string(unused - used.begin()));
 }
 
+// What a step is made from ran before it, in the same transformer.
+void check_reuse(const PlanInfo& info) {
+  if (info.step_reuse.empty()) return;
+  if (info.step_reuse.size() != info.sigmas.size()) {
+    throw refused("the reuse of " + counted(info.step_reuse.size(), "steps") + " is given for " +
+                  counted(info.sigmas.size(), "steps"));
+  }
+  int ran = 0;
+  for (int step = 0; step < static_cast<int>(info.sigmas.size()); ++step) {
+    if (step > 0 && info.transformer_of(step) != info.transformer_of(step - 1)) ran = 0;
+    const StepReuse reuse = info.reuse_of(step);
+    if (reuse == StepReuse::kNone) ++ran;
+    if (num_reuse_sources(reuse) <= ran) continue;
+    throw refused("step " + std::to_string(step) + " is made from " + counted(num_reuse_sources(reuse), "steps") +
+                  " before it (" + std::string(step_reuse_name(reuse)) + "), but " + std::to_string(ran) +
+                  " of its transformer run");
+  }
+}
+
 void check_accuracy(const PlanAccuracy& accuracy) {
-  for (const auto& error : {accuracy.predicted, accuracy.measured}) {
+  for (const auto& error :
+       {accuracy.predicted, accuracy.measured, accuracy.latents_predicted, accuracy.latents_measured}) {
     if (error && !(*error >= 0 && std::isfinite(*error)))
       throw refused("its accuracy is given as an error of " + std::to_string(*error) + ", which cannot be");
   }
@@ -153,6 +173,7 @@ void PlanInfo::validate() const {
   check_steps(*this);
   check_entries(*this);
   check_transformers(*this);
+  check_reuse(*this);
   check_accuracy(accuracy);
   check_provenance(provenance);
 }
@@ -259,7 +280,12 @@ Plan::Parts Plan::to_parts() const {
   return parts;
 }
 
+int PlanInfo::num_reused_steps() const {
+  return static_cast<int>(step_reuse.size() - static_cast<size_t>(std::ranges::count(step_reuse, StepReuse::kNone)));
+}
+
 double Plan::density(int step, int layer, int head) const {
+  if (info_.reuse_of(step) != StepReuse::kNone) return 0;
   const double num_tokens = geometry().num_tokens();
   return static_cast<double>(entry_token_pairs(entry_of(step), layer, head)) / (num_tokens * num_tokens);
 }
@@ -275,7 +301,7 @@ double Plan::density() const {
   for (int step = 0; step < num_steps(); ++step) {
     for (int layer = 0; layer < num_layers(); ++layer) sum += density(step, layer);
   }
-  return sum / (static_cast<double>(num_steps()) * num_layers());
+  return sum / (static_cast<double>(num_steps() - info_.num_reused_steps()) * num_layers());
 }
 
 int Plan::nearest_step(double sigma, int transformer) const {

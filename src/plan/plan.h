@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/step_reuse.h"
 #include "sparsity/block_intervals.h"
 #include "sparsity/geometry.h"
 
@@ -50,10 +51,15 @@ struct PlanProvenance {
 /// How far a run with the plan is from dense attention under the conditions that it was calibrated for (its steps, and
 /// the provenance's size, scheduler, flow shift and guidance): relative error of what the self-attention of a block
 /// adds to the residual stream, root mean square over steps and layers.
+///
+/// The last two are of a run's end: relative error of the final latents (root of the mean square of their change over
+/// that of dense ones), everything that the plan changes together.
 struct PlanAccuracy {
   std::optional<double> predicted;  ///< summed up by the compiler from the errors that each head showed at each level
   bool held_out = false;            ///< `predicted` on prompts other than those whose attention chose the blocks
   std::optional<double> measured;   ///< in runs with the finished plan; absent: there were none
+  std::optional<double> latents_predicted;  ///< by the compiler, on the calibration prompts
+  std::optional<double> latents_measured;   ///< in a run with the finished plan
   bool operator==(const PlanAccuracy&) const = default;
 };
 
@@ -87,6 +93,9 @@ struct PlanInfo {
   std::vector<int> step_entry;         ///< [num_steps] entry that the step uses
   std::vector<double> energy_targets;  ///< [num_steps] ε(t) for people; NaN where a budget of another kind chose
   std::vector<int> step_transformer;   ///< [num_steps] which of the provenance's transformers; empty where there is one
+  /// [num_steps] how the step gets its prediction; empty: all run their transformer. A step that does not still has an
+  /// entry, for runs whose steps differ.
+  std::vector<StepReuse> step_reuse;
   bool summarize_skipped = false;
   int anchor_rows_per_frame = 0;  ///< k; 0 when no head is anchored
   PlanProvenance provenance;
@@ -96,6 +105,10 @@ struct PlanInfo {
   int transformer_of(int step) const {
     return step_transformer.empty() ? 0 : step_transformer.at(static_cast<size_t>(step));
   }
+  StepReuse reuse_of(int step) const {
+    return step_reuse.empty() ? StepReuse::kNone : step_reuse.at(static_cast<size_t>(step));
+  }
+  int num_reused_steps() const;
   /// Throws Error(kFormat) when the numbers contradict each other. Heads are not looked at.
   void validate() const;
   int num_entries() const;  ///< the largest entry of a step, plus one
@@ -137,11 +150,12 @@ class Plan {
   const std::vector<HeadFacts>& facts() const { return facts_; }
   const HeadFacts& facts(int entry, int layer, int head) const { return facts_[index(entry, layer, head)]; }
 
-  /// Computed (query, key) token pairs over all pairs: anchors and blocks together. Summary tokens are not counted.
+  /// Computed (query, key) token pairs over all pairs: anchors and blocks together. Summary tokens are not counted. 0
+  /// of a step that runs no transformer.
   double density(int step, int layer, int head) const;
   int64_t entry_token_pairs(int entry, int layer, int head) const { return facts(entry, layer, head).token_pairs; }
   double density(int step, int layer) const;  ///< mean over heads
-  double density() const;                     ///< mean over everything
+  double density() const;                     ///< mean over all steps that run their transformer
 
   /// The calibrated step whose noise level is nearest to sigma, among those of this transformer. Every transformer of
   /// the plan has some.

@@ -56,7 +56,9 @@ TEST(PlanFile, RandomPlansComeBackEqual) {
 
 TEST(PlanFileV1, RandomPlansComeBackEqual) {
   for (unsigned seed = 0; seed < 100; ++seed) {
-    const Plan plan(test::random_parts(seed));
+    Plan::Parts parts = test::random_parts(seed);
+    parts.step_reuse.clear();
+    const Plan plan(parts);
     ASSERT_TRUE(test::same_plan(decode_plan(test::encode_v1(plan), "x"), plan)) << "seed " << seed;
   }
 }

@@ -62,12 +62,41 @@ TEST(PlanFileV3, WhatAPlanNeedsAndThisProgramDoesNotKnowIsRefusedByName) {
   EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {"teleportation"}; }),
               ::testing::AllOf(HasSubstr("needs \"teleportation\""), HasSubstr("newer calibatt")));
   // Reserved: their absence has a meaning, anything else is for a later program.
-  EXPECT_THAT(json_refusal([](Json& j) { j["step_reuse"] = {0, 0, 1}; }), HasSubstr("needs \"step_reuse\""));
   EXPECT_THAT(json_refusal([](Json& j) { j["head_precision"] = "e4m3"; }), HasSubstr("needs \"head_precision\""));
   EXPECT_EQ(json_refusal([](Json& j) { j["step_reuse"] = nullptr; }), "accepted");
   EXPECT_EQ(json_refusal([](Json& j) { j["note"] = "not needed"; }), "accepted");
   EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = "all"; }), HasSubstr("required_features"));
   EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {7}; }), HasSubstr("required_features"));
+}
+
+TEST(PlanFileV3, ReusedStepsComeBackAndOthersTakeNoPlace) {
+  const Plan plan(test::reuse_parts());
+  const PlanFile file = test::encode(plan);
+  const Plan read = decode_plan(file, "x");
+  EXPECT_TRUE(test::same_plan(read, plan));
+  EXPECT_EQ(read.info().num_reused_steps(), 3);
+  EXPECT_EQ(read.info().reuse_of(2), StepReuse::kLinear);
+  EXPECT_EQ(read.info().accuracy.latents_predicted, 0.03125);
+  // Entries 0 (three steps) and 1 (one) run: 7 and 9, and 9 and 3, of 9 blocks of two heads.
+  EXPECT_DOUBLE_EQ(read.density(), (3 * 16.0 / 18 + 12.0 / 18) / 4);
+  EXPECT_EQ(read.density(3, 0), 0);
+  const std::string before = test::encode(Plan(test::expert_parts())).metadata.at("plan");
+  EXPECT_THAT(before, ::testing::Not(HasSubstr("step_reuse")));
+  EXPECT_THAT(before, ::testing::Not(HasSubstr("latents")));
+}
+
+TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {
+  const auto refusal = [](Json reuse) { return json_refusal([&](Json& j) { j["step_reuse"] = std::move(reuse); }); };
+  EXPECT_EQ(refusal({"forward", "hold", "forward"}), "accepted");
+  EXPECT_THAT(refusal({"forward", "teleport", "forward"}),
+              ::testing::AllOf(HasSubstr("step_reuse: teleport"), HasSubstr("newer calibatt")));
+  EXPECT_THAT(refusal({0, 0, 1}), HasSubstr("list of texts"));
+  EXPECT_THAT(refusal("hold"), HasSubstr("list of texts"));
+  EXPECT_THAT(refusal({"forward", "hold"}), HasSubstr("2 steps"));
+  EXPECT_THAT(refusal({"hold", "forward", "forward"}), HasSubstr("step 0 is made from 1 step"));
+  EXPECT_THAT(refusal({"forward", "linear", "forward"}), HasSubstr("2 steps before it (linear), but 1 of its"));
+  EXPECT_THAT(refusal({"forward", "forward", "hold"}), HasSubstr("step 2")) << "the first of another transformer";
+  EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"]["latents_measured"] = -1; }), HasSubstr("accuracy"));
 }
 
 TEST(PlanFileV3, TransformersThatContradictTheStepsAreRefused) {

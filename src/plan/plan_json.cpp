@@ -1,5 +1,6 @@
 #include "plan/plan_json.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -63,9 +64,12 @@ Json optional_json(const std::optional<double>& value) {
 }
 
 Json accuracy_json(const PlanAccuracy& accuracy) {
-  return {{"predicted", optional_json(accuracy.predicted)},
-          {"held_out", accuracy.held_out},
-          {"measured", optional_json(accuracy.measured)}};
+  Json json = {{"predicted", optional_json(accuracy.predicted)},
+               {"held_out", accuracy.held_out},
+               {"measured", optional_json(accuracy.measured)}};
+  if (accuracy.latents_predicted) json["latents_predicted"] = *accuracy.latents_predicted;
+  if (accuracy.latents_measured) json["latents_measured"] = *accuracy.latents_measured;
+  return json;
 }
 
 PlanAccuracy parse_accuracy(const JsonConfig& json) {
@@ -73,25 +77,42 @@ PlanAccuracy parse_accuracy(const JsonConfig& json) {
   if (json.has("predicted")) accuracy.predicted = json.number("predicted");
   accuracy.held_out = json.boolean("held_out", false);
   if (json.has("measured")) accuracy.measured = json.number("measured");
+  if (json.has("latents_predicted")) accuracy.latents_predicted = json.number("latents_predicted");
+  if (json.has("latents_measured")) accuracy.latents_measured = json.number("latents_measured");
   return accuracy;
 }
 
 // A plan that a later program made may need what this one does not do. It names that, so that nobody runs it as if it
-// were not there; the two that are reserved are looked at even where it does not.
+// were not there; what is reserved is looked at even where it does not.
+[[noreturn]] void refuse_feature(const JsonConfig& json, const std::string& feature) {
+  throw Error(ErrorKind::kFormat, json.where() + ": the plan needs \"" + feature +
+                                      "\", which this program does not know; use a newer calibatt");
+}
+
 void refuse_unknown_features(const JsonConfig& json) {
-  const auto refuse = [&](const std::string& feature) {
-    throw Error(ErrorKind::kFormat, json.where() + ": the plan needs \"" + feature +
-                                        "\", which this program does not know; use a newer calibatt");
-  };
   const Json features = json.json().value("required_features", Json::array());
   if (!features.is_array()) json.fail("required_features", "expected a list of texts");
   for (const Json& feature : features) {
     if (!feature.is_string()) json.fail("required_features", "expected a list of texts");
-    refuse(feature.get<std::string>().substr(0, 64));
+    refuse_feature(json, feature.get<std::string>().substr(0, 64));
   }
-  for (const char* reserved : {"step_reuse", "head_precision"}) {
-    if (json.has(reserved)) refuse(reserved);
+  if (json.has("head_precision")) refuse_feature(json, "head_precision");
+}
+
+// One text of each step. A way of reuse that is not known could only be run as something else.
+std::vector<StepReuse> parse_step_reuse(const JsonConfig& json) {
+  if (!json.has("step_reuse")) return {};
+  const Json& list = json.json().at("step_reuse");
+  const auto is_text = [](const Json& each) { return each.is_string(); };
+  if (!list.is_array() || !std::ranges::all_of(list, is_text)) json.fail("step_reuse", "expected a list of texts");
+  std::vector<StepReuse> steps;
+  for (const Json& each : list) {
+    const auto name = each.get<std::string>();
+    const std::optional<StepReuse> reuse = calibatt::parse_step_reuse(name);
+    if (!reuse) refuse_feature(json, "step_reuse: " + name.substr(0, 64));
+    steps.push_back(*reuse);
   }
+  return steps;
 }
 
 Json geometry_json(const AttentionGeometry& geometry) {
@@ -127,13 +148,16 @@ AttentionGeometry parse_geometry(const JsonConfig& json) {
 }  // namespace
 
 std::string plan_json(const PlanInfo& info) {
-  const Json json = {{"geometry", geometry_json(info.geometry)},
-                     {"num_layers", info.num_layers},
-                     {"summarize_skipped", info.summarize_skipped},
-                     {"anchor_rows_per_frame", info.anchor_rows_per_frame},
-                     {"required_features", Json::array()},
-                     {"accuracy", accuracy_json(info.accuracy)},
-                     {"provenance", provenance_json(info.provenance)}};
+  Json json = {{"geometry", geometry_json(info.geometry)},
+               {"num_layers", info.num_layers},
+               {"summarize_skipped", info.summarize_skipped},
+               {"anchor_rows_per_frame", info.anchor_rows_per_frame},
+               {"required_features", Json::array()},
+               {"accuracy", accuracy_json(info.accuracy)},
+               {"provenance", provenance_json(info.provenance)}};
+  if (info.num_reused_steps() > 0) {
+    for (const StepReuse reuse : info.step_reuse) json["step_reuse"].push_back(step_reuse_name(reuse));
+  }
   // Names of folders need not be UTF-8, JSON must.
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
@@ -146,6 +170,7 @@ PlanInfo parse_plan_json(const std::string& text, const std::string& where, bool
   info.num_layers = json.integer_in("num_layers", 1, kMaxNumber);
   info.summarize_skipped = json.boolean("summarize_skipped");
   info.anchor_rows_per_frame = json.integer_in("anchor_rows_per_frame", 0, kMaxNumber);
+  info.step_reuse = parse_step_reuse(json);
   if (json.has("accuracy")) info.accuracy = parse_accuracy(json.object("accuracy"));
   info.provenance = parse_provenance(json.object("provenance"), many_transformers);
   return info;

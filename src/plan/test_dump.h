@@ -17,6 +17,8 @@ inline std::string dump(const Plan& plan) {
     text += "step " + std::to_string(step) + " noise " + noise + " entry " + std::to_string(plan.entry_of(step));
     if (!plan.info().step_transformer.empty())
       text += " transformer " + std::to_string(plan.info().transformer_of(step));
+    const StepReuse reuse = plan.info().reuse_of(step);
+    if (reuse != StepReuse::kNone) text += " reuse " + std::string(step_reuse_name(reuse));
     text += "\n";
   }
   const auto list = [&text](const char* title, const std::vector<int32_t>& numbers) {

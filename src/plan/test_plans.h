@@ -72,6 +72,12 @@ inline Plan::Parts random_parts(unsigned seed) {
   provenance.scheduler = "unipc";
   provenance.flow_shift = 3.1;
   provenance.settings = {{"--budget", "error"}, {"--density", "0.35"}};
+  if (number(0, 1) == 0 || num_steps == 1) return parts;
+  parts.step_reuse.assign(static_cast<size_t>(num_steps), StepReuse::kNone);
+  for (int step = 1; step < num_steps; ++step) {
+    parts.step_reuse[static_cast<size_t>(step)] =
+        static_cast<StepReuse>(number(step == 1 ? 1 : 0, 2));  // of one source
+  }
   return parts;
 }
 
@@ -148,13 +154,27 @@ inline Plan::Parts expert_parts() {
   return parts;
 }
 
-/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); "experts" (from
-/// version 3); and "tiles" with every other feature (tile order, text tokens in blocks, anchors, summaries, shared
-/// steps, an absent energy target).
+/// Steps without a forward: every way, beside the boundary of two transformers.
+inline Plan::Parts reuse_parts() {
+  Plan::Parts parts = expert_parts();
+  parts.sigmas = {1, 0.9, 0.8, 0.7, 0.5, 0.4, 0.25};
+  parts.step_transformer = {0, 0, 0, 0, 1, 1, 1};
+  parts.step_entry = {0, 1, 1, 1, 0, 0, 1};
+  parts.energy_targets.assign(7, 0.9);
+  parts.step_reuse = {StepReuse::kNone, StepReuse::kNone, StepReuse::kLinear,  StepReuse::kHold,
+                      StepReuse::kNone, StepReuse::kNone, StepReuse::kResidual};
+  parts.accuracy.latents_predicted = 0.03125;
+  return parts;
+}
+
+/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); "experts" and
+/// "reuse" (from version 3); and "tiles" with every other feature (tile order, text tokens in blocks, anchors,
+/// summaries, shared steps, an absent energy target).
 inline Plan::Parts fixture_parts(const std::string& name) {
   if (name == "example") return example_parts();
   if (name == "drift") return drifting_parts();
   if (name == "experts") return expert_parts();
+  if (name == "reuse") return reuse_parts();
   Plan::Parts parts = example_parts();
   parts.provenance.transformers[0].name = "tiny \"wan\" ü";
   AttentionGeometry& geometry = parts.geometry;
@@ -198,7 +218,7 @@ inline bool same_plan(const Plan& a, const Plan& b) {
   return x.geometry == y.geometry && x.num_layers == y.num_layers && x.sigmas == y.sigmas &&
          x.step_entry == y.step_entry && x.heads == y.heads && x.summarize_skipped == y.summarize_skipped &&
          x.anchor_rows_per_frame == y.anchor_rows_per_frame && x.provenance == y.provenance &&
-         x.step_transformer == y.step_transformer && x.accuracy == y.accuracy;
+         x.step_transformer == y.step_transformer && x.step_reuse == y.step_reuse && x.accuracy == y.accuracy;
 }
 
 }  // namespace calibatt::test

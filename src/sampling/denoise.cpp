@@ -3,24 +3,41 @@
 #include "base/checked_copy.h"
 #include "base/error.h"
 #include "sampling/guidance.h"
+#include "sampling/step_predictor.h"
 
 namespace calibatt {
+namespace {
+
+Tensor computed(const Tensor& latents, int step, const StepSettings& settings, const Predict& predict,
+                const std::string& advice) {
+  Tensor prediction = predict(latents, step, GuidanceBranch::kConditional);
+  if (settings.guided()) {
+    guide(prediction, predict(latents, step, GuidanceBranch::kUnconditional), settings.guidance_scale);
+  }
+  if (!all_finite(prediction)) {
+    throw Error(ErrorKind::kNumeric, "the transformer's prediction at step " + std::to_string(step) +
+                                         " is not finite: an activation exceeded the arithmetic's range, or the "
+                                         "weights are damaged; " +
+                                         advice);
+  }
+  return prediction;
+}
+
+}  // namespace
 
 Tensor denoise(Scheduler& scheduler, std::span<const StepSettings> steps, Tensor latents, const Predict& predict,
-               const std::string& advice) {
+               const std::string& advice, const StepControl& control) {
   CALIBATT_ASSERT(scheduler.step_index() == 0 && scheduler.num_steps() == static_cast<int>(steps.size()));
+  StepPredictor predictor(steps, control.reuse);
   for (int step = 0; step < scheduler.num_steps(); ++step) {
-    const StepSettings& settings = steps[static_cast<size_t>(step)];
-    Tensor prediction = predict(latents, step, GuidanceBranch::kConditional);
-    if (settings.guided()) {
-      guide(prediction, predict(latents, step, GuidanceBranch::kUnconditional), settings.guidance_scale);
+    Tensor prediction;
+    if (predictor.reuses(step)) {
+      prediction = predictor.predicted(step, latents);
+    } else {
+      prediction = computed(latents, step, steps[static_cast<size_t>(step)], predict, advice);
+      predictor.computed(step, latents, prediction);
     }
-    if (!all_finite(prediction)) {
-      throw Error(ErrorKind::kNumeric, "the transformer's prediction at step " + std::to_string(step) +
-                                           " is not finite: an activation exceeded the arithmetic's range, or the "
-                                           "weights are damaged; " +
-                                           advice);
-    }
+    if (control.observe) control.observe(step, latents, prediction);
     latents = scheduler.step(prediction, latents);
   }
   return latents;
