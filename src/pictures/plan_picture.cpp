@@ -97,6 +97,18 @@ void check_site(const Plan& plan, int step, int layer, int head) {
   check("head", head, plan.geometry().heads);
 }
 
+void draw_density_title(Image& image, const Plan& plan) {
+  const int reused = plan.info().num_reused_steps();
+  draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
+  if (reused > 0) {
+    draw_text(image, kMargin + 230, 16,
+              counted(reused, "steps") + " of " + std::to_string(plan.num_steps()) + " without a forward", kInk);
+  }
+  draw_text(image, kMargin, 32,
+            "computed query-key pairs of each layer and step, mean of " + counted(plan.geometry().heads, "heads"),
+            kFaintInk);
+}
+
 }  // namespace
 
 Image render_head(const Plan& plan, int step, int layer, int head_number) {
@@ -166,14 +178,7 @@ Image render_density_map(const Plan& plan) {
       blank_image(std::max(right + kGap + kMeanWidth + kMargin, kMinWidth), bottom + kGap + cell_height + kBottom);
 
   const int reused = plan.info().num_reused_steps();
-  draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
-  if (reused > 0) {
-    draw_text(image, kMargin + 230, 16,
-              counted(reused, "steps") + " of " + std::to_string(steps) + " without a forward", kInk);
-  }
-  draw_text(image, kMargin, 32,
-            "computed query-key pairs of each layer and step, mean of " + counted(plan.geometry().heads, "heads"),
-            kFaintInk);
+  draw_density_title(image, plan);
 
   const double scale_end = end_of_scale(plan);
 
