@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A video dense and a video by a plan, in diffusers, with the small model that comes with calibatt: about a minute on a CPU.
 
-    pip install calibatt torch diffusers transformers accelerate sentencepiece protobuf ftfy
+    pip install "$(echo dist/calibatt-*.whl)[diffusers]"
     python examples/tiny_wan_diffusers.py
 
 Prints how close both are, and writes both beside each other to tiny_wan_diffusers.webp (left dense, right planned). The command line makes

@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ImportError(f"calibatt.{name} needs PyTorch: pip install torch diffusers transformers") from None
+        raise ImportError(f"calibatt.{name} needs PyTorch: pip install 'calibatt[diffusers]'") from None
     globals()[name] = value = getattr(module, name)
     return value
 
