@@ -71,7 +71,7 @@ CALIBATT_API void calibatt_plan_close(calibatt_plan* plan);
 /// What the plan was made for and how, as JSON: "grid": [frames, height, width] tokens, "heads", "head_dim", "layers",
 /// "block_q", "block_k", "token_order", "sigmas", "step_transformer", "density", "density_map": [step][layer],
 /// "video": {"frames", "height", "width"}, "guidance_scale", "flow_shift", "scheduler", "transformers": [{"name",
-/// "fingerprint"}], "settings", "predicted_error", "held_out", "checksum", "tool_version". Valid as long as the plan.
+/// "fingerprint"}], "settings", "expected_error", "held_out", "checksum", "tool_version". Valid as long as the plan.
 CALIBATT_API const char* calibatt_plan_json(const calibatt_plan* plan);
 /// The same in a few lines for people. Valid as long as the plan.
 CALIBATT_API const char* calibatt_plan_text(const calibatt_plan* plan);
@@ -83,6 +83,10 @@ CALIBATT_API calibatt_status calibatt_token_order(const char* order, int32_t fra
                                                   int32_t* raster_of_position);
 
 // ---- sessions -------------------------------------------------------------------------------------------------------
+
+/// Guidance of a run that is known to have none: a scale of 1, or of diffusers' 0. A scale of 0 here says that nobody
+/// knows it.
+#define CALIBATT_UNGUIDED (-1.0)
 
 /// What a session is for: one video being denoised.
 typedef struct calibatt_run {
@@ -99,7 +103,7 @@ typedef struct calibatt_run {
   const char* const* transformer_names;             ///< [num_transformers] for messages and plans; NULL: no names
   int32_t video_frames, video_height, video_width;  ///< pixels and video frames; 0: not known, not compared
   double flow_shift;                                ///< 0: not known, not compared
-  double guidance_scale;                            ///< 0: not known, not compared
+  double guidance_scale;                            ///< CALIBATT_UNGUIDED: none; 0: not known, not compared
   const char* scheduler;                            ///< "unipc", "euler"; NULL: not known, not compared
   double second_guidance_scale;                     ///< of the second transformer's steps; 0: guidance_scale
 } calibatt_run;
@@ -116,7 +120,8 @@ typedef struct calibatt_session calibatt_session;
 /// Self-attention of a run by a plan, or dense (plan NULL). USAGE, MISMATCH, DEVICE.
 CALIBATT_API calibatt_status calibatt_session_open(const calibatt_plan* plan, const calibatt_run* run,
                                                    calibatt_on_mismatch on_mismatch, calibatt_session** session);
-/// Waits until the device is done with the session's masks. NULL is allowed.
+/// Waits until the call that runs has returned, and the device is done with the session's masks. No call may come after
+/// it, from another thread either. A session that calibatt_record opened is left as it is. NULL is allowed.
 CALIBATT_API void calibatt_session_close(calibatt_session* session);
 
 /// The token order that the session's attention wants its video tokens in; see calibatt_token_order.
@@ -151,7 +156,7 @@ typedef struct calibatt_output {
   double residual_square_sum;  ///< ‖x‖² of the residual stream before the addition, all tokens of the sample
   /// Where W_o's output is normalised: gives 1/mean(its square) of the sample's video tokens. Called by attend, at most
   /// once, when `out` is enqueued on the stream (on the CPU: is there). NULL: it is not normalised.
-  /// It may use the stream, but no function of the session.
+  /// It may use the stream; functions of the session refuse to be called from it (USAGE).
   double (*squared_gain)(void* user);
   void* user;
 } calibatt_output;
@@ -216,6 +221,9 @@ typedef struct calibatt_calibration {
   /// measure, budget, token-order, block-q, block-k, anchors, steps-recorded. USAGE names one that is not known.
   const calibatt_setting* settings;
   int32_t num_settings;
+  /// What else every measurement depends on, in words or digits of your own that are the same for the same: how prompts
+  /// are read, weights that have no fingerprint. A folder that was measured under others is refused. NULL: nothing.
+  const char* conditions;
 } calibatt_calibration;
 
 /// Your part of a calibration: denoise prompt `prompt` from its first step to its last, every self-attention through
@@ -235,11 +243,18 @@ CALIBATT_API calibatt_status calibatt_record(const char* profile_dir, const cali
 typedef int32_t (*calibatt_progress)(void* user, const char* stage, int64_t done, int64_t total);
 
 /// Makes a plan of a profile, in seconds, without the model. The file appears complete or not at all. json: NULL, or
-/// "density", "density_asked", "density_map", "predicted_speedup", "predicted_error", "held_out", "repetitive_heads",
-/// "heads", "prompts". Settings may also be those that were measured with; MISMATCH where they were others.
+/// "density", "density_asked", "density_map", "predicted_speedup", "expected_error", "held_out", "repetitive_heads",
+/// "heads", "prompts". Settings may also be those that were measured with; MISMATCH where they were others. USAGE where
+/// the folder lacks prompts of its calibration, or holds those of another one too: see calibatt_compile_prompts.
 CALIBATT_API calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
                                               const calibatt_setting* settings, int32_t num_settings,
                                               calibatt_progress progress, void* user, char** json);
+
+/// The same of the calibration's own prompts, whatever else its folder holds, and by its settings. All of them have to
+/// be there: USAGE names the first that is not.
+CALIBATT_API calibatt_status calibatt_compile_prompts(const char* profile_dir, const char* plan_path,
+                                                      const calibatt_calibration* calibration,
+                                                      calibatt_progress progress, void* user, char** json);
 
 /// Joins the folders of several processes that each ran a range of prompts. num_prompts: NULL, or how many there are.
 CALIBATT_API calibatt_status calibatt_merge_profiles(const char* const* folders, int32_t num_folders,

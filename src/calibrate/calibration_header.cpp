@@ -95,6 +95,7 @@ ProfileHeader make_profile_header(const CalibrationRuns& runs, const CalibrateOp
   provenance.scheduler = run.scheduler;
   provenance.flow_shift = run.flow_shift;
   if (run.guidance_scale_2) provenance.settings["cfg-scale-2"] = number_text(*run.guidance_scale_2);
+  if (!runs.conditions.empty()) provenance.settings["conditions"] = runs.conditions;
   provenance.settings["seed"] = std::to_string(runs.prompts.front().seed);
   return header;
 }

@@ -24,6 +24,7 @@ struct CalibrationRuns {
   std::vector<CalibrationPrompt> prompts;
   std::string image;         ///< hash of the picture that all videos begin with; empty: there is none
   std::string text_encoder;  ///< what files in the place of the model folder's own hold; empty: there are none
+  std::string conditions;    ///< of all prompts, in another program's words; empty: there are none
 };
 
 /// The header of such a calibration's profile, all but what choose_measurements adds. Takes the fingerprints that can

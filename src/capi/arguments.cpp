@@ -21,6 +21,13 @@ std::string member(const char* name, int index) {
   return std::string(name) + "[" + std::to_string(index) + "]";
 }
 
+/// Absent: not known.
+std::optional<double> guidance_of(const char* name, double scale) {
+  if (scale == CALIBATT_UNGUIDED) return 1;
+  require_finite(name, scale);
+  return scale > 0 ? std::optional(scale) : std::nullopt;
+}
+
 std::vector<double> noise_levels_of(const calibatt_run& run) {
   require_in("run.num_steps", run.num_steps, 1, kMostSteps);
   required(run.sigmas, "run.sigmas");
@@ -88,11 +95,9 @@ RunDescription description_of(const calibatt_run& run) {
   description.video_height = run.video_height;
   description.video_width = run.video_width;
   require_finite("run.flow_shift", run.flow_shift);
-  require_finite("run.guidance_scale", run.guidance_scale);
   description.flow_shift = run.flow_shift;
-  require_finite("run.second_guidance_scale", run.second_guidance_scale);
-  if (run.guidance_scale > 0) description.guidance_scale = run.guidance_scale;
-  if (run.second_guidance_scale > 0) description.guidance_scale_2 = run.second_guidance_scale;
+  description.guidance_scale = guidance_of("run.guidance_scale", run.guidance_scale);
+  description.guidance_scale_2 = guidance_of("run.second_guidance_scale", run.second_guidance_scale);
   if (run.scheduler != nullptr) description.scheduler = run.scheduler;
   return description;
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "calibatt/counted.h"
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
@@ -16,6 +17,7 @@ using namespace calibatt::capi;
 namespace {
 
 constexpr int kMostPrompts = 1 << 20;
+constexpr size_t kLongestConditions = 4096;
 
 std::string precision_of(const char* name) {
   std::string text = name == nullptr ? "" : name;
@@ -41,11 +43,12 @@ void take_prompts(const calibatt_calibration& calibration, CalibrationRuns& runs
   options.prompt_range = {calibration.first_prompt, calibration.end_prompt};
 }
 
-/// What is recorded, and how.
+/// What is recorded, and how, and how it is compiled.
 struct Preparation {
   CalibrateOptions options;
   CalibrationRuns runs;
   ProfileHeader header;
+  CompileOptions compile;
   std::string note;
 };
 
@@ -57,11 +60,14 @@ Preparation prepared(const char* profile_dir, const calibatt_calibration& calibr
   plan.runs.description = description_of(run);
   plan.runs.precision = precision_of(calibration.precision);
   take_prompts(calibration, plan.runs, plan.options);
+  if (calibration.conditions != nullptr) plan.runs.conditions = calibration.conditions;
+  if (plan.runs.conditions.size() > kLongestConditions)
+    refuse("calibration.conditions: is too long; give a digest of it");
   validate(plan.options);
-  CompileOptions compile = compile_options_of(plan.options);
+  plan.compile = compile_options_of(plan.options);
   plan.header = make_profile_header(plan.runs, plan.options);
   const MeasureFacts facts = measure_facts(profile_dir, plan.header, on_device);
-  choose_measurements(plan.options, facts, plan.header, compile);
+  choose_measurements(plan.options, facts, plan.header, plan.compile);
   plan.note = note_of_choice(plan.options, facts, plan.header.measured);
   return plan;
 }
@@ -109,7 +115,7 @@ std::string json_of(const CompileSummary& summary, const CompileOptions& options
                         {"density_asked", asked ? nlohmann::json(*asked) : nlohmann::json()},
                         {"density_map", summary.density_map},
                         {"predicted_speedup", summary.predicted_speedup},
-                        {"predicted_error", number(summary.held_out_error)},
+                        {"expected_error", number(summary.held_out_error)},
                         {"held_out", summary.error_is_held_out},
                         {"repetitive_heads", summary.repetitive_heads},
                         {"heads", summary.total_heads},
@@ -117,13 +123,48 @@ std::string json_of(const CompileSummary& summary, const CompileOptions& options
       .dump();
 }
 
+/// Of one calibration, whole: its prompts have the first places of the folder, and nothing else is there.
 Profile complete_profile(const std::string& folder) {
   Profile profile = load_profile(folder);
-  const int expected = profile.header.provenance.num_prompts;
-  if (static_cast<int>(profile.prompts.size()) >= expected) return profile;
-  throw Error(ErrorKind::kUsage, folder + ": holds the first " + std::to_string(profile.prompts.size()) + " of " +
-                                     std::to_string(expected) +
-                                     " prompts; record the others, or merge the folders that hold them");
+  const int expected = profile.header.provenance.num_prompts, found = static_cast<int>(profile.prompts.size());
+  if (found < expected) {
+    throw Error(ErrorKind::kUsage, folder + ": holds the first " + std::to_string(found) + " of " +
+                                       std::to_string(expected) +
+                                       " prompts; record the others, or merge the folders that hold them");
+  }
+  if (const int all = count_prompts(folder); all > found) {
+    throw Error(ErrorKind::kUsage,
+                folder + ": holds " + counted(all, "prompts") +
+                    " of more than one calibration (other "
+                    "texts, negative prompts or seeds); calibrate once more with those that the plan "
+                    "is to be made of, which measures nothing that is there");
+  }
+  return profile;
+}
+
+Profile profile_of_prompts(const std::string& folder, const Preparation& plan) {
+  Profile profile{plan.header, {}};
+  for (int prompt = 0; prompt < plan.header.provenance.num_prompts; ++prompt) {
+    std::optional<PromptProfile> found = load_prompt(folder, plan.header, prompt);
+    if (!found) {
+      throw Error(ErrorKind::kUsage, folder + ": prompt " + std::to_string(prompt) + " of " +
+                                         std::to_string(plan.header.provenance.num_prompts) +
+                                         " was not measured there; record it, or merge the folders that hold them");
+    }
+    profile.prompts.push_back(*std::move(found));
+  }
+  return profile;
+}
+
+void compile_profile(const Profile& profile, CompileOptions compile, const char* plan_path, calibatt_progress progress,
+                     void* user, char** json) {
+  if (const auto share = measured_attention_share(profile)) compile.attention_share = *share;
+  const ProgressCallback tell = [&](const Progress& state) {
+    if (progress == nullptr || progress(user, state.stage.c_str(), state.done, state.total) == 0) return;
+    throw Cancelled{"stopped while compiling; no plan was written"};
+  };
+  const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
+  if (json != nullptr) *json = copied(json_of(summary, compile, profile.prompts.size()));
 }
 
 }  // namespace
@@ -165,14 +206,21 @@ calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
     required(plan_path, "plan_path");
     const CalibrateOptions options = options_of(settings, num_settings);
     const Profile profile = complete_profile(profile_dir);
-    CompileOptions compile = compile_options_for(profile.header, options, profile_dir);
-    if (const auto share = measured_attention_share(profile)) compile.attention_share = *share;
-    const ProgressCallback tell = [&](const Progress& state) {
-      if (progress == nullptr || progress(user, state.stage.c_str(), state.done, state.total) == 0) return;
-      throw Cancelled{"stopped while compiling; no plan was written"};
-    };
-    const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
-    if (json != nullptr) *json = copied(json_of(summary, compile, profile.prompts.size()));
+    compile_profile(profile, compile_options_for(profile.header, options, profile_dir), plan_path, progress, user,
+                    json);
+  });
+}
+
+calibatt_status calibatt_compile_prompts(const char* profile_dir, const char* plan_path,
+                                         const calibatt_calibration* calibration, calibatt_progress progress,
+                                         void* user, char** json) {
+  return guarded([&] {
+    required(profile_dir, "profile_dir");
+    required(plan_path, "plan_path");
+    const calibatt_calibration known = taken(calibration, "calibration");
+    const calibatt_run run = taken(known.run, "calibration.run");
+    const Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
+    compile_profile(profile_of_prompts(profile_dir, plan), plan.compile, plan_path, progress, user, json);
   });
 }
 

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <string_view>
 
 namespace calibatt::capi {
 namespace {
@@ -31,6 +32,13 @@ calibatt_status status_of(ErrorKind kind) {
   return CALIBATT_INTERNAL;
 }
 
+/// The library's messages name the command line's flags. on_mismatch is an argument here.
+std::string in_terms_of_c(std::string message) {
+  constexpr std::string_view kFlag = "--on-mismatch", kArgument = "on_mismatch";
+  for (size_t at; (at = message.find(kFlag)) != std::string::npos;) message.replace(at, kFlag.size(), kArgument);
+  return message;
+}
+
 }  // namespace
 
 calibatt_status failed(calibatt_status status, const char* message) noexcept {
@@ -48,7 +56,7 @@ calibatt_status status_of_current_exception() noexcept {
   } catch (const Cancelled& cancelled) {
     return failed(CALIBATT_CANCELLED, cancelled.what.c_str());
   } catch (const Error& error) {
-    return failed(status_of(error.kind()), error.what());
+    return failed(status_of(error.kind()), in_terms_of_c(error.what()).c_str());
   } catch (const std::bad_alloc&) {
     return failed(CALIBATT_INTERNAL, "out of host memory");
   } catch (const std::exception& error) {

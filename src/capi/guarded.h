@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -45,18 +47,27 @@ T& required(T* pointer, const char* name) {
 /// Throws Error(kUsage), naming the member, unless lowest ≤ value ≤ highest.
 void require_in(const char* name, int64_t value, int64_t lowest, int64_t highest);
 
-/// A struct of the caller's as this version knows it. One that was compiled when the struct was longer may set nothing
-/// that this version does not know.
+/// How long a struct was when it was first published.
+template <class Struct>
+inline constexpr size_t kFirstSize = sizeof(Struct);
+template <>
+inline constexpr size_t kFirstSize<calibatt_calibration> = offsetof(calibatt_calibration, conditions);
+
+/// A struct of the caller's as this version knows it: what one that was compiled before lacks is zero. One that was
+/// compiled when the struct was longer may set nothing that this version does not know.
 template <class Struct>
 Struct taken(const Struct* from, const char* name) {
   const size_t size = required(from, name).struct_size;
-  bool known = size >= sizeof(Struct) && size <= size_t{1} << 16;
+  bool known = size == kFirstSize<Struct> || (size >= sizeof(Struct) && size <= size_t{1} << 16);
   for (size_t i = sizeof(Struct); known && i < size; ++i) known = reinterpret_cast<const char*>(from)[i] == 0;
   if (!known) {
     refuse(std::string(name) + ".struct_size: is " + std::to_string(size) + ", and this library knows " +
            std::to_string(sizeof(Struct)) + " bytes; set it to sizeof the struct, and everything unused to 0");
   }
-  return *from;
+  Struct copy{};
+  std::memcpy(static_cast<void*>(&copy), from, std::min(size, sizeof(Struct)));
+  copy.struct_size = sizeof(Struct);
+  return copy;
 }
 
 /// A copy for calibatt_string_free.

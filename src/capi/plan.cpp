@@ -52,7 +52,7 @@ std::string json_of(const Plan& plan, const std::string& checksum) {
       {"transformers", transformers},
       {"settings", made.settings},
       {"num_prompts", made.num_prompts},
-      {"predicted_error", error ? nlohmann::json(*error) : nlohmann::json()},
+      {"expected_error", error ? nlohmann::json(*error) : nlohmann::json()},
       {"held_out", info.accuracy.held_out},
       {"checksum", checksum},
       {"tool_version", made.tool_version},

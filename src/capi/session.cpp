@@ -14,6 +14,19 @@
 using namespace calibatt;
 using namespace calibatt::capi;
 
+void CallMutex::lock() {
+  if (owner_ == std::this_thread::get_id()) {
+    refuse("a callback calls the session that called it; return first, or use another session");
+  }
+  mutex_.lock();
+  owner_ = std::this_thread::get_id();
+}
+
+void CallMutex::unlock() {
+  owner_ = std::thread::id();
+  mutex_.unlock();
+}
+
 calibatt_session::calibatt_session(std::shared_ptr<const Plan> plan, std::string checksum, const RunDescription& run,
                                    int device, OnMismatch on_mismatch)
     : plan_(std::move(plan)),
@@ -156,6 +169,10 @@ void calibatt_session::prefetch(int step, int layer) {
   require_in("layer", layer, 0, num_layers_ - 1);
   const std::lock_guard lock(mutex_);
   if (run_ != nullptr) run_->prefetch(step, layer);
+}
+
+void calibatt_session::wait() const {
+  const std::lock_guard lock(mutex_);
 }
 
 bool calibatt_session::wants_output() const {

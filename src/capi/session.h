@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -7,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "attention/run_attention.h"
 #include "calibatt/c_api.h"
@@ -22,9 +24,21 @@ struct Recording {
   Measured measured;
 };
 
+/// Of a session: calls wait for each other. A callback that a call makes may not call again, since it would wait for
+/// itself: lock then throws Error(kUsage).
+class CallMutex {
+ public:
+  void lock();
+  void unlock();
+
+ private:
+  std::mutex mutex_;
+  std::atomic<std::thread::id> owner_{};
+};
+
 }  // namespace calibatt::capi
 
-/// Calls wait for each other, by `mutex`; nothing is shared between sessions but the plan, which does not change.
+/// Calls wait for each other, by `mutex_`; nothing is shared between sessions but the plan, which does not change.
 struct calibatt_session {
   /// Of a run. plan: null is dense; checksum: the plan's.
   calibatt_session(std::shared_ptr<const calibatt::Plan> plan, std::string checksum,
@@ -38,6 +52,8 @@ struct calibatt_session {
   void attend(const calibatt_call& call);
   void prefetch(int step, int layer);
   bool wants_output() const;
+  bool is_recording() const { return recording_.has_value(); }
+  void wait() const;  ///< until no call runs
   std::string json() const;
   /// Rethrows what the first call threw that failed for another reason than its arguments, so that a recording whose
   /// caller passes over that does not end well.
@@ -49,7 +65,7 @@ struct calibatt_session {
   void attend_sample(const calibatt_call& call, const calibatt::AttentionGeometry& geometry, int64_t sample);
   void require_recordable(const calibatt_call& call) const;
 
-  mutable std::mutex mutex_;
+  mutable calibatt::capi::CallMutex mutex_;
   std::shared_ptr<const calibatt::Plan> plan_;
   std::string checksum_;
   std::unique_ptr<calibatt::capi::CallPlace> own_place_;

@@ -33,6 +33,8 @@ calibatt_status calibatt_session_open(const calibatt_plan* plan, const calibatt_
 }
 
 void calibatt_session_close(calibatt_session* session) {
+  if (session == nullptr || session->is_recording()) return;
+  session->wait();
   delete session;
 }
 

@@ -44,6 +44,9 @@ TEST(CApiErrors, PointersThatAreNone) {
   usage(calibatt_compile(nullptr, "x", nullptr, 0, nullptr, nullptr, nullptr), "profile_dir");
   usage(calibatt_compile("x", nullptr, nullptr, 0, nullptr, nullptr, nullptr), "plan_path");
   usage(calibatt_compile("x", "y", nullptr, 1, nullptr, nullptr, nullptr), "settings");
+  usage(calibatt_compile_prompts(nullptr, "x", nullptr, nullptr, nullptr, nullptr), "profile_dir");
+  usage(calibatt_compile_prompts("x", nullptr, nullptr, nullptr, nullptr, nullptr), "plan_path");
+  usage(calibatt_compile_prompts("x", "y", nullptr, nullptr, nullptr, nullptr), "calibration");
   usage(calibatt_merge_profiles(nullptr, 1, "x", nullptr), "folders");
   usage(calibatt_fingerprint(nullptr, nullptr, &text), "folder");
   usage(calibatt_fingerprint("x", nullptr, nullptr), "fingerprint");
@@ -98,7 +101,7 @@ TEST(CApiErrors, RunsThatCannotBe) {
       {"run.fingerprints[0]", [](auto& r) { r.fingerprints = empty; }},
       {"run.video_width", [](auto& r) { r.video_width = -8; }},
       {"run.flow_shift", [](auto& r) { r.flow_shift = kNan; }},
-      {"run.guidance_scale", [](auto& r) { r.guidance_scale = -1; }},
+      {"run.guidance_scale", [](auto& r) { r.guidance_scale = -2; }},
   };
   for (const auto& [message, change] : wrong) {
     calibatt_run run = example_run();
@@ -206,6 +209,7 @@ TEST(CApiErrors, PlansOfOtherRuns) {
   EXPECT_THAT(OpenSession(plan.plan, run).json(), HasSubstr("\"weights\":\"not compared\""));
   run.fingerprints = other;
   expect_refusal(OpenSession(plan.plan, run).status, CALIBATT_MISMATCH, "ffffffff");
+  expect_refusal(OpenSession(plan.plan, run).status, CALIBATT_MISMATCH, "choose with on_mismatch to apply");
   EXPECT_THAT(OpenSession(plan.plan, run, CALIBATT_WARN).json(), HasSubstr("applied to other weights"));
 }
 

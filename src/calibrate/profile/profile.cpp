@@ -217,7 +217,8 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   const std::string identity = identity_of(header, prompt.prompt);
   std::string path = prompt_file(folder, prompt.prompt);
   // Hours of another prompt's measurement are not written over.
-  if (path_exists(path)) path.insert(path.rfind('.'), "_" + hash_hex(identity).substr(0, 16));
+  if (path_exists(path) && !is_of_prompt(open_profile(path).metadata(), path, header, prompt.prompt))
+    path.insert(path.rfind('.'), "_" + hash_hex(identity).substr(0, 16));
   metadata["prompt_identity"] = identity;
   metadata["format"] = kFormat;
   metadata["version"] = kVersion;
@@ -251,6 +252,10 @@ int count_other_prompts(const std::string& folder, const ProfileHeader& header) 
     others += !asked_for;
   }
   return others;
+}
+
+int count_prompts(const std::string& folder) {
+  return static_cast<int>(files_in(folder).size());
 }
 
 std::string profile_beside(const std::string& folder, const ProfileHeader& header) {

@@ -116,6 +116,8 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
 std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt);
 /// How many files of the folder are of prompts that `header` does not ask for: another text, negative prompt or seed.
 int count_other_prompts(const std::string& folder, const ProfileHeader& header);
+/// How many files of prompts the folder has, of whichever calibration.
+int count_prompts(const std::string& folder);
 /// Another folder beside this one, called as calibrate calls them (….profile), that holds a prompt of the same run,
 /// where this one holds nothing yet; empty: there is none.
 std::string profile_beside(const std::string& folder, const ProfileHeader& header);
@@ -125,7 +127,8 @@ std::string prompt_file(const std::string& folder, int prompt);
 ProfileHeader load_header(const std::string& path);
 /// Throws Error(kMismatch) naming the first thing in which two prompts' files differ that must be alike.
 void require_mergeable(const std::string& path, const std::string& other_path);
-/// Everything in the folder, for compiling without the model. Throws Error(kNotFound) when there is no prompt.
+/// The prompts that have the first places of the folder, as one calibration leaves them, for compiling without the
+/// model. Throws Error(kNotFound) when there is no prompt.
 Profile load_profile(const std::string& folder);
 
 /// visit(site_head, share) of the same head in the step before, this step and the one after, with shares ¼, ½, ¼ (more

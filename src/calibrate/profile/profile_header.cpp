@@ -53,6 +53,7 @@ bool same_levels(std::string_view theirs, std::string_view ours) {
 
 // Long lists (a run's noise levels) by their number, beginning and end: both values have to fit into one message.
 std::string shortened(const std::string& value) {
+  if (value.empty()) return "none that is known";
   if (value.size() <= 60 || value.find(',') == std::string::npos) return value;
   const auto count = 1 + std::count(value.begin(), value.end(), ',');
   const std::string second = value.substr(0, value.find(',', value.find(',') + 1));
@@ -259,7 +260,9 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
   };
   const auto require = [&](const std::string& name) {
     const std::string theirs = field_of(found, name), ours = field_of(expected, name);
-    if (!agree(name, theirs, ours)) throw refuse(name + " = " + shortened(theirs), shortened(ours));
+    if (agree(name, theirs, ours)) return;
+    const bool is_setting = name.starts_with(kSettingPrefix);
+    throw refuse((is_setting ? name.substr(kSettingPrefix.size()) : name) + " = " + shortened(theirs), shortened(ours));
   };
   require(kMeasured);
   const std::string theirs = changed_flags(found, expected, comparison);

@@ -4,10 +4,10 @@
 
 namespace calibatt {
 
-/// Says that this process measures prompts [begin, end) of a profile folder, until it is destroyed or the process ends,
-/// however it ends: the kernel holds the lock, on bytes [begin, end) of the hidden file `.lock`. Processes with ranges
-/// that do not overlap share a folder. The last one to leave removes the file, and a folder of its own making in which
-/// nothing was measured.
+/// Says that somebody measures prompts [begin, end) of a profile folder, until it is destroyed or the process ends,
+/// however it ends: the kernel holds the lock, on bytes [begin, end) of the hidden file `.lock`. Processes, and threads
+/// of one, whose ranges do not overlap share a folder. The last one to leave removes the file, and a folder of its own
+/// making in which nothing was measured.
 class ProfileLock {
  public:
   /// Creates the folder where there is none. Throws Error(kMismatch) naming the process that measures one of these

@@ -57,6 +57,18 @@ TEST(ProfileLock, NamesTheProcessThatIsAtTheSamePromptsAndOutlivesNobody) {
     EXPECT_THAT(error.what(), ::testing::HasSubstr("process " + std::to_string(other.id())));
     EXPECT_THAT(error.what(), ::testing::HasSubstr("--prompt-range"));
   }
+  {
+    const ProfileLock own(profile, 5, 9);
+    EXPECT_NO_THROW(ProfileLock(profile, 0, 2)) << "ranges of one folder";
+    try {
+      const ProfileLock lock(profile, 8, 10);
+      FAIL() << "prompt 8 is measured by two threads";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), ::testing::HasSubstr("this process is measuring prompts"));
+    }
+    EXPECT_NO_THROW(ProfileLock(profile, 9, 10)) << "and the other's end took no lock away";
+    EXPECT_THROW(ProfileLock(profile, 5, 6), Error);
+  }
   EXPECT_NO_THROW(ProfileLock(profile, 0, 2)) << "ranges of one folder";
   EXPECT_NO_THROW(ProfileLock(profile, 4, 6));
   other.stop();
