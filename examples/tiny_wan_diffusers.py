@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--plan", type=Path, default=Path("tiny_wan_plan.safetensors"))
     args = parser.parse_args()
 
-    pipe = WanPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
     dense, dense_seconds = generate(pipe, args.seed)
     plan = calibatt.calibrate(pipe, CALIBRATION, args.plan, density=args.density, **CALL)  # a second time: what is there is used
     calibatt.apply(pipe, plan)

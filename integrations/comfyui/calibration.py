@@ -12,9 +12,8 @@ from typing import Any, Callable, Optional
 
 import torch
 
-import calibatt
 from calibatt import Unsupported
-from calibatt._record import PromptFacts, record
+from calibatt._record import Calibration, PromptFacts
 from calibatt._session import PRECISIONS, OutputFacts, Session
 
 from .sampling import Attachment, Run, Sampling, attach
@@ -164,9 +163,9 @@ class _Missing(Exception):
 
 
 def measure(
-    attachment: Attachment, prompt: PromptFacts, profile: Path, settings: dict[str, str], execute: Callable[[], Any]
-) -> tuple[Any, dict, int]:
-    """The run's result, what calibatt_record tells, and how many runs the profile holds now."""
+    attachment: Attachment, prompt: PromptFacts, profile: Path, settings: dict[str, Any], execute: Callable[[], Any]
+) -> tuple[Any, dict, Calibration]:
+    """The run's result, what calibatt_record tells, and the calibration of all runs so far."""
     sampling = attachment.sampling
     results: list[Any] = []
     listed = PromptList(profile)
@@ -178,18 +177,19 @@ def measure(
         results.append(attachment.sample(Recording(sampling, session), execute))
         return time.perf_counter() - start
 
-    def recorded() -> dict:
+    def recorded() -> tuple[dict, Calibration]:
         while True:
+            calibration = Calibration(sampling.facts(), sampling.device, tuple(listed.prompts), _precision(sampling), settings)
             try:
-                return record(profile, sampling.facts(), sampling.device, listed.prompts, run_prompt, _precision(sampling), **settings)
+                return calibration.record(profile, run_prompt), calibration
             except _Missing as missing:
                 del listed.prompts[missing.prompt]
 
     with listed.holding(prompt):
-        report = recorded()
+        report, calibration = recorded()
     if not results:  # measured before
         results.append(attachment.sample(None, execute))
-    return results[0], report, len(listed.prompts)
+    return results[0], report, calibration
 
 
 def _precision(sampling: Sampling) -> str:
@@ -206,8 +206,8 @@ def calibrate(model: Any, plan_path: Path, density: float, settings: dict[str, s
     def begin(attachment: Attachment, execute: Callable[[], Any]) -> Any:
         prompt = prompt_of(attachment.guider, *attachment.start)
         plan_path.parent.mkdir(parents=True, exist_ok=True)
-        result, report, count = measure(attachment, prompt, profile, settings, execute)
-        plan = calibatt.compile(profile, plan_path, density=density, progress=lambda *_: None, **settings)
+        result, report, calibration = measure(attachment, prompt, profile, {"density": density, **settings}, execute)
+        plan, count = calibration.compile(profile, plan_path, progress=lambda *_: None), len(calibration.prompts)
         done = "measured" if report["prompts_recorded"] else "was measured before"
         tell(f"this run {done}; {plan_path.name} is made of {count} {'run' if count == 1 else 'runs'}\n{plan.describe()}")
         return result

@@ -68,6 +68,19 @@ def teller(node_id: Optional[str]) -> Callable[[str], None]:
     return tell
 
 
+def patch_schema(name: str, title: str, description: str, inputs: list) -> io.Schema:
+    """Of a node that stands between a model and its sampler."""
+    return io.Schema(
+        node_id="Calibatt" + name,
+        display_name=f"{title} (calibatt)",
+        category=CATEGORY,
+        description=description,
+        inputs=[io.Model.Input("model"), *inputs],
+        outputs=[io.Model.Output(), io.String.Output(display_name="summary")],
+        hidden=[io.Hidden.unique_id],
+    )
+
+
 class LoadPlan(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -94,13 +107,11 @@ class LoadPlan(io.ComfyNode):
 class ApplyPlan(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="CalibattApplyPlan",
-            display_name="Apply Attention Plan (calibatt)",
-            category=CATEGORY,
-            description="Self-attention by a plan. Wan 2.1, Wan 2.2 and Mochi 1, at the size that the plan was made for.",
-            inputs=[
-                io.Model.Input("model"),
+        return patch_schema(
+            "ApplyPlan",
+            "Apply Attention Plan",
+            "Self-attention by a plan. Wan 2.1, Wan 2.2 and Mochi 1, at the size that the plan was made for.",
+            [
                 PlanType.Input("plan"),
                 io.Combo.Input(
                     "transformer",
@@ -115,8 +126,6 @@ class ApplyPlan(io.ComfyNode):
                     tooltip="What to do when the video has another size than the plan: stop, or sample without it.",
                 ),
             ],
-            outputs=[io.Model.Output(), io.String.Output(display_name="summary")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -128,13 +137,11 @@ class ApplyPlan(io.ComfyNode):
 class Calibrate(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="CalibattCalibrate",
-            display_name="Calibrate Attention (calibatt)",
-            category=CATEGORY,
-            description="Samples densely, measures the run's attention, and writes a plan into models/calibatt. Each further run improves it.",
-            inputs=[
-                io.Model.Input("model"),
+        return patch_schema(
+            "Calibrate",
+            "Calibrate Attention",
+            "Samples densely, measures the run's attention, and writes a plan into models/calibatt. Each further run improves it.",
+            [
                 io.String.Input(
                     "plan_name", default="my_plan", tooltip="The plan becomes models/calibatt/NAME.safetensors, what was measured lies beside it."
                 ),
@@ -143,8 +150,6 @@ class Calibrate(io.ComfyNode):
                     "settings", default="", tooltip="name=value …: further settings of 'calibatt calibrate --help', such as token-order=raster."
                 ),
             ],
-            outputs=[io.Model.Output(), io.String.Output(display_name="summary")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -58,7 +58,8 @@ class Sampling:
         self.noise_shape = noise.shape
         self.grid = self.transformer.grid(noise.shape)
         self.sigmas = tuple(float(sigma) for sigma in sigmas)[:-1]
-        self.guidance_scale = float(getattr(guider, "cfg", 0) or 0)
+        guidance = getattr(guider, "cfg", None)
+        self.guidance_scale = None if guidance is None else float(guidance)
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
         self.scheduler = name if name in SCHEDULERS else None
         self.compile_settings = guider.model_options.get("torch_compile_kwargs")

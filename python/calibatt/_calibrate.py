@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import os
 import time
@@ -11,10 +12,10 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from tqdm.auto import tqdm
 
-from . import _errors, _families, _weights
+from . import _errors, _families, _memory, _weights
 from ._apply import _attach, detach, runtime_of
-from ._plan import PathLike, Plan, compile
-from ._record import PromptFacts, record
+from ._plan import PathLike, Plan
+from ._record import Calibration, PromptFacts
 from ._runtime import Binding, Grid, Order, Runtime, Sample, step_of
 from ._session import PRECISIONS, RunFacts, Session
 
@@ -32,6 +33,8 @@ OURS = {
     "num_videos_per_prompt": None,
     "callback_on_step_end": None,
 }
+#: Those that a profile knows by itself.
+KNOWN = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "negative_prompt", "timesteps", "sigmas")
 
 
 def calibrate(
@@ -74,21 +77,21 @@ def calibrate(
     transformers = family.transformers(pipe)
     for name, transformer in zip(family.transformer_names, transformers):
         _families.require_supported(family, name, transformer)
-        if getattr(transformer, "is_cache_enabled", False):
-            raise _errors.Unsupported(f"pipe.{name} leaves out steps by a cache; call pipe.{name}.disable_cache() first: calibration needs every step")
-    measured = {**settings, "density": density}
+        _require_every_step(name, transformer)
     recording = Recording(pipe, family, [_fingerprint(pipe, family, index, check_weights) for index in range(len(transformers))])
     with recording.attached(), _eager():
         run, device = recording.probe(prompts[0], call)
         facts = [PromptFacts(prompt, call.get("negative_prompt") or "", seed + index) for index, prompt in enumerate(prompts)]
+        calibration = Calibration(run, device, facts, PRECISIONS[transformers[0].dtype], {**settings, "density": density},
+                                  _conditions(pipe, family, run.fingerprints, call))  # fmt: skip
         with _bar(pipe, len(prompts)) as bar:
-            done = record(profile, run, device, facts, lambda index, session: recording.run_prompt(index, prompts[index], facts[index].seed, session, call, bar),
-                          PRECISIONS[transformers[0].dtype], prompt_range or (0, 0), **measured)  # fmt: skip
+            done = calibration.record(profile, lambda index, session: recording.run_prompt(index, prompts[index], facts[index].seed, session, call, bar),
+                                      prompt_range or (0, 0))  # fmt: skip
             bar.n = len(prompts)
             bar.refresh()
     if done.get("note"):
         tqdm.write(f"measured: {done['note']}")
-    return None if prompt_range else compile(profile, output, **measured)
+    return None if prompt_range else calibration.compile(profile, output)
 
 
 def _require_sound(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> None:
@@ -111,9 +114,34 @@ def _require_sound(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -
 def _fingerprint(pipe: Any, family: _families.Family, index: int, check: bool) -> Optional[str]:
     transformer = family.transformers(pipe)[index]
     folder = _weights.source_folder(pipe, family.transformer_names[index], transformer)
-    if not check or folder is None or _weights.reason_of_change(pipe, transformer):
+    if not check or folder is None or _weights.difference(pipe, transformer, folder):
         return None
     return _weights.fingerprint(folder)
+
+
+def _require_every_step(name: str, transformer: Any) -> None:
+    if getattr(transformer, "is_cache_enabled", False):
+        raise _errors.Unsupported(f"pipe.{name} leaves out steps by a cache; call pipe.{name}.disable_cache() first: calibration needs every step")
+    if getattr(transformer, "_is_cached", False):
+        raise _errors.Unsupported(f"pipe.{name} leaves out steps by cache-dit; call cache_dit.disable_cache(pipe) first: calibration needs every step")
+
+
+def _conditions(pipe: Any, family: _families.Family, fingerprints: Sequence[Optional[str]], call: Mapping[str, Any]) -> str:
+    """What the measurements depend on that nothing else of a profile tells: weights without a fingerprint, LoRAs among them, and arguments
+    of the pipe. Empty where the command line would measure the same.
+    """
+    said = [
+        f"weights of {name}: {_memory.digest(transformer)}"
+        for name, transformer, fingerprint in zip(family.transformer_names, family.transformers(pipe), fingerprints)
+        if fingerprint is None
+    ]
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    for name in sorted(set(call) - set(KNOWN)):
+        text = repr(call[name])
+        if call[name] is None or name.startswith("callback_") or text == repr(parameters[name].default):
+            continue
+        said.append(f"{name}: {text if len(text) <= 80 and text.isprintable() else hashlib.sha256(text.encode()).hexdigest()[:32]}")
+    return ", ".join(said)
 
 
 @contextlib.contextmanager
@@ -147,6 +175,8 @@ class Recording(Runtime):
         self._run: Optional[RunFacts] = None
         self._order: Optional[Order] = None
         self._step, self._began = 0, 0.0
+        self._attended = 0  #: attention calls of the present forward
+        self._expected: Optional[int] = None  #: of a whole one; None: no forward has begun
         self._binding: Optional[Binding] = None
         self._inputs: Dict[Tuple[int, int], _families.BlockInputs] = {}  #: of the layers that have begun, (transformer, layer)
 
@@ -184,7 +214,7 @@ class Recording(Runtime):
         assert self._run is not None
         bar.n = index
         bar.refresh()
-        self._session, self._began = session, 0.0
+        self._session, self._began, self._expected = session, 0.0, None
         self._order = Order(session.token_order(self._run.grid[0] * self._run.grid[1] * self._run.grid[2]))
         try:
             self._call(prompt, seed, call)
@@ -205,10 +235,21 @@ class Recording(Runtime):
         if grid != self._run.grid:
             raise _errors.Mismatch(f"the calibration is of a latent grid of {self._run.grid}, and this forward has {grid}")
         self._began = self._began or time.perf_counter()
-        self._binding = binding
+        before = self._step
+        self._require_whole_forward()
         self._step, branch = step_of(self.pipe, binding)
+        if self._step > (before + 1 if self._expected is not None else 0):
+            raise _errors.Unsupported(f"step {before + 1} was left out, as step caches do; switch that off: calibration needs every step")
+        self._binding, self._attended, self._expected = binding, 0, len(self.blocks[binding.index]) * (x.shape[0] if self.family.joint else 1)
         if not self.family.joint:
             self._active().begin_forward(self._step, branch)
+
+    def _require_whole_forward(self) -> None:
+        """Told at once, where the session would tell at the end of the prompt."""
+        if self._expected is None or self._attended == self._expected:
+            return
+        raise _errors.Unsupported(f"a forward of step {self._step} called {self._attended} of {self._expected} self-attentions: something leaves out "
+                                  "layers, as step caches do; switch it off, since calibration needs every one")  # fmt: skip
 
     def _active(self) -> Session:
         if self._session is None:
@@ -221,6 +262,7 @@ class Recording(Runtime):
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, sample: Optional[Sample]) -> None:
         session = self._active()
+        self._attended += 1
         if sample is not None:
             session.begin_forward(self._step, self.family.branch_of_sample(self.pipe, sample))
         assert self._binding is not None

@@ -86,10 +86,15 @@ class Family:
             fingerprints=tuple(fingerprints),
             video=self.video_of(pipe, grid),
             flow_shift=flow_shift(scheduler),
-            guidance_scale=float(getattr(pipe, "_guidance_scale", None) or 0),
+            guidance_scale=guidance_of(pipe, "_guidance_scale"),
             scheduler=SCHEDULERS.get(type(scheduler).__name__),
-            second_guidance_scale=float(getattr(pipe, "_guidance_scale_2", None) or 0) if len(transformers) > 1 else 0,
+            second_guidance_scale=guidance_of(pipe, "_guidance_scale_2") if len(transformers) > 1 else None,
         )
+
+
+def guidance_of(pipe: Any, name: str) -> Optional[float]:
+    scale = getattr(pipe, name, None)
+    return None if scale is None else float(scale)
 
 
 def noise_levels(scheduler: Any) -> Tuple[float, ...]:
@@ -371,7 +376,7 @@ class _Context:
         self._binding, self._inner = binding, inner
 
     def __call__(self, name: str, *args: Any, **named: Any) -> Any:
-        context = ForwardContext(name, named.get("step_index"), of_pipe="num_inference_steps" in named)
+        context = ForwardContext(name, named.get("step_index"), named.get("num_inference_steps"))
         return _Entered(self._binding, self._inner(name, *args, **named), context)
 
 

@@ -1,6 +1,6 @@
 """The C library, as ctypes sees it: structs and functions of include/calibatt/c_api.h, and errors as exceptions.
 
-Every struct and function here has the name that it has in the header, without `calibatt_`. tests/python/layout_test.py compares
+Every struct and function here has the name that it has in the header, without `calibatt_`. tests/install/layout_test.py compares
 them with what a C compiler makes of the header.
 """
 
@@ -12,8 +12,9 @@ import os
 import re
 import threading
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 from . import _errors
 
@@ -22,6 +23,7 @@ CPU = -1
 REFUSE, WARN, DENSE = 0, 1, 2
 CONDITIONAL, UNCONDITIONAL = 0, 1
 F32, F16, BF16 = 0, 1, 2
+UNGUIDED = -1.0
 
 
 class Run(ctypes.Structure):
@@ -107,6 +109,7 @@ class Calibration(ctypes.Structure):
         ("precision", c_char_p),
         ("settings", POINTER(Setting)),
         ("num_settings", c_int32),
+        ("conditions", c_char_p),
     ]
 
 
@@ -180,6 +183,7 @@ FUNCTIONS = {
     "session_json": (c_int32, [c_void_p, POINTER(c_void_p)]),
     "record": (c_int32, [c_char_p, POINTER(Calibration), RunPrompt, c_void_p, POINTER(c_void_p)]),
     "compile": (c_int32, [c_char_p, c_char_p, POINTER(Setting), c_int32, Progress, c_void_p, POINTER(c_void_p)]),
+    "compile_prompts": (c_int32, [c_char_p, c_char_p, POINTER(Calibration), Progress, c_void_p, POINTER(c_void_p)]),
     "merge_profiles": (c_int32, [POINTER(c_char_p), c_int32, c_char_p, POINTER(c_int32)]),
     "fingerprint": (c_int32, [c_char_p, c_char_p, POINTER(c_void_p)]),
     "schedule_make": (c_int32, [POINTER(Masks), POINTER(c_void_p)]),
@@ -208,9 +212,20 @@ def library_path() -> Path:
             return Path(asked)
         raise _errors.NotFound(f"{ENVIRONMENT} is {asked!r}, and no such file is there; give the path of libcalibatt.so")
     folder = Path(__file__).parent
-    for found in sorted(folder.glob("libcalibatt.so*")) or sorted(folder.glob("lib/libcalibatt.so*")):
+    for found in [*sorted(folder.glob("libcalibatt.so*")), *_installed_libraries()]:
         return found
-    raise _errors.NotFound(f"no libcalibatt.so is in {folder}; install the wheel, or set {ENVIRONMENT} to the path of one that you built")
+    raise _errors.NotFound(f"no libcalibatt.so is in {folder}; install the wheel, or build one with `make` and set {ENVIRONMENT} to "
+                           "…/build/cpu/libcalibatt.so")  # fmt: skip
+
+
+def _installed_libraries() -> List[Path]:
+    """Those of the installed package, which lie elsewhere than its source where that was installed by `pip install -e .`."""
+    try:
+        files = metadata.files("calibatt") or []
+    except metadata.PackageNotFoundError:
+        return []
+    paths = (Path(str(file.locate())) for file in files if file.name.startswith("libcalibatt.so"))
+    return [path for path in paths if path.is_file()]
 
 
 class Library:

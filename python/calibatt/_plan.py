@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _errors, _library
 
 PathLike = Union[str, "os.PathLike[str]"]
+ProgressCallback = Callable[[str, int, int], None]  #: (stage, done, total)
 
 
 class Plan:
@@ -98,7 +99,7 @@ def nearest_transformers(plan: Any, sigmas: Sequence[float]) -> Tuple[int, ...]:
     return tuple(plan.step_transformer[step] for step in nearest)
 
 
-def setting_list(settings: Dict[str, Any]) -> Tuple[Any, int]:
+def setting_list(settings: Mapping[str, Any]) -> Tuple[Any, int]:
     """Settings as the command line spells them: token_order="raster" → --token-order raster. None is left out."""
     given = [(name.replace("_", "-"), value) for name, value in settings.items() if value is not None]
     array = (_library.Setting * max(1, len(given)))()
@@ -117,13 +118,14 @@ def compile(  # noqa: A001 - the name that people expect
     profile: PathLike,
     output: PathLike,
     density: Optional[float] = None,
-    progress: Optional[Callable[[str, int, int], None]] = None,
+    progress: Optional[ProgressCallback] = None,
     **settings: Any,
 ) -> Plan:
     """Makes another plan of what a calibration measured, in seconds, without the model.
 
     Args:
-        profile: the folder that `calibrate` or `calibatt calibrate` filled; `PLAN.profile` if nothing else was said.
+        profile: the folder that `calibrate` or `calibatt calibrate` filled; `PLAN.profile` if nothing else was said. One that holds the
+            prompts of several calibrations is refused: `calibrate` says which of them a plan is made of, and measures none again.
         output: the plan file to write. It appears complete or not at all.
         density: share of attention to compute, 0 to 1; None: as the command line does.
         progress: called with (stage, done, total); what it raises ends the work and reaches you. None: a bar by tqdm.
@@ -133,6 +135,11 @@ def compile(  # noqa: A001 - the name that people expect
     """
     library = _library.loaded()
     array, count = setting_list({"density": density, **settings})
+    return compiled(output, progress, lambda path, tell: library.compile(os.fsencode(profile), path, array, count, tell, None, None))
+
+
+def compiled(output: PathLike, progress: Optional[ProgressCallback], run: Callable[[bytes, Any], None]) -> Plan:
+    """The plan that run(path, C progress callback) writes."""
     raised: List[BaseException] = []
     bar = None if progress else _Bar()
 
@@ -145,8 +152,7 @@ def compile(  # noqa: A001 - the name that people expect
         return 0
 
     try:
-        library.compile(_library.encoded(os.fspath(profile)), _library.encoded(os.fspath(output)), array, count,
-                        _library.Progress(tell), None, None)  # fmt: skip
+        run(os.fsencode(output), _library.Progress(tell))
     except _errors.Cancelled:
         raise raised[0] if raised else _errors.Cancelled("stopped") from None
     finally:

@@ -25,12 +25,26 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 class _Processor:
-    # What diffusers' transformer.set_attention_backend and enable_parallelism write to every processor.
-    _attention_backend: Any = None
-    _parallel_config: Any = None
-
     def __init__(self, site: torch.Tensor, switch: "Switch", original: Any):
         self.site, self.switch, self.original = site, switch, original
+
+    # What diffusers' transformer.set_attention_backend and enable_parallelism write to every processor. It is for diffusers' own, which runs
+    # where the plan is switched off or taken away.
+    @property
+    def _attention_backend(self) -> Any:
+        return getattr(self.original, "_attention_backend", None)
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.original._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return getattr(self.original, "_parallel_config", None)
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.original._parallel_config = config
 
     def require_alone(self) -> None:
         if self._parallel_config is not None:

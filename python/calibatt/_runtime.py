@@ -37,7 +37,7 @@ class ForwardContext:
 
     name: str  #: "cond", "uncond"
     step: Optional[int]
-    of_pipe: bool  #: a pipe tells how many steps there are, too; then the pipe's scheduler is at this step
+    num_steps: Optional[int] = None  #: pipes tell it too; then the pipe's scheduler is at this step
 
 
 class Runtime:
@@ -158,7 +158,7 @@ def require_dtypes(*tensors: torch.Tensor) -> None:
         return
     names = ", ".join(sorted(str(dtype).replace("torch.", "") for dtype in dtypes))
     raise _errors.Unsupported(f"self-attention runs in {names}; calibatt knows float32, float16 and bfloat16, one for query, key and value: "
-                              "load the transformer with such a torch_dtype")  # fmt: skip
+                              "load the transformer with such a dtype")  # fmt: skip
 
 
 def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
@@ -166,13 +166,22 @@ def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
     if binding.context is None:
         raise _errors.Unsupported("which denoising step this is cannot be known: the transformer was called outside of the pipe; call it within "
                                   "transformer.cache_context('cond', step_index=step), as diffusers' pipelines do")  # fmt: skip
-    name, step = binding.context.name, binding.context.step
-    scheduled = getattr(pipe.scheduler, "step_index", None)
+    name, step, num_steps = binding.context.name, binding.context.step, binding.context.num_steps
+    scheduler = pipe.scheduler
+    scheduled = getattr(scheduler, "step_index", None)
+
+    def require_ours(same: bool, theirs: str, ours: str) -> None:
+        if not same:
+            raise _errors.Mismatch(f"this is {theirs}, and the scheduler of the pipe that the plan was applied to {ours}: another pipe with a scheduler "
+                                   "of its own runs this transformer; call calibatt.apply for that pipe")  # fmt: skip
+
+    require_ours(getattr(scheduler, "num_inference_steps", None) is not None, f"step {step or 0}", "was never set to any steps")
+    if num_steps is not None:
+        require_ours(num_steps == len(scheduler.timesteps), f"a run of {num_steps} steps", f"is set to {len(scheduler.timesteps)}")
     if step is None:  # Mochi's pipeline tells its scheduler alone
-        step = getattr(pipe.scheduler, "begin_index", None) if scheduled is None else scheduled
-    elif binding.context.of_pipe and scheduled is not None and scheduled != step:
-        raise _errors.Mismatch(f"this is step {step}, and the scheduler of the pipe that the plan was applied to is at step {scheduled}: another pipe "
-                               "with a scheduler of its own runs this transformer; call calibatt.apply for that pipe")  # fmt: skip
+        step = getattr(scheduler, "begin_index", None) if scheduled is None else scheduled
+    elif num_steps is not None and scheduled is not None:
+        require_ours(scheduled == step, f"step {step}", f"is at step {scheduled}")
     return step or 0, _library.UNCONDITIONAL if name == "uncond" else _library.CONDITIONAL
 
 

@@ -32,9 +32,9 @@ class RunFacts:
     fingerprints: Tuple[Optional[str], ...] = (None,)  #: None: not compared
     video: Tuple[int, int, int] = (0, 0, 0)  #: frames, height, width in pixels; 0: not known
     flow_shift: float = 0  #: 0: not known
-    guidance_scale: float = 0  #: 0: not known
+    guidance_scale: Optional[float] = None  #: 0 and 1: no guidance; None: not known
     scheduler: Optional[str] = None
-    second_guidance_scale: float = 0  #: of the second transformer's steps; 0: guidance_scale
+    second_guidance_scale: Optional[float] = None  #: of the second transformer's steps; None: guidance_scale
 
     def as_struct(self, device: int) -> _library.Run:
         """The struct keeps what it points to."""
@@ -49,9 +49,15 @@ class RunFacts:
         run.fingerprints = _text_array(self.fingerprints)
         run.transformer_names = _text_array(self.transformer_names)
         run.video_frames, run.video_height, run.video_width = self.video
-        run.flow_shift, run.guidance_scale, run.second_guidance_scale = self.flow_shift, self.guidance_scale, self.second_guidance_scale
+        run.flow_shift = self.flow_shift
+        run.guidance_scale, run.second_guidance_scale = _guidance(self.guidance_scale), _guidance(self.second_guidance_scale)
         run.scheduler = _library.encoded(self.scheduler)
         return run
+
+
+def _guidance(scale: Optional[float]) -> float:
+    """As calibatt_run has it."""
+    return 0 if scale is None else scale if scale > 0 else _library.UNGUIDED
 
 
 def _text_array(texts: Tuple[Optional[str], ...]) -> Any:

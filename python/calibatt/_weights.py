@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import _errors, _library
+from . import _errors, _library, _memory
 
 QUICK_BYTES = 2 << 30  #: weights that are read and compared without being asked to: seconds
 
@@ -34,9 +34,19 @@ def reason_of_change(pipe: Any, transformer: Any) -> Optional[str]:
         return "LoRAs are loaded"
     if getattr(pipe, "fused_loras", None):
         return "LoRAs are fused"
-    if getattr(transformer, "hf_quantizer", None) is not None:
+    quantised = getattr(transformer, "hf_quantizer", None) is not None
+    if quantised or not all(_memory.is_plain(each) for each in transformer.parameters()):
         return "they are quantised"
     return None
+
+
+def difference(pipe: Any, transformer: Any, folder: Path) -> Optional[str]:
+    """The same, and what a look at one row of each tensor shows: weights that were changed by hand, LoRAs that were fused into them."""
+    reason = reason_of_change(pipe, transformer)
+    if reason is None:
+        changed = _memory.changed_tensor(transformer, _files(folder))
+        reason = changed and f"{changed} is not what {folder} has: they were changed in memory"
+    return reason
 
 
 def _files(folder: Path) -> List[Path]:
@@ -99,16 +109,14 @@ def compared(pipe: Any, name: str, transformer: Any, like: str, check: Optional[
     where that takes seconds or was done before.
     """
     folder = source_folder(pipe, name, transformer)
-    changed = reason_of_change(pipe, transformer)
     reason = None
     if check is False:
         reason = "not asked for"
     elif not like:
         reason = "the plan does not know those it was made for"
-    elif changed:
-        reason = changed
-    elif folder is None:
-        reason = "the folder that they were loaded from is not known"
+    else:
+        reason = difference(pipe, transformer, folder) if folder else reason_of_change(pipe, transformer)
+        reason = reason or (None if folder else "the folder that they were loaded from is not known")
     if reason:
         if check and like:
             raise _errors.Unsupported(f"the weights of pipe.{name} cannot be compared with the plan's: {reason}; leave out check_weights=True")

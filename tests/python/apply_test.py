@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import CALLS, PROMPT, ROOT, copied, flags, latents_of, relative, run_program
+from conftest import CALLS, PROMPT, ROOT, add_lora, copied, flags, latents_of, relative, run_program
 from PIL import Image
 
 import calibatt
@@ -170,6 +170,38 @@ def test_other_weights_are_refused_warned_of_or_not_compared(loaded, plans, tmp_
         calibatt.apply(pipe, plans["wan"], check_weights=True)
 
 
+def test_weights_that_were_changed_in_memory_are_not_compared(loaded, plans):
+    """What users do: cast, fuse a LoRA, load other values by hand, quantise."""
+    for change, same in (
+        (lambda t: t.bfloat16(), True),
+        (lambda t: t.half().float(), True),
+        (lambda t: t.bfloat16().half(), True),
+        (lambda t: t.blocks[5].attn2.to_k.weight.add_(1e-3), False),
+        (lambda t: t.load_state_dict({name: value * 1.01 for name, value in t.state_dict().items()}), False),
+        (lambda t: t.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32), True),
+    ):
+        pipe = copied(loaded["wan"])
+        change(pipe.transformer)
+        calibatt.apply(pipe, plans["wan"])
+        state = calibatt.summary(pipe).weights["transformer"]
+        assert state == "the same" if same else "were changed in memory" in state
+        calibatt.restore(pipe)
+        if not same:
+            with pytest.raises(calibatt.Unsupported, match="changed in memory"):
+                calibatt.apply(pipe, plans["wan"], check_weights=True)
+    pipe = copied(loaded["wan"])
+    add_lora(pipe)
+    pipe.fuse_lora(components=["transformer"])
+    pipe.transformer.unload_lora()
+    pipe._merged_adapters = set()  # as where the transformer was fused before it was put into this pipe
+    calibatt.apply(pipe, plans["wan"])
+    assert "were changed in memory" in calibatt.summary(pipe).weights["transformer"]
+    calibatt.restore(pipe)
+    pipe.transformer.blocks[0].ffn.net[2].weight = torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.uint8), requires_grad=False)
+    calibatt.apply(pipe, plans["wan"])
+    assert calibatt.summary(pipe).weights == {"transformer": "not compared: they are quantised"}
+
+
 def test_fingerprints_are_kept_until_files_change(loaded, plans, tmp_path, monkeypatch):
     from calibatt import _library, _weights
 
@@ -209,6 +241,7 @@ def test_what_cannot_be_combined_is_refused_by_name(pipe, model, plans):
     blocks_of(pipe)[0].attn1.processor._parallel_config = object()
     with pytest.raises(calibatt.Unsupported, match="parallelism"):
         latents_of(pipe, CALLS[model])
+    blocks_of(pipe)[0].attn1.processor._parallel_config = None
     calibatt.apply(pipe, plans[model])
     with pytest.raises(calibatt.Unsupported, match="float64"):
         pipe.text_encoder = copy.deepcopy(pipe.text_encoder).double()
@@ -247,6 +280,40 @@ def test_pipes_of_one_transformer_never_mix_their_steps(pipe, model, plans):
     assert torch.equal(latents_of(pipe, CALLS[model]), planned)
     calibatt.apply(other, plans[model])
     assert torch.equal(latents_of(other, CALLS[model]), planned)
+
+
+def test_a_pipe_that_never_ran_says_that_another_does(pipe, model, plans):
+    calibatt.apply(pipe, plans[model])
+    other = sibling(pipe)
+    with pytest.raises(calibatt.Mismatch, match="another pipe with a scheduler of its own .*calibatt.apply"):
+        latents_of(other, CALLS[model])
+    calibatt.apply(other, plans[model])
+    planned = latents_of(other, CALLS[model])
+    if model == "wan":  # whose pipe tells how many steps there are
+        pipe.scheduler.set_timesteps(6)
+        calibatt.apply(pipe, plans[model])
+        with pytest.raises(calibatt.Mismatch, match="a run of 4 steps, .* is set to 6: another pipe"):
+            latents_of(other, CALLS[model])
+    calibatt.restore(pipe)
+    calibatt.apply(other, plans[model])
+    assert torch.equal(latents_of(other, CALLS[model]), planned)
+
+
+def test_attention_backends_that_are_set_meanwhile_stay(pipe, model, plans):
+    """They are of diffusers' own processors, which run where the plan is switched off or taken away."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    originals = [block.attn1.processor for block in blocks_of(pipe)]
+    calibatt.apply(pipe, plans[model])
+    pipe.transformer.set_attention_backend("native")
+    assert all(original._attention_backend == AttentionBackendName.NATIVE for original in originals)
+    assert all(block.attn1.processor._attention_backend == AttentionBackendName.NATIVE for block in blocks_of(pipe))
+    calibatt.restore(pipe)
+    assert [block.attn1.processor for block in blocks_of(pipe)] == originals
+    assert all(original._attention_backend == AttentionBackendName.NATIVE for original in originals)
+    calibatt.apply(pipe, plans[model])
+    pipe.transformer.reset_attention_backend()
+    assert all(original._attention_backend is None for original in originals)
 
 
 def test_threads_that_share_a_transformer_are_refused(pipe, model, plans):

@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from combined_test import add_lora
-from conftest import CALLS, DENSITY, PROMPTS, ROOT, SETTINGS, copied, flags, latents_of, relative, run_program, setting_flags
+from conftest import CALLS, DENSITY, PROMPTS, ROOT, SETTINGS, add_lora, copied, flags, latents_of, relative, run_program, setting_flags
 from safetensors import safe_open
 from stand_in import plan_reader
 
@@ -109,6 +108,106 @@ def test_lora_is_part_of_what_is_measured(wan, tmp_path):
     for name in ("energy", "copy_error", "similarity"):
         assert relative(loaded[name], fused[name]) < 2e-3, name
     assert calibatt.Plan(tmp_path / "loaded.safetensors").transformers[0]["fingerprint"] == ""
+
+
+def copied_profile(plans, folder):
+    shutil.copytree(str(plans["wan"]) + ".profile", folder)
+    return folder
+
+
+def test_plans_are_of_the_listed_prompts_alone(wan, plans, tmp_path):
+    profile = copied_profile(plans, tmp_path / "profile")
+    one = calibrate(wan, "wan", tmp_path / "one.safetensors", prompts=PROMPTS[:1], profile=profile)
+    assert one.facts["num_prompts"] == 1 and one.facts["held_out"] is False
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(profile / "prompt_0000.safetensors", alone)
+    again = calibrate(wan, "wan", tmp_path / "again.safetensors", prompts=PROMPTS[:1], profile=alone)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes() and again.density == one.density
+    other = calibrate(wan, "wan", tmp_path / "other.safetensors", prompts=["a star"], profile=profile)
+    assert other.facts["num_prompts"] == 1 and len(list(profile.glob("*.safetensors"))) == 3
+    assert (tmp_path / "other.safetensors").read_bytes() != (tmp_path / "one.safetensors").read_bytes()
+    with pytest.raises(calibatt.UsageError, match="3 prompts of more than one calibration"):
+        calibatt.compile(profile, tmp_path / "all.safetensors", density=DENSITY)
+    assert not (tmp_path / "all.safetensors").exists()
+
+
+def steps_run(pipe, calibrated):
+    """How many forwards the calibration made; the first is its look at how the pipe runs."""
+    runs = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: runs.append(1))
+    try:
+        calibrated()
+    finally:
+        hook.remove()
+    return len(runs)
+
+
+def test_other_arguments_of_the_pipe_are_another_calibration(wan, plans, tmp_path):
+    profile = copied_profile(plans, tmp_path / "profile")
+    assert steps_run(wan, lambda: calibrate(wan, "wan", tmp_path / "p.safetensors", profile=profile, max_sequence_length=512, attention_kwargs=None)) == 1
+    for more, message in ((dict(max_sequence_length=77), "max_sequence_length: 77"), (dict(attention_kwargs={"scale": 0.5}), "attention_kwargs: {'scale': 0.5}")):
+        with pytest.raises(calibatt.Mismatch, match=message):
+            calibrate(wan, "wan", tmp_path / "p.safetensors", profile=profile, **more)
+
+
+def test_other_weights_are_another_calibration(wan, plans, tmp_path):
+    def with_lora(pipe, seed=5, scale=1.0, name="style"):
+        add_lora(pipe, seed, name)
+        for module in pipe.transformer.modules():
+            if isinstance(getattr(module, "scaling", None), dict):
+                module.scaling[name] *= scale
+
+    def resume():
+        return calibrate(wan, "wan", tmp_path / "lora.safetensors", prompts=PROMPTS[:1])
+
+    with_lora(wan)
+    assert steps_run(wan, resume) == 1 + 8
+    wan.transformer.delete_adapters("style")
+    for other in (lambda: with_lora(wan, scale=0.5), lambda: with_lora(wan, seed=6), lambda: None):
+        other()
+        with pytest.raises(calibatt.Mismatch, match="lora.safetensors.profile"):
+            resume()
+        if getattr(wan.transformer, "peft_config", None):
+            wan.transformer.delete_adapters("style")
+    with_lora(wan, name="another_name")
+    assert steps_run(wan, resume) == 1  # the same again
+    wan.transformer.delete_adapters("another_name")
+    wan.transformer.blocks[3].attn1.to_out[0].weight.mul_(1.2)
+    with pytest.raises(calibatt.Mismatch, match="model_fingerprint = values1:.* has none that is known"):
+        calibrate(wan, "wan", tmp_path / "p.safetensors", profile=copied_profile(plans, tmp_path / "profile"))
+    with pytest.raises(calibatt.Mismatch, match="lora.safetensors.profile"):
+        resume()
+
+
+def test_steps_and_layers_that_are_left_out_are_told_at_once(wan, tmp_path):
+    def calibrated():
+        with pytest.raises(calibatt.Unsupported, match="cache") as raised:
+            calibrate(wan, "wan", tmp_path / "plan.safetensors")
+        return raised
+
+    wan.transformer._is_cached = True  # as cache-dit says it
+    assert steps_run(wan, lambda: calibrated().match("cache_dit.disable_cache")) == 0
+    del wan.transformer._is_cached
+    block, calls = wan.transformer.blocks[2], []
+    forward = block.forward
+
+    def sometimes(hidden_states, *arguments, **named):
+        calls.append(1)
+        return hidden_states if len(calls) == 4 else forward(hidden_states, *arguments, **named)
+
+    block.forward = sometimes
+    assert steps_run(wan, lambda: calibrated().match("7 of 8 self-attentions")) <= 6
+    block.forward = forward
+    whole, steps = wan.transformer.forward, []
+
+    def seldom(*arguments, **named):
+        steps.append(whole(*arguments, **named) if len(steps) not in (4, 5) else steps[-1])
+        return steps[-1]
+
+    wan.transformer.forward = seldom
+    assert steps_run(wan, lambda: calibrated().match("step 2 was left out")) <= 8
+    assert not list((tmp_path / "plan.safetensors.profile").glob("*.safetensors"))
 
 
 def test_compiled_and_offloaded_pipes_are_calibrated(loaded, plans, tmp_path):

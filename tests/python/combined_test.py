@@ -5,8 +5,7 @@ import diffusers
 import pytest
 import torch
 from apply_test import F32_TOLERANCE, blocks_of, everything  # noqa: F401 - a fixture
-from conftest import CALLS, latents_of, relative
-from peft import LoraConfig
+from conftest import CALLS, add_lora, copied, latents_of, relative
 from torch._dynamo.utils import counters
 
 import calibatt
@@ -65,6 +64,27 @@ def test_one_graph_for_all_steps_layers_and_branches(pipe, model, plans, compile
     assert relative(latents_of(pipe, call), dense) < F32_TOLERANCE
 
 
+def test_plans_come_and_go_on_compiled_pipes(loaded, everything, plans):  # noqa: F811
+    """Another plan, none, one again; two pipes whose blocks are of one class, each with its own."""
+    torch._dynamo.reset()
+    call, (one, other) = CALLS["wan"], (plans["wan"], everything["wan"])
+    pipes = [copied(loaded["wan"]) for _ in range(2)]
+    dense, expected = latents_of(pipes[0], call), {}
+    for plan in (one, other):
+        expected[plan] = latents_of(calibatt.apply(pipes[0], plan), call)
+    calibatt.restore(pipes[0])
+    for pipe in pipes:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    for turn, (index, plan) in enumerate([(0, one), (0, other), (0, None), (0, one), (1, other), (0, "as it is"), (1, None), (0, "as it is")]):
+        pipe = pipes[index]
+        if plan is None:
+            calibatt.restore(pipe)
+        elif plan != "as it is":
+            calibatt.apply(pipe, plan)
+        wanted = {None: dense, "as it is": expected[one]}.get(plan, expected.get(plan))
+        assert relative(latents_of(pipe, call), wanted) < F32_TOLERANCE, turn
+
+
 def test_compiled_graph_outlives_no_plan(wan, plans):
     """A graph that was compiled with hooks never runs without them, or without its plan."""
     from calibatt import _ops
@@ -92,11 +112,6 @@ def test_operations_are_what_torch_is_told(wan, plans):
         torch.library.opcheck(torch.ops.calibatt.attend, (q, k, v, site), test_utils=tests)
         text, mask = torch.randn(1, 9, 4, 64), torch.tensor([[1] * 5 + [0] * 4])
         torch.library.opcheck(torch.ops.calibatt.attend_joint, (q, k, v, text, text, text, mask, site), test_utils=tests)
-
-
-def add_lora(pipe):
-    torch.manual_seed(5)
-    pipe.transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
 
 
 def test_lora_layers_are_used_as_they_are(pipe, model, everything):  # noqa: F811

@@ -1,5 +1,6 @@
 """The Calibrate node on a stand-in of ComfyUI: what it hands to calibatt_record, and what becomes of runs that end otherwise."""
 
+import functools
 import types
 
 import comfyui_host as host
@@ -35,13 +36,19 @@ class RecordingSession:
 
 
 class Library:
-    """calibatt_record and calibatt_compile, by what they promise."""
+    """calibatt_record and calibatt_compile_prompts, by what they promise."""
 
     def __init__(self):
         self.measured, self.sessions, self.asked, self.compiled = [], [], [], []
 
-    def record(self, profile, facts, device, prompts, run_prompt, precision, **settings):
-        self.asked.append(types.SimpleNamespace(facts=facts, prompts=list(prompts), precision=precision, settings=settings))
+    def calibration(self, facts, device, prompts, precision, settings):
+        asked = types.SimpleNamespace(facts=facts, prompts=prompts, precision=precision, settings=settings)
+        asked.record, asked.compile = functools.partial(self.record, asked), functools.partial(self.compile, asked)
+        return asked
+
+    def record(self, asked, profile, run_prompt):
+        self.asked.append(asked)
+        prompts = asked.prompts
         missing = [index for index, prompt in enumerate(prompts) if prompt not in self.measured]
         for index in missing:
             self.sessions.append(RecordingSession())
@@ -49,8 +56,9 @@ class Library:
             self.measured.append(prompts[index])
         return {"prompts_recorded": len(missing)}
 
-    def compile(self, profile, output, **settings):
-        self.compiled.append((profile, output, settings))
+    def compile(self, asked, profile, output, progress):
+        assert all(prompt in self.measured for prompt in asked.prompts)
+        self.compiled.append((profile, output, asked.settings))
         return types.SimpleNamespace(describe=lambda: "density .375")
 
 
@@ -61,8 +69,7 @@ def library(tmp_path, monkeypatch):
     import calibatt_comfyui.calibration as module
 
     double = Library()
-    monkeypatch.setattr(module, "record", double.record)
-    monkeypatch.setattr(module, "calibatt", types.SimpleNamespace(compile=double.compile))
+    monkeypatch.setattr(module, "Calibration", double.calibration)
     double.calibrate = lambda patcher, told: module.calibrate(patcher, tmp_path / "wan.safetensors", 0.375, {"token-order": "raster"}, told.append)
     return double
 
@@ -117,7 +124,7 @@ def test_the_conditional_sample_is_measured(library, together):
         assert call.output.residual_square_sum == pytest.approx(float(residual.square().sum()), rel=1e-4)
         assert call.gain is None
     asked = library.asked[0]
-    assert (asked.precision, asked.settings, asked.facts.fingerprints) == ("f32", {"token-order": "raster"}, (None,))
+    assert (asked.precision, asked.settings, asked.facts.fingerprints) == ("f32", {"density": 0.375, "token-order": "raster"}, (None,))
     assert library.compiled[0][2]["density"] == 0.375
     assert told == ["this run measured; wan.safetensors is made of 1 run\ndensity .375"]
 

@@ -62,7 +62,7 @@ def loaded():
     diffusers.utils.logging.disable_progress_bar()
     pipes = {}
     for name, cls in (("wan", diffusers.WanPipeline), ("mochi", diffusers.MochiPipeline)):
-        pipes[name] = cls.from_pretrained(ROOT / f"models/tiny-{name}", torch_dtype=torch.float32)
+        pipes[name] = cls.from_pretrained(ROOT / f"models/tiny-{name}", dtype=torch.float32)
         pipes[name].set_progress_bar_config(disable=True)
     return pipes
 
@@ -107,6 +107,13 @@ def plans(tmp_path_factory):
         run_program("calibrate", "-m", ROOT / f"models/tiny-{name}", "--prompts", folder / "prompts.txt", "-o", made[name], "--dtype", "fp32",
                     "--density", DENSITY, *flags(call), *setting_flags(SETTINGS))  # fmt: skip
     return made
+
+
+def add_lora(pipe, seed=5, name="style"):
+    from peft import LoraConfig
+
+    torch.manual_seed(seed)
+    pipe.transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), name)
 
 
 def latents_of(pipe, call, seed=3, prompt=PROMPT, **more):

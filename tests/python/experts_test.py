@@ -19,7 +19,7 @@ SETTINGS = {"token_order": "tiles:3x2x2", "block_q": 16, "block_k": 16}
 @pytest.fixture(scope="module")
 def folder(loaded, tmp_path_factory):
     """A small Wan 2.2 T2V-A14B in diffusers' layout."""
-    pair = {name: diffusers.WanTransformer3DModel.from_pretrained(DATA / "experts" / name, torch_dtype=torch.float32) for name in ("transformer", "transformer_2")}
+    pair = {name: diffusers.WanTransformer3DModel.from_pretrained(DATA / "experts" / name, dtype=torch.float32) for name in ("transformer", "transformer_2")}
     pipe = diffusers.WanPipeline(**{**loaded["wan"].components, **pair}, boundary_ratio=0.875)
     path = tmp_path_factory.mktemp("experts") / "tiny-a14b"
     pipe.save_pretrained(path)
@@ -28,7 +28,7 @@ def folder(loaded, tmp_path_factory):
 
 @pytest.fixture
 def pair(folder):
-    pipe = diffusers.WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = diffusers.WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -80,7 +80,7 @@ def test_boundary_and_number_of_transformers(pair, loaded, plans, tmp_path):
 
 def test_a_timestep_for_each_token(loaded, tmp_path):
     """Wan 2.2 TI2V-5B's pipe gives every token its timestep; from text they are all the same."""
-    transformer = diffusers.WanTransformer3DModel.from_pretrained(DATA / "experts/transformer", torch_dtype=torch.float32)
+    transformer = diffusers.WanTransformer3DModel.from_pretrained(DATA / "experts/transformer", dtype=torch.float32)
     pipe = diffusers.WanPipeline(**{**loaded["wan"].components, "transformer": transformer}, expand_timesteps=True)
     pipe.set_progress_bar_config(disable=True)
     call = {name: value for name, value in CALL.items() if name != "guidance_scale_2"}
