@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -60,6 +61,28 @@ def check_plans():
                 expect("the refusal is one line that names the file", path in str(error) and "\n" not in str(error), error)
 
 
+def check_editable():
+    """`pip install -e .` leaves the Python files in the source and puts the library among the environment's packages."""
+    package, library = os.path.dirname(calibatt.__file__), str(_library.loaded().path)
+    if os.path.dirname(library) == package:
+        return  # the wheel's
+    told = "import calibatt; from calibatt import _library; print(calibatt.__file__, _library.loaded().path)"
+    with tempfile.TemporaryDirectory() as site:
+        environment = {name: value for name, value in os.environ.items() if name != "CALIBATT_LIBRARY"}
+        environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(package), site])
+        alone = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True)
+        expect("without one it says how to get one", alone.returncode and "build one with `make`" in alone.stderr.splitlines()[-1], alone.stderr)
+        os.makedirs(os.path.join(site, "calibatt"))
+        os.symlink(library, os.path.join(site, "calibatt", "libcalibatt.so"))
+        facts = os.path.join(site, "calibatt-0.1.0.dist-info")
+        os.makedirs(facts)
+        for name, text in (("METADATA", "Metadata-Version: 2.1\nName: calibatt\nVersion: 0.1.0\n"), ("RECORD", "calibatt/libcalibatt.so,,\n")):
+            with open(os.path.join(facts, name), "w") as file:
+                file.write(text)
+        found = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True)
+        expect("the library is found", found.stdout.split() == [calibatt.__file__, os.path.join(site, "calibatt/libcalibatt.so")], found)
+
+
 def attention(q, k, v, kept, block, tokens, heads, dim):
     """[tokens, heads, dim] as a flat list, by the definition; kept[query block][key block]."""
     out = []
@@ -104,5 +127,6 @@ def check_attention():
 check_versions()
 check_gpu()
 check_plans()
+check_editable()
 check_attention()
 print(f"calibatt {calibatt.__version__} works on Python {sys.version.split()[0]}: {_library.loaded().path}")
