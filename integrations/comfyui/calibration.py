@@ -8,7 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 
@@ -112,6 +112,26 @@ def prompt_of(guider: Any, noise: torch.Tensor, latent: Optional[torch.Tensor], 
     return PromptFacts(f"{text('positive')}, noise {_digest(noise, latent)}", text("negative"), seed if isinstance(seed, int) else 0)
 
 
+def patches_of(patcher: Any) -> str:
+    """What tells the LoRAs and other patches of a model's weights from others: places, strengths, and the first row of each tensor."""
+
+    def parts(value: Any) -> Iterator[Any]:
+        value = getattr(value, "weights", value)  # of an adapter
+        if isinstance(value, (tuple, list)):
+            for each in value:
+                yield from parts(each)
+        else:
+            yield value
+
+    digest = hashlib.sha256()
+    patches = sorted(getattr(patcher, "patches", {}).items(), key=lambda each: str(each[0]))
+    for key, applied in patches:
+        digest.update(str(key).encode())
+        for value in parts(applied):
+            digest.update((_digest(value[:1]) if isinstance(value, torch.Tensor) and value.ndim else "" if callable(value) or value is None else str(value)).encode())
+    return f"patches of the weights: {digest.hexdigest()[:32]}" if patches else ""
+
+
 class PromptList:
     """The runs of a profile in the order in which they were measured: errors are measured under masks of earlier ones."""
 
@@ -163,7 +183,7 @@ class _Missing(Exception):
 
 
 def measure(
-    attachment: Attachment, prompt: PromptFacts, profile: Path, settings: dict[str, Any], execute: Callable[[], Any]
+    attachment: Attachment, prompt: PromptFacts, profile: Path, settings: dict[str, Any], execute: Callable[[], Any], patches: str = ""
 ) -> tuple[Any, dict, Calibration]:
     """The run's result, what calibatt_record tells, and the calibration of all runs so far."""
     sampling = attachment.sampling
@@ -179,7 +199,7 @@ def measure(
 
     def recorded() -> tuple[dict, Calibration]:
         while True:
-            calibration = Calibration(sampling.facts(), sampling.device, tuple(listed.prompts), _precision(sampling), settings)
+            calibration = Calibration(sampling.facts(), sampling.device, tuple(listed.prompts), _precision(sampling), settings, patches)
             try:
                 return calibration.record(profile, run_prompt), calibration
             except _Missing as missing:
@@ -206,7 +226,7 @@ def calibrate(model: Any, plan_path: Path, density: float, settings: dict[str, s
     def begin(attachment: Attachment, execute: Callable[[], Any]) -> Any:
         prompt = prompt_of(attachment.guider, *attachment.start)
         plan_path.parent.mkdir(parents=True, exist_ok=True)
-        result, report, calibration = measure(attachment, prompt, profile, {"density": density, **settings}, execute)
+        result, report, calibration = measure(attachment, prompt, profile, {"density": density, **settings}, execute, patches_of(attachment.guider.model_patcher))
         plan, count = calibration.compile(profile, plan_path, progress=lambda *_: None), len(calibration.prompts)
         done = "measured" if report["prompts_recorded"] else "was measured before"
         tell(f"this run {done}; {plan_path.name} is made of {count} {'run' if count == 1 else 'runs'}\n{plan.describe()}")

@@ -41,8 +41,8 @@ class Library:
     def __init__(self):
         self.measured, self.sessions, self.asked, self.compiled = [], [], [], []
 
-    def calibration(self, facts, device, prompts, precision, settings):
-        asked = types.SimpleNamespace(facts=facts, prompts=prompts, precision=precision, settings=settings)
+    def calibration(self, facts, device, prompts, precision, settings, conditions):
+        asked = types.SimpleNamespace(facts=facts, prompts=prompts, precision=precision, settings=settings, conditions=conditions)
         asked.record, asked.compile = functools.partial(self.record, asked), functools.partial(self.compile, asked)
         return asked
 
@@ -156,6 +156,28 @@ def test_further_runs_are_added_and_known_ones_are_not_measured_again(library, t
     del library.measured[0]  # its file was deleted: that run is not this one and cannot be had
     sample(clone, prompt=1)
     assert [prompt == library.measured[0] for prompt in library.asked[-1].prompts] == [True]
+
+
+def test_loras_are_told_apart(library):
+    """By what they are and how strong, not by what they are called."""
+    patcher = host.ModelPatcher(host.BaseModel(host.WanModel()))
+    adapter = lambda scale: types.SimpleNamespace(weights=(torch.ones(4, 8) * scale, torch.ones(8, 4), 4.0, None))  # noqa: E731
+
+    def conditions(**patches):
+        patcher.patches = {key.replace("_", "."): value for key, value in patches.items()}
+        sample(library.calibrate(patcher, []))
+        return library.asked[-1].conditions
+
+    seen = [
+        conditions(),
+        conditions(q_weight=[(1.0, adapter(1), 1.0, None, None)]),
+        conditions(q_weight=[(0.5, adapter(1), 1.0, None, None)]),
+        conditions(q_weight=[(1.0, adapter(2), 1.0, None, None)]),
+        conditions(k_weight=[(1.0, adapter(1), 1.0, None, None)]),
+        conditions(q_weight=[(1.0, ("diff", (torch.ones(8, 8),)), 1.0, None, None)]),
+    ]
+    assert seen[0] == "" and len(set(seen)) == len(seen)
+    assert conditions(q_weight=[(1.0, adapter(1), 1.0, None, lambda x: x)]) == seen[1]
 
 
 def test_a_run_that_ends_early_leaves_nothing(library, tmp_path):

@@ -229,13 +229,13 @@ class ModelPatcher:
     load_device = torch.device("cpu")
 
     def __init__(self, model):
-        self.object_patches = {}
+        self.object_patches, self.patches = {}, {}
         self.model, self.wrappers, self.model_options = model, {}, {"transformer_options": {}}
 
     def clone(self):
         other = ModelPatcher(self.model)
         other.wrappers = {kind: {key: list(each) for key, each in keys.items()} for kind, keys in self.wrappers.items()}
-        other.object_patches = dict(self.object_patches)
+        other.object_patches, other.patches = dict(self.object_patches), dict(self.patches)
         other.model_options = copy.deepcopy(self.model_options)
         return other
 
