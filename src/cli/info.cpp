@@ -18,6 +18,7 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
   std::printf("%s: %s, %s of %s; prompts of up to %d tokens\n", printable(info.name).c_str(),
               printable(info.kind).c_str(), counted(info.num_layers, "layers").c_str(),
               counted(info.num_heads, "heads").c_str(), info.max_prompt_tokens);
+  if (info.takes_image) std::printf("its videos begin with a picture: --image FILE\n");
   std::printf("what a run does here where no flag says otherwise:\n");
   std::printf("  --width %d --height %d (multiples of %d and %d)\n", *run.width, *run.height, info.width_multiple,
               info.height_multiple);

@@ -13,11 +13,8 @@ WanTransformerConfig WanTransformerConfig::from(const JsonConfig& json) {
   if (const std::string name = json.string("_class_name", "WanTransformer3DModel"); name != "WanTransformer3DModel") {
     json.fail("_class_name", "expected \"WanTransformer3DModel\", found \"" + name + "\"");
   }
-  for (const char* key : {"image_dim", "added_kv_proj_dim"}) {
-    if (json.has(key))
-      json.fail(key,
-                "expected null: models that see a picture through CLIP, as Wan 2.1 I2V, are not supported; give "
-                "a text-to-video one, or Wan 2.2 I2V-A14B");
+  if (json.has("pos_embed_seq_len")) {
+    json.fail("pos_embed_seq_len", "expected null: models of a first and a last picture are not supported");
   }
   WanTransformerConfig config;
   const std::vector<int64_t> patch = json.integers("patch_size", {1, 2, 2});
@@ -48,24 +45,31 @@ WanTransformerConfig WanTransformerConfig::from(const JsonConfig& json) {
     config.qk_norm = false;
   }
   config.eps = json.epsilon("eps", 1e-6);
+  if (json.has("image_dim") || json.has("added_kv_proj_dim")) {
+    config.image_dim = json.integer_in("image_dim", 1, kMaxWidth);
+    if (json.integer_in("added_kv_proj_dim", 1, kMaxWidth) != config.dim()) {
+      json.fail("added_kv_proj_dim", "expected the model's width, " + std::to_string(config.dim()));
+    }
+  }
   config.rope_max_seq_len = json.integer_in("rope_max_seq_len", 1, 1 << 20, 1024);
   return config;
 }
 
 std::string WanTransformerConfig::fingerprint_settings() const {
-  return nlohmann::json{{"class", "WanTransformer3DModel"},
-                        {"patch_size", patch_size},
-                        {"num_attention_heads", num_attention_heads},
-                        {"attention_head_dim", attention_head_dim},
-                        {"in_channels", in_channels},
-                        {"out_channels", out_channels},
-                        {"text_dim", text_dim},
-                        {"freq_dim", freq_dim},
-                        {"ffn_dim", ffn_dim},
-                        {"num_layers", num_layers},
-                        {"cross_attn_norm", cross_attn_norm},
-                        {"eps", eps}}
-      .dump();
+  nlohmann::json settings = {{"class", "WanTransformer3DModel"},
+                             {"patch_size", patch_size},
+                             {"num_attention_heads", num_attention_heads},
+                             {"attention_head_dim", attention_head_dim},
+                             {"in_channels", in_channels},
+                             {"out_channels", out_channels},
+                             {"text_dim", text_dim},
+                             {"freq_dim", freq_dim},
+                             {"ffn_dim", ffn_dim},
+                             {"num_layers", num_layers},
+                             {"cross_attn_norm", cross_attn_norm},
+                             {"eps", eps}};
+  if (image_dim > 0) settings["image_dim"] = image_dim;
+  return settings.dump();
 }
 
 }  // namespace calibatt

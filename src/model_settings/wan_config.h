@@ -20,6 +20,7 @@ struct WanTransformerConfig {
   bool cross_attn_norm = true;
   bool qk_norm = true;  ///< "rms_norm_across_heads"; false: null
   float eps = 1e-6f;
+  int image_dim = 0;            ///< width of what the blocks see of a picture (Wan 2.1 I2V); 0: nothing
   int rope_max_seq_len = 1024;  ///< largest token index along an axis of the grid, plus one
 
   int dim() const { return num_attention_heads * attention_head_dim; }
@@ -28,8 +29,8 @@ struct WanTransformerConfig {
   /// What changes the arithmetic, in one fixed spelling, for values_fingerprint. qk_norm shows in the weights.
   std::string fingerprint_settings() const;
 
-  /// Throws Error(kFormat) naming file, key, found and expected; models that see a picture through CLIP
-  /// (image_dim, added_kv_proj_dim) are refused.
+  /// Throws Error(kFormat) naming file, key, found and expected; models of a first and a last picture
+  /// (pos_embed_seq_len) are refused.
   static WanTransformerConfig from(const JsonConfig& json);
 };
 

@@ -19,8 +19,12 @@ DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sig
   const JsonConfig index = JsonConfig::load(folder.index_path);
   folder.timestep_per_token = index.boolean("expand_timesteps", false);
   const auto& json = index.json();
-  const bool has_second = json.contains("transformer_2") && json["transformer_2"].is_array() &&
-                          json["transformer_2"].size() == 2 && !json["transformer_2"][1].is_null();
+  const auto has_part = [&](const char* part) {
+    return json.contains(part) && json[part].is_array() && json[part].size() == 2 && !json[part][1].is_null();
+  };
+  const bool has_second = has_part("transformer_2");
+  if (has_part("image_encoder")) folder.image_encoder = (root / "image_encoder").string();
+  if (has_part("image_processor")) folder.image_processor = (root / "image_processor").string();
   if (index.has("boundary_ratio")) folder.boundary_ratio = index.number_in("boundary_ratio", 0, 1, 0);
   if (has_second) folder.second_transformer = (root / "transformer_2").string();
   if (has_second && !folder.boundary_ratio) {

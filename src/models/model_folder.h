@@ -14,6 +14,7 @@ namespace calibatt {
 struct DiffusersFolder {
   std::string index_path;
   std::string transformer, text_encoder, tokenizer, vae;  ///< folders
+  std::string image_encoder, image_processor;             ///< folders, of Wan 2.1 I2V; empty: there are none
   std::string second_transformer;                         ///< of Wan 2.2 A14B; empty: there is none
   std::optional<double> boundary_ratio;                   ///< below this noise level it takes over
   SchedulerConfig scheduler;

@@ -234,14 +234,16 @@ bool is_ti2v_config(const JsonConfig& config) {
 Component open_transformer(const std::string& path, const ModelLoadOptions& options) {
   Component found =
       is_folder(path) ? open_component_folder(path, options) : open_transformer_file(path, options.settings);
-  if (is_original_config(found.config)) {
-    const JsonConfig original = found.config;
-    found.config = diffusers_transformer_config(original);
-    warn_of_unread_settings(original, {"text_len"}, options);
-  }
   require_known_inputs(found.tensors);
   if (found.tensors.contains("blocks.0.self_attn.q.weight")) {
     found.tensors = found.tensors.renamed(diffusers_transformer_name);
+  }
+  if (is_original_config(found.config)) {
+    const JsonConfig original = found.config;
+    json config = diffusers_transformer_config(original).json();
+    add_picture_settings(found.tensors, config);
+    found.config = {config, original.where()};
+    warn_of_unread_settings(original, {"text_len"}, options);
   }
   if (options.overlay) found.tensors = options.overlay->over(found.tensors);
   return found;

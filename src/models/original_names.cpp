@@ -20,6 +20,10 @@ constexpr Pair kTransformer[] = {
     {"time_embedding.0", "condition_embedder.time_embedder.linear_1"},
     {"time_embedding.2", "condition_embedder.time_embedder.linear_2"},
     {"time_projection.1", "condition_embedder.time_proj"},
+    {"img_emb.proj.0", "condition_embedder.image_embedder.norm1"},
+    {"img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"},
+    {"img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"},
+    {"img_emb.proj.4", "condition_embedder.image_embedder.norm2"},
     {"head.modulation", "scale_shift_table"},
     {"head.head", "proj_out"},
 };
@@ -35,6 +39,9 @@ constexpr Pair kTransformerBlock[] = {
     {"cross_attn.k", "attn2.to_k"},
     {"cross_attn.v", "attn2.to_v"},
     {"cross_attn.o", "attn2.to_out.0"},
+    {"cross_attn.k_img", "attn2.add_k_proj"},
+    {"cross_attn.v_img", "attn2.add_v_proj"},
+    {"cross_attn.norm_k_img", "attn2.norm_added_k"},
     {"cross_attn.norm_q", "attn2.norm_q"},
     {"cross_attn.norm_k", "attn2.norm_k"},
     {"norm3", "norm2"},  // the norm before cross-attention, the only one with weights

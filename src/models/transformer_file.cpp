@@ -61,16 +61,20 @@ const std::vector<int64_t>& shape_of_rank(const MappedTensors& tensors, const st
 }  // namespace
 
 void require_known_inputs(const MappedTensors& tensors) {
-  for (const char* name : {"condition_embedder.image_embedder.norm1.weight", "img_emb.proj.0.weight",
-                           "blocks.0.attn2.add_k_proj.weight", "blocks.0.cross_attn.k_img.weight",
+  for (const char* name : {"condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos",
                            "vace_patch_embedding.weight", "control_adapter.conv.weight", "ref_conv.weight"}) {
     if (!tensors.contains(name)) continue;
-    throw Error(ErrorKind::kMismatch,
-                tensors.describe(name) +
-                    ": is of a model that sees a picture through CLIP (as Wan 2.1 I2V does) or "
-                    "takes controls, which is not supported; give a text-to-video one, or Wan 2.2 "
-                    "I2V-A14B");
+    throw Error(ErrorKind::kMismatch, tensors.describe(name) +
+                                          ": is of a model that takes a last picture or controls, which is not "
+                                          "supported; give a text-to-video or an image-to-video one");
   }
+}
+
+void add_picture_settings(const MappedTensors& tensors, json& config) {
+  const std::string norm = "condition_embedder.image_embedder.norm1.weight", keys = "blocks.0.attn2.add_k_proj.weight";
+  const bool sees_picture = tensors.contains(norm) || tensors.contains(keys);
+  config["image_dim"] = sees_picture ? json(shape_of_rank(tensors, norm, 1)[0]) : json();
+  config["added_kv_proj_dim"] = sees_picture ? json(shape_of_rank(tensors, keys, 2)[1]) : json();
 }
 
 namespace {
@@ -145,6 +149,7 @@ JsonConfig config_of(const MappedTensors& tensors, const std::string& settings_f
        {"num_layers", num_layers},
        {"cross_attn_norm", tensors.contains("blocks.0.norm2.weight")},
        {"qk_norm", tensors.contains("blocks.0.attn1.norm_q.weight") ? json("rms_norm_across_heads") : json()}});
+  add_picture_settings(tensors, config);
   if (beside) require_all(tensors, settings_folder, *beside, config);
   return {config, tensors.path()};
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "model_settings/component.h"
@@ -13,5 +14,8 @@ Component open_transformer_file(const std::string& path, const std::string& sett
 /// Refuses a transformer, under whichever names, that takes more than text, and channels of a picture beside the
 /// latents: Error(kMismatch) naming a tensor.
 void require_known_inputs(const MappedTensors& tensors);
+
+/// Whether the transformer sees a picture in its blocks, and how wide, from the tensors under diffusers' names.
+void add_picture_settings(const MappedTensors& tensors, nlohmann::json& config);
 
 }  // namespace calibatt

@@ -8,7 +8,7 @@ AttentionGeometry ModelDescription::geometry(const VideoSize& size, const TokenO
   return token_geometry(latent_size(size), patch_size, num_heads, head_dim, order);
 }
 
-void VideoModel::begin_with(const Tensor&, int, Conditioning&, const WorkProgress&) {
+void VideoModel::begin_with(const FirstFrame&, Conditioning&, const WorkProgress&) {
   CALIBATT_ASSERT(description().takes_image);
 }
 

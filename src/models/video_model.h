@@ -76,6 +76,13 @@ struct TransformerTimes {
   double total() const { return self_attention + other; }
 };
 
+/// A picture that a video begins with.
+struct FirstFrame {
+  const Picture& picture;  ///< as it is
+  Tensor pixels;           ///< [3, height, width] F32 in [−1, 1] on the host, of the video's size
+  int video_frames = 0;
+};
+
 /// What a model needs of a run's prompts, the same in every step: a model's own, made by its encode.
 class Conditioning {
  public:
@@ -100,10 +107,9 @@ class VideoModel {
   virtual std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
                                                const WorkProgress& progress) = 0;
 
-  /// The picture that the video of a conditioning begins with: [3, height, width] F32 in [−1, 1] on the host, of the
-  /// video's size. Of a model that takes one, once after encode. `progress` hears of latent frames.
-  virtual void begin_with(const Tensor& image, int video_frames, Conditioning& conditioning,
-                          const WorkProgress& progress);
+  /// The picture that the video of a conditioning begins with. Of a model that takes one, once after encode. `progress`
+  /// hears of latent frames, or of a picture encoder's layers.
+  virtual void begin_with(const FirstFrame& first, Conditioning& conditioning, const WorkProgress& progress);
 
   /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
   /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The

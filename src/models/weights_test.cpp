@@ -151,9 +151,10 @@ TEST_F(ModelFolder, TransformerConfigurationsItCannotRunAreRefused) {
     write_config(std::string("{") + kTransformer + extra + "}");
     return message_of(ErrorKind::kFormat, load);
   };
-  EXPECT_THAT(message(R"(, "image_dim": 1280)"),
-              AllOf(HasSubstr("config.json"), HasSubstr("image_dim"), HasSubstr("CLIP")));
-  EXPECT_THAT(message(R"(, "added_kv_proj_dim": 64)"), HasSubstr("added_kv_proj_dim"));
+  EXPECT_THAT(message(R"(, "image_dim": 1280)"), AllOf(HasSubstr("config.json"), HasSubstr("added_kv_proj_dim")));
+  EXPECT_THAT(message(R"(, "added_kv_proj_dim": 64)"), HasSubstr("image_dim"));
+  EXPECT_THAT(message(R"(, "image_dim": 1280, "added_kv_proj_dim": 63)"), HasSubstr("expected the model's width"));
+  EXPECT_THAT(message(R"(, "pos_embed_seq_len": 514)"), HasSubstr("a last picture"));
   EXPECT_THAT(message(R"(, "qk_norm": "layer_norm")"), AllOf(HasSubstr("qk_norm"), HasSubstr("layer_norm")));
   EXPECT_THAT(message(R"(, "patch_size": [1, 2])"), HasSubstr("patch_size"));
   EXPECT_THAT(message(R"(, "patch_size": [1, 0, 2])"), HasSubstr("patch_size"));

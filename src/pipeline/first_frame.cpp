@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "io/fingerprint.h"
-#include "pipeline/scale_picture.h"
+#include "models/scale_picture.h"
 
 namespace calibatt {
 namespace {

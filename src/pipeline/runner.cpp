@@ -174,9 +174,10 @@ std::unique_ptr<Conditioning> Runner::encode(const GenerateOptions& options, con
       model_->encode(prompts[0], prompts.size() > 1 ? &prompts[1] : nullptr, stage_work(progress, "text"));
   if (model().takes_image) {
     std::string warning;
-    const Tensor image = first_frame(*options.image, video_size(options), warning);
+    const FirstFrame first{*options.image, first_frame(*options.image, video_size(options), warning),
+                           *options.video_frames};
     warn(warning);
-    model_->begin_with(image, *options.video_frames, *conditioning, stage_work(progress, "image"));
+    model_->begin_with(first, *conditioning, stage_work(progress, "image"));
   }
   return conditioning;
 }

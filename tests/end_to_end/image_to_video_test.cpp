@@ -36,7 +36,7 @@ TEST(ImageToVideo, RunsFromAPictureToAVideo) {
   write_file((model / "generation_config.json").string(), R"({"width": 64, "height": 64, "num_frames": 5})");
   write_file(folder.file("prompts.txt"), "a red circle\na green star\n");
 
-  EXPECT_EQ(run_calibatt("info -m " + model.string()).exit_code, 0);
+  EXPECT_THAT(run_calibatt("info -m " + model.string()).output, HasSubstr("begin with a picture: --image"));
   const std::string generate = "generate -m " + model.string() + " --backend cpu --threads 2 --steps 2 --dtype fp32 ";
   const std::string one = generate + "-p a -o " + folder.file("v.mp4") + " --report " + folder.file("v.json");
   const CommandResult without = run_calibatt(one);

@@ -102,7 +102,9 @@ TEST_F(SingleFiles, ThatAreNoTextToVideoTransformerAreRefused) {
   EXPECT_THAT(refusal(tensors), AllOf(HasSubstr("t.safetensors"), HasSubstr("24 wide"), HasSubstr("--model")));
   EXPECT_EQ(refusal(tensors, kModel), "no error");
   tensors["blocks.0.attn2.add_k_proj.weight"] = Tensor::zeros(DType::kF32, {24, 24});
-  EXPECT_THAT(refusal(tensors, kModel), AllOf(HasSubstr("add_k_proj"), HasSubstr("text-to-video")));
+  EXPECT_THAT(refusal(tensors, kModel), HasSubstr("image_embedder.norm1.weight\" is missing"));
+  tensors["vace_patch_embedding.weight"] = Tensor::zeros(DType::kF32, {24, 24});
+  EXPECT_THAT(refusal(tensors, kModel), AllOf(HasSubstr("vace_patch_embedding"), HasSubstr("text-to-video")));
   EXPECT_THAT(refusal({{"decoder.conv1.weight", Tensor::zeros(DType::kF32, {1})}}),
               HasSubstr("patch_embedding.weight"));
   EXPECT_THAT(refusal({{"a.lora_A.weight", Tensor::zeros(DType::kF32, {1})}}), HasSubstr("is a LoRA"));

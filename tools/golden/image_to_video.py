@@ -4,9 +4,10 @@
 
 Writes tests/golden/data/i2v/: transformer/ and transformer_2/, a small pair as in Wan 2.2 I2V-A14B (random weights,
 bfloat16), golden.safetensors with a picture [height, width, 3] and the frames [frames, height, width, 3] made of it, and
-every setting in golden.json. Text encoder, tokenizer, autoencoder and scheduler are those of models/tiny-wan. And data/pictures/: files as
+every setting in golden.json. Text encoder, tokenizer, autoencoder and scheduler are those of models/tiny-wan. The same in i2v_clip/ for one transformer that sees the picture through
+CLIP, too, as in Wan 2.1 I2V, with image_encoder/, image_processor/, and what they make of the picture. And data/pictures/: files as
 programs write them (photo.jpg in the eight orientations of a camera, with_alpha.png, grey.jpg, lossy.webp), what Pillow
-reads of each, and what its Lanczos filter makes of picture.png in other sizes. Deterministic.
+reads of each, and what its Lanczos and its cubic filter make of picture.png in other sizes. Deterministic.
 """
 
 import json
@@ -19,9 +20,11 @@ from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, Wa
 from experts import CONFIG, make_transformer, write_frames
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/golden/data/i2v"
+CLIP_DATA = ROOT / "tests/golden/data/i2v_clip"
 PICTURES = ROOT / "tests/golden/data/pictures"
 SETTINGS = dict(prompt="a red circle moves to the right", negative_prompt="blurred", seed=17, height=48, width=80,
                 video_frames=9, steps=6, cfg_scale=3.5, cfg_scale_2=2.5, boundary_ratio=0.9)  # fmt: skip
@@ -61,6 +64,7 @@ def write_pictures():
         read[name] = pixels(Image.open(PICTURES / name))
     for height, width in SIZES:
         read[f"picture.png.{height}x{width}"] = pixels(image.resize((width, height), Image.Resampling.LANCZOS))
+        read[f"picture.png.{height}x{width}.cubic"] = pixels(image.resize((width, height), Image.Resampling.BICUBIC))
     save_file(read, PICTURES / "golden.safetensors")
 
 
@@ -87,6 +91,33 @@ def main():
     save_file({"frames": frames.contiguous(), "picture": pixels(image)}, DATA / "golden.safetensors")
     (DATA / "golden.json").write_text(json.dumps(SETTINGS, indent=1) + "\n")
     print(f"{tuple(frames.shape)} mean {frames.float().mean():.1f} std {frames.float().std():.1f}")
+    make_through_clip(image)
+
+
+def make_through_clip(image):
+    """One transformer whose blocks see the picture through CLIP, too, as Wan 2.1 I2V has it."""
+    shutil.rmtree(CLIP_DATA, ignore_errors=True)
+    width = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
+    config = CONFIG | dict(in_channels=2 * CHANNELS + 4, out_channels=CHANNELS, image_dim=40, added_kv_proj_dim=width)
+    make_transformer(73, config).to(torch.bfloat16).save_pretrained(CLIP_DATA / "transformer")
+    encoder = CLIPVisionModel(CLIPVisionConfig(hidden_size=40, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4,
+                                               image_size=28, patch_size=7, hidden_act="gelu"))  # fmt: skip
+    generator = torch.Generator().manual_seed(74)
+    for name, parameter in encoder.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.3 * noise if "norm" in name and name.endswith("weight") else 0.3 * noise
+    encoder.eval().save_pretrained(CLIP_DATA / "image_encoder")
+    processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor.save_pretrained(CLIP_DATA / "image_processor")
+    pipeline = small_pipeline(CLIP_DATA, image_encoder=encoder, image_processor=processor)
+    settings = {key: value for key, value in SETTINGS.items() if key not in ("cfg_scale_2", "boundary_ratio")}
+    frames = write_frames(pipeline, settings, CLIP_DATA, image=image)
+    prepared = processor(images=image, return_tensors="pt")["pixel_values"]
+    hidden = encoder(prepared, output_hidden_states=True).hidden_states[-2]
+    save_file({"frames": frames.contiguous(), "picture": pixels(image), "prepared": prepared[0].contiguous(),
+               "hidden": hidden[0].contiguous()}, CLIP_DATA / "golden.safetensors")  # fmt: skip
+    (CLIP_DATA / "golden.json").write_text(json.dumps(settings, indent=1) + "\n")
+    print(f"{tuple(frames.shape)} mean {frames.float().mean():.1f} std {frames.float().std():.1f}; hidden {tuple(hidden.shape)}")
 
 
 if __name__ == "__main__":

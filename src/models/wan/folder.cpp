@@ -148,6 +148,8 @@ WanFolder open_wan_folder(const std::string& path, const ModelParts& parts) {
   folder.transformers = transformers_of(parts, own);
   folder.text_encoder = part(parts.text_encoder, files.text_encoder);
   folder.tokenizer = files.tokenizer;
+  folder.image_encoder = files.image_encoder;
+  folder.image_processor = files.image_processor;
   folder.vae = part(parts.vae, files.vae);
   folder.text_encoder_settings = files.text_encoder;
   folder.vae_settings = files.vae;

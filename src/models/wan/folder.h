@@ -18,6 +18,7 @@ struct WanTransformerPath {
 struct WanFolder {
   std::vector<WanTransformerPath> transformers;  ///< one, or that of the high and that of the low noise levels
   std::string text_encoder, tokenizer, vae;
+  std::string image_encoder, image_processor;       ///< of Wan 2.1 I2V in diffusers' layout; empty: there are none
   std::string text_encoder_settings, vae_settings;  ///< as WanTransformerPath has them
   bool is_original = false;
   std::optional<double> boundary;  ///< that the folder itself says

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "models/clip/vision_encoder.h"
 #include "models/model_folder.h"
 #include "models/original_layout.h"
 #include "models/prompt_reader.h"
@@ -58,15 +59,17 @@ class WanConditioning final : public Conditioning {
     std::vector<WanPrompt> prompts;
   };
   mutable std::vector<Prepared> prepared;
-  Tensor
-      image;  ///< [image_channels, frames, rows, columns] F32, what the transformer sees beside the latents; or empty
+  // Of models that take a picture: what the transformer sees beside the latents, [image_channels, frames, rows,
+  // columns] F32; and what its blocks see, as ClipVisionEncoder gives it, or empty.
+  Tensor image, picture;
 };
 
 /// The text encoder, by far the largest part of the public checkpoints, is read anew for each run, block by block, and
 /// never in memory as a whole.
 class WanModel final : public VideoModel {
  public:
-  WanModel(const WanFolder& folder, ModelDescription description, Backend& backend, DType dtype,
+  /// sees_picture: in the blocks, through CLIP.
+  WanModel(const WanFolder& folder, ModelDescription description, bool sees_picture, Backend& backend, DType dtype,
            const ModelLoadOptions& options)
       : description_(std::move(description)),
         backend_(backend),
@@ -78,6 +81,9 @@ class WanModel final : public VideoModel {
                            .defers_bias = {},
                            .warn = options.warn,
                            .settings = folder.vae_settings})),
+        clip_(sees_picture ? std::optional(ClipVisionEncoder::open(folder.image_encoder, folder.image_processor,
+                                                                   {.warn = options.warn}))
+                           : std::nullopt),
         experts_(folder, backend, dtype, options) {}
 
   const ModelDescription& description() const override { return description_; }
@@ -93,6 +99,7 @@ class WanModel final : public VideoModel {
     auto result = std::make_unique<WanConditioning>();
     result->embeddings = text_encoder_.encode_all(prompts, progress);
     backend_.trim_memory();
+    if (description_.takes_image) return result;  // prompts are prepared once the picture is known
     const int blocks = text_encoder_.config().num_layers;
     prepare(0, *result, [&](int, int, double) {
       if (progress) progress(blocks, blocks, 0);
@@ -100,12 +107,14 @@ class WanModel final : public VideoModel {
     return result;
   }
 
-  void begin_with(const Tensor& image, int video_frames, Conditioning& conditioning,
-                  const WorkProgress& progress) override {
+  void begin_with(const FirstFrame& first, Conditioning& conditioning, const WorkProgress& progress) override {
+    auto& prompts = static_cast<WanConditioning&>(conditioning);  // made by encode
+    if (clip_) prompts.picture = clip_->encode(first.picture, progress);
+    const Tensor& image = first.pixels;
     experts_.release_buffers();  // as large as the autoencoder's
     backend_.trim_memory();
     const int64_t height = image.dim(1), width = image.dim(2);
-    Tensor video = Tensor::zeros(DType::kF32, {video_frames, image.dim(0), height, width});
+    Tensor video = Tensor::zeros(DType::kF32, {first.video_frames, image.dim(0), height, width});
     std::memcpy(video.raw(), image.raw(), image.size_bytes());
     const Tensor latents = vae_.encode(video, progress);
     backend_.trim_memory();
@@ -113,7 +122,7 @@ class WanModel final : public VideoModel {
     Tensor all = Tensor::zeros(DType::kF32, {marks + latents.dim(0), latents.dim(1), latents.dim(2), latents.dim(3)});
     for (int64_t mark = 0; mark < marks; ++mark) std::fill_n(all.f32() + mark * latents.dim(1) * plane, plane, 1.0f);
     std::memcpy(all.f32() + marks * latents.dim(1) * plane, latents.raw(), latents.size_bytes());
-    static_cast<WanConditioning&>(conditioning).image = std::move(all);
+    prompts.image = std::move(all);
   }
 
   Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
@@ -157,7 +166,7 @@ class WanModel final : public VideoModel {
     WanConditioning::Prepared made{expert, {}};
     WanTransformer& transformer = experts_.use(expert, progress);
     for (const Tensor& text : conditioning.embeddings) {
-      made.prompts.push_back(transformer.prepare_prompt(text, kMaxPromptTokens, progress));
+      made.prompts.push_back(transformer.prepare_prompt(text, kMaxPromptTokens, progress, conditioning.picture));
     }
     conditioning.prepared.push_back(std::move(made));
     return conditioning.prepared.back().prompts;
@@ -175,6 +184,7 @@ class WanModel final : public VideoModel {
   PromptReader prompts_;
   T5Encoder text_encoder_;
   WanVae vae_;
+  std::optional<ClipVisionEncoder> clip_;
   WanExperts experts_;  // last: they take long, and what is wrong with the others is said before
 };
 
@@ -188,9 +198,13 @@ class WanFiles final : public ModelFiles {
     configs_ = {WanTransformerConfig::from(transformer.config), WanVaeConfig::from(vae.config),
                 T5Config::from(text_encoder.config)};
     check_components(configs_, path);
+    check_picture_encoder(path);
     if (takes_image(configs_)) describe_image_to_video(path, folder_);
     description_ = folder_.description;
     describe_files(transformer, vae, text_encoder, folder_.tokenizer, description_);
+    if (configs_.transformer.image_dim > 0) {
+      add_weight_files(open_component_folder(folder_.image_encoder), description_.weight_files);
+    }
     check_experts(path);
     elements_ = {num_elements(transformer.tensors), num_elements(vae.tensors)};
 
@@ -216,12 +230,34 @@ class WanFiles final : public ModelFiles {
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
-    auto model = std::make_unique<WanModel>(folder_, description_, backend, dtype, options);
+    auto model =
+        std::make_unique<WanModel>(folder_, description_, configs_.transformer.image_dim > 0, backend, dtype, options);
     backend.trim_memory();
     return model;
   }
 
  private:
+  /// Of a transformer that sees a picture in its blocks.
+  void check_picture_encoder(const std::string& path) const {
+    const int width = configs_.transformer.image_dim;
+    if (width == 0) return;
+    if (!takes_image(configs_)) {
+      require_one_model(path, "the transformer sees a picture in its blocks and its in_channels are",
+                        configs_.transformer.in_channels, "latents and a picture have",
+                        configs_.vae.z_dim + image_channels(configs_));
+    }
+    if (folder_.image_encoder.empty() || folder_.image_processor.empty()) {
+      throw Error(ErrorKind::kMismatch,
+                  path +
+                      ": the transformer sees its picture through CLIP, and the model has no image_encoder and "
+                      "image_processor; give a folder in the diffusers layout, such as "
+                      "Wan2.1-I2V-14B-480P-Diffusers (with --transformer for a single file beside it)");
+    }
+    const Component encoder = open_component_folder(folder_.image_encoder);
+    require_one_model(path, "the image encoder's hidden_size is", ClipVisionConfig::from(encoder.config).hidden_size,
+                      "the transformer's image_dim", width);
+  }
+
   /// The second must be of the first one's shape: they take the same prompts and latents, and one plan is for both.
   void check_experts(const std::string& path) {
     for (size_t expert = 1; expert < folder_.transformers.size(); ++expert) {

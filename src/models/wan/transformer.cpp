@@ -44,7 +44,8 @@ AttentionGeometry WanTransformer::geometry(int latent_frames, int latent_height,
 }
 
 WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_sequence_length,
-                                         const WorkProgress& progress) const {
+                                         const WorkProgress& progress, const Tensor& picture) const {
+  CALIBATT_ASSERT(picture.empty() != image_embedder_.has_value());
   CALIBATT_ASSERT(text_embeddings.rank() == 2 && text_embeddings.dtype() == DType::kF32);
   const int64_t num_tokens = text_embeddings.dim(0), dim = config_.dim();
   if (text_embeddings.dim(1) != config_.text_dim) {
@@ -72,6 +73,12 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
   backend_->convert(backend_->from_host(padded), input);
   backend_->linear(*text_in_, input, hidden, {.activation = Activation::kGeluTanh});
   backend_->linear(*text_out_, hidden, text);
+  Tensor seen;
+  if (!picture.empty()) {
+    const Tensor embedded = backend_->from_host(image_embedder_->embed(picture));
+    seen = backend_->empty(dtype_, embedded.shape());
+    backend_->convert(embedded, seen);
+  }
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = blocks_[layer];
     const WeightsInUse in_use(block.streamed_prompt,
@@ -81,6 +88,7 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
                               config_.attention_head_dim, or_null(block.cross_key_norm), config_.eps, nullptr);
     prompt.keys_values.push_back(std::move(keys_values));
+    if (!seen.empty()) prepare_picture(block, seen, prompt);
     after_part(*backend_, progress, static_cast<int>(layer), config_.num_layers, 0.5);
   }
   if (backend_->attention_weight_slots(dtype_, config_.attention_head_dim, rows) == 0) return prompt;
@@ -92,6 +100,14 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     after_part(*backend_, progress, static_cast<int>(layer), config_.num_layers, 1);
   }
   return prompt;
+}
+
+void WanTransformer::prepare_picture(const Block& block, const Tensor& picture, WanPrompt& prompt) const {
+  Tensor keys_values = backend_->empty(dtype_, {picture.dim(0), 2 * int64_t{config_.dim()}});
+  backend_->linear(*block.image_keys_values, picture, keys_values);
+  backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
+                            config_.attention_head_dim, or_null(block.image_key_norm), config_.eps, nullptr);
+  prompt.image_keys_values.push_back(std::move(keys_values));
 }
 
 Tensor WanTransformer::forward(const Tensor& latents, double timestep, const WanPrompt& prompt,
@@ -178,8 +194,8 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   backend_->linear(*block.output, work_.attended, work_.residual, {.accumulate = true, .gate = &gate});
 }
 
-/// residual += W_o · attention(norm(W_q x), keys and values of the prompt), x = norm(residual). W_o is applied to the
-/// values beforehand where that pays.
+/// residual += W_o · (attention(norm(W_q x), keys and values of the prompt) + the same of the picture), x =
+/// norm(residual).
 void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   const Block& block = blocks_[layer];
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
@@ -196,10 +212,24 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
 
   AttentionCall call;
   call.q = as_const(query);
-  call.k = heads_view(prompt.keys_values[layer], 0, head_dim);
   call.num_heads = heads;
   call.head_dim = head_dim;
   call.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  attend_to_text(layer, prompt, call);
+  if (prompt.image_keys_values.empty()) return;
+  call.k = heads_view(prompt.image_keys_values[layer], 0, head_dim);
+  call.v = heads_view(prompt.image_keys_values[layer], config_.dim(), head_dim);
+  call.key_bias = {};
+  call.out = heads_view(work_.attended, 0, head_dim);
+  backend_->attention(call);
+  backend_->linear(*block.cross_output, work_.attended, work_.residual, {.accumulate = true});
+  backend_->add(work_.residual, block.minus_cross_bias, work_.residual);
+}
+
+/// W_o is applied to the values beforehand where that pays.
+void WanTransformer::attend_to_text(int layer, const WanPrompt& prompt, AttentionCall& call) {
+  const int head_dim = config_.attention_head_dim;
+  call.k = heads_view(prompt.keys_values[layer], 0, head_dim);
   call.key_bias = prompt.key_bias;
   if (!prompt.projected_values.empty()) {
     const LinearLayer& projected = *prompt.projected_values[layer];  // narrower than what is attended otherwise
@@ -211,7 +241,7 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   call.v = heads_view(prompt.keys_values[layer], config_.dim(), head_dim);
   call.out = heads_view(work_.attended, 0, head_dim);
   backend_->attention(call);
-  backend_->linear(*block.cross_output, work_.attended, work_.residual, {.accumulate = true});
+  backend_->linear(*blocks_[layer].cross_output, work_.attended, work_.residual, {.accumulate = true});
 }
 
 /// residual += gate ⊙ W_2 · gelu(W_1 x), x = norm(residual)·(1 + scale) + shift

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "model_settings/wan_config.h"
 #include "models/transformer_parts.h"
 #include "models/video_model.h"
+#include "models/wan/image_embedder.h"
 #include "sparsity/geometry.h"
 
 namespace calibatt {
@@ -31,6 +33,7 @@ struct WanPrompt {
   std::vector<Tensor> keys_values;  ///< one per block, [rows, 2·dim]: keys (normalised), then values
   std::vector<float> key_bias;      ///< [rows]; zeros and, for the padding row, log(number of padding rows). Empty
                                     ///< when there is no padding
+  std::vector<Tensor> image_keys_values;  ///< the same of a picture, for models that see one in their blocks; or empty
   /// One per block: its cross-attention's output projection, of the values (Backend::project_values). Empty where that
   /// does not pay: on CPUs, in float32 and for long prompts.
   std::vector<std::shared_ptr<const LinearLayer>> projected_values;
@@ -58,9 +61,10 @@ class WanTransformer {
                              const TokenOrder& order = TokenOrder::raster()) const;
 
   /// text_embeddings: host, F32 [1 … max_sequence_length, text_dim], the prompt's real tokens only
-  /// (T5Encoder::encode). `progress` hears of the blocks.
+  /// (T5Encoder::encode). picture: what ClipVisionEncoder gives, host, F32 [rows, image_dim], for models that see one
+  /// in their blocks; else empty. `progress` hears of the blocks.
   WanPrompt prepare_prompt(const Tensor& text_embeddings, int max_sequence_length = 512,
-                           const WorkProgress& progress = {}) const;
+                           const WorkProgress& progress = {}, const Tensor& picture = {}) const;
 
   /// Called after each block with the residual stream [tokens, dim] F32, tokens in the order of the run.
   using BlockObserver = std::function<void(int layer, const Tensor& hidden)>;
@@ -84,6 +88,10 @@ class WanTransformer {
     Tensor cross_norm_weight, cross_norm_bias;       // norm2; empty without cross_attn_norm
     std::shared_ptr<const LinearLayer> cross_query, cross_keys_values, cross_output;  // attn2; k, v stacked
     Tensor cross_query_norm, cross_key_norm;
+    std::shared_ptr<const LinearLayer>
+        image_keys_values;  // attn2.add_k_proj, add_v_proj, stacked; null without a picture
+    Tensor image_key_norm;
+    Tensor minus_cross_bias;  // [dim]: the output projection is applied to text and picture, and adds its bias twice
     std::shared_ptr<const LinearLayer> feed_forward_in, feed_forward_out;
     // Where the matrices are when they are offloaded, else null; cross_keys_values are the prompt's.
     std::shared_ptr<StreamedWeights> streamed, streamed_prompt;
@@ -106,6 +114,8 @@ class WanTransformer {
 
   WanTransformer() = default;
   Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
+  /// prefix: of its cross-attention.
+  void load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const;
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens);
   /// → temb [dim] and its projection [6, dim].
@@ -113,6 +123,8 @@ class WanTransformer {
   void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention,
                            Timer& timer);
   void cross_attention_step(int layer, const WanPrompt& prompt);
+  void attend_to_text(int layer, const WanPrompt& prompt, AttentionCall& call);
+  void prepare_picture(const Block& block, const Tensor& picture, WanPrompt& prompt) const;
   void feed_forward_step(int layer, const Tensor& modulation);
 
   Backend* backend_ = nullptr;
@@ -120,6 +132,7 @@ class WanTransformer {
   WanTransformerConfig config_;
   std::shared_ptr<const LinearLayer> patch_embedding_;
   std::shared_ptr<const LinearLayer> time_in_, time_out_, time_projection_, text_in_, text_out_;
+  std::optional<WanImageEmbedder> image_embedder_;
   std::vector<Block> blocks_;
   OutputWeights output_weights_;
   Tensor output_modulation_;  // scale_shift_table [2, dim]

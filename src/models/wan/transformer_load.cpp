@@ -13,7 +13,8 @@ struct BlockBytes {
 BlockBytes block_bytes(const WanTransformerConfig& config, DType dtype) {
   const int64_t dim = config.dim(), hidden = config.ffn_dim;
   const auto bytes = [dtype](int64_t out, int64_t in) { return Backend::streamed_bytes(out, in, dtype); };
-  return {bytes(3 * dim, dim) + 3 * bytes(dim, dim) + bytes(hidden, dim) + bytes(dim, hidden), bytes(2 * dim, dim)};
+  return {bytes(3 * dim, dim) + 3 * bytes(dim, dim) + bytes(hidden, dim) + bytes(dim, hidden),
+          bytes(2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
 }
 
 }  // namespace
@@ -54,6 +55,8 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.text_in_ = conditioner("text_embedder.linear_1", dim, config.text_dim, dtype);
   model.text_out_ = conditioner("text_embedder.linear_2", dim, dim, dtype);
 
+  if (config.image_dim > 0) model.image_embedder_ = WanImageEmbedder::load(weights, config);
+
   // The small ones before the blocks: what is wrong with them is said at once.
   model.output_modulation_ = backend.from_host(weights.get_f32("scale_shift_table", {1, 2, dim}).reshaped({2, dim}));
   model.output_projection_ =
@@ -67,6 +70,17 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   }
   if (options.progress) options.progress(config.num_layers, config.num_layers, 0);
   return model;
+}
+
+void WanTransformer::load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const {
+  const int64_t dim = config_.dim();
+  block.image_keys_values = load_fused(*backend_, weights, {prefix + "add_k_proj", prefix + "add_v_proj"}, dim, dim,
+                                       dtype_, block.streamed_prompt);
+  block.image_key_norm = backend_->from_host(weights.get_f32(prefix + "norm_added_k.weight", {dim}));
+  weights.mark_known(prefix + "norm_added_q.weight");  // of older files, and not used
+  Tensor bias = weights.get_f32(prefix + "to_out.0.bias", {dim}).clone();
+  for (int64_t i = 0; i < dim; ++i) bias.f32()[i] = -bias.f32()[i];
+  block.minus_cross_bias = backend_->from_host(bias);
 }
 
 WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer,
@@ -104,6 +118,7 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   block.cross_query = linear("attn2.to_q", dim, dim);
   block.cross_keys_values = fused({"attn2.to_k", "attn2.to_v"}, block.streamed_prompt);
   block.cross_output = linear("attn2.to_out.0", dim, dim);
+  if (config_.image_dim > 0) load_picture_part(weights, prefix + "attn2.", block);
   // diffusers of today normalises even when the configuration says qk_norm null; older ones then had no such weights.
   // The weights of a null configuration therefore decide.
   if (config_.qk_norm || weights.has(prefix + "attn1.norm_q.weight")) {

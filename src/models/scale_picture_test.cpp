@@ -1,5 +1,5 @@
 // Golden data: tools/golden/image_to_video.py, made with Pillow.
-#include "pipeline/scale_picture.h"
+#include "models/scale_picture.h"
 
 #include <gtest/gtest.h>
 
@@ -27,6 +27,8 @@ TEST(ScaledPicture, IsPillows) {
     ASSERT_EQ(found.height, height);
     ASSERT_EQ(found.rgb.size(), expected.rgb.size()) << name;
     EXPECT_TRUE(found.rgb == expected.rgb) << name;
+    const Picture cubic = scaled_picture(picture, height, width, PictureFilter::kCubic);
+    EXPECT_TRUE(cubic.rgb == picture_of(golden.get(name + ".cubic")).rgb) << name;
   }
 }
 

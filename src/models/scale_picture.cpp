@@ -1,4 +1,4 @@
-#include "pipeline/scale_picture.h"
+#include "models/scale_picture.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,6 @@ namespace calibatt {
 namespace {
 
 constexpr int kColors = 3;
-constexpr double kLobes = 3;
 // Weights are whole numbers of this many bits behind the point, so that sums are the same on every processor.
 constexpr int kBits = 22;
 
@@ -26,8 +25,21 @@ double sinc(double x) {
   return x == 0 ? 1 : std::sin(std::numbers::pi * x) / (std::numbers::pi * x);
 }
 
-std::vector<Taps> taps_of(int from, int to) {
-  const double scale = static_cast<double>(from) / to, width = std::max(scale, 1.0), reach = kLobes * width;
+/// Half its width, where it is not widened.
+double reach_of(PictureFilter filter) {
+  return filter == PictureFilter::kLanczos ? 3 : 2;
+}
+
+double value_of(PictureFilter filter, double x) {
+  x = std::abs(x);
+  if (x >= reach_of(filter)) return 0;
+  if (filter == PictureFilter::kLanczos) return sinc(x) * sinc(x / reach_of(filter));
+  constexpr double kA = -0.5;  // Keys 1981
+  return x < 1 ? ((kA + 2) * x - (kA + 3)) * x * x + 1 : (((x - 5) * x + 8) * x - 4) * kA;
+}
+
+std::vector<Taps> taps_of(int from, int to, PictureFilter filter) {
+  const double scale = static_cast<double>(from) / to, width = std::max(scale, 1.0), reach = reach_of(filter) * width;
   std::vector<Taps> all(static_cast<size_t>(to));
   for (int i = 0; i < to; ++i) {
     const double centre = (i + 0.5) * scale;
@@ -37,8 +49,7 @@ std::vector<Taps> taps_of(int from, int to) {
     std::vector<double> weights;
     double sum = 0;
     for (int at = taps.first; at < end; ++at) {
-      const double x = (at + 0.5 - centre) / width;
-      weights.push_back(std::abs(x) < kLobes ? sinc(x) * sinc(x / kLobes) : 0);
+      weights.push_back(value_of(filter, (at + 0.5 - centre) / width));
       sum += weights.back();
     }
     for (const double weight : weights) {
@@ -58,10 +69,10 @@ uint8_t weighted(const uint8_t* bytes, int64_t stride, const Taps& taps) {
   return static_cast<uint8_t>(std::clamp<int64_t>(sum >> kBits, 0, 255));
 }
 
-Picture with_columns(const Picture& picture, int width) {
+Picture with_columns(const Picture& picture, int width, PictureFilter filter) {
   Picture result{picture.height, width, {}, picture.source};
   result.rgb.resize(static_cast<size_t>(picture.height) * static_cast<size_t>(width) * kColors);
-  const std::vector<Taps> taps = taps_of(picture.width, width);
+  const std::vector<Taps> taps = taps_of(picture.width, width, filter);
   parallel_for(picture.height, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       const uint8_t* from = picture.rgb.data() + row * picture.width * kColors;
@@ -75,11 +86,11 @@ Picture with_columns(const Picture& picture, int width) {
   return result;
 }
 
-Picture with_rows(const Picture& picture, int height) {
+Picture with_rows(const Picture& picture, int height, PictureFilter filter) {
   Picture result{height, picture.width, {}, picture.source};
   const int64_t stride = int64_t{picture.width} * kColors;
   result.rgb.resize(static_cast<size_t>(height * stride));
-  const std::vector<Taps> taps = taps_of(picture.height, height);
+  const std::vector<Taps> taps = taps_of(picture.height, height, filter);
   parallel_for(height, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       const Taps& each = taps[static_cast<size_t>(row)];
@@ -93,11 +104,11 @@ Picture with_rows(const Picture& picture, int height) {
 
 }  // namespace
 
-Picture scaled_picture(const Picture& picture, int height, int width) {
+Picture scaled_picture(const Picture& picture, int height, int width, PictureFilter filter) {
   CALIBATT_ASSERT(height > 0 && width > 0 && picture.height > 0 && picture.width > 0);
   Picture result = picture;
-  if (width != result.width) result = with_columns(result, width);
-  if (height != result.height) result = with_rows(result, height);
+  if (width != result.width) result = with_columns(result, width, filter);
+  if (height != result.height) result = with_rows(result, height, filter);
   return result;
 }
 
