@@ -1,8 +1,9 @@
 #include "attention/run_attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
+
+#include "attention/dense_call.h"
 
 namespace calibatt {
 namespace {
@@ -10,21 +11,6 @@ namespace {
 // Decoded intervals that are kept: all layers of one entry of a 14B model at 720p and density .375, so that the second
 // forward of a guided step finds those of the first.
 constexpr size_t kMaxDecodedBytes = size_t{512} << 20;
-
-AttentionCall dense_call(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-                         HeadsView out) {
-  AttentionCall call;
-  call.q = q;
-  call.k = k;
-  call.v = v;
-  call.out = out;
-  call.num_heads = geometry.heads;
-  call.head_dim = geometry.head_dim;
-  call.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
-  call.block_q = geometry.block_q;
-  call.block_k = geometry.block_k;
-  return call;
-}
 
 int64_t all_pairs(const AttentionCall& call) {
   return call.q.num_tokens * call.k.num_tokens * call.num_heads;

@@ -60,7 +60,7 @@ TEST(OriginalNames, BecomeOurs) {
 
 TEST(OriginalNames, UnknownOnesStayButKeepTheirBlock) {
   EXPECT_EQ(diffusers_transformer_name("freqs"), "freqs");
-  EXPECT_EQ(diffusers_transformer_name("blocks.3.cross_attn.k_img.weight"), "blocks.3.cross_attn.k_img.weight");
+  EXPECT_EQ(diffusers_transformer_name("blocks.3.cross_attn.k_other.weight"), "blocks.3.cross_attn.k_other.weight");
   EXPECT_EQ(diffusers_transformer_name("blocks.3.self_attn.query"), "blocks.3.self_attn.query");
   EXPECT_EQ(transformers_umt5_name("blocks.3.adapter.weight"), "encoder.block.3.adapter.weight");
   EXPECT_EQ(transformers_umt5_name("blocks.x"), "blocks.x");

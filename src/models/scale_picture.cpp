@@ -44,8 +44,8 @@ std::vector<Taps> taps_of(int from, int to, PictureFilter filter) {
   for (int i = 0; i < to; ++i) {
     const double centre = (i + 0.5) * scale;
     Taps& taps = all[static_cast<size_t>(i)];
-    taps.first = std::max(0, static_cast<int>(centre - reach + 0.5));
-    const int end = std::min(from, static_cast<int>(centre + reach + 0.5));
+    taps.first = std::max(0, static_cast<int>(std::floor(centre - reach + 0.5)));
+    const int end = std::min(from, static_cast<int>(std::floor(centre + reach + 0.5)));
     std::vector<double> weights;
     double sum = 0;
     for (int at = taps.first; at < end; ++at) {

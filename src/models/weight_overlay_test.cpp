@@ -3,9 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <filesystem>
 
+#include "attention/dense_call.h"
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "base/random.h"
@@ -112,15 +112,7 @@ class Listener : public SelfAttention {
   bool wants_output_context() const override { return true; }
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override {
-    AttentionCall call;
-    call.q = q;
-    call.k = k;
-    call.v = v;
-    call.out = out;
-    call.num_heads = geometry.heads;
-    call.head_dim = geometry.head_dim;
-    call.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
-    backend_.attention(call);
+    backend_.attention(dense_call(geometry, q, k, v, out));
     if (layer == 2) output_weight = values_of(*context.output_weight);
   }
   std::vector<float> output_weight;

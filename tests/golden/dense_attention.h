@@ -1,7 +1,6 @@
 #pragma once
 
-#include <cmath>
-
+#include "attention/dense_call.h"
 #include "attention/self_attention.h"
 
 namespace calibatt {
@@ -16,17 +15,7 @@ class GoldenDenseAttention final : public SelfAttention {
   bool wants_output_context() const override { return wants_context_; }
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override {
-    AttentionCall call;
-    call.q = q;
-    call.k = k;
-    call.v = v;
-    call.out = out;
-    call.num_heads = geometry.heads;
-    call.head_dim = geometry.head_dim;
-    call.scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim));
-    call.block_q = geometry.block_q;
-    call.block_k = geometry.block_k;
-    backend_.attention(call);
+    backend_.attention(dense_call(geometry, q, k, v, out));
     last_layer = layer;
     last_gate.assign(context.gate.begin(), context.gate.end());
     last_square_sum = context.residual_square_sum;

@@ -62,7 +62,7 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
   std::unique_ptr<Pipeline> load(const std::string& model) { return Pipeline::load(load_options(model)); }
 
   /// The run of golden.json.
-  GenerateOptions options() const {
+  virtual GenerateOptions options() const {
     GenerateOptions options = golden_options(golden_);
     options.cfg_scale = golden_.at("cfg_scale").get<double>();
     if (golden_.contains("cfg_scale_2")) options.cfg_scale_2 = golden_["cfg_scale_2"].get<double>();
@@ -84,7 +84,7 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
   }
   /// Runs with such a plan, which is of these weights and, where blocks are small, leaves some out.
   void expect_run_with(const std::string& plan, Pipeline& pipeline) const {
-    GenerateOptions with = options_of_run();
+    GenerateOptions with = options();
     with.plan_path = plan;
     const Pipeline::Result result = pipeline.generate(with);
     ASSERT_TRUE(result.report.plan.has_value());
@@ -93,8 +93,6 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
       EXPECT_LT(result.report.density, 0.9);
     }
   }
-  virtual GenerateOptions options_of_run() const { return options(); }
-
   /// The pair of transformers in Wan-AI's own layout, as of `in_channels` and this kind.
   LoadOptions write_original_pair(int in_channels, const std::string& model_type) {
     namespace fs = std::filesystem;
@@ -105,10 +103,17 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
       fs::create_directories(root / theirs);
       write_safetensors((root / theirs / "diffusion_pytorch_model.safetensors").string(),
                         names.original_of(open_transformer(data_ + "/" + ours).tensors));
-      const nlohmann::json config{{"_class_name", "WanModel"}, {"dim", 96},       {"num_heads", 3},
-                                  {"ffn_dim", 200},            {"num_layers", 2}, {"text_dim", 256},
-                                  {"freq_dim", 64},            {"out_dim", 16},   {"in_dim", in_channels},
-                                  {"model_type", model_type},  {"eps", 1e-6}};
+      const nlohmann::json config{{"_class_name", "WanModel"},
+                                  {"dim", 96},
+                                  {"num_heads", 3},
+                                  {"ffn_dim", 200},
+                                  {"num_layers", 2},
+                                  {"text_dim", 256},
+                                  {"freq_dim", 64},
+                                  {"out_dim", 16},
+                                  {"in_dim", in_channels},
+                                  {"model_type", model_type},
+                                  {"eps", 1e-6}};
       write_text_file((root / theirs / "config.json").string(), config.dump());
     }
     fs::create_directories(root / "google");

@@ -1,10 +1,10 @@
 #include "calibrate/record/recorder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 
+#include "attention/dense_call.h"
 #include "base/error.h"
 #include "calibatt/counted.h"
 
@@ -63,15 +63,7 @@ OutputContext Recorder::behind_norm(const OutputContext& context) {
 }
 
 AttentionCall Recorder::dense_call(ConstHeadsView q, ConstHeadsView k, ConstHeadsView v, HeadsView out) const {
-  const AttentionGeometry& g = header_.geometry;
-  AttentionCall call;
-  call.q = q, call.k = k, call.v = v, call.out = out;
-  call.num_heads = g.heads;
-  call.head_dim = g.head_dim;
-  call.scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
-  call.block_q = g.block_q;
-  call.block_k = g.block_k;
-  return call;
+  return calibatt::dense_call(header_.geometry, q, k, v, out);
 }
 
 double Recorder::attention_seconds() const {
