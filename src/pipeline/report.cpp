@@ -16,6 +16,15 @@ json plan_use_json(const PlanUse& plan) {
           {"warnings", plan.warnings}};
 }
 
+json seconds_json(const StageSeconds& seconds) {
+  return {{"text", seconds.text},
+          {"attention", seconds.attention},
+          {"transformer_other", seconds.transformer_other},
+          {"transformer", seconds.transformer()},
+          {"vae", seconds.vae},
+          {"total", seconds.total()}};
+}
+
 json loras_json(const std::vector<Lora>& loras) {
   json list = json::array();
   for (const Lora& lora : loras) {
@@ -38,7 +47,6 @@ std::map<std::string, int> reused_steps(const RunReport& report) {
 
 std::string to_json(const RunReport& report) {
   const GenerateOptions& options = report.options;
-  const StageSeconds& seconds = report.seconds;
   const MaskStreaming& masks = report.mask_streaming;
   const json streaming = {{"calls", masks.calls},
                           {"late", masks.late},
@@ -77,13 +85,7 @@ std::string to_json(const RunReport& report) {
                        {"noise_levels", report.noise_levels},
                        {"plan", options.plan_path.empty() ? json(nullptr) : json(options.plan_path)},
                        {"plan_checksum", report.plan_checksum.empty() ? json(nullptr) : json(report.plan_checksum)},
-                       {"seconds",
-                        {{"text", seconds.text},
-                         {"attention", seconds.attention},
-                         {"transformer_other", seconds.transformer_other},
-                         {"transformer", seconds.transformer()},
-                         {"vae", seconds.vae},
-                         {"total", seconds.total()}}},
+                       {"seconds", seconds_json(report.seconds)},
                        {"density", report.density},
                        {"density_map", report.density_map},
                        {"forwards", report.forwards},
