@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Writes a whole Wan 2.1, Wan 2.2 TI2V-5B or Mochi 1 folder in the diffusers layout with random weights, at the public models' sizes.
+"""Writes a whole Wan 2.1 (T2V, I2V), Wan 2.2 TI2V-5B or Mochi 1 folder in the diffusers layout with random weights, at the public models' sizes.
 
 Time, memory and end-to-end behaviour (loading, offloading, plans, interrupts) depend on shapes only, so they can be tried without the
 public weights; the videos are noise. Transformer and text encoder are bfloat16, N(0, 1/√inputs), in shards of at most 5 GB, made one
 shard at a time (on a GPU where there is one); the video autoencoder is the public configuration in float32 as diffusers initialises it.
 The tokenizer is the small one of models/tiny-wan, so the text encoder's vocabulary is that tokenizer's and its layers are few
-(--text-layers; the public UMT5-XXL and T5-XXL have 24), its width the public one. "small" and "mochi-small" try the layouts in
-seconds on a CPU.
+(--text-layers; the public UMT5-XXL and T5-XXL have 24), its width the public one. "small", "small-i2v" and "mochi-small" try the
+layouts in seconds on a CPU.
 
-Needs torch, diffusers and safetensors. Usage: random_checkpoint.py --size 14B|1.3B|5B|small|mochi|mochi-small --output FOLDER
+Needs torch, diffusers, safetensors, and for I2V transformers. Usage:
+random_checkpoint.py --size 14B|1.3B|14B-i2v|5B|small|small-i2v|mochi|mochi-small --output FOLDER
 """
 
 import argparse
@@ -45,6 +46,18 @@ SIZES = {
     "small": {
         "transformer": {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "num_layers": 2},
         "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64}, "vae": {"base_dim": 16}, "flow_shift": 3.0,
+    },
+    "14B-i2v": {  # Wan 2.1 I2V
+        "transformer": {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40,
+                        "in_channels": 36, "out_channels": 16, "image_dim": 1280, "added_kv_proj_dim": 5120},
+        "text": TEXT_XXL, "vae": {}, "flow_shift": 5.0,
+        "clip": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14},
+    },
+    "small-i2v": {
+        "transformer": {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "num_layers": 2, "in_channels": 36,
+                        "out_channels": 16, "image_dim": 64, "added_kv_proj_dim": 128},
+        "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64}, "vae": {"base_dim": 16}, "flow_shift": 3.0,
+        "clip": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 32},
     },
     "mochi": {"model": "mochi", "transformer": {}, "text": TEXT_XXL, "vae": {}},  # the defaults are the public configuration
     "mochi-small": {
@@ -123,6 +136,20 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def write_clip(config, folder, generator):
+    """The encoder and the processor of the picture that a video begins with; what the index says of them."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    with torch.device("meta"):
+        encoder = CLIPVisionModel(CLIPVisionConfig(hidden_act="gelu", image_size=224, **config))
+    encoder.config.save_pretrained(folder / "image_encoder")
+    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items() if "position_ids" not in name}
+    write_shards(folder / "image_encoder", "model", shapes, generator)
+    CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}).save_pretrained(folder / "image_processor")
+    return {"_class_name": "WanImageToVideoPipeline", "image_encoder": ["transformers", "CLIPVisionModel"],
+            "image_processor": ["transformers", "CLIPImageProcessor"]}  # fmt: skip
+
+
 def write_checkpoint(size, folder, text_layers, seed):
     spec = SIZES[size]
     generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(seed)
@@ -159,13 +186,15 @@ def write_checkpoint(size, folder, text_layers, seed):
     scheduler = {**read_json(TINY_WAN / "scheduler" / "scheduler_config.json"), "flow_shift": spec["flow_shift"]}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = read_json(TINY_WAN / "model_index.json") | spec.get("index", {})
+    if "clip" in spec:
+        index |= write_clip(spec["clip"], folder, generator)
     write_json(folder / "model_index.json", index)  # last: a folder with it is complete
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B needs 30 GB, mochi 23 GB, 5B 13 GB, 1.3B 4 GB")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B and 14B-i2v need 30 to 36 GB, mochi 23 GB, 5B 13 GB, 1.3B 4 GB")
     parser.add_argument("--text-layers", type=int, default=2, help="of the text encoder; the public one has 24 (0.4 GB each)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
