@@ -128,7 +128,10 @@ def patches_of(patcher: Any) -> str:
     for key, applied in patches:
         digest.update(str(key).encode())
         for value in parts(applied):
-            digest.update((_digest(value[:1]) if isinstance(value, torch.Tensor) and value.ndim else "" if callable(value) or value is None else str(value)).encode())
+            if isinstance(value, torch.Tensor):
+                digest.update(_digest(value[:1] if value.ndim else value[None]).encode())
+            elif isinstance(value, (int, float, str)):
+                digest.update(str(value).encode())
     return f"patches of the weights: {digest.hexdigest()[:32]}" if patches else ""
 
 
