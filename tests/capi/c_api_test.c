@@ -444,9 +444,17 @@ static void calibration_resumes(const char* folder, const char* measure) {
   EXPECT(heard > 0 && strstr(json, "\"held_out\":true") != NULL);
   calibatt_string_free(json);
 
+  calibration.num_prompts = 2; /* of the three */
+  EXPECT_OK(calibatt_compile_prompts(profile, path, &calibration, NULL, NULL, NULL));
   EXPECT_OK(calibatt_plan_open(path, &plan));
+  EXPECT(strstr(calibatt_plan_json(plan), "\"num_prompts\":2") != NULL);
   EXPECT(strstr(calibatt_plan_json(plan), "\"token_order\":\"tiles:1x2x2\"") != NULL);
+  run.guidance_scale = CALIBATT_UNGUIDED;
   EXPECT_OK(calibatt_session_open(plan, &run, CALIBATT_REFUSE, &session));
+  json = NULL;
+  EXPECT_OK(calibatt_session_json(session, &json));
+  EXPECT(strstr(json, "calibrated with guidance 5") != NULL);
+  calibatt_string_free(json);
   EXPECT_OK(calibatt_session_begin_forward(session, 1, CALIBATT_CONDITIONAL));
   EXPECT(calibatt_session_wants_output(session) == 0);
   for (layer = 0; layer < LAYERS; ++layer) EXPECT_OK(run_layer(session, &state, 9, 1, 0, layer));

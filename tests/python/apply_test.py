@@ -275,7 +275,7 @@ def test_pipes_of_one_transformer_never_mix_their_steps(pipe, model, plans):
     calibatt.apply(pipe, plans[model])
     planned = latents_of(pipe, CALLS[model])
     other = sibling(pipe)
-    with pytest.raises(calibatt.Mismatch, match="this is step"):
+    with pytest.raises(calibatt.Mismatch, match="this is (step|a run of 3 steps)"):
         latents_of(other, {**CALLS[model], "num_inference_steps": CALLS[model]["num_inference_steps"] - 1})
     assert torch.equal(latents_of(pipe, CALLS[model]), planned)
     calibatt.apply(other, plans[model])
