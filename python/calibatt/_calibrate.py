@@ -174,7 +174,7 @@ class Recording(Runtime):
         self._session: Optional[Session] = None
         self._run: Optional[RunFacts] = None
         self._order: Optional[Order] = None
-        self._step, self._began = 0, 0.0
+        self._step, self._began = -1, 0.0
         self._attended = 0  #: attention calls of the present forward
         self._expected: Optional[int] = None  #: of a whole one; None: no forward has begun
         self._binding: Optional[Binding] = None
@@ -214,7 +214,7 @@ class Recording(Runtime):
         assert self._run is not None
         bar.n = index
         bar.refresh()
-        self._session, self._began, self._expected = session, 0.0, None
+        self._session, self._began, self._step, self._expected = session, 0.0, -1, None
         self._order = Order(session.token_order(self._run.grid[0] * self._run.grid[1] * self._run.grid[2]))
         try:
             self._call(prompt, seed, call)
@@ -238,7 +238,7 @@ class Recording(Runtime):
         before = self._step
         self._require_whole_forward()
         self._step, branch = step_of(self.pipe, binding)
-        if self._step > (before + 1 if self._expected is not None else 0):
+        if self._step > before + 1:
             raise _errors.Unsupported(f"step {before + 1} was left out, as step caches do; switch that off: calibration needs every step")
         self._binding, self._attended, self._expected = binding, 0, len(self.blocks[binding.index]) * (x.shape[0] if self.family.joint else 1)
         if not self.family.joint:
