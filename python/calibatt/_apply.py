@@ -54,7 +54,7 @@ def _fingerprints(pipe: Any, family: _families.Family, plan: Plan, check: Option
     likes = [each.get("fingerprint") or "" for each in plan.transformers]
     for index, (name, transformer) in enumerate(zip(family.transformer_names, family.transformers(pipe))):
         like = likes[index] if index < len(likes) else ""
-        fingerprint, reason = _weights.compared(pipe, name, transformer, like, check)
+        fingerprint, reason = _weights.compared(pipe, name, transformer, like, check, plan.facts["settings"].get("conditions", ""))
         fingerprints.append(fingerprint)
         if reason:
             reasons[name] = reason
@@ -147,7 +147,7 @@ class Summary:
     plan: str  #: path
     density: float  #: of the plan
     enabled: bool
-    weights: Dict[str, str]  #: of each transformer: "same", "other", or "not compared: " and why
+    weights: Dict[str, str]  #: of each transformer: "the same", "other than …", or "not compared: " and why
     run: Optional[RunFacts] = None  #: the present or last run; None: there was none
     reports: List[Dict[str, Any]] = field(default_factory=list)  #: of its sessions, see calibatt_session_json
     description: str = ""  #: of the plan
@@ -193,7 +193,8 @@ def summary(pipe: Any) -> Summary:
     for index, name in enumerate(family.transformer_names[: len(runtime.fingerprints)]):
         changed = _weights.reason_of_change(pipe, family.transformers(pipe)[index])
         if runtime.fingerprints[index] is None:
-            weights[name] = "not compared: " + runtime.reasons[name]
+            reason = runtime.reasons[name]
+            weights[name] = reason if reason == _weights.AS_MEASURED else "not compared: " + reason
         elif runtime.fingerprints[index] != plan.transformers[index]["fingerprint"]:
             weights[name] = "other than those that the plan was made for"
         else:

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from tqdm.auto import tqdm
 
-from . import _errors, _families, _memory, _weights
+from . import _errors, _families, _weights
 from ._apply import _attach, detach, runtime_of
 from ._plan import PathLike, Plan
 from ._record import Calibration, PromptFacts
@@ -131,7 +131,7 @@ def _conditions(pipe: Any, family: _families.Family, fingerprints: Sequence[Opti
     of the pipe. Empty where the command line would measure the same.
     """
     said = [
-        f"weights of {name}: {_memory.digest(transformer)}"
+        _weights.in_memory(name, transformer)
         for name, transformer, fingerprint in zip(family.transformer_names, family.transformers(pipe), fingerprints)
         if fingerprint is None
     ]

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from . import _errors, _library, _memory
 
+AS_MEASURED = "the same as in memory when the plan was measured"
 QUICK_BYTES = 2 << 30  #: weights that are read and compared without being asked to: seconds
 
 
@@ -102,8 +103,13 @@ def fingerprint(folder: Path, like: str = "") -> str:
     return result
 
 
-def compared(pipe: Any, name: str, transformer: Any, like: str, check: Optional[bool]) -> Tuple[Optional[str], str]:
-    """(fingerprint, why it is None) of one transformer, for comparison with a plan's.
+def in_memory(name: str, transformer: Any) -> str:
+    """Of weights without a fingerprint, as a calibration's conditions tell them from others."""
+    return f"weights of {name}: {_memory.digest(transformer)}"
+
+
+def compared(pipe: Any, name: str, transformer: Any, like: str, check: Optional[bool], conditions: str) -> Tuple[Optional[str], str]:
+    """(fingerprint, why it is None) of one transformer, for comparison with a plan's, whose calibration had these conditions.
 
     check: True reads the weights however many they are, and raises Unsupported where they are not known; False does not; None compares
     where that takes seconds or was done before.
@@ -117,6 +123,8 @@ def compared(pipe: Any, name: str, transformer: Any, like: str, check: Optional[
     else:
         reason = difference(pipe, transformer, folder) if folder else reason_of_change(pipe, transformer)
         reason = reason or (None if folder else "the folder that they were loaded from is not known")
+    if reason and check is not False and conditions and in_memory(name, transformer) in conditions:
+        return None, AS_MEASURED
     if reason:
         if check and like:
             raise _errors.Unsupported(f"the weights of pipe.{name} cannot be compared with the plan's: {reason}; leave out check_weights=True")

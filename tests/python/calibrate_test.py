@@ -172,6 +172,13 @@ def test_other_weights_are_another_calibration(wan, plans, tmp_path):
             wan.transformer.delete_adapters("style")
     with_lora(wan, name="another_name")
     assert steps_run(wan, resume) == 1  # the same again
+    calibatt.apply(wan, tmp_path / "lora.safetensors", check_weights=True)
+    assert calibatt.summary(wan).weights == {"transformer": "the same as in memory when the plan was measured"}
+    calibatt.restore(wan)
+    wan.transformer.set_adapters("another_name", 0.7)
+    calibatt.apply(wan, tmp_path / "lora.safetensors")
+    assert calibatt.summary(wan).weights["transformer"].startswith("not compared")
+    calibatt.restore(wan)
     wan.transformer.delete_adapters("another_name")
     wan.transformer.blocks[3].attn1.to_out[0].weight.mul_(1.2)
     with pytest.raises(calibatt.Mismatch, match="model_fingerprint = values1:.* has none that is known"):
