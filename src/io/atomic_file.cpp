@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <filesystem>
 #include <utility>
@@ -31,8 +30,7 @@ std::string descriptor_path(int descriptor) {
 }
 
 std::string next_hidden_path(const std::string& folder, const std::string& name) {
-  static std::atomic<unsigned> counter{0};
-  return (std::filesystem::path(folder) / hidden_name(name, counter++)).string();
+  return (std::filesystem::path(folder) / hidden_name(name)).string();
 }
 
 }  // namespace

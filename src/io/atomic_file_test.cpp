@@ -14,7 +14,9 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "base/error.h"
 #include "io/stale_files.h"
@@ -176,6 +178,27 @@ TEST(AtomicFile, RemovesOnlyWhatDeadProcessesLeft) {
   write_text_file(folder / "a.txt", "new");
   EXPECT_FALSE(std::filesystem::exists(locked));
   EXPECT_TRUE(std::filesystem::exists(alive));
+}
+
+TEST(AtomicFile, ThreadsOfOneProcessWriteOneFile) {
+  const TestFolder folder;
+  std::ofstream(folder / (".a.txt." + std::to_string(getpid()) + "-999999.part")) << "of a process before us";
+  std::vector<std::string> failures(4);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < failures.size(); ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        for (int n = 0; n < 100; ++n) write_text_file(folder / "a.txt", std::string(1000, static_cast<char>('a' + i)));
+      } catch (const Error& error) {
+        failures[i] = error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_THAT(failures, ::testing::Each(""));
+  EXPECT_THAT(folder.list(), ElementsAre("a.txt"));
+  const std::string text = read_text_file(folder / "a.txt");
+  EXPECT_EQ(text, std::string(1000, text[0]));
 }
 
 TEST(AtomicFile, LeavesNothingWhenTheDiskIsFull) {

@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 
 namespace calibatt {
@@ -16,25 +18,35 @@ namespace {
 
 constexpr std::string_view kSuffix = ".part";
 
+std::atomic<long> names_given = 0;  // by this process, numbered from 0
+
 std::string prefix_of(const std::string& target_name) {
   return "." + target_name.substr(0, 200) + ".";  // names may have 255 bytes
 }
 
-/// The writer's number in ".NAME.NUMBER-COUNTER.part", or −1.
-long writer_of(std::string_view name, std::string_view prefix) {
-  if (!name.starts_with(prefix) || !name.ends_with(kSuffix) || name.size() <= prefix.size() + kSuffix.size()) return -1;
+/// Of ".NAME.PROCESS-NUMBER.part".
+struct Writer {
+  long process = 0, number = 0;
+};
+
+std::optional<Writer> writer_of(std::string_view name, std::string_view prefix) {
+  if (!name.starts_with(prefix) || !name.ends_with(kSuffix) || name.size() <= prefix.size() + kSuffix.size()) return {};
   name.remove_prefix(prefix.size());
   name.remove_suffix(kSuffix.size());
-  long process = -1;
-  const auto [rest, failed] = std::from_chars(name.data(), name.data() + name.size(), process);
-  if (failed != std::errc() || process <= 0 || rest == name.data() + name.size() || *rest != '-') return -1;
-  const std::string_view counter(rest + 1, static_cast<size_t>(name.data() + name.size() - rest - 1));
-  return !counter.empty() && counter.find_first_not_of("0123456789") == std::string_view::npos ? process : -1;
+  Writer writer;
+  const char* const end = name.data() + name.size();
+  const auto [dash, no_process] = std::from_chars(name.data(), end, writer.process);
+  if (no_process != std::errc() || writer.process <= 0 || dash == end || *dash != '-') return {};
+  const auto [rest, no_number] = std::from_chars(dash + 1, end, writer.number);
+  if (no_number != std::errc() || writer.number < 0 || rest != end) return {};
+  return writer;
 }
 
-bool process_is_gone(long process) {
-  // Our own number: a killed process had it before us, as in containers, where it is often 1.
-  return process == getpid() || (kill(static_cast<pid_t>(process), 0) != 0 && errno == ESRCH);
+bool is_gone(const Writer& writer) {
+  // Our own process number: a killed process had it before us, as in containers, where it is often 1. Names that we
+  // gave may be another thread's.
+  if (writer.process == getpid()) return writer.number >= names_given;
+  return kill(static_cast<pid_t>(writer.process), 0) != 0 && errno == ESRCH;
 }
 
 void remove_when_unlocked(const std::string& path) {
@@ -49,8 +61,8 @@ void remove_when_unlocked(const std::string& path) {
 
 }  // namespace
 
-std::string hidden_name(const std::string& target_name, unsigned counter) {
-  return prefix_of(target_name) + std::to_string(getpid()) + "-" + std::to_string(counter) + std::string(kSuffix);
+std::string hidden_name(const std::string& target_name) {
+  return prefix_of(target_name) + std::to_string(getpid()) + "-" + std::to_string(names_given++) + std::string(kSuffix);
 }
 
 bool lock_hidden_file(int descriptor) {
@@ -63,8 +75,8 @@ void remove_stale_files(const std::string& folder, const std::string& target_nam
   const std::string prefix = prefix_of(target_name);
   std::error_code error;
   for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-    const long writer = writer_of(entry->path().filename().string(), prefix);
-    if (writer > 0 && process_is_gone(writer)) remove_when_unlocked(entry->path().string());
+    const std::optional<Writer> writer = writer_of(entry->path().filename().string(), prefix);
+    if (writer && is_gone(*writer)) remove_when_unlocked(entry->path().string());
   }
 }
 

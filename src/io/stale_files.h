@@ -4,9 +4,9 @@
 
 namespace calibatt {
 
-/// Names of half-written files beside their target: hidden, with the writer's process number, which holds a lock on its
-/// file while it writes. `counter` tells those of one process apart.
-std::string hidden_name(const std::string& target_name, unsigned counter);
+/// A name for a half-written file beside its target, which no other thread of this process gets: hidden, with the
+/// writer's process number, which holds a lock on its file while it writes.
+std::string hidden_name(const std::string& target_name);
 
 /// Locks a fresh hidden file; false when another process has taken it for a stale one and removed it meanwhile.
 bool lock_hidden_file(int descriptor);
