@@ -1,12 +1,44 @@
 #include <algorithm>
+#include <array>
+#include <string>
 
+#include "base/error.h"
 #include "calibatt/video.h"
+#include "io/input_file.h"
 #include "media/video_reader.h"
 
 namespace calibatt {
 namespace {
 
 constexpr size_t kColors = 3;
+
+constexpr size_t kMaxFileBytes = size_t{1} << 28;  // as large as a picture may be decoded
+
+/// Whether a JPEG file goes on to the marker of its end. FFmpeg fills in grey what a torn one lacks, without a word.
+/// Markers are walked over, since notes before the picture may hold a smaller one with an end of its own.
+bool is_whole_jpeg(const std::string& bytes) {
+  const auto at = [&](size_t index) { return static_cast<unsigned char>(bytes[index]); };
+  constexpr int kMarker = 0xff, kEnd = 0xd9, kScan = 0xda, kFirstRestart = 0xd0, kLastRestart = 0xd7;
+  bool in_scan = false;
+  for (size_t i = 2; i + 1 < bytes.size();) {
+    const int code = at(i + 1);
+    if (at(i) != kMarker) {
+      if (!in_scan) return false;
+      ++i;
+    } else if (code == kEnd) {
+      return true;
+    } else if (code == kMarker) {
+      ++i;  // fill
+    } else if (code == 0 || (code >= kFirstRestart && code <= kLastRestart)) {
+      i += 2;  // within a scan
+    } else {
+      if (i + 3 >= bytes.size()) return false;
+      in_scan = code == kScan;
+      i += 2 + (size_t{at(i + 2)} << 8 | at(i + 3));
+    }
+  }
+  return false;
+}
 
 Picture turned(const Picture& image, const PictureTurn& turn) {
   const bool swapped = turn.x_of_x == 0;
@@ -29,6 +61,14 @@ Picture turned(const Picture& image, const PictureTurn& turn) {
 }  // namespace
 
 Picture read_picture(const std::string& path) {
+  if (path_exists(path)) {
+    const InputFile file(path);
+    std::array<char, 2> first{};
+    if (file.size_bytes() >= first.size()) file.read_at(0, first);
+    if (first == std::array{'\xff', '\xd8'} && !is_whole_jpeg(file.read_all(kMaxFileBytes))) {
+      throw Error(ErrorKind::kFormat, path + ": is a JPEG file without its end; copy it anew");
+    }
+  }
   VideoReader reader(path);
   Picture image;
   image.source = path;

@@ -56,6 +56,21 @@ TEST_F(Pictures, AreTurnedAsTheirCameraWasHeld) {
   }
 }
 
+TEST_F(Pictures, ThatAreTornAreRefused) {
+  const TestFolder folder;
+  for (const char* name : {"photo1.jpg", "grey.jpg", "picture.png", "lossy.webp"}) {
+    const std::string whole = read_text_file(kPictures + name);
+    for (const double kept : {0.3, 0.6, 0.9, 0.99}) {
+      const std::string torn = folder / name;
+      write_text_file(torn, whole.substr(0, static_cast<size_t>(kept * static_cast<double>(whole.size()))));
+      EXPECT_THROW(read_picture(torn), Error) << name << " " << kept;
+    }
+  }
+  // Behind its end other things may stand, as the films of some cameras.
+  write_text_file(folder / "more.jpg", read_text_file(kPictures + "photo1.jpg") + "\xff\xda more");
+  EXPECT_EQ(read_picture(folder / "more.jpg").height, 61);
+}
+
 TEST_F(Pictures, ThatAreNoneAreNamed) {
   const TestFolder folder;
   write_text_file(folder / "a.png", "no picture");

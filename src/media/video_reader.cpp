@@ -123,7 +123,8 @@ class VideoReader::Decoder {
     av_dict_free(&entries);
     if (code == AVERROR(EINVAL) || code == AVERROR_INVALIDDATA) {
       fail(
-          "not one of the containers that are read (mp4, mov, webm, mkv, avi, gif, apng, png and a few more; no "
+          "not one of the containers that are read (mp4, mov, webm, mkv, avi, gif, apng, png, jpeg, webp and a few "
+          "more; no "
           "playlists)");
     }
     check(code);
