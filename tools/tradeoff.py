@@ -4,6 +4,7 @@
     python3 -m tools.tradeoff --only plans                     # stops when the plans are there (they can be taken elsewhere)
     python3 -m tools.tradeoff --jobs 4 --threads 4 --seconds 500       # four prompts at a time, starts nothing new after 500 s
     python3 -m tools.tradeoff --prompts 0 --judged-prompts 64          # only dense and the default plan, for the judge
+    python3 -m tools.tradeoff --model out/tiny-wan-4step --prompts 64 --recipes ours --densities 0.35  # tools.tiny_video.merged
 
 Measures a profile per token order and kind of measurement, compiles a plan per recipe and density from them, makes held-out prompts dense and with every
 plan, and judges every clip (tools/tiny_video/judge). Everything is kept under --work: the same command again only adds what is
@@ -44,6 +45,7 @@ RECIPES = {  # name: (token order, flags of `calibatt calibrate`)
     "ours, raster": ("raster", [*OURS, "--skipped", "summary", "--repetition", "error"]),
     "ours, dropped": (TILES, [*OURS, "--skipped", "drop", "--repetition", "error"]),
     "ours, level codes": (TILES, ["--measure", "levels", *OURS, "--skipped", "summary"]),  # what large models get
+    "paper, few steps": ("raster", [*PAPER, "--repetition", "off", "--schedule-a", "0.763", "--schedule-c", "0.863", "--schedule-k", "5.64"]),
     "energy, level codes": (TILES, ["--measure", "levels", "--budget", "energy", "--skipped", "summary"]),
 }
 DEFAULT = ("ours", 0.3)  # what calibatt calibrate does without flags
@@ -53,6 +55,7 @@ GROUP = 16  # planned runs between two dense ones
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibatt", type=pathlib.Path, default=ROOT / "build/cpu/calibatt")
+    parser.add_argument("--model", type=pathlib.Path, default=MODEL, help="folder of the model, of tiny-wan's kind")
     parser.add_argument("--calibration-prompts", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=2, help="held-out prompts that every plan makes")
     parser.add_argument("--judged-prompts", type=int, default=0, help="held-out prompts that dense and the default plan make")
@@ -96,7 +99,7 @@ class Plans:
         order, flags = RECIPES[recipe]
         size = ["--steps", self.args.steps] if self.args.steps else []
         profile = f"profile_{order.replace(':', '_')}" + ("_levels" if "levels" in flags else "")
-        run(self.args.calibatt, "calibrate", "-m", MODEL, "--prompts", self.prompts, "-o", plan, "--token-order", order, "--profile",
+        run(self.args.calibatt, "calibrate", "-m", self.args.model, "--prompts", self.prompts, "-o", plan, "--token-order", order, "--profile",
             self.args.work / profile, "--density", density, *flags, "--report", plan.with_suffix(".json"), *size)
         print(f"compiled {recipe} at {density:g}", file=sys.stderr)
 
@@ -116,7 +119,7 @@ class Prompt:
         folder.mkdir(parents=True, exist_ok=True)
         report = self.frames / f"{name}.json"
         size = ["--steps", self.args.steps] if self.args.steps else []
-        run(self.args.calibatt, "generate", "-m", MODEL, "-p", self.text, "-s", self.args.seed + self.index, "-o", folder / "f.png",
+        run(self.args.calibatt, "generate", "-m", self.args.model, "-p", self.text, "-s", self.args.seed + self.index, "-o", folder / "f.png",
             "--report", report, "-t", self.args.threads, *size, *(["--plan", plan] if plan else []))
         return folder, json.loads(report.read_text())
 
@@ -245,7 +248,7 @@ def main():
                     sys.exit(str(future.exception()))
     if args.only in (None, "summary"):
         every = [(recipe, float(density)) for recipe in RECIPES for density in sorted({*args.densities.split(","), str(DEFAULT[1])}, reverse=True)]
-        result = {"seed": args.seed, "prompts": (MODEL / "prompts/heldout.txt").read_text().splitlines(), **collect(args.work, every)}
+        result = {"model": args.model.name, "seed": args.seed, "prompts": (MODEL / "prompts/heldout.txt").read_text().splitlines(), **collect(args.work, every)}
         (args.work / "tradeoff.json").write_text(json.dumps(result, indent=1) + "\n")
         write_table(result["table"], args.work / "tradeoff.md")
         plot([row for row in result["table"] if row["prompts"] >= 2 and (row["recipe"], row["target_density"]) != DEFAULT],

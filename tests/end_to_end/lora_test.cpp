@@ -22,6 +22,17 @@ namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::HasSubstr;
 
+/// A copy of a model's folder with the LoRA merged into its transformer, whose tensors `base` has.
+void write_merged(const std::string& model, const MappedTensors& base, const Lora& lora, const std::string& folder) {
+  fs::copy(model, folder, fs::copy_options::recursive);
+  WeightOverlay overlay;
+  add_lora(lora, base, overlay);
+  const MappedTensors over = overlay.over(base);
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, entry] : over.entries()) tensors[name] = over.get(name);
+  write_safetensors(folder + "/transformer/diffusion_pytorch_model.safetensors", tensors);
+}
+
 class LoraRuns : public testing::Test {
  protected:
   LoraRuns() {
@@ -41,13 +52,7 @@ class LoraRuns : public testing::Test {
     lora["diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight"] = Tensor::zeros(DType::kF16, {4, 256});
     write_safetensors(lora_, lora);
 
-    fs::copy(kModel, merged_, fs::copy_options::recursive);
-    WeightOverlay overlay;
-    add_lora({lora_, 0.5}, base, overlay);
-    const MappedTensors over = overlay.over(base);
-    std::map<std::string, Tensor> tensors;
-    for (const auto& [name, entry] : over.entries()) tensors[name] = over.get(name);
-    write_safetensors(merged_ + "/transformer/diffusion_pytorch_model.safetensors", tensors);
+    write_merged(kModel, base, {lora_, 0.5}, merged_);
     write_file(prompts_, "a green square\n");
   }
 
@@ -91,6 +96,32 @@ TEST_F(LoraRuns, MakeTheVideoOfTheMergedModel) {
   EXPECT_THAT(run_calibatt("generate -p a -m " + lora_ + " -o x.mp4").output, HasSubstr("this file with --lora"));
 }
 
+// models/tiny-wan-4step: the LoRA with the flags that its README gives, and the folder with its settings.
+TEST(FourStepLora, MakesTheVideoOfTheMergedFolder) {
+  const std::string settings = CALIBATT_MODELS_DIR "/tiny-wan-4step", lora = settings + "/lora.safetensors";
+  const TemporaryFolder folder;
+  const std::string merged = folder.file("merged");
+  write_merged(kModel, open_transformer(kModel + "/transformer").tensors, {lora}, merged);
+  for (const std::string file : {"scheduler/scheduler_config.json", "generation_config.json", "model_index.json"}) {
+    fs::copy(settings + "/" + file, merged + "/" + file, fs::copy_options::overwrite_existing);
+  }
+  const auto generate = [&](const std::string& from, const std::string& name) {
+    const CommandResult result = run_calibatt("generate -W 48 -H 64 --video-frames 5 --threads 2 --backend cpu -m " +
+                                              from + " -p 'a red circle' -o " + folder.file(name + ".png") +
+                                              " --report " + folder.file(name + ".json"));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return nlohmann::json::parse(read_file(folder.file(name + ".json")));
+  };
+  const auto of_folder = generate(merged, "folder");
+  const auto of_lora =
+      generate(kModel + " --lora " + lora + " --timesteps 1000,750,500,250 --scheduler euler --cfg-scale 1", "lora");
+  EXPECT_EQ(of_folder["steps"], 4);
+  EXPECT_EQ(of_folder["cfg_scale"], 1.0);
+  EXPECT_EQ(of_folder["noise_levels"], of_lora["noise_levels"]);
+  EXPECT_EQ(of_folder["noise_levels"][1], 0.9375);
+  EXPECT_EQ(read_file(folder.file("folder_00004.png")), read_file(folder.file("lora_00004.png")));
+}
+
 TEST(MochiLora, MakesTheVideoOfTheMergedModel) {
   const std::string model = CALIBATT_MODELS_DIR "/tiny-mochi";
   const TemporaryFolder folder;
@@ -104,13 +135,7 @@ TEST(MochiLora, MakesTheVideoOfTheMergedModel) {
     tensors["transformer." + name + ".lora_B.weight"] = TorchGenerator(2).randn({shape[0], 4});
   }
   write_safetensors(lora, tensors);
-  fs::copy(model, merged, fs::copy_options::recursive);
-  WeightOverlay overlay;
-  add_lora({lora, 0.05}, base, overlay);
-  const MappedTensors over = overlay.over(base);
-  tensors.clear();
-  for (const auto& [name, entry] : over.entries()) tensors[name] = over.get(name);
-  write_safetensors(merged + "/transformer/diffusion_pytorch_model.safetensors", tensors);
+  write_merged(model, base, {lora, 0.05}, merged);
 
   const auto generate = [&](const std::string& from, const std::string& name) {
     const CommandResult result =

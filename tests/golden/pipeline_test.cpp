@@ -38,9 +38,10 @@ class PipelineGolden : public testing::TestWithParam<std::string> {
     if (!decodes_videos(*backend)) GTEST_SKIP() << "this backend decodes no videos";
   }
 
-  std::unique_ptr<Pipeline> load(const std::string& model) const {
+  std::unique_ptr<Pipeline> load(const std::string& model, const std::vector<Lora>& loras = {}) const {
     LoadOptions load;
     load.model_dir = model;
+    load.loras = loras;
     load.precision = Precision::kF32;
     load.backend = GetParam();
     return Pipeline::load(load);
@@ -70,6 +71,34 @@ TEST_P(PipelineGolden, FramesEqualDiffusers) {
   EXPECT_GT(result.report.seconds.attention, 0);
   EXPECT_GT(result.report.seconds.transformer_other, 0);
   EXPECT_EQ(result.report.peak_device_bytes > 0, GetParam() != "cpu");
+}
+
+// The shipped LoRA for four steps without guidance, at the levels that it was made for (tools/golden/few_steps.py).
+TEST_P(PipelineGolden, FramesOfFourStepsEqualDiffusers) {
+  const std::string data = CALIBATT_GOLDEN_DATA "/few_steps";
+  std::ifstream file(data + "/golden.json");
+  const auto golden = nlohmann::json::parse(file);
+  GenerateOptions options;
+  options.prompt = golden.at("prompt");
+  options.seed = golden.at("seed");
+  options.timesteps = golden.at("timesteps").get<std::vector<double>>();
+  options.scheduler = "euler";
+  options.cfg_scale = golden.at("guidance_scale").get<double>();
+  options.width = golden.at("width").get<int>();
+  options.height = golden.at("height").get<int>();
+  options.video_frames = golden.at("num_frames").get<int>();
+  const std::string lora = CALIBATT_MODELS_DIR "/tiny-wan-4step/lora.safetensors";
+  const Pipeline::Result result = load(CALIBATT_MODELS_DIR "/tiny-wan", {{lora}})->generate(options);
+
+  const VideoComparison comparison = compare_videos(read_golden_frames(data + "/frames.png", options), result.video);
+  EXPECT_GE(comparison.psnr_db, 45)
+      << "against diffusers; rerun tools/golden/few_steps.py if the LoRA or the base model changed";
+  RecordProperty("psnr_db", std::to_string(comparison.psnr_db));
+  const std::vector<double> levels = golden.at("levels");
+  ASSERT_EQ(result.report.noise_levels.size(), levels.size());
+  for (size_t step = 0; step < levels.size(); ++step) {
+    EXPECT_NEAR(result.report.noise_levels[step], levels[step] / 1000, 1e-6);
+  }
 }
 
 // A small random Mochi and the shipped one: prompts of different lengths for the branches, no text at all for an empty

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tools.tiny_video import distill, state, wan
+from tools.tiny_video import distill, merged, state, wan
 from tools.tiny_video.export import export, random_parts
 from tools.tiny_video.low_rank import LowRank, merge_file
 from tools.tiny_video.ring import Ring
@@ -96,3 +96,13 @@ def test_the_teacher_walks_as_its_own_sampler(run):
     expected = sampler.latents(prompts, [1], 60, 4.0, 5.0, frames=1, size=4)
     actual = work.walk(work.teach, noise, tokenizer(prompts))
     assert (actual - expected).square().mean() < 1e-3 * expected.square().mean()
+
+
+def test_the_committed_file_is_of_every_linear_layer_and_merges(tmp_path):
+    tensors = load_file(merged.FOLDER / "lora.safetensors")
+    assert all(value.dtype == torch.bfloat16 and value.isfinite().all() for value in tensors.values())
+    merged.write(merged.FOLDER, tmp_path / "model")
+    before, after = (load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors") for folder in (merged.BASE, tmp_path / "model"))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {f"transformer.{name.removesuffix('.weight')}.lora_{part}.weight" for name in changed for part in "AB"} == set(tensors)
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["num_inference_steps"] == 4
