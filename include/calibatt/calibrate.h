@@ -32,11 +32,14 @@ struct CalibrateOptions {
   std::optional<int> steps_recorded;  ///< levels: of the run's steps, evenly spread; default: at most 8 GB a prompt
 
   // How the plan is compiled.
-  std::string budget = "error";                                  ///< "energy" (the paper) or "error"
-  std::string skipped = "summary";                               ///< "drop" or "summary"
-  std::string agreement = "mean";                                ///< "vote" (Eq. 8–9) or "mean"; budget energy only
-  double agreement_threshold = 0.5;                              ///< ρ
-  std::optional<double> density;                                 ///< global target; default with budget error
+  std::string budget = "error";      ///< "energy" (the paper) or "error"
+  std::string skipped = "summary";   ///< "drop" or "summary"
+  std::string agreement = "mean";    ///< "vote" (Eq. 8–9) or "mean"; budget energy only
+  double agreement_threshold = 0.5;  ///< ρ
+  std::optional<double> density;     ///< global target; default with budget error
+  /// Targets in place of a density, with budget error: how much faster the transformer is to be, or the PSNR in dB that
+  /// a video is to have against the dense one. Both reuse steps where that is best; no target of density does.
+  std::optional<double> speedup, psnr;
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
   std::string ranking;  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"; empty: "harm"
                         ///< with maps, "energy" with levels
@@ -56,9 +59,13 @@ struct CalibrationSummary {
   double predicted_speedup = 1;          ///< of the transformer, from density and the measured share of attention
   std::optional<double> expected_error;  ///< predicted, as PlanUse::expected_error; absent: not measured
   std::string error_basis;               ///< "held out", or "not held out": of the very prompt that chose the blocks
+  std::vector<std::string> step_reuse;   ///< as RunReport::step_reuse; empty: no step is reused
+  std::optional<double> latents_error;   ///< with speedup or psnr: expected relative change of the final latents,
+  std::optional<double> psnr_db;         ///< and what that is for a video against the dense one
   double calibration_seconds = 0;        ///< wall clock of everything: fingerprint, recorded prompts, compilation
   double prompt_seconds = 0;             ///< of it, prompts that ran now: text, transformer, measuring, saving
   double transformer_seconds = 0;        ///< of them, the transformer with all measuring beside it
+  double growth_seconds = 0;             ///< with speedup or psnr: of the runs that say how errors of steps grow
   int prompts_recorded = 0, prompts_resumed = 0;
   bool plan_written = false;   ///< not with a prompt_range
   std::string measured;        ///< what "auto" chose and why, where it is not the usual; else empty

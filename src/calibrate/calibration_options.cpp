@@ -106,6 +106,8 @@ CompileOptions compile_options_of(const CalibrateOptions& options) {
       "--repetition", options.repetition.empty() ? "error" : options.repetition,
       {{"error", Repetition::kError}, {"similarity", Repetition::kSimilarity}, {"off", Repetition::kOff}});
   compile.density = options.density;
+  compile.speedup = options.speedup;
+  compile.psnr = options.psnr;
   compile.agreement_threshold = options.agreement_threshold;
   compile.schedule_a = options.schedule_a;
   compile.schedule_c = options.schedule_c;

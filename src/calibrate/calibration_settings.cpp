@@ -56,6 +56,12 @@ std::vector<CalibrationSetting> compiled_settings() {
       {"density", Group::kCompiled, &O::density,
        "Share of attention that is computed, 0–1: begin with .3 to .4, and look at compare or bench before going lower "
        "[0.3 for --budget error]"},
+      {"speedup", Group::kCompiled, &O::speedup,
+       "In place of a density: how much faster the transformer is to be; steps are reused and blocks skipped so that "
+       "the "
+       "video changes least"},
+      {"psnr", Group::kCompiled, &O::psnr,
+       "In place of a density: the PSNR in dB that videos are to have against dense ones; as fast as that allows"},
       {"skipped",
        Group::kCompiled,
        &O::skipped,

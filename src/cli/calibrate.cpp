@@ -26,6 +26,20 @@ struct Flags {
   std::string prompts, output, report, prompt_range;
 };
 
+void print_reuse(const CalibrationSummary& summary) {
+  if (summary.latents_error) {
+    std::printf("expected change of the final latents %.3g", *summary.latents_error);
+    if (summary.psnr_db) std::printf(", about %.1f dB of the video", *summary.psnr_db);
+    std::printf("\n");
+  }
+  if (summary.step_reuse.empty()) return;
+  std::printf("steps without a forward:");
+  for (size_t step = 0; step < summary.step_reuse.size(); ++step) {
+    if (summary.step_reuse[step] != "forward") std::printf(" %zu (%s)", step, summary.step_reuse[step].c_str());
+  }
+  std::printf("\n");
+}
+
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
   if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
   std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
@@ -33,6 +47,7 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, expected error %s\n",
               summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
               expected_error_text(summary.expected_error, summary.error_basis).c_str());
+  print_reuse(summary);
   std::printf("%s (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
               counted(summary.prompts_recorded + summary.prompts_resumed, "prompts").c_str(), summary.prompts_resumed,
               summary.calibration_seconds, summary.prompt_seconds);
@@ -62,6 +77,10 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"predicted_speedup", summary.predicted_speedup},
           {"expected_error", summary.expected_error ? nlohmann::json(*summary.expected_error) : nlohmann::json()},
           {"error_basis", summary.error_basis},
+          {"step_reuse", summary.step_reuse},
+          {"latents_error", summary.latents_error ? nlohmann::json(*summary.latents_error) : nlohmann::json()},
+          {"psnr_db", summary.psnr_db ? nlohmann::json(*summary.psnr_db) : nlohmann::json()},
+          {"growth_seconds", summary.growth_seconds},
           {"plan_written", summary.plan_written},
           {"measured", summary.measured},
           {"attention_share", summary.attention_share},

@@ -1,6 +1,7 @@
 // Joins the calibrator, which knows no pipeline, with the pipeline, which knows no calibration.
 #include "calibatt/calibrate.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <utility>
@@ -11,7 +12,9 @@
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/record/calibrator.h"
+#include "calibrate/record/step_recorder.h"
 #include "pipeline/first_frame.h"
+#include "pipeline/measure_growth.h"
 #include "pipeline/options.h"
 #include "pipeline/runner.h"
 
@@ -49,6 +52,10 @@ class CalibrationProgress {
       set(of_model, prompt, (1 - kCompileShare) * done / state_.num_prompts);
     };
   }
+  /// Of short runs behind the last prompt.
+  ProgressCallback of_growth() {
+    return [this](const Progress& of_model) { set(of_model, state_.num_prompts - 1, 1 - kCompileShare); };
+  }
   /// begin: the share of all work that was done before.
   ProgressCallback of_compiler(double begin) {
     return [this, begin](const Progress& of_compiler) {
@@ -76,15 +83,23 @@ class CalibrationProgress {
 };
 
 /// Seconds of the transformer. Every prompt has a seed of its own: a plan must hold for any initial noise.
-double run_one_prompt(Runner& runner, GenerateOptions run, int index, const Prompt& prompt, SelfAttention& attention,
-                      CalibrationProgress& told) {
+GenerateOptions run_of_prompt(GenerateOptions run, int index, const Prompt& prompt) {
   run.prompt = prompt.text;
   run.prompt_source = prompt.source;
   run.seed += static_cast<uint64_t>(index);
+  return run;
+}
+
+double run_one_prompt(Runner& runner, const GenerateOptions& run, int index, SelfAttention& attention,
+                      StepRecorder& steps, CalibrationProgress& told) {
   const ProgressCallback report = told.of_prompt(index);
   const std::unique_ptr<Conditioning> conditioning = runner.encode(run, report);
   TransformerTimes times;
-  runner.denoise(run, *conditioning, attention, times, report);
+  steps = {};
+  const auto observe = [&steps](int step, const Tensor& latents, const Tensor& prediction) {
+    steps.observe(step, latents, prediction);
+  };
+  runner.denoise(run, *conditioning, attention, times, report, {.observe = observe});
   told.saving();
   return times.total();
 }
@@ -108,6 +123,11 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
     summary.expected_error = compiled.held_out_error;
     summary.error_basis = compiled.error_is_held_out ? "held out" : "not held out";
   }
+  if (std::ranges::any_of(compiled.step_reuse, [](StepReuse reuse) { return reuse != StepReuse::kNone; })) {
+    for (const StepReuse each : compiled.step_reuse) summary.step_reuse.emplace_back(step_reuse_name(each));
+  }
+  summary.latents_error = compiled.latents_error;
+  summary.psnr_db = compiled.psnr_db;
   summary.plan_written = true;
 }
 
@@ -145,14 +165,27 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
-  const auto run_prompt = [&](int prompt, SelfAttention& attention) {
-    return run_one_prompt(runner, run, prompt, options.prompts[static_cast<size_t>(prompt)], attention, told);
+  const auto of_prompt = [&](int prompt) {
+    return run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);
   };
+  StepRecorder steps;  // of the prompt that ran last
+  const auto run_prompt = [&](int prompt, SelfAttention& attention) {
+    return run_one_prompt(runner, of_prompt(prompt), prompt, attention, steps, told);
+  };
+  const Tensor solver = runner.solver_weights_of(run);
+  const auto complete = [&](PromptProfile& profile) { steps.store(solver, profile); };
   const RecordedProfile recorded = record_profile(
-      runner.backend(), header, options.profile_dir, run_prompt, [&] { told.again(); }, range);
+      runner.backend(), header, options.profile_dir, run_prompt, [&] { told.again(); }, range, complete);
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
     if (summary.attention_share > 0) compile.attention_share = summary.attention_share;
+    if (compile.may_reuse_steps()) {
+      const double begin = now_seconds();
+      const int last = static_cast<int>(options.prompts.size()) - 1;
+      compile.growth = growth_of_profile(runner, recorded.profile, options.profile_dir, compile, of_prompt(last),
+                                         std::move(steps), told.of_growth());
+      summary.growth_seconds = now_seconds() - begin;
+    }
     const ProgressCallback compiling = told.of_compiler(recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0);
     add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);
   }

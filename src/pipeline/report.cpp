@@ -25,6 +25,16 @@ json seconds_json(const StageSeconds& seconds) {
           {"total", seconds.total()}};
 }
 
+json streaming_json(const MaskStreaming& masks) {
+  if (masks.calls == 0) return nullptr;
+  return {{"calls", masks.calls},
+          {"late", masks.late},
+          {"unannounced", masks.unannounced},
+          {"stall_seconds", masks.stall_seconds},
+          {"uploaded_bytes", masks.uploaded_bytes},
+          {"peak_device_bytes", masks.peak_device_bytes}};
+}
+
 json loras_json(const std::vector<Lora>& loras) {
   json list = json::array();
   for (const Lora& lora : loras) {
@@ -47,13 +57,6 @@ std::map<std::string, int> reused_steps(const RunReport& report) {
 
 std::string to_json(const RunReport& report) {
   const GenerateOptions& options = report.options;
-  const MaskStreaming& masks = report.mask_streaming;
-  const json streaming = {{"calls", masks.calls},
-                          {"late", masks.late},
-                          {"unannounced", masks.unannounced},
-                          {"stall_seconds", masks.stall_seconds},
-                          {"uploaded_bytes", masks.uploaded_bytes},
-                          {"peak_device_bytes", masks.peak_device_bytes}};
   const json result = {{"model", report.model_name},
                        {"loras", loras_json(report.loras)},
                        {"parts", report.parts.empty() ? json(nullptr) : json(report.parts)},
@@ -96,7 +99,7 @@ std::string to_json(const RunReport& report) {
                        {"fallback_reason", report.fallback_reason},
                        {"step_mapping", report.step_mapping},
                        {"plan_use", report.plan ? plan_use_json(*report.plan) : json(nullptr)},
-                       {"mask_streaming", masks.calls > 0 ? streaming : json(nullptr)}};
+                       {"mask_streaming", streaming_json(report.mask_streaming)}};
   return result.dump(2) + "\n";
 }
 

@@ -16,6 +16,7 @@
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/stage_progress.h"
+#include "sampling/solver_weights.h"
 
 namespace calibatt {
 
@@ -208,6 +209,11 @@ Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& condi
       calibatt::denoise(*scheduler, steps, std::move(noise), predict, advice_on_range(model_->dtype()), control);
   report_stage(progress, "denoise", num_steps, num_steps);
   return latents;
+}
+
+Tensor Runner::solver_weights_of(const GenerateOptions& options) const {
+  const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model());
+  return solver_weights(*scheduler);
 }
 
 VideoFrames Runner::decode(const Tensor& latents, const ProgressCallback& progress) {

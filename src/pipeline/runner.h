@@ -39,6 +39,8 @@ class Runner {
   /// The whole denoising run → latents. Adds the transformer's seconds to `times`.
   Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
                  TransformerTimes& times, const ProgressCallback& progress, const StepControl& control = {});
+  /// Of a run's solver: solver_weights.h.
+  Tensor solver_weights_of(const GenerateOptions& options) const;
   VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);
 
   const ModelDescription& model() const { return model_->description(); }

@@ -34,7 +34,9 @@ Tensor denoise(Scheduler& scheduler, std::span<const StepSettings> steps, Tensor
     if (predictor.reuses(step)) {
       prediction = predictor.predicted(step, latents);
     } else {
-      prediction = computed(latents, step, steps[static_cast<size_t>(step)], predict, advice);
+      prediction = step < control.first_step
+                       ? control.known(step)
+                       : computed(latents, step, steps[static_cast<size_t>(step)], predict, advice);
       predictor.computed(step, latents, prediction);
     }
     if (control.observe) control.observe(step, latents, prediction);

@@ -20,6 +20,9 @@ using Predict = std::function<Tensor(const Tensor& latents, int step, GuidanceBr
 struct StepControl {
   /// Of each step; empty: every step runs its forwards. Throws Error(kUsage) as StepPredictor does.
   std::vector<StepReuse> reuse = {};
+  /// Predictions that are known already, so that no forward is run for them: of steps before this one.
+  int first_step = 0;
+  std::function<Tensor(int step)> known = {};
   /// Hears of every step's latents and (guided) prediction, computed or not; it may keep both, and write to neither.
   std::function<void(int step, const Tensor& latents, const Tensor& prediction)> observe = {};
 };

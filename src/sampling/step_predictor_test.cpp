@@ -107,7 +107,7 @@ TEST_P(ReusedSteps, AreWhatTheirFormulasSayGuidedAndNot) {
         return model(latents, steps[static_cast<size_t>(step)].sigma, branch);
       };
       const auto observe = [&](int step, const Tensor&, const Tensor&) { observed.push_back(step); };
-      const Tensor latents = denoise(*scheduler, steps, noise(), predict, "", {reuse, observe});
+      const Tensor latents = denoise(*scheduler, steps, noise(), predict, "", {.reuse = reuse, .observe = observe});
       for (const StepReuse each : reuse) expected.push_back(each != kNone ? 0 : guidance > 1 ? 2 : 1);
       EXPECT_EQ(forwards, expected);
       EXPECT_THAT(observed, ElementsAre(0, 1, 2, 3, 4, 5));
@@ -128,6 +128,36 @@ TEST_P(ReusedSteps, AreWhatTheirFormulasSayGuidedAndNot) {
 
 INSTANTIATE_TEST_SUITE_P(Solvers, ReusedSteps,
                          testing::Values(SchedulerConfig::Kind::kEuler, SchedulerConfig::Kind::kUniPC));
+
+TEST(Denoise, GoesOnFromStepsThatAreKnown) {
+  const auto run = [](const StepControl& control, int& forwards) {
+    const auto scheduler = scheduler_of(SchedulerConfig::Kind::kUniPC, 5);
+    const auto steps = make_steps(*scheduler, std::array{Expert{}}, std::array{3.0});
+    return to_vector(denoise(
+        *scheduler, steps, noise(),
+        [&](const Tensor& latents, int step, GuidanceBranch branch) {
+          ++forwards;
+          return model(latents, steps[static_cast<size_t>(step)].sigma, branch);
+        },
+        "", control));
+  };
+  int forwards = 0;
+  std::vector<Tensor> predictions;
+  const Vector whole = run(
+      {.observe = [&](int, const Tensor&, const Tensor& prediction) { predictions.push_back(prediction); }}, forwards);
+  EXPECT_EQ(forwards, 10);
+  forwards = 0;
+  const auto known = [&](int step) { return predictions[static_cast<size_t>(step)]; };
+  EXPECT_EQ(run({.first_step = 3, .known = known}, forwards), whole) << "bit for bit";
+  EXPECT_EQ(forwards, 4);
+  forwards = 0;
+  EXPECT_NE(run({.reuse = {StepReuse::kNone, StepReuse::kNone, StepReuse::kNone, StepReuse::kHold, StepReuse::kNone},
+                 .first_step = 3,
+                 .known = known},
+                forwards),
+            whole);
+  EXPECT_EQ(forwards, 2);
+}
 
 TEST(StepPredictor, AStraightPathIsHeldAndAParabolicOneExtrapolatedExactly) {
   const auto scheduler = scheduler_of(SchedulerConfig::Kind::kEuler, 4);

@@ -62,6 +62,47 @@ TEST_F(Calibrate, PlanRunsAndReportsItsDensity) {
   EXPECT_TRUE(run["mask_streaming"].is_null()) << "masks are in the CPU's memory already";
 }
 
+TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
+  const std::string steps = "--steps 8 ", profile = "--profile " + folder_.file("profile") + " ";
+  const std::string command = "calibrate" + kSmall + steps + profile +
+                              "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " +
+                              folder_.file("prompts.txt") + " -o ";
+  const CommandResult made =
+      run_calibatt(command + folder_.file("a.safetensors") + " --speedup 1.6 --report " + folder_.file("a.json"));
+  ASSERT_EQ(made.exit_code, 0) << made.output;
+  EXPECT_THAT(made.output, HasSubstr("steps without a forward:"));
+  const auto calibration = nlohmann::json::parse(read_file(folder_.file("a.json")));
+  EXPECT_GT(calibration["predicted_speedup"].get<double>(), 1.5);
+  EXPECT_GT(calibration["growth_seconds"].get<double>(), 0);
+  EXPECT_GT(calibration["latents_error"].get<double>(), 0);
+
+  const auto generate = [&](const std::string& plan, const std::string& more) {
+    const CommandResult result =
+        run_calibatt("generate" + kSmall + more + "-p 'a pink heart' --plan " + folder_.file(plan) + " -o " +
+                     folder_.file("v.mp4") + " --report " + folder_.file("run.json"));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return std::pair{nlohmann::json::parse(read_file(folder_.file("run.json"))), result.output};
+  };
+  const auto [run, text] = generate("a.safetensors", steps);
+  EXPECT_EQ(run["step_reuse"], calibration["step_reuse"]);
+  int reused = 0;
+  for (const auto& [way, count] : run["reused_steps"].items()) reused += count.get<int>();
+  EXPECT_GT(reused, 0);
+  EXPECT_EQ(run["forwards"], 2 * (8 - reused)) << "guided";
+  EXPECT_NEAR(run["density"].get<double>(), calibration["density"].get<double>(), 1e-6);
+  EXPECT_THAT(text, HasSubstr(std::to_string(reused) + " of 8 without a forward"));
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("a.safetensors")).output, HasSubstr("of 8 run no forward"));
+  const auto [longer, mapped] = generate("a.safetensors", "--steps 11 ");
+  EXPECT_THAT(mapped, HasSubstr("the plan reuses " + std::to_string(reused) + " of its steps, this run "));
+
+  // From what is measured; a density alone reuses nothing.
+  const CommandResult again = run_calibatt(command + folder_.file("b.safetensors") + " --psnr 30");
+  ASSERT_EQ(again.exit_code, 0) << again.output;
+  EXPECT_THAT(again.output, HasSubstr("3 prompts (3 from the saved profile)"));
+  ASSERT_EQ(run_calibatt(command + folder_.file("c.safetensors") + " --density 0.5").exit_code, 0);
+  EXPECT_EQ(generate("c.safetensors", steps).first["forwards"], 16);
+}
+
 // Hours of prompts must not end in a typing error: the model is not even looked for.
 TEST_F(Calibrate, OptionsAreJudgedBeforeAnythingIsLoaded) {
   for (const auto& [flag, value] : {std::pair{"--rho", "-5"},

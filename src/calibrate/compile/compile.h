@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,9 @@ struct CompileSummary {
   double density = 1;
   std::vector<std::vector<double>> density_map;  ///< [step][layer], mean over heads
   std::vector<double> step_error;                ///< held_out_error of each step alone; empty when not measured
+  std::vector<StepReuse> step_reuse;             ///< as in the plan
+  std::optional<double> latents_error;           ///< PlanAccuracy::latents_predicted
+  std::optional<double> psnr_db;                 ///< what that is expected to be for the video
   int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
   int num_entries = 0;                           ///< distinct steps after sharing
   double predicted_speedup = 1;                  ///< of the transformer
@@ -31,10 +35,16 @@ struct LayerFacts {
   int anchored_heads = 0;
 };
 /// All of a summary that follows from the plan itself: no errors. facts: [entry][layer]; attention_share: as in
-/// CompileOptions.
+/// CompileOptions; reuse: as in a plan.
 CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<std::vector<LayerFacts>>& facts,
-                         int num_heads, double attention_share);
+                         int num_heads, double attention_share, const std::vector<StepReuse>& reuse = {});
 CompileSummary summarize(const Plan& plan, double attention_share);
+
+/// The time of a transformer's forward over a dense one's, at such a density of its attention and so many summary pairs
+/// over all pairs.
+double forward_cost(double density, double summary_pairs, double attention_share);
+/// The density at which a forward costs so much.
+double density_of_cost(double cost, double summary_pairs, double attention_share);
 
 struct CompiledPlan {
   Plan::Parts parts;

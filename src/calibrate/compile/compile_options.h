@@ -5,6 +5,7 @@
 
 #include "calibrate/profile/level_agreement.h"
 #include "calibrate/profile/profile.h"
+#include "calibrate/profile/step_growth.h"
 
 namespace calibatt {
 
@@ -24,8 +25,12 @@ inline constexpr double kDefaultErrorDensity = 0.3;
 struct CompileOptions {
   Budget budget = Budget::kError;
   Skipped skipped = Skipped::kSummary;
-  std::optional<double> density;  ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
-                                  ///< schedule as given when absent
+  /// Of the transformer, or of the video against the dense one: steps are reused and masks chosen so that the other is
+  /// as good as can be. At most one of the two, and then no density; budget kError. Both need `growth`.
+  std::optional<double> speedup, psnr;
+  std::optional<StepGrowth> growth;  ///< what was measured of the profile's runs
+  std::optional<double> density;     ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
+                                     ///< schedule as given when absent
 
   // Budget kEnergy.
   Agreement agreement = Agreement::kMean;
@@ -46,8 +51,10 @@ struct CompileOptions {
 
   double attention_share = 0.6;  ///< of dense self-attention in the transformer's time; for predicted_speedup
 
+  bool may_reuse_steps() const { return speedup || psnr; }
   /// The density that the plan has to meet, if it has to meet one.
   std::optional<double> target_density() const {
+    if (may_reuse_steps()) return std::nullopt;  // it follows
     return budget == Budget::kError ? density.value_or(kDefaultErrorDensity) : density;
   }
 };

@@ -9,16 +9,28 @@ namespace {
 constexpr double kSkippingEfficiency = 0.93;  // dense time × density / sparse time of the kernels; only for predictions
 }
 
+double forward_cost(double density, double summary_pairs, double attention_share) {
+  const double attention = std::min(1.0, density / kSkippingEfficiency + summary_pairs);
+  return 1 - attention_share + attention_share * attention;
+}
+
+double density_of_cost(double cost, double summary_pairs, double attention_share) {
+  return ((cost - 1 + attention_share) / attention_share - summary_pairs) * kSkippingEfficiency;
+}
+
 CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<std::vector<LayerFacts>>& facts,
-                         int num_heads, double attention_share) {
+                         int num_heads, double attention_share, const std::vector<StepReuse>& reuse) {
   CompileSummary summary;
+  summary.step_reuse = reuse;
   const size_t steps = step_entry.size(), layers = facts.at(0).size();
   summary.density_map.assign(steps, std::vector<double>(layers));
-  summary.total_heads = static_cast<int>(steps * layers) * num_heads;
   summary.num_entries = static_cast<int>(facts.size());
   summary.density = 0;
   double summaries = 0;
+  size_t run = 0;
   for (size_t step = 0; step < steps; ++step) {
+    if (!reuse.empty() && reuse[step] != StepReuse::kNone) continue;
+    ++run;
     for (size_t layer = 0; layer < layers; ++layer) {
       const LayerFacts& one = facts[static_cast<size_t>(step_entry[step])][layer];
       summary.density_map[step][layer] = one.density;
@@ -27,10 +39,11 @@ CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<s
       summaries += one.summary_pairs;
     }
   }
-  summary.density /= static_cast<double>(steps * layers);
-  summaries /= static_cast<double>(steps * layers);
-  const double attention = std::min(1.0, summary.density / kSkippingEfficiency + summaries);
-  summary.predicted_speedup = 1 / (1 - attention_share + attention_share * attention);
+  summary.total_heads = static_cast<int>(run * layers) * num_heads;
+  summary.density /= static_cast<double>(run * layers);
+  summaries /= static_cast<double>(run * layers);
+  const double share = static_cast<double>(run) / static_cast<double>(steps);
+  summary.predicted_speedup = 1 / (share * forward_cost(summary.density, summaries, attention_share));
   summary.held_out_error = std::numeric_limits<double>::quiet_NaN();
   return summary;
 }
@@ -53,7 +66,7 @@ CompileSummary summarize(const Plan& plan, double attention_share) {
       }
     }
   }
-  CompileSummary summary = summarize(plan.info().step_entry, facts, g.heads, attention_share);
+  CompileSummary summary = summarize(plan.info().step_entry, facts, g.heads, attention_share, plan.info().step_reuse);
   summary.density = plan.density();
   return summary;
 }

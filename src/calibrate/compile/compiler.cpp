@@ -10,6 +10,13 @@
 #include "plan/sharing.h"
 
 namespace calibatt {
+namespace {
+
+bool runs(const StepUse& steps, int step) {
+  return steps.reuse.empty() || steps.reuse[static_cast<size_t>(step)] == StepReuse::kNone;
+}
+
+}  // namespace
 
 Compiler::Compiler(Measurements& measurements, const CompileOptions& options, size_t num_prompts,
                    CompileProgress& progress)
@@ -20,33 +27,46 @@ Compiler::Compiler(Measurements& measurements, const CompileOptions& options, si
       progress_(progress) {}
 
 bool Compiler::needs_densities(const CompileOptions& options) {
-  return options.target_density() || options.repetition == Repetition::kError;
+  return options.target_density() || options.may_reuse_steps() || options.repetition == Repetition::kError;
 }
 
 Choices Compiler::choose() {
-  if (needs_densities(options_)) measured_.tabulate(progress_);
+  if (needs_densities(options_)) tabulate();
   const std::optional<double> target = options_.target_density();
   if (!target) return choices_for({});
+  if (options_.budget == Budget::kError) return choose_nearest({}, *target);
+  return nearest(*target, [this](double aim) { return choices_for(aim); });
+}
+
+Choices Compiler::choose_nearest(const StepUse& steps, double density) const {
+  return nearest(density, [&](double aim) { return choose(steps, aim); });
+}
+
+Choices Compiler::nearest(double density, const std::function<Choices(double aim)>& choose) const {
   const bool plan_is_as_chosen = options_.merge_gap == 0 && options_.share_steps_iou == 0;
   const bool known = plan_is_as_chosen && measured_.densities_are_exact();
   if (known && !measured_.may_be_coarse()) {
-    Choices choices = choices_for(target);
-    require_density(measured_.density_of(choices.heads), *target);
+    Choices choices = choose(density);
+    require_density(density_of(choices), density);
     return choices;
   }
-  return choices_for(best_aim(*target, [this, known](double aim) {
-    const Choices choices = choices_for(aim);
-    return known ? measured_.density_of(choices.heads) : density_of_plan(choices);
+  return choose(best_aim(density, [&](double aim) {
+    const Choices choices = choose(aim);
+    return known ? density_of(choices) : density_of_plan(choices);
   }));
 }
 
-Choices Compiler::choices_for(std::optional<double> density) const {
+Choices Compiler::choose(const StepUse& steps, double density) const {
   Choices choices;
-  if (options_.budget == Budget::kError) {
-    choices.heads = choose_by_error(*density);
-    choices.energy_targets.assign(header_.sigmas.size(), std::numeric_limits<double>::quiet_NaN());
-    return choices;
-  }
+  choices.steps = steps;
+  choices.heads = choose_by_error(steps, density);
+  choices.energy_targets.assign(header_.sigmas.size(), std::numeric_limits<double>::quiet_NaN());
+  return choices;
+}
+
+Choices Compiler::choices_for(std::optional<double> density) const {
+  if (options_.budget == Budget::kError) return choose({}, *density);
+  Choices choices;
   const std::vector<double> levels =
       entry_levels(energy_targets(options_, header_.num_steps(), density, [this](const std::vector<double>& targets) {
         return measured_.density_of(choose_by_energy(entry_levels(targets)));
@@ -56,55 +76,93 @@ Choices Compiler::choices_for(std::optional<double> density) const {
   return choices;
 }
 
-// An entry counts as often as it has steps: so many times its cost, and the sum of their weights times its error.
-std::vector<HeadChoice> Compiler::choose_by_error(double density) const {
-  const std::vector<double> weights = weight_of_entries();
+double Compiler::step_weight(const StepUse& steps, int step) const {
+  const double usual =
+      scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, header_.num_steps());
+  return steps.weights.empty() ? usual : usual * steps.weights[static_cast<size_t>(step)];
+}
+
+// An entry counts as often as it has steps that run: so many times its cost, and the sum of their weights times its
+// error.
+std::vector<Compiler::EntryUse> Compiler::entry_use(const StepUse& steps) const {
+  std::vector<EntryUse> use(static_cast<size_t>(measured_.num_entries()));
+  for (int step = 0; step < header_.num_steps(); ++step) {
+    if (!runs(steps, step)) continue;
+    EntryUse& of_entry = use[static_cast<size_t>(measured_.step_entry()[static_cast<size_t>(step)])];
+    ++of_entry.steps;
+    of_entry.weight += step_weight(steps, step);
+  }
+  int number = 0;
+  for (EntryUse& each : use) {
+    if (each.steps > 0) each.in_plan = number++;
+  }
+  return use;
+}
+
+std::vector<int> Compiler::plan_entries(const StepUse& steps) const {
+  const std::vector<EntryUse> use = entry_use(steps);
+  std::vector<int> entries;
+  for (int step = 0; step < header_.num_steps(); ++step) {
+    const int entry = measured_.step_entry()[static_cast<size_t>(step)];
+    entries.push_back(runs(steps, step) ? use[static_cast<size_t>(entry)].in_plan : entries.back());
+  }
+  return entries;
+}
+
+std::vector<HeadChoice> Compiler::choose_by_error(const StepUse& steps, double density) const {
+  const std::vector<EntryUse> use = entry_use(steps);
   std::vector<std::vector<HeadOption>> hulls(measured_.num_heads());
   for (size_t head = 0; head < hulls.size(); ++head) {
     if (head % measured_.heads_per_entry() == 0) progress_.tell();
-    hulls[head] = hull_of(head, weights[static_cast<size_t>(measured_.entry_of(head))]);
+    hulls[head] = hull_of(head, use[static_cast<size_t>(measured_.entry_of(head))]);
   }
   std::vector<HeadChoice> choices;
   choices.reserve(hulls.size());
-  double left = density * (static_cast<double>(measured_.heads_per_entry()) * header_.num_steps());
+  int run = 0;
+  for (const EntryUse& each : use) run += each.steps;
+  double left = density * (static_cast<double>(measured_.heads_per_entry()) * run);
   for (const HeadOption& option : allocate(hulls, left)) {
     choices.push_back({option.level, option.anchored});
     left -= option.cost;
   }
-  if (measured_.may_be_coarse()) spend_rest(left, choices);
+  if (measured_.may_be_coarse()) spend_rest(left, use, choices);
   return choices;
 }
 
-std::vector<HeadOption> Compiler::hull_of(size_t head, double weight) const {
+std::vector<HeadOption> Compiler::hull_of(size_t head, const EntryUse& use) const {
+  if (use.steps == 0) return {HeadOption{0, 0, 1, false}};
   const bool similar = options_.repetition == Repetition::kSimilarity && is_similar(head);
   const bool may_anchor = options_.repetition == Repetition::kError || similar;
-  const int steps = measured_.num_steps_of(measured_.entry_of(head));
   std::vector<HeadOption> options;
   for (const bool anchored : {false, true}) {
     if (anchored ? !may_anchor : similar) continue;
     for (size_t i = 0; i < measured_.levels().size(); ++i) {
       const double error = measured_.error_at(head, i) + (anchored ? measured_.copy_error(head) : 0.0);
       options.push_back(
-          {measured_.density_at(head, i, anchored) * steps, weight * error, measured_.levels()[i], anchored});
+          {measured_.density_at(head, i, anchored) * use.steps, use.weight * error, measured_.levels()[i], anchored});
     }
   }
   return convex_hull(std::move(options));
 }
 
-std::vector<double> Compiler::weight_of_entries() const {
-  std::vector<double> weights(static_cast<size_t>(measured_.num_entries()), 0.0);
-  for (int step = 0; step < header_.num_steps(); ++step) {
-    weights[static_cast<size_t>(measured_.step_entry()[static_cast<size_t>(step)])] +=
-        scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, header_.num_steps());
+double Compiler::density_of(const Choices& choices) const {
+  if (choices.steps.reuse.empty()) return measured_.density_of(choices.heads);
+  const std::vector<EntryUse> use = entry_use(choices.steps);
+  double sum = 0, count = 0;
+  for (size_t head = 0; head < choices.heads.size(); ++head) {
+    const int steps = use[static_cast<size_t>(measured_.entry_of(head))].steps;
+    if (steps == 0) continue;
+    sum += measured_.density(head, choices.heads[head]) * steps;
+    count += steps;
   }
-  return weights;
+  return sum / count;
 }
 
 // What is left is too little for any head's next step on its hull: levels between the steps take it.
-void Compiler::spend_rest(double left, std::vector<HeadChoice>& choices) const {
+void Compiler::spend_rest(double left, const std::vector<EntryUse>& use, std::vector<HeadChoice>& choices) const {
   for (size_t head = 0; head < choices.size() && left > 0; ++head) {
     HeadChoice& choice = choices[head];
-    const int steps = measured_.num_steps_of(measured_.entry_of(head));
+    const int steps = use[static_cast<size_t>(measured_.entry_of(head))].steps;
     const double now = measured_.density(head, choice);
     for (size_t i = measured_.levels().size(); i-- > 0 && measured_.levels()[i] > choice.level;) {
       const double price = (measured_.density_at(head, i, choice.anchored) - now) * steps;
@@ -164,7 +222,8 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.num_layers = header_.num_layers;
   frame.sigmas = header_.sigmas;
   frame.step_transformer = header_.step_transformer;
-  frame.step_entry = measured_.step_entry();
+  frame.step_entry = plan_entries(choices.steps);
+  frame.step_reuse = choices.steps.reuse;
   frame.energy_targets = choices.energy_targets;
   frame.summarize_skipped = options_.skipped == Skipped::kSummary;
   const bool any_anchored =
@@ -175,15 +234,21 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   if (measured_.has_errors()) {
     CompileSummary errors;
     add_errors(choices, errors);
-    frame.accuracy = {.predicted = errors.held_out_error, .held_out = errors.error_is_held_out, .measured = {}};
+    frame.accuracy.predicted = errors.held_out_error;
+    frame.accuracy.held_out = errors.error_is_held_out;
   }
+  frame.accuracy.latents_predicted = choices.latents_error;
   return frame;
 }
 
 CompileSummary Compiler::emit(const Choices& choices, const std::function<void(std::vector<HeadPlan>&)>& sink) const {
   const auto heads = static_cast<size_t>(header_.geometry.heads);
-  std::vector<std::vector<LayerFacts>> facts(static_cast<size_t>(measured_.num_entries()));
+  std::vector<std::vector<LayerFacts>> facts;
+  const std::vector<EntryUse> use = entry_use(choices.steps);
   measured_.for_each_group([&](int entry, int first_layer, int num_layers) {
+    const int in_plan = use[static_cast<size_t>(entry)].in_plan;
+    if (in_plan < 0) return progress_.advance(num_layers);
+    facts.resize(static_cast<size_t>(in_plan) + 1);
     measured_.verify(entry, first_layer, num_layers);
     std::vector<std::vector<HeadPlan>> layers(static_cast<size_t>(num_layers), std::vector<HeadPlan>(heads));
     measured_.for_each_head(entry, first_layer, num_layers, [&](size_t head) {
@@ -191,12 +256,13 @@ CompileSummary Compiler::emit(const Choices& choices, const std::function<void(s
       layers[layer][head % heads] = measured_.head_plan(head, choices.heads[head]);
     });
     for (std::vector<HeadPlan>& layer : layers) {
-      facts[static_cast<size_t>(entry)].push_back(facts_of(layer));
+      facts.back().push_back(facts_of(layer));
       sink(layer);
     }
     progress_.advance(num_layers);
   });
-  CompileSummary summary = summarize(measured_.step_entry(), facts, header_.geometry.heads, options_.attention_share);
+  CompileSummary summary = summarize(plan_entries(choices.steps), facts, header_.geometry.heads,
+                                     options_.attention_share, choices.steps.reuse);
   add_errors(choices, summary);
   return summary;
 }
@@ -233,20 +299,39 @@ CompiledPlan Compiler::in_memory(const Choices& choices) const {
   return compiled;
 }
 
+/// Sum over all heads of a step, relative squared change of the residual stream.
+double Compiler::error_of_step(const Choices& choices, int step) const {
+  const auto entry = static_cast<size_t>(measured_.step_entry()[static_cast<size_t>(step)]);
+  double error = 0;
+  for (size_t i = 0; i < measured_.heads_per_entry(); ++i) {
+    const size_t head = entry * measured_.heads_per_entry() + i;
+    error += measured_.error(head, choices.heads[head]) / header_.num_layers;
+  }
+  return error;
+}
+
+double Compiler::weighted_error(const Choices& choices) const {
+  double sum = 0;
+  for (int step = 0; step < header_.num_steps(); ++step) {
+    if (runs(choices.steps, step)) sum += step_weight(choices.steps, step) * error_of_step(choices, step);
+  }
+  return sum;
+}
+
 void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const {
   if (!measured_.has_errors()) return;
   double sum = 0;
-  for (const int entry : measured_.step_entry()) {
-    double of_step = 0;
-    for (size_t i = 0; i < measured_.heads_per_entry(); ++i) {
-      const size_t head = static_cast<size_t>(entry) * measured_.heads_per_entry() + i;
-      of_step += measured_.error(head, choices.heads[head]) / header_.num_layers;
-    }
-    summary.step_error.push_back(std::sqrt(of_step));
+  int run = 0;
+  for (int step = 0; step < header_.num_steps(); ++step) {
+    summary.step_error.push_back(0);
+    if (!runs(choices.steps, step)) continue;
+    const double of_step = error_of_step(choices, step);
+    summary.step_error.back() = std::sqrt(of_step);
     sum += of_step;
+    ++run;
   }
   summary.error_is_held_out = measured_.errors_are_held_out();
-  summary.held_out_error = std::sqrt(sum / header_.num_steps());
+  summary.held_out_error = std::sqrt(sum / run);
 }
 
 }  // namespace calibatt

@@ -10,8 +10,16 @@
 
 namespace calibatt {
 
+/// What the steps of a plan do. Default: all run their transformer, and count as they always do.
+struct StepUse {
+  std::vector<StepReuse> reuse;  ///< [num_steps]; empty: all run
+  std::vector<double> weights;   ///< [num_steps] how much more the errors of a step's forward count; empty: 1
+};
+
 /// What is to become a plan.
 struct Choices {
+  StepUse steps;
+  std::optional<double> latents_error;  ///< PlanAccuracy::latents_predicted
   std::vector<HeadChoice> heads;
   std::vector<double> energy_targets;  ///< [num_steps]; NaN with the error budget
 };
@@ -27,6 +35,13 @@ class Compiler {
 
   /// To be called once. Throws Error(kUsage) when the density cannot be reached.
   Choices choose();
+  /// The same in parts, for budget error alone: counts the masks of all levels (once, before the others), then chooses
+  /// heads for steps of which some do not run, at a density of those that do: at once, or as near as a plan can be.
+  void tabulate() { measured_.tabulate(progress_); }
+  Choices choose(const StepUse& steps, double density) const;
+  Choices choose_nearest(const StepUse& steps, double density) const;
+  /// Sum over the steps that run of weighted errors: what the budget makes least.
+  double weighted_error(const Choices& choices) const;
 
   /// Everything of the plan but its heads.
   PlanInfo frame(const Choices& choices) const;
@@ -38,11 +53,24 @@ class Compiler {
  private:
   static bool needs_densities(const CompileOptions& options);
 
+  /// What an entry stands for in a plan, by its steps that run.
+  struct EntryUse {
+    int steps = 0;
+    double weight = 0;
+    int in_plan = -1;  ///< its number there; −1: none of its steps runs
+  };
+  std::vector<EntryUse> entry_use(const StepUse& steps) const;
+  /// [num_steps] as a plan has it: a step that does not run has the entry of the one before that does.
+  std::vector<int> plan_entries(const StepUse& steps) const;
+  double step_weight(const StepUse& steps, int step) const;
+
   Choices choices_for(std::optional<double> density) const;
-  std::vector<HeadChoice> choose_by_error(double density) const;
-  std::vector<HeadOption> hull_of(size_t head, double weight) const;
-  std::vector<double> weight_of_entries() const;
-  void spend_rest(double left, std::vector<HeadChoice>& choices) const;
+  Choices nearest(double density, const std::function<Choices(double aim)>& choose) const;
+  std::vector<HeadChoice> choose_by_error(const StepUse& steps, double density) const;
+  std::vector<HeadOption> hull_of(size_t head, const EntryUse& use) const;
+  void spend_rest(double left, const std::vector<EntryUse>& use, std::vector<HeadChoice>& choices) const;
+  double density_of(const Choices& choices) const;
+  double error_of_step(const Choices& choices, int step) const;
   std::vector<HeadChoice> choose_by_energy(const std::vector<double>& entry_levels) const;
   std::vector<double> entry_levels(const std::vector<double>& targets) const;
   bool is_similar(size_t head) const;

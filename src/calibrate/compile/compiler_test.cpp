@@ -142,7 +142,7 @@ TEST_P(BothSources, ThePlanCarriesItsPredictedError) {
     const CompileSummary summary = compile_to_file(profile, options, folder / "plan");
     const PlanAccuracy accuracy = load_plan(folder / "plan")->info().accuracy;
     EXPECT_GT(summary.held_out_error, 0);
-    EXPECT_EQ(accuracy, (PlanAccuracy{summary.held_out_error, true, {}}));
+    EXPECT_EQ(accuracy, (PlanAccuracy{summary.held_out_error, true, {}, {}, {}}));
   }
   Profile one = profile;
   one.prompts.resize(1);  // its errors are its own

@@ -60,6 +60,21 @@ std::vector<Part> parts_of(const ProfileHeader& header) {
   return parts;
 }
 
+// What of a run's steps was seen, beside the parts: profiles of front ends that do not see them, and those from before,
+// lack it. With a checksum of its own, so that programs that do not know it read the rest.
+constexpr std::pair<const char*, Tensor PromptProfile::*> kStepTables[] = {
+    {"step_products", &PromptProfile::step_products}, {"solver_weights", &PromptProfile::solver_weights}};
+constexpr const char* kStepChecksum = "step_checksum";
+
+std::string step_checksum(const PromptProfile& prompt) {
+  Hasher hasher;
+  for (const auto& [name, field] : kStepTables) {
+    hasher.update(name);
+    hasher.update((prompt.*field).raw(), (prompt.*field).size_bytes());
+  }
+  return hasher.hex();
+}
+
 std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
   Hasher hasher;
   for (const auto& [name, tensor] : tensors) {
@@ -95,6 +110,24 @@ auto read_or_remeasure(const Read& read) {
   }
 }
 
+void read_step_tables(const Safetensors& file, const ProfileFields& fields, const ProfileHeader& header,
+                      PromptProfile& prompt) {
+  if (!file.metadata().contains(kStepChecksum)) return;
+  const int64_t size = int64_t{header.num_steps()} + 1;
+  for (const auto& [name, field] : kStepTables) {
+    const Tensor table = read_or_remeasure([&, name = name] { return file.get(name, {size, size}); });
+    if (table.dtype() != DType::kF64) throw fields.wrong(name, "has the wrong type");
+    const auto* values = table.data<double>();
+    if (!std::all_of(values, values + table.size(), [](double value) { return std::isfinite(value); })) {
+      throw fields.wrong(name, "holds a value that cannot be");
+    }
+    prompt.*field = table;
+  }
+  if (step_checksum(prompt) != fields.text(kStepChecksum)) {
+    throw fields.wrong(kStepChecksum, "does not fit the content: the file was altered");
+  }
+}
+
 PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index) {
   const ProfileFields fields(file.metadata(), file.path());
   PromptProfile prompt;
@@ -118,6 +151,7 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
   for (const auto& [name, tensor] : tensors) {
     if (!all_valid(name, tensor)) throw fields.wrong(name, "holds a value that cannot be");
   }
+  read_step_tables(file, fields, header, prompt);
   return prompt;
 }
 
@@ -229,6 +263,10 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   metadata["attention_seconds"] = number_text(prompt.attention_seconds);
   metadata["run_seconds"] = number_text(prompt.run_seconds);
   metadata["checksum"] = checksum_of(tensors);
+  if (!prompt.step_products.empty()) {
+    for (const auto& [table, field] : kStepTables) tensors[table] = prompt.*field;
+    metadata[kStepChecksum] = step_checksum(prompt);
+  }
   write_safetensors(path, tensors, metadata, poll);
 }
 

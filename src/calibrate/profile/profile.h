@@ -64,6 +64,10 @@ struct PromptProfile {
   double run_seconds = 0;        ///< the transformer's run, attention included, recording left out; 0: not known
   std::string path;              ///< of the file it was read from, for messages
 
+  /// What reuse of steps needs of the run (empty where nobody saw its steps): mean products of the first latents and
+  /// the predictions of all steps, and the latents of every step as their weighted sums. F64 [S + 1, S + 1] both.
+  Tensor step_products, solver_weights;
+
   // Measured::kMaps.
   Tensor energy;  ///< F16 [S, L, H, R, C]: block energy (Eq. 5)
   Tensor harm;  ///< F16 [2, S, L, H, R, C] per Skipped: √ of the error per query from skipping this block alone, over

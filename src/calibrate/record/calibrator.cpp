@@ -24,7 +24,8 @@ PromptRange checked(const PromptRange& range, int num_prompts) {
 }  // namespace
 
 RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHeader& header, const std::string& folder,
-                               const RunPrompt& run, const std::function<void()>& poll, const PromptRange& asked) {
+                               const RunPrompt& run, const std::function<void()>& poll, const PromptRange& asked,
+                               const std::function<void(PromptProfile& profile)>& complete) {
   validate(header);
   const PromptRange range = checked(asked, header.provenance.num_prompts);
   const bool needs_reference = header.measured == Measured::kMaps;
@@ -66,6 +67,7 @@ RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHea
       recorded.recording_seconds += recorder->recording_seconds();
       recorded.transformer_seconds += seconds;
       recorder.reset();
+      if (complete) complete(fresh);
       save_prompt(folder, header, fresh, poll);
       recorded.prompt_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       // Gigabytes of levels are used from the file, where the system may drop them from memory.

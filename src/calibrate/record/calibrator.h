@@ -34,9 +34,11 @@ struct RecordedProfile {
 /// the range's earlier prompts, so that processes with ranges of their own do not depend on each other; the first
 /// prompt of each range ranks by itself, and its errors do not count. Throws Error(kMismatch) when the folder holds a
 /// profile of something else, Error(kUsage) for an impossible range, and what `run` throws. `poll` is called between
-/// the parts of what happens beside `run` and within its attention; what it throws ends the calibration.
+/// the parts of what happens beside `run` and within its attention; what it throws ends the calibration. `complete`
+/// adds what `run` saw beside attention, before the prompt is saved.
 RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHeader& header, const std::string& folder,
                                const RunPrompt& run, const std::function<void()>& poll = {},
-                               const PromptRange& range = {});
+                               const PromptRange& range = {},
+                               const std::function<void(PromptProfile& profile)>& complete = {});
 
 }  // namespace calibatt

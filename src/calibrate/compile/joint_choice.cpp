@@ -1,0 +1,153 @@
+#include "calibrate/compile/joint_choice.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <utility>
+
+#include "calibrate/compile/energy_schedule.h"
+#include "calibrate/compile/least_density.h"
+#include "calibrate/compile/step_errors.h"
+
+namespace calibatt {
+namespace {
+
+/// One number of reused steps, and what follows from it under a target.
+struct Candidate {
+  StepUse steps;
+  double reuse_error = 0;  // relative mean square of the final latents' change
+  double density = 1, mask_error = 0;
+  double error() const { return reuse_error + mask_error; }
+};
+
+class JointChoice {
+ public:
+  JointChoice(const Compiler& compiler, const Profile& profile, const CompileOptions& options)
+      : compiler_(compiler),
+        profile_(profile),
+        options_(options),
+        errors_(profile, *options.growth),
+        least_density_(least_density(options, profile.header)),
+        summary_pairs_(options.skipped == Skipped::kSummary ? 1.0 / profile.header.geometry.block_k : 0.0),
+        latents_per_error_(latents_per_error()) {
+    for (const std::vector<StepReuse>& reuse : best_reuse(errors_, errors_.num_steps() - 2)) {
+      Candidate candidate;
+      candidate.steps = {reuse, errors_.forward_weights(reuse)};
+      candidate.reuse_error = errors_.of(reuse);
+      candidates_.push_back(std::move(candidate));
+    }
+  }
+
+  /// The best for this speedup.
+  Candidate at_speedup(double speedup) const {
+    Candidate best;
+    best.reuse_error = std::numeric_limits<double>::infinity();
+    for (const Candidate& each : candidates_) {
+      if (each.reuse_error >= best.error()) continue;
+      Candidate candidate = each;
+      const int run = errors_.num_steps() - reused(each);
+      const double cost = errors_.num_steps() / (speedup * run);  // of a forward that runs
+      candidate.density = std::min(1.0, density_of_cost(cost, summary_pairs_, options_.attention_share));
+      if (candidate.density < least_density_) continue;
+      if (candidate.density < 1) {
+        const Choices choices = compiler_.choose(candidate.steps, candidate.density);
+        candidate.mask_error = latents_per_error_ * compiler_.weighted_error(choices);
+      }
+      if (candidate.error() < best.error()) best = std::move(candidate);
+    }
+    return best;
+  }
+
+  /// The largest speedup at which the error is at most this.
+  double speedup_of(double error) const {
+    double low = 1, high = 1.1;
+    while (high < kMostSpeedup && at_speedup(high).error() <= error) low = std::exchange(high, high * 1.3);
+    for (int i = 0; i < 7; ++i) {
+      const double middle = std::sqrt(low * high);
+      (at_speedup(middle).error() <= error ? low : high) = middle;
+    }
+    return low;
+  }
+
+  double most_speedup() const {
+    const double run = errors_.num_steps() - reused(candidates_.back());
+    return errors_.num_steps() / (run * forward_cost(least_density_, summary_pairs_, options_.attention_share));
+  }
+
+  /// The error of the reuse, each prompt's with the steps that the others choose.
+  double held_out_reuse_error(const Candidate& candidate) const {
+    const size_t prompts = profile_.prompts.size();
+    const int count = reused(candidate);
+    if (prompts == 1 || count == 0) return candidate.reuse_error;
+    double sum = 0;
+    for (size_t prompt = 0; prompt < prompts; ++prompt) {
+      const StepErrors others(profile_, *options_.growth, prompt);
+      sum += errors_.of_prompt(prompt, best_reuse(others, count).back());
+    }
+    return sum / static_cast<double>(prompts);
+  }
+
+ private:
+  static constexpr double kMostSpeedup = 100;
+
+  static int reused(const Candidate& candidate) {
+    const auto& reuse = candidate.steps.reuse;
+    return static_cast<int>(reuse.size()) - static_cast<int>(std::ranges::count(reuse, StepReuse::kNone));
+  }
+
+  // The run with masks says what the sum that the budget makes least comes to at the end.
+  double latents_per_error() const {
+    const StepGrowth& growth = *options_.growth;
+    double predicted = 0;
+    const int steps = profile_.header.num_steps();
+    for (int step = 0; step < steps; ++step) {
+      const double error = growth.mask_step_error[static_cast<size_t>(step)];
+      predicted +=
+          scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, steps) * error * error;
+    }
+    return predicted > 0 ? growth.mask_latents_error * growth.mask_latents_error / predicted : 0;
+  }
+
+  const Compiler& compiler_;
+  const Profile& profile_;
+  const CompileOptions& options_;
+  StepErrors errors_;
+  double least_density_, summary_pairs_, latents_per_error_;
+  std::vector<Candidate> candidates_;  // of 0, 1, 2, … reused steps
+};
+
+}  // namespace
+
+double expected_psnr(const StepGrowth& growth, double latents_error) {
+  return growth.mask_psnr_db - 20 * std::log10(std::max(latents_error, 1e-9) / growth.mask_latents_error);
+}
+
+Choices choose_jointly(Compiler& compiler, const Profile& profile, const CompileOptions& options) {
+  CALIBATT_ASSERT(options.growth && options.may_reuse_steps());
+  compiler.tabulate();
+  const JointChoice joint(compiler, profile, options);
+  double speedup = 0;
+  if (options.speedup) {
+    speedup = *options.speedup;
+  } else {
+    const double latents_error =
+        options.growth->mask_latents_error * std::pow(10, (options.growth->mask_psnr_db - *options.psnr) / 20);
+    speedup = joint.speedup_of(latents_error * latents_error);
+  }
+  const Candidate best = joint.at_speedup(speedup);
+  if (!std::isfinite(best.error())) {
+    char text[200];
+    std::snprintf(text, sizeof text,
+                  "--speedup %.4g: cannot be reached: with this model's share of attention (%.2f) and these blocks the "
+                  "most is about %.2f; ask for less",
+                  speedup, options.attention_share, joint.most_speedup());
+    throw Error(ErrorKind::kUsage, text);
+  }
+  Choices choices =
+      best.density < 1 ? compiler.choose_nearest(best.steps, best.density) : compiler.choose(best.steps, 1);
+  choices.latents_error = std::sqrt(joint.held_out_reuse_error(best) + best.mask_error);
+  return choices;
+}
+
+}  // namespace calibatt

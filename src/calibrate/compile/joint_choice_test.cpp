@@ -1,0 +1,183 @@
+#include "calibrate/compile/joint_choice.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "backend/cpu/make_backend.h"
+#include "base/error.h"
+#include "calibrate/compile/compile.h"
+#include "calibrate/compile/step_errors.h"
+#include "calibrate/compile/synthetic_steps.h"
+#include "calibrate/record/calibrator.h"
+#include "calibrate/record/synthetic_attention.h"
+#include "io/test_folder.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr int kSteps = 8, kLayers = 2, kHeads = 2;
+
+ProfileHeader header_of(Measured measured) {
+  ProfileHeader header;
+  header.geometry.frames = 6, header.geometry.height = 8, header.geometry.width = 8;
+  header.geometry.heads = kHeads, header.geometry.head_dim = 16;
+  header.geometry.block_q = header.geometry.block_k = 16;
+  header.num_layers = kLayers;
+  for (int step = 0; step < kSteps; ++step) header.sigmas.push_back(1 - 0.9 * step / kSteps);
+  header.anchor_rows = {2};
+  header.provenance.num_prompts = 3;
+  if (measured == Measured::kLevels) {
+    header.measured = measured;
+    header.recorded_steps = {0, 2, 4, 5, 6, 7};
+    header.anchor_rows.clear();
+  }
+  return header;
+}
+
+/// Of a synthetic model, whose steps were seen.
+const Profile& profile_of(Measured measured) {
+  const auto record = [](Measured kind, const TestFolder& folder) {
+    const ProfileHeader header = header_of(kind);
+    const auto run = [&](int prompt, SelfAttention& attention) {
+      run_synthetic(header.geometry, kSteps, kLayers, prompt, attention);
+      return 0.0;
+    };
+    return record_profile(*make_backend("cpu"), header, folder.path(), run, {}, {},
+                          [&](PromptProfile& profile) { test::add_synthetic_steps(header, profile); })
+        .profile;
+  };
+  static const TestFolder maps_folder, levels_folder;
+  static const Profile maps = record(Measured::kMaps, maps_folder), levels = record(Measured::kLevels, levels_folder);
+  return measured == Measured::kMaps ? maps : levels;
+}
+
+class JointChoices : public ::testing::TestWithParam<Measured> {
+ protected:
+  JointChoices() {
+    options.anchor_rows_per_frame = 2;
+    options.attention_share = 0.7;
+    if (GetParam() == Measured::kLevels) {
+      options.repetition = Repetition::kOff;
+      options.ranking = Ranking::kEnergy;
+    }
+    CompileOptions usual = options;
+    usual.density = 0.5;
+    StepGrowth growth;
+    growth.factors = {{2, 80}, {4, 40}};
+    growth.mask_step_error = compile_plan(profile(), usual).summary.step_error;
+    growth.mask_latents_error = 0.05;
+    growth.mask_psnr_db = 30;
+    options.growth = growth;
+  }
+  const Profile& profile() const { return profile_of(GetParam()); }
+  CompiledPlan at_speedup(double speedup) {
+    options.speedup = speedup;
+    return compile_plan(profile(), options);
+  }
+  std::string refusal() const {
+    try {
+      compile_plan(profile(), options);
+      return "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      return error.what();
+    }
+  }
+  CompileOptions options;
+};
+
+TEST_P(JointChoices, MeetTheSpeedupWithTheErrorThatTheySay) {
+  double last = 0;
+  for (const double speedup : {1.3, 1.8, 2.5}) {
+    const CompiledPlan compiled = at_speedup(speedup);
+    const Plan plan(compiled.parts);
+    EXPECT_GT(compiled.summary.predicted_speedup, 0.97 * speedup);
+    EXPECT_GT(plan.info().num_reused_steps(), 0) << speedup;
+    EXPECT_EQ(plan.info().reuse_of(0), StepReuse::kNone);
+    EXPECT_NEAR(compiled.summary.density, plan.density(), 1e-9);
+    for (int step = 0; step < kSteps; ++step) {
+      EXPECT_EQ(compiled.summary.density_map[static_cast<size_t>(step)][0] == 0,
+                plan.info().reuse_of(step) != StepReuse::kNone);
+    }
+    ASSERT_TRUE(compiled.summary.latents_error.has_value());
+    EXPECT_EQ(plan.info().accuracy.latents_predicted, compiled.summary.latents_error);
+    EXPECT_GE(*compiled.summary.latents_error, last) << "more speed costs";
+    last = *compiled.summary.latents_error;
+    EXPECT_NEAR(*compiled.summary.psnr_db, 30 - 20 * std::log10(last / 0.05), 1e-9);
+  }
+}
+
+TEST_P(JointChoices, AreBetterThanMasksAlone) {
+  const CompiledPlan both = at_speedup(1.8);
+  CompileOptions alone = options;
+  alone.speedup.reset();
+  alone.density = density_of_cost(1 / 1.8, 1.0 / 16, 0.7);
+  const CompiledPlan masks = compile_plan(profile(), alone);
+  EXPECT_NEAR(masks.summary.predicted_speedup, 1.8, 0.1);
+  // In the unit of the run with masks that says what these errors come to.
+  const auto latents = [&](const std::vector<double>& step_error) {
+    double sum = 0, of_run = 0;
+    for (int step = 0; step < kSteps; ++step) {
+      const double weight = 0.1 + 0.9 * std::exp(-8.0 * step / kSteps);
+      sum += weight * std::pow(step_error[static_cast<size_t>(step)], 2);
+      of_run += weight * std::pow(options.growth->mask_step_error[static_cast<size_t>(step)], 2);
+    }
+    return 0.05 * std::sqrt(sum / of_run);
+  };
+  EXPECT_LT(*both.summary.latents_error, latents(masks.summary.step_error));
+}
+
+TEST_P(JointChoices, GoAsFastAsThePsnrAllows) {
+  options.psnr = 34;
+  const CompiledPlan compiled = compile_plan(profile(), options);
+  // Its reuse is said with other prompts' steps, its densities are met to some percent.
+  EXPECT_NEAR(*compiled.summary.psnr_db, 34, 3);
+  EXPECT_GT(compiled.summary.predicted_speedup, 1.1);
+  options.psnr = 44;
+  EXPECT_LT(compile_plan(profile(), options).summary.predicted_speedup, compiled.summary.predicted_speedup);
+}
+
+TEST_P(JointChoices, DensityAloneReusesNothing) {
+  CompileOptions with = options, without = options;
+  without.growth.reset();
+  with.density = without.density = 0.4;
+  const CompiledPlan a = compile_plan(profile(), with), b = compile_plan(profile(), without);
+  EXPECT_TRUE(a.parts.step_reuse.empty());
+  EXPECT_EQ(a.parts.heads, b.parts.heads);
+  EXPECT_EQ(a.parts.accuracy, b.parts.accuracy);
+  EXPECT_FALSE(a.parts.accuracy.latents_predicted.has_value());
+}
+
+TEST_P(JointChoices, AFileHasWhatMemoryHas) {
+  const CompiledPlan compiled = at_speedup(2);
+  const TestFolder folder;
+  compile_to_file(profile(), options, folder / "plan");
+  const auto plan = load_plan(folder / "plan");
+  EXPECT_EQ(plan->to_parts().heads, compiled.parts.heads);
+  EXPECT_EQ(plan->info().step_entry, compiled.parts.step_entry);
+  EXPECT_EQ(plan->info().step_reuse, compiled.parts.step_reuse);
+  EXPECT_EQ(plan->info().accuracy, compiled.parts.accuracy);
+}
+
+TEST_P(JointChoices, WhatCannotBeIsRefused) {
+  options.speedup = 60;
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("--speedup 60"), HasSubstr("the most is about")));
+  options.speedup = 0.5;
+  EXPECT_THAT(refusal(), HasSubstr("--speedup 0.5"));
+  options.speedup = 2;
+  options.density = 0.3;
+  EXPECT_THAT(refusal(), HasSubstr("one target"));
+  options.density.reset();
+  options.budget = Budget::kEnergy;
+  EXPECT_THAT(refusal(), HasSubstr("--budget energy"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sources, JointChoices, ::testing::Values(Measured::kMaps, Measured::kLevels));
+
+}  // namespace
+}  // namespace calibatt

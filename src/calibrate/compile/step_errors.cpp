@@ -1,0 +1,221 @@
+#include "calibrate/compile/step_errors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+
+namespace calibatt {
+namespace {
+
+std::vector<double> of_sources(const ProfileHeader& header, const std::vector<int>& sources) {
+  std::vector<double> sigmas;
+  for (const int source : sources) sigmas.push_back(header.sigmas[static_cast<size_t>(source)]);
+  return sigmas;
+}
+
+}  // namespace
+
+StepErrors::StepErrors(const Profile& profile, const StepGrowth& growth, std::optional<size_t> left_out)
+    : profile_(profile),
+      header_(profile.header),
+      num_steps_(profile.header.num_steps()),
+      size_(static_cast<size_t>(num_steps_) + 1),
+      solver_(nullptr),
+      mean_(size_ * size_, 0.0) {
+  for (const PromptProfile& prompt : profile.prompts) {
+    if (!prompt.step_products.empty()) continue;
+    throw Error(ErrorKind::kUsage,
+                prompt.path +
+                    " does not say what its steps predicted (an earlier version measured it, or another program): a "
+                    "plan that reuses steps needs a new profile; give another --profile folder, or ask for --density");
+  }
+  const size_t count = profile.prompts.size() - (left_out ? 1 : 0);
+  CALIBATT_ASSERT(count > 0);
+  solver_ = profile.prompts[0].solver_weights.data<double>();
+  for (size_t p = 0; p < profile.prompts.size(); ++p) {
+    if (p == left_out) continue;
+    const auto* products = profile.prompts[p].step_products.data<double>();
+    const double share = 1 / (latents_of(profile.prompts[p]) * static_cast<double>(count));
+    for (size_t i = 0; i < mean_.size(); ++i) mean_[i] += share * products[i];
+  }
+  at_end_ = growth_of_steps(growth, num_steps_);
+  for (size_t step = 0; step < at_end_.size(); ++step) {
+    at_end_[step] *= solver_[static_cast<size_t>(num_steps_) * size_ + step + 1];
+  }
+}
+
+double StepErrors::latents_of(const PromptProfile& prompt) const {
+  const double* const last = solver_ + static_cast<size_t>(num_steps_) * size_;
+  return mean_square(prompt.step_products.data<double>(), {last, last + size_});
+}
+
+template <class Visit>
+void StepErrors::for_each_reused(const std::vector<StepReuse>& reuse, const Visit& visit) const {
+  std::vector<int> ran;  // of the present transformer, the latest first
+  for (int step = 0; step < num_steps_; ++step) {
+    const auto at = static_cast<size_t>(step);
+    const std::vector<int>& transformer = header_.step_transformer;
+    if (step > 0 && !transformer.empty() && transformer[at] != transformer[at - 1]) ran.clear();
+    if (reuse[at] == StepReuse::kNone) {
+      ran.insert(ran.begin(), step);
+      if (ran.size() > 2) ran.pop_back();
+    } else {
+      visit(step, ran);
+    }
+  }
+}
+
+bool StepErrors::is_possible(const std::vector<StepReuse>& reuse) const {
+  bool possible = true;
+  for_each_reused(reuse, [&](int step, const std::vector<int>& ran) {
+    if (static_cast<size_t>(num_reuse_sources(reuse[static_cast<size_t>(step)])) > ran.size()) possible = false;
+  });
+  return possible;
+}
+
+std::vector<double> StepErrors::change(const std::vector<StepReuse>& reuse) const {
+  std::vector<double> change(size_, 0.0);
+  for_each_reused(reuse, [&](int step, const std::vector<int>& ran) {
+    const auto at = static_cast<size_t>(step);
+    const ReuseWeights weights = reuse_weights(reuse[at], header_.sigmas[at], of_sources(header_, ran));
+    const double share = at_end_[at];
+    for (size_t s = 0; s < ran.size(); ++s) {
+      change[static_cast<size_t>(ran[s]) + 1] += share * weights.predictions[s];
+    }
+    change[at + 1] -= share;
+    if (weights.latents == 0) return;
+    const double *const now = solver_ + at * size_, *const then = solver_ + static_cast<size_t>(ran[0]) * size_;
+    for (size_t i = 0; i < size_; ++i) change[i] += share * weights.latents * (now[i] - then[i]);
+  });
+  return change;
+}
+
+double StepErrors::mean_square(const double* products, const std::vector<double>& vector) const {
+  double sum = 0;
+  for (size_t a = 0; a < size_; ++a) {
+    if (vector[a] == 0) continue;
+    double row = 0;
+    for (size_t b = 0; b < size_; ++b) row += products[a * size_ + b] * vector[b];
+    sum += vector[a] * row;
+  }
+  return std::max(sum, 0.0);
+}
+
+double StepErrors::of(const std::vector<StepReuse>& reuse) const {
+  return mean_square(mean_.data(), change(reuse));
+}
+
+double StepErrors::of_prompt(size_t prompt, const std::vector<StepReuse>& reuse) const {
+  const PromptProfile& one = profile_.prompts[prompt];
+  return mean_square(one.step_products.data<double>(), change(reuse)) / latents_of(one);
+}
+
+std::vector<double> StepErrors::forward_weights(const std::vector<StepReuse>& reuse) const {
+  std::vector<double> sums = at_end_;
+  for_each_reused(reuse, [&](int step, const std::vector<int>& ran) {
+    const auto at = static_cast<size_t>(step);
+    const ReuseWeights weights = reuse_weights(reuse[at], header_.sigmas[at], of_sources(header_, ran));
+    for (size_t s = 0; s < ran.size(); ++s) {
+      sums[static_cast<size_t>(ran[s])] += at_end_[at] * weights.predictions[s];
+    }
+  });
+  for (size_t step = 0; step < sums.size(); ++step) {
+    const double more = at_end_[step] == 0 ? 1 : sums[step] / at_end_[step];
+    sums[step] = reuse[step] == StepReuse::kNone ? more * more : 0;
+  }
+  return sums;
+}
+
+std::vector<double> growth_of_steps(const StepGrowth& growth, int num_steps) {
+  std::vector<StepGrowth::Factor> known = growth.factors;
+  if (known.empty() || known.back().step < num_steps - 1) known.push_back({num_steps - 1, 1});
+  std::vector<double> factors;
+  for (int step = 0; step < num_steps; ++step) {
+    size_t after = 1;
+    while (after + 1 < known.size() && known[after].step < step) ++after;
+    if (known.size() == 1) {
+      factors.push_back(known[0].factor);
+      continue;
+    }
+    const StepGrowth::Factor &a = known[after - 1], &b = known[after];
+    const double t = static_cast<double>(step - a.step) / (b.step - a.step);
+    factors.push_back(std::exp(std::log(a.factor) * (1 - t) + std::log(b.factor) * t));
+  }
+  return factors;
+}
+
+namespace {
+
+using Reuse = std::vector<StepReuse>;
+constexpr StepReuse kWays[] = {StepReuse::kHold, StepReuse::kResidual, StepReuse::kLinear};
+
+struct Found {
+  Reuse reuse;
+  double error = std::numeric_limits<double>::infinity();
+};
+
+/// `from` with one more step reused, whichever is best. Infinite where none can be.
+Found one_more(const StepErrors& errors, const Reuse& from) {
+  Found best;
+  for (size_t step = 1; step < from.size(); ++step) {
+    if (from[step] != StepReuse::kNone) continue;
+    for (const StepReuse way : kWays) {
+      Reuse reuse = from;
+      reuse[step] = way;
+      if (!errors.is_possible(reuse)) continue;
+      if (const double error = errors.of(reuse); error < best.error) best = {std::move(reuse), error};
+    }
+  }
+  return best;
+}
+
+/// Exchanges single steps, and ways, while that helps.
+Found exchanged(const StepErrors& errors, Found found) {
+  constexpr int kMostRounds = 20;
+  for (int round = 0; round < kMostRounds; ++round) {
+    Found best = found;
+    for (size_t step = 1; step < found.reuse.size(); ++step) {
+      if (found.reuse[step] == StepReuse::kNone) continue;
+      Reuse without = found.reuse;
+      without[step] = StepReuse::kNone;
+      if (Found other = one_more(errors, without); other.error < best.error) best = std::move(other);
+    }
+    if (!(best.error < found.error)) break;
+    found = std::move(best);
+  }
+  return found;
+}
+
+/// The best of the sets with one reused step fewer.
+Found one_fewer(const StepErrors& errors, const Reuse& from) {
+  Found best;
+  for (size_t step = 1; step < from.size(); ++step) {
+    if (from[step] == StepReuse::kNone) continue;
+    Reuse reuse = from;
+    reuse[step] = StepReuse::kNone;  // a forward more is always possible
+    if (const double error = errors.of(reuse); error < best.error) best = {std::move(reuse), error};
+  }
+  return best;
+}
+
+}  // namespace
+
+std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int most) {
+  std::vector<Found> best{{Reuse(static_cast<size_t>(errors.num_steps()), StepReuse::kNone), 0}};
+  while (static_cast<int>(best.size()) <= most) {
+    Found next = one_more(errors, best.back().reuse);
+    if (!std::isfinite(next.error)) break;
+    best.push_back(exchanged(errors, std::move(next)));
+  }
+  for (size_t count = best.size() - 1; count-- > 1;) {
+    Found fewer = exchanged(errors, one_fewer(errors, best[count + 1].reuse));
+    if (fewer.error < best[count].error) best[count] = std::move(fewer);
+  }
+  std::vector<Reuse> sets;
+  for (Found& each : best) sets.push_back(std::move(each.reuse));
+  return sets;
+}
+
+}  // namespace calibatt

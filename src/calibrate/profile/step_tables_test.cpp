@@ -1,0 +1,144 @@
+// What a profile says of its runs' steps, beside attention: tables of each prompt, and how errors grow.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "backend/cpu/make_backend.h"
+#include "base/error.h"
+#include "calibrate/compile/synthetic_steps.h"
+#include "calibrate/profile/profile.h"
+#include "calibrate/profile/step_growth.h"
+#include "calibrate/record/calibrator.h"
+#include "calibrate/record/synthetic_attention.h"
+#include "io/atomic_file.h"
+#include "io/safetensors.h"
+#include "io/test_folder.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class StepTables : public ::testing::Test {
+ protected:
+  StepTables() {
+    header.geometry.frames = 2, header.geometry.height = 6, header.geometry.width = 6;
+    header.geometry.heads = 2, header.geometry.head_dim = 16;
+    header.geometry.block_q = header.geometry.block_k = 16;
+    header.num_layers = 1;
+    header.sigmas = {1.0, 0.6, 0.3};
+    header.anchor_rows = {2};
+    header.provenance.num_prompts = 1;
+    growth.factors = {{1, 3.25}, {2, 1.5}};
+    growth.mask_step_error = {0.5, 0.25, 0.125};
+    growth.mask_latents_error = 0.0625;
+    growth.mask_psnr_db = 31.5;
+  }
+  Profile record(bool with_steps) {
+    const auto run = [this](int prompt, SelfAttention& attention) {
+      run_synthetic(header.geometry, header.num_steps(), header.num_layers, prompt, attention);
+      return 0.0;
+    };
+    const auto complete = [&](PromptProfile& profile) {
+      if (with_steps) test::add_synthetic_steps(header, profile);
+    };
+    return record_profile(*make_backend("cpu"), header, folder.path(), run, {}, {}, complete).profile;
+  }
+  template <class Act>
+  static std::string message(ErrorKind kind, const Act& act) {
+    try {
+      act();
+      return "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), kind);
+      return error.what();
+    }
+  }
+  ProfileHeader header;
+  StepGrowth growth;
+  TestFolder folder;
+};
+
+TEST_F(StepTables, ComeBackFromTheFile) {
+  const Profile made = record(true);
+  const Profile read = load_profile(folder.path());
+  for (const auto field : {&PromptProfile::step_products, &PromptProfile::solver_weights}) {
+    const Tensor &a = made.prompts[0].*field, &b = read.prompts[0].*field;
+    ASSERT_EQ(a.shape(), b.shape());
+    EXPECT_TRUE(std::equal(a.data<double>(), a.data<double>() + a.size(), b.data<double>()));
+  }
+}
+
+TEST_F(StepTables, MayBeAbsent) {
+  record(false);
+  EXPECT_TRUE(load_profile(folder.path()).prompts[0].step_products.empty());
+}
+
+TEST_F(StepTables, ThatAreAlteredAreRefusedAndTheRestIsAsBefore) {
+  record(true);
+  const std::string path = prompt_file(folder.path(), 0);
+  std::map<std::string, Tensor> tensors;
+  std::map<std::string, std::string> metadata;
+  {
+    const Safetensors file = Safetensors::open(path);
+    metadata = file.metadata();
+    for (const auto& [name, entry] : file.entries()) tensors[name] = file.get(name).clone();
+  }
+  const auto refusal = [&](auto&& change) {
+    auto changed = tensors;
+    for (auto& [name, tensor] : changed) tensor = tensor.clone();
+    auto texts = metadata;
+    change(changed, texts);
+    write_safetensors(path, changed, texts);
+    return message(ErrorKind::kFormat, [&] { load_profile(folder.path()); });
+  };
+  EXPECT_EQ(refusal([](auto&, auto&) {}), "accepted");
+  EXPECT_THAT(refusal([](auto& t, auto&) { t["step_products"].template data<double>()[3] += 1; }),
+              AllOf(HasSubstr("step_checksum"), HasSubstr("altered")));
+  EXPECT_THAT(refusal([](auto& t, auto&) { t["solver_weights"].template data<double>()[3] = NAN; }),
+              HasSubstr("cannot be"));
+  EXPECT_THAT(refusal([](auto& t, auto&) { t.erase("step_products"); }), HasSubstr("step_products"));
+  // A program from before reads the parts that it knows: their checksum does not know the tables.
+  EXPECT_EQ(refusal([](auto& t, auto& m) {
+              t.erase("step_products");
+              t.erase("solver_weights");
+              m.erase("step_checksum");
+            }),
+            "accepted");
+}
+
+TEST_F(StepTables, GrowthComesBackForTheSameRunAlone) {
+  EXPECT_FALSE(load_growth(folder.path(), header).has_value());
+  save_growth(folder.path(), header, growth);
+  EXPECT_EQ(load_growth(folder.path(), header), growth);
+  header.provenance.num_prompts = 7;
+  EXPECT_EQ(load_growth(folder.path(), header), growth) << "other prompts are the same run";
+  header.sigmas[1] = 0.5;
+  EXPECT_THAT(message(ErrorKind::kMismatch, [&] { load_growth(folder.path(), header); }), HasSubstr("--sigmas"));
+}
+
+TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
+  save_growth(folder.path(), header, growth);
+  const std::string path = folder / "step_growth.json", sound = read_text_file(path);
+  const auto refusal = [&](const std::string& from, const std::string& to) {
+    std::string text = sound;
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    std::ofstream(path) << text.replace(at, from.size(), to);
+    return message(ErrorKind::kFormat, [&] { load_growth(folder.path(), header); });
+  };
+  EXPECT_EQ(refusal("31.5", "30.5"), "accepted");
+  for (const auto& [from, to] : {std::pair{"3.25", "-1"},
+                                 {"\"step\": 2", "\"step\": 1"},
+                                 {"0.0625", "0"},
+                                 {"\"version\": 1", "\"version\": 2"},
+                                 {"0.125\n", "0.125, 3\n"},
+                                 {"{", "["}}) {
+    EXPECT_THAT(refusal(from, to), AllOf(HasSubstr("step_growth.json"), HasSubstr("measures it anew"))) << to;
+  }
+}
+
+}  // namespace
+}  // namespace calibatt
