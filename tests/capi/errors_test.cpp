@@ -213,6 +213,12 @@ TEST(CApiErrors, PlansOfOtherRuns) {
   EXPECT_THAT(OpenSession(plan.plan, run, CALIBATT_WARN).json(), HasSubstr("applied to other weights"));
 }
 
+TEST(CApiErrors, PlansThatReuseSteps) {
+  const OpenPlan plan(CALIBATT_GOLDEN_DIR "/plan_v3_reuse.safetensors");
+  ASSERT_EQ(plan.status, CALIBATT_OK) << calibatt_last_error();
+  expect_refusal(OpenSession(plan.plan, example_run()).status, CALIBATT_MISMATCH, "no forward in 3 steps");
+}
+
 TEST(CApiErrors, TokenOrders) {
   int32_t order[8] = {};
   EXPECT_EQ(calibatt_token_order("tiles:1x2x2", 1, 2, 4, order), CALIBATT_OK);
