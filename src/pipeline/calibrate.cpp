@@ -168,8 +168,10 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const auto of_prompt = [&](int prompt) {
     return run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);
   };
-  StepRecorder steps;  // of the prompt that ran last
+  StepRecorder steps;  // of the prompt that ran last: this one, where any did
+  int seen = static_cast<int>(options.prompts.size()) - 1;
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
+    seen = prompt;
     return run_one_prompt(runner, of_prompt(prompt), prompt, attention, steps, told);
   };
   const Tensor solver = runner.solver_weights_of(run);
@@ -181,8 +183,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
     if (summary.attention_share > 0) compile.attention_share = summary.attention_share;
     if (compile.may_reuse_steps()) {
       const double begin = now_seconds();
-      const int last = static_cast<int>(options.prompts.size()) - 1;
-      compile.growth = growth_of_profile(runner, recorded.profile, options.profile_dir, compile, of_prompt(last),
+      compile.growth = growth_of_profile(runner, recorded.profile, options.profile_dir, compile, of_prompt(seen),
                                          std::move(steps), told.of_growth());
       summary.growth_seconds = now_seconds() - begin;
     }
