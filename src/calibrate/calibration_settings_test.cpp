@@ -36,7 +36,8 @@ TEST(CalibrationSettings, EachHasAFieldOfItsOwn) {
       {"measure", "levels"},     {"steps-recorded", "4"}, {"budget", "energy"},  {"density", "0.25"},
       {"skipped", "drop"},       {"agreement", "vote"},   {"rho", "0.4"},        {"schedule-a", "0.8"},
       {"schedule-c", "0.9"},     {"schedule-k", "7"},     {"ranking", "energy"}, {"step-weight", "5"},
-      {"repetition", "off"},     {"gamma", "0.9"},        {"merge-gap", "2"},    {"share-steps", "0.5"}};
+      {"repetition", "off"},     {"gamma", "0.9"},        {"merge-gap", "2"},    {"share-steps", "0.5"},
+      {"speedup", "2.5"},        {"psnr", "35"}};
   EXPECT_EQ(std::size(values), names.size()) << "a setting that this test does not know";
   for (const auto& [name, value] : values) set(options, name, value);
   EXPECT_EQ(options.token_order, "raster");
@@ -59,6 +60,8 @@ TEST(CalibrationSettings, EachHasAFieldOfItsOwn) {
   EXPECT_EQ(options.similarity_threshold, 0.9);
   EXPECT_EQ(options.merge_gap, 2);
   EXPECT_EQ(options.share_steps_iou, 0.5);
+  EXPECT_EQ(options.speedup, 2.5);
+  EXPECT_EQ(options.psnr, 35);
 }
 
 TEST(CalibrationSettings, WhatIsNoneIsNamed) {

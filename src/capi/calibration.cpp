@@ -65,6 +65,12 @@ Preparation prepared(const char* profile_dir, const calibatt_calibration& calibr
     refuse("calibration.conditions: is too long; give a digest of it");
   validate(plan.options);
   plan.compile = compile_options_of(plan.options);
+  if (plan.compile.may_reuse_steps()) {
+    throw Error(
+        ErrorKind::kUsage,
+        "--speedup and --psnr: what the steps of a run predict is not seen here; ask for --density, or calibrate "
+        "with `calibatt calibrate`");
+  }
   plan.header = make_profile_header(plan.runs, plan.options);
   const MeasureFacts facts = measure_facts(profile_dir, plan.header, on_device);
   choose_measurements(plan.options, facts, plan.header, plan.compile);

@@ -124,7 +124,12 @@ double expected_psnr(const StepGrowth& growth, double latents_error) {
 }
 
 Choices choose_jointly(Compiler& compiler, const Profile& profile, const CompileOptions& options) {
-  CALIBATT_ASSERT(options.growth && options.may_reuse_steps());
+  CALIBATT_ASSERT(options.may_reuse_steps());
+  if (!options.growth) {
+    throw Error(ErrorKind::kUsage,
+                "--speedup and --psnr: how errors of steps grow was not measured; ask for --density, or compile with "
+                "`calibatt calibrate`");
+  }
   compiler.tabulate();
   const JointChoice joint(compiler, profile, options);
   double speedup = 0;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
 
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
@@ -173,6 +174,9 @@ TEST_P(JointChoices, WhatCannotBeIsRefused) {
   options.density = 0.3;
   EXPECT_THAT(refusal(), HasSubstr("one target"));
   options.density.reset();
+  StepGrowth growth = *std::exchange(options.growth, std::nullopt);
+  EXPECT_THAT(refusal(), HasSubstr("was not measured"));
+  options.growth = growth;
   options.budget = Budget::kEnergy;
   EXPECT_THAT(refusal(), HasSubstr("--budget energy"));
 }
