@@ -74,6 +74,10 @@ TEST(CApiErrors, CalibrationsThatCannotBe) {
       {"calibration.prompts[0].text: is NULL", [](auto& c) { c.prompt.text = nullptr; }},
       {"calibration.precision: is f64", [](auto& c) { c.calibration.precision = "f64"; }},
       {"--prompt-range 0:3", [](auto& c) { c.calibration.end_prompt = 3; }},
+      {"what the steps of a run predict is not seen here",
+       [](auto& c) {
+         c.settings.push_back({"speedup", "2"});
+       }},
       {"there is no setting 'densty'",
        [](auto& c) {
          c.settings.push_back({"densty", "0.5"});
