@@ -76,6 +76,7 @@ TEST(CApiErrors, CalibrationsThatCannotBe) {
       {"--prompt-range 0:3", [](auto& c) { c.calibration.end_prompt = 3; }},
       {"what the steps of a run predict is not seen here",
        [](auto& c) {
+         c.settings.clear();
          c.settings.push_back({"speedup", "2"});
        }},
       {"there is no setting 'densty'",

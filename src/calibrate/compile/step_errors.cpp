@@ -156,19 +156,45 @@ struct Found {
   double error = std::numeric_limits<double>::infinity();
 };
 
-/// `from` with one more step reused, whichever is best. Infinite where none can be.
-Found one_more(const StepErrors& errors, const Reuse& from) {
-  Found best;
+/// Calls visit(set, error) for each way to reuse one step more than `from` does.
+template <class Visit>
+void for_each_with_one_more(const StepErrors& errors, const Reuse& from, const Visit& visit) {
   for (size_t step = 1; step < from.size(); ++step) {
     if (from[step] != StepReuse::kNone) continue;
     for (const StepReuse way : kWays) {
       Reuse reuse = from;
       reuse[step] = way;
       if (!errors.is_possible(reuse)) continue;
-      if (const double error = errors.of(reuse); error < best.error) best = {std::move(reuse), error};
+      const double error = errors.of(reuse);
+      visit(std::move(reuse), error);
     }
   }
+}
+
+/// `from` with one more step reused, whichever is best. Infinite where none can be.
+Found one_more(const StepErrors& errors, const Reuse& from) {
+  Found best;
+  for_each_with_one_more(errors, from, [&](Reuse&& reuse, double error) {
+    if (error < best.error) best = {std::move(reuse), error};
+  });
   return best;
+}
+
+/// The best sets with one step more than these have, at most so many.
+std::vector<Found> widened(const StepErrors& errors, const std::vector<Found>& sets) {
+  constexpr size_t kMostSets = 24;
+  std::vector<Found> more;
+  for (const Found& from : sets) {
+    for_each_with_one_more(errors, from.reuse, [&](Reuse&& reuse, double error) {
+      more.push_back({std::move(reuse), error});
+    });
+  }
+  std::ranges::sort(
+      more, [](const Found& a, const Found& b) { return a.error != b.error ? a.error < b.error : a.reuse < b.reuse; });
+  const auto same = [](const Found& a, const Found& b) { return a.reuse == b.reuse; };
+  more.erase(std::unique(more.begin(), more.end(), same), more.end());
+  if (more.size() > kMostSets) more.resize(kMostSets);
+  return more;
 }
 
 /// Exchanges single steps, and ways, while that helps.
@@ -203,19 +229,20 @@ Found one_fewer(const StepErrors& errors, const Reuse& from) {
 }  // namespace
 
 std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int most) {
-  std::vector<Found> best{{Reuse(static_cast<size_t>(errors.num_steps()), StepReuse::kNone), 0}};
+  std::vector<Found> best{{Reuse(static_cast<size_t>(errors.num_steps()), StepReuse::kNone), 0}}, sets = best;
   while (static_cast<int>(best.size()) <= most) {
-    Found next = one_more(errors, best.back().reuse);
-    if (!std::isfinite(next.error)) break;
-    best.push_back(exchanged(errors, std::move(next)));
+    sets = widened(errors, sets);
+    if (sets.empty()) break;
+    best.push_back(exchanged(errors, sets.front()));
+    sets.push_back(best.back());
   }
   for (size_t count = best.size() - 1; count-- > 1;) {
     Found fewer = exchanged(errors, one_fewer(errors, best[count + 1].reuse));
     if (fewer.error < best[count].error) best[count] = std::move(fewer);
   }
-  std::vector<Reuse> sets;
-  for (Found& each : best) sets.push_back(std::move(each.reuse));
-  return sets;
+  std::vector<Reuse> reuse;
+  for (Found& each : best) reuse.push_back(std::move(each.reuse));
+  return reuse;
 }
 
 }  // namespace calibatt
