@@ -230,7 +230,10 @@ def main():
     result = facts(args, device, dtype)
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         folder = Path(name)
-        settings = {"block_q": 16, "block_k": 16, "token_order": "tiles:2x2x4"} if args.size == "tiny" else {}
+        if args.size == "tiny":
+            settings = {"block_q": 16, "block_k": 16, "token_order": "tiles:2x2x4"}
+        else:  # as for large models; maps of so many tokens would take minutes a layer
+            settings = {"block_q": 128, "block_k": 128, "measure": "levels"}
         plan = calibatt.calibrate(pipe, [PROMPT], folder / "plan.safetensors", args.density, settings=settings, **call)
         result["checked_error"] = check(args, pipe, str(folder / "plan.safetensors.profile"), call, folder)
         calibatt.apply(pipe, plan)
