@@ -43,8 +43,10 @@ struct CalibrateOptions {
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
   std::string ranking;  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"; empty: "harm"
                         ///< with maps, "energy" with levels
-  double step_weight_decay = 8;  ///< w of weight(t) = 0.1 + 0.9·exp(−w t/T); budget error only
-  std::string repetition;        ///< "off", "error" or "similarity"; empty: "error" where it was measured, else "off"
+  double step_weight_decay = 8;  ///< w of a step's weight, (p' − p)·(0.1 + 0.9·exp(−w p)): p, p' its progress from the
+                                 ///< noise to the video before and after it, t/T for even steps at shift 5; budget
+                                 ///< error only
+  std::string repetition;  ///< "off", "error" or "similarity"; empty: "error" where it was measured, else "off"
   double similarity_threshold = 0.87;
   int merge_gap = 0;
   double share_steps_iou = 0;  ///< merge adjacent steps whose masks agree at least so much; 0: off

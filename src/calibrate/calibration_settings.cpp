@@ -83,7 +83,7 @@ std::vector<CalibrationSetting> compiled_settings() {
        "codes]",
        {"harm", "energy"}},
       {"step-weight", Group::kCompiled, &O::step_weight_decay,
-       "Error budget: w of a step's weight 0.1 + 0.9 exp(-w t/T)"},
+       "Error budget: w of a step's weight, its length times 0.1 + 0.9 exp(-w p), p: how far the run is, 0 to 1"},
       {"repetition",
        Group::kCompiled,
        &O::repetition,

@@ -150,7 +150,9 @@ inline Plan::Parts expert_parts() {
   Plan::Parts parts = example_parts();
   parts.provenance.transformers = {{"high noise", "values:00112233445566778899aabbccddeeff"}, {"low noise", ""}};
   parts.step_transformer = {0, 0, 1};
-  parts.accuracy = {0.0625, true, 0.125};
+  parts.accuracy.predicted = 0.0625;
+  parts.accuracy.held_out = true;
+  parts.accuracy.measured = 0.125;
   return parts;
 }
 

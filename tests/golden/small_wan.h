@@ -71,7 +71,7 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
   double psnr_to_diffusers(const VideoFrames& video) const {
     return compare_videos(golden_frames(data_ + "/golden.safetensors"), video).psnr_db;
   }
-  /// To a plan in folder_, for `run`: of half the density where blocks can be small. A GPU's blocks hold the whole video.
+  /// To a plan in folder_, for `run`: of half the density where blocks can be small; a GPU's hold the whole video.
   CalibrateOptions calibration(const GenerateOptions& run) const {
     CalibrateOptions calibration;
     calibration.run = run;

@@ -40,8 +40,7 @@ struct CompileOptions {
   // Budget kError.
   Ranking ranking = Ranking::kHarm;  ///< level codes know kEnergy alone
   double step_weight_decay = 8;      ///< w, and
-  double step_weight_floor =
-      0.1;  ///< b of weight(t) = b + (1 − b)·exp(−w t/T): what an error of step t does to the video
+  double step_weight_floor = 0.1;  ///< b of step_weights (energy_schedule.h): what an error of a step does to the video
 
   Repetition repetition = Repetition::kError;
   int anchor_rows_per_frame = 5;       ///< k; one of the profile's anchor_rows

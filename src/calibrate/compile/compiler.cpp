@@ -77,8 +77,7 @@ Choices Compiler::choices_for(std::optional<double> density) const {
 }
 
 double Compiler::step_weight(const StepUse& steps, int step) const {
-  const double usual =
-      scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, header_.num_steps());
+  const double usual = step_weights(options_, header_.sigmas)[static_cast<size_t>(step)];
   return steps.weights.empty() ? usual : usual * steps.weights[static_cast<size_t>(step)];
 }
 

@@ -136,7 +136,7 @@ TEST_P(BothSources, FilledGapsAndSharedStepsTogetherMeetTheDensity) {
 }
 
 TEST_P(BothSources, ThePlanCarriesItsPredictedError) {
-  options.density = 0.6;
+  options.density = kDefaultErrorDensity;
   for (const double share_steps_iou : {0.0, 0.45}) {
     options.share_steps_iou = share_steps_iou;
     const CompileSummary summary = compile_to_file(profile, options, folder / "plan");
@@ -191,7 +191,11 @@ class OneHead : public ::testing::Test {
     options.step_weight_decay = 0;
   }
   Choices chosen(std::vector<int> step_entry, std::vector<double> full_error) {
-    profile.header.sigmas.assign(step_entry.size(), 0.5);
+    profile.header.sigmas.clear();
+    for (size_t step = 0; step < step_entry.size(); ++step) {  // equally long steps: Wan's at shift 5
+      const double even = 1 - static_cast<double>(step) / static_cast<double>(step_entry.size());
+      profile.header.sigmas.push_back(5 * even / (1 + 4 * even));
+    }
     Table table(profile, options, std::move(step_entry), std::move(full_error), coarse);
     const ProgressCallback none;
     CompileProgress progress(none, 1, 2);

@@ -7,6 +7,25 @@
 #include "base/error.h"
 
 namespace calibatt {
+namespace {
+
+double progress_at(double sigma) {
+  return 1 - sigma / (5 - 4 * sigma);
+}
+
+}  // namespace
+
+std::vector<double> step_weights(const CompileOptions& options, std::span<const double> sigmas) {
+  const double floor = options.step_weight_floor;
+  std::vector<double> weights;
+  for (size_t step = 0; step < sigmas.size(); ++step) {
+    const double before = progress_at(sigmas[step]),
+                 after = progress_at(step + 1 < sigmas.size() ? sigmas[step + 1] : 0.0);
+    weights.push_back(static_cast<double>(sigmas.size()) * (after - before) *
+                      (floor + (1 - floor) * std::exp(-options.step_weight_decay * before)));
+  }
+  return weights;
+}
 
 std::vector<double> energy_targets(const CompileOptions& options, int num_steps, std::optional<double> density,
                                    const std::function<double(const std::vector<double>&)>& density_of) {

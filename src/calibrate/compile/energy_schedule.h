@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "calibrate/compile/compile_options.h"
@@ -12,6 +13,13 @@ namespace calibatt {
 /// density_of: what a schedule comes to, rising with every ε.
 std::vector<double> energy_targets(const CompileOptions& options, int num_steps, std::optional<double> density,
                                    const std::function<double(const std::vector<double>&)>& density_of);
+
+/// What an error of each step does to the video, from the run's noise levels σ (falling, the last 0 left out):
+/// T·(p' − p)·(b + (1 − b)·exp(−w p)), p and p' the progress before and after the step, with w and b of the options.
+/// Progress is 1 − σ/(5 − 4σ), from 0 (σ = 1) to 1 (σ = 0): with Wan's even steps at shift 5, on which w and b were
+/// measured, it is t/T and every step goes equally far. A schedule that creeps first, as Mochi's, weighs its first
+/// steps less.
+std::vector<double> step_weights(const CompileOptions& options, std::span<const double> sigmas);
 
 /// Whether a density is not well above what was asked for.
 bool is_near_density(double density, double target);
