@@ -7,6 +7,12 @@
 namespace calibatt {
 namespace {
 
+CompileOptions falling_by(double decay) {
+  CompileOptions options;
+  options.step_weight_decay = decay;
+  return options;
+}
+
 // On Wan's even steps at shift 5, where decay and floor were measured: b + (1 − b)·exp(−w t/T).
 TEST(StepWeights, OfEvenStepsAtShift5FallWithTheStep) {
   constexpr int kSteps = 20;
@@ -15,7 +21,7 @@ TEST(StepWeights, OfEvenStepsAtShift5FallWithTheStep) {
     const double even = 1 - static_cast<double>(t) / kSteps;
     sigmas.push_back(5 * even / (1 + 4 * even));
   }
-  const std::vector<double> weights = step_weights({.step_weight_decay = 8, .step_weight_floor = 0.1}, sigmas);
+  const std::vector<double> weights = step_weights(falling_by(8), sigmas);
   ASSERT_EQ(weights.size(), sigmas.size());
   for (int t = 0; t < kSteps; ++t) {
     EXPECT_NEAR(weights[static_cast<size_t>(t)], 0.1 + 0.9 * std::exp(-8.0 * t / kSteps), 1e-12) << t;
@@ -24,8 +30,8 @@ TEST(StepWeights, OfEvenStepsAtShift5FallWithTheStep) {
 
 // Halves of a step weigh together what the step weighs; exactly so where the weight does not fall.
 TEST(StepWeights, AShortStepWeighsLess) {
-  const std::vector<double> two = step_weights({.step_weight_decay = 0}, std::vector<double>{1.0, 0.6}),
-                            three = step_weights({.step_weight_decay = 0}, std::vector<double>{1.0, 0.9, 0.6});
+  const std::vector<double> two = step_weights(falling_by(0), std::vector<double>{1.0, 0.6}),
+                            three = step_weights(falling_by(0), std::vector<double>{1.0, 0.9, 0.6});
   EXPECT_NEAR(two[0] / 2, (three[0] + three[1]) / 3, 1e-12);
   EXPECT_NEAR(two[1] / 2, three[2] / 3, 1e-12);
 }

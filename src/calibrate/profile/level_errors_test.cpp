@@ -92,6 +92,7 @@ TEST_F(LevelErrors, ErrorsAreWhatThePlanOfTheEarlierPromptsDoes) {
 TEST_F(LevelErrors, TheErrorBudgetLeavesLessErrorThanOneEnergyForAll) {
   ProfileHeader header = levels_header({0, 1, 3});
   header.output_errors = true;
+  header.sigmas = {1.0, 15.0 / 16, 5.0 / 6, 5.0 / 8};  // equally long steps (step_weights): all errors weigh the same
   const Profile profile = record_levels(header, folder.path());
   for (const Skipped skipped : {Skipped::kDrop, Skipped::kSummary}) {
     CompileOptions options = energy_options(Agreement::kMean);
