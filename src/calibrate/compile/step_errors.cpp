@@ -11,6 +11,7 @@ namespace {
 
 std::vector<double> of_sources(const ProfileHeader& header, const std::vector<int>& sources) {
   std::vector<double> sigmas;
+  sigmas.reserve(sources.size());
   for (const int source : sources) sigmas.push_back(header.sigmas[static_cast<size_t>(source)]);
   return sigmas;
 }
@@ -241,6 +242,7 @@ std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int mos
     if (fewer.error < best[count].error) best[count] = std::move(fewer);
   }
   std::vector<Reuse> reuse;
+  reuse.reserve(best.size());
   for (Found& each : best) reuse.push_back(std::move(each.reuse));
   return reuse;
 }
