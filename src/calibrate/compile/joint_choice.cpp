@@ -99,12 +99,10 @@ class JointChoice {
   // The run with masks says what the sum that the budget makes least comes to at the end.
   double latents_per_error() const {
     const StepGrowth& growth = *options_.growth;
+    const std::vector<double> weights = step_weights(options_, profile_.header.sigmas);
     double predicted = 0;
-    const int steps = profile_.header.num_steps();
-    for (int step = 0; step < steps; ++step) {
-      const double error = growth.mask_step_error[static_cast<size_t>(step)];
-      predicted +=
-          scheduled_energy(options_.step_weight_floor, 1, options_.step_weight_decay, step, steps) * error * error;
+    for (size_t step = 0; step < weights.size(); ++step) {
+      predicted += weights[step] * growth.mask_step_error[step] * growth.mask_step_error[step];
     }
     return predicted > 0 ? growth.mask_latents_error * growth.mask_latents_error / predicted : 0;
   }

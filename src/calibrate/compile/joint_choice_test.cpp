@@ -9,6 +9,7 @@
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/compile/energy_schedule.h"
 #include "calibrate/compile/step_errors.h"
 #include "calibrate/compile/synthetic_steps.h"
 #include "calibrate/record/calibrator.h"
@@ -122,11 +123,11 @@ TEST_P(JointChoices, AreBetterThanMasksAlone) {
   EXPECT_NEAR(masks.summary.predicted_speedup, 1.8, 0.1);
   // In the unit of the run with masks that says what these errors come to.
   const auto latents = [&](const std::vector<double>& step_error) {
+    const std::vector<double> weights = step_weights(alone, profile().header.sigmas);
     double sum = 0, of_run = 0;
-    for (int step = 0; step < kSteps; ++step) {
-      const double weight = 0.1 + 0.9 * std::exp(-8.0 * step / kSteps);
-      sum += weight * std::pow(step_error[static_cast<size_t>(step)], 2);
-      of_run += weight * std::pow(options.growth->mask_step_error[static_cast<size_t>(step)], 2);
+    for (size_t step = 0; step < weights.size(); ++step) {
+      sum += weights[step] * std::pow(step_error[step], 2);
+      of_run += weights[step] * std::pow(options.growth->mask_step_error[step], 2);
     }
     return 0.05 * std::sqrt(sum / of_run);
   };
