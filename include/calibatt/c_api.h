@@ -69,7 +69,8 @@ CALIBATT_API calibatt_status calibatt_plan_open(const char* path, calibatt_plan*
 /// Sessions that use it keep what they need. NULL is allowed.
 CALIBATT_API void calibatt_plan_close(calibatt_plan* plan);
 /// What the plan was made for and how, as JSON: "grid": [frames, height, width] tokens, "heads", "head_dim", "layers",
-/// "block_q", "block_k", "token_order", "sigmas", "step_transformer", "density", "density_map": [step][layer],
+/// "block_q", "block_k", "token_order", "sigmas", "step_transformer", "step_reuse": [of each step "forward", "hold",
+/// "residual" or "linear"] (empty: all run), "density" (of the steps that run), "density_map": [step][layer],
 /// "video": {"frames", "height", "width"}, "guidance_scale", "flow_shift", "scheduler", "transformers": [{"name",
 /// "fingerprint"}], "settings", "expected_error", "held_out", "checksum", "tool_version". Valid as long as the plan.
 CALIBATT_API const char* calibatt_plan_json(const calibatt_plan* plan);
@@ -106,6 +107,9 @@ typedef struct calibatt_run {
   double guidance_scale;                            ///< CALIBATT_UNGUIDED: none; 0: not known, not compared
   const char* scheduler;                            ///< "unipc", "euler"; NULL: not known, not compared
   double second_guidance_scale;                     ///< of the second transformer's steps; 0: guidance_scale
+  /// Not 0: you ask calibatt_session_prediction at each step, and run no forward where a plan says so. 0: plans that
+  /// run no forward in some steps are refused (MISMATCH).
+  int32_t reuses_steps;
 } calibatt_run;
 
 /// What to do when a plan does not fit a run.
@@ -132,8 +136,35 @@ typedef enum calibatt_branch CALIBATT_ENUM {
   CALIBATT_UNCONDITIONAL = 1,
 } calibatt_branch;
 
-/// Before the first layer of every forward. Steps may be left out (step caching) and asked for again. While recording
-/// also before each call, where both branches are one batch and take turns in each layer. USAGE.
+/// How a step gets its prediction.
+typedef enum calibatt_step_reuse CALIBATT_ENUM {
+  CALIBATT_FORWARD = 0,   ///< the transformer runs
+  CALIBATT_HOLD = 1,      ///< the latest prediction
+  CALIBATT_RESIDUAL = 2,  ///< what the whole transformer added to its latents is added again
+  CALIBATT_LINEAR = 3,    ///< the straight line through the latest two predictions, over the noise level
+} calibatt_step_reuse;
+
+/// With x the latents of a step and v(x) what the transformer predicts there, noise − data:
+///   v = Σ weights[s] · v(source_steps[s]) + latents_weight · (x − x(source_steps[0])), s < num_sources.
+/// The weights add up to 1, so each branch of guidance may be predicted by itself, or the guided prediction. Of a model
+/// that predicts data − noise, latents_weight has the other sign.
+typedef struct calibatt_prediction {
+  size_t struct_size;
+  calibatt_step_reuse reuse;
+  int32_t num_sources;      ///< 0 where the transformer runs
+  int32_t source_steps[2];  ///< earlier steps of the same transformer, which run; the latest first
+  double weights[2];
+  double latents_weight;
+} calibatt_prediction;
+
+/// How the step gets its prediction: its session's plan says it. prediction: struct_size is set; the rest is written.
+/// USAGE.
+CALIBATT_API calibatt_status calibatt_session_prediction(const calibatt_session* session, int32_t step,
+                                                         calibatt_prediction* prediction);
+
+/// Before the first layer of every forward. Steps may be left out (step caching) and asked for again; a step that runs
+/// no forward by the plan is refused. While recording also before each call, where both branches are one batch and take
+/// turns in each layer. USAGE.
 CALIBATT_API calibatt_status calibatt_session_begin_forward(calibatt_session* session, int32_t step,
                                                             calibatt_branch branch);
 
@@ -190,7 +221,8 @@ CALIBATT_API calibatt_status calibatt_session_attend(calibatt_session* session, 
 CALIBATT_API calibatt_status calibatt_session_prefetch(calibatt_session* session, int32_t step, int32_t layer);
 /// 1 when the calls of the forward that has begun want calibatt_call.output (it costs a reduction), else 0.
 CALIBATT_API int32_t calibatt_session_wants_output(const calibatt_session* session);
-/// What the session has done, as JSON: "calls", "dense_fallback_calls", "fallback_reason", "warnings": [text],
+/// What the session has done, as JSON: "forwards" (begun), "step_reuse" (of the run's steps, as in calibatt_plan_json),
+/// "calls", "dense_fallback_calls", "fallback_reason", "warnings": [text],
 /// "step_mapping", "density", "density_map": [step][layer], "kernel", "mask_bytes" (device memory for masks, now),
 /// "plan" (checksum), "weights" ("same", "other", "not compared"; "" without a plan), "expected_error" (of the plan),
 /// "recording". Free it with calibatt_string_free.

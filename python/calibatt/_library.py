@@ -24,6 +24,7 @@ REFUSE, WARN, DENSE = 0, 1, 2
 CONDITIONAL, UNCONDITIONAL = 0, 1
 F32, F16, BF16 = 0, 1, 2
 UNGUIDED = -1.0
+STEP_REUSES = ("forward", "hold", "residual", "linear")  #: by calibatt_step_reuse
 
 
 class Run(ctypes.Structure):
@@ -49,6 +50,18 @@ class Run(ctypes.Structure):
         ("guidance_scale", c_double),
         ("scheduler", c_char_p),
         ("second_guidance_scale", c_double),
+        ("reuses_steps", c_int32),
+    ]
+
+
+class Prediction(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("reuse", c_int32),
+        ("num_sources", c_int32),
+        ("source_steps", c_int32 * 2),
+        ("weights", c_double * 2),
+        ("latents_weight", c_double),
     ]
 
 
@@ -175,6 +188,7 @@ FUNCTIONS = {
     "session_open": (c_int32, [c_void_p, POINTER(Run), c_int32, POINTER(c_void_p)]),
     "session_close": (None, [c_void_p]),
     "session_token_order": (c_int32, [c_void_p, POINTER(c_int32)]),
+    "session_prediction": (c_int32, [c_void_p, c_int32, POINTER(Prediction)]),
     "session_begin_forward": (c_int32, [c_void_p, c_int32, c_int32]),
     "session_workspace": (c_int32, [c_void_p, POINTER(Call), POINTER(c_size_t)]),
     "session_attend": (c_int32, [c_void_p, POINTER(Call)]),

@@ -18,6 +18,13 @@ std::string_view step_reuse_name(StepReuse reuse) {
   return "linear";
 }
 
+std::vector<std::string> step_reuse_names(std::span<const StepReuse> steps) {
+  std::vector<std::string> names;
+  names.reserve(steps.size());
+  for (const StepReuse each : steps) names.emplace_back(step_reuse_name(each));
+  return names;
+}
+
 std::optional<StepReuse> parse_step_reuse(std::string_view name) {
   for (const StepReuse reuse : kStepReuses) {
     if (step_reuse_name(reuse) == name) return reuse;
@@ -27,6 +34,18 @@ std::optional<StepReuse> parse_step_reuse(std::string_view name) {
 
 int num_reuse_sources(StepReuse reuse) {
   return reuse == StepReuse::kNone ? 0 : reuse == StepReuse::kLinear ? 2 : 1;
+}
+
+std::vector<int> reuse_sources(std::span<const StepReuse> reuse, std::span<const int> step_transformer, int step) {
+  const auto at = [](auto list, int of) { return list[static_cast<size_t>(of)]; };
+  const auto count = static_cast<size_t>(num_reuse_sources(at(reuse, step)));
+  std::vector<int> sources;
+  for (int before = step - 1; sources.size() < count; --before) {
+    CALIBATT_ASSERT(before >= 0 &&
+                    (step_transformer.empty() || at(step_transformer, before) == at(step_transformer, step)));
+    if (at(reuse, before) == StepReuse::kNone) sources.push_back(before);
+  }
+  return sources;
 }
 
 ReuseWeights reuse_weights(StepReuse reuse, double sigma, std::span<const double> source_sigmas) {

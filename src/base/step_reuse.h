@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace calibatt {
 
@@ -20,10 +22,15 @@ inline constexpr std::array kStepReuses{StepReuse::kNone, StepReuse::kHold, Step
 
 /// "forward", "hold", "residual", "linear": in plan files, reports and messages.
 std::string_view step_reuse_name(StepReuse reuse);
+std::vector<std::string> step_reuse_names(std::span<const StepReuse> steps);
 std::optional<StepReuse> parse_step_reuse(std::string_view name);
 
 /// How many of the latest steps that ran the transformer it is made from.
 int num_reuse_sources(StepReuse reuse);
+
+/// The steps that `step`, which runs no forward, is made from: the latest before it that ran its transformer, the
+/// latest first. step_transformer: of each step; empty where there is one.
+std::vector<int> reuse_sources(std::span<const StepReuse> reuse, std::span<const int> step_transformer, int step);
 
 /// v = Σ predictions[s] · v_s + latents · (x − x_j), s counting those steps from the latest.
 struct ReuseWeights {

@@ -52,6 +52,8 @@ template <class Struct>
 inline constexpr size_t kFirstSize = sizeof(Struct);
 template <>
 inline constexpr size_t kFirstSize<calibatt_calibration> = offsetof(calibatt_calibration, conditions);
+template <>
+inline constexpr size_t kFirstSize<calibatt_run> = offsetof(calibatt_run, reuses_steps);
 
 /// A struct of the caller's as this version knows it: what one that was compiled before lacks is zero. One that was
 /// compiled when the struct was longer may set nothing that this version does not know.
@@ -68,6 +70,14 @@ Struct taken(const Struct* from, const char* name) {
   std::memcpy(static_cast<void*>(&copy), from, std::min(size, sizeof(Struct)));
   copy.struct_size = sizeof(Struct);
   return copy;
+}
+
+/// Throws Error(kUsage) for a struct that is to be written and is not as long as this version's.
+template <class Struct>
+void require_size(const Struct& to, const char* name) {
+  if (to.struct_size == sizeof(Struct)) return;
+  refuse(std::string(name) + ".struct_size: is " + std::to_string(to.struct_size) + ", and this library writes " +
+         std::to_string(sizeof(Struct)) + " bytes; set it to sizeof the struct");
 }
 
 /// A copy for calibatt_string_free.

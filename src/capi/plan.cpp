@@ -41,6 +41,7 @@ std::string json_of(const Plan& plan, const std::string& checksum) {
       {"token_order", geometry.order.to_string()},
       {"sigmas", info.sigmas},
       {"step_transformer", info.step_transformer},
+      {"step_reuse", step_reuse_names(info.step_reuse)},
       {"density", plan.density()},
       {"density_map", density_map(plan)},
       {"summarize_skipped", info.summarize_skipped},

@@ -1,5 +1,6 @@
 #include "capi/session.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -28,22 +29,24 @@ void CallMutex::unlock() {
 }
 
 calibatt_session::calibatt_session(std::shared_ptr<const Plan> plan, std::string checksum, const RunDescription& run,
-                                   int device, OnMismatch on_mismatch)
+                                   int device, OnMismatch on_mismatch, bool reuses_steps)
     : plan_(std::move(plan)),
       checksum_(std::move(checksum)),
       own_place_(make_call_place(device)),
       place_(own_place_.get()),
       geometry_(run.geometry),
       num_layers_(run.num_layers),
-      num_steps_(static_cast<int>(run.sigmas.size())) {
-  if (plan_ != nullptr && plan_->info().num_reused_steps() > 0) {
+      sigmas_(run.sigmas),
+      step_transformer_(run.step_transformer) {
+  if (plan_ != nullptr && plan_->info().num_reused_steps() > 0 && !reuses_steps) {
     throw Error(ErrorKind::kMismatch, "the plan runs no forward in " +
                                           counted(plan_->info().num_reused_steps(), "steps") +
-                                          ", which this interface cannot do yet; compile one with --density alone "
-                                          "from the same profile");
+                                          ", which this program cannot do; compile one with --density alone from the "
+                                          "same profile");
   }
   run_ = make_run_attention(place_->engine(), plan_, run, on_mismatch);
   attention_ = run_.get();
+  step_reuse_ = run_->step_reuse();
   geometry_.order = attention_->token_order();
 }
 
@@ -53,7 +56,7 @@ calibatt_session::calibatt_session(const Recording& recording, const RunDescript
       attention_(&recording.recorder),
       geometry_(run.geometry),
       num_layers_(run.num_layers),
-      num_steps_(static_cast<int>(run.sigmas.size())) {
+      sigmas_(run.sigmas) {
   geometry_.order = attention_->token_order();
 }
 
@@ -62,11 +65,44 @@ void calibatt_session::write_token_order(int32_t* raster_of_position) const {
   std::copy(order.begin(), order.end(), raster_of_position);
 }
 
+void calibatt_session::require_step(int step) const {
+  require_in("step", step, 0, static_cast<int64_t>(sigmas_.size()) - 1);
+}
+
+StepReuse calibatt_session::reuse_of(int step) const {
+  require_step(step);
+  return step_reuse_.empty() ? StepReuse::kNone : step_reuse_[static_cast<size_t>(step)];
+}
+
+calibatt_prediction calibatt_session::prediction(int step) const {
+  const auto sigma = [this](int of) { return sigmas_[static_cast<size_t>(of)]; };
+  const StepReuse reuse = reuse_of(step);
+  calibatt_prediction prediction{};
+  prediction.struct_size = sizeof prediction;
+  if (reuse == StepReuse::kNone) return prediction;
+  prediction.reuse = reuse == StepReuse::kHold       ? CALIBATT_HOLD
+                     : reuse == StepReuse::kResidual ? CALIBATT_RESIDUAL
+                                                     : CALIBATT_LINEAR;
+  const std::vector<int> sources = reuse_sources(step_reuse_, step_transformer_, step);
+  std::vector<double> sigmas;
+  for (const int source : sources) sigmas.push_back(sigma(source));
+  const ReuseWeights weights = reuse_weights(reuse, sigma(step), sigmas);
+  prediction.num_sources = static_cast<int32_t>(sources.size());
+  std::copy(sources.begin(), sources.end(), prediction.source_steps);
+  std::copy(weights.predictions.begin(), weights.predictions.end(), prediction.weights);
+  prediction.latents_weight = weights.latents;
+  return prediction;
+}
+
 void calibatt_session::begin_forward(int step, GuidanceBranch branch) {
-  require_in("step", step, 0, num_steps_ - 1);
+  if (const StepReuse reuse = reuse_of(step); reuse != StepReuse::kNone) {
+    refuse("step: " + std::to_string(step) + " runs no forward by the plan (" + std::string(step_reuse_name(reuse)) +
+           "); see calibatt_session_prediction");
+  }
   const std::lock_guard lock(mutex_);
   remembering([&] { place_->on_device([&] { attention_->begin_forward(step, branch); }); });
   begun_ = true;
+  ++forwards_;
 }
 
 void calibatt_session::remembering(const std::function<void()>& body) {
@@ -165,7 +201,7 @@ void calibatt_session::require_recordable(const calibatt_call& call) const {
 }
 
 void calibatt_session::prefetch(int step, int layer) {
-  require_in("step", step, 0, num_steps_ - 1);
+  require_step(step);
   require_in("layer", layer, 0, num_layers_ - 1);
   const std::lock_guard lock(mutex_);
   if (run_ != nullptr) run_->prefetch(step, layer);
@@ -186,6 +222,8 @@ std::string calibatt_session::json() const {
   place_->on_device([&] { json["kernel"] = place_->engine().attention_kernel(dtype_, geometry_.head_dim); });
   json["mask_bytes"] = place_->engine().mask_streaming().device_bytes;
   const AttentionReport report = run_ != nullptr ? run_->report() : AttentionReport{};
+  json["forwards"] = forwards_;
+  json["step_reuse"] = step_reuse_names(step_reuse_);
   json["calls"] = report.calls;
   json["dense_fallback_calls"] = report.dense_fallback_calls;
   json["fallback_reason"] = report.fallback_reason;

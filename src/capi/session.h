@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "attention/run_attention.h"
 #include "calibatt/c_api.h"
@@ -40,13 +41,15 @@ class CallMutex {
 
 /// Calls wait for each other, by `mutex_`; nothing is shared between sessions but the plan, which does not change.
 struct calibatt_session {
-  /// Of a run. plan: null is dense; checksum: the plan's.
+  /// Of a run. plan: null is dense; checksum: the plan's; reuses_steps: the caller makes predictions without forwards.
   calibatt_session(std::shared_ptr<const calibatt::Plan> plan, std::string checksum,
-                   const calibatt::RunDescription& run, int device, calibatt::OnMismatch on_mismatch);
+                   const calibatt::RunDescription& run, int device, calibatt::OnMismatch on_mismatch,
+                   bool reuses_steps);
   /// Of a prompt that is recorded; everything outlives the session.
   calibatt_session(const calibatt::capi::Recording& recording, const calibatt::RunDescription& run);
 
   void write_token_order(int32_t* raster_of_position) const;
+  calibatt_prediction prediction(int step) const;
   void begin_forward(int step, calibatt::GuidanceBranch branch);
   size_t workspace_bytes(const calibatt_call& call) const;
   void attend(const calibatt_call& call);
@@ -60,6 +63,8 @@ struct calibatt_session {
   void rethrow_failure() const;
 
  private:
+  void require_step(int step) const;
+  calibatt::StepReuse reuse_of(int step) const;
   void remembering(const std::function<void()>& body);
   calibatt::AttentionGeometry geometry_of(const calibatt_call& call) const;
   void attend_sample(const calibatt_call& call, const calibatt::AttentionGeometry& geometry, int64_t sample);
@@ -74,7 +79,11 @@ struct calibatt_session {
   calibatt::capi::CallPlace* place_ = nullptr;
   calibatt::SelfAttention* attention_ = nullptr;
   calibatt::AttentionGeometry geometry_;  // of the video's tokens
-  int num_layers_ = 0, num_steps_ = 0;
+  int num_layers_ = 0;
+  std::vector<double> sigmas_;                   // of the run's steps
+  std::vector<int> step_transformer_;            // empty where there is one
+  std::vector<calibatt::StepReuse> step_reuse_;  // empty: all steps run
+  int64_t forwards_ = 0;
   bool begun_ = false;
   calibatt::DType dtype_ = calibatt::DType::kBF16;  // of the last call
   std::exception_ptr failure_;

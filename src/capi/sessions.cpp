@@ -28,7 +28,7 @@ calibatt_status calibatt_session_open(const calibatt_plan* plan, const calibatt_
     if (plan != nullptr) compare_like(description, *plan->plan);
     *session =
         new calibatt_session(plan != nullptr ? plan->plan : nullptr, plan != nullptr ? plan->checksum : std::string(),
-                             description, known.device, on_mismatch_of(on_mismatch));
+                             description, known.device, on_mismatch_of(on_mismatch), known.reuses_steps != 0);
   });
 }
 
@@ -41,6 +41,14 @@ void calibatt_session_close(calibatt_session* session) {
 calibatt_status calibatt_session_token_order(const calibatt_session* session, int32_t* raster_of_position) {
   return guarded(
       [&] { required(session, "session").write_token_order(&required(raster_of_position, "raster_of_position")); });
+}
+
+calibatt_status calibatt_session_prediction(const calibatt_session* session, int32_t step,
+                                            calibatt_prediction* prediction) {
+  return guarded([&] {
+    require_size(required(prediction, "prediction"), "prediction");
+    *prediction = required(session, "session").prediction(step);
+  });
 }
 
 calibatt_status calibatt_session_begin_forward(calibatt_session* session, int32_t step, calibatt_branch branch) {

@@ -72,7 +72,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
 
   TransformerTimes times;
   const std::vector<StepReuse> reuse = attention->step_reuse();
-  for (const StepReuse each : reuse) run.step_reuse.emplace_back(step_reuse_name(each));
+  run.step_reuse = step_reuse_names(reuse);
   const Tensor latents = runner.denoise(options, *conditioning, *attention, times, progress, {.reuse = reuse});
   run.seconds.attention = times.self_attention;
   run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstddef>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -64,7 +65,7 @@ TEST(CApiErrors, PointersThatAreNone) {
 
 TEST(CApiErrors, StructsOfOtherVersions) {
   calibatt_run run = example_run();
-  for (const size_t size : {size_t{0}, sizeof run - 1, size_t{1} << 40}) {
+  for (const size_t size : {size_t{0}, sizeof run - 1, offsetof(calibatt_run, reuses_steps) - 1, size_t{1} << 40}) {
     run.struct_size = size;
     const OpenSession open(nullptr, run);
     expect_refusal(open.status, CALIBATT_USAGE, "run.struct_size");
@@ -217,6 +218,26 @@ TEST(CApiErrors, PlansThatReuseSteps) {
   const OpenPlan plan(CALIBATT_GOLDEN_DIR "/plan_v3_reuse.safetensors");
   ASSERT_EQ(plan.status, CALIBATT_OK) << calibatt_last_error();
   expect_refusal(OpenSession(plan.plan, example_run()).status, CALIBATT_MISMATCH, "no forward in 3 steps");
+  calibatt_run before = example_run();
+  before.struct_size = offsetof(calibatt_run, reuses_steps);
+  expect_refusal(OpenSession(plan.plan, before).status, CALIBATT_MISMATCH, "no forward in 3 steps");
+}
+
+TEST(CApiErrors, Predictions) {
+  const OpenPlan plan(kExamplePlan);
+  calibatt_run before = example_run();
+  before.struct_size = offsetof(calibatt_run, reuses_steps);  // as programs know it that were compiled before
+  const OpenSession open(plan.plan, before);
+  ASSERT_EQ(open.status, CALIBATT_OK) << calibatt_last_error();
+  auto prediction = sized<calibatt_prediction>();
+  EXPECT_EQ(calibatt_session_prediction(open.session, 2, &prediction), CALIBATT_OK);
+  EXPECT_EQ(prediction.reuse, CALIBATT_FORWARD);
+  EXPECT_EQ(prediction.num_sources, 0);
+  expect_refusal(calibatt_session_prediction(open.session, 3, &prediction), CALIBATT_USAGE, "step");
+  expect_refusal(calibatt_session_prediction(open.session, 0, nullptr), CALIBATT_USAGE, "prediction");
+  expect_refusal(calibatt_session_prediction(nullptr, 0, &prediction), CALIBATT_USAGE, "session");
+  prediction.struct_size = 8;
+  expect_refusal(calibatt_session_prediction(open.session, 0, &prediction), CALIBATT_USAGE, "prediction.struct_size");
 }
 
 TEST(CApiErrors, TokenOrders) {

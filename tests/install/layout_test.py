@@ -16,6 +16,7 @@ COMPILER, ROOT = sys.argv[1], Path(sys.argv[2])
 HEADER = re.sub(r"//.*", "", (ROOT / "include/calibatt/c_api.h").read_text(encoding="utf-8"))
 STRUCTS = {
     "run": _library.Run,
+    "prediction": _library.Prediction,
     "heads": _library.Heads,
     "output": _library.Output,
     "call": _library.Call,
