@@ -16,6 +16,7 @@ import torch
 import comfy.patcher_extension
 from calibatt import Plan, Unsupported
 from calibatt._plan import nearest_transformers
+from calibatt._reuse import StepPredictor, described
 from calibatt._session import DTYPES, RunFacts, Session
 
 from .transformers import Transformer, require_tokens, transformer_of, untraced
@@ -25,6 +26,7 @@ OVERRIDE = "optimized_attention_override"
 SCHEDULERS = ("euler", "unipc")  # samplers of ComfyUI that calibatt has too, by its names
 # Patches of other nodes that are given the tokens inside of the block stack and may count on their place.
 TOKEN_PATCHES = ("patches", "patches_replace")
+STEP_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}  # the keys of their wrappers
 
 
 class Run:
@@ -40,6 +42,12 @@ class Run:
         """branches: for each part of the batch 0 (conditional) or 1. False: nothing of this forward is ours."""
         raise NotImplementedError
 
+    def without_forward(self, step: int, sigma: float, x: torch.Tensor, options: dict[str, Any]) -> Optional[torch.Tensor]:
+        """What the model gives in a step that runs no forward; None: it runs."""
+
+    def ran(self, step: int, sigma: float, x: torch.Tensor, options: dict[str, Any], denoised: torch.Tensor) -> None:
+        """A forward gave `denoised` at x."""
+
     def attend(self, layer: int, q, k, v, out, dense: Callable[[slice], None]) -> None:
         """q, k, v, out: [B, tokens, heads, head_dim] in the session's token order. dense(samples) has ComfyUI compute some."""
         raise NotImplementedError
@@ -50,7 +58,7 @@ class Sampling:
 
     def __init__(self, guider: Any, noise: torch.Tensor, sampler: Any, sigmas: torch.Tensor):
         patcher = guider.model_patcher
-        self.model = patcher.model
+        self.patcher, self.model = patcher, patcher.model
         self.transformer: Transformer = transformer_of(self.model.diffusion_model)
         _refuse_what_does_not_combine(guider, noise)
         self.device: torch.device = patcher.load_device
@@ -230,7 +238,11 @@ class Attachment:
                 f"calibatt: a part of the video is sampled by itself ({_grid(sampling.transformer.grid(x.shape))} of {_grid(sampling.grid)}):"
                 " areas, tiles and context windows do not combine with a plan"
             )
-        step = sampling.step_of(float(options["sigmas"].flatten()[0]))
+        sigma = float(options["sigmas"].flatten()[0])
+        step = sampling.step_of(sigma)
+        made = self.run.without_forward(step, sigma, x, options)
+        if made is not None:
+            return made
         if not self.run.begin_forward(step, list(options.get("cond_or_uncond", [0])), x.shape[0]):
             return execute()
         self.active = True
@@ -244,6 +256,7 @@ class Attachment:
                 "calibatt: no self-attention reached the plan. Another node replaced ComfyUI's attention after calibatt's: put"
                 " calibatt's node behind that one. Or ComfyUI is older than 0.3.60: update it"
             )
+        self.run.ran(step, sigma, x, options, result)
         return result
 
     # ---- each attention
@@ -311,6 +324,38 @@ def attach(model: Any, begin: Callable[[Attachment, Callable[[], Any]], Any]) ->
 
 
 class Planned(Run):
+    def __init__(self, sampling: Sampling, session: Session):
+        super().__init__(sampling, session)
+        self.predictor = StepPredictor(session.step_rules(len(sampling.sigmas)))
+        self.reuses = any(rule.sources for rule in self.predictor.rules)
+        self.asked: set[tuple[int, Any]] = set()  # steps and conditionings
+        if self.reuses:
+            _refuse_step_caches(sampling.patcher)
+
+    def without_forward(self, step, sigma, x, options):
+        """The model's answer is the denoised latent x − σ·v; v = (x − denoised) / σ is what is predicted, for each conditioning by itself."""
+        if not self.reuses:
+            return None
+        parts = _conditionings(options)
+        for part in parts:
+            if (step, part) in self.asked:
+                raise Unsupported(
+                    f"calibatt: the model is asked more than once for step {step} with one prompt, and the plan runs no forward in some steps: use a"
+                    " sampler that asks once a step, such as euler, uni_pc or dpmpp_2m, without skip-layer guidance; or a plan of density alone"
+                )
+            self.asked.add((step, part))
+        if not self.predictor.reuses(step):
+            return None
+        velocities = [self.predictor.predicted(step, part, each) for part, each in zip(parts, x.chunk(len(parts)))]
+        return x - sigma * torch.cat(velocities).to(x.dtype)
+
+    def ran(self, step, sigma, x, options, denoised):
+        if not self.reuses:
+            return
+        parts = _conditionings(options)
+        for part, each, result in zip(parts, x.chunk(len(parts)), denoised.chunk(len(parts))):
+            self.predictor.computed(step, part, each, (each - result) / sigma)
+
     def begin_forward(self, step, branches, batch):
         self.announced = (step, 1 if branches and all(branch == 1 for branch in branches) else 0)
         return True
@@ -322,6 +367,23 @@ class Planned(Run):
         self.session.attend(layer, q, k, v, out)
 
 
+def _conditionings(options: dict[str, Any]) -> list[Any]:
+    """What tells the parts of a batch apart, and is the same in every step."""
+    branches = list(options.get("cond_or_uncond", [0]))
+    uuids = options.get("uuids") or [branches[:index].count(branch) for index, branch in enumerate(branches)]
+    return list(zip(branches, uuids))
+
+
+def _refuse_step_caches(patcher: Any) -> None:
+    for keys in getattr(patcher, "wrappers", {}).values():
+        for key in keys:
+            if str(key).lower() in STEP_CACHES:
+                raise Unsupported(
+                    f"calibatt: the plan runs no forward in some steps, which it chose together, and the node {STEP_CACHES[key.lower()]} leaves out others:"
+                    " remove that node, or use a plan of density alone"
+                )
+
+
 def apply_plan(model: Any, plan: Plan, transformer: Optional[int], on_mismatch: str, tell: Callable[[str], None]) -> Any:
     """A clone that samples by the plan. transformer: which of the plan's the model is; None: by noise level. `tell` is
     given what each run did."""
@@ -329,11 +391,12 @@ def apply_plan(model: Any, plan: Plan, transformer: Optional[int], on_mismatch: 
     def begin(attachment: Attachment, execute: Callable[[], Any]) -> Any:
         sampling = attachment.sampling
         facts = sampling.facts(_step_transformer(plan, sampling.sigmas, transformer), len(plan.transformers))
-        session = Session.open(plan, facts, sampling.device, on_mismatch)
+        session = Session.open(plan, facts, sampling.device, on_mismatch, reuses_steps=True)
         try:
             reason = session.report().get("fallback_reason")
-            result = attachment.sample(None if reason else Planned(sampling, session), execute)
-            tell(f"dense: {reason}" if reason else _told(session.report(), sampling))
+            run = None if reason else Planned(sampling, session)
+            result = attachment.sample(run, execute)
+            tell(f"dense: {reason}" if run is None else _told(session.report(), sampling, run.predictor))
             return result
         finally:
             session.close()
@@ -355,8 +418,10 @@ def _step_transformer(plan: Plan, sigmas: tuple[float, ...], transformer: Option
     return each
 
 
-def _told(report: dict[str, Any], sampling: Sampling) -> str:
+def _told(report: dict[str, Any], sampling: Sampling, predictor: StepPredictor) -> str:
     lines = [f"density {report['density']:.3f} over {sampling.calls} attention calls"]
+    if predictor.reused:
+        lines.append(f"steps: {described(predictor.reused, len(sampling.sigmas))}")
     if report.get("step_mapping"):
         lines.append(report["step_mapping"])
     lines += [f"tokens are reordered at every call, which costs some 3 %: {reason}" for reason in sampling.order_reasons]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, Optional, Union
 
 import torch
 
-from . import _errors, _families, _weights
+from . import _errors, _families, _reuse, _weights
 from ._plan import PathLike, Plan
 from ._runtime import PlannedRuntime, Runtime
 from ._session import ON_MISMATCH, RunFacts, Session
@@ -40,6 +41,8 @@ def apply(pipe: Any, plan: Union[PathLike, Plan], on_mismatch: str = "error", ch
         restore(pipe)
     for name, transformer in zip(family.transformer_names, transformers):
         _families.require_supported(family, name, transformer)
+        if plan.reuses_steps:
+            _reuse.require_no_step_cache(name, transformer)
     fingerprints, reasons = _fingerprints(pipe, family, plan, check_weights)
     runtime = PlannedRuntime(pipe, family, plan, on_mismatch, fingerprints)
     runtime.reasons = reasons
@@ -76,7 +79,7 @@ def _require_fit(runtime: PlannedRuntime) -> None:
         transformer_names=family.names(runtime.pipe),
         fingerprints=runtime.fingerprints,
     )
-    Session.open(plan, run, torch.device("cpu"), runtime.on_mismatch).close()
+    Session.open(plan, run, torch.device("cpu"), runtime.on_mismatch, reuses_steps=True).close()
 
 
 def _attach(runtime: Runtime) -> None:
@@ -151,6 +154,13 @@ class Summary:
     run: Optional[RunFacts] = None  #: the present or last run; None: there was none
     reports: List[Dict[str, Any]] = field(default_factory=list)  #: of its sessions, see calibatt_session_json
     description: str = ""  #: of the plan
+    forwards: int = 0  #: calls of the run's transformers, each branch of guidance by itself where it is a call by itself
+    step_reuse: Dict[int, str] = field(default_factory=dict)  #: steps of the run without a forward, and how each was predicted
+
+    @property
+    def reused_steps(self) -> Dict[str, int]:
+        """How many steps ran no forward, by what they were made: "hold", "residual", "linear"."""
+        return dict(Counter(self.step_reuse.values()))
 
     @property
     def calls(self) -> int:
@@ -177,6 +187,8 @@ class Summary:
         frames, height, width = self.run.video if self.run else (0, 0, 0)
         lines.append(f"run: {len(self.run.sigmas) if self.run else 0} steps, {frames} frames of {width}×{height}: {self.calls} attention calls "
                      f"at density {self.density_of_run:.3f}, {self.dense_fallback_calls} of them dense since the plan did not fit")  # fmt: skip
+        if self.step_reuse:
+            lines.append(f"steps: {_reuse.described(self.step_reuse, len(self.run.sigmas) if self.run else 0)}, {self.forwards} forwards")
         for key, label in (("step_mapping", "steps"), ("fallback_reason", "dense"), ("kernel", "kernel")):
             texts = dict.fromkeys(report[key] for report in self.reports if report.get(key))
             lines += [f"{label}: {text}" for text in texts]
@@ -200,4 +212,4 @@ def summary(pipe: Any) -> Summary:
         else:
             weights[name] = "the same" + (f" as loaded, but {changed} since" if changed else "")
     return Summary(plan.path, plan.density, runtime.switch.on, weights, runtime.run, [s.report() for s in runtime.sessions.values()],
-                   plan.describe())  # fmt: skip
+                   plan.describe(), runtime.forwards, dict(runtime.predictor.reused))  # fmt: skip

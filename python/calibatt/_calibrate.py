@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from tqdm.auto import tqdm
 
-from . import _errors, _families, _weights
+from . import _errors, _families, _reuse, _weights
 from ._apply import _attach, detach, runtime_of
 from ._plan import PathLike, Plan
 from ._record import Calibration, PromptFacts
@@ -120,10 +120,9 @@ def _fingerprint(pipe: Any, family: _families.Family, index: int, check: bool) -
 
 
 def _require_every_step(name: str, transformer: Any) -> None:
-    if getattr(transformer, "is_cache_enabled", False):
-        raise _errors.Unsupported(f"pipe.{name} leaves out steps by a cache; call pipe.{name}.disable_cache() first: calibration needs every step")
-    if getattr(transformer, "_is_cached", False):
-        raise _errors.Unsupported(f"pipe.{name} leaves out steps by cache-dit; call cache_dit.disable_cache(pipe) first: calibration needs every step")
+    cache = _reuse.step_cache_of(name, transformer)
+    if cache is not None:
+        raise _errors.Unsupported(f"pipe.{name} leaves out steps by {cache[0]}; call {cache[1]} first: calibration needs every step")
 
 
 def _conditions(pipe: Any, family: _families.Family, fingerprints: Sequence[Optional[str]], call: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Family:
     blocks_name: str
     transformer_names: Tuple[str, ...]
     joint: bool  #: text stands behind the video in one attention, in another number for each sample
+    prediction_sign = 1.0  #: 1: the transformer predicts noise − data; −1: data − noise
 
     def transformers(self, pipe: Any) -> List[Any]:
         """Those that the pipe has, in the order of falling noise levels."""
@@ -42,6 +43,10 @@ class Family:
 
     def hook(self, transformer: Any, site: torch.Tensor, switch: Switch) -> List[Any]:
         """Puts tokens in order before the blocks and back behind them. Returns the handles of the hooks."""
+        raise NotImplementedError
+
+    def grid_of(self, transformer: Any, latents: torch.Tensor) -> Grid:
+        """Of the latents that a forward is called with."""
         raise NotImplementedError
 
     def processor(self, site: torch.Tensor, switch: Switch, original: Any) -> Any:
@@ -142,6 +147,12 @@ def output_weight(linear: Any, like: torch.Tensor) -> torch.Tensor:
     return applied.T.contiguous()
 
 
+def _grid(latents: torch.Tensor, patch: Grid) -> Grid:
+    """latents: [batch, channels, frames, height, width]."""
+    _, _, frames, height, width = latents.shape
+    return frames // patch[0], height // patch[1], width // patch[2]
+
+
 class Wan(Family):
     """Wan 2.1 and 2.2 text-to-video. Both branches of guidance are calls of their own; text is attended to in other layers."""
 
@@ -152,13 +163,15 @@ class Wan(Family):
     transformer_names = ("transformer", "transformer_2")
     joint = False
 
+    def grid_of(self, transformer: Any, latents: torch.Tensor) -> Grid:
+        return _grid(latents, tuple(transformer.config.patch_size))
+
     def hook(self, transformer: Any, site: torch.Tensor, switch: Switch) -> List[Any]:
-        p_t, p_h, p_w = transformer.config.patch_size
+        patch = tuple(transformer.config.patch_size)
         arrange = torch.ops.calibatt.arrange
 
         def grid_of(latents: torch.Tensor) -> Grid:
-            _, _, frames, height, width = latents.shape
-            return frames // p_t, height // p_h, width // p_w
+            return _grid(latents, patch)
 
         def order_rope(_: Any, inputs: Any, output: Any) -> Any:  # the first of a forward
             if not switch.on:
@@ -228,6 +241,11 @@ class Mochi(Family):
     blocks_name = "transformer_blocks"
     transformer_names = ("transformer",)
     joint = True
+    prediction_sign = -1.0
+
+    def grid_of(self, transformer: Any, latents: torch.Tensor) -> Grid:
+        side = transformer.config.patch_size
+        return _grid(latents, (1, side, side))
 
     def hook(self, transformer: Any, site: torch.Tensor, switch: Switch) -> List[Any]:
         patch = transformer.config.patch_size
@@ -391,9 +409,11 @@ class _Entered:
                                       "call calibatt.restore(pipe)")  # fmt: skip
         entered = self._inner.__enter__()
         binding.context, binding.thread = self._context, thread
+        self._give_back = binding.runtime.take_calls(binding)
         return entered
 
     def __exit__(self, *raised: Any) -> Any:
+        self._give_back()
         self._binding.context = None
         return self._inner.__exit__(*raised)
 

@@ -70,6 +70,16 @@ class Plan:
         return self.facts.get("step_transformer") or [0] * len(self.sigmas)
 
     @property
+    def step_reuse(self) -> List[str]:
+        """[steps] how each step gets its prediction: "forward", or from earlier steps' by "hold", "residual" or "linear"."""
+        return self.facts["step_reuse"] or ["forward"] * len(self.sigmas)
+
+    @property
+    def reuses_steps(self) -> bool:
+        """Whether some steps run no forward."""
+        return any(way != "forward" for way in self.step_reuse)
+
+    @property
     def num_layers(self) -> int:
         return self.facts["layers"]
 

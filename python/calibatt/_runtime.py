@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 
 import torch
 
-from . import _errors, _library, _ops
+from . import _errors, _library, _ops, _reuse
 from ._session import DTYPES, RunFacts, Session
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Runtime:
 
     def begin_forward(self, binding: "Binding", grid: Grid, x: torch.Tensor) -> None:
         raise NotImplementedError
+
+    def take_calls(self, binding: "Binding") -> Callable[[], None]:
+        """Within cache_context: what is to stand in the place of the transformer's call. Returns what undoes it."""
+        return lambda: None
 
     def order(self) -> "Order":
         raise NotImplementedError
@@ -192,6 +197,8 @@ class PlannedRuntime(Runtime):
         super().__init__(pipe, family)
         self.plan, self.on_mismatch, self.fingerprints = plan, on_mismatch, tuple(fingerprints)
         self.run: Optional[RunFacts] = None
+        self.predictor = _reuse.StepPredictor(())
+        self.forwards = 0  #: of the present run, those that a plan that reuses steps leaves
         self.sessions: Dict[int, Session] = {}
         self._sigmas: Any = None  #: the scheduler's own tensor, of the run that the sessions are of
         self._conditions: Tuple[Any, ...] = ()
@@ -202,7 +209,34 @@ class PlannedRuntime(Runtime):
         self.reasons: Dict[str, str] = {}  #: why the weights of a transformer were not compared
         self._warned: Set[str] = set()
 
+    def take_calls(self, binding: Binding) -> Callable[[], None]:
+        if not self.plan.reuses_steps or not self.switch.on or not binding.attached:
+            return lambda: None
+        module = getattr(self.pipe, self.family.transformer_names[binding.index])
+        return _reuse.take_calls(module, functools.partial(self._predict_or_run, binding))
+
+    def _predict_or_run(self, binding: Binding, inner: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """A call of the transformer. Where the step runs no forward, nothing of the transformer is touched."""
+        assert binding.context is not None
+        transformer = self.family.transformers(self.pipe)[binding.index]
+        _reuse.require_no_step_cache(self.family.transformer_names[binding.index], transformer)
+        latents, branch = args[0] if args else named["hidden_states"], binding.context.name
+        self._enter_step(binding, self.family.grid_of(transformer, latents), latents)
+        if not self.predictor.reuses(self._step):
+            output = inner(*args, **named)
+            self.predictor.computed(self._step, branch, latents, output[0])
+            return output
+        prediction = self.predictor.predicted(self._step, branch, latents)
+        return _reuse.output_of(prediction) if named.get("return_dict", True) else (prediction,)
+
     def begin_forward(self, binding: Binding, grid: Grid, x: torch.Tensor) -> None:
+        self._enter_step(binding, grid, x)
+        if self.predictor.reuses(self._step):
+            raise _errors.Unsupported(f"step {self._step} runs no forward by the plan, and the transformer was called all the same, not by the pipe that the "
+                                      "plan was applied to; call that pipe")  # fmt: skip
+        self.forwards += 1
+
+    def _enter_step(self, binding: Binding, grid: Grid, x: torch.Tensor) -> None:
         pipe = self.pipe
         self._step, self._branch = step_of(pipe, binding)
         self._begun = set()
@@ -211,6 +245,8 @@ class PlannedRuntime(Runtime):
         if not self.sessions or self._sigmas is not sigmas or self._conditions != conditions:
             self._begin_run(self.family.run_facts(pipe, grid, len(self.blocks[0]), self.fingerprints), x.device)
             self._sigmas, self._conditions = sigmas, conditions
+            self.predictor.begin_run()
+            self.forwards = 0
         assert self.run is not None
         if self._step >= len(self.run.sigmas):
             raise _errors.Mismatch(f"this is step {self._step}, and the pipe's scheduler has {len(self.run.sigmas)}; call the pipe itself")
@@ -226,6 +262,7 @@ class PlannedRuntime(Runtime):
         self.close()
         self.run, self._device = run, device
         session = self._session(_library.CONDITIONAL)
+        self.predictor = _reuse.StepPredictor(session.step_rules(len(run.sigmas)), self.family.prediction_sign)
         self._order = Order(session.token_order(run.grid[0] * run.grid[1] * run.grid[2]))
         report = session.report()
         fallback = report.get("fallback_reason")
@@ -237,7 +274,7 @@ class PlannedRuntime(Runtime):
     def _session(self, key: int) -> Session:
         if key not in self.sessions:
             assert self.run is not None
-            self.sessions[key] = Session.open(self.plan, self.run, self._device, self.on_mismatch)
+            self.sessions[key] = Session.open(self.plan, self.run, self._device, self.on_mismatch, reuses_steps=True)
         return self.sessions[key]
 
     def order(self) -> Order:

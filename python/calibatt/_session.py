@@ -64,6 +64,16 @@ def _text_array(texts: Tuple[Optional[str], ...]) -> Any:
     return (ctypes.c_char_p * len(texts))(*[_library.encoded(text) for text in texts])
 
 
+@dataclass(frozen=True)
+class StepRule:
+    """How a step gets its prediction; the members of calibatt_prediction."""
+
+    name: str  #: "forward", "hold", "residual", "linear"
+    sources: Tuple[int, ...] = ()  #: steps that it is made from, the latest first; empty where the transformer runs
+    weights: Tuple[float, ...] = ()  #: of their predictions
+    latents_weight: float = 0.0  #: of the latents less those of the first source
+
+
 @dataclass
 class OutputFacts:
     """What follows the attention in its block, for calibration: residual += gate ⊙ (W_o · heads)."""
@@ -91,10 +101,14 @@ class Session:
         self._raised: List[BaseException] = []
 
     @classmethod
-    def open(cls, plan: Optional[Plan], run: RunFacts, device: torch.device, on_mismatch: str = "error") -> "Session":
-        """Raises Mismatch naming both values when the plan was made for something else, DeviceError."""
+    def open(cls, plan: Optional[Plan], run: RunFacts, device: torch.device, on_mismatch: str = "error", reuses_steps: bool = False) -> "Session":
+        """reuses_steps: predictions are made without a forward where step_rules() says so; else such plans are refused.
+
+        Raises Mismatch naming both values when the plan was made for something else, DeviceError.
+        """
         handle = ctypes.c_void_p()
         struct = run.as_struct(device_index(device))
+        struct.reuses_steps = reuses_steps
         _library.loaded().session_open(plan._handle if plan else None, ctypes.byref(struct), ON_MISMATCH[on_mismatch], ctypes.byref(handle))
         return cls(handle, owned=True, keep=plan)
 
@@ -112,6 +126,16 @@ class Session:
         order = torch.empty(num_tokens, dtype=torch.int32)
         self._library.session_token_order(self._handle, ctypes.cast(order.data_ptr(), ctypes.POINTER(ctypes.c_int32)))
         return order.long()
+
+    def step_rules(self, num_steps: int) -> List[StepRule]:
+        """How each step of the run gets its prediction."""
+        rules = []
+        for step in range(num_steps):
+            told = _library.Prediction(struct_size=ctypes.sizeof(_library.Prediction))
+            self._library.session_prediction(self._handle, step, ctypes.byref(told))
+            count = told.num_sources
+            rules.append(StepRule(_library.STEP_REUSES[told.reuse], tuple(told.source_steps[:count]), tuple(told.weights[:count]), told.latents_weight))
+        return rules
 
     def begin_forward(self, step: int, branch: int) -> None:
         self._library.session_begin_forward(self._handle, step, branch)

@@ -216,13 +216,12 @@ class BaseModel:
         )
 
     def _apply_model(self, x, t, c_concat, c_crossattn, control, transformer_options, denoise_mask=None, extra_frame=None, **kwargs):
+        """The denoised latent, as ComfyUI's flow models give it. t: noise levels."""
+        frames, sigma, t = x.shape[2], t.view(-1, 1, 1, 1, 1), t * 1000
+        given = x if extra_frame is None else torch.cat([x, extra_frame], 2)
         if denoise_mask is not None:  # a noise level for each frame
             t = denoise_mask * t.unsqueeze(-1)
-        if extra_frame is not None:
-            return self.diffusion_model(torch.cat([x, extra_frame], 2), t, context=c_crossattn, transformer_options=transformer_options)[
-                :, :, : x.shape[2]
-            ]
-        return self.diffusion_model(x, t, context=c_crossattn, transformer_options=transformer_options)
+        return x - sigma * self.diffusion_model(given, t, context=c_crossattn, transformer_options=transformer_options)[:, :, :frames]
 
 
 class ModelPatcher:
@@ -271,8 +270,8 @@ class Guider:
         x = noise
         for step in range(len(sigmas) - 1):
             for _ in range(self.repeat):
-                flow = self.predict(x, sigmas, step)
-            x = x + (sigmas[step + 1] - sigmas[step]) * flow
+                denoised = self.predict(x, sigmas, step)
+            x = x + (sigmas[step + 1] - sigmas[step]) * (x - denoised) / sigmas[step]
         return x
 
     def predict(self, x, sigmas, step):
@@ -286,7 +285,7 @@ class Guider:
                 "cond_or_uncond": group, "sigmas": sigmas[step : step + 1], "sample_sigmas": sigmas,
             }  # fmt: skip
             model = self.model_patcher.model
-            t = sigmas[step].repeat(len(group) * len(x)) * 1000
+            t = sigmas[step].repeat(len(group) * len(x))
             made = model.apply_model(
                 torch.cat([x] * len(group)), t, c_crossattn=context.repeat_interleave(len(x), 0), transformer_options=options, **self.arguments
             )

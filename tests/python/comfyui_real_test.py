@@ -118,7 +118,7 @@ def masked(sampling, monkeypatch):
     monkeypatch.setattr(stand_in, "NUM_TOKENS", NUM_TOKENS)
     opened, orders = [], [5]
 
-    def open_session(plan, facts, *_):
+    def open_session(plan, facts, *_, **__):
         opened.append(stand_in.MaskedSession(facts))
         opened[-1].order = torch.randperm(NUM_TOKENS, generator=torch.Generator().manual_seed(orders[-1]))
         return opened[-1]

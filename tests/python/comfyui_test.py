@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import calibatt
+from calibatt._session import StepRule
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.5, 0.0])
 GRID = (3, 4, 2)  # tokens
@@ -17,7 +18,8 @@ NUM_TOKENS = 24
 class MaskedSession:
     """Attention by token masks of its own for each step, layer and head, in a token order that is not raster."""
 
-    def __init__(self, facts, keep_all=False, fallback=None):
+    def __init__(self, facts, keep_all=False, fallback=None, rules=None):
+        self.rules = rules
         self.facts, self.fallback, self.closed, self.calls, self.forwards = facts, fallback, False, [], []
         random = torch.Generator().manual_seed(5)
         self.order = torch.randperm(NUM_TOKENS, generator=random)
@@ -32,6 +34,9 @@ class MaskedSession:
     def begin_forward(self, step, branch):
         self.step = step
         self.forwards.append((step, branch))
+
+    def step_rules(self, num_steps):
+        return self.rules or [StepRule("forward")] * num_steps
 
     def wants_output(self):
         return False
@@ -79,7 +84,7 @@ def sessions(sampling, monkeypatch):
     """Sessions that were opened; options for the next one."""
     opened = types.SimpleNamespace(all=[], options={})
 
-    def open_session(plan, facts, device, on_mismatch):
+    def open_session(plan, facts, device, on_mismatch, reuses_steps):
         opened.all.append(MaskedSession(facts, **opened.options))
         return opened.all[-1]
 

@@ -7,6 +7,7 @@ build/cpu.
 """
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "python"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tools"), str(Path(__file__).parent)]
+import plan_reader  # noqa: E402
+
 os.environ.setdefault("CALIBATT_LIBRARY", str(ROOT / "build/cpu/libcalibatt.so"))
 PROGRAM = os.environ.get("CALIBATT_PROGRAM", str(ROOT / "build/cpu/calibatt"))
 PROMPTS = ["a red circle moves to the right over stripes", "a blue star rotates over waves"]
@@ -107,6 +110,20 @@ def plans(tmp_path_factory):
         run_program("calibrate", "-m", ROOT / f"models/tiny-{name}", "--prompts", folder / "prompts.txt", "-o", made[name], "--dtype", "fp32",
                     "--density", DENSITY, *flags(call), *setting_flags(SETTINGS))  # fmt: skip
     return made
+
+
+def with_reuse(plan, path, reuse):
+    """A copy of a plan file by which some steps run no forward (docs/plan_format.md)."""
+    content = Path(plan).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = header["__metadata__"]
+    metadata["plan"] = json.dumps({**json.loads(metadata["plan"]), "step_reuse": reuse})
+    metadata["checksum"] = plan_reader.xxh3_128(plan_reader.checksummed_bytes(plan_reader.read_safetensors(plan)[0], metadata))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+    return path
 
 
 def add_lora(pipe, seed=5, name="style"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import with_reuse
 from stand_in import StandInPlan, order_of, planned_head
 
 import calibatt
@@ -212,7 +213,7 @@ def test_what_does_not_combine_is_refused_by_name(operator, monkeypatch):
         call(operator, scheduler, 0, q, k, v)
 
 
-def test_with_the_library_and_a_plan_of_the_command_line(module, monkeypatch, plans):
+def test_with_the_library_and_a_plan_of_the_command_line(module, monkeypatch, plans, tmp_path):
     monkeypatch.setenv("CALIBATT_PLAN", str(plans["wan"]))
     plan = StandInPlan(plans["wan"])
     config = {"num_heads": plan.num_heads, "dim": plan.num_heads * plan.head_dim, "num_layers": plan.num_layers, "patch_size": (1, 2, 2)}
@@ -227,6 +228,14 @@ def test_with_the_library_and_a_plan_of_the_command_line(module, monkeypatch, pl
     for head in range(plan.num_heads):
         expected = planned_head(plan.read, plan.read.step_entry[2], 3, head, *(x[order, head] for x in (q, k, v)))
         assert float((out[order, head] - expected).norm() / expected.norm()) < 1e-5
+    reusing = with_reuse(plans["wan"], tmp_path / "reusing.safetensors", ["forward", "forward", "hold", "forward"])
+    monkeypatch.setenv("CALIBATT_PLAN", str(reusing))
+    module.RUN.close()
+    module.RUN.plan = None
+    with pytest.raises(calibatt.Mismatch, match="runs no forward in 1 step, which this program cannot do"):
+        call(types.SimpleNamespace(make=module.register["calibatt"]), scheduler, 3, q, k, v)
+    monkeypatch.setenv("CALIBATT_PLAN", str(plans["wan"]))
+    module.RUN.plan = None
     with pytest.raises(calibatt.Mismatch, match="latent grid"):
         scheduler.latents = torch.zeros(16, frames + 1, 2 * height, 2 * width)
         call(types.SimpleNamespace(make=module.register["calibatt"]), scheduler, 3, q, k, v)

@@ -10,6 +10,7 @@ import torch
 
 import calibatt
 from calibatt import _library
+from calibatt._session import StepRule
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -60,7 +61,7 @@ class StandInSession:
             self.dense = True
 
     @classmethod
-    def open(cls, plan, run, device, on_mismatch="error"):
+    def open(cls, plan, run, device, on_mismatch="error", reuses_steps=False):
         return cls(plan, run, on_mismatch)
 
     def close(self):
@@ -68,6 +69,9 @@ class StandInSession:
 
     def wants_output(self):
         return False
+
+    def step_rules(self, num_steps):
+        return [StepRule("forward")] * num_steps
 
     def token_order(self, num_tokens):
         return torch.arange(num_tokens) if self.dense else order_of(self.plan.read)
