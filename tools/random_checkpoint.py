@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Writes a whole Wan 2.1 (T2V, I2V), Wan 2.2 TI2V-5B or Mochi 1 folder in the diffusers layout with random weights, at the public models' sizes.
+"""Writes a whole Wan 2.1 (T2V, I2V), Wan 2.2 (T2V-A14B, TI2V-5B) or Mochi 1 folder in the diffusers layout with random weights, at the public
+models' sizes.
 
 Time, memory and end-to-end behaviour (loading, offloading, plans, interrupts) depend on shapes only, so they can be tried without the
 public weights; the videos are noise. Transformer and text encoder are bfloat16, N(0, 1/√inputs), in shards of at most 5 GB, made one
 shard at a time (on a GPU where there is one); the video autoencoder is the public configuration in float32 as diffusers initialises it.
 The tokenizer is the small one of models/tiny-wan, so the text encoder's vocabulary is that tokenizer's and its layers are few
-(--text-layers; the public UMT5-XXL and T5-XXL have 24), its width the public one. "small", "small-i2v" and "mochi-small" try the
-layouts in seconds on a CPU.
+(--text-layers; the public UMT5-XXL and T5-XXL have 24), its width the public one. Both transformers of A14B are one on disk (transformer_2
+is a link), which spares 28 GB; in memory they are two. "small", "small-a14b", "small-i2v" and "mochi-small" try the layouts in seconds on a
+CPU. --transformer takes one that exists in the place of a new one: what bench/cuda/forward.py --keep leaves, or another folder's.
 
 Needs torch, diffusers, safetensors, and for I2V transformers. Usage:
-random_checkpoint.py --size 14B|1.3B|14B-i2v|5B|small|small-i2v|mochi|mochi-small --output FOLDER
+random_checkpoint.py --size 14B|1.3B|A14B|14B-i2v|5B|small|small-a14b|small-i2v|mochi|mochi-small --output FOLDER
 """
 
 import argparse
@@ -27,6 +29,7 @@ from safetensors.torch import save_file
 TINY_WAN = Path(__file__).resolve().parent.parent / "models" / "tiny-wan"
 SHARD_BYTES = 5 * 10**9
 TEXT_XXL = {"d_model": 4096, "d_ff": 10240, "num_heads": 64, "d_kv": 64}
+EXPERTS = {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]}
 SIZES = {
     "14B": {
         "transformer": {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40},
@@ -58,6 +61,14 @@ SIZES = {
                         "out_channels": 16, "image_dim": 64, "added_kv_proj_dim": 128},
         "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64}, "vae": {"base_dim": 16}, "flow_shift": 3.0,
         "clip": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 32},
+    },
+    "A14B": {  # Wan 2.2 T2V
+        "transformer": {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40},
+        "text": TEXT_XXL, "vae": {}, "flow_shift": 3.0, "index": EXPERTS,
+    },
+    "small-a14b": {
+        "transformer": {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "num_layers": 2},
+        "text": {"d_model": 128, "d_ff": 256, "num_heads": 2, "d_kv": 64}, "vae": {"base_dim": 16}, "flow_shift": 3.0, "index": EXPERTS,
     },
     "mochi": {"model": "mochi", "transformer": {}, "text": TEXT_XXL, "vae": {}},  # the defaults are the public configuration
     "mochi-small": {
@@ -150,18 +161,28 @@ def write_clip(config, folder, generator):
             "image_processor": ["transformers", "CLIPImageProcessor"]}  # fmt: skip
 
 
-def write_checkpoint(size, folder, text_layers, seed):
-    spec = SIZES[size]
-    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(seed)
-    mochi = spec.get("model") == "mochi"
+def write_transformer(spec, folder, generator):
     with torch.device("meta"):  # shapes alone
-        if mochi:
+        if spec.get("model") == "mochi":
             transformer = MochiTransformer3DModel(**spec["transformer"])
         else:
             transformer = WanTransformer3DModel(text_dim=spec["text"]["d_model"], **spec["transformer"])
-    transformer.save_config(folder / "transformer")
+    transformer.save_config(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
-    write_shards(folder / "transformer", "diffusion_pytorch_model", shapes, generator)
+    write_shards(folder, "diffusion_pytorch_model", shapes, generator)
+
+
+def write_checkpoint(options):
+    spec, folder, text_layers, seed = SIZES[options.size], options.output, options.text_layers, options.seed
+    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(seed)
+    mochi = spec.get("model") == "mochi"
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.transformer:
+        (folder / "transformer").symlink_to(options.transformer.resolve())
+    else:
+        write_transformer(spec, folder / "transformer", generator)
+    if spec.get("index") is EXPERTS:
+        (folder / "transformer_2").symlink_to("transformer")
 
     # Everything that belongs to the tokenizer (vocabulary, special tokens) stays tiny-wan's.
     text = {**read_json(TINY_WAN / "text_encoder" / "config.json"), **spec["text"], "num_layers": text_layers}
@@ -194,7 +215,8 @@ def write_checkpoint(size, folder, text_layers, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B and 14B-i2v need 30 to 36 GB, mochi 23 GB, 5B 13 GB, 1.3B 4 GB")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new or empty; 14B, A14B and 14B-i2v need 30 to 36 GB, mochi 23 GB, 5B 13 GB, 1.3B 4 GB")
+    parser.add_argument("--transformer", type=Path, metavar="FOLDER", help="a transformer of this size, to link to")
     parser.add_argument("--text-layers", type=int, default=2, help="of the text encoder; the public one has 24 (0.4 GB each)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -202,7 +224,9 @@ def main():
         parser.error("--text-layers: expected at least 1")
     if options.output.exists() and any(options.output.iterdir()):
         parser.error(f"{options.output}: not empty; give a new folder")
-    write_checkpoint(options.size, options.output, options.text_layers, options.seed)
+    if options.transformer and not (options.transformer / "config.json").is_file():
+        parser.error(f"--transformer: {options.transformer} has no config.json")
+    write_checkpoint(options)
 
 
 if __name__ == "__main__":

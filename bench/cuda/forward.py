@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Times one forward of Wan 2.1's transformer, ours beside diffusers' WanTransformer3DModel, on one GPU, in one run.
+"""Times one forward of Wan 2.1's transformer, or both of a guided step of Mochi 1's, ours beside diffusers', on one GPU, in one run.
 
-The sizes are the public models' with random weights (the time depends on shapes and masks alone) and fewer layers, both sides the same;
-ours runs in a process of its own (calibatt_forward_bench --serve) that loads what diffusers saved. First the predictions at a small size,
-dense and planned: our error against diffusers in float32, over diffusers' own error in --dtype (bf16 or fp16, both sides the same); where
-planned, diffusers' self-attention has the same masks, token by token. The dense one also at the timed size, against diffusers in that dtype.
-What is wrong is not timed. Then, model by model and round by round, all competitors run one forward in random order; a figure is the median
-over rounds of a ratio within one round. diffusers runs with the fastest of the attention backends that work here (chosen eager), eager and
-compiled, its weights in that dtype but those that it keeps in float32 itself. Times are each side's own clock around one forward that the
+The sizes are the public models' with random weights (the time depends on shapes and masks alone) and fewer layers or all, both sides the
+same; ours runs in a process of its own (calibatt_forward_bench --serve) that loads what diffusers saved. First the predictions at a small
+size, dense and planned: our error against diffusers in float32, over diffusers' own error in --dtype (bf16 or fp16, both sides the same);
+where planned, diffusers' self-attention has the same masks, token by token. The dense one also at the timed size, against diffusers in that
+dtype. What is wrong is not timed. Then, model by model and round by round, all competitors run in random order; a figure is the median over
+rounds of a ratio within one round. diffusers runs with the fastest of the attention backends that work here (chosen eager), eager and
+compiled, its weights in that dtype but those that it keeps in float32 itself. Times are each side's own clock around one run that the
 device has finished. Diffusers' includes the text's projections; ours has them ready, as generation does (once a video). Our peak memory is
 the process's, all runs together. The output is written after every round.
 
 Needs torch (CUDA), diffusers and safetensors. Usage: forward.py --server PATH/calibatt_forward_bench --output result.json
-On a CPU, to try it: forward.py --server … --model small --layers 2 --server-args "--backend cpu" --no-compile
+On a CPU, to try it: forward.py --server … --model small,mochi-small --layers 2 --server-args "--backend cpu" --no-compile
 """
 
 import argparse
@@ -26,34 +26,37 @@ import sys
 import tempfile
 import threading
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import numpy
 import torch
 from attention import commit_of_checkout, describe_machine, quartiles
-from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from forward_rivals import BLOCK, DEVICE, RIVALS
 from masks import make_mask
 from safetensors.torch import load_file, save_file
 
 LARGE = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "text_dim": 4096}
 SMALLER = {**LARGE, "num_attention_heads": 12, "ffn_dim": 8960}
 TINY = {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "text_dim": 64}
-# config, layers of the public model, latents (frames, rows, columns), density of the plan, targets: dense and planned over diffusers
+MOCHI = {"num_attention_heads": 24, "attention_head_dim": 128, "text_embed_dim": 4096}
+TINY_MOCHI = {"num_attention_heads": 2, "attention_head_dim": 64, "pooled_projection_dim": 64, "text_embed_dim": 128}
+# rival, config, layers of the public model, latents (frames, rows, columns), density of the plan, targets: dense and planned over diffusers
+Model = namedtuple("Model", "rival config layers latents density targets")
 MODELS = {
-    "14B-720p": (LARGE, 40, (21, 90, 160), 0.375, (1.15, 2.2)),
-    "14B-480p": (LARGE, 40, (21, 60, 104), 0.32, (1.15, 1.8)),
-    "1.3B-480p": (SMALLER, 30, (21, 60, 104), 0.35, (1.2, 1.8)),
-    "small": (TINY, 2, (5, 16, 24), 0.375, (None, None)),
+    "14B-720p": Model("wan", LARGE, 40, (21, 90, 160), 0.375, (1.15, 2.2)),
+    "14B-480p": Model("wan", LARGE, 40, (21, 60, 104), 0.32, (1.15, 1.8)),
+    "1.3B-480p": Model("wan", SMALLER, 30, (21, 60, 104), 0.35, (1.2, 1.8)),
+    "small": Model("wan", TINY, 2, (5, 16, 24), 0.375, (None, None)),
+    "mochi": Model("mochi", MOCHI, 48, (28, 60, 106), 0.31, (1.25, 2.1)),
+    "mochi-small": Model("mochi", TINY_MOCHI, 2, (5, 16, 24), 0.375, (None, None)),
 }
-CHECKED_SIZE = {"small": (5, 16, 24)}  # latents of the comparison with float32: 480 tokens; others: 1,950
-BLOCK = 128  # tokens of the plan's query and key blocks
-CHANNELS, TEXT_TOKENS, PADDED_TOKENS, TIMESTEP = 16, 60, 512, 500
+CHECKED_SIZE = {"small": (5, 16, 24), "mochi-small": (5, 16, 24)}  # latents of the comparison with float32: 480 tokens; others: 1,950
+TIMESTEP = 500
 MAX_ERROR_RATIO = 1.1
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG = {"bf16": 0.1, "fp16": 0.0125}  # relative difference of two predictions; rounding alone makes some 0.01, in fp16 an eighth of it
 WRONG_MASKS = 0.25  # the planned prediction's error over what the masks change; one head in 16 with other masks makes as much
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REPLY_SECONDS = 300  # a server that says nothing for so long is ended
 OURS, DENSE, PLANNED = "ours, ", "ours, dense", "ours, planned"
 
@@ -61,9 +64,9 @@ OURS, DENSE, PLANNED = "ours, ", "ours, dense", "ours, planned"
 class Server:
     """Our side: commands are lines, replies are lines of JSON."""
 
-    def __init__(self, path, folder, dtype, latents, density, arguments):
+    def __init__(self, path, name, folder, dtype, latents, density, arguments):
         size = [word for pair in zip(("--frames", "--height", "--width"), map(str, latents), strict=True) for word in pair]
-        command = [path, "--weights", str(folder), "--dtype", dtype, "--serve", *size, "--density", str(density), *arguments]
+        command = [path, "--model", name, "--weights", str(folder), "--dtype", dtype, "--serve", *size, "--density", str(density), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             self.ready = self._reply()
@@ -95,11 +98,20 @@ class Server:
             raise RuntimeError(f"the server ended with {self.process.wait()}") from None
         return self._reply()
 
-    def predict(self, inputs, folder):
+    def predict(self, inputs, folder, masks=None):
+        """[forwards, channels, frames, rows, columns]"""
         source, result = Path(folder, "inputs.safetensors"), Path(folder, "prediction.safetensors")
-        save_file(inputs, source)
-        self.ask(f"predict {source} {result}")
-        return load_file(result)["prediction"]
+        predictions = []
+        for text in inputs["texts"]:
+            tensors = {"latents": inputs["latents"], "timestep": inputs["timestep"]}
+            if len(text) > 0:
+                tensors["text"] = text
+            if masks is not None:
+                tensors["masks"] = masks
+            save_file(tensors, source)
+            self.ask(f"predict {source} {result}")
+            predictions.append(load_file(result)["prediction"])
+        return torch.stack(predictions)
 
     def run(self, kind):
         begin = time.perf_counter()
@@ -118,17 +130,16 @@ class Server:
         self.process.stdout.close()
 
 
-def synchronize():
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-def make_inputs(size, text_dim):
+def make_inputs(rival, config, size):
     """On the host, in float32, all values representable in either dtype: what is compared is the arithmetic."""
     generator = torch.Generator().manual_seed(7)
-    shapes = (CHANNELS, *size), (TEXT_TOKENS, text_dim)
-    latents, text = (torch.randn(shape, generator=generator).bfloat16().half().float() for shape in shapes)
-    return {"latents": latents, "text": text, "timestep": torch.tensor([float(TIMESTEP)])}
+
+    def random_values(*shape):
+        return torch.randn(shape, generator=generator).bfloat16().half().float()
+
+    latents = random_values(rival.channels, *size)
+    texts = [random_values(tokens, rival.text_width(config)) for tokens in rival.text_tokens]
+    return {"latents": latents, "texts": texts, "timestep": torch.tensor([float(TIMESTEP)])}
 
 
 def make_masks(config, layers, size, density):
@@ -136,89 +147,6 @@ def make_masks(config, layers, size, density):
     frame = size[1] * size[2] // 4
     shape = (config["num_attention_heads"], size[0] * frame, frame, BLOCK, BLOCK)
     return torch.from_numpy(numpy.stack([make_mask("mixed", density, *shape, seed=1 + layer) for layer in range(layers)]))
-
-
-class MaskedProcessor(WanAttnProcessor):
-    """Self-attention of which only some blocks are computed: the mask is spread out to pairs of tokens for each call."""
-
-    def __init__(self, blocks, tokens):
-        super().__init__()
-        self.blocks, self.tokens = blocks.bool().to(DEVICE), tokens
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        assert attention_mask is None and encoder_hidden_states is None and hidden_states.shape[1] == self.tokens
-        pairs = self.blocks.repeat_interleave(BLOCK, 1)[:, : self.tokens].repeat_interleave(BLOCK, 2)[:, :, : self.tokens]
-        return super().__call__(attn, hidden_states, None, pairs[None], rotary_emb)
-
-
-class Theirs:
-    """diffusers' transformer, first in float32 with weights that the dtype can represent."""
-
-    def __init__(self, config, layers, dtype):
-        self.dtype = dtype
-        torch.manual_seed(1)
-        with torch.device(DEVICE):
-            self.model = WanTransformer3DModel(num_layers=layers, **config).eval().requires_grad_(False)
-        for name, parameter in self.model.named_parameters():
-            if name.endswith(("norm_q.weight", "norm_k.weight", "norm2.weight")):
-                parameter.fill_(1)
-            elif parameter.dim() > 1 and "scale_shift_table" not in name:
-                parameter.mul_(3**0.5)  # a deviation of 1/√inputs; with torch's own the layers would hardly show in the prediction
-            parameter.copy_(parameter.to(dtype))
-        self.compiled = False
-
-    def to_dtype(self):
-        """As from_pretrained(torch_dtype=…) leaves it; buffers stay in float32."""
-        kept = set(self.model._keep_in_fp32_modules)
-        for name, parameter in self.model.named_parameters():
-            if not kept & set(name.split(".")):
-                parameter.data = parameter.data.to(self.dtype)
-        if DEVICE == "cuda":
-            torch.cuda.empty_cache()
-
-    def to_device(self, inputs):
-        """The text with rows of zeros up to the public models' 512, which they attend to."""
-        dtype = self.model.proj_out.weight.dtype
-        text = torch.zeros((1, PADDED_TOKENS, inputs["text"].shape[1]))
-        text[0, :TEXT_TOKENS] = inputs["text"]
-        timestep = torch.tensor([TIMESTEP], device=DEVICE)
-        return inputs["latents"][None].to(DEVICE, dtype), timestep, text.to(DEVICE, dtype)
-
-    def stance(self, compiled):
-        """One set of weights for eager and compiled: this decides whether what was compiled is used."""
-        return torch.compiler.set_stance("force_eager") if self.compiled and not compiled else contextlib.nullcontext()
-
-    @torch.no_grad()
-    def predict(self, inputs, compiled=False):
-        with self.stance(compiled):
-            return self.model(*self.to_device(inputs), return_dict=False)[0][0].float().cpu()
-
-    def predict_masked(self, inputs, masks):
-        tokens = inputs["latents"][0].numel() // 4
-        before = [block.attn1.processor for block in self.model.blocks]
-        try:
-            for block, layer in zip(self.model.blocks, masks, strict=True):
-                block.attn1.set_processor(MaskedProcessor(layer, tokens))
-            return self.predict(inputs)
-        finally:
-            for block, processor in zip(self.model.blocks, before, strict=True):
-                block.attn1.set_processor(processor)
-
-    @torch.no_grad()
-    def seconds(self, device_inputs, compiled=False):
-        with self.stance(compiled):
-            synchronize()
-            begin = time.perf_counter()
-            self.model(*device_inputs, return_dict=False)
-            synchronize()
-            return time.perf_counter() - begin
-
-    def compile(self, mode):
-        if hasattr(self.model, "compile_repeated_blocks"):
-            self.model.compile_repeated_blocks(fullgraph=True, mode=mode)
-        else:
-            self.model.compile(dynamic=False, mode=mode)
-        self.compiled = True
 
 
 def relative_error(found, expected):
@@ -246,14 +174,14 @@ def choose_backend(theirs, device_inputs, names, entry):
     times = entry["attention_backends_s"] = {}
     for name in names:
         try:
-            theirs.model.set_attention_backend(name)
+            theirs.set_attention_backend(name)
             times[name] = min(theirs.seconds(device_inputs) for _ in range(2))
         except Exception as error:
             entry["left_out"][f"diffusers, {name}"] = one_line(error)
     if not times:
         raise RuntimeError("none of diffusers' attention backends works: " + json.dumps(entry["left_out"]))
     best = min(times, key=times.get)
-    theirs.model.set_attention_backend(best)
+    theirs.set_attention_backend(best)
     print(f"diffusers' attention backends: {times}, left out: {entry['left_out']}", flush=True)
     return best
 
@@ -291,14 +219,16 @@ def competitors(theirs, server, inputs, folder, options, entry):
             return {**reply, "s": reply["seconds"]}
 
         add(OURS + kind, run_ours, (lambda: server.predict(inputs, folder)) if kind == "dense" else None)
-    if options.compile:
+    for how in theirs.compilations if options.compile else ():
+        name, compiled = f"diffusers, compiled{how}", {"compiled": True}
         try:
-            theirs.compile(options.compile_mode)
+            theirs.compile(options.compile_mode, how)
         except Exception as error:
-            entry["left_out"]["diffusers, compiled"] = one_line(error)
-        else:
-            compiled = {"compiled": True}
-            add("diffusers, compiled", lambda: {"s": theirs.seconds(device_inputs, **compiled)}, lambda: theirs.predict(inputs, **compiled))
+            entry["left_out"][name] = one_line(error)
+            continue
+        add(name, lambda: {"s": theirs.seconds(device_inputs, **compiled)}, lambda: theirs.predict(inputs, **compiled))
+        if name in result:
+            break
     add("diffusers, eager", lambda: {"s": theirs.seconds(device_inputs)})
     return result
 
@@ -309,7 +239,7 @@ def check_precision(theirs, server, inputs, masks, expected, folder, dtype):
         f"diffusers {dtype}": relative_error(theirs.predict(inputs), expected["dense"]),
         "ours": relative_error(server.predict(inputs, folder), expected["dense"]),
         f"diffusers {dtype}, planned": relative_error(theirs.predict_masked(inputs, masks), expected["planned"]),
-        "ours, planned": relative_error(server.predict({**inputs, "masks": masks}, folder), expected["planned"]),
+        "ours, planned": relative_error(server.predict(inputs, folder, masks), expected["planned"]),
         "what the masks change": relative_error(expected["planned"], expected["dense"]),
     }
     limits = {"ours": WRONG[dtype], "ours, planned": min(WRONG[dtype], WRONG_MASKS * errors["what the masks change"])}
@@ -320,27 +250,29 @@ def check_precision(theirs, server, inputs, masks, expected, folder, dtype):
 
 
 def run_model(name, report, options, deadline):
-    config, model_layers, latents, density, _ = MODELS[name]
-    layers, density = options.layers, options.density.get(name, options.density.get("", density))
+    kind, config, model_layers, latents, density, _ = MODELS[name]
+    layers, density = options.layers or model_layers, options.density.get(name, options.density.get("", density))
     entry = report["models"][name] = {
-        "config": config, "layers": layers, "layers_of_public_model": model_layers, "latents": list(latents),
+        "diffusers": RIVALS[kind].name, "forwards_in_a_run": len(RIVALS[kind].text_tokens), "config": config,
+        "layers": layers, "layers_of_public_model": model_layers, "latents": list(latents),
         "tokens": latents[0] * latents[1] * latents[2] // 4, "density_asked": density, "errors": {}, "left_out": {}, "first_s": {},
         "peak_gb": {}, "rounds": [],
     }  # fmt: skip
-    theirs = Theirs(config, layers, DTYPES[options.dtype])
+    theirs = RIVALS[kind](config, layers, DTYPES[options.dtype])
     size = CHECKED_SIZE.get(name, (5, 30, 52))
-    checked, masks = make_inputs(size, config["text_dim"]), make_masks(config, layers, size, density)
+    checked, masks = make_inputs(theirs, config, size), make_masks(config, layers, size, density)
     expected = {"dense": theirs.predict(checked), "planned": theirs.predict_masked(checked, masks)}
     theirs.to_dtype()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        theirs.model.save_pretrained(folder, max_shard_size="5GB")
-        server = Server(options.server, folder, options.dtype, latents, density, shlex.split(options.server_args))
+        weights = options.keep or folder
+        theirs.model.save_pretrained(weights, max_shard_size="5GB")
+        server = Server(options.server, name, weights, options.dtype, latents, density, shlex.split(options.server_args))
         try:
             entry["server"] = server.ready
             entry["errors"] = check_precision(theirs, server, checked, masks, expected, folder, options.dtype)
             print(f"{name}: errors against diffusers in float32: {json.dumps(entry['errors'])}", flush=True)
             save(report, options)
-            runners = competitors(theirs, server, make_inputs(latents, config["text_dim"]), folder, options, entry)
+            runners = competitors(theirs, server, make_inputs(theirs, config, latents), folder, options, entry)
             order, names = random.Random(name), list(runners)
             while len(entry["rounds"]) < options.rounds and (not entry["rounds"] or time.monotonic() < deadline):
                 order.shuffle(names)
@@ -376,7 +308,7 @@ def make_figures(report):
         if not rounds:
             continue
         labels = ("dense over diffusers' fastest", "planned over diffusers' fastest dense")
-        for ours, label, target in zip((DENSE, PLANNED), labels, MODELS[model][4], strict=True):
+        for ours, label, target in zip((DENSE, PLANNED), labels, MODELS[model].targets, strict=True):
             ratios = [fastest_of_diffusers(times) / times[ours]["s"] for times in rounds if ours in times]
             if ratios:
                 low, value, high = quartiles(ratios)
@@ -427,7 +359,7 @@ def parse_options():
     parser.add_argument("--server-args", default="", help="more options for it, as one string")
     parser.add_argument("--model", action="append", help=f"of {','.join(MODELS)}; several with commas or again (all three large ones)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both sides")
-    parser.add_argument("--layers", type=int, default=8, help="of both sides; the public models have 40 and 30")
+    parser.add_argument("--layers", type=int, default=8, help="of both sides; 0: all, 40 (14B), 30 (1.3B) or 48 (Mochi)")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--seconds", type=float, default=200, help="for everything; a round that has begun is finished")
     parser.add_argument("--density", type=density_map, default={}, help="of the plan: one number, or MODEL=NUMBER,… (each model's own)")
@@ -435,6 +367,7 @@ def parse_options():
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="diffusers eager alone")
     parser.add_argument("--compile-mode", default="default", help="of torch.compile")
     parser.add_argument("--work", default=None, metavar="FOLDER", help="for the weights, removed afterwards (/dev/shm where it is)")
+    parser.add_argument("--keep", default=None, metavar="FOLDER", help="leave the transformer that both sides ran here (one model)")
     parser.add_argument("--output", default="forward.json")
     parser.add_argument("--commit", default="", help="of the server, where there is no git")
     options = parser.parse_args()
@@ -442,6 +375,8 @@ def parse_options():
     for name in [*options.model, *filter(None, options.density)]:
         if name not in MODELS:
             parser.error(f"--model, --density: expected one of {', '.join(MODELS)}, found {name}")
+    if options.keep and len(options.model) > 1:
+        parser.error("--keep: is for one model")
     options.backends = options.backends.split(",")
     if options.work is None and Path("/dev/shm").is_dir():
         options.work = "/dev/shm"
@@ -455,7 +390,7 @@ def main():
     report = {
         "machine": machine(), "command": " ".join(sys.argv), "commit": options.commit or commit_of_checkout(),
         "date": time.strftime("%Y-%m-%d"), "dtype": options.dtype, "figures": [], "models": {}, "failed": {},
-        "note": f"all times and ratios are of models with {options.layers} layers, both sides the same",
+        "note": "times and ratios are of models with as many layers as said, both sides the same",
     }  # fmt: skip
     for index, name in enumerate(options.model):
         left = begin + options.seconds - time.monotonic()

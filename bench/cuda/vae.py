@@ -47,6 +47,12 @@ OURS = {  # fuse, candidates, latent_frames
     "ours-fused": (1, 1, 1),
     "ours-fused-timed": (1, 4, 1),
 }
+RIVALS = {  # ways to run diffusers' decoder
+    "plain": ("diffusers", {}),
+    "channels-last": ("diffusers, channels last", {"channels_last": True}),
+    "cudnn-benchmark": ("diffusers, cudnn.benchmark", {"benchmark": True}),
+    "tiled": ("diffusers, tiled", {"tiled": True}),
+}
 MAX_ERROR_RATIO, MAX_TIME_RATIO, MAX_PEAK_GB = 1.1, 0.8, 20
 
 
@@ -192,12 +198,8 @@ def competitors(library, folder, options):
     for name in options.variants:
         ours = Ours(library, folder, True, *OURS[name])
         result[name] = (lambda latents, ours=ours: {"s": timed(lambda: ours.to_bytes(latents))[0]}, ours.peak_gb, ours)
-    kinds = {"diffusers": {}, "diffusers, channels last": {"channels_last": True}}
-    if options.cudnn_benchmark:
-        kinds["diffusers, cudnn.benchmark"] = {"benchmark": True}
-    if library.architecture.name == "mochi":  # in one piece it may need more memory than there is
-        kinds["diffusers, tiled"] = {"tiled": True}
-    for name, arguments in kinds.items():
+    for way in options.rivals:
+        name, arguments = RIVALS[way]
         theirs = Theirs(library.architecture, folder, torch.bfloat16, **arguments)
 
         def run(latents, theirs=theirs):
@@ -297,12 +299,17 @@ def parse_options():
     parser.add_argument("--variants", default="ours,ours-pairs,ours-timed", help=f"of {','.join(OURS)} (ClipOptions)")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--seconds", type=float, default=240, help="for everything; a round that has begun is finished")
-    parser.add_argument("--cudnn-benchmark", action="store_true", help="diffusers with torch.backends.cudnn.benchmark, too")
+    parser.add_argument("--rivals", help=f"of {','.join(RIVALS)}; default: plain,channels-last, for mochi tiled too (in one piece it needs much memory)")
     parser.add_argument("--profile", action="store_true", help="the kernels of our decode at the last size, by time")
     parser.add_argument("--commit", default="", help="of the library, where there is no git")
     options = parser.parse_args()
     options.variants = options.variants.split(",")
     options.architecture = ARCHITECTURES[options.architecture]
+    default = "plain,channels-last" + (",tiled" if options.architecture.name == "mochi" else "")
+    options.rivals = (options.rivals or default).split(",")
+    for way in options.rivals:
+        if way not in RIVALS:
+            parser.error(f"--rivals: expected some of {', '.join(RIVALS)}, found {way}")
     options.sizes = options.sizes.split(",") if options.sizes else list(options.architecture.sizes)
     return options
 
