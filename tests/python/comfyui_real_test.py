@@ -165,6 +165,68 @@ def test_masks_are_applied_and_removing_the_node_restores(comfy, models, masked,
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in patcher.model.diffusion_model.modules())
 
 
+class GuidedReuse:
+    """What a plan's steps without a forward are to give, on the guided result of a dense model (set_model_sampler_post_cfg_function)."""
+
+    def __init__(self, rules, sigmas):
+        self.rules, self.sigmas, self.kept = rules, sigmas, {}
+
+    def __call__(self, args):
+        x, sigma, denoised = args["input"], float(args["sigma"].flatten()[0]), args["denoised"]
+        step = min(range(len(self.rules)), key=lambda each: abs(self.sigmas[each] - sigma))
+        rule, velocity = self.rules[step], (x - denoised) / sigma
+        if rule.sources:
+            velocity = sum(weight * self.kept[source][1] for weight, source in zip(rule.weights, rule.sources))
+            velocity = velocity + rule.latents_weight * (x - self.kept[rule.sources[0]][0])
+        self.kept[step] = (x, velocity)
+        return x - sigma * velocity
+
+
+@pytest.mark.parametrize("name, sampler", [("wan", "euler"), ("wan", "uni_pc"), ("wan", "dpmpp_2m"), ("ti2v", "euler"), ("mochi", "euler")])
+def test_steps_without_a_forward(comfy, sampling, models, masked, monkeypatch, name, sampler):
+    from calibatt._session import StepRule
+
+    rules = [StepRule("forward"), StepRule("forward"), StepRule("linear", (1, 0), (1.5, -0.5)), StepRule("residual", (1,), (1.0,), 1.0),
+             StepRule("forward"), StepRule("hold", (4,), (1.0,))]  # fmt: skip
+    clone, opened, told = masked(models[name])
+    opening = sampling.Session.open
+
+    def open_session(*given, **named):
+        session = opening(*given, **named)
+        session.rules, session.masks = rules, torch.ones_like(session.masks)
+        return session
+
+    monkeypatch.setattr(sampling.Session, "open", staticmethod(open_session))
+    made = sample(comfy, name, clone, steps=6, sampler=sampler)
+    (session,) = opened
+    assert {step for step, _ in session.forwards} == {0, 1, 4}
+    assert "steps: 3 of 6 without a forward (1 hold, 1 linear, 1 residual)" in told[0]
+    reference = models[name].clone()
+    reference.set_model_sampler_post_cfg_function(GuidedReuse(rules, session.facts.sigmas))
+    right, dense = sample(comfy, name, reference, steps=6, sampler=sampler), sample(comfy, name, models[name], steps=6, sampler=sampler)
+    scale = float((right - dense).abs().max())
+    assert scale > 1e-2 and float((made - right).abs().max()) < 1e-3 * scale
+
+
+@pytest.mark.parametrize("sampler, node", [("heun", None), ("euler", "cached"), ("euler", "layer_skipped")])
+def test_what_a_plan_that_reuses_steps_does_not_go_with(comfy, sampling, models, masked, monkeypatch, sampler, node):
+    from calibatt._session import StepRule
+
+    clone, _, _ = masked(models["wan"])
+    opening = sampling.Session.open
+
+    def open_session(*given, **named):
+        session = opening(*given, **named)
+        session.rules = [StepRule("forward"), StepRule("forward"), StepRule("hold", (1,), (1.0,)), StepRule("forward")]
+        return session
+
+    monkeypatch.setattr(sampling.Session, "open", staticmethod(open_session))
+    if node is not None:
+        clone = {"cached": cached, "layer_skipped": layer_skipped}[node](clone)
+    with pytest.raises(calibatt.Unsupported, match="the node EasyCache" if node == "cached" else "more than once for step"):
+        sample(comfy, "wan", clone, steps=4, sampler=sampler)
+
+
 def test_image_to_video_with_a_noise_level_for_each_frame(comfy, models, masked):
     mask = torch.ones(1, 1, *LATENT)
     mask[:, :, 0] = 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from apply_test import F32_TOLERANCE
-from conftest import PROMPT, PROMPTS, ROOT, copied, latents_of, relative, run_program
+from conftest import PROMPT, PROMPTS, ROOT, copied, latents_of, relative, run_program, with_reuse
 from PIL import Image
 
 import calibatt
@@ -51,6 +51,29 @@ def test_two_transformers(pair, folder, tmp_path):
     assert 10 * np.log10(255**2 / max(np.mean((np.round(frames * 255) - expected) ** 2), 1e-9)) >= 60
     calibatt.restore(pair)
     assert torch.equal(latents_of(pair, CALL), dense)
+
+
+def test_steps_are_never_made_from_the_other_transformers(pair, folder, tmp_path):
+    """Steps without a forward on both sides of the boundary, at the plan's steps and at finer ones; the command line makes the same video."""
+    call, flags = {**CALL, "num_inference_steps": 9}, [text if text != 6 else 9 for text in FLAGS]
+    measured = calibatt.calibrate(pair, PROMPTS[:1], tmp_path / "plan.safetensors", density=0.5, settings=SETTINGS, **call)
+    low = measured.step_transformer.index(1)
+    assert 3 <= low <= 5
+    reuse = ["forward"] * 9
+    reuse[low - 1], reuse[low + 1], reuse[low + 3] = "linear", "residual", "linear"
+    plan = calibatt.Plan(with_reuse(measured.path, tmp_path / "reusing.safetensors", reuse))
+    calibatt.apply(pair, plan)
+    frames = pair(prompt=PROMPT, generator=torch.Generator().manual_seed(3), output_type="np", **call).frames[0]
+    summary = calibatt.summary(pair)
+    assert summary.step_reuse == {low - 1: "linear", low + 1: "residual", low + 3: "linear"} and summary.forwards == 2 * 6
+    run_program("generate", "-m", folder, "-p", PROMPT, "--plan", plan.path, "-s", 3, "-o", tmp_path / "f.png", *flags)
+    expected = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("f_*.png"))])
+    assert 10 * np.log10(255**2 / max(np.mean((np.round(frames * 255) - expected) ** 2), 1e-9)) >= 60
+    with pytest.warns(calibatt.CalibattWarning, match="steps"):
+        latents_of(pair, {**call, "num_inference_steps": 21})
+    run, reused = calibatt.summary(pair).run, calibatt.summary(pair).step_reuse
+    first_of_low = run.step_transformer.index(1)
+    assert first_of_low not in reused and any(step < first_of_low for step in reused) and any(step > first_of_low for step in reused)
 
 
 def test_two_transformers_compile_to_one_graph(pair, tmp_path):
