@@ -1,28 +1,34 @@
 #!/usr/bin/env python3
 """What a plan costs in diffusers beside its kernels, and what it gains: whole pipes with random weights of the full width, in one run.
 
-Four ways of the same denoising steps are timed, round by round in random order, each after a warm-up:
+Ways of the same denoising steps, timed round by round in random order, each after a warm-up:
 
-    dense     the pipe as diffusers runs it
-    planned   with calibatt.apply
-    without   the pipe with its self-attention left out: all that is not attention
-    kernel    the planned attention calls alone, on random queries, keys and values
+    dense_torch  the pipe as diffusers runs it, with the attention that torch chooses
+    dense_cudnn  the same, with cuDNN's where it can
+    planned      with calibatt.apply
+    without      the pipe with its self-attention left out: all that is not attention
+    kernel       the planned attention calls alone, on random queries, keys and values
 
-`overhead` is planned / (without + kernel) − 1: what calibatt adds beside its kernels. `speedup` is dense / planned. A figure is the median over
-rounds of a ratio within one round; the spread is that of the middle half. Before anything is timed, a plan that keeps every block has to give
-what dense attention gives. Recompilations after the warm-up, and memory beyond the dense pipe's, are counted. The result is written after every
-round.
+`overhead` is planned / (without + kernel) − 1: what calibatt adds beside its kernels. `speedup_over_…` is a dense way / planned. A figure is the
+median over rounds of a ratio within one round; the spread is that of the middle half. Beside them: how much longer calibration takes than the
+same dense runs, seconds of apply, memory beyond the dense pipe's, graphs that torch.compile made after the first step, and with --check how far
+a plan that keeps every block is from float32, beside how far dense attention is. The result is written after everything that is known.
 
-    python bench/python/diffusers_overhead.py --model wan --size 720p --layers 40 --output result.json          # an H100
-    python bench/python/diffusers_overhead.py --size tiny --layers 2 --rounds 3 --output result.json             # any machine
+    python bench/python/diffusers_overhead.py --size 720p --layers 40 --guidance 1 --steps 1 --ways dense_torch,dense_cudnn,planned --output FILE
+    python bench/python/diffusers_overhead.py --size 480p --layers 4 --ways planned,without,kernel --compiled both --check --output FILE
+    python bench/python/diffusers_overhead.py --size tiny --layers 2 --rounds 3 --check --output FILE       # any machine, without a GPU too
 
 Needs torch, diffusers, transformers, accelerate, sentencepiece, protobuf; text encoder, tokenizer and autoencoder are those of models/.
 """
 
 import argparse
 import contextlib
+import copy
+import datetime
+import gc
 import importlib
 import json
+import os
 import platform
 import random
 import statistics
@@ -35,6 +41,7 @@ from types import SimpleNamespace
 import diffusers
 import torch
 from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import calibatt
 from calibatt import _library
@@ -51,6 +58,8 @@ WIDTHS = {
     "mochi": {"tiny": dict(num_attention_heads=2, attention_head_dim=64, pooled_projection_dim=64),
               "14B": dict(num_attention_heads=24, attention_head_dim=128, pooled_projection_dim=1536)},
 }  # fmt: skip
+WAYS = ("dense_torch", "dense_cudnn", "planned", "without", "kernel")
+CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PROMPT = "a red circle moves to the right over a striped background"
 
 
@@ -69,6 +78,8 @@ def make_pipe(args, device, dtype):
     for name, parameter in transformer.named_parameters():  # as from_pretrained keeps some in float32
         if not any(part in name for part in keep):
             parameter.data = parameter.data.to(dtype)
+        if name.endswith("attn1.norm_q.weight"):  # a random transformer's attention is all but uniform, a trained one's has peaks
+            parameter.data.fill_(3)
     pipe = cls.from_pretrained(tiny, transformer=transformer.eval(), torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -95,29 +106,52 @@ def without_attention(model):
         module.F = real
 
 
+def switched_off(pipe):
+    """calibatt.disabled where a plan is applied."""
+    try:
+        calibatt.summary(pipe)
+    except calibatt.UsageError:
+        return contextlib.nullcontext()
+    return calibatt.disabled(pipe)
+
+
 class Ways:
-    """The four ways; each is a function that runs once and waits."""
+    """The ways; each is a method that runs once."""
 
-    def __init__(self, args, pipe, plan, call):
-        self.args, self.pipe, self.plan, self.call = args, pipe, plan, call
+    def __init__(self, args, pipe, call):
+        self.args, self.pipe, self.call = args, pipe, call
         self.device = pipe.transformer.device
+        self.graphs = []  #: that torch.compile had made after each step of the last run
 
-    def run_pipe(self):
+    def run_pipe(self, steps=None):
+        """steps: only so many of the run's; None: those of --run-steps."""
+        steps = steps or self.args.run_steps or self.args.steps
+        self.graphs = []
+
+        def stop(pipe, step, _, tensors):
+            self.graphs.append(counters["stats"]["unique_graphs"])
+            pipe._interrupt = step + 1 >= steps
+            return tensors
+
         generator = torch.Generator("cpu").manual_seed(1)
-        return self.pipe(PROMPT, generator=generator, output_type="latent", **self.call).frames
+        return self.pipe(PROMPT, generator=generator, output_type="latent", callback_on_step_end=stop, **self.call).frames
 
-    def dense(self):
-        with calibatt.disabled(self.pipe):
+    def dense_torch(self):
+        with switched_off(self.pipe):
             return self.run_pipe()
+
+    def dense_cudnn(self):
+        with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+            return self.dense_torch()
 
     def planned(self):
         return self.run_pipe()
 
     def without(self):
-        with calibatt.disabled(self.pipe), without_attention(self.args.model):
+        with switched_off(self.pipe), without_attention(self.args.model):
             return self.run_pipe()
 
-    def prepare_kernel(self):
+    def prepare_kernel(self, plan):
         """The same calls as a planned run makes, noted by watching one."""
         calls, real = [], Session.attend
 
@@ -132,18 +166,17 @@ class Ways:
             Session.attend = real
         self.calls = calls
         run = calibatt.summary(self.pipe).run
-        self.sessions = {branch: Session.open(self.plan, run, self.device) for branch in (_library.CONDITIONAL, _library.UNCONDITIONAL)}
+        self.sessions = {branch: Session.open(plan, run, self.device, reuses_steps=True) for branch in (_library.CONDITIONAL, _library.UNCONDITIONAL)}
         shapes = {shape for _, shape, _ in calls}
         self.inputs = {shape: [torch.randn(shape, dtype=calls[0][2], device=self.device) for _ in range(3)] for shape in shapes}
-        self.steps = len(run.sigmas)
 
     def kernel(self):
-        per_step = len(self.calls) // self.steps
+        per_step = len(self.calls) // (self.args.run_steps or self.args.steps)
         joint = self.args.model == "mochi"
         for index, (layer, shape, _) in enumerate(self.calls):
             step, place = divmod(index, per_step)
             guided = self.call["guidance_scale"] > 1
-            branch = (place % 2 if joint else place >= per_step // 2) if guided else 0
+            branch = (1 - place % 2 if joint else place >= per_step // 2) if guided else 0
             session = self.sessions[int(branch) if joint else _library.CONDITIONAL]
             if layer == 0:
                 session.begin_forward(step, int(branch))
@@ -162,18 +195,30 @@ class Ways:
             torch.cuda.synchronize()
 
 
-def check(args, pipe, profile, call, folder):
-    """A plan that keeps every block against dense attention."""
-    ways = Ways(args, pipe, None, call)
-    dense = ways.run_pipe().double()
-    everything = calibatt.compile(profile, folder / "everything.safetensors", density=1.0)
-    calibatt.apply(pipe, everything)
-    error = float((ways.run_pipe().double() - dense).norm() / dense.norm())
+def distance(x, reference):
+    return float((x.double() - reference).norm() / reference.norm())
+
+
+def check(ways, folder, settings):
+    """A plan that keeps every block, and dense attention, each against float32 at the same weights: one forward."""
+    pipe, call = ways.pipe, {**ways.call, "num_inference_steps": 2 if ways.args.model == "mochi" else 1, "guidance_scale": 1.0}
+    one = Ways(SimpleNamespace(**{**vars(ways.args), "run_steps": 1}), pipe, call)
+    dense, cudnn = one.dense_torch().double(), one.dense_cudnn().double()
+    plan = calibatt.calibrate(pipe, [PROMPT], folder / "everything.safetensors", 1.0, settings=settings, **call)
+    calibatt.apply(pipe, plan)
+    planned = one.planned().double()
     calibatt.restore(pipe)
-    limit = 1e-3 if pipe.transformer.dtype == torch.float32 else 0.05
-    if not error <= limit:
-        raise SystemExit(f"a plan that keeps everything is {error:.2g} from dense, at most {limit} is allowed; nothing was timed")
-    return error
+    again = one.dense_torch().double()
+    transformer = pipe.transformer
+    pipe.transformer = copy.deepcopy(transformer).float()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    reference = one.dense_torch().double()
+    pipe.transformer = transformer
+    errors = {"planned": distance(planned, reference), "dense_torch": distance(dense, reference), "dense_cudnn": distance(cudnn, reference)}
+    errors |= {"planned_from_dense": distance(planned, dense), "restored_bit_for_bit": bool((again == dense).all())}
+    if transformer.dtype != torch.float32:
+        errors["planned_over_dense_torch"] = errors["planned"] / errors["dense_torch"]
+    return errors
 
 
 def middle_half(values):
@@ -182,27 +227,139 @@ def middle_half(values):
 
 
 def figures(times):
-    ratios = {
-        "overhead": [p / (w + k) - 1 for p, w, k in zip(times["planned"], times["without"], times["kernel"])],
-        "speedup": [d / p for d, p in zip(times["dense"], times["planned"])],
-        "attention_share": [1 - w / d for w, d in zip(times["without"], times["dense"])],
-    }
-    return {name: {"median": statistics.median(values), "spread": middle_half(values)} for name, values in ratios.items()}
-
-
-def peak_mb(ways, way):
-    if ways.device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    getattr(ways, way)()
-    return torch.cuda.max_memory_allocated() / 1e6
+    """Of the ways that were timed."""
+    ratios = {}
+    if {"planned", "without", "kernel"} <= times.keys():
+        ratios["overhead"] = [p / (w + k) - 1 for p, w, k in zip(times["planned"], times["without"], times["kernel"])]
+    for dense in {"dense_torch", "dense_cudnn"} & times.keys():
+        ratios["speedup_over_" + dense] = [d / p for d, p in zip(times[dense], times["planned"])]
+        if "without" in times:
+            ratios["attention_share_of_" + dense] = [1 - w / d for w, d in zip(times["without"], times[dense])]
+    return {name: {"median": statistics.median(values), "spread": middle_half(values)} for name, values in sorted(ratios.items()) if values}
 
 
 def facts(args, device, dtype):
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "calibatt": calibatt.__version__}
-    return {"commit": commit, "device": card, "dtype": str(dtype), "arguments": {k: str(v) for k, v in vars(args).items()}, "versions": versions}
+    return {"commit": args.commit or git.stdout.strip(), "date": datetime.date.today().isoformat(), "device": card, "dtype": str(dtype),
+            "arguments": {k: str(v) for k, v in vars(args).items()}, "versions": versions}  # fmt: skip
+
+
+class Bench:
+    """One pipe, measured stage by stage; what is known is in the output file."""
+
+    def __init__(self, args):
+        self.args, self.began = args, time.monotonic()
+        self.device = torch.device(args.device)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        height, width, frames = SIZES[args.model][args.size]
+        call = dict(height=height, width=width, num_frames=frames, num_inference_steps=args.steps, guidance_scale=args.guidance)
+        self.result = facts(args, self.device, dtype)
+        self.ways = Ways(args, make_pipe(args, self.device, dtype), call)
+        self.names = args.ways.split(",")
+        self.note("built")
+        # Level codes, as for large models: maps of so many tokens would take minutes a layer.
+        blocks = {"block_q": 16, "block_k": 16, "token_order": "tiles:2x2x4"} if args.size == "tiny" else {"block_q": 128, "block_k": 128}
+        self.settings = {**blocks, "measure": "levels"}
+
+    def note(self, what, **more):
+        """What is known so far, on the terminal and on the disk."""
+        self.result |= more
+        self.result.setdefault("seconds_at", {})[what] = round(time.monotonic() - self.began, 1)
+        self.args.output.write_text(json.dumps(self.result, indent=1) + "\n")
+        print(f"{self.result['seconds_at'][what]:6.1f} s  {what}", *[f"{name}={json.dumps(value)}" for name, value in more.items()], flush=True)
+
+    def left(self):
+        return self.args.seconds - (time.monotonic() - self.began)
+
+    def outside_of_torch(self):
+        """Bytes of the device that torch does not hold: the library's memory, and code that was loaded."""
+        if self.device.type != "cuda":
+            return 0
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return total - free - torch.cuda.memory_reserved()
+
+    def peak(self, way):
+        """Seconds and torch's peak memory of one run."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = self.ways.time(way)
+        return seconds, torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+
+    def warm_up(self):
+        """With one layer: libraries load, and look for their kernels."""
+        transformer = self.ways.pipe.transformer
+        name = "blocks" if self.args.model == "wan" else "transformer_blocks"
+        blocks = getattr(transformer, name)
+        setattr(transformer, name, blocks[-1:])
+        for way in ("dense_torch", "dense_cudnn"):
+            getattr(self.ways, way)()
+        setattr(transformer, name, blocks)
+        self.note("warm")
+
+    def calibrate(self, folder):
+        """A plan, and how much longer its measuring takes than dense runs of the same steps."""
+        pipe, output = self.ways.pipe, folder / "plan.safetensors"
+        prompts = [f"{PROMPT}, {index}" for index in range(self.args.prompts)]
+
+        def run(**more):
+            self.ways.wait()
+            start = time.perf_counter()
+            plan = calibatt.calibrate(pipe, prompts, output, self.args.density, settings=self.settings, **self.ways.call, **more)
+            return time.perf_counter() - start, plan
+
+        whole = SimpleNamespace(**{**vars(self.args), "run_steps": None})
+        dense = Ways(whole, pipe, self.ways.call)
+        dense_seconds = {way: dense.time(way) for way in ("dense_torch", "dense_cudnn")}
+        recording = run(prompt_range=(0, len(prompts)))[0]
+        try:
+            compiling, plan = run()
+        except calibatt.UsageError as refused:  # random weights spread attention over all keys
+            self.args.density += 0.05
+            self.note("compiled denser than asked", refused=str(refused))
+            compiling, plan = run()
+        longer = {way: recording / (len(prompts) * seconds) - 1 for way, seconds in dense_seconds.items()}
+        self.note("calibrated", dense_seconds=dense_seconds, calibration={"seconds": recording, "prompts": len(prompts), "longer_than": longer},
+                  compile_seconds=compiling, density_of_plan=plan.density)  # fmt: skip
+        return plan
+
+    def apply(self, plan):
+        outside = self.outside_of_torch()
+        dense = max(self.peak(way)[1] for way in self.names if way.startswith("dense")) if self.counts_memory() else 0
+        start = time.perf_counter()
+        calibatt.apply(self.ways.pipe, plan)
+        seconds = time.perf_counter() - start
+        planned = self.peak("planned")[1]
+        summary = calibatt.summary(self.ways.pipe)
+        more = self.outside_of_torch() - outside
+        memory = {"torch": (planned - dense) / 1e6, "outside_of_torch": more / 1e6, "masks": sum(each["mask_bytes"] for each in summary.reports) / 1e6}
+        self.note("applied", apply_seconds=seconds, memory_beyond_dense_mb=memory if self.counts_memory() else None, density=summary.density_of_run,
+                  kernel=summary.reports[0]["kernel"], fallbacks=summary.dense_fallback_calls)  # fmt: skip
+
+    def counts_memory(self):
+        return self.device.type == "cuda" and any(way.startswith("dense") for way in self.names)
+
+    def measure(self, mode, warm_ups):
+        """Rounds of all ways, until the time is over."""
+        counters.clear()
+        self.ways.planned()
+        graphs = self.ways.graphs
+        for way in self.names * warm_ups:
+            self.ways.time(way)
+        after_warm_up = counters["stats"]["unique_graphs"]
+        times = {way: [] for way in self.names}
+        for round_ in range(self.args.rounds):
+            start = time.monotonic()
+            for way in random.sample(self.names, len(self.names)):
+                times[way].append(self.ways.time(way))
+            recompiled = {"after_first_step": graphs[-1] - graphs[0], "in_rounds": counters["stats"]["unique_graphs"] - after_warm_up, "graphs_by_step": graphs}
+            self.note(f"{mode}, round {round_}", **{mode: {"figures": figures(times), "recompilations": recompiled, "times": times}})
+            if self.left() < 1.2 * (time.monotonic() - start):
+                break
 
 
 def parsed():
@@ -211,10 +368,17 @@ def parsed():
     parser.add_argument("--size", choices=["tiny", "480p", "720p"], default="tiny")
     parser.add_argument("--layers", type=int, default=4, help="of the transformer; 40 is Wan 14B, 48 Mochi [4]")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of a run [2]")
+    parser.add_argument("--run-steps", type=int, help="of them, those that are run and timed [all]")
     parser.add_argument("--density", type=float, default=0.375)
     parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--prompts", type=int, default=1, help="of the calibration [1]")
+    parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compiled", action="store_true", help="the transformer's blocks by torch.compile")
+    parser.add_argument("--warm-ups", type=int, default=1, help="of all ways before the rounds, eager [1]")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no round begins that would end later")
+    parser.add_argument("--compiled", choices=["no", "both", "only"], default="no", help="the transformer's blocks by torch.compile")
+    parser.add_argument("--check", action="store_true", help="a plan that keeps everything, and dense attention, against float32")
+    parser.add_argument("--commit", default=os.environ.get("COMMIT", ""))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
@@ -222,48 +386,21 @@ def parsed():
 
 def main():
     args = parsed()
-    device = torch.device(args.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    height, width, frames = SIZES[args.model][args.size]
-    call = dict(height=height, width=width, num_frames=frames, num_inference_steps=args.steps, guidance_scale=args.guidance)
-    pipe = make_pipe(args, device, dtype)
-    result = facts(args, device, dtype)
+    torch._dynamo.config.automatic_dynamic_shapes = False
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        folder = Path(name)
-        if args.size == "tiny":
-            settings = {"block_q": 16, "block_k": 16, "token_order": "tiles:2x2x4"}
-        else:  # as for large models; maps of so many tokens would take minutes a layer
-            settings = {"block_q": 128, "block_k": 128, "measure": "levels"}
-        plan = calibatt.calibrate(pipe, [PROMPT], folder / "plan.safetensors", args.density, settings=settings, **call)
-        result["checked_error"] = check(args, pipe, str(folder / "plan.safetensors.profile"), call, folder)
-        calibatt.apply(pipe, plan)
-        if args.compiled:
-            for block in getattr(pipe.transformer, "blocks", None) or pipe.transformer.transformer_blocks:
-                block.compile(fullgraph=True)
-        measure(args, Ways(args, pipe, plan, call), result)
-    print(json.dumps({name: result[name] for name in ("figures", "recompilations", "memory_beyond_dense_mb", "density")}, indent=1))
-
-
-def measure(args, ways, result):
-    ways.prepare_kernel()
-    names = ["dense", "planned", "without", "kernel"]
-    for _ in range(2):
-        for way in names:
-            ways.time(way)
-    dense_peak, planned_peak = peak_mb(ways, "dense"), peak_mb(ways, "planned")
-    summary = calibatt.summary(ways.pipe)
-    result["density"] = summary.density_of_run
-    result["kernel"] = summary.reports[0]["kernel"]
-    masks = sum(report["mask_bytes"] for report in summary.reports) / 1e6
-    result["memory_beyond_dense_mb"] = None if dense_peak is None else planned_peak - dense_peak + masks
-    counters.clear()
-    result["times"] = {way: [] for way in names}
-    for _ in range(args.rounds):
-        for way in random.sample(names, len(names)):
-            result["times"][way].append(ways.time(way))
-        result["figures"] = figures(result["times"])
-        result["recompilations"] = counters["stats"]["unique_graphs"]
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        bench, folder = Bench(args), Path(name)
+        bench.warm_up()
+        if args.check:
+            bench.note("checked", errors=check(bench.ways, folder, bench.settings))
+        plan = bench.calibrate(folder)
+        bench.apply(plan)
+        if "kernel" in bench.names:
+            bench.ways.prepare_kernel(plan)
+        if args.compiled != "only":
+            bench.measure("eager", args.warm_ups)
+        if args.compiled != "no":
+            bench.ways.pipe.transformer.compile_repeated_blocks(fullgraph=True)
+            bench.measure("compiled", 1)
 
 
 if __name__ == "__main__":
