@@ -209,6 +209,8 @@ def competitors(theirs, server, inputs, folder, options, entry):
         except Exception as error:
             entry["left_out"][name] = one_line(error)
             print(f"{name}: left out: {entry['left_out'][name]}", flush=True)
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
 
     entry["backend"] = choose_backend(theirs, device_inputs, options.backends, entry)
     expected = theirs.predict(inputs)

@@ -176,7 +176,7 @@ class MochiRival(Rival):
     @staticmethod
     def initialise(name, parameter):
         if name == "pos_frequencies":  # for frames, rows and columns: a few turns over a video
-            parameter.normal_().mul_(torch.tensor([0.3, 0.05, 0.05])[:, None, None])
+            parameter.normal_().mul_(parameter.new_tensor([0.3, 0.05, 0.05])[:, None, None])
         elif parameter.dim() > 1:
             parameter.mul_(3**0.5)
 
@@ -193,7 +193,9 @@ class MochiRival(Rival):
         self.backend = self.backends[name]
 
     def attention_backend(self):
-        return contextlib.nullcontext() if self.backend is None else sdpa_kernel(self.backend)
+        if self.backend is None:
+            return contextlib.nullcontext()
+        return sdpa_kernel([self.backend, SDPBackend.MATH], set_priority=True)  # the pooled prompt's heads are too wide for most
 
     def predict_masked(self, inputs, masks):
         tokens = inputs["latents"][0].numel() // 4
