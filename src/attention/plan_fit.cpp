@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <utility>
 
 #include "calibatt/counted.h"
@@ -13,6 +14,13 @@ namespace {
 
 // Two schedules are the same when they differ by rounding only (float32 in one place, float64 in another).
 constexpr double kSigmaTolerance = 1e-5;
+
+// Schedulers that are to walk the same levels round them differently, some to whole timesteps; that is no reason to run
+// a step. A tenth more is hardly worse.
+constexpr double kReachTolerance = 1.1;
+
+// Lines may always be drawn on so many times as far as their steps are apart: weights are 3 and −2 then.
+constexpr double kLineReach = 2;
 
 std::string short_number(double value) {
   char text[32];
@@ -42,6 +50,34 @@ std::string mapping_text(const std::vector<int>& plan_step) {
     begin = end;
   }
   return text;
+}
+
+// How many times as far as its two sources are apart a line is drawn on.
+double line_reach(double sigma, double latest, double before) {
+  return before > latest ? (latest - sigma) / (before - latest) : std::numeric_limits<double>::infinity();
+}
+
+/// Noise levels of the latest steps that ran before a step of the plan, which are there: the plan was checked.
+std::vector<double> sources_in_plan(const PlanInfo& info, int step) {
+  std::vector<double> levels;
+  for (const int source : reuse_sources(info.step_reuse, info.step_transformer, step)) {
+    levels.push_back(info.sigmas[static_cast<size_t>(source)]);
+  }
+  return levels;
+}
+
+// Whether a step of a run that has these noise levels before it, of steps that ran, can do what the plan's step does
+// without erring by more: what it is made from is no farther away, and no line is drawn on much farther than the plan's
+// own from steps that are close together.
+bool reaches(const PlanInfo& info, int plan_step, double sigma, const std::vector<double>& ran) {
+  const StepReuse reuse = info.reuse_of(plan_step);
+  if (ran.size() < static_cast<size_t>(num_reuse_sources(reuse))) return false;
+  const std::vector<double> theirs = sources_in_plan(info, plan_step);
+  const double plan_sigma = info.sigmas[static_cast<size_t>(plan_step)];
+  if (ran.back() - sigma > (theirs[0] - plan_sigma) * kReachTolerance) return false;
+  return reuse != StepReuse::kLinear ||
+         line_reach(sigma, ran.back(), ran[ran.size() - 2]) <=
+             std::max(kLineReach, line_reach(plan_sigma, theirs[0], theirs[1]) * kReachTolerance);
 }
 
 // The largest distance of a step's noise level from the one that its step of the plan has.
@@ -163,7 +199,7 @@ std::string reuse_text(const Plan& plan, const RunDescription& run, const std::v
   const std::vector<StepReuse> reuse = map_reuse(plan, run, plan_step);
   const auto runs = std::ranges::count(reuse, StepReuse::kNone);
   return "; the plan reuses " + std::to_string(of_plan) + " of its steps, this run " +
-         std::to_string(static_cast<int64_t>(reuse.size()) - runs) + " (no farther in noise level than the plan)";
+         std::to_string(static_cast<int64_t>(reuse.size()) - runs) + " (hardly farther in noise level than the plan)";
 }
 }  // namespace
 
@@ -205,22 +241,14 @@ std::vector<int> map_steps(const Plan& plan, const RunDescription& run) {
 std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step) {
   const PlanInfo& info = plan.info();
   if (info.num_reused_steps() == 0) return {};
-  const auto latest_that_ran = [&](int step) {  // there is one: the plan was checked
-    while (info.reuse_of(step) != StepReuse::kNone) --step;
-    return info.sigmas[static_cast<size_t>(step)];
-  };
   std::vector<StepReuse> reuse(run.sigmas.size(), StepReuse::kNone);
   std::vector<double> ran;  // noise levels of the present transformer's steps
   for (size_t step = 0; step < reuse.size(); ++step) {
     const bool of_another =
         step > 0 && !run.step_transformer.empty() && run.step_transformer[step] != run.step_transformer[step - 1];
     if (of_another) ran.clear();
-    const int theirs = plan_step[step];
-    const StepReuse wanted = info.reuse_of(theirs);
-    if (wanted != StepReuse::kNone && ran.size() >= static_cast<size_t>(num_reuse_sources(wanted))) {
-      const double plan_reach = latest_that_ran(theirs) - info.sigmas[static_cast<size_t>(theirs)];
-      if (ran.back() - run.sigmas[step] <= plan_reach + kSigmaTolerance) reuse[step] = wanted;
-    }
+    const StepReuse wanted = info.reuse_of(plan_step[step]);
+    if (wanted != StepReuse::kNone && reaches(info, plan_step[step], run.sigmas[step], ran)) reuse[step] = wanted;
     if (reuse[step] == StepReuse::kNone) ran.push_back(run.sigmas[step]);
   }
   return reuse;

@@ -54,7 +54,8 @@ std::vector<int> map_steps(const Plan& plan, const RunDescription& run);
 
 /// How each step of the run gets its prediction; empty: all run their transformer. A step does what the plan's step
 /// does that it is mapped to, unless what it would be made from lies farther away in noise level than it did in the
-/// plan: then it runs.
+/// plan (but for a tenth, since schedulers round levels differently), or (linear) is close together for how far the
+/// line would be drawn on: then it runs.
 std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
 
 /// How the run's steps use the plan's, for people; empty where they are the same.

@@ -299,17 +299,37 @@ TEST_F(RunAttentionTest, OtherStepsReuseNoFartherThanThePlanDoes) {
   const auto reuse_of = [&] { return map_reuse(*plan, run, map_steps(*plan, run)); };
   EXPECT_EQ(reuse_of(), plan->info().step_reuse);
   // Twice as many steps: both at .8 and at .75 lie within the plan's reach of its step, .7's two do not both.
-  run.sigmas = {1, 0.95, 0.9, 0.82, 0.78, 0.72, 0.68, 0.5, 0.4, 0.26, 0.24};
+  run.sigmas = {1, 0.95, 0.9, 0.82, 0.78, 0.72, 0.68, 0.5, 0.4, 0.26, 0.23};
   run.step_transformer = {0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1};
   EXPECT_EQ(reuse_of(),
             (std::vector{kNone, kNone, kNone, kLinear, kNone, kHold, kHold, kNone, kNone, kResidual, kNone}));
   PlannedAttention attention(*backend_, plan, run);
   EXPECT_THAT(attention.report().step_mapping, HasSubstr("the plan reuses 3 of its steps, this run 4"));
+  // Another scheduler's rounding.
+  run.sigmas = {1, 0.903, 0.797, 0.6986, 0.501, 0.404, 0.2478};
+  run.step_transformer = plan->info().step_transformer;
+  EXPECT_EQ(reuse_of(), plan->info().step_reuse);
   // Half as many: the step that ran last is too far away, or of the other transformer.
   run.sigmas = {1, 0.8, 0.6, 0.25};
   run.step_transformer = {0, 0, 0, 1};
   EXPECT_EQ(reuse_of(), (std::vector{kNone, kNone, kHold, kNone}));
   EXPECT_THAT(PlannedAttention(*backend_, example(), run_of(*example())).step_reuse(), IsEmpty());
+}
+
+TEST_F(RunAttentionTest, LinesAreNotDrawnOnFarFromStepsThatAreCloseTogether) {
+  using enum StepReuse;
+  const auto plan = std::make_shared<const Plan>(test::reuse_parts());  // step 2, at .8, draws on from 1 and .9
+  RunDescription run = run_of(*plan);
+  run.transformers = {run.transformers[0], run.transformers[0]};
+  run.step_transformer = {0, 0, 0};
+  const auto how = [&](double first, double second) {
+    run.sigmas = {first, second, 0.84};
+    return map_reuse(*plan, run, map_steps(*plan, run))[2];
+  };
+  EXPECT_EQ(how(1, 0.9), kLinear);
+  EXPECT_EQ(how(0.96, 0.91), kLinear);
+  EXPECT_EQ(how(0.95, 0.93), kNone) << "weights of 5.5 and −4.5 would make much of little";
+  EXPECT_EQ(how(0.93, 0.93), kNone);
 }
 
 TEST_F(RunAttentionTest, TheFactoryChoosesByThePlan) {

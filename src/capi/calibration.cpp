@@ -162,8 +162,9 @@ Profile profile_of_prompts(const std::string& folder, const Preparation& plan) {
   return profile;
 }
 
-void compile_profile(const Profile& profile, CompileOptions compile, const char* plan_path, calibatt_progress progress,
-                     void* user, char** json) {
+void compile_profile(const std::string& folder, const Profile& profile, CompileOptions compile, const char* plan_path,
+                     calibatt_progress progress, void* user, char** json) {
+  if (compile.may_reuse_steps()) compile.growth = load_growth(folder, profile.header);
   if (const auto share = measured_attention_share(profile)) compile.attention_share = *share;
   const ProgressCallback tell = [&](const Progress& state) {
     if (progress == nullptr || progress(user, state.stage.c_str(), state.done, state.total) == 0) return;
@@ -212,8 +213,8 @@ calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
     required(plan_path, "plan_path");
     const CalibrateOptions options = options_of(settings, num_settings);
     const Profile profile = complete_profile(profile_dir);
-    compile_profile(profile, compile_options_for(profile.header, options, profile_dir), plan_path, progress, user,
-                    json);
+    compile_profile(profile_dir, profile, compile_options_for(profile.header, options, profile_dir), plan_path,
+                    progress, user, json);
   });
 }
 
@@ -226,7 +227,7 @@ calibatt_status calibatt_compile_prompts(const char* profile_dir, const char* pl
     const calibatt_calibration known = taken(calibration, "calibration");
     const calibatt_run run = taken(known.run, "calibration.run");
     const Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
-    compile_profile(profile_of_prompts(profile_dir, plan), plan.compile, plan_path, progress, user, json);
+    compile_profile(profile_dir, profile_of_prompts(profile_dir, plan), plan.compile, plan_path, progress, user, json);
   });
 }
 
