@@ -211,5 +211,5 @@ def summary(pipe: Any) -> Summary:
             weights[name] = "other than those that the plan was made for"
         else:
             weights[name] = "the same" + (f" as loaded, but {changed} since" if changed else "")
-    return Summary(plan.path, plan.density, runtime.switch.on, weights, runtime.run, [s.report() for s in runtime.sessions.values()],
+    return Summary(plan.path, plan.density, runtime.switch.on, weights, runtime.run, runtime.reports(),
                    plan.describe(), runtime.forwards, dict(runtime.predictor.reused))  # fmt: skip

@@ -190,6 +190,16 @@ def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
     return step or 0, _library.UNCONDITIONAL if name == "uncond" else _library.CONDITIONAL
 
 
+def _since(report: Dict[str, Any], before: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """What a session did since then. All its calls are of one size."""
+    if not before or not before["calls"]:
+        return report
+    calls = report["calls"] - before["calls"]
+    pairs = report["density"] * report["calls"] - before["density"] * before["calls"]
+    fallbacks = report["dense_fallback_calls"] - before["dense_fallback_calls"]
+    return {**report, "calls": calls, "dense_fallback_calls": fallbacks, "density": pairs / calls if calls else 1.0}
+
+
 class PlannedRuntime(Runtime):
     """Runs by a plan. A session is opened when the first forward of a run shows its size and steps, and serves later runs like it."""
 
@@ -204,6 +214,7 @@ class PlannedRuntime(Runtime):
         self._conditions: Tuple[Any, ...] = ()
         self._order: Optional[Order] = None
         self._step = self._branch = 0
+        self._before: Dict[int, Dict[str, Any]] = {}  #: what the sessions had done when the present run began
         self._begun: Set[int] = set()  #: keys of the sessions that the present forward began in
         self._device = torch.device("cpu")
         self.reasons: Dict[str, str] = {}  #: why the weights of a transformer were not compared
@@ -246,7 +257,7 @@ class PlannedRuntime(Runtime):
             self._begin_run(self.family.run_facts(pipe, grid, len(self.blocks[0]), self.fingerprints), x.device)
             self._sigmas, self._conditions = sigmas, conditions
             self.predictor.begin_run()
-            self.forwards = 0
+            self.forwards, self._before = 0, {key: session.report() for key, session in self.sessions.items()}
         assert self.run is not None
         if self._step >= len(self.run.sigmas):
             raise _errors.Mismatch(f"this is step {self._step}, and the pipe's scheduler has {len(self.run.sigmas)}; call the pipe itself")
@@ -291,7 +302,12 @@ class PlannedRuntime(Runtime):
             self._begun.add(key)
         session.attend(layer, q, k, v, out)
 
+    def reports(self) -> List[Dict[str, Any]]:
+        """Of the sessions in the present or last run (calibatt_session_json); they may have served runs like it before."""
+        return [_since(session.report(), self._before.get(key)) for key, session in self.sessions.items()]
+
     def close(self) -> None:
         for session in self.sessions.values():
             session.close()
+        self._before = {}
         self.sessions, self._sigmas, self._order = {}, None, None

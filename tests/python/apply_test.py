@@ -98,8 +98,11 @@ def test_summary_tells_what_ran(pipe, model, plans):
     assert summary.plan == str(plans[model]) and summary.run.video == (call["num_frames"], call["height"], call["width"])
     tolerance = 1e-9 if model == "wan" else 0.2  # Mochi's text is always computed
     assert summary.density_of_run == pytest.approx(summary.density, abs=tolerance)
+    sessions = dict(calibatt._apply.runtime_of(pipe).sessions)
     latents_of(pipe, call)
-    assert calibatt.summary(pipe).calls == 2 * summary.calls  # the same session serves runs that are alike
+    again = calibatt.summary(pipe)
+    assert again.calls == summary.calls and again.density_of_run == pytest.approx(summary.density_of_run)
+    assert calibatt._apply.runtime_of(pipe).sessions == sessions  # which serve runs that are alike
     assert "weights of transformer: the same" in str(summary)
 
 

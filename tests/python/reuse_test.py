@@ -63,12 +63,15 @@ def test_video_is_the_command_lines(pipe, model, plans, reusing, tmp_path):
 def test_summary_counts_forwards_and_reused_steps(pipe, model, reusing):
     calibatt.apply(pipe, reusing[model])
     assert calibatt.summary(pipe).step_reuse == {} and calibatt.summary(pipe).forwards == 0
-    for run in (1, 2):
+    densities = []
+    for _ in range(2):
         latents_of(pipe, CALLS[model])
         summary = calibatt.summary(pipe)
         assert summary.forwards == num_forwards(model)
         assert summary.step_reuse == {step: way for step, way in enumerate(REUSE[model]) if way != "forward"}
-        assert summary.calls == run * 2 * REUSE[model].count("forward") * len(blocks_of(pipe))
+        assert summary.calls == 2 * REUSE[model].count("forward") * len(blocks_of(pipe)) and summary.dense_fallback_calls == 0
+        densities.append(summary.density_of_run)
+    assert densities[0] == pytest.approx(densities[1]) and densities[0] < 1
     expected = {"wan": "2 of 4 without a forward (1 linear, 1 residual), 4 forwards", "mochi": "4 of 7 without a forward (1 hold, 1 linear, 2 residual), 3 forwards"}
     assert expected[model] in str(summary)
 
