@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_host import random_weights
+from conftest import with_reuse
 from stand_in import StandInPlan, StandInSession
 
 import calibatt
@@ -302,7 +303,7 @@ NAMES = [("condition_embedder.time_embedder.linear_1", "time_embedding.0"), ("co
          ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"), ("norm2", "norm3"), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2")]  # fmt: skip
 
 
-def test_a_plan_of_the_command_line_on_tiny_wan(comfy, sampling, loaded, plans, monkeypatch):
+def test_a_plan_of_the_command_line_on_tiny_wan(comfy, sampling, loaded, plans, tmp_path, monkeypatch):
     """The shipped model, from diffusers' layout: ComfyUI's transformer is diffusers', and the program's plan serves it."""
     import comfy.supported_models
 
@@ -339,7 +340,22 @@ def test_a_plan_of_the_command_line_on_tiny_wan(comfy, sampling, loaded, plans, 
     dense = run(patcher)
     assert distance(dense, model.process_latent_out(x)) < 1e-4  # measured: 1e-6
 
+    everything = calibatt.compile(f"{plan.path}.profile", tmp_path / "everything.safetensors", density=1.0, progress=lambda *_: None)
+    reusing = calibatt.Plan(with_reuse(everything.path, tmp_path / "reusing.safetensors", ["forward", "forward", "linear", "residual"]))
     told = []
+    made = run(sampling.apply_plan(patcher, reusing, None, "error", told.append))
+    x, kept = noise, []
+    for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:])):
+        if step < 2:
+            negative = flow(x, sigma, context * 0.5)
+            kept.append((x, negative + 4.0 * (flow(x, sigma, context) - negative)))
+        (_, first), (source, second) = kept[0], kept[-1]
+        ahead = (sigma - sigmas[1]) / (sigmas[1] - sigmas[0])
+        guided = second if step < 2 else second + (ahead * (second - first) if step == 2 else x - source)
+        x = x + (following - sigma) * guided
+    assert "steps: 2 of 4 without a forward (1 linear, 1 residual)" in told.pop()
+    assert distance(made, model.process_latent_out(x)) < 1e-4
+
     planned = run(sampling.apply_plan(patcher, plan, None, "error", told.append))
     assert f"density {plan.density:.3f}" in told[0]
     monkeypatch.setattr(sampling.Session, "open", StandInSession.open)
