@@ -221,11 +221,13 @@ class PlannedRuntime(Runtime):
         self._warned: Set[str] = set()
 
     def take_calls(self, binding: Binding) -> Callable[[], None]:
-        if not self.plan.reuses_steps or not self.switch.on or not binding.attached:
+        pipe = self._pipe()  # if it is gone, the forward says so
+        if not self.plan.reuses_steps or not self.switch.on or not binding.attached or pipe is None:
             return lambda: None
-        module = getattr(self.pipe, self.family.transformer_names[binding.index])
+        module = getattr(pipe, self.family.transformer_names[binding.index])
         return _reuse.take_calls(module, functools.partial(self._predict_or_run, binding))
 
+    @torch.compiler.disable  # where another pipe's torch.compile wrapper calls it
     def _predict_or_run(self, binding: Binding, inner: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """A call of the transformer. Where the step runs no forward, nothing of the transformer is touched."""
         assert binding.context is not None

@@ -32,11 +32,11 @@ def test_profile_is_the_command_lines(pipe, model, plans, tmp_path):
     assert [path.name for path in ours] == [path.name for path in theirs] and len(ours) == len(PROMPTS)
     for our_path, their_path in zip(ours, theirs):
         (our, our_facts), (their, their_facts) = tensors_of(our_path), tensors_of(their_path)
-        names = {name for name in their_facts if name not in ("checksum", "attention_seconds", "run_seconds", "sigmas")}
+        names = {name for name in their_facts if name not in ("checksum", "step_checksum", "attention_seconds", "run_seconds", "sigmas")}
         levels = [[float(level) for level in facts["sigmas"].split(",")] for facts in (our_facts, their_facts)]
         assert np.allclose(*levels, rtol=0, atol=1e-7)
         assert {name: our_facts.get(name) for name in names} == {name: their_facts[name] for name in names}
-        assert our.keys() == their.keys()
+        assert our.keys() == their.keys() - {"step_products", "solver_weights"}  # the command line alone sees what steps predict
         for name in ("energy", "level_error", "copy_error", "similarity"):
             # float32 sums in another order, seen through half precision; errors are of few queries, ranked by near ties
             assert relative(our[name], their[name]) < (2e-3 if name in ("energy", "similarity") else 0.05), name

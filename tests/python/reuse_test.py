@@ -197,3 +197,15 @@ def test_plans_of_a_speed_are_made_of_the_command_lines_profile(wan, plans, tmp_
     assert calibatt.summary(wan).forwards == 2 * plans_of[3.0].step_reuse.count("forward")
     with pytest.raises(calibatt.UsageError, match="was not measured"):
         calibatt.compile(f"{plans['wan']}.profile", tmp_path / "none.safetensors", speedup=1.5)
+
+
+def test_pipes_that_share_a_transformer(wan, reusing):
+    """And its scheduler; one of them through a wrapper of torch.compile, of which the plan's pipe knows nothing."""
+    planned = latents_of(calibatt.apply(wan, reusing["wan"]), CALLS["wan"])
+    for transformer in (wan.transformer, torch.compile(wan.transformer, backend="eager")):
+        other = type(wan)(**{**wan.components, "transformer": transformer})
+        other.set_progress_bar_config(disable=True)
+        result, graphs, _ = graphs_of(lambda: latents_of(other, CALLS["wan"]))
+        assert relative(result, planned) < F32_TOLERANCE and graphs <= 1
+        assert calibatt.summary(wan).forwards == num_forwards("wan")
+    assert torch.equal(latents_of(wan, CALLS["wan"]), planned)
