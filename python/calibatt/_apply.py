@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, Optional, Union
@@ -84,7 +85,15 @@ def _require_fit(runtime: PlannedRuntime) -> None:
 
 def _attach(runtime: Runtime) -> None:
     _families.attach(runtime)
+    runtime.with_pipe = weakref.finalize(runtime.pipe, _close, weakref.ref(runtime))  # what the sessions hold comes back with the pipe
+    runtime.with_pipe.atexit = False
     _forget_compiled(runtime)
+
+
+def _close(runtime: "weakref.ref[Runtime]") -> None:
+    alive = runtime()
+    if alive is not None:
+        alive.close()
 
 
 def _forget_compiled(runtime: Runtime) -> None:
@@ -121,8 +130,11 @@ def restore(pipe: Any) -> Any:
 
 
 def detach(runtime: Runtime) -> None:
-    for binding in runtime.bindings:
-        binding.detach()
+    for each in runtime.bindings:
+        binding = each()
+        if binding is not None:
+            binding.detach()
+    runtime.with_pipe.detach()
     runtime.close()
     with contextlib.suppress(_errors.UsageError):  # the pipe may be gone
         _forget_compiled(runtime)

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from tqdm.auto import tqdm
 
-from . import _errors, _families, _reuse, _weights
+from . import _errors, _families, _library, _reuse, _weights
 from ._apply import _attach, detach, runtime_of
 from ._plan import PathLike, Plan
 from ._record import Calibration, PromptFacts
@@ -90,7 +90,7 @@ def calibrate(
             bar.n = len(prompts)
             bar.refresh()
     if done.get("note"):
-        tqdm.write(f"measured: {done['note']}")
+        tqdm.write(f"measured: {_library.in_terms_of_python(done['note'])}")
     return None if prompt_range else calibration.compile(profile, output)
 
 
@@ -126,14 +126,16 @@ def _require_every_step(name: str, transformer: Any) -> None:
 
 
 def _conditions(pipe: Any, family: _families.Family, fingerprints: Sequence[Optional[str]], call: Mapping[str, Any]) -> str:
-    """What the measurements depend on that nothing else of a profile tells: weights without a fingerprint, LoRAs among them, and arguments
-    of the pipe. Empty where the command line would measure the same.
+    """What the measurements depend on that nothing else of a profile tells: weights without a fingerprint, LoRAs among them, a text encoder of
+    another model, and arguments of the pipe. Empty where the command line would measure the same.
     """
     said = [
         _weights.in_memory(name, transformer)
         for name, transformer, fingerprint in zip(family.transformer_names, family.transformers(pipe), fingerprints)
         if fingerprint is None
     ]
+    encoder = _weights.exchanged_text_encoder(pipe, family.transformer_names[0], family.transformers(pipe)[0])
+    said += [encoder] if encoder else []
     parameters = inspect.signature(type(pipe).__call__).parameters
     for name in sorted(set(call) - set(KNOWN)):
         text = repr(call[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -256,12 +257,13 @@ class Mochi(Family):
             latents = inputs[0] if inputs else named["hidden_states"]
             shape.batch, _, shape.frames, height, width = latents.shape
             shape.height, shape.width = height // patch, width // patch
+            shape.timestep = inputs[2] if len(inputs) > 2 else named.get("timestep")
 
         def order_patches(_: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # [batch · frames, rows · columns, channels]
             if not switch.on:
                 return output
             tokens = output.unflatten(0, (shape.batch, shape.frames)).flatten(1, 2)
-            tokens = arrange(tokens, site, shape.frames, shape.height, shape.width, True, False)
+            tokens = arrange(tokens, site, shape.frames, shape.height, shape.width, True, False, shape.timestep)
             return tokens.unflatten(1, (shape.frames, -1)).flatten(0, 1)
 
         def order_rope(_: Any, inputs: Any, output: Any) -> Any:  # [tokens, heads, channels / 2]
@@ -316,6 +318,7 @@ class _Shape:
     """Of the latents of the forward that runs, in tokens."""
 
     batch = frames = height = width = 0
+    timestep: Optional[torch.Tensor] = None  #: [batch] that the forward was given
 
 
 FAMILIES = (Wan(), Mochi())
@@ -350,52 +353,50 @@ def attach(runtime: Any) -> None:
     family = runtime.family
     for index, transformer in enumerate(family.transformers(runtime.pipe)):
         binding = Binding(runtime, index)
-        runtime.bindings.append(binding)
+        runtime.bindings.append(weakref.ref(binding))
         runtime.blocks.append(family.blocks(transformer))
-        _Attachment(binding, transformer, family)
+        binding.attachment = _Attachment(binding, transformer, family)
+        binding.attached = True
 
 
 class _Attachment:
-    """What was changed in one transformer."""
+    """What was changed in one transformer. It is the transformer's, so nothing here may keep that alive: else its memory would come back only
+    when Python looks for cycles.
+    """
 
     def __init__(self, binding: Binding, transformer: Any, family: Family):
-        self._binding, self._transformer = binding, transformer
+        self._transformer = weakref.ref(transformer)
         self._attentions = [block.attn1 for block in family.blocks(transformer)]
         self._originals = [attention.processor for attention in self._attentions]
         self._handles = family.hook(transformer, _ops.site_tensor(binding.number, 0), binding.runtime.switch)
         for layer, (attention, original) in enumerate(zip(self._attentions, self._originals)):
             set_processor(attention, family.processor(_ops.site_tensor(binding.number, layer), binding.runtime.switch, original))
-        self._wrap_context()
-        binding.attached, binding.detach = True, self.detach
-
-    def _wrap_context(self) -> None:
-        """Within cache_context, the pipe's word on the step is known."""
-        binding, inner = self._binding, self._transformer.cache_context
-        self._had_context = self._transformer.__dict__.get("cache_context")
-        self._transformer.cache_context = _Context(binding, inner)
+        self._had_context = transformer.__dict__.get("cache_context")
+        transformer.cache_context = _Context(binding, self._had_context or weakref.WeakMethod(transformer.cache_context))
 
     def detach(self) -> None:
-        self._binding.attached = False
         for handle in self._handles:
             handle.remove()
         for attention, original in zip(self._attentions, self._originals):
             if getattr(attention.processor, "original", None) is original:  # else somebody set another since
                 set_processor(attention, original)
-        if isinstance(self._transformer.__dict__.get("cache_context"), _Context):
-            del self._transformer.cache_context
+        transformer = self._transformer()
+        if transformer is not None and isinstance(transformer.__dict__.get("cache_context"), _Context):
+            del transformer.cache_context
             if self._had_context is not None:
-                self._transformer.cache_context = self._had_context
+                transformer.cache_context = self._had_context
 
 
 class _Context:
-    """A transformer's cache_context that also tells its binding."""
+    """A transformer's cache_context that also tells its binding: within it, the pipe's word on the step is known."""
 
     def __init__(self, binding: Binding, inner: Any):
         self._binding, self._inner = binding, inner
 
     def __call__(self, name: str, *args: Any, **named: Any) -> Any:
         context = ForwardContext(name, named.get("step_index"), named.get("num_inference_steps"))
-        return _Entered(self._binding, self._inner(name, *args, **named), context)
+        inner = self._inner() if isinstance(self._inner, weakref.WeakMethod) else self._inner
+        return _Entered(self._binding, inner(name, *args, **named), context)
 
 
 class _Entered:

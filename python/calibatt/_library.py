@@ -210,9 +210,18 @@ VALUES = {"abi_version", "version", "last_error", "string_free", "plan_close", "
           "session_wants_output", "schedule_free", "schedule_bytes"}  # fmt: skip
 
 ENVIRONMENT = "CALIBATT_LIBRARY"
-#: Messages name settings as the command line does; here they are arguments, some of them of diffusers' pipes.
-FLAG = re.compile(r"(?<![\w/-])--([a-z][a-z0-9-]*)")
-ARGUMENTS = {"cfg-scale": "guidance_scale", "cfg-scale-2": "guidance_scale_2", "steps": "num_inference_steps", "video-frames": "num_frames"}
+#: Messages name members of structs and settings; here they are arguments, some of them of diffusers' pipes.
+MEMBER = re.compile(r"(?<![\w/.-])(?:run|settings)\.([a-z][a-z0-9_-]*)")
+ARGUMENTS = {"video_width": "width", "video_height": "height", "video_frames": "num_frames", "num_steps": "num_inference_steps",
+             "second_guidance_scale": "guidance_scale_2"}  # fmt: skip
+OTHERS = {"calibration.first_prompt, end_prompt": "prompt_range", "profile_dir": "profile", "prompt.seed": "seed"}
+
+
+def in_terms_of_python(message: str) -> str:
+    message = MEMBER.sub(lambda member: ARGUMENTS.get(member[1], member[1].replace("-", "_")), message)
+    for name, argument in OTHERS.items():
+        message = message.replace(name, argument)
+    return message
 
 
 def library_path() -> Path:
@@ -270,7 +279,7 @@ class Library:
         return call
 
     def fail(self, status: int) -> None:
-        text = FLAG.sub(lambda flag: ARGUMENTS.get(flag[1], flag[1].replace("-", "_")), (self.last_error() or b"").decode("utf-8", "replace"))
+        text = in_terms_of_python((self.last_error() or b"").decode("utf-8", "replace"))
         raise _errors.BY_STATUS.get(status, _errors.InternalError)(text or f"the library failed with status {status}")
 
     def text(self, ask: Any) -> str:

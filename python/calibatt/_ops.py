@@ -5,7 +5,7 @@ stands for a transformer and a layer. A tensor, since torch.compile would compil
 """
 
 import weakref
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import torch
 
@@ -50,16 +50,20 @@ def _operation(name: str) -> Callable[[Any], Any]:
 
 
 @_operation("arrange")
-def arrange(x: torch.Tensor, site: torch.Tensor, frames: int, height: int, width: int, begin: bool, back: bool) -> torch.Tensor:
-    """x, [batch, tokens, …], from raster order to the plan's, or back. begin: a forward of this grid begins here."""
+def arrange(
+    x: torch.Tensor, site: torch.Tensor, frames: int, height: int, width: int, begin: bool, back: bool, timestep: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """x, [batch, tokens, …], from raster order to the plan's, or back. begin: a forward of this grid begins here, and of this timestep, [batch],
+    where nothing else says which step it is.
+    """
     binding, _ = _binding_of(site)
     if begin:
-        binding.begin_forward((frames, height, width), x)
+        binding.begin_forward((frames, height, width), x, timestep)
     return binding.arrange(x, back)
 
 
 @arrange.register_fake
-def _(x: torch.Tensor, site: torch.Tensor, frames: int, height: int, width: int, begin: bool, back: bool) -> torch.Tensor:
+def _(x: torch.Tensor, site: Any, frames: int, height: int, width: int, begin: bool, back: bool, timestep: Any = None) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

@@ -45,10 +45,11 @@ class Runtime:
     """What one pipe's transformers share. Subclasses say which session a forward uses: PlannedRuntime, calibration's Recording."""
 
     def __init__(self, pipe: Any, family: "Family"):
+        self.with_pipe: Any = None  #: closes this when the pipe goes
         self._pipe = weakref.ref(pipe)  # the pipe owns its transformers, and these our hooks
         self.family = family
         self.switch = Switch()
-        self.bindings: List[Binding] = []
+        self.bindings: List[weakref.ref[Binding]] = []  #: of the transformers that are still there, which own them
         self.blocks: List[List[Any]] = []  #: of each transformer
 
     @property
@@ -100,14 +101,19 @@ class Binding:
     def __init__(self, runtime: Runtime, index: int):
         self.runtime, self.index = runtime, index
         self.attached = False
-        self.detach: Callable[[], None] = lambda: None  #: gives back what was there
+        self.attachment: Any = None  #: knows how to give back what was there
+        self.timestep: Optional[torch.Tensor] = None  #: [batch] of the forward that begins; None: not needed
         self.context: Optional[ForwardContext] = None  #: within cache_context
         self.thread = 0  #: that entered it
         self.number = _ops.register(self)
         self._order: Optional[Order] = None  #: of the forward that runs
 
-    def begin_forward(self, grid: Grid, x: torch.Tensor) -> None:
-        self._order = None
+    def detach(self) -> None:
+        self.attached = False
+        self.attachment.detach()
+
+    def begin_forward(self, grid: Grid, x: torch.Tensor, timestep: Optional[torch.Tensor] = None) -> None:
+        self._order, self.timestep = None, timestep
         self._text: Dict[Any, List[torch.Tensor]] = {}
         self.runtime.begin_forward(self, grid, x)
         self._order = self.runtime.order()
@@ -185,8 +191,12 @@ def step_of(pipe: Any, binding: Binding) -> Tuple[int, int]:
         require_ours(num_steps == len(scheduler.timesteps), f"a run of {num_steps} steps", f"is set to {len(scheduler.timesteps)}")
     if step is None:  # Mochi's pipeline tells its scheduler alone
         step = getattr(scheduler, "begin_index", None) if scheduled is None else scheduled
-    elif num_steps is not None and scheduled is not None:
-        require_ours(scheduled == step, f"step {step}", f"is at step {scheduled}")
+        given, ours = binding.timestep, scheduler.timesteps[step or 0 : (step or 0) + 1]
+        if given is not None and len(ours) == 1:  # at the precision in which the pipe hands it on
+            same = bool(given.flatten()[:1].cpu() == ours.to(given.dtype).cpu())
+            require_ours(same, f"a forward of timestep {float(given.flatten()[0]):g}", f"is at step {step or 0}, timestep {float(ours):g}")
+    elif num_steps is not None:
+        require_ours((scheduled or 0) == step, f"step {step}", f"is at step {scheduled or 0}")
     return step or 0, _library.UNCONDITIONAL if name == "uncond" else _library.CONDITIONAL
 
 
@@ -234,6 +244,7 @@ class PlannedRuntime(Runtime):
         transformer = self.family.transformers(self.pipe)[binding.index]
         _reuse.require_no_step_cache(self.family.transformer_names[binding.index], transformer)
         latents, branch = args[0] if args else named["hidden_states"], binding.context.name
+        binding.timestep = named.get("timestep")
         self._enter_step(binding, self.family.grid_of(transformer, latents), latents)
         if not self.predictor.reuses(self._step):
             output = inner(*args, **named)

@@ -29,6 +29,22 @@ def source_folder(pipe: Any, name: str, transformer: Any) -> Optional[Path]:
     return None
 
 
+def exchanged_text_encoder(pipe: Any, name: str, transformer: Any) -> Optional[str]:
+    """A text encoder that is not the one beside the transformer, as a calibration's conditions tell it from others; None: it is that one."""
+    encoder = getattr(pipe, "text_encoder", None)
+    if encoder is None:
+        return None
+    beside = source_folder(pipe, name, transformer)
+    for folder in [*([beside.parent] if beside else []), Path(str(getattr(pipe.config, "_name_or_path", None)))]:
+        files = _files(folder / "text_encoder")
+        if not files:
+            continue
+        if not getattr(encoder, "peft_config", None) and _memory.changed_tensor(encoder, files) is None:
+            return None
+        break
+    return in_memory("text_encoder", encoder)
+
+
 def reason_of_change(pipe: Any, transformer: Any) -> Optional[str]:
     """Why the weights in memory are not those of the folder, as far as one can see; None: they seem to be."""
     if getattr(transformer, "peft_config", None):

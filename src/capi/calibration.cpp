@@ -85,7 +85,7 @@ std::string json_of(const RecordedProfile& recorded, const Preparation& plan) {
                         {"recording_seconds", recorded.recording_seconds},
                         {"transformer_seconds", recorded.transformer_seconds},
                         {"measured", plan.header.measured == Measured::kLevels ? "levels" : "maps"},
-                        {"note", plan.note}}
+                        {"note", in_terms_of_c(plan.note)}}
       .dump();
 }
 

@@ -1,9 +1,13 @@
 #include "capi/guarded.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cstdlib>
 #include <exception>
 #include <new>
 #include <string_view>
+
+#include "calibatt/calibration_settings.h"
 
 namespace calibatt::capi {
 namespace {
@@ -32,14 +36,56 @@ calibatt_status status_of(ErrorKind kind) {
   return CALIBATT_INTERNAL;
 }
 
-/// The library's messages name the command line's flags. on_mismatch is an argument here.
-std::string in_terms_of_c(std::string message) {
-  constexpr std::string_view kFlag = "--on-mismatch", kArgument = "on_mismatch";
-  for (size_t at; (at = message.find(kFlag)) != std::string::npos;) message.replace(at, kFlag.size(), kArgument);
-  return message;
+/// What a C program gives where the command line has a flag that is no setting of a calibration.
+constexpr std::pair<std::string_view, std::string_view> kArguments[] = {
+    {"on-mismatch", "on_mismatch"},
+    {"profile", "profile_dir"},
+    {"prompt-range", "calibration.first_prompt, end_prompt"},
+    {"seed", "prompt.seed"},
+    {"width", "run.video_width"},
+    {"height", "run.video_height"},
+    {"video-frames", "run.video_frames"},
+    {"steps", "run.num_steps"},
+    {"sigmas", "run.sigmas"},
+    {"timesteps", "run.sigmas"},
+    {"scheduler", "run.scheduler"},
+    {"flow-shift", "run.flow_shift"},
+    {"cfg-scale", "run.guidance_scale"},
+    {"cfg-scale-2", "run.second_guidance_scale"},
+};
+
+/// Empty: a C program has nothing of this name.
+std::string argument_of_flag(std::string_view flag) {
+  for (const auto& [name, argument] : kArguments) {
+    if (name == flag) return std::string(argument);
+  }
+  const auto same = [&](const CalibrationSetting& setting) { return setting.name == flag; };
+  return std::ranges::any_of(calibration_settings(), same) ? "settings." + std::string(flag) : "";
+}
+
+/// Where a word begins that is no part of a path or of another word.
+bool begins_word(const std::string& text, size_t at) {
+  if (at == 0) return true;
+  const auto before = static_cast<unsigned char>(text[at - 1]);
+  return before < 128 && std::isalnum(before) == 0 && std::string_view("_-/.").find(text[at - 1]) == std::string::npos;
 }
 
 }  // namespace
+
+std::string in_terms_of_c(const std::string& message) {
+  std::string result;
+  size_t done = 0;
+  for (size_t at = 0; (at = message.find("--", at)) != std::string::npos; at += 2) {
+    const auto in_name = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; };
+    const auto begin = message.begin() + static_cast<std::ptrdiff_t>(at) + 2;
+    const std::string flag(begin, std::find_if_not(begin, message.end(), in_name));
+    const std::string argument = begins_word(message, at) ? argument_of_flag(flag) : "";
+    if (argument.empty()) continue;
+    result += message.substr(done, at - done) + argument;
+    done = at + 2 + flag.size();
+  }
+  return result + message.substr(done);
+}
 
 calibatt_status failed(calibatt_status status, const char* message) noexcept {
   try {

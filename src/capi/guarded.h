@@ -20,6 +20,8 @@ struct Cancelled {
 
 /// The status of the exception that is being handled; its message becomes the thread's last error.
 calibatt_status status_of_current_exception() noexcept;
+/// The library's messages name the command line's flags. Here they are arguments: "run.num_steps", "settings.block-q".
+std::string in_terms_of_c(const std::string& message);
 /// Remembers a message as the thread's last error.
 calibatt_status failed(calibatt_status status, const char* message) noexcept;
 

@@ -73,8 +73,8 @@ TEST(CApiErrors, CalibrationsThatCannotBe) {
       {"calibration.prompts: is NULL", [](auto& c) { c.calibration.prompts = nullptr; }},
       {"calibration.prompts[0].text: is NULL", [](auto& c) { c.prompt.text = nullptr; }},
       {"calibration.precision: is f64", [](auto& c) { c.calibration.precision = "f64"; }},
-      {"--prompt-range 0:3", [](auto& c) { c.calibration.end_prompt = 3; }},
-      {"what the steps of a run predict is not seen here",
+      {"calibration.first_prompt, end_prompt 0:3", [](auto& c) { c.calibration.end_prompt = 3; }},
+      {"settings.speedup and settings.psnr: what the steps of a run predict is not seen here; ask for settings.density",
        [](auto& c) {
          c.settings.clear();
          c.settings.push_back({"speedup", "2"});
@@ -91,23 +91,23 @@ TEST(CApiErrors, CalibrationsThatCannotBe) {
        [](auto& c) {
          c.settings.push_back({"density", nullptr});
        }},
-      {"--density half: must be a number",
+      {"settings.density half: must be a number",
        [](auto& c) {
          c.settings.push_back({"density", "half"});
        }},
-      {"--density 7: must be",
+      {"settings.density 7: must be",
        [](auto& c) {
          c.settings.push_back({"density", "7"});
        }},
-      {"--block-q 3: must be a whole number from 8",
+      {"settings.block-q 3: must be a whole number from 8",
        [](auto& c) {
          c.settings.push_back({"block-q", "3"});
        }},
-      {"--measure all: must be one of",
+      {"settings.measure all: must be one of",
        [](auto& c) {
          c.settings.push_back({"measure", "all"});
        }},
-      {"--steps-recorded 9: must be between", [](auto& c) {
+      {"settings.steps-recorded 9: must be between", [](auto& c) {
          c.settings.push_back({"measure", "levels"});
          c.settings.push_back({"steps-recorded", "9"});
        }}};
@@ -176,10 +176,11 @@ TEST(CApiErrors, CompilationsThatCannotBe) {
   EXPECT_EQ(compile(calibration.folder.file("absent"), plan, {}), CALIBATT_NOT_FOUND);
   EXPECT_EQ(compile(profile, calibration.folder.file("no/such/folder/plan"), {{"density", "0.9"}}), CALIBATT_IO)
       << calibatt_last_error();
-  expect_refusal(compile(profile, plan, {{"block-q", "16"}}), CALIBATT_MISMATCH, "--block-q 8");
-  expect_refusal(compile(profile, plan, {{"token-order", "tiles:1x2x2"}}), CALIBATT_MISMATCH, "--token-order raster");
+  expect_refusal(compile(profile, plan, {{"block-q", "16"}}), CALIBATT_MISMATCH, "settings.block-q 8");
+  expect_refusal(compile(profile, plan, {{"token-order", "tiles:1x2x2"}}), CALIBATT_MISMATCH,
+                 "settings.token-order raster");
   expect_refusal(compile(profile, plan, {{"measure", "levels"}}), CALIBATT_MISMATCH, "maps");
-  expect_refusal(compile(profile, plan, {{"budget", "none"}}), CALIBATT_USAGE, "--budget none: must be one of");
+  expect_refusal(compile(profile, plan, {{"budget", "none"}}), CALIBATT_USAGE, "settings.budget none: must be one of");
   EXPECT_FALSE(std::filesystem::exists(plan));
   EXPECT_EQ(compile(profile, plan, {{"block-q", "8"}, {"density", "0.9"}}), CALIBATT_OK) << calibatt_last_error();
   const char* const folders[] = {profile.c_str(), profile.c_str()};

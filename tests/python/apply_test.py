@@ -14,6 +14,7 @@ from conftest import CALLS, PROMPT, ROOT, add_lora, copied, flags, latents_of, r
 from PIL import Image
 
 import calibatt
+from calibatt import _apply
 
 # float32 sums in another order (1e-6 of an attention's output), through 4 steps with guidance of a small model; the order of tokens
 # wrong, or one block left out, is 1e-1.
@@ -302,6 +303,30 @@ def test_a_pipe_that_never_ran_says_that_another_does(pipe, model, plans):
     assert torch.equal(latents_of(other, CALLS[model]), planned)
 
 
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_pipe_that_was_stopped_says_that_another_runs(pipe, model, plans, steps):
+    """Its scheduler stays at the step where it was, and Mochi's pipe tells its transformer none."""
+    left = [steps * (1 if model == "mochi" else 2)]  # forwards
+
+    def stop(*_):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+
+    calibatt.apply(pipe, plans[model])
+    hook = pipe.transformer.register_forward_pre_hook(stop)
+    with pytest.raises(Stopped):
+        latents_of(pipe, CALLS[model])
+    hook.remove()
+    with pytest.raises(calibatt.Mismatch, match="this is .* is at step .* another pipe"):
+        latents_of(sibling(pipe), CALLS[model])
+    latents_of(pipe, CALLS[model])
+
+
 def test_attention_backends_that_are_set_meanwhile_stay(pipe, model, plans):
     """They are of diffusers' own processors, which run where the plan is switched off or taken away."""
     from diffusers.models.attention_dispatch import AttentionBackendName
@@ -361,3 +386,28 @@ def test_a_pipe_that_is_gone_leaves_nothing(loaded, plans):
     del pipe
     gc.collect()
     assert gone() is None
+
+
+def test_memory_comes_back_with_the_pipe(pipe, model, plans):
+    """As it does without calibatt: at once, and not when Python next looks for cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        calibatt.apply(pipe, plans[model])
+        gone = weakref.ref(pipe.transformer)
+        other, pipe.transformer = pipe.transformer, None
+        del other
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_sessions_end_with_the_pipe(loaded, model, plans):
+    pipe = copied(loaded[model])
+    calibatt.apply(pipe, plans[model])
+    latents_of(pipe, CALLS[model])
+    transformer, sessions = pipe.transformer, list(_apply.runtime_of(pipe).sessions.values())
+    assert all(session._handle for session in sessions)
+    del pipe
+    assert not any(session._handle for session in sessions)
+    assert transformer is not None

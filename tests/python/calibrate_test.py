@@ -1,5 +1,6 @@
 """Calibration in the pipe: the same profile as the command line's, either goes on with the other's, and what is refused."""
 
+import copy
 import json
 import shutil
 
@@ -110,8 +111,8 @@ def test_lora_is_part_of_what_is_measured(wan, tmp_path):
     assert calibatt.Plan(tmp_path / "loaded.safetensors").transformers[0]["fingerprint"] == ""
 
 
-def copied_profile(plans, folder):
-    shutil.copytree(str(plans["wan"]) + ".profile", folder)
+def copied_profile(plans, folder, model="wan"):
+    shutil.copytree(str(plans[model]) + ".profile", folder)
     return folder
 
 
@@ -185,6 +186,15 @@ def test_other_weights_are_another_calibration(wan, plans, tmp_path):
         calibrate(wan, "wan", tmp_path / "p.safetensors", profile=copied_profile(plans, tmp_path / "profile"))
     with pytest.raises(calibatt.Mismatch, match="lora.safetensors.profile"):
         resume()
+
+
+def test_another_text_encoder_is_another_calibration(pipe, model, plans, tmp_path):
+    profile = copied_profile(plans, tmp_path / "profile", model)
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+    steps_run(pipe, lambda: calibrate(pipe, model, tmp_path / "p.safetensors", profile=profile))  # a copy is the same
+    pipe.text_encoder.encoder.block[1].layer[0].SelfAttention.q.weight.mul_(1.2)
+    with pytest.raises(calibatt.Mismatch, match="conditions = .* has weights of text_encoder"):
+        calibrate(pipe, model, tmp_path / "p.safetensors", profile=profile)
 
 
 def test_steps_and_layers_that_are_left_out_are_told_at_once(wan, tmp_path):
