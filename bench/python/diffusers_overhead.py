@@ -85,13 +85,30 @@ def make_pipe(args, device, dtype):
     return pipe
 
 
+_anything = {}
+
+
+@torch.library.custom_op("calibatt_bench::anything", mutates_args=())
+def anything(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Something of an attention's shape. An operation, so that torch.compile does not leave out what makes q and k."""
+    kind = (q.shape, q.dtype, q.device)
+    if kind not in _anything:
+        _anything[kind] = torch.randn(q.shape, dtype=q.dtype, device=q.device)
+    return _anything[kind]
+
+
+@anything.register_fake
+def _(q, k, v):
+    return q.new_empty(q.shape)
+
+
 @contextlib.contextmanager
 def without_attention(model):
-    """Self-attention gives its values; all else is as it was."""
+    """Self-attention computes nothing; all else is as it was."""
     if model == "wan":
         module = importlib.import_module("diffusers.models.transformers.transformer_wan")
         real = module.dispatch_attention_fn
-        module.dispatch_attention_fn = lambda q, k, v, **more: v if q.shape == k.shape else real(q, k, v, **more)
+        module.dispatch_attention_fn = lambda q, k, v, **more: anything(q, k, v) if q.shape == k.shape else real(q, k, v, **more)
         try:
             yield
         finally:
@@ -99,7 +116,7 @@ def without_attention(model):
         return
     module = importlib.import_module("diffusers.models.attention_processor")
     real = module.F
-    module.F = SimpleNamespace(scaled_dot_product_attention=lambda q, k, v, **_: v, pad=real.pad, softmax=real.softmax)
+    module.F = SimpleNamespace(scaled_dot_product_attention=lambda q, k, v, **_: anything(q, k, v), pad=real.pad, softmax=real.softmax)
     try:
         yield
     finally:
@@ -257,7 +274,7 @@ class Bench:
         call = dict(height=height, width=width, num_frames=frames, num_inference_steps=args.steps, guidance_scale=args.guidance)
         self.result = facts(args, self.device, dtype)
         self.ways = Ways(args, make_pipe(args, self.device, dtype), call)
-        self.names = args.ways.split(",")
+        self.names, self.dense_peak = args.ways.split(","), 0
         self.note("built")
         # Level codes, as for large models: maps of so many tokens would take minutes a layer.
         blocks = {"block_q": 16, "block_k": 16, "token_order": "tiles:2x2x4"} if args.size == "tiny" else {"block_q": 128, "block_k": 128}
@@ -283,12 +300,13 @@ class Bench:
         free, total = torch.cuda.mem_get_info()
         return total - free - torch.cuda.memory_reserved()
 
-    def peak(self, way):
-        """Seconds and torch's peak memory of one run."""
+    def reset_peak(self):
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = self.ways.time(way)
-        return seconds, torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+
+    def peak(self):
+        """Bytes that torch held at most."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
     def warm_up(self):
         """With one layer: libraries load, and look for their kernels."""
@@ -314,7 +332,11 @@ class Bench:
 
         whole = SimpleNamespace(**{**vars(self.args), "run_steps": None})
         dense = Ways(whole, pipe, self.ways.call)
-        dense_seconds = {way: dense.time(way) for way in ("dense_torch", "dense_cudnn")}
+        dense_seconds = {}
+        for way in [name for name in self.names if name.startswith("dense")] or ["dense_torch"]:
+            self.reset_peak()
+            dense_seconds[way] = dense.time(way)
+            self.dense_peak = max(self.dense_peak, self.peak())
         recording = run(prompt_range=(0, len(prompts)))[0]
         try:
             compiling, plan = run()
@@ -329,19 +351,16 @@ class Bench:
 
     def apply(self, plan):
         outside = self.outside_of_torch()
-        dense = max(self.peak(way)[1] for way in self.names if way.startswith("dense")) if self.counts_memory() else 0
         start = time.perf_counter()
         calibatt.apply(self.ways.pipe, plan)
         seconds = time.perf_counter() - start
-        planned = self.peak("planned")[1]
+        self.reset_peak()
+        self.ways.time("planned")
         summary = calibatt.summary(self.ways.pipe)
         more = self.outside_of_torch() - outside
-        memory = {"torch": (planned - dense) / 1e6, "outside_of_torch": more / 1e6, "masks": sum(each["mask_bytes"] for each in summary.reports) / 1e6}
-        self.note("applied", apply_seconds=seconds, memory_beyond_dense_mb=memory if self.counts_memory() else None, density=summary.density_of_run,
+        memory = {"torch": (self.peak() - self.dense_peak) / 1e6, "outside_of_torch": more / 1e6, "masks": sum(each["mask_bytes"] for each in summary.reports) / 1e6}
+        self.note("applied", apply_seconds=seconds, memory_beyond_dense_mb=memory if self.device.type == "cuda" else None, density=summary.density_of_run,
                   kernel=summary.reports[0]["kernel"], fallbacks=summary.dense_fallback_calls)  # fmt: skip
-
-    def counts_memory(self):
-        return self.device.type == "cuda" and any(way.startswith("dense") for way in self.names)
 
     def measure(self, mode, warm_ups):
         """Rounds of all ways, until the time is over."""
@@ -368,7 +387,7 @@ def parsed():
     parser.add_argument("--size", choices=["tiny", "480p", "720p"], default="tiny")
     parser.add_argument("--layers", type=int, default=4, help="of the transformer; 40 is Wan 14B, 48 Mochi [4]")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of a run [2]")
-    parser.add_argument("--run-steps", type=int, help="of them, those that are run and timed [all]")
+    parser.add_argument("--run-steps", type=int, help="of them, those that are run and timed, whose density may be another than the plan's [all]")
     parser.add_argument("--density", type=float, default=0.375)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--prompts", type=int, default=1, help="of the calibration [1]")

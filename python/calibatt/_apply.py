@@ -33,7 +33,7 @@ def apply(pipe: Any, plan: Union[PathLike, Plan], on_mismatch: str = "error", ch
 
     Returns pipe. Raises Unsupported, Mismatch, NotFound, FormatError.
     """
-    if on_mismatch not in ON_MISMATCH:
+    if not isinstance(on_mismatch, str) or on_mismatch not in ON_MISMATCH:
         raise _errors.UsageError(f"on_mismatch is {on_mismatch!r}; give one of {', '.join(map(repr, ON_MISMATCH))}")
     family = _families.family_of(pipe)
     plan = plan if isinstance(plan, Plan) else Plan(plan)

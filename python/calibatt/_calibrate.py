@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import operator
 import os
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from tqdm.auto import tqdm
@@ -70,9 +71,12 @@ def calibrate(
     Returns the plan; None with a prompt_range. Raises UsageError, Unsupported, Mismatch when the profile is of something else, WriteError,
     NumericError, DeviceError, and what the pipe raises.
     """
-    output = os.fspath(output)
-    profile = output + ".profile" if profile is None else os.fspath(profile)
-    _require_sound(pipe, prompts, call)
+    output = os.fsdecode(output)
+    profile = output + ".profile" if profile is None else os.fsdecode(profile)
+    prompts = _texts(prompts)
+    seed, settings = _checked_seed(seed, len(prompts)), _with_density(settings, density)
+    prompt_range = None if prompt_range is None else _checked_range(prompt_range)
+    _require_sound(pipe, call)
     family = _families.family_of(pipe)
     transformers = family.transformers(pipe)
     for name, transformer in zip(family.transformer_names, transformers):
@@ -82,7 +86,7 @@ def calibrate(
     with recording.attached(), _eager():
         run, device = recording.probe(prompts[0], call)
         facts = [PromptFacts(prompt, call.get("negative_prompt") or "", seed + index) for index, prompt in enumerate(prompts)]
-        calibration = Calibration(run, device, facts, PRECISIONS[transformers[0].dtype], {**settings, "density": density},
+        calibration = Calibration(run, device, facts, PRECISIONS[transformers[0].dtype], settings,
                                   _conditions(pipe, family, run.fingerprints, call))  # fmt: skip
         with _bar(pipe, len(prompts)) as bar:
             done = calibration.record(profile, lambda index, session: recording.run_prompt(index, prompts[index], facts[index].seed, session, call, bar),
@@ -94,9 +98,41 @@ def calibrate(
     return None if prompt_range else calibration.compile(profile, output)
 
 
-def _require_sound(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> None:
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+def _texts(prompts: Any) -> List[str]:
+    listed = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, (str, bytes)) else []
+    if not listed or not all(isinstance(prompt, str) for prompt in listed):
         raise _errors.UsageError("prompts is to be a list of texts, one or more; for a file of prompts: Path('prompts.txt').read_text().splitlines()")
+    return [str(prompt) for prompt in listed]
+
+
+def _checked_seed(seed: Any, num_prompts: int) -> int:
+    with contextlib.suppress(TypeError):
+        seed = operator.index(seed)
+        if 0 <= seed <= 2**64 - num_prompts:
+            return seed
+    raise _errors.UsageError(f"seed is {seed!r}, and is to be a whole number from 0; prompt i has the noise of seed + i, which is less than 2^64")
+
+
+def _checked_range(prompt_range: Any) -> Tuple[int, int]:
+    with contextlib.suppress(TypeError, ValueError):
+        first, end = prompt_range
+        first, end = operator.index(first), operator.index(end)
+        if 0 <= first < end < 2**31:
+            return first, end
+    raise _errors.UsageError(f"prompt_range is {prompt_range!r}, and is to be (first, end): the first prompt, from 0, and the one after the last")
+
+
+def _with_density(settings: Any, density: Any) -> Dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        raise _errors.UsageError(f"settings is {settings!r}, and is to be a dictionary: settings={{'token_order': 'raster'}}")
+    if density is None:
+        return dict(settings)
+    if settings.get("density") is not None:
+        raise _errors.UsageError("the density is given twice, as density and in settings; leave one out")
+    return {**settings, "density": density}
+
+
+def _require_sound(pipe: Any, call: Mapping[str, Any]) -> None:
     for name in call:
         if name in OURS:
             instead = f"; give {OURS[name]} to calibrate" if OURS[name] else ""

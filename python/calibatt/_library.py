@@ -307,4 +307,9 @@ def loaded() -> Library:
 
 
 def encoded(text: Optional[str]) -> Optional[bytes]:
-    return None if text is None else os.fspath(text).encode("utf-8", "surrogateescape")
+    """As C reads it. Raises UsageError for a text that C would read another of."""
+    if text is None:
+        return None
+    if "\0" in text:
+        raise _errors.UsageError(f"{text[:60]!r} holds a NUL character; leave that out")
+    return text.encode("utf-8", "surrogateescape")

@@ -24,7 +24,7 @@ class Plan:
     """
 
     def __init__(self, path: PathLike):
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         self._library = _library.loaded()
         handle = ctypes.c_void_p()
         self._library.plan_open(_library.encoded(self.path), ctypes.byref(handle))
@@ -36,6 +36,15 @@ class Plan:
         handle, self._handle = getattr(self, "_handle", None), None
         if handle:
             self._library.plan_close(handle)
+
+    def __copy__(self) -> Plan:  # plans do not change; the library's object is one plan's alone
+        return self
+
+    def __deepcopy__(self, _: Any) -> Plan:
+        return self
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return Plan, (os.path.abspath(self.path),)
 
     def __repr__(self) -> str:
         return f"<calibatt.Plan {self.path!r}: density {self.density:.3f}>"
@@ -111,10 +120,13 @@ def nearest_transformers(plan: Any, sigmas: Sequence[float]) -> Tuple[int, ...]:
 
 def setting_list(settings: Mapping[str, Any]) -> Tuple[Any, int]:
     """Settings as the command line spells them: token_order="raster" → --token-order raster. None is left out."""
+    for name in settings:
+        if not isinstance(name, str):
+            raise _errors.UsageError(f"{name!r} is no name of a setting; they are texts, as in settings={{'token_order': 'raster'}}")
     given = [(name.replace("_", "-"), value) for name, value in settings.items() if value is not None]
     array = (_library.Setting * max(1, len(given)))()
     for entry, (name, value) in zip(array, given):
-        entry.name, entry.value = name.encode(), _setting_text(value).encode()
+        entry.name, entry.value = _library.encoded(name), _library.encoded(_setting_text(value))
     return array, len(given)
 
 

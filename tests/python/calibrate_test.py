@@ -239,6 +239,12 @@ def test_compiled_and_offloaded_pipes_are_calibrated(loaded, plans, tmp_path):
         assert same > 0.97 * total
 
 
+def test_prompts_may_be_anything_that_lists_texts(wan, plans, tmp_path):
+    profile = copied_profile(plans, tmp_path / "profile")
+    for prompts in (tuple(PROMPTS), iter(PROMPTS), np.array(PROMPTS)):
+        assert steps_run(wan, lambda: calibrate(wan, "wan", tmp_path / "p.safetensors", prompts=prompts, profile=profile)) == 1  # noqa: B023
+
+
 def test_what_cannot_be_calibrated_is_refused_by_name(wan, plans, tmp_path):
     output = tmp_path / "plan.safetensors"
     for more, message in [
@@ -250,6 +256,15 @@ def test_what_cannot_be_calibrated_is_refused_by_name(wan, plans, tmp_path):
         (dict(settings={"nonsense": 3}), "nonsense"),
         (dict(settings={"token_order": "spiral"}), "spiral"),
         (dict(density=7), "7"),
+        (dict(prompts=["a\0b"]), "NUL"),  # of which C would read "a"
+        (dict(seed=1.5), "seed is 1.5"),
+        (dict(seed=2**64), "seed is 18446744073709551616"),  # of which C would read 0
+        (dict(seed=-1), "seed is -1"),
+        (dict(prompt_range=(0, 0)), "prompt_range is"),  # which is all of them in C
+        (dict(prompt_range=3), "prompt_range is 3"),
+        (dict(settings=3), "settings is 3"),
+        (dict(settings={3: 3}), "3 is no name"),
+        (dict(settings={"density": 0.4}), "given twice"),
     ]:
         with pytest.raises(calibatt.UsageError, match=message):
             calibrate(wan, "wan", output, **more)

@@ -1,5 +1,10 @@
 """Sessions of the C library against the same in torch: every step, layer and head of plans by the command line, with text and without."""
 
+import copy
+import gc
+import os
+import pickle
+
 import pytest
 import torch
 from conftest import CALLS
@@ -92,6 +97,15 @@ def test_plan_describes_itself(plans):
     assert (plan.num_layers, plan.num_heads, plan.head_dim) == (8, 4, 64)
     assert len(plan.density_map) == CALLS["wan"]["num_inference_steps"] and len(plan.density_map[0]) == 8
     assert "17 frames" in plan.describe() and str(plans["wan"]) in repr(plan)
+
+
+def test_copies_of_a_plan_are_the_plan(plans):
+    plan = calibatt.Plan(plans["wan"])
+    for copied in (copy.copy(plan), copy.deepcopy([plan])[0], pickle.loads(pickle.dumps(plan))):
+        assert copied.facts == plan.facts
+        del copied
+    gc.collect()
+    assert plan.describe() == calibatt.Plan(os.fsencode(plans["wan"])).describe()
 
 
 def test_compile_makes_another_plan_of_a_profile(plans, tmp_path):
