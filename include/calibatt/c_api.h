@@ -45,8 +45,8 @@ typedef enum calibatt_status CALIBATT_ENUM {
   CALIBATT_INTERNAL = 10,   ///< a fault of the library, or no host memory
 } calibatt_status;
 
-/// Of the calling thread's last call that failed; valid until its next one. It names members of structs, and settings as
-/// "settings.block-q".
+/// Of the calling thread's last call that failed; valid until its next one. It names members of structs, and settings
+/// as "settings.block-q".
 CALIBATT_API const char* calibatt_last_error(void);
 
 /// Frees what a function gave through a char**. NULL is allowed.
