@@ -25,8 +25,8 @@ struct Picture {
   std::string source;  ///< for messages: the file
 };
 
-/// A picture file (PNG, JPEG, WebP and what else read_video takes; of a video its first frame), turned as the camera
-/// that made it says. Transparency is left out. Throws Error(kNotFound / kUnreadable / kFormat).
+/// A picture file (PNG, JPEG, WebP and what else read_video takes, with one picture in it), turned as the camera that
+/// made it says. Transparency is left out. Throws Error(kNotFound / kUnreadable / kFormat).
 CALIBATT_API Picture read_picture(const std::string& path);
 
 /// Writes by the path's extension: .mp4 (H.264), .webm (VP9), .webp (animated), .png (one numbered file per frame).

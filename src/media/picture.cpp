@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "calibatt/video.h"
 #include "io/input_file.h"
+#include "media/picture_notes.h"
 #include "media/video_reader.h"
 
 namespace calibatt {
@@ -58,6 +59,30 @@ Picture turned(const Picture& image, const PictureTurn& turn) {
   return result;
 }
 
+bool is_upright(const PictureTurn& turn) {
+  return turn.x_of_x == 1 && turn.y_of_y == 1;
+}
+
+PictureNotes notes_of(const std::string& path) {
+  if (!path_exists(path)) return {};  // a row of numbered files may be there
+  const PictureNotes notes = read_picture_notes(InputFile(path).read_all(kMaxFileBytes));
+  if (notes.is_animated) {
+    throw Error(ErrorKind::kFormat, path + ": is an animated WebP, which is not read; save the picture that is meant");
+  }
+  return notes;
+}
+
+/// Which of several is meant nobody can know. (Behind a JPEG's first picture phones put others, of no use here.)
+void require_no_more(VideoReader& reader, const std::string& path) {
+  std::vector<uint8_t> second;
+  try {
+    if (!reader.next(second)) return;
+  } catch (const Error&) {
+    return;  // what stands behind a picture and is none
+  }
+  throw Error(ErrorKind::kFormat, path + ": holds more than one picture; save the one that is meant by itself");
+}
+
 }  // namespace
 
 Picture read_picture(const std::string& path) {
@@ -69,14 +94,16 @@ Picture read_picture(const std::string& path) {
       throw Error(ErrorKind::kFormat, path + ": is a JPEG file without its end; copy it anew");
     }
   }
+  const PictureNotes notes = notes_of(path);
   VideoReader reader(path);
   Picture image;
   image.source = path;
   reader.next(image.rgb);
   image.height = reader.height();
   image.width = reader.width();
-  const PictureTurn turn = reader.turn();
-  return turn.x_of_x == 1 && turn.y_of_y == 1 ? image : turned(image, turn);
+  const PictureTurn turn = is_upright(reader.turn()) ? notes.turn : reader.turn();
+  if (!notes.is_jpeg) require_no_more(reader, path);
+  return is_upright(turn) ? image : turned(image, turn);
 }
 
 }  // namespace calibatt

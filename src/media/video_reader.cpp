@@ -62,12 +62,15 @@ class VideoReader::Decoder {
     const InputFile file(path);  // says precisely what is wrong with a path
     open_container(is_jpeg(file) ? av_find_input_format("jpeg_pipe") : nullptr);
     check(avformat_find_stream_info(input_.context, nullptr));
-    const AVCodec* codec = nullptr;
-    stream_ = av_find_best_stream(input_.context, AVMEDIA_TYPE_VIDEO, -1, -1, &codec, 0);
-    if (stream_ < 0 || codec == nullptr) fail("no video that this FFmpeg decodes");
+    stream_ = av_find_best_stream(input_.context, AVMEDIA_TYPE_VIDEO, -1, -1, nullptr, 0);
+    if (stream_ < 0) fail("no video that this FFmpeg decodes");
+    const AVCodecParameters* pictures = input_.context->streams[stream_]->codecpar;
+    const AVCodec* codec = avcodec_find_decoder(pictures->codec_id);
+    if (codec == nullptr) fail("no video that this FFmpeg decodes");
+    check_size(pictures->width, pictures->height);
     codec_.reset(avcodec_alloc_context3(codec));
     if (!codec_) throw std::bad_alloc();
-    check(avcodec_parameters_to_context(codec_.get(), input_.context->streams[stream_]->codecpar));
+    check(avcodec_parameters_to_context(codec_.get(), pictures));
     codec_->max_pixels = kMaxFrameBytes / 3;
     check(avcodec_open2(codec_.get(), codec, nullptr));
   }
@@ -83,6 +86,12 @@ class VideoReader::Decoder {
       }
       send_packet();
     }
+  }
+
+  void check_size(int width, int height) const {
+    if (int64_t{3} * width * height <= kMaxFrameBytes) return;
+    fail("is of " + std::to_string(width) + "×" + std::to_string(height) + " pixels, and at most " +
+         std::to_string(kMaxFrameBytes / 3'000'000) + " million are read; make it smaller");
   }
 
   [[noreturn]] void fail(const std::string& reason) const {
@@ -114,8 +123,9 @@ class VideoReader::Decoder {
   }
 
  private:
+  using InputFormat = decltype(av_find_input_format(""));  // const since FFmpeg 5
   /// format: null, FFmpeg looks for itself.
-  void open_container(const AVInputFormat* format) {
+  void open_container(InputFormat format) {
     AVDictionary* entries = nullptr;
     av_dict_set(&entries, "format_whitelist", kContainers, 0);
     av_dict_set(&entries, "protocol_whitelist", "file", 0);
@@ -140,6 +150,7 @@ class VideoReader::Decoder {
   }
 
   void check(int code) const {
+    if (code == AVERROR_INVALIDDATA) fail("its content is damaged, or of a kind that this FFmpeg does not know");
     if (code < 0) fail(ffmpeg::message(code));
   }
 
@@ -183,9 +194,8 @@ bool VideoReader::next(std::vector<uint8_t>& rgb) {
       open_next_file();
       continue;
     }
-    if (frame->width <= 0 || frame->height <= 0 || int64_t{3} * frame->width * frame->height > kMaxFrameBytes) {
-      decoder_->fail("its pictures are of an impossible size");
-    }
+    if (frame->width <= 0 || frame->height <= 0) decoder_->fail("its pictures are of an impossible size");
+    decoder_->check_size(frame->width, frame->height);
     if (height_ != 0 && (frame->width != width_ || frame->height != height_)) {
       decoder_->fail("its pictures change their size");
     }

@@ -52,7 +52,7 @@ Tensor first_frame(const Picture& picture, const VideoSize& size, std::string& w
   if (std::max(stretch, 1 / stretch) > kMostStretch) {
     warning = picture.source + ": is " + size_text(picture.width, picture.height) +
               " and is stretched to the video's " + size_text(size.width, size.height) +
-              "; leave out --width and --height for a size of the picture's shape";
+              "; without --width and --height a video has the size nearest to the picture's shape";
   }
   const Picture frame = scaled_picture(picture, size.height, size.width);
   const int64_t plane = int64_t{size.height} * size.width;
