@@ -130,13 +130,21 @@ Lora lora_of(const std::string& flag, const std::string& text, Lora::Expert expe
   return {text, 1, expert};  // is not there, as who opens it says
 }
 
+void add_lora(std::vector<Lora>& loras, const std::string& flag, const std::string& text, const Lora& lora) {
+  for (const Lora& other : loras) {
+    if (other.path != lora.path || other.expert != lora.expert) continue;
+    refuse(flag, text, "the same file is given before; give it once, with its strength behind a colon");
+  }
+  loras.push_back(lora);
+}
+
 void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load, Lora::Expert expert,
                    const std::string& description) {
   command
       .add_option_function<std::vector<std::string>>(
           flag,
           [&load, flag, expert](const std::vector<std::string>& texts) {
-            for (const std::string& text : texts) load.loras.push_back(lora_of(flag, text, expert));
+            for (const std::string& text : texts) add_lora(load.loras, flag, text, lora_of(flag, text, expert));
           },
           description)
       ->allow_extra_args(false)

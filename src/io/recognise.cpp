@@ -147,6 +147,12 @@ std::string recognise_bytes(std::span<const unsigned char> bytes) {
   return {};
 }
 
+std::string find_lora(const std::string& folder) {
+  const std::set<std::string> names = names_in(folder);
+  const auto found = std::ranges::find_if(names, is_lora_file);
+  return found == names.end() ? std::string() : *found;
+}
+
 std::string recognise_weights(const std::string& folder) {
   const std::set<std::string> names = names_in(folder);
   const auto find = [&](const auto& matches) {
@@ -170,9 +176,7 @@ std::string recognise_weights(const std::string& folder) {
   if (const std::string part = found_end({".incomplete", ".part", ".aria2", ".crdownload"}); !part.empty()) {
     return "holds " + part + ", a download that was not finished; fetch it again";
   }
-  if (const std::string lora = find([](const std::string& name) { return is_lora_file(name); }); !lora.empty()) {
-    return lora + " " + kLora;
-  }
+  if (const std::string lora = find_lora(folder); !lora.empty()) return lora + " " + kLora;
   if (const std::string shard = find([](const std::string& name) {
         return name.find("-of-") != std::string::npos && name.ends_with(".safetensors");
       });
@@ -250,6 +254,7 @@ std::string recognise_part(const std::vector<std::string>& names) {
   constexpr std::array kSigns{
       Sign{"patch_embedding.weight", "the transformer of a model: give it with --transformer"},
       Sign{"block.0.layer.0.SelfAttention.q.weight", "the text encoder of a model: give it with --text-encoder"},
+      Sign{"enc.blk.0.attn_q.weight", "the text encoder of a model: give it with --text-encoder"},
       Sign{"blocks.0.pos_embedding.embedding.weight", "the text encoder of a model: give it with --text-encoder"},
       Sign{"decoder.conv_in.weight", "the autoencoder (VAE) of a model: give it with --vae"},
       Sign{"decoder.conv1.weight", "the autoencoder (VAE) of a model: give it with --vae"}};

@@ -18,6 +18,9 @@ std::string recognise_bytes(std::span<const unsigned char> bytes);
 /// without their index, links to nowhere, a LoRA.
 std::string recognise_weights(const std::string& folder);
 
+/// The name of a LoRA's file in a folder, by what it is called; empty: none. Like the answers above, never throws.
+std::string find_lora(const std::string& folder);
+
 /// A path that was given as a model and is none: a name on the Hugging Face hub, a cache's folder, one part of a model,
 /// a single file.
 std::string recognise_model_path(const std::string& path);

@@ -17,6 +17,7 @@
 #include "io/fingerprint.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
+#include "io/recognise.h"
 #include "io/safetensors.h"
 #include "models/lora_keys.h"
 
@@ -394,7 +395,14 @@ class LoraReader {
 }  // namespace
 
 std::string lora_file(const Lora& lora) {
-  return is_folder(lora.path) ? lora.path + "/adapter_model.safetensors" : lora.path;
+  if (!is_folder(lora.path)) return lora.path;
+  std::string file = lora.path + "/adapter_model.safetensors";
+  if (path_exists(file)) return file;
+  const std::string other = find_lora(lora.path), itself = other.empty() ? "" : " itself: " + lora.path + "/" + other;
+  throw Error(ErrorKind::kNotFound, lora.path +
+                                        ": is a folder without adapter_model.safetensors, which PEFT's adapters "
+                                        "have; give the file of the LoRA" +
+                                        itself);
 }
 
 std::string lora_fingerprint(const Lora& lora) {

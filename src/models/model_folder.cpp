@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
+#include "io/recognise.h"
 #include "text/tokenizer.h"
 
 namespace calibatt {
@@ -50,6 +51,19 @@ DiffusersFolder open_diffusers_folder(const std::string& path, bool inverted_sig
   folder.vae = (root / "vae").string();
   folder.scheduler = load_scheduler_config((root / "scheduler" / "scheduler_config.json").string(), inverted_sigmas);
   return folder;
+}
+
+void require_folders(const std::string& model, const std::vector<std::string>& folders) {
+  for (const std::string& folder : folders) {
+    if (path_exists(folder)) continue;
+    const std::string lora = find_lora(model);
+    throw Error(
+        ErrorKind::kNotFound,
+        folder + ": there is no such folder, and model_index.json names it; " +
+            (lora.empty() ? "copy the whole model"
+                          : "beside it lies " + lora +
+                                ", a change to a model: give the model that it was made for, and it with --lora"));
+  }
 }
 
 void describe_files(const Component& transformer, const Component& vae, const Component& text_encoder,

@@ -27,6 +27,10 @@ struct DiffusersFolder {
 /// transformer without a boundary, or the other way round.
 DiffusersFolder open_diffusers_folder(const std::string& folder, bool inverted_sigmas = false);
 
+/// Throws Error(kNotFound) for the first of these folders of a model that is not there, and says what lies in the
+/// model's folder where that explains it.
+void require_folders(const std::string& model, const std::vector<std::string>& folders);
+
 /// Enters the files that a model is made of.
 void describe_files(const Component& transformer, const Component& vae, const Component& text_encoder,
                     const std::string& tokenizer_folder, ModelDescription& model);

@@ -56,6 +56,18 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   EXPECT_GT(large.peak(), large.weights);
 }
 
+TEST_F(Registry, APartThatIsNotThereIsNamedWithWhatLiesInItsPlace) {
+  fs::remove_all(folder_ / "vae");
+  EXPECT_THAT(
+      refusal(&ModelParts::transformer, ""),
+      AllOf(HasSubstr("vae: there is no such folder"), HasSubstr("model_index.json names it; copy the whole model")));
+  // As a few-step model comes: what it changes alone.
+  fs::remove_all(folder_ / "transformer");
+  std::ofstream(folder_ / "lora.safetensors") << "…";
+  EXPECT_THAT(refusal(&ModelParts::transformer, ""),
+              AllOf(HasSubstr("lora.safetensors, a change to a model"), HasSubstr("--lora")));
+}
+
 TEST_F(Registry, ComponentsOfDifferentModelsAreRefusedBeforeAnythingIsLoaded) {
   const std::string transformer = "transformer/config.json", text = "text_encoder/config.json";
   set(transformer, "out_channels", 32);

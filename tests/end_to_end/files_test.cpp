@@ -75,6 +75,23 @@ TEST_F(PartFiles, ThatAreNotThoseAreNamed) {
   EXPECT_THAT(refused("--transformer-2 " + theirs("transformer")), HasSubstr("give that of the high ones"));
   EXPECT_THAT(refused("--cfg-scale-2 3"), HasSubstr("--cfg-scale-2: this model has one transformer"));
   EXPECT_THAT(refused("--lora-high " + theirs("transformer")), HasSubstr("give it with --lora"));
+  const std::string encoder = std::string(CALIBATT_GOLDEN_DATA) + "/gguf/umt5.gguf";  // llama.cpp's names
+  for (const std::string flag : {"--transformer ", "--vae "}) {
+    EXPECT_THAT(refused(flag + encoder), HasSubstr("is the text encoder of a model: give it with --text-encoder"));
+  }
+}
+
+TEST_F(PartFiles, ALoraIsOneFileGivenOnce) {
+  const std::string folder = CALIBATT_MODELS_DIR "/tiny-wan-4step", lora = folder + "/lora.safetensors";
+  const CommandResult in_folder = generate("--lora " + folder, "x.png");
+  EXPECT_EQ(in_folder.exit_code, 3);
+  EXPECT_THAT(in_folder.output, HasSubstr("give the file of the LoRA itself: " + lora));
+  const CommandResult twice = generate("--lora " + lora + " --lora " + lora + ":0.5", "x.png");
+  EXPECT_EQ(twice.exit_code, 2);
+  EXPECT_THAT(twice.output, HasSubstr("the same file is given before"));
+  const CommandResult alone = run_calibatt("info -m " + folder);
+  EXPECT_EQ(alone.exit_code, 3);
+  EXPECT_THAT(alone.output, HasSubstr("beside it lies lora.safetensors"));
 }
 
 }  // namespace

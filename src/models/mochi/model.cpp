@@ -157,6 +157,7 @@ class MochiFiles final : public ModelFiles {
  public:
   explicit MochiFiles(const std::string& path)
       : folder_(open_diffusers_folder(path, true)), description_(describe_folder(path, mochi_defaults())) {
+    require_folders(path, {folder_.transformer, folder_.vae, folder_.text_encoder});
     const Component transformer = open_component_folder(folder_.transformer), vae = open_component_folder(folder_.vae),
                     text_encoder = open_component_folder(folder_.text_encoder);
     configs_ = {MochiTransformerConfig::from(transformer.config), MochiVaeConfig::from(vae.config),

@@ -153,6 +153,9 @@ WanFolder open_wan_folder(const std::string& path, const ModelParts& parts) {
   folder.vae = part(parts.vae, files.vae);
   folder.text_encoder_settings = files.text_encoder;
   folder.vae_settings = files.vae;
+  std::vector<std::string> needed{folder.text_encoder, folder.vae};
+  for (const WanTransformerPath& each : folder.transformers) needed.push_back(each.path);
+  require_folders(path, needed);
   const size_t count = folder.transformers.size();
   folder.description = describe_folder(path, defaults_of(count, files.timestep_per_token));
   folder.boundary = files.boundary_ratio;

@@ -253,6 +253,7 @@ class WanFiles final : public ModelFiles {
                       "image_processor; give a folder in the diffusers layout, such as "
                       "Wan2.1-I2V-14B-480P-Diffusers (with --transformer for a single file beside it)");
     }
+    require_folders(path, {folder_.image_encoder, folder_.image_processor});
     const Component encoder = open_component_folder(folder_.image_encoder);
     require_one_model(path, "the image encoder's hidden_size is", ClipVisionConfig::from(encoder.config).hidden_size,
                       "the transformer's image_dim", width);
