@@ -14,7 +14,7 @@ struct HeadMasks {
 
 class StepSharer {
  public:
-  explicit StepSharer(const Plan& plan) : plan_(plan) {
+  StepSharer(const Plan& plan, std::function<void()> poll) : plan_(plan), poll_(std::move(poll)) {
     if (plan.anchor_rows().query_tokens.empty()) return;
     // packed_of_[r]: the packed query blocks that compute outputs of query block r's tokens.
     const AttentionGeometry& geometry = plan.geometry();
@@ -29,6 +29,7 @@ class StepSharer {
   std::vector<HeadMasks> masks_of(int entry) const {
     std::vector<HeadMasks> result;
     for (int layer = 0; layer < plan_.num_layers(); ++layer) {
+      poll_();
       const auto heads = plan_.layer(entry, layer);
       for (const HeadPlan& head : *heads) result.push_back(head_masks(head));
     }
@@ -57,6 +58,17 @@ class StepSharer {
     }
   }
 
+  void append_heads(const std::vector<HeadMasks>& group, std::vector<HeadPlan>& heads) const {
+    for (const HeadMasks& masks : group) {
+      if (heads.size() % static_cast<size_t>(plan_.geometry().heads) == 0) poll_();
+      HeadPlan head;
+      head.anchored = masks.anchored;
+      const bool all = masks.mask.count() == int64_t{masks.mask.num_query_blocks()} * masks.mask.num_key_blocks();
+      if (!all) head.intervals = BlockIntervals::from_mask(masks.mask);
+      heads.push_back(std::move(head));
+    }
+  }
+
  private:
   HeadMasks head_masks(const HeadPlan& head) const {
     const AttentionGeometry& geometry = plan_.geometry();
@@ -82,28 +94,20 @@ class StepSharer {
   }
 
   const Plan& plan_;
+  std::function<void()> poll_;
   std::vector<std::vector<int>> packed_of_;
 };
 
-void append_heads(const std::vector<HeadMasks>& group, std::vector<HeadPlan>& heads) {
-  for (const HeadMasks& masks : group) {
-    HeadPlan head;
-    head.anchored = masks.anchored;
-    const bool all = masks.mask.count() == int64_t{masks.mask.num_query_blocks()} * masks.mask.num_key_blocks();
-    if (!all) head.intervals = BlockIntervals::from_mask(masks.mask);
-    heads.push_back(std::move(head));
-  }
-}
-
 }  // namespace
 
-Plan::Parts share_adjacent_steps(Plan::Parts parts, double iou_threshold) {
+Plan::Parts share_adjacent_steps(Plan::Parts parts, double iou_threshold, const std::function<void()>& poll) {
   if (!(iou_threshold > 0 && iou_threshold <= 1)) {
     throw Error(ErrorKind::kUsage, "the IoU from which steps share their masks must be above 0 and at most 1, not " +
                                        std::to_string(iou_threshold));
   }
   const Plan plan(parts);
-  const StepSharer sharer(plan);
+  const StepSharer sharer(
+      plan, poll ? poll : [] {});
   parts.heads.clear();
   std::vector<HeadMasks> group;
   int num_groups = 0, last_entry = -1;
@@ -114,7 +118,7 @@ Plan::Parts share_adjacent_steps(Plan::Parts parts, double iou_threshold) {
       if (num_groups > 0 && StepSharer::agreement(group, masks) >= iou_threshold) {
         StepSharer::unite(group, masks);
       } else {
-        append_heads(group, parts.heads);
+        sharer.append_heads(group, parts.heads);
         group = std::move(masks);
         ++num_groups;
       }
@@ -122,7 +126,7 @@ Plan::Parts share_adjacent_steps(Plan::Parts parts, double iou_threshold) {
     last_entry = entry;
     parts.step_entry[static_cast<size_t>(step)] = num_groups - 1;
   }
-  append_heads(group, parts.heads);
+  sharer.append_heads(group, parts.heads);
   return parts;
 }
 

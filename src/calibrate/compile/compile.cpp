@@ -63,7 +63,15 @@ CompileSummary compile_to_file(const Profile& profile, const CompileOptions& opt
   const Choices choices = job.choose();
   if (options.share_steps_iou > 0) {  // which steps share is known when all masks are
     CompiledPlan compiled = job.compiler.in_memory(choices);
-    save_plan(Plan(std::move(compiled.parts)), path);
+    const Plan plan(std::move(compiled.parts));
+    PlanWriter writer(plan.info(), path);
+    for (int entry = 0; entry < plan.num_entries(); ++entry) {
+      for (int layer = 0; layer < plan.num_layers(); ++layer) {
+        job.progress.tell();
+        writer.add_layer(*plan.layer(entry, layer));
+      }
+    }
+    writer.finish();
     return job.completed(std::move(compiled.summary), choices);
   }
   PlanWriter writer(job.compiler.frame(choices), path);

@@ -292,7 +292,7 @@ CompiledPlan Compiler::in_memory(const Choices& choices) const {
     std::move(heads.begin(), heads.end(), std::back_inserter(compiled.parts.heads));
   });
   if (options_.share_steps_iou == 0) return compiled;
-  const Plan shared(share_adjacent_steps(std::move(compiled.parts), options_.share_steps_iou));
+  const Plan shared(share_adjacent_steps(std::move(compiled.parts), options_.share_steps_iou, [this] { poll(); }));
   compiled = {shared.to_parts(), summarize(shared, options_.attention_share)};
   add_errors(choices, compiled.summary);
   return compiled;

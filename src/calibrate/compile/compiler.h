@@ -49,6 +49,8 @@ class Compiler {
   CompileSummary emit(const Choices& choices, const std::function<void(std::vector<HeadPlan>& heads)>& sink) const;
   /// The whole plan, also with shared steps.
   CompiledPlan in_memory(const Choices& choices) const;
+  /// An occasion to cancel, for what is chosen beside it.
+  void poll() const { progress_.tell(); }
 
  private:
   static bool needs_densities(const CompileOptions& options);

@@ -31,7 +31,8 @@ class JointChoice {
         least_density_(least_density(options, profile.header)),
         summary_pairs_(options.skipped == Skipped::kSummary ? 1.0 / profile.header.geometry.block_k : 0.0),
         latents_per_error_(latents_per_error()) {
-    for (const std::vector<StepReuse>& reuse : best_reuse(errors_, errors_.num_steps() - 2)) {
+    for (const std::vector<StepReuse>& reuse :
+         best_reuse(errors_, errors_.num_steps() - 2, [this] { compiler_.poll(); })) {
       Candidate candidate;
       candidate.steps = {reuse, errors_.forward_weights(reuse)};
       candidate.reuse_error = errors_.of(reuse);
@@ -83,7 +84,7 @@ class JointChoice {
     double sum = 0;
     for (size_t prompt = 0; prompt < prompts; ++prompt) {
       const StepErrors others(profile_, *options_.growth, prompt);
-      sum += errors_.of_prompt(prompt, best_reuse(others, count).back());
+      sum += errors_.of_prompt(prompt, best_reuse(others, count, [this] { compiler_.poll(); }).back());
     }
     return sum / static_cast<double>(prompts);
   }

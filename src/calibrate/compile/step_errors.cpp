@@ -150,6 +150,7 @@ std::vector<double> growth_of_steps(const StepGrowth& growth, int num_steps) {
 namespace {
 
 using Reuse = std::vector<StepReuse>;
+using Poll = std::function<void()>;
 constexpr StepReuse kWays[] = {StepReuse::kHold, StepReuse::kResidual, StepReuse::kLinear};
 
 struct Found {
@@ -182,10 +183,11 @@ Found one_more(const StepErrors& errors, const Reuse& from) {
 }
 
 /// The best sets with one step more than these have, at most so many.
-std::vector<Found> widened(const StepErrors& errors, const std::vector<Found>& sets) {
+std::vector<Found> widened(const StepErrors& errors, const std::vector<Found>& sets, const Poll& poll) {
   constexpr size_t kMostSets = 24;
   std::vector<Found> more;
   for (const Found& from : sets) {
+    poll();
     for_each_with_one_more(errors, from.reuse, [&](Reuse&& reuse, double error) {
       more.push_back({std::move(reuse), error});
     });
@@ -199,12 +201,13 @@ std::vector<Found> widened(const StepErrors& errors, const std::vector<Found>& s
 }
 
 /// Exchanges single steps, and ways, while that helps.
-Found exchanged(const StepErrors& errors, Found found) {
+Found exchanged(const StepErrors& errors, Found found, const Poll& poll) {
   constexpr int kMostRounds = 20;
   for (int round = 0; round < kMostRounds; ++round) {
     Found best = found;
     for (size_t step = 1; step < found.reuse.size(); ++step) {
       if (found.reuse[step] == StepReuse::kNone) continue;
+      poll();
       Reuse without = found.reuse;
       without[step] = StepReuse::kNone;
       if (Found other = one_more(errors, without); other.error < best.error) best = std::move(other);
@@ -229,16 +232,17 @@ Found one_fewer(const StepErrors& errors, const Reuse& from) {
 
 }  // namespace
 
-std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int most) {
+std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int most, const Poll& poll) {
+  const Poll heard = poll ? poll : [] {};
   std::vector<Found> best{{Reuse(static_cast<size_t>(errors.num_steps()), StepReuse::kNone), 0}}, sets = best;
   while (static_cast<int>(best.size()) <= most) {
-    sets = widened(errors, sets);
+    sets = widened(errors, sets, heard);
     if (sets.empty()) break;
-    best.push_back(exchanged(errors, sets.front()));
+    best.push_back(exchanged(errors, sets.front(), heard));
     sets.push_back(best.back());
   }
   for (size_t count = best.size() - 1; count-- > 1;) {
-    Found fewer = exchanged(errors, one_fewer(errors, best[count + 1].reuse));
+    Found fewer = exchanged(errors, one_fewer(errors, best[count + 1].reuse), heard);
     if (fewer.error < best[count].error) best[count] = std::move(fewer);
   }
   std::vector<Reuse> reuse;

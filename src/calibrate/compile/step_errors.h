@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -52,6 +53,8 @@ class StepErrors {
 std::vector<double> growth_of_steps(const StepGrowth& growth, int num_steps);
 
 /// The best sets of reused steps that were found, of 0, 1, 2, … steps, up to `most` and as far as some are possible.
-std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int most);
+/// With many steps that takes seconds: `poll` is called all the time, and what it throws ends the search.
+std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int most,
+                                               const std::function<void()>& poll = {});
 
 }  // namespace calibatt

@@ -75,23 +75,42 @@ std::string step_checksum(const PromptProfile& prompt) {
   return hasher.hex();
 }
 
-std::string checksum_of(const std::map<std::string, Tensor>& tensors) {
+using Poll = std::function<void()>;
+
+/// Maps are gigabytes, perhaps from a disk: pieces of them, with polls between.
+bool all_pieces(int64_t size, const Poll& poll, const std::function<bool(int64_t begin, int64_t end)>& holds) {
+  constexpr int64_t kPiece = 1 << 25;
+  bool all = true;
+  for (int64_t begin = 0; begin < size && all; begin += kPiece) {
+    if (poll) poll();
+    all = holds(begin, std::min(begin + kPiece, size));
+  }
+  return all;
+}
+
+std::string checksum_of(const std::map<std::string, Tensor>& tensors, const Poll& poll = {}) {
   Hasher hasher;
   for (const auto& [name, tensor] : tensors) {
     if (name == "levels") continue;  // checked site by site (verify_site)
     hasher.update(name);
-    hasher.update(tensor.raw(), tensor.size_bytes());
+    const auto* bytes = static_cast<const char*>(tensor.raw());
+    all_pieces(static_cast<int64_t>(tensor.size_bytes()), poll, [&](int64_t begin, int64_t end) {
+      hasher.update(bytes + begin, static_cast<size_t>(end - begin));
+      return true;
+    });
   }
   return hasher.hex();
 }
 
 // Everything in a profile is a finite number, and all but similarities are at least 0.
-bool all_valid(const std::string& name, const Tensor& tensor) {
+bool all_valid(const std::string& name, const Tensor& tensor, const Poll& poll) {
   if (tensor.dtype() == DType::kU8) return true;
   if (tensor.dtype() == DType::kF16) {
     const auto* values = tensor.data<uint16_t>();
-    return std::none_of(values, values + tensor.size(),
-                        [](uint16_t bits) { return bits >= 0x7c00u; });  // also negative ones
+    const auto is_no_share = [](uint16_t bits) { return bits >= 0x7c00u; };  // negative ones are not, either
+    return all_pieces(tensor.size(), poll, [&](int64_t begin, int64_t end) {
+      return std::none_of(values + begin, values + end, is_no_share);
+    });
   }
   return std::all_of(tensor.f32(), tensor.f32() + tensor.size(),
                      [&](float value) { return std::isfinite(value) && (value >= 0 || name == "similarity"); });
@@ -128,7 +147,7 @@ void read_step_tables(const Safetensors& file, const ProfileFields& fields, cons
   }
 }
 
-PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index) {
+PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, int index, const Poll& poll = {}) {
   const ProfileFields fields(file.metadata(), file.path());
   PromptProfile prompt;
   prompt.prompt = index;
@@ -146,10 +165,10 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
     tensors[part.name] = tensor;
     prompt.*part.field = tensor;
   }
-  if (checksum_of(tensors) != fields.text("checksum"))
+  if (checksum_of(tensors, poll) != fields.text("checksum"))
     throw fields.wrong("checksum", "does not fit the content: the file was altered");
   for (const auto& [name, tensor] : tensors) {
-    if (!all_valid(name, tensor)) throw fields.wrong(name, "holds a value that cannot be");
+    if (!all_valid(name, tensor, poll)) throw fields.wrong(name, "holds a value that cannot be");
   }
   read_step_tables(file, fields, header, prompt);
   return prompt;
@@ -262,7 +281,7 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   metadata["ranked_from"] = number_text(prompt.ranked_from);
   metadata["attention_seconds"] = number_text(prompt.attention_seconds);
   metadata["run_seconds"] = number_text(prompt.run_seconds);
-  metadata["checksum"] = checksum_of(tensors);
+  metadata["checksum"] = checksum_of(tensors, poll);
   if (!prompt.step_products.empty()) {
     for (const auto& [table, field] : kStepTables) tensors[table] = prompt.*field;
     metadata[kStepChecksum] = step_checksum(prompt);
@@ -270,11 +289,12 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
   write_safetensors(path, tensors, metadata, poll);
 }
 
-std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt) {
+std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt,
+                                         const std::function<void()>& poll) {
   for (const std::string& path : files_in(folder)) {
     const Safetensors file = open_profile(path);
     require_same_run(header, file.metadata(), path);
-    if (is_of_prompt(file.metadata(), path, header, prompt)) return read_prompt(file, header, prompt);
+    if (is_of_prompt(file.metadata(), path, header, prompt)) return read_prompt(file, header, prompt, poll);
   }
   return std::nullopt;
 }
@@ -396,42 +416,6 @@ std::optional<double> measured_attention_share(const Profile& profile) {
   }
   if (run <= 0) return std::nullopt;
   return std::clamp(attention / run, 0.0, 1.0);
-}
-
-std::vector<float> energy_of(const PromptProfile& prompt, size_t site_head, int num_blocks) {
-  const auto* stored = prompt.energy.data<uint16_t>() + site_head * num_blocks;
-  std::vector<float> energy(num_blocks);
-  for (int i = 0; i < num_blocks; ++i) energy[i] = half_to_float(stored[i]);
-  return energy;
-}
-
-std::vector<float> mean_energy(const std::vector<PromptProfile>& prompts, size_t site_head, int num_blocks) {
-  std::vector<float> mean(num_blocks, 0.0f);
-  for (const PromptProfile& prompt : prompts) {
-    const auto* stored = prompt.energy.data<uint16_t>() + site_head * num_blocks;
-    for (int i = 0; i < num_blocks; ++i) mean[i] += half_to_float(stored[i]) / static_cast<float>(prompts.size());
-  }
-  return mean;
-}
-
-std::vector<float> mean_harm(const std::vector<PromptProfile>& prompts, Skipped skipped, size_t site_head,
-                             int num_blocks) {
-  std::vector<float> mean(num_blocks, 0.0f);
-  for (const PromptProfile& prompt : prompts) {
-    const auto heads_per_step = static_cast<size_t>(prompt.energy.dim(1) * prompt.energy.dim(2));
-    const auto num_heads = static_cast<size_t>(prompt.harm_scale.size() / 2);
-    for_each_neighbouring_step(site_head, heads_per_step, num_heads, [&](size_t neighbour, float share) {
-      const size_t at = static_cast<size_t>(skipped) * num_heads + neighbour;
-      const auto* stored = prompt.harm.data<uint16_t>() + at * num_blocks;
-      const float scale = prompt.harm_scale.f32()[at];
-      const float weight = share * scale * scale / static_cast<float>(prompts.size());
-      for (int i = 0; i < num_blocks; ++i) {
-        const float root = half_to_float(stored[i]);
-        mean[i] += weight * root * root;
-      }
-    });
-  }
-  return mean;
 }
 
 }  // namespace calibatt

@@ -117,7 +117,9 @@ void save_prompt(const std::string& folder, const ProfileHeader& header, const P
 /// The saved profile of this prompt, whichever place in the list it had when it was measured, or nothing. Throws
 /// Error(kMismatch) naming both values when the folder's files were measured on something else than `header` (another
 /// model, size, steps, …), Error(kFormat) when one is damaged.
-std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt);
+/// `poll` is called all the time while a file of maps is checked, which takes as long as reading it.
+std::optional<PromptProfile> load_prompt(const std::string& folder, const ProfileHeader& header, int prompt,
+                                         const std::function<void()>& poll = {});
 /// How many files of the folder are of prompts that `header` does not ask for: another text, negative prompt or seed.
 int count_other_prompts(const std::string& folder, const ProfileHeader& header);
 /// How many files of prompts the folder has, of whichever calibration.

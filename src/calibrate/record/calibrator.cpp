@@ -38,7 +38,7 @@ RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHea
   size_t referenced = 0;
   for (int prompt = range.begin; prompt < *range.end; ++prompt) {
     if (poll) poll();
-    if (std::optional<PromptProfile> saved = load_prompt(folder, header, prompt)) {
+    if (std::optional<PromptProfile> saved = load_prompt(folder, header, prompt, poll)) {
       recorded.profile.prompts.push_back(*std::move(saved));
       ++recorded.prompts_resumed;
     } else {
