@@ -106,6 +106,40 @@ TEST(VideoEnergy, IsThatOfTheVideosBlocksUnderASoftmaxOverEverything) {
   }
 }
 
+/// Notes which key blocks the energy is asked of, as a GPU's kernels do that take multiples of 128 tokens.
+class WatchedDevice : public FakeDeviceBackend {
+ public:
+  void attention(const AttentionCall& call) override {
+    if (call.block_energy != nullptr) blocks.push_back(call.block_k);
+    FakeDeviceBackend::attention(call);
+  }
+  std::vector<int> blocks;
+};
+
+TEST(VideoEnergy, OnADeviceTheBlockWithTextHasAMultipleOf128KeysAndTheSameShare) {
+  const auto host = make_backend("cpu");
+  for (const int width : {6, 7}) {  // 10 and 9 tokens in the last block
+    for (const int text_tokens : {1, 5, 70}) {
+      const AttentionGeometry geometry = video(width), joint = with_text(geometry, text_tokens);
+      SyntheticAttention inputs(joint, 0, 0, 0);
+      const std::vector<int64_t> shape{geometry.heads, geometry.num_query_blocks(), geometry.num_key_blocks()};
+      Tensor out = output_of(joint), expected(DType::kF32, shape);
+      VideoEnergy(*host).attend(call_of(joint, inputs, out), text_tokens, expected);
+      WatchedDevice device;
+      AttentionCall call = call_of(joint, inputs, out);
+      const Tensor q = device.from_host(inputs.q), k = device.from_host(inputs.k), v = device.from_host(inputs.v);
+      Tensor there = device.empty(DType::kF32, out.shape()), energy = device.empty(DType::kF32, shape);
+      call.q = inputs.view(q), call.k = inputs.view(k), call.v = inputs.view(v), call.out = inputs.output_view(there);
+      VideoEnergy(device).attend(call, text_tokens, energy);
+      ASSERT_EQ(device.blocks.size(), 2u);
+      EXPECT_EQ(device.blocks[0] % 128, 0) << device.blocks[0];
+      const Tensor found = device.to_host(energy), output = device.to_host(there);
+      for (int64_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found.f32()[i], expected.f32()[i], 1e-6) << i;
+      for (int64_t i = 0; i < out.size(); ++i) ASSERT_EQ(output.f32()[i], out.f32()[i]) << i;
+    }
+  }
+}
+
 // Queries that all look alike: then the share of the last block is exact.
 TEST(VideoEnergy, TheShareOfABlockWithTextIsExactWhereQueriesAgree) {
   const auto backend = make_backend("cpu");

@@ -1,7 +1,9 @@
 #include "calibrate/record/video_energy.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
+#include <utility>
 
 #include "base/ceil_div.h"
 #include "base/error.h"
@@ -18,8 +20,11 @@ View tokens_of(View view, int64_t first, int64_t count) {
   return view;
 }
 
-void make_room(Device& device, std::vector<int64_t> shape, Tensor& tensor) {
-  if (tensor.empty() || tensor.shape() != shape) tensor = device.empty(DType::kF32, std::move(shape));
+constexpr int64_t kDeviceBlock = 128;  // fast kernels of a GPU measure the energy of key blocks of a multiple of this
+
+void make_room(Device& device, DType dtype, std::vector<int64_t> shape, Tensor& tensor) {
+  if (tensor.empty() || tensor.shape() != shape || tensor.dtype() != dtype)
+    tensor = device.empty(dtype, std::move(shape));
 }
 
 }  // namespace
@@ -40,8 +45,8 @@ void VideoEnergy::attend(const AttentionCall& call, int text_tokens, Tensor& ene
   video.q = tokens_of(call.q, 0, video_tokens), video.out = tokens_of(call.out, 0, video_tokens);
   text.q = tokens_of(call.q, video_tokens, text_tokens), text.out = tokens_of(call.out, video_tokens, text_tokens);
   if (tail_tokens > 0) measure_tail(video, tail_tokens);  // which writes where the video's output comes to be
-  make_room(backend_.device, {energy.dim(0), energy.dim(1), ceil_div(call.k.num_tokens, int64_t{call.block_k})},
-            joint_);
+  make_room(backend_.device, DType::kF32,
+            {energy.dim(0), energy.dim(1), ceil_div(call.k.num_tokens, int64_t{call.block_k})}, joint_);
   video.block_energy = joint_.f32();
   backend_.engine.attention(video);
   backend_.engine.attention(text);
@@ -54,10 +59,30 @@ void VideoEnergy::measure_tail(AttentionCall video, int64_t tail_tokens) {
                 count = std::min<int64_t>(video.block_k, video.k.num_tokens - first);
   video.k = tokens_of(video.k, first, count), video.v = tokens_of(video.v, first, count);
   video.block_k = static_cast<int>(tail_tokens);
+  if (!backend_.device.in_host_memory()) repeat_keys(video);
   const int64_t query_blocks = ceil_div(video.q.num_tokens, int64_t{video.block_q});
-  make_room(backend_.device, {video.num_heads, query_blocks, ceil_div(count, tail_tokens)}, tail_);
+  make_room(backend_.device, DType::kF32, {video.num_heads, query_blocks, ceil_div(count, tail_tokens)}, tail_);
   video.block_energy = tail_.f32();
   backend_.engine.attention(video);
+}
+
+/// Each key so many times that the video's make a block which such a kernel takes. That changes no share of the mass.
+/// Values are not read from what this computes.
+void VideoEnergy::repeat_keys(AttentionCall& call) {
+  const int64_t first = call.block_k, all = call.k.num_tokens, width = int64_t{call.num_heads} * call.head_dim;
+  const int64_t copies = kDeviceBlock / std::gcd(kDeviceBlock, first);
+  if (copies == 1 || call.k.head_stride != call.head_dim) return;
+  make_room(backend_.device, call.k.dtype, {copies * all, width}, keys_);
+  const HeadsView repeated{keys_.raw(), call.k.dtype, copies * all, width, call.head_dim};
+  int64_t written = 0;
+  for (const auto& [begin, count] : {std::pair{int64_t{0}, first}, std::pair{first, all - first}}) {
+    for (int64_t copy = 0; count > 0 && copy < copies; ++copy, written += count) {
+      backend_.device.copy_heads(tokens_of(call.k, begin, count), tokens_of(repeated, written, count), call.num_heads,
+                                 call.head_dim);
+    }
+  }
+  call.k = call.v = {repeated.data, repeated.dtype, repeated.num_tokens, repeated.token_stride, repeated.head_stride};
+  call.block_k = static_cast<int>(copies * first);
 }
 
 }  // namespace calibatt

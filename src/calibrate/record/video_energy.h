@@ -22,9 +22,11 @@ class VideoEnergy {
 
  private:
   void measure_tail(AttentionCall video, int64_t tail_tokens);
+  void repeat_keys(AttentionCall& call);
 
   const RecordingBackend backend_;
   Tensor joint_, tail_;  ///< [heads, R, all key blocks]; [heads, R, …]: of the block in which text begins
+  Tensor keys_;          ///< of that block, repeated
 };
 
 }  // namespace calibatt
