@@ -3,12 +3,12 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <random>
 
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
+#include "io/test_mutation.h"
 
 // Deterministic fuzzing: whatever is done to a sound file, opening it and reading every tensor either works or is an
 // Error. The sanitizer build turns any read past the end into a failure.
@@ -93,28 +93,10 @@ TEST(SafetensorsMutation, SplicedAndDisturbedHeadersAreReadOrRefused) {
                                 "data_offsets",
                                 "\"bias\":",
                                 "  "};
-  std::mt19937 random(20240607);
-  const auto below = [&](size_t limit) { return random() % limit; };
+  test::Mutator mutator(20240607);
   for (int round = 0; round < 3000; ++round) {
-    std::string mutant = sound;
-    for (size_t edits = 1 + below(4); edits > 0; --edits) {
-      const size_t at = below(mutant.size());
-      switch (below(4)) {
-        case 0:
-          mutant.erase(at, 1 + below(16));
-          break;
-        case 1:
-          mutant.insert(at, tokens[below(std::size(tokens))]);
-          break;
-        case 2:
-          mutant.insert(at, sound.substr(below(sound.size()), below(40)));
-          break;
-        default:
-          mutant[at] = static_cast<char>(random());
-      }
-      if (mutant.size() < 9) mutant = sound;
-    }
-    if (below(2) == 0) {
+    std::string mutant = mutator.mutant_of(sound, tokens, 4);
+    if (mutator.below(2) == 0 && mutant.size() > 8) {
       // Keep the framing sound half of the time, so that the edits reach the checks behind it.
       const size_t data_bytes = 3 * 4 * 4 + 7 * 2 + 5;
       const uint64_t header_bytes = mutant.size() > 8 + data_bytes ? mutant.size() - 8 - data_bytes : 0;

@@ -7,7 +7,7 @@
 #include <limits>
 #include <tuple>
 
-#include "c_api_helpers.h"
+#include "example_calibration.h"
 
 namespace calibatt::test {
 namespace {
@@ -16,48 +16,24 @@ using ::testing::HasSubstr;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-/// A calibration of one prompt of the example's run, with a callback whose parts a test changes.
-struct Calibration {
-  Calibration() {
-    calibration.run = &run;
-    calibration.prompts = &prompt;
-    calibration.num_prompts = 1;
-    calibration.settings = settings.data();
-    calibration.num_settings = static_cast<int32_t>(settings.size());
-    output.weight = weight.data();
-    output.out_features = 128;
-    output.residual_square_sum = 1;
-  }
+/// With a callback whose parts a test changes.
+struct Calibration : ExampleCalibration {
   calibatt_status record(const std::string& name = "profile") {
-    calibration.settings = settings.data();
-    calibration.num_settings = static_cast<int32_t>(settings.size());
+    refer_to_settings();
+    const auto run_prompt = [](void* user, int32_t, calibatt_session* session, double*) {
+      return static_cast<Calibration*>(user)->run_steps(session);
+    };
     return calibatt_record(folder.file(name).c_str(), &calibration, run_prompt, this, nullptr);
   }
-  static int32_t run_prompt(void* user, int32_t, calibatt_session* session, double*) {
-    return static_cast<Calibration*>(user)->denoise(session);
-  }
-  int32_t denoise(calibatt_session* session) {
-    for (int step = 0; step < steps_run; ++step) {
-      if (calibatt_session_begin_forward(session, step, CALIBATT_CONDITIONAL) != CALIBATT_OK) return 1;
-      calibatt_call call = arrays.call();
-      if (calibatt_session_wants_output(session) == 1) call.output = &output;
+  int32_t run_steps(calibatt_session* session) {
+    return denoise(session, steps_run, [&](calibatt_call& call) {
       change(call);
       last = calibatt_session_attend(session, &call);
       message = calibatt_last_error();
-      if (last != CALIBATT_OK && !passes_over) return 1;
-    }
-    return 0;
+      return last == CALIBATT_OK || passes_over;
+    });
   }
 
-  Folder folder;
-  calibatt_run run = example_run();
-  calibatt_prompt prompt{"a", nullptr, 0};
-  std::vector<calibatt_setting> settings{
-      {"block-q", "8"}, {"block-k", "8"}, {"anchors", "2"}, {"token-order", "raster"}, {"density", "0.9"}};
-  calibatt_calibration calibration = sized<calibatt_calibration>();
-  Arrays arrays{1, 12, 2, 64, 3};
-  std::vector<float> weight = std::vector<float>(128 * 128, 0.1f);
-  calibatt_output output = sized<calibatt_output>();
   std::function<void(calibatt_call&)> change = [](calibatt_call&) {};
   int steps_run = 3;
   bool passes_over = false;
@@ -71,7 +47,7 @@ TEST(CApiErrors, CalibrationsThatCannotBe) {
       {"calibration.run.struct_size", [](auto& c) { c.run.struct_size = 1; }},
       {"calibration.num_prompts", [](auto& c) { c.calibration.num_prompts = 0; }},
       {"calibration.prompts: is NULL", [](auto& c) { c.calibration.prompts = nullptr; }},
-      {"calibration.prompts[0].text: is NULL", [](auto& c) { c.prompt.text = nullptr; }},
+      {"calibration.prompts[0].text: is NULL", [](auto& c) { c.prompts[0].text = nullptr; }},
       {"calibration.precision: is f64", [](auto& c) { c.calibration.precision = "f64"; }},
       {"calibration.first_prompt, end_prompt 0:3", [](auto& c) { c.calibration.end_prompt = 3; }},
       {"settings.speedup and settings.psnr: what the steps of a run predict is not seen here; ask for settings.density",

@@ -9,7 +9,7 @@
 #include <functional>
 #include <thread>
 
-#include "c_api_helpers.h"
+#include "example_calibration.h"
 
 namespace calibatt::test {
 namespace {
@@ -70,20 +70,10 @@ TEST(CApiLifetimes, ThreadsShareASessionAndAPlan) {
 }
 
 /// Records one prompt of the example's run by a function of the test's own.
-struct Recorder {
+struct Recorder : ExampleCalibration {
   using Body = std::function<int32_t(calibatt_session*)>;
 
-  Recorder() {
-    calibration.run = &run;
-    calibration.prompts = prompts.data();
-    calibration.num_prompts = 1;
-    calibration.settings = settings.data();
-    calibration.num_settings = static_cast<int32_t>(settings.size());
-    output.weight = weight.data();
-    output.out_features = 128;
-    output.residual_square_sum = 1;
-    output.user = this;
-  }
+  Recorder() { output.user = this; }
   calibatt_status record(const Body& body) {
     return calibatt_record(
         folder.file("profile").c_str(), &calibration,
@@ -93,13 +83,8 @@ struct Recorder {
         const_cast<Body*>(&body), nullptr);
   }
   int32_t denoise(calibatt_session* session) {
-    for (int step = 0; step < 3; ++step) {
-      if (calibatt_session_begin_forward(session, step, CALIBATT_CONDITIONAL) != CALIBATT_OK) return 1;
-      calibatt_call call = arrays.call();
-      if (calibatt_session_wants_output(session) == 1) call.output = &output;
-      if (calibatt_session_attend(session, &call) != CALIBATT_OK) return 1;
-    }
-    return 0;
+    return ExampleCalibration::denoise(
+        session, 3, [&](const calibatt_call& call) { return calibatt_session_attend(session, &call) == CALIBATT_OK; });
   }
   calibatt_status record() {
     return record([this](calibatt_session* session) { return denoise(session); });
@@ -113,15 +98,6 @@ struct Recorder {
     return open.status == CALIBATT_OK ? calibatt_plan_json(open.plan) : calibatt_last_error();
   }
 
-  Folder folder;
-  calibatt_run run = example_run();
-  std::vector<calibatt_prompt> prompts{{"a", nullptr, 0}, {"b", nullptr, 1}};
-  std::vector<calibatt_setting> settings{
-      {"block-q", "8"}, {"block-k", "8"}, {"anchors", "2"}, {"token-order", "raster"}, {"density", "0.9"}};
-  calibatt_calibration calibration = sized<calibatt_calibration>();
-  Arrays arrays{1, 12, 2, 64, 3};
-  std::vector<float> weight = std::vector<float>(128 * 128, 0.1f);
-  calibatt_output output = sized<calibatt_output>();
   calibatt_session* session = nullptr;  // that a callback is to call
   std::string refusal;                  // that it met
 };

@@ -5,13 +5,13 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <random>
 
 #include "base/error.h"
 #include "base/printable.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
+#include "io/test_mutation.h"
 #include "model_settings/mochi_config.h"
 #include "model_settings/wan_config.h"
 #include "models/t5/encoder.h"
@@ -24,8 +24,6 @@ using Read = std::function<void(const std::string& path)>;
 
 class ConfigFuzz : public ::testing::Test {
  protected:
-  size_t below(size_t limit) { return random_() % limit; }
-
   bool accepts(const Read& read, const std::string& text) {
     const std::string path = folder_ / "x.json";
     std::filesystem::remove(path);
@@ -44,25 +42,7 @@ class ConfigFuzz : public ::testing::Test {
     static const std::string tokens[] = {
         "[",    "{",    "\"",  "}",   "]",       ",",    ":",       "-1", "18446744073709551615",
         "1e99", "null", "0.5", "NaN", "\\u0000", "true", "\x1b[2J", "[]", "9223372036854775807"};
-    std::string mutant = sound;
-    for (size_t edits = 1 + below(3); edits > 0; --edits) {
-      const size_t at = below(mutant.size());
-      switch (below(4)) {
-        case 0:
-          mutant.erase(at, 1 + below(12));
-          break;
-        case 1:
-          mutant.insert(at, tokens[below(std::size(tokens))]);
-          break;
-        case 2:
-          mutant.insert(at, sound.substr(below(sound.size()), below(40)));
-          break;
-        default:
-          mutant[at] = static_cast<char>(random_());
-      }
-      if (mutant.empty()) mutant = sound;
-    }
-    return mutant;
+    return mutator_.mutant_of(sound, tokens, 3);
   }
 
   void disturb(const Read& read, const std::string& sound) {
@@ -73,7 +53,7 @@ class ConfigFuzz : public ::testing::Test {
   }
 
   TestFolder folder_;
-  std::mt19937 random_{20261128};
+  test::Mutator mutator_{20261128};
 };
 
 const std::string kTiny = CALIBATT_MODELS_DIR "/tiny-wan/";

@@ -2,11 +2,10 @@
 // works or is an Error(kFormat) of one line. The sanitizer build turns any read past the end into a failure.
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "io/test_folder.h"
+#include "io/test_mutation.h"
 #include "io/test_torch_file.h"
 #include "io/torch_checkpoint.h"
 
@@ -15,7 +14,7 @@ namespace {
 
 class TorchCheckpointFuzz : public ::testing::Test {
  protected:
-  size_t below(size_t limit) { return random_() % limit; }
+  size_t below(size_t limit) { return mutator_.below(limit); }
 
   /// True when the bytes were accepted.
   bool try_reading(const std::string& bytes) {
@@ -39,7 +38,7 @@ class TorchCheckpointFuzz : public ::testing::Test {
   }
 
   TestFolder folder_;
-  std::mt19937 random_{20250301};
+  test::Mutator mutator_{20250301};
   unsigned sum_ = 0;
   const std::map<std::string, Tensor> tensors_ = {{"weight", Tensor::zeros(DType::kF32, {3, 4})},
                                                   {"bias", Tensor::zeros(DType::kBF16, {7})}};
@@ -102,23 +101,7 @@ TEST_F(TorchCheckpointFuzz, DisturbedPicklesInSoundArchivesAreReadOrRefused) {
                                 test::pickled("0")};
   int accepted = 0;
   for (int round = 0; round < 4000; ++round) {
-    std::string mutant = sound;
-    for (size_t edits = 1 + below(4); edits > 0 && !mutant.empty(); --edits) {
-      const size_t at = below(mutant.size());
-      switch (below(4)) {
-        case 0:
-          mutant.erase(at, 1 + below(12));
-          break;
-        case 1:
-          mutant.insert(at, tokens[below(std::size(tokens))]);
-          break;
-        case 2:
-          mutant.insert(at, sound.substr(below(sound.size()), below(60)));
-          break;
-        default:
-          mutant[at] = static_cast<char>(random_());
-      }
-    }
+    const std::string mutant = mutator_.mutant_of(sound, tokens, 4);
     accepted += try_reading(test::zip_of({{"a/data.pkl", mutant}, {"a/data/0", std::string(48, 'x')}}));
   }
   EXPECT_LT(accepted, 2000);
@@ -131,7 +114,8 @@ TEST_F(TorchCheckpointFuzz, DisturbedDirectoriesAreReadOrRefused) {
       std::string mutant = sound;
       for (size_t edits = 1 + below(3); edits > 0; --edits) {
         const size_t at = directory + below(mutant.size() - directory);
-        const uint64_t values[] = {0, 1, 0xff, 0xffff, 0xffffffff, ~uint64_t{0}, below(sound.size()), random_()};
+        const uint64_t values[] = {
+            0, 1, 0xff, 0xffff, 0xffffffff, ~uint64_t{0}, below(sound.size()), mutator_.number()};
         const std::string bytes = test::number(values[below(std::size(values))]).substr(0, size_t{1} << below(4));
         mutant.replace(at, bytes.size(), bytes);
       }
