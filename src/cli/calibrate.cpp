@@ -30,6 +30,10 @@ void print_reuse(const CalibrationSummary& summary) {
   if (summary.latents_error) {
     std::printf("expected change of the final latents %.3g", *summary.latents_error);
     if (summary.psnr_db) std::printf(", about %.1f dB of the video", *summary.psnr_db);
+    if (summary.latents_measured && summary.psnr_measured) {
+      std::printf("; in a run that was not calibrated on %.3g, %.1f dB", *summary.latents_measured,
+                  *summary.psnr_measured);
+    }
     std::printf("\n");
   }
   if (summary.step_reuse.empty()) return;
@@ -65,22 +69,29 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   }
 }
 
+nlohmann::json or_null(const std::optional<double>& value) {
+  return value ? nlohmann::json(*value) : nlohmann::json();
+}
+
 nlohmann::json report_of(const CalibrationSummary& summary) {
   return {{"calibration_seconds", summary.calibration_seconds},
           {"prompt_seconds", summary.prompt_seconds},
           {"transformer_seconds", summary.transformer_seconds},
           {"density", summary.density},
-          {"density_asked", summary.density_asked ? nlohmann::json(*summary.density_asked) : nlohmann::json()},
+          {"density_asked", or_null(summary.density_asked)},
           {"density_map", summary.density_map},
           {"repetitive_heads", summary.repetitive_heads},
           {"total_heads", summary.total_heads},
           {"predicted_speedup", summary.predicted_speedup},
-          {"expected_error", summary.expected_error ? nlohmann::json(*summary.expected_error) : nlohmann::json()},
+          {"expected_error", or_null(summary.expected_error)},
           {"error_basis", summary.error_basis},
           {"step_reuse", summary.step_reuse},
-          {"latents_error", summary.latents_error ? nlohmann::json(*summary.latents_error) : nlohmann::json()},
-          {"psnr_db", summary.psnr_db ? nlohmann::json(*summary.psnr_db) : nlohmann::json()},
+          {"latents_error", or_null(summary.latents_error)},
+          {"psnr_db", or_null(summary.psnr_db)},
+          {"latents_measured", or_null(summary.latents_measured)},
+          {"psnr_measured", or_null(summary.psnr_measured)},
           {"growth_seconds", summary.growth_seconds},
+          {"check_seconds", summary.check_seconds},
           {"plan_written", summary.plan_written},
           {"measured", summary.measured},
           {"attention_share", summary.attention_share},

@@ -14,7 +14,7 @@
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
 #include "pipeline/first_frame.h"
-#include "pipeline/measure_growth.h"
+#include "pipeline/held_out_run.h"
 #include "pipeline/options.h"
 #include "pipeline/runner.h"
 
@@ -52,8 +52,8 @@ class CalibrationProgress {
       set(of_model, prompt, (1 - kCompileShare) * done / state_.num_prompts);
     };
   }
-  /// Of short runs behind the last prompt.
-  ProgressCallback of_growth() {
+  /// Of runs behind the last prompt.
+  ProgressCallback of_held_out() {
     return [this](const Progress& of_model) { set(of_model, state_.num_prompts - 1, 1 - kCompileShare); };
   }
   /// begin: the share of all work that was done before.
@@ -131,6 +131,17 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   summary.plan_written = true;
 }
 
+// The plan is written once more, with what the run says.
+void check_plan(const Profile& profile, CompileOptions& compile, const std::string& plan_path, HeldOutRun& run,
+                CalibrationSummary& summary) {
+  const double begin = now_seconds();
+  const HeldOutRun::Check check = run.check(plan_path);
+  compile.latents_measured = summary.latents_measured = check.latents_error;
+  summary.psnr_measured = check.psnr_db;
+  compile_to_file(profile, compile, plan_path);
+  summary.check_seconds = now_seconds() - begin;
+}
+
 }  // namespace
 
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
@@ -165,30 +176,29 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
-  const auto of_prompt = [&](int prompt) {
-    return run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);
-  };
-  StepRecorder steps;  // of the prompt that ran last: this one, where any did
-  int seen = static_cast<int>(options.prompts.size()) - 1;
+  StepRecorder steps;  // of the prompt that ran last
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
-    seen = prompt;
-    return run_one_prompt(runner, of_prompt(prompt), prompt, attention, steps, told);
+    const GenerateOptions of_prompt = run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);
+    return run_one_prompt(runner, of_prompt, prompt, attention, steps, told);
   };
   const Tensor solver = runner.solver_weights_of(run);
   const auto complete = [&](PromptProfile& profile) { steps.store(solver, profile); };
   const RecordedProfile recorded = record_profile(
       runner.backend(), header, options.profile_dir, run_prompt, [&] { told.again(); }, range, complete);
+  steps = {};
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
     if (summary.attention_share > 0) compile.attention_share = summary.attention_share;
-    if (compile.may_reuse_steps()) {
-      const double begin = now_seconds();
-      compile.growth = growth_of_profile(runner, recorded.profile, options.profile_dir, compile, of_prompt(seen),
-                                         std::move(steps), told.of_growth());
-      summary.growth_seconds = now_seconds() - begin;
-    }
+    // The next seed, to which the profile has no prompt.
+    const GenerateOptions held_out =
+        run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
+    HeldOutRun other(runner, recorded.profile, options.profile_dir, held_out, told.of_held_out());
+    const double begin = now_seconds();
+    if (compile.may_reuse_steps()) compile.growth = other.growth(compile);
+    summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
     const ProgressCallback compiling = told.of_compiler(recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0);
     add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);
+    if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, summary);
   }
   summary.calibration_seconds = now_seconds() - start;
   return summary;

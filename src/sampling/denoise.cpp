@@ -1,5 +1,7 @@
 #include "sampling/denoise.h"
 
+#include <algorithm>
+
 #include "base/checked_copy.h"
 #include "base/error.h"
 #include "sampling/guidance.h"
@@ -29,14 +31,17 @@ Tensor denoise(Scheduler& scheduler, std::span<const StepSettings> steps, Tensor
                const std::string& advice, const StepControl& control) {
   CALIBATT_ASSERT(scheduler.step_index() == 0 && scheduler.num_steps() == static_cast<int>(steps.size()));
   StepPredictor predictor(steps, control.reuse);
+  const auto run = [&](const Tensor& at, int step) {
+    return computed(at, step, steps[static_cast<size_t>(step)], predict, advice);
+  };
   for (int step = 0; step < scheduler.num_steps(); ++step) {
     Tensor prediction;
     if (predictor.reuses(step)) {
       prediction = predictor.predicted(step, latents);
     } else {
-      prediction = step < control.first_step
-                       ? control.known(step)
-                       : computed(latents, step, steps[static_cast<size_t>(step)], predict, advice);
+      const bool known = step < control.first_step;
+      if (known && std::ranges::count(control.compared_steps, step) > 0) control.compare(step, run(latents, step));
+      prediction = known ? control.known(step) : run(latents, step);
       predictor.computed(step, latents, prediction);
     }
     if (control.observe) control.observe(step, latents, prediction);

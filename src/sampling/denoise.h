@@ -23,6 +23,9 @@ struct StepControl {
   /// Predictions that are known already, so that no forward is run for them: of steps before this one.
   int first_step = 0;
   std::function<Tensor(int step)> known = {};
+  /// Of these steps the forwards run all the same, at the known latents, and are told: the run goes on as it is known.
+  std::vector<int> compared_steps = {};
+  std::function<void(int step, const Tensor& prediction)> compare = {};
   /// Hears of every step's latents and (guided) prediction, computed or not; it may keep both, and write to neither.
   std::function<void(int step, const Tensor& latents, const Tensor& prediction)> observe = {};
 };

@@ -68,6 +68,29 @@ TEST(Denoise, GuidesTheStepsThatAreGuidedAndNoOthers) {
   for (int i = 0; i < 3; ++i) EXPECT_FLOAT_EQ(latents.f32()[i], expected);
 }
 
+TEST(Denoise, KnownStepsMayBeComparedWithTheirForwards) {
+  const auto scheduler = euler(4);
+  const auto steps = make_steps(*scheduler, std::array{Expert{}}, std::array{1.0});
+  std::vector<int> ran;
+  const auto predict = [&](const Tensor&, int step, GuidanceBranch) {
+    ran.push_back(step);
+    return filled(static_cast<float>(step));
+  };
+  std::vector<std::pair<int, float>> compared;
+  const Tensor latents = denoise(
+      *scheduler, steps, filled(10), predict, "",
+      {.first_step = 3,
+       .known = [](int) { return filled(2); },
+       .compared_steps = {0, 2},
+       .compare = [&](int step, const Tensor& prediction) { compared.emplace_back(step, prediction.f32()[0]); }});
+  EXPECT_THAT(ran, ElementsAre(0, 2, 3));
+  EXPECT_THAT(compared, ElementsAre(std::pair(0, 0.0f), std::pair(2, 2.0f)));
+  const std::vector<float>& sigmas = scheduler->sigmas();
+  float expected = 10;
+  for (size_t i = 0; i < 4; ++i) expected += (sigmas[i + 1] - sigmas[i]) * (i == 3 ? 3.0f : 2.0f);
+  EXPECT_FLOAT_EQ(latents.f32()[0], expected) << "the run goes on as it is known";
+}
+
 TEST(Denoise, APredictionThatIsNotFiniteIsSaidWithTheStepAndTheAdvice) {
   const auto scheduler = euler(4);
   const auto steps = make_steps(*scheduler, std::array{Expert{}}, std::array{1.0});

@@ -23,9 +23,9 @@ inline ProfileHeader seed_header(Measured measured) {
 inline StepGrowth seed_growth() {
   StepGrowth growth;
   growth.factors = {{1, 3.25}, {2, 1.5}};
-  growth.mask_step_error = {0.5, 0.25, 0.125};
-  growth.mask_latents_error = 0.0625;
-  growth.mask_psnr_db = 31.5;
+  growth.mask_changes = {{0, 4.5}, {2, 0.125}};
+  growth.latents_error = 0.0625;
+  growth.psnr_db = 31.5;
   return growth;
 }
 

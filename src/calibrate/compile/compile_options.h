@@ -26,11 +26,13 @@ struct CompileOptions {
   Budget budget = Budget::kError;
   Skipped skipped = Skipped::kSummary;
   /// Of the transformer, or of the video against the dense one: steps are reused and masks chosen so that the other is
-  /// as good as can be. At most one of the two, and then no density; budget kError. Both need `growth`.
+  /// as good as can be. At most one of the two; budget kError. With a density, the steps that run have that, and reuse
+  /// does the rest (1: reuse alone). Both need `growth`.
   std::optional<double> speedup, psnr;
-  std::optional<StepGrowth> growth;  ///< what was measured of the profile's runs
-  std::optional<double> density;     ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
-                                     ///< schedule as given when absent
+  std::optional<StepGrowth> growth;        ///< what was measured of the profile's runs
+  std::optional<double> latents_measured;  ///< PlanAccuracy::latents_measured, of a run with just this plan
+  std::optional<double> density;  ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
+                                  ///< schedule as given when absent
 
   // Budget kEnergy.
   Agreement agreement = Agreement::kMean;

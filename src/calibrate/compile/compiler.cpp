@@ -237,6 +237,7 @@ PlanInfo Compiler::frame(const Choices& choices) const {
     frame.accuracy.held_out = errors.error_is_held_out;
   }
   frame.accuracy.latents_predicted = choices.latents_error;
+  frame.accuracy.latents_measured = options_.latents_measured;
   return frame;
 }
 
@@ -309,12 +310,12 @@ double Compiler::error_of_step(const Choices& choices, int step) const {
   return error;
 }
 
-double Compiler::weighted_error(const Choices& choices) const {
-  double sum = 0;
+std::vector<double> Compiler::weighted_errors(const Choices& choices) const {
+  std::vector<double> errors;
   for (int step = 0; step < header_.num_steps(); ++step) {
-    if (runs(choices.steps, step)) sum += step_weight(choices.steps, step) * error_of_step(choices, step);
+    errors.push_back(runs(choices.steps, step) ? step_weight(choices.steps, step) * error_of_step(choices, step) : 0.0);
   }
-  return sum;
+  return errors;
 }
 
 void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const {

@@ -40,8 +40,8 @@ class Compiler {
   void tabulate() { measured_.tabulate(progress_); }
   Choices choose(const StepUse& steps, double density) const;
   Choices choose_nearest(const StepUse& steps, double density) const;
-  /// Sum over the steps that run of weighted errors: what the budget makes least.
-  double weighted_error(const Choices& choices) const;
+  /// [num_steps] weighted errors, whose sum the budget makes least; 0 of steps that do not run.
+  std::vector<double> weighted_errors(const Choices& choices) const;
 
   /// Everything of the plan but its heads.
   PlanInfo frame(const Choices& choices) const;

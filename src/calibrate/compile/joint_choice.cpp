@@ -30,11 +30,12 @@ class JointChoice {
         errors_(profile, *options.growth),
         least_density_(least_density(options, profile.header)),
         summary_pairs_(options.skipped == Skipped::kSummary ? 1.0 / profile.header.geometry.block_k : 0.0),
-        latents_per_error_(latents_per_error()) {
+        measured_over_usual_(measured_over_usual()) {
     for (const std::vector<StepReuse>& reuse :
          best_reuse(errors_, errors_.num_steps() - 2, [this] { compiler_.poll(); })) {
       Candidate candidate;
       candidate.steps = {reuse, errors_.forward_weights(reuse)};
+      for (size_t step = 0; step < reuse.size(); ++step) candidate.steps.weights[step] *= measured_over_usual_[step];
       candidate.reuse_error = errors_.of(reuse);
       candidates_.push_back(std::move(candidate));
     }
@@ -50,10 +51,10 @@ class JointChoice {
       const int run = errors_.num_steps() - reused(each);
       const double cost = errors_.num_steps() / (speedup * run);  // of a forward that runs
       candidate.density = std::min(1.0, density_of_cost(cost, summary_pairs_, options_.attention_share));
-      if (candidate.density < least_density_) continue;
+      if (candidate.density < options_.density.value_or(least_density_)) continue;
+      if (options_.density) candidate.density = *options_.density;
       if (candidate.density < 1) {
-        const Choices choices = compiler_.choose(candidate.steps, candidate.density);
-        candidate.mask_error = latents_per_error_ * compiler_.weighted_error(choices);
+        candidate.mask_error = end_of_masks(compiler_.choose(candidate.steps, candidate.density));
       }
       if (candidate.error() < best.error()) best = std::move(candidate);
     }
@@ -73,7 +74,8 @@ class JointChoice {
 
   double most_speedup() const {
     const double run = errors_.num_steps() - reused(candidates_.back());
-    return errors_.num_steps() / (run * forward_cost(least_density_, summary_pairs_, options_.attention_share));
+    const double least = options_.density.value_or(least_density_);
+    return errors_.num_steps() / (run * forward_cost(least, summary_pairs_, options_.attention_share));
   }
 
   /// The error of the reuse, each prompt's with the steps that the others choose.
@@ -97,29 +99,41 @@ class JointChoice {
     return static_cast<int>(reuse.size()) - static_cast<int>(std::ranges::count(reuse, StepReuse::kNone));
   }
 
-  // The run with masks says what the sum that the budget makes least comes to at the end.
-  double latents_per_error() const {
-    const StepGrowth& growth = *options_.growth;
-    const std::vector<double> weights = step_weights(options_, profile_.header.sigmas);
-    double predicted = 0;
-    for (size_t step = 0; step < weights.size(); ++step) {
-      predicted += weights[step] * growth.mask_step_error[step] * growth.mask_step_error[step];
+  // With it weighted errors of masks are mean squares of the final latents' change.
+  std::vector<double> measured_over_usual() const {
+    const std::vector<double> usual = step_weights(options_, profile_.header.sigmas), at_end = errors_.end_weights();
+    const std::vector<double> changes = mask_changes_of_steps(*options_.growth, errors_.num_steps());
+    std::vector<double> ratios;
+    for (size_t step = 0; step < usual.size(); ++step) {
+      ratios.push_back(changes[step] * changes[step] * at_end[step] / usual[step]);
     }
-    return predicted > 0 ? growth.mask_latents_error * growth.mask_latents_error / predicted : 0;
+    return ratios;
+  }
+
+  /// Masks that miss something miss it in step after step. Between squares that add up and errors that do, runs lie at
+  /// about a quarter.
+  double end_of_masks(const Choices& choices) const {
+    double squares = 0, sum = 0;
+    for (const double square : compiler_.weighted_errors(choices)) {
+      squares += square;
+      sum += std::sqrt(square);
+    }
+    return 0.75 * squares + 0.25 * sum * sum;
   }
 
   const Compiler& compiler_;
   const Profile& profile_;
   const CompileOptions& options_;
   StepErrors errors_;
-  double least_density_, summary_pairs_, latents_per_error_;
-  std::vector<Candidate> candidates_;  // of 0, 1, 2, … reused steps
+  double least_density_, summary_pairs_;
+  std::vector<double> measured_over_usual_;  // of each step's weight
+  std::vector<Candidate> candidates_;        // of 0, 1, 2, … reused steps
 };
 
 }  // namespace
 
 double expected_psnr(const StepGrowth& growth, double latents_error) {
-  return growth.mask_psnr_db - 20 * std::log10(std::max(latents_error, 1e-9) / growth.mask_latents_error);
+  return growth.psnr_db - 20 * std::log10(std::max(latents_error, 1e-9) / growth.latents_error);
 }
 
 Choices choose_jointly(Compiler& compiler, const Profile& profile, const CompileOptions& options) {
@@ -136,7 +150,7 @@ Choices choose_jointly(Compiler& compiler, const Profile& profile, const Compile
     speedup = *options.speedup;
   } else {
     const double latents_error =
-        options.growth->mask_latents_error * std::pow(10, (options.growth->mask_psnr_db - *options.psnr) / 20);
+        options.growth->latents_error * std::pow(10, (options.growth->psnr_db - *options.psnr) / 20);
     speedup = joint.speedup_of(latents_error * latents_error);
   }
   const Candidate best = joint.at_speedup(speedup);

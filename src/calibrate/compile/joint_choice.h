@@ -10,8 +10,7 @@ namespace calibatt {
 /// for a profile that does not know its steps.
 Choices choose_jointly(Compiler& compiler, const Profile& profile, const CompileOptions& options);
 
-/// PSNR of a video, by the measured one of the profile's run with masks, where the final latents change so much
-/// (√ of the relative mean square).
+/// PSNR of a video where the final latents change so much (√ of the relative mean square), by a measured pair of both.
 double expected_psnr(const StepGrowth& growth, double latents_error);
 
 }  // namespace calibatt

@@ -67,13 +67,11 @@ class JointChoices : public ::testing::TestWithParam<Measured> {
       options.repetition = Repetition::kOff;
       options.ranking = Ranking::kEnergy;
     }
-    CompileOptions usual = options;
-    usual.density = 0.5;
     StepGrowth growth;
     growth.factors = {{2, 80}, {4, 40}};
-    growth.mask_step_error = compile_plan(profile(), usual).summary.step_error;
-    growth.mask_latents_error = 0.05;
-    growth.mask_psnr_db = 30;
+    growth.mask_changes = {{1, 0.4}, {6, 0.1}};
+    growth.latents_error = 0.05;
+    growth.psnr_db = 30;
     options.growth = growth;
   }
   const Profile& profile() const { return profile_of(GetParam()); }
@@ -121,17 +119,45 @@ TEST_P(JointChoices, AreBetterThanMasksAlone) {
   alone.density = density_of_cost(1 / 1.8, 1.0 / 16, 0.7);
   const CompiledPlan masks = compile_plan(profile(), alone);
   EXPECT_NEAR(masks.summary.predicted_speedup, 1.8, 0.1);
-  // In the unit of the run with masks that says what these errors come to.
   const auto latents = [&](const std::vector<double>& step_error) {
-    const std::vector<double> weights = step_weights(alone, profile().header.sigmas);
-    double sum = 0, of_run = 0;
-    for (size_t step = 0; step < weights.size(); ++step) {
-      sum += weights[step] * std::pow(step_error[step], 2);
-      of_run += weights[step] * std::pow(options.growth->mask_step_error[step], 2);
-    }
-    return 0.05 * std::sqrt(sum / of_run);
+    const std::vector<double> at_end = StepErrors(profile(), *options.growth).end_weights();
+    const std::vector<double> changes = mask_changes_of_steps(*options.growth, kSteps);
+    double squares = 0;
+    for (size_t step = 0; step < kSteps; ++step)
+      squares += at_end[step] * std::pow(changes[step] * step_error[step], 2);
+    return std::sqrt(squares);  // at least
   };
   EXPECT_LT(*both.summary.latents_error, latents(masks.summary.step_error));
+}
+
+TEST_P(JointChoices, ADensityLeavesTheRestToReuse) {
+  options.density = 1;
+  const CompiledPlan reuse = at_speedup(1.5);
+  EXPECT_EQ(reuse.summary.density, 1);
+  EXPECT_EQ(Plan(reuse.parts).info().num_reused_steps(), 3);  // 8 / 5 ≥ 1.5
+  options.density = 0.8;
+  const CompiledPlan both = at_speedup(1.5);
+  EXPECT_NEAR(both.summary.density, 0.8, 0.03);
+  EXPECT_LE(Plan(both.parts).info().num_reused_steps(), 3);
+  options.density = 1;
+  options.speedup = 60;
+  EXPECT_THAT(refusal(), HasSubstr("the most is about"));
+}
+
+TEST_P(JointChoices, StepsWhereMasksDoMoreHarmAreDenser) {
+  const auto density_of_step = [&](double per_error) {
+    options.growth->mask_changes = {{1, 0.1}, {2, per_error}, {3, 0.1}};
+    options.density = 0.6;
+    const CompiledPlan compiled = at_speedup(1.2);
+    const std::vector<double>& layers = compiled.summary.density_map[2];
+    return layers[0] + layers[1];
+  };
+  EXPECT_GT(density_of_step(3), density_of_step(0.03) + 0.1);
+}
+
+TEST_P(JointChoices, WhatARunWithThePlanMeasuredIsInIt) {
+  options.latents_measured = 0.125;
+  EXPECT_EQ(at_speedup(1.5).parts.accuracy.latents_measured, 0.125);
 }
 
 TEST_P(JointChoices, GoAsFastAsThePsnrAllows) {
@@ -172,9 +198,9 @@ TEST_P(JointChoices, WhatCannotBeIsRefused) {
   options.speedup = 0.5;
   EXPECT_THAT(refusal(), HasSubstr("--speedup 0.5"));
   options.speedup = 2;
-  options.density = 0.3;
+  options.psnr = 30;
   EXPECT_THAT(refusal(), HasSubstr("one target"));
-  options.density.reset();
+  options.psnr.reset();
   StepGrowth growth = *std::exchange(options.growth, std::nullopt);
   EXPECT_THAT(refusal(), HasSubstr("was not measured"));
   options.growth = growth;

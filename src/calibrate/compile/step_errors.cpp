@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
 
@@ -41,7 +42,7 @@ StepErrors::StepErrors(const Profile& profile, const StepGrowth& growth, std::op
     const double share = 1 / (latents_of(profile.prompts[p]) * static_cast<double>(count));
     for (size_t i = 0; i < mean_.size(); ++i) mean_[i] += share * products[i];
   }
-  at_end_ = growth_of_steps(growth, num_steps_);
+  at_end_ = growth_of_steps(growth, header_.sigmas);
   for (size_t step = 0; step < at_end_.size(); ++step) {
     at_end_[step] *= solver_[static_cast<size_t>(num_steps_) * size_ + step + 1];
   }
@@ -129,22 +130,61 @@ std::vector<double> StepErrors::forward_weights(const std::vector<StepReuse>& re
   return sums;
 }
 
-std::vector<double> growth_of_steps(const StepGrowth& growth, int num_steps) {
-  std::vector<StepGrowth::Factor> known = growth.factors;
-  if (known.empty() || known.back().step < num_steps - 1) known.push_back({num_steps - 1, 1});
-  std::vector<double> factors;
+std::vector<double> StepErrors::end_weights() const {
+  std::vector<double> weights;
+  weights.reserve(at_end_.size());
+  for (const double each : at_end_) weights.push_back(each * each);
+  return weights;
+}
+
+namespace {
+
+/// Values above 0 at some steps (rising).
+using Curve = std::vector<std::pair<int, double>>;
+
+/// At every step: the logarithm is linear between those of the curve, and constant outside.
+std::vector<double> along(const Curve& curve, int num_steps) {
+  std::vector<double> values;
+  values.reserve(static_cast<size_t>(num_steps));
   for (int step = 0; step < num_steps; ++step) {
-    size_t after = 1;
-    while (after + 1 < known.size() && known[after].step < step) ++after;
-    if (known.size() == 1) {
-      factors.push_back(known[0].factor);
+    const auto after = std::ranges::find_if(curve, [step](const auto& each) { return each.first >= step; });
+    if (after == curve.end() || after == curve.begin() || after->first == step) {
+      values.push_back(after == curve.end() ? curve.back().second : after->second);
       continue;
     }
-    const StepGrowth::Factor &a = known[after - 1], &b = known[after];
-    const double t = static_cast<double>(step - a.step) / (b.step - a.step);
-    factors.push_back(std::exp(std::log(a.factor) * (1 - t) + std::log(b.factor) * t));
+    const auto& [from, a] = *(after - 1);
+    const double t = static_cast<double>(step - from) / (after->first - from);
+    values.push_back(std::exp(std::log(a) * (1 - t) + std::log(after->second) * t));
   }
+  return values;
+}
+
+}  // namespace
+
+std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas) {
+  constexpr double kUndecided = 0.995;
+  const auto num_steps = static_cast<int>(sigmas.size());
+  const auto data_share = [&](int step) {  // behind the step
+    return step + 1 < num_steps ? std::max(1 - sigmas[static_cast<size_t>(step) + 1], 1e-3) : 1.0;
+  };
+  int first = 0;
+  while (first + 1 < num_steps && 1 - data_share(first) >= kUndecided) ++first;
+  Curve shares;
+  if (growth.factors.empty() || growth.factors.front().step > first) shares.emplace_back(first, 1);
+  for (const StepGrowth::Factor& each : growth.factors) {
+    shares.emplace_back(each.step, each.factor * data_share(each.step));
+  }
+  if (shares.back().first < num_steps - 1) shares.emplace_back(num_steps - 1, 1);
+  std::vector<double> factors = along(shares, num_steps);
+  for (int step = 0; step < num_steps; ++step) factors[static_cast<size_t>(step)] /= data_share(std::max(step, first));
   return factors;
+}
+
+std::vector<double> mask_changes_of_steps(const StepGrowth& growth, int num_steps) {
+  Curve changes;
+  for (const StepGrowth::MaskChange& each : growth.mask_changes) changes.emplace_back(each.step, each.per_error);
+  CALIBATT_ASSERT(!changes.empty());
+  return along(changes, num_steps);
 }
 
 namespace {

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/step_reuse.h"
@@ -29,6 +30,8 @@ class StepErrors {
   /// How much more a change of each step's forward counts at the end, squared, since other steps are made from it: 1
   /// where none is, 0 where the step itself has none.
   std::vector<double> forward_weights(const std::vector<StepReuse>& reuse) const;
+  /// Of each step: what one unit of the mean square of its prediction's change does to the final latents'.
+  std::vector<double> end_weights() const;
 
  private:
   /// The change of the final latents in terms of the first latents and all predictions.
@@ -48,9 +51,13 @@ class StepErrors {
   std::vector<double> mean_;    // [S + 1, S + 1]: products over latents_of, mean over the prompts
 };
 
-/// Growth factors of all steps: between those that were measured, and before the first, their logarithm is linear; the
-/// last step's is 1.
-std::vector<double> growth_of_steps(const StepGrowth& growth, int num_steps);
+/// Growth factors of all steps, from those that were measured. What a step at σ changes of the video that is becoming
+/// is at most 1/(1 − σ') of what it changes of the latents, σ' being the next noise level. The share of that which is
+/// left at the end falls from 1, where nothing of the video is decided yet (σ' ≥ .995), to the measured ones, and rises
+/// to 1 at the last step: its logarithm is linear between these steps. Earlier steps grow like the first of these.
+std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas);
+/// MaskChange::per_error of all steps: its logarithm is linear between those that were measured, and constant outside.
+std::vector<double> mask_changes_of_steps(const StepGrowth& growth, int num_steps);
 
 /// The best sets of reused steps that were found, of 0, 1, 2, … steps, up to `most` and as far as some are possible.
 /// With many steps that takes seconds: `poll` is called all the time, and what it throws ends the search.

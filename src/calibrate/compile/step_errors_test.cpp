@@ -32,7 +32,7 @@ Profile profile_of_steps() {
 /// No transformer answers: what the solver alone makes of an error.
 StepGrowth no_growth() {
   StepGrowth growth;
-  growth.factors = {{0, 1}};
+  for (int step = 0; step < 7; ++step) growth.factors.push_back({step, 1});
   return growth;
 }
 
@@ -113,15 +113,37 @@ TEST(StepErrors, AForwardCountsForTheStepsThatAreMadeFromIt) {
   EXPECT_EQ(errors.forward_weights(dense), std::vector<double>(7, 1.0));
 }
 
-TEST(StepErrors, GrowByFactorsThatLieOnALineOfTheirLogarithm) {
-  StepGrowth growth;
-  growth.factors = {{2, 8}, {4, 2}};
-  EXPECT_THAT(growth_of_steps(growth, 7),
-              testing::Pointwise(testing::DoubleNear(1e-12), std::vector<double>{32, 16, 8, 4, 2, std::sqrt(2.0), 1}));
+TEST(StepErrors, GrowAsTheVideoGetsDecided) {
   const Profile profile = profile_of_steps();
+  const std::vector<double>& sigmas = profile.header.sigmas;  // 1, 0.93, 0.85, 0.7, 0.5, 0.3, 0.12
+  StepGrowth growth;
+  growth.factors = {{2, 0.81 / 0.3}, {4, 0.49 / 0.7}};
+  // Shares of 1/(1 − σ'): all of it at first, .81 and .49 as measured, all at the end; on a line of the logarithm
+  // between.
+  const std::vector<double> shares{1, 0.9, 0.81, 0.63, 0.49, 0.7, 1}, data{0.07, 0.15, 0.3, 0.5, 0.7, 0.88, 1};
+  const std::vector<double> factors = growth_of_steps(growth, sigmas);
+  ASSERT_EQ(factors.size(), 7u);
+  for (size_t step = 0; step < 7; ++step) EXPECT_NEAR(factors[step], shares[step] / data[step], 1e-12) << step;
   Reuse reuse(7, kNone);
   reuse[3] = kHold;
-  EXPECT_NEAR(StepErrors(profile, growth).of(reuse), 16 * StepErrors(profile, no_growth()).of(reuse), 1e-12);
+  EXPECT_NEAR(StepErrors(profile, growth).of(reuse),
+              factors[3] * factors[3] * StepErrors(profile, no_growth()).of(reuse), 1e-12);
+}
+
+TEST(StepErrors, NothingGrowsWithoutEndWhileARunCreepsAwayFromTheNoise) {
+  StepGrowth growth;
+  growth.factors = {{3, 1}};
+  const std::vector<double> factors = growth_of_steps(growth, std::vector<double>{1, 0.9995, 0.999, 0.99, 0.5, 0.2});
+  EXPECT_DOUBLE_EQ(factors[2], 100);  // 1/(1 − .99)
+  EXPECT_DOUBLE_EQ(factors[1], 100);
+  EXPECT_DOUBLE_EQ(factors[0], 100);
+}
+
+TEST(StepErrors, ChangesOfMasksLieOnALineOfTheirLogarithm) {
+  StepGrowth growth;
+  growth.mask_changes = {{1, 8}, {3, 2}};
+  EXPECT_THAT(mask_changes_of_steps(growth, 5),
+              testing::Pointwise(testing::DoubleNear(1e-12), std::vector<double>{8, 8, 4, 2, 2}));
 }
 
 TEST(StepErrors, NothingCrossesABoundaryOfTransformers) {

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string_view>
 #include <system_error>
 
@@ -10,6 +11,7 @@
 #include "calibatt/calibrate.h"
 #include "calibatt/counted.h"
 #include "calibrate/profile/profile.h"
+#include "calibrate/profile/step_growth.h"
 #include "io/atomic_file.h"
 #include "io/input_file.h"
 #include "io/mapped_file.h"
@@ -113,6 +115,13 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
   for (const auto& [prompt, path] : files) {
     summary.linked += link_or_copy(path, prompt_file(output, prompt));
     ++summary.prompts;
+  }
+  // How errors of steps grow was measured once for a run of this kind; the first folder that knows it says it.
+  for (const std::string& folder : folders) {
+    const std::optional<StepGrowth> growth = load_growth(folder, header);
+    if (!growth) continue;
+    save_growth(output, header, *growth);
+    break;
   }
   return summary;
 }

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "calibatt/calibrate.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/profile/step_growth.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/synthetic_attention.h"
 #include "io/test_folder.h"
@@ -86,6 +87,19 @@ TEST_F(Merge, OneModelInFoldersOfDifferentNamesIsOneModel) {
   header.provenance.transformers[0].name = "WanTransformer3DModel there";
   record(b.path(), 2, 4);
   EXPECT_EQ(merge_profiles({a.path(), b.path()}, c / "merged").prompts, 4);
+}
+
+TEST_F(Merge, HowErrorsGrowIsCarriedAlong) {
+  record(a.path(), 0, 2);
+  record(b.path(), 2, 4);
+  StepGrowth growth;
+  growth.factors = {{1, 3}};
+  growth.mask_changes = {{0, 2}};
+  growth.latents_error = 0.125, growth.psnr_db = 30;
+  save_growth(b.path(), header, growth);
+  const std::string output = c / "merged";
+  merge_profiles({a.path(), b.path()}, output);
+  EXPECT_EQ(load_growth(output, header), growth);
 }
 
 TEST_F(Merge, PromptsOfAnotherListInAFolderAreNotMergedUnseen) {

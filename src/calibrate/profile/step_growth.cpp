@@ -15,6 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kFormat = "calibatt-step-growth";
+constexpr int kVersion = 2;
 
 std::string path_in(const std::string& folder) {
   return (std::filesystem::path(folder) / "step_growth.json").string();
@@ -25,36 +26,41 @@ ProfileMetadata run_of(const ProfileHeader& header) {
   return to_metadata(header);
 }
 
+/// A list of {"step": …, NAME: a number above 0}, by rising step.
+template <class Each>
+std::vector<Each> parse_steps(const JsonConfig& json, const char* list, const char* name, const ProfileHeader& header) {
+  const Json values = json.json().value(list, Json());
+  if (!values.is_array() || values.empty()) json.fail(list, "expected a list");
+  std::vector<Each> steps;
+  for (const Json& each : values) {
+    const JsonConfig one(each, json.where() + ": " + list + "[" + std::to_string(steps.size()) + "]");
+    const int after = steps.empty() ? 0 : steps.back().step + 1;
+    const double value = one.number(name);
+    if (!(value > 0)) one.fail(name, "expected a number above 0");
+    steps.push_back({one.integer_in("step", after, header.num_steps() - 1), value});
+  }
+  return steps;
+}
+
 StepGrowth parse(const JsonConfig& json, const ProfileHeader& header) {
   StepGrowth growth;
-  const Json factors = json.json().value("factors", Json());
-  if (!factors.is_array() || factors.empty()) json.fail("factors", "expected a list");
-  for (const Json& each : factors) {
-    const JsonConfig one(each, json.where() + ": factors[" + std::to_string(growth.factors.size()) + "]");
-    const int after = growth.factors.empty() ? 0 : growth.factors.back().step + 1;
-    growth.factors.push_back({one.integer_in("step", after, header.num_steps() - 1), one.number("factor")});
-    if (!(growth.factors.back().factor > 0)) one.fail("factor", "expected a number above 0");
-  }
-  growth.mask_step_error = json.numbers("mask_step_error");
-  if (growth.mask_step_error.size() != header.sigmas.size()) json.fail("mask_step_error", "expected one per step");
-  growth.mask_latents_error = json.number("mask_latents_error");
-  growth.mask_psnr_db = json.number("mask_psnr_db");
-  if (!(growth.mask_latents_error > 0)) json.fail("mask_latents_error", "expected a number above 0");
+  growth.factors = parse_steps<StepGrowth::Factor>(json, "factors", "factor", header);
+  growth.mask_changes = parse_steps<StepGrowth::MaskChange>(json, "mask_changes", "per_error", header);
+  growth.latents_error = json.number("latents_error");
+  growth.psnr_db = json.number("psnr_db");
+  if (!(growth.latents_error > 0)) json.fail("latents_error", "expected a number above 0");
   return growth;
 }
 
 }  // namespace
 
 void save_growth(const std::string& folder, const ProfileHeader& header, const StepGrowth& growth) {
-  Json factors = Json::array();
+  Json factors = Json::array(), changes = Json::array();
   for (const auto& each : growth.factors) factors.push_back({{"step", each.step}, {"factor", each.factor}});
-  const Json json = {{"format", kFormat},
-                     {"version", 1},
-                     {"run", run_of(header)},
-                     {"factors", factors},
-                     {"mask_step_error", growth.mask_step_error},
-                     {"mask_latents_error", growth.mask_latents_error},
-                     {"mask_psnr_db", growth.mask_psnr_db}};
+  for (const auto& each : growth.mask_changes) changes.push_back({{"step", each.step}, {"per_error", each.per_error}});
+  const Json json = {{"format", kFormat},        {"version", kVersion},     {"run", run_of(header)},
+                     {"factors", factors},       {"mask_changes", changes}, {"latents_error", growth.latents_error},
+                     {"psnr_db", growth.psnr_db}};
   write_text_file(path_in(folder), json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
@@ -63,7 +69,9 @@ std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHe
   if (!path_exists(path)) return std::nullopt;
   try {
     const JsonConfig json = JsonConfig::load(path);
-    if (json.string("format", "") != kFormat || json.integer("version", 0) != 1) json.fail("format", "is not known");
+    const auto version = json.integer("version", 0);
+    if (json.string("format", "") != kFormat || version < 1 || version > kVersion) json.fail("format", "is not known");
+    if (version < kVersion) return std::nullopt;
     ProfileMetadata found;
     const JsonConfig run = json.object("run");
     for (const auto& [name, value] : run.json().items()) {

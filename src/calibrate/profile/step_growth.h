@@ -8,7 +8,8 @@
 
 namespace calibatt {
 
-/// How changes of single steps become changes of a run's end: measured once for a profile, on one of its prompts.
+/// How changes of single steps become changes of a run's end: measured once for a profile, in a run that is none of
+/// its own, since masks do less harm to runs that chose them.
 struct StepGrowth {
   /// A wrong prediction at a step changes the final latents by the solver's own weight of that step, times this factor:
   /// what the transformer makes of it in the steps that follow.
@@ -19,16 +20,25 @@ struct StepGrowth {
   };
   std::vector<Factor> factors;  ///< by rising step; behind the last step nothing follows, and the factor is 1
 
-  // Of one run with masks in every step and no reuse.
-  std::vector<double> mask_step_error;  ///< [num_steps] what the compiler predicted (CompileSummary::step_error)
-  double mask_latents_error = 0;        ///< √(mean square of the change of the final latents / that of dense ones)
-  double mask_psnr_db = 0;              ///< of its video against the dense one
+  /// What masks do to a prediction at the latents of a dense run, √(mean square of its change / mean square of the
+  /// final latents), over what the compiler predicted of their step (CompileSummary::step_error).
+  struct MaskChange {
+    int step = 0;
+    double per_error = 1;
+    bool operator==(const MaskChange&) const = default;
+  };
+  std::vector<MaskChange> mask_changes;  ///< by rising step
+
+  // Final latents that were changed, and the video of them.
+  double latents_error = 0;  ///< √(mean square of the change / that of dense ones)
+  double psnr_db = 0;        ///< against the dense video
   bool operator==(const StepGrowth&) const = default;
 };
 
 /// Kept beside the prompts, in step_growth.json; appears complete or not at all. Throws Error(kIo).
 void save_growth(const std::string& folder, const ProfileHeader& header, const StepGrowth& growth);
-/// Nothing where there is none. Throws Error(kFormat) for a damaged file, Error(kMismatch) for one of another run.
+/// Nothing where there is none, or one of an earlier version, which did not know what masks do to steps. Throws
+/// Error(kFormat) for a damaged file, Error(kMismatch) for one of another run.
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header);
 
 }  // namespace calibatt

@@ -32,9 +32,9 @@ class StepTables : public ::testing::Test {
     header.anchor_rows = {2};
     header.provenance.num_prompts = 1;
     growth.factors = {{1, 3.25}, {2, 1.5}};
-    growth.mask_step_error = {0.5, 0.25, 0.125};
-    growth.mask_latents_error = 0.0625;
-    growth.mask_psnr_db = 31.5;
+    growth.mask_changes = {{0, 4.5}, {2, 0.125}};
+    growth.latents_error = 0.0625;
+    growth.psnr_db = 31.5;
   }
   Profile record(bool with_steps) {
     const auto run = [this](int prompt, SelfAttention& attention) {
@@ -119,6 +119,15 @@ TEST_F(StepTables, GrowthComesBackForTheSameRunAlone) {
   EXPECT_THAT(message(ErrorKind::kMismatch, [&] { load_growth(folder.path(), header); }), HasSubstr("--sigmas"));
 }
 
+TEST_F(StepTables, GrowthOfAnEarlierVersionIsMeasuredAnew) {
+  save_growth(folder.path(), header, growth);
+  const std::string path = folder / "step_growth.json";
+  std::string text = read_text_file(path);
+  text.replace(text.find("\"version\": 2"), 12, "\"version\": 1");
+  std::ofstream(path) << text;
+  EXPECT_FALSE(load_growth(folder.path(), header).has_value());
+}
+
 TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
   save_growth(folder.path(), header, growth);
   const std::string path = folder / "step_growth.json", sound = read_text_file(path);
@@ -133,8 +142,8 @@ TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
   for (const auto& [from, to] : {std::pair{"3.25", "-1"},
                                  {"\"step\": 2", "\"step\": 1"},
                                  {"0.0625", "0"},
-                                 {"\"version\": 1", "\"version\": 2"},
-                                 {"0.125\n", "0.125, 3\n"},
+                                 {"\"version\": 2", "\"version\": 3"},
+                                 {"0.125", "0"},
                                  {"{", "["}}) {
     EXPECT_THAT(refusal(from, to), AllOf(HasSubstr("step_growth.json"), HasSubstr("measures it anew"))) << to;
   }

@@ -1,0 +1,222 @@
+#include "pipeline/held_out_run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <utility>
+
+#include "attention/run_attention.h"
+#include "base/error.h"
+#include "calibatt/output.h"
+#include "calibrate/compile/compile.h"
+#include "calibrate/profile/profile_header.h"
+#include "calibrate/record/step_recorder.h"
+#include "io/input_file.h"
+#include "io/safetensors.h"
+#include "sampling/scheduler.h"
+
+namespace calibatt {
+namespace {
+
+// Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
+// (growth_of_steps).
+constexpr double kGrowthAt[] = {0.3, 0.55}, kMasksAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
+constexpr double kMaskDensity = 0.7;     // as plans have it that also reuse steps
+constexpr double kVisibleChange = 0.02;  // of latents: such that frames of 8 bits show it as it is
+
+double mean_square(const Tensor& tensor) {
+  double sum = 0;
+  const float* values = tensor.f32();
+  for (int64_t i = 0; i < tensor.size(); ++i) sum += double{values[i]} * values[i];
+  return sum / static_cast<double>(tensor.size());
+}
+
+double mean_square_change(const Tensor& a, const Tensor& b) {
+  return mean_square(weighted_sum({{1, &a}, {-1, &b}}));
+}
+
+/// A step of about this share of the run.
+int step_at(int num_steps, double share) {
+  return std::clamp(static_cast<int>(std::lround(share * num_steps)), 0, num_steps - 1);
+}
+
+/// The first step from there that has one of its transformer before it.
+int held_step_at(const ProfileHeader& header, double share) {
+  const int steps = header.num_steps();
+  int step = std::max(1, step_at(steps, share));
+  const std::vector<int>& transformer = header.step_transformer;
+  const auto of = [&](int at) { return transformer.empty() ? 0 : transformer[static_cast<size_t>(at)]; };
+  while (step + 1 < steps && of(step) != of(step - 1)) ++step;
+  return step;
+}
+
+/// A plan of that density, on disk while it is used: it may be larger than memory.
+class MaskPlan {
+ public:
+  MaskPlan(const Profile& profile, const CompileOptions& compile, std::string path) : path_(std::move(path)) {
+    CompileOptions masks = compile;
+    masks.speedup = masks.psnr = std::nullopt;
+    masks.density = kMaskDensity;
+    summary_ = compile_to_file(profile, masks, path_);
+    plan_ = load_plan(path_);
+  }
+  ~MaskPlan() {
+    plan_.reset();
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
+  MaskPlan(const MaskPlan&) = delete;
+  MaskPlan& operator=(const MaskPlan&) = delete;
+  const std::shared_ptr<const Plan>& plan() const { return plan_; }
+  const CompileSummary& summary() const { return summary_; }
+
+ private:
+  std::string path_;
+  CompileSummary summary_;
+  std::shared_ptr<const Plan> plan_;
+};
+
+}  // namespace
+
+struct HeldOutRun::Parts {
+  Parts(Runner& runner_of_model, const GenerateOptions& options, const ProgressCallback& callback)
+      : runner(runner_of_model),
+        run(options),
+        progress(callback),
+        conditioning(runner.encode(run, progress)),
+        description(runner.describe_attention(run)) {}
+
+  Tensor denoise(std::shared_ptr<const Plan> plan, StepControl control) {
+    const auto attention = make_run_attention(runner.backend(), plan, description);
+    TransformerTimes times;
+    if (control.reuse.empty()) control.reuse = attention->step_reuse();
+    return runner.denoise(run, *conditioning, *attention, times, progress, control);
+  }
+
+  Runner& runner;
+  const GenerateOptions& run;
+  const ProgressCallback& progress;
+  std::unique_ptr<Conditioning> conditioning;
+  RunDescription description;
+  StepRecorder dense;  // empty until a dense run was made
+};
+
+HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
+                       ProgressCallback progress)
+    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run), progress_(std::move(progress)) {}
+
+HeldOutRun::~HeldOutRun() = default;
+
+HeldOutRun::Parts& HeldOutRun::parts() {
+  if (!parts_) parts_ = std::make_unique<Parts>(runner_, run_, progress_);
+  return *parts_;
+}
+
+std::string HeldOutRun::path_of(const char* name) const {
+  return (std::filesystem::path(folder_) / name).string();
+}
+
+std::map<std::string, std::string> HeldOutRun::run_metadata() const {
+  std::map<std::string, std::string> metadata = to_metadata(profile_.header);
+  metadata["held_out_prompt"] = run_.prompt;
+  metadata["held_out_seed"] = std::to_string(run_.seed);
+  return metadata;
+}
+
+Tensor HeldOutRun::dense_latents() {
+  if (!dense_latents_.empty()) return dense_latents_;
+  const std::string path = path_of("held_out_run.safetensors");
+  if (path_exists(path)) {
+    const Safetensors file = Safetensors::open(path);
+    if (file.metadata() == run_metadata()) return dense_latents_ = file.get("latents").clone();
+  }
+  StepRecorder& dense = parts().dense;
+  dense = {};
+  const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
+    dense.observe(step, latents, prediction);
+  };
+  dense_latents_ = parts().denoise(nullptr, {.observe = observe});
+  write_safetensors(path, {{"latents", dense_latents_}}, run_metadata());
+  return dense_latents_;
+}
+
+/// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
+double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
+  const int num_steps = profile_.header.num_steps();
+  const StepRecorder& dense = parts().dense;
+  std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
+  reuse[static_cast<size_t>(step)] = StepReuse::kHold;
+  latents_at_end = parts().denoise(
+      nullptr, {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense.prediction(known); }});
+  const Tensor solver = runner_.solver_weights_of(run_);
+  const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
+  const double at_once = weight * weight * mean_square_change(dense.prediction(step - 1), dense.prediction(step));
+  const double at_end = mean_square_change(latents_at_end, dense_latents_);
+  return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
+}
+
+std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const CompileOptions& compile) {
+  const MaskPlan masks(profile_, compile, path_of("step_growth_plan.safetensors"));
+  const int num_steps = profile_.header.num_steps();
+  std::vector<int> steps;
+  for (const double share : kMasksAt) {
+    if (const int step = step_at(num_steps, share); steps.empty() || step > steps.back()) steps.push_back(step);
+  }
+  const double latents = mean_square(dense_latents_);
+  const StepRecorder& dense = parts().dense;
+  std::vector<StepGrowth::MaskChange> changes;
+  const auto compare = [&](int step, const Tensor& prediction) {
+    const double change = mean_square_change(prediction, dense.prediction(step)) / latents,
+                 error = masks.summary().step_error[static_cast<size_t>(step)];
+    // Masks that keep all of a step say nothing of it.
+    if (change > 0 && error > 0) changes.push_back({step, std::sqrt(change) / error});
+  };
+  parts().denoise(masks.plan(), {.first_step = num_steps,
+                                 .known = [&](int known) { return dense.prediction(known); },
+                                 .compared_steps = steps,
+                                 .compare = compare});
+  if (changes.empty()) changes.push_back({0, 1});
+  return changes;
+}
+
+double HeldOutRun::psnr(const Tensor& latents) {
+  return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
+}
+
+StepGrowth HeldOutRun::growth(const CompileOptions& compile) {
+  if (std::optional<StepGrowth> known = load_growth(folder_, profile_.header)) return *std::move(known);
+  if (profile_.header.num_steps() < 3) {
+    throw Error(ErrorKind::kUsage,
+                "--speedup and --psnr: a run of so few steps has none that could be reused; ask for --density");
+  }
+  dense_latents();
+  if (parts().dense.num_steps() == 0) {  // its end alone was kept
+    std::filesystem::remove(path_of("held_out_run.safetensors"));
+    dense_latents_ = {};
+    dense_latents();
+  }
+  StepGrowth growth;
+  Tensor changed;
+  for (const double share : kGrowthAt) {
+    const int step = held_step_at(profile_.header, share);
+    if (!growth.factors.empty() && step <= growth.factors.back().step) continue;
+    growth.factors.push_back({step, factor_at(step, changed)});
+  }
+  growth.mask_changes = mask_changes(compile);
+  // The last change, made as large as is seen.
+  const double error = std::sqrt(mean_square_change(changed, dense_latents_) / mean_square(dense_latents_));
+  const double scale = error > 0 ? kVisibleChange / error : 0;
+  growth.latents_error = kVisibleChange;
+  growth.psnr_db = psnr(weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed}}));
+  save_growth(folder_, profile_.header, growth);
+  return growth;
+}
+
+HeldOutRun::Check HeldOutRun::check(const std::string& plan_path) {
+  dense_latents();
+  const Tensor latents = parts().denoise(load_plan(plan_path), {});
+  return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)), psnr(latents)};
+}
+
+}  // namespace calibatt

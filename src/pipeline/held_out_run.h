@@ -1,0 +1,53 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "calibatt/progress.h"
+#include "calibrate/compile/compile_options.h"
+#include "calibrate/profile/profile.h"
+#include "calibrate/profile/step_growth.h"
+#include "pipeline/runner.h"
+
+namespace calibatt {
+
+/// A run that is none of a profile's own, as those that plans are made for: by it calibration learns how errors of
+/// steps grow, and checks the finished plan.
+class HeldOutRun {
+ public:
+  /// `run`: with a seed that the profile has no run of. All must outlive the object. Nothing runs yet.
+  HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
+             ProgressCallback progress);
+  ~HeldOutRun();
+
+  /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
+  /// forwards more. Throws Error(kUsage) for a run of too few steps.
+  StepGrowth growth(const CompileOptions& compile);
+
+  struct Check {
+    double latents_error = 0;  ///< √(mean square of the change of the final latents / that of dense ones)
+    double psnr_db = 0;        ///< of its video against the dense one
+  };
+  /// Runs with the plan. The dense run's latents are kept in the profile's folder.
+  Check check(const std::string& plan_path);
+
+ private:
+  struct Parts;
+  Parts& parts();
+  Tensor dense_latents();
+  double factor_at(int step, Tensor& latents_at_end);
+  std::vector<StepGrowth::MaskChange> mask_changes(const CompileOptions& compile);
+  double psnr(const Tensor& latents);
+  std::map<std::string, std::string> run_metadata() const;
+  std::string path_of(const char* name) const;
+
+  Runner& runner_;
+  const Profile& profile_;
+  std::string folder_;
+  const GenerateOptions& run_;
+  ProgressCallback progress_;
+  std::unique_ptr<Parts> parts_;
+  Tensor dense_latents_;
+};
+
+}  // namespace calibatt
