@@ -75,6 +75,9 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_GT(calibration["predicted_speedup"].get<double>(), 1.5);
   EXPECT_GT(calibration["growth_seconds"].get<double>(), 0);
   EXPECT_GT(calibration["latents_error"].get<double>(), 0);
+  EXPECT_GT(calibration["latents_measured"].get<double>(), 0);
+  EXPECT_GT(calibration["psnr_measured"].get<double>(), 10);
+  EXPECT_THAT(made.output, HasSubstr("in a run that was not calibrated on"));
 
   const auto generate = [&](const std::string& plan, const std::string& more) {
     const CommandResult result =
@@ -91,7 +94,7 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_EQ(run["forwards"], 2 * (8 - reused)) << "guided";
   EXPECT_NEAR(run["density"].get<double>(), calibration["density"].get<double>(), 1e-6);
   EXPECT_THAT(text, HasSubstr(std::to_string(reused) + " of 8 without a forward"));
-  EXPECT_THAT(run_calibatt("inspect " + folder_.file("a.safetensors")).output, HasSubstr("of 8 run no forward"));
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("a.safetensors")).output, AllOf(HasSubstr("of 8 run no forward"), HasSubstr("measured in a run")));
   const auto [longer, mapped] = generate("a.safetensors", "--steps 11 ");
   EXPECT_THAT(mapped, HasSubstr("the plan reuses " + std::to_string(reused) + " of its steps, this run "));
 
@@ -101,6 +104,10 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_THAT(again.output, HasSubstr("3 prompts (3 from the saved profile)"));
   ASSERT_EQ(run_calibatt(command + folder_.file("c.safetensors") + " --density 0.5").exit_code, 0);
   EXPECT_EQ(generate("c.safetensors", steps).first["forwards"], 16);
+  ASSERT_EQ(run_calibatt(command + folder_.file("d.safetensors") + " --density 1 --speedup 1.6").exit_code, 0);
+  const nlohmann::json alone = generate("d.safetensors", steps).first;
+  EXPECT_EQ(alone["forwards"], 10) << "8 of 16 would be more than what was asked for, 12 less";
+  EXPECT_EQ(alone["density"], 1.0);
 }
 
 // Hours of prompts must not end in a typing error: the model is not even looked for.
