@@ -50,7 +50,8 @@ class JointChoice {
       Candidate candidate = each;
       const int run = errors_.num_steps() - reused(each);
       const double cost = errors_.num_steps() / (speedup * run);  // of a forward that runs
-      candidate.density = std::min(1.0, density_of_cost(cost, summary_pairs_, options_.attention_share));
+      // Just below 1 masks cost what dense attention does.
+      candidate.density = cost > 1 - 1e-9 ? 1 : density_of_cost(cost, summary_pairs_, options_.attention_share);
       if (candidate.density < options_.density.value_or(least_density_)) continue;
       if (options_.density) candidate.density = *options_.density;
       if (candidate.density < 1) {
