@@ -58,8 +58,15 @@ class MaskPlan {
     CompileOptions masks = compile;
     masks.speedup = masks.psnr = std::nullopt;
     masks.density = kMaskDensity;
-    summary_ = compile_to_file(profile, masks, path_);
-    plan_ = load_plan(path_);
+    while (!plan_) {
+      try {
+        summary_ = compile_to_file(profile, masks, path_);
+        plan_ = load_plan(path_);
+      } catch (const Error& error) {  // a video of few blocks: none so low
+        if (error.kind() != ErrorKind::kUsage || *masks.density >= 1) throw;
+        masks.density = std::min(1.0, *masks.density + 0.1);
+      }
+    }
   }
   ~MaskPlan() {
     plan_.reset();
