@@ -69,7 +69,7 @@ class JointChoices : public ::testing::TestWithParam<Measured> {
     }
     StepGrowth growth;
     growth.factors = {{2, 80}, {4, 40}};
-    growth.mask_changes = {{1, 0.4}, {6, 0.1}};
+    growth.mask_changes = {{1, 4}, {6, 1}};
     growth.latents_error = 0.05;
     growth.psnr_db = 30;
     options.growth = growth;
@@ -138,7 +138,7 @@ TEST_P(JointChoices, ADensityLeavesTheRestToReuse) {
   options.density = 0.8;
   const CompiledPlan both = at_speedup(1.5);
   EXPECT_NEAR(both.summary.density, 0.8, 0.03);
-  EXPECT_LE(Plan(both.parts).info().num_reused_steps(), 3);
+  EXPECT_GT(both.summary.predicted_speedup, 1.5);
   options.density = 1;
   options.speedup = 60;
   EXPECT_THAT(refusal(), HasSubstr("the most is about"));

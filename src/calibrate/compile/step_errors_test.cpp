@@ -134,9 +134,9 @@ TEST(StepErrors, NothingGrowsWithoutEndWhileARunCreepsAwayFromTheNoise) {
   StepGrowth growth;
   growth.factors = {{3, 1}};
   const std::vector<double> factors = growth_of_steps(growth, std::vector<double>{1, 0.9995, 0.999, 0.99, 0.5, 0.2});
-  EXPECT_DOUBLE_EQ(factors[2], 100);  // 1/(1 − .99)
-  EXPECT_DOUBLE_EQ(factors[1], 100);
-  EXPECT_DOUBLE_EQ(factors[0], 100);
+  EXPECT_NEAR(factors[2], 100, 1e-9);  // 1/(1 − .99)
+  EXPECT_NEAR(factors[1], 100, 1e-9);
+  EXPECT_NEAR(factors[0], 100, 1e-9);
 }
 
 TEST(StepErrors, ChangesOfMasksLieOnALineOfTheirLogarithm) {
