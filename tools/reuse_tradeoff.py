@@ -163,6 +163,22 @@ def verdicts(args):
     return shares
 
 
+def peer_rows(args, dense_forwards):
+    """Of all files; each may hold other prompts."""
+    parts = {}
+    for path in args.peers:
+        for row in json.loads(path.read_text())["rows"]:
+            parts.setdefault((row["rule"], pathlib.Path(row["masks"] or "").stem, row["target_forwards"]), []).append(row)
+    rows = []
+    for (rule, masks, _), of_prompts in parts.items():
+        values = [value for part in of_prompts for value in part["each_db"]]
+        density = of_prompts[0]["density"]
+        forwards = sum(part["forwards"] * part["prompts"] for part in of_prompts) / len(values)
+        rows.append({"recipe": rule + (" and our masks" if masks else ""), "asked": "", "cost": forwards / dense_forwards * forward_cost(density, args.share),
+                     "forwards": forwards, "density": density, "prompts": len(values), "psnr_db": statistics.median(values), "worst_db": min(values)})  # fmt: skip
+    return rows
+
+
 def collect(args):
     runs = {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "results").glob("*.json"))}
     if "dense" not in runs:
@@ -180,13 +196,7 @@ def collect(args):
                      "density": each["density"], "prompts": each["prompts"], "psnr_db": statistics.median(each["psnr_db"]), "worst_db": min(each["psnr_db"]),
                      "speedup_measured": dense_seconds / sum(each["transformer_seconds"]), "ssim": statistics.median(each["ssim"]),
                      "predicted_db": known.get("psnr_db"), "checked_db": known.get("psnr_measured"), "judged": judged.get(name)})  # fmt: skip
-    for path in args.peers:
-        for row in json.loads(path.read_text())["rows"]:
-            name = row["rule"] + (" and our masks" if row["masks"] else "")
-            density = runs[pathlib.Path(row["masks"]).stem]["density"] if row["masks"] else 1.0
-            cost = row["forwards"] / runs["dense"]["forwards"] * forward_cost(density, args.share)
-            rows.append({"recipe": name, "asked": "", "cost": cost, "forwards": row["forwards"], "density": density, "prompts": row["prompts"],
-                         "psnr_db": row["psnr_db"], "worst_db": row["psnr_db_worst"]})  # fmt: skip
+    rows += peer_rows(args, runs["dense"]["forwards"])
     rows.sort(key=lambda row: (row["recipe"], -row["cost"]))
     return {"share": args.share, "dense_judged": judged.get("dense"), "table": rows, "runs": runs}
 

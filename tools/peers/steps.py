@@ -295,16 +295,17 @@ def main():
         for rule, number, plan in rules:
             if time.time() > deadline:
                 break
-            start = time.time()
+            start, density = time.time(), 1.0
             if plan:
                 import calibatt
 
                 calibatt.apply(model.pipe, plan, on_mismatch="warn")
             ends = [run(model, rule, *prompt) for prompt in held]
             if plan:
+                density = calibatt.summary(model.pipe).density
                 calibatt.restore(model.pipe)
             values = [psnr(frames, model.frames(latents)) for frames, (latents, _) in zip(dense, ends)]
-            row = {"rule": rule.name, "masks": plan, "target_forwards": number, "forwards": statistics.mean(count for _, count in ends), "knob": rule.knob,
+            row = {"rule": rule.name, "masks": plan, "density": density, "target_forwards": number, "forwards": statistics.mean(count for _, count in ends), "knob": rule.knob,
                    "prompts": len(values), "psnr_db": statistics.median(values), "psnr_db_worst": min(values), "each_db": values,
                    "skipped": [step for step, skip in enumerate(getattr(rule, "skips", [])) if skip], "seconds": time.time() - start}  # fmt: skip
             result["rows"].append(row)
