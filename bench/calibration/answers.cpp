@@ -81,9 +81,9 @@ Profile make_profile(const Case& each) {
 StepGrowth growth_of(int steps) {
   StepGrowth growth;
   growth.factors = {{1, 4}, {steps / 2, 2}};
-  growth.mask_step_error.assign(static_cast<size_t>(steps), 0.02);
-  growth.mask_latents_error = 0.03;
-  growth.mask_psnr_db = 30;
+  growth.mask_changes = {{0, 4}, {steps - 1, 2}};
+  growth.latents_error = 0.03;
+  growth.psnr_db = 30;
   return growth;
 }
 
