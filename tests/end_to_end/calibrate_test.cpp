@@ -94,7 +94,8 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_EQ(run["forwards"], 2 * (8 - reused)) << "guided";
   EXPECT_NEAR(run["density"].get<double>(), calibration["density"].get<double>(), 1e-6);
   EXPECT_THAT(text, HasSubstr(std::to_string(reused) + " of 8 without a forward"));
-  EXPECT_THAT(run_calibatt("inspect " + folder_.file("a.safetensors")).output, AllOf(HasSubstr("of 8 run no forward"), HasSubstr("measured in a run")));
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("a.safetensors")).output,
+              AllOf(HasSubstr("of 8 run no forward"), HasSubstr("measured in a run")));
   const auto [longer, mapped] = generate("a.safetensors", "--steps 11 ");
   EXPECT_THAT(mapped, HasSubstr("the plan reuses " + std::to_string(reused) + " of its steps, this run "));
 
