@@ -98,42 +98,55 @@ class Runs:
         plan = [] if name == "dense" else ["--plan", self.args.work / "plans" / f"{name}.safetensors"]
         return ["--steps", self.args.steps, *plan]
 
-    def generate(self, name, count, folder, ending):
+    def generate(self, name, first, last, folder, ending):
         folder.mkdir(parents=True, exist_ok=True)
         prompts = folder / "prompts.txt"
-        prompts.write_text("\n".join(self.texts[:count]) + "\n")
-        run(self.args.calibatt, "generate", "-m", self.args.model, "--prompts", prompts, "--seed", self.args.seed, "-o", folder / f"v{ending}",
+        prompts.write_text("\n".join(self.texts[first:last]) + "\n")
+        run(self.args.calibatt, "generate", "-m", self.args.model, "--prompts", prompts, "--seed", self.args.seed + first, "-o", folder / f"v{ending}",
             *self.flags(name), *self.args.generate.split())  # fmt: skip
-        return [json.loads((folder / f"v_{i:04d}.json").read_text()) for i in range(count)]
+        return [json.loads((folder / f"v_{i:04d}.json").read_text()) for i in range(last - first)]
+
+    def dense(self):
+        """All jobs share its prompts: everything else waits for them."""
+        size = -(-self.args.prompts // self.args.jobs)
+        starts = range(0, self.args.prompts, size)
+        folders = [self.frames / "dense" / str(start) for start in starts]
+        self.dense_video = lambda i: self.frames / "dense" / str(i // size * size) / f"v_{i % size:04d}.png"
+        path = self.args.work / "results/dense.json"
+        if path.exists() and all(folder.exists() for folder in folders):
+            return
+        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
+            parts = pool.map(lambda start, folder: self.generate("dense", start, min(start + size, self.args.prompts), folder, ".png"), starts, folders)
+            self.write("dense", [report for part in parts for report in part], {})
+
+    def write(self, name, reports, figures):
+        result = {"plan": name, "prompts": len(reports), "forwards": reports[0]["forwards"], "density": reports[0]["density"],
+                  "precision": reports[0]["precision"], "device": reports[0]["device"], "step_reuse": reports[0]["step_reuse"],
+                  "transformer_seconds": [report["seconds"]["transformer"] for report in reports], **figures}  # fmt: skip
+        (self.args.work / "results" / f"{name}.json").write_text(json.dumps(result) + "\n")
 
     def compare(self, folder, i):
-        text = run(self.args.calibatt, "compare", self.frames / "dense" / f"v_{i:04d}.png", folder / f"v_{i:04d}.png")
+        text = run(self.args.calibatt, "compare", self.dense_video(i), folder / f"v_{i:04d}.png")
         return [float(x) for x in re.match(r"PSNR (\S+) dB\s+SSIM (\S+)\s+flicker difference (\S+)", text).groups()]
 
     def count(self, name):
-        ours = name == "dense" or name.split("_")[0] in NAMES and name.count("_") == 1
+        ours = name.split("_")[0] in NAMES and name.count("_") == 1
         return self.args.prompts if ours else self.args.other_prompts or self.args.prompts
 
     def measure(self, name):
-        path, count = self.args.work / "results" / f"{name}.json", self.count(name)
-        if path.exists() and (name != "dense" or self.frames.joinpath("dense").exists()) or time.time() > self.deadline:
+        count = self.count(name)
+        if (self.args.work / "results" / f"{name}.json").exists() or time.time() > self.deadline:
             return
         folder = self.frames / name
-        reports = self.generate(name, count, folder, ".png")
-        result = {"plan": name, "prompts": count, "forwards": reports[0]["forwards"], "density": reports[0]["density"], "precision": reports[0]["precision"],
-                  "device": reports[0]["device"], "step_reuse": reports[0]["step_reuse"],
-                  "transformer_seconds": [report["seconds"]["transformer"] for report in reports]}  # fmt: skip
-        if name != "dense":
-            with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                figures = list(pool.map(lambda i: self.compare(folder, i), range(count)))
-            for key, values in zip(("psnr_db", "ssim", "flicker"), zip(*figures)):
-                result[key] = values
-            shutil.rmtree(folder)
-            print(f"{name}: {statistics.median(result['psnr_db']):.1f} dB, worst {min(result['psnr_db']):.1f}", file=sys.stderr, flush=True)
-        path.write_text(json.dumps(result) + "\n")
+        reports = self.generate(name, 0, count, folder, ".png")
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            figures = dict(zip(("psnr_db", "ssim", "flicker"), zip(*pool.map(lambda i: self.compare(folder, i), range(count)))))
+        shutil.rmtree(folder)
+        self.write(name, reports, figures)
+        print(f"{name}: {statistics.median(figures['psnr_db']):.1f} dB, worst {min(figures['psnr_db']):.1f}", file=sys.stderr, flush=True)
 
     def all(self):
-        self.measure("dense")
+        self.dense()
         plans = sorted(path.stem for path in (self.args.work / "plans").glob("*.safetensors"))
         plans.sort(key=lambda name: name.split("_")[0] not in NAMES)
         fewer = [f"fewer_{float(text):g}" for text in self.args.speedups.split(",")]
@@ -146,7 +159,7 @@ class Runs:
         for name in self.args.judged.split(","):
             folder = self.args.work / "videos" / name
             if time.time() < self.deadline:
-                self.generate(name, self.args.prompts, folder, ".mp4")
+                self.generate(name, 0, self.args.prompts, folder, ".mp4")
 
 
 def verdicts(args):
