@@ -105,8 +105,9 @@ struct RunReport {
   std::map<std::string, std::string> parts;
   /// Tells files of the same names with other content: hash of the LoRAs and of samples of all files with weights.
   std::string files_hash;
-  std::string image_hash;          ///< of the picture's pixels; empty without one
-  std::string tokenizer_hash;      ///< of the tokenizer's files; reports of earlier versions do not say it
+  std::string image_hash;  ///< of the picture's pixels; empty without one
+  /// Of the tokenizer's files, and of what the components' settings say; reports of earlier versions do not say them.
+  std::string tokenizer_hash, settings_hash;
   std::string device;              ///< name of the GPU; empty on the CPU
   uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;
@@ -129,7 +130,8 @@ CALIBATT_API std::string to_json(const RunReport& report);
 CALIBATT_API std::map<std::string, int> reused_steps(const RunReport& report);
 
 /// About how much memory a video takes, in bytes. `weights`, `activations` and `autoencoder` are where the model
-/// computes, `video` is in host memory. Activations are given back before the video is decoded.
+/// computes, `video` is in host memory: its frames, or, where that is more, what a picture encoder takes before there
+/// are any. Activations are given back before the video is decoded.
 struct MemoryEstimate {
   uint64_t weights = 0, activations = 0, autoencoder = 0, video = 0;
   /// The most at a time where the model computes.

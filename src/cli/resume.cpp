@@ -18,12 +18,12 @@ namespace {
 using nlohmann::json;
 
 constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash",
-                     *kImageHash = "image_hash";
+                     *kImageHash = "image_hash", *kSettingsHash = "settings_hash";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
 constexpr const char* kMadeFrom[] = {
     "model", "prompt",      "negative_prompt", "seed",     "steps",        "cfg_scale", "scheduler",    "flow_shift",
     "width", "height",      "video_frames",    "fps",      "sigmas",       "precision", "noise_levels", "plan_checksum",
-    "loras", "cfg_scale_2", "parts",           kFilesHash, kTokenizerHash, kImageHash};
+    "loras", "cfg_scale_2", "parts",           kFilesHash, kTokenizerHash, kImageHash,  kSettingsHash};
 /// How a run's noise levels were asked for, which does not matter where they are the same.
 constexpr const char* kOfNoiseLevels[] = {"flow_shift", "sigmas", "noise_levels"};
 
@@ -61,12 +61,15 @@ void require_same(const Made& made, const json& found, const json& wanted) {
     if ((key == "seed" && made.any_seed) || (key == "precision" && made.any_precision)) continue;
     const json &theirs = found.contains(key) ? found[key] : json(nullptr), &ours = wanted[key];
     if (theirs == ours) continue;
-    if (key == kFilesHash || key == kTokenizerHash) {
+    if (key == kFilesHash || key == kTokenizerHash || key == kSettingsHash) {
       if (theirs.is_null()) continue;  // earlier versions knew names alone
       throw Error(ErrorKind::kMismatch,
                   made.output +
                       " is there already and was made with files of the same names whose content is another (" +
-                      (key == kFilesHash ? "model, single files or LoRAs" : "tokenizer") + ")" + kRemedy);
+                      (key == kFilesHash       ? "model, single files or LoRAs"
+                       : key == kTokenizerHash ? "tokenizer"
+                                               : "settings") +
+                      ")" + kRemedy);
     }
     if (key == kImageHash) {
       throw Error(ErrorKind::kMismatch, made.output +

@@ -15,30 +15,59 @@ constexpr size_t kColors = 3;
 
 constexpr size_t kMaxFileBytes = size_t{1} << 28;  // as large as a picture may be decoded
 
-/// Whether a JPEG file goes on to the marker of its end. FFmpeg fills in grey what a torn one lacks, without a word.
+/// What is to be known of a JPEG file before it is decoded.
+struct JpegFacts {
+  bool whole =
+      false;  ///< it goes on to the marker of its end. FFmpeg fills in grey what a torn one lacks, without a word
+  /// Its four colours are cyan, magenta and yellow as luminance and chrominance, and black, as Adobe's programs write
+  /// them. FFmpeg makes other colours of it than libjpeg does. (It reads those that are plain CMYK alike.)
+  bool ycck = false;
+};
+
 /// Markers are walked over, since notes before the picture may hold a smaller one with an end of its own.
-bool is_whole_jpeg(const std::string& bytes) {
-  const auto at = [&](size_t index) { return static_cast<unsigned char>(bytes[index]); };
-  constexpr int kMarker = 0xff, kEnd = 0xd9, kScan = 0xda, kFirstRestart = 0xd0, kLastRestart = 0xd7;
+JpegFacts look_at_jpeg(const std::string& bytes) {
+  const auto at = [&](size_t index) { return index < bytes.size() ? static_cast<unsigned char>(bytes[index]) : 0; };
+  constexpr int kMarker = 0xff, kEnd = 0xd9, kScan = 0xda, kFirstRestart = 0xd0, kLastRestart = 0xd7, kAdobe = 0xee;
+  constexpr int kFirstFrame = 0xc0, kLastFrame = 0xcf, kHuffman = 0xc4, kExtension = 0xc8, kArithmetic = 0xcc;
+  constexpr size_t kColorsOfFrame = 9, kNameOfNote = 4, kTransformOfNote = 15;  // bytes behind the marker's first
+  JpegFacts facts;
+  int colors = 0, transform = 0;
   bool in_scan = false;
   for (size_t i = 2; i + 1 < bytes.size();) {
     const int code = at(i + 1);
     if (at(i) != kMarker) {
-      if (!in_scan) return false;
+      if (!in_scan) return facts;
       ++i;
     } else if (code == kEnd) {
-      return true;
+      facts.whole = true;
+      return facts;
     } else if (code == kMarker) {
       ++i;  // fill
     } else if (code == 0 || (code >= kFirstRestart && code <= kLastRestart)) {
       i += 2;  // within a scan
     } else {
-      if (i + 3 >= bytes.size()) return false;
+      if (i + 3 >= bytes.size()) return facts;
       in_scan = code == kScan;
-      i += 2 + (size_t{at(i + 2)} << 8 | at(i + 3));
+      if (code >= kFirstFrame && code <= kLastFrame && code != kHuffman && code != kExtension && code != kArithmetic) {
+        colors = at(i + kColorsOfFrame);
+      } else if (code == kAdobe && bytes.compare(i + kNameOfNote, 5, "Adobe") == 0) {
+        transform = at(i + kTransformOfNote);
+      }
+      facts.ycck = colors == 4 && transform == 2;
+      i += 2 + static_cast<size_t>(at(i + 2) << 8 | at(i + 3));
     }
   }
-  return false;
+  return facts;
+}
+
+void check_jpeg(const std::string& path, const std::string& bytes) {
+  const JpegFacts facts = look_at_jpeg(bytes);
+  if (!facts.whole) throw Error(ErrorKind::kFormat, path + ": is a JPEG file without its end; copy it anew");
+  if (facts.ycck) {
+    throw Error(ErrorKind::kFormat, path +
+                                        ": is a JPEG file for print (CMYK, in the form that is called YCCK), which is "
+                                        "not read; save it as RGB");
+  }
 }
 
 Picture turned(const Picture& image, const PictureTurn& turn) {
@@ -90,9 +119,7 @@ Picture read_picture(const std::string& path) {
     const InputFile file(path);
     std::array<char, 2> first{};
     if (file.size_bytes() >= first.size()) file.read_at(0, first);
-    if (first == std::array{'\xff', '\xd8'} && !is_whole_jpeg(file.read_all(kMaxFileBytes))) {
-      throw Error(ErrorKind::kFormat, path + ": is a JPEG file without its end; copy it anew");
-    }
+    if (first == std::array{'\xff', '\xd8'}) check_jpeg(path, file.read_all(kMaxFileBytes));
   }
   const PictureNotes notes = notes_of(path);
   VideoReader reader(path);

@@ -46,6 +46,7 @@ TEST_F(Pictures, AreWhatPillowReads) {
   }
   // Two decoders of one file differ by rounding, and where colours have half the resolution by how they fill in.
   expect_close(read_picture(kPictures + "grey.jpg"), "grey.jpg", 1, 4);
+  expect_close(read_picture(kPictures + "cmyk.jpg"), "cmyk.jpg", 1, 4);
   expect_close(read_picture(kPictures + "lossy.webp"), "lossy.webp", 4, 64);
 }
 
@@ -69,6 +70,22 @@ TEST_F(Pictures, ThatAreTornAreRefused) {
   // Behind its end other things may stand, as the films of some cameras.
   write_text_file(folder / "more.jpg", read_text_file(kPictures + "photo1.jpg") + "\xff\xda more");
   EXPECT_EQ(read_picture(folder / "more.jpg").height, 61);
+}
+
+TEST_F(Pictures, OfFourColoursInTwoFormsAreReadInOne) {
+  std::string bytes = read_text_file(kPictures + "cmyk.jpg");
+  const size_t note = bytes.find("Adobe");
+  ASSERT_NE(note, std::string::npos);
+  bytes[note + 11] = 2;  // its colours now count as YCCK
+  const TestFolder folder;
+  write_text_file(folder / "ycck.jpg", bytes);
+  try {
+    read_picture(folder / "ycck.jpg");
+    ADD_FAILURE() << "accepted, and FFmpeg would give other colours than Pillow";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("ycck.jpg: is a JPEG file for print"));
+    EXPECT_THAT(error.what(), HasSubstr("save it as RGB"));
+  }
 }
 
 TEST_F(Pictures, ThatAreNoneAreNamed) {

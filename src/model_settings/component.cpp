@@ -1,6 +1,7 @@
 #include "model_settings/component.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/error.h"
@@ -35,6 +36,14 @@ void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::st
 
 void add_weight_files(const Component& component, std::vector<std::string>& files) {
   for (std::string& path : component.tensors.file_paths()) files.push_back(std::move(path));
+}
+
+void add_settings(const JsonConfig& config, std::string& settings) {
+  nlohmann::json said = nlohmann::json::object();
+  for (const auto& [key, value] : config.json().items()) {
+    if (!key.starts_with('_')) said[key] = value;
+  }
+  settings += said.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 uint64_t num_elements(const MappedTensors& tensors) {

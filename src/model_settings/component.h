@@ -31,6 +31,9 @@ void warn_of_unread_settings(const JsonConfig& config, const std::vector<std::st
 /// Adds the files that hold its tensors.
 void add_weight_files(const Component& component, std::vector<std::string>& files);
 
+/// Adds what it says, but for notes of the program that wrote it, whose keys begin with an underscore.
+void add_settings(const JsonConfig& config, std::string& settings);
+
 /// Of all tensors together.
 uint64_t num_elements(const MappedTensors& tensors);
 

@@ -68,7 +68,10 @@ void require_folders(const std::string& model, const std::vector<std::string>& f
 
 void describe_files(const Component& transformer, const Component& vae, const Component& text_encoder,
                     const std::string& tokenizer_folder, ModelDescription& model) {
-  for (const Component* part : {&transformer, &vae, &text_encoder}) add_weight_files(*part, model.weight_files);
+  for (const Component* part : {&transformer, &vae, &text_encoder}) {
+    add_weight_files(*part, model.weight_files);
+    add_settings(part->config, model.settings);
+  }
   add_weight_files(text_encoder, model.text_encoder_files);
   model.tokenizer_files = Tokenizer::files(tokenizer_folder);
 }

@@ -31,7 +31,7 @@ DiffusersFolder open_diffusers_folder(const std::string& folder, bool inverted_s
 /// model's folder where that explains it.
 void require_folders(const std::string& model, const std::vector<std::string>& folders);
 
-/// Enters the files that a model is made of.
+/// Enters the files that a model is made of, and what they say.
 void describe_files(const Component& transformer, const Component& vae, const Component& text_encoder,
                     const std::string& tokenizer_folder, ModelDescription& model);
 

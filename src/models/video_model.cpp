@@ -8,7 +8,12 @@ AttentionGeometry ModelDescription::geometry(const VideoSize& size, const TokenO
   return token_geometry(latent_size(size), patch_size, num_heads, head_dim, order);
 }
 
-void VideoModel::begin_with(const FirstFrame&, Conditioning&, const WorkProgress&) {
+std::shared_ptr<const EncodedPicture> VideoModel::encode_picture(const FirstFrame&, const WorkProgress&) {
+  CALIBATT_ASSERT(description().takes_image);
+  return nullptr;
+}
+
+void VideoModel::begin_with(std::shared_ptr<const EncodedPicture>, Conditioning&) {
   CALIBATT_ASSERT(description().takes_image);
 }
 

@@ -47,6 +47,7 @@ struct ModelDescription {
   std::vector<std::string> weight_files;        ///< all that hold tensors of it
   std::vector<std::string> text_encoder_files;  ///< those of its text encoder
   std::vector<std::string> tokenizer_files;
+  std::string settings;  ///< what its components' files say, as one text: videos depend on it beside the weights
 
   bool takes_image = false;  ///< its videos begin with a picture that is given
 
@@ -83,6 +84,12 @@ struct FirstFrame {
   int video_frames = 0;
 };
 
+/// What a model makes of a picture that videos begin with, the same for all prompts: its own, made by encode_picture.
+class EncodedPicture {
+ public:
+  virtual ~EncodedPicture() = default;
+};
+
 /// What a model needs of a run's prompts, the same in every step: a model's own, made by its encode.
 class Conditioning {
  public:
@@ -107,9 +114,10 @@ class VideoModel {
   virtual std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
                                                const WorkProgress& progress) = 0;
 
-  /// The picture that the video of a conditioning begins with. Of a model that takes one, once after encode. `progress`
-  /// hears of latent frames, or of a picture encoder's layers.
-  virtual void begin_with(const FirstFrame& first, Conditioning& conditioning, const WorkProgress& progress);
+  /// Of a model that takes a picture. `progress` hears of latent frames, or of a picture encoder's layers. On the host.
+  virtual std::shared_ptr<const EncodedPicture> encode_picture(const FirstFrame& first, const WorkProgress& progress);
+  /// The video of a conditioning begins with this. Of a model that takes a picture, once after encode.
+  virtual void begin_with(std::shared_ptr<const EncodedPicture> picture, Conditioning& conditioning);
 
   /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
   /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The

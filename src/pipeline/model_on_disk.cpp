@@ -11,7 +11,7 @@ struct ModelOnDisk::Impl {
   ModelInfo info;
   std::vector<Lora> loras;
   std::map<std::string, std::string> parts;
-  std::string files_hash, tokenizer_hash;  ///< empty until somebody asks
+  FileHashes hashes;  ///< empty until somebody asks
 };
 
 ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -64,12 +64,8 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   report.model_name = model.name;
   report.loras = impl_->loras;
   report.parts = impl_->parts;
-  if (impl_->files_hash.empty()) {
-    impl_->files_hash = hash_of_files(model.weight_files, impl_->loras);
-    impl_->tokenizer_hash = hash_of_files(model.tokenizer_files);
-  }
-  report.files_hash = impl_->files_hash;
-  report.tokenizer_hash = impl_->tokenizer_hash;
+  if (impl_->hashes.files.empty()) impl_->hashes = hashes_of(model, impl_->loras);
+  enter_hashes(impl_->hashes, report);
   report.image_hash = picture_hash(options.image);
   report.noise_levels = noise_levels(report.options, model);
   if (!options.plan_path.empty()) report.plan_checksum = plan_checksum_of(options.plan_path);

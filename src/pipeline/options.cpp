@@ -83,6 +83,19 @@ std::string hash_of_files(const std::vector<std::string>& weight_files, const st
   return hasher.hex();
 }
 
+FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& loras) {
+  Hasher settings;
+  settings.update(model.settings);
+  for (const Expert& expert : model.experts) settings.update(std::to_string(expert.lowest_timestep));
+  return {hash_of_files(model.weight_files, loras), hash_of_files(model.tokenizer_files), settings.hex()};
+}
+
+void enter_hashes(const FileHashes& hashes, RunReport& report) {
+  report.files_hash = hashes.files;
+  report.tokenizer_hash = hashes.tokenizer;
+  report.settings_hash = hashes.settings;
+}
+
 VideoSize video_size(const GenerateOptions& options) {
   return {*options.video_frames, *options.height, *options.width};
 }

@@ -24,6 +24,12 @@ ModelParts parts_of(const LoadOptions& options);
 std::map<std::string, std::string> names_of_parts(const LoadOptions& options);
 /// RunReport::files_hash: the files' order and names do not matter.
 std::string hash_of_files(const std::vector<std::string>& weight_files, const std::vector<Lora>& loras = {});
+/// What a report says of a model's files.
+struct FileHashes {
+  std::string files, tokenizer, settings;
+};
+FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& loras);
+void enter_hashes(const FileHashes& hashes, RunReport& report);
 
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);

@@ -64,6 +64,7 @@ std::string to_json(const RunReport& report) {
                        {"image_hash", report.image_hash.empty() ? json(nullptr) : json(report.image_hash)},
                        {"files_hash", report.files_hash},
                        {"tokenizer_hash", report.tokenizer_hash},
+                       {"settings_hash", report.settings_hash},
                        {"precision", report.precision},
                        {"backend", report.backend},
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},

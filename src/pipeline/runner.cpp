@@ -69,8 +69,7 @@ Runner::Runner(const LoadOptions& options)
   load.warn = options.warn;
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
-  files_hash_ = hash_of_files(files_->description().weight_files, loras_);
-  tokenizer_hash_ = hash_of_files(files_->description().tokenizer_files);
+  hashes_ = hashes_of(files_->description(), loras_);
   model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
 }
 
@@ -154,8 +153,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.model_name = model().name;
   report.loras = loras_;
   report.parts = parts_;
-  report.files_hash = files_hash_;
-  report.tokenizer_hash = tokenizer_hash_;
+  enter_hashes(hashes_, report);
   report.image_hash = picture_hash(options.image);
   report.precision = precision_name(model_->dtype(), *backend_);
   report.backend = backend_->name();
@@ -173,14 +171,23 @@ std::unique_ptr<Conditioning> Runner::encode(const GenerateOptions& options, con
   const std::vector<Prompt> prompts = prompts_of(options);
   auto conditioning =
       model_->encode(prompts[0], prompts.size() > 1 ? &prompts[1] : nullptr, stage_work(progress, "text"));
-  if (model().takes_image) {
-    std::string warning;
-    const FirstFrame first{*options.image, first_frame(*options.image, video_size(options), warning),
-                           *options.video_frames};
-    warn(warning);
-    model_->begin_with(first, *conditioning, stage_work(progress, "image"));
-  }
+  if (model().takes_image) model_->begin_with(picture_of(options, progress), *conditioning);
   return conditioning;
+}
+
+std::shared_ptr<const EncodedPicture> Runner::picture_of(const GenerateOptions& options,
+                                                         const ProgressCallback& progress) {
+  const VideoSize size = video_size(options);
+  std::string key = picture_hash(options.image);
+  for (const int extent : {size.frames, size.height, size.width}) key += " " + std::to_string(extent);
+  if (picture_ == nullptr || key != picture_key_) {
+    std::string warning;
+    const FirstFrame first{*options.image, first_frame(*options.image, size, warning), size.frames};
+    warn(warning);
+    picture_ = model_->encode_picture(first, stage_work(progress, "image"));
+    picture_key_ = std::move(key);
+  }
+  return picture_;
 }
 
 Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,

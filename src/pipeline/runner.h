@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
+#include "pipeline/options.h"
 #include "sampling/denoise.h"
 
 namespace calibatt {
@@ -53,6 +54,8 @@ class Runner {
   void begin_job() const;
 
  private:
+  /// Of the run's picture and size; the last one is kept, as runs of many prompts mostly have the same.
+  std::shared_ptr<const EncodedPicture> picture_of(const GenerateOptions& options, const ProgressCallback& progress);
   std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler) const;
   std::vector<Prompt> prompts_of(const GenerateOptions& options) const;
 
@@ -61,12 +64,14 @@ class Runner {
 
   int threads_ = 0;
   std::vector<Lora> loras_;
-  std::string files_hash_, tokenizer_hash_;  ///< as RunReport has them
+  FileHashes hashes_;
   std::map<std::string, std::string> parts_;
   std::function<void(const std::string&)> warn_;
   std::unique_ptr<ModelFiles> files_;  ///< null for a model that does not come from a folder
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<VideoModel> model_;
+  std::string picture_key_;  ///< what picture_ is of
+  std::shared_ptr<const EncodedPicture> picture_;
 };
 
 }  // namespace calibatt

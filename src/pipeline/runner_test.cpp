@@ -19,7 +19,8 @@ struct NoConditioning final : Conditioning {};
 /// Two transformers, latents of two channels; predicts zeros and writes down what it was asked.
 class FakeModel final : public VideoModel {
  public:
-  FakeModel(Backend& backend, std::vector<std::string>& log) : backend_(backend), log_(log) {
+  FakeModel(Backend& backend, std::vector<std::string>& log, bool takes_image = false) : backend_(backend), log_(log) {
+    description_.takes_image = takes_image;
     description_.experts = {{500}, {0}};
     description_.latent_channels = 2;
     description_.num_layers = kLayers;
@@ -44,6 +45,13 @@ class FakeModel final : public VideoModel {
     log_.push_back("expert " + std::to_string(step.expert) +
                    (branch == GuidanceBranch::kConditional ? " conditional" : " unconditional"));
     return Tensor::zeros(DType::kF32, latents.shape());
+  }
+  std::shared_ptr<const EncodedPicture> encode_picture(const FirstFrame& first, const WorkProgress&) override {
+    log_.push_back("picture " + first.picture.source + " in " + std::to_string(first.video_frames));
+    return std::make_shared<EncodedPicture>();
+  }
+  void begin_with(std::shared_ptr<const EncodedPicture> picture, Conditioning&) override {
+    log_.push_back(picture != nullptr ? "begin" : "begin with nothing");
   }
   VideoFrames decode(const Tensor&, const WorkProgress&) override { return {}; }
   std::string fingerprint(int expert, const std::string&, const WorkProgress&) override {
@@ -103,6 +111,29 @@ TEST_F(RunnerTest, EveryForwardHasItsStepExpertAndBranch) {
   runner_->denoise(options_, *runner_->encode(options_, {}), attention, times, {});
   EXPECT_THAT(
       log_, ElementsAre("check cat", "encode cat", "step 0", "expert 0 conditional", "step 1", "expert 1 conditional"));
+}
+
+TEST_F(RunnerTest, APictureIsEncodedOnceForAllVideosThatBeginWithIt) {
+  auto backend = make_backend("cpu");
+  auto model = std::make_unique<FakeModel>(*backend, log_, true);
+  Runner runner(std::move(backend), std::move(model));
+  const auto picture_of = [](uint8_t level, const std::string& source) {
+    return std::make_shared<const Picture>(Picture{64, 64, std::vector<uint8_t>(64 * 64 * 3, level), source});
+  };
+  options_.image = picture_of(7, "grey.png");
+  runner.encode(options_, {});
+  options_.prompt = "bird";
+  options_.image = picture_of(7, "copy.png");
+  runner.encode(options_, {});
+  EXPECT_THAT(log_, ElementsAre("encode cat without dog", "picture grey.png in 5", "begin", "encode bird without dog",
+                                "begin"));
+  log_.clear();
+  options_.image = picture_of(8, "other.png");
+  runner.encode(options_, {});
+  options_.video_frames = 9;
+  runner.encode(options_, {});
+  EXPECT_THAT(log_, ElementsAre("encode bird without dog", "picture other.png in 5", "begin", "encode bird without dog",
+                                "picture other.png in 9", "begin"));
 }
 
 TEST_F(RunnerTest, AStepWithoutAForwardAsksTheModelForNothing) {

@@ -4,6 +4,8 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "calibatt/video.h"
 #include "command.h"
@@ -15,25 +17,31 @@ namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::HasSubstr;
 
-const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/i2v";
+const std::string kData = std::string(CALIBATT_GOLDEN_DATA);
 const std::string kPictures = std::string(CALIBATT_GOLDEN_DATA) + "/pictures/";
+
+/// A model whose `own` parts are golden data's, the others tiny-wan's; settings: more of its index.
+void make_model(const fs::path& model, const std::string& data, const std::vector<std::string>& own,
+                const nlohmann::json& settings) {
+  fs::create_directory(model);
+  auto index = nlohmann::json::parse(read_file(kModel + "/model_index.json"));
+  index["_class_name"] = "WanImageToVideoPipeline";
+  for (const char* part : {"text_encoder", "tokenizer", "vae", "scheduler"}) {
+    fs::create_directory_symlink(fs::path(kModel) / part, model / part);
+  }
+  for (const std::string& part : own) {
+    fs::copy(fs::path(kData) / data / part, model / part, fs::copy_options::recursive);
+    index[part] = {"somebody's", "Class"};
+  }
+  index.update(settings);
+  write_file((model / "model_index.json").string(), index.dump());
+  write_file((model / "generation_config.json").string(), R"({"width": 64, "height": 64, "num_frames": 5})");
+}
 
 TEST(ImageToVideo, RunsFromAPictureToAVideo) {
   const TemporaryFolder folder;
   const fs::path model = folder.path / "model";
-  fs::create_directory(model);
-  for (const char* part : {"text_encoder", "tokenizer", "vae", "scheduler"}) {
-    fs::create_directory_symlink(fs::path(kModel) / part, model / part);
-  }
-  for (const char* part : {"transformer", "transformer_2"}) {
-    fs::create_directory_symlink(fs::path(kData) / part, model / part);
-  }
-  auto index = nlohmann::json::parse(read_file(kModel + "/model_index.json"));
-  index["_class_name"] = "WanImageToVideoPipeline";
-  index["boundary_ratio"] = 0.9;
-  index["transformer_2"] = index["transformer"];
-  write_file((model / "model_index.json").string(), index.dump());
-  write_file((model / "generation_config.json").string(), R"({"width": 64, "height": 64, "num_frames": 5})");
+  make_model(model, "i2v", {"transformer", "transformer_2"}, {{"boundary_ratio", 0.9}});
   write_file(folder.file("prompts.txt"), "a red circle\na green star\n");
 
   EXPECT_THAT(run_calibatt("info -m " + model.string()).output, HasSubstr("begin with a picture: --image"));
@@ -52,11 +60,15 @@ TEST(ImageToVideo, RunsFromAPictureToAVideo) {
   // Nothing replaces the picture; a video that is there is known by it.
   fs::copy(kPictures + "picture.png", folder.file("p.png"));
   const std::string many = generate + "--prompts " + folder.file("prompts.txt") + " -o " + folder.file("m.mp4");
-  EXPECT_EQ(run_calibatt(many + " --image " + folder.file("p.png") + " --report " + folder.file("p.png")).exit_code, 2);
+  const CommandResult replacing = run_calibatt(generate + "-p a -o " + folder.file("w.mp4") + " --image " +
+                                               folder.file("p.png") + " --report " + folder.file("p.png"));
+  EXPECT_EQ(replacing.exit_code, 2);
+  EXPECT_THAT(replacing.output, HasSubstr("--image"));
   ASSERT_EQ(run_calibatt(many + " --image " + folder.file("p.png")).exit_code, 0);
   EXPECT_THAT(run_calibatt(many + " --image " + kPictures + "picture.png").output, HasSubstr("passing over 2 of 2"));
-  fs::copy(kPictures + "with_alpha.png", folder.file("p.png"), fs::copy_options::overwrite_existing);
-  const CommandResult other = run_calibatt(many + " --image " + folder.file("p.png"));
+  EXPECT_THAT(run_calibatt(many + " --image " + kPictures + "with_alpha.png").output, HasSubstr("passing over 2 of 2"))
+      << "the same colours";
+  const CommandResult other = run_calibatt(many + " --image " + kPictures + "grey.jpg");
   EXPECT_EQ(other.exit_code, 5);
   EXPECT_THAT(other.output, AllOf(HasSubstr("m_0000.mp4"), HasSubstr("another picture (--image)")));
 
@@ -64,6 +76,29 @@ TEST(ImageToVideo, RunsFromAPictureToAVideo) {
       run_calibatt("generate" + kSmall + "-p a --image " + folder.file("p.png") + " -o " + folder.file("x.mp4"));
   EXPECT_EQ(of_text.exit_code, 2);
   EXPECT_THAT(of_text.output, HasSubstr("tiny-wan makes videos from text alone"));
+}
+
+TEST(ImageToVideo, FinishedVideosAreOfTheWayInWhichThePictureIsSeen) {
+  const TemporaryFolder folder;
+  const fs::path model = folder.path / "model";
+  make_model(model, "i2v_clip", {"transformer", "image_encoder", "image_processor"}, nlohmann::json::object());
+  write_file(folder.file("prompts.txt"), "a red circle\n");
+  const std::string many = "generate -m " + model.string() + " --backend cpu --steps 1 --image " + kPictures +
+                           "picture.png --prompts " + folder.file("prompts.txt") + " -o " + folder.file("m.mp4");
+  ASSERT_EQ(run_calibatt(many).exit_code, 0);
+  EXPECT_THAT(run_calibatt(many).output, HasSubstr("passing over 1 of 1 video"));
+  const std::string settings = (model / "image_processor" / "preprocessor_config.json").string();
+  auto changed = nlohmann::json::parse(read_file(settings));
+  changed["image_mean"] = {0.5, 0.5, 0.5};
+  write_file(settings, changed.dump());
+  const CommandResult other = run_calibatt(many);
+  EXPECT_EQ(other.exit_code, 5);
+  EXPECT_THAT(other.output, AllOf(HasSubstr("m_0000.mp4"), HasSubstr("content is another (settings)")));
+  // Reports of earlier versions do not say it.
+  auto report = nlohmann::json::parse(read_file(folder.file("m_0000.json")));
+  ASSERT_EQ(report.erase("settings_hash"), 1U);
+  write_file(folder.file("m_0000.json"), report.dump());
+  EXPECT_THAT(run_calibatt(many).output, HasSubstr("passing over 1 of 1 video"));
 }
 
 }  // namespace

@@ -316,6 +316,14 @@ TEST_F(Outputs, FinishedVideosAreOfTheContentOfTheModelsFiles) {
     expect_refusal(many, 5, "files of the same names whose content is another (tokenizer)");
     write_file(file, before);
   }
+  const std::string config = model + "/vae/config.json", before = read_file(config);
+  auto vae = nlohmann::json::parse(before);
+  vae["latents_mean"][0] = vae["latents_mean"][0].get<double>() + 1;
+  write_file(config, vae.dump());
+  expect_refusal(many, 5, "files of the same names whose content is another (settings)");
+  vae = nlohmann::json::parse(before);
+  vae["_diffusers_version"] = "of a later copy";
+  write_file(config, vae.dump());
   expect_finished();
   // Reports of earlier versions do not say it.
   auto report = nlohmann::json::parse(read_file(folder_.file("v_0000.json")));

@@ -6,7 +6,7 @@ Writes tests/golden/data/i2v/: transformer/ and transformer_2/, a small pair as 
 bfloat16), golden.safetensors with a picture [height, width, 3] and the frames [frames, height, width, 3] made of it, and
 every setting in golden.json. Text encoder, tokenizer, autoencoder and scheduler are those of models/tiny-wan. The same in i2v_clip/ for one transformer that sees the picture through
 CLIP, too, as in Wan 2.1 I2V, with image_encoder/, image_processor/, and what they make of the picture. And data/pictures/: files as
-programs write them (photo.jpg in the eight orientations of a camera, with_alpha.png, grey.jpg, lossy.webp), what Pillow
+programs write them (photo.jpg in the eight orientations of a camera, with_alpha.png, grey.jpg, cmyk.jpg, lossy.webp), what Pillow
 reads of each, and what its Lanczos and its cubic filter make of picture.png in other sizes. Deterministic.
 """
 
@@ -59,8 +59,10 @@ def write_pictures():
     alpha = Image.fromarray(numpy.linspace(255, 0, 61 * 97).reshape(61, 97).astype(numpy.uint8))
     Image.merge("RGBA", (*image.split(), alpha)).save(PICTURES / "with_alpha.png")
     image.convert("L").save(PICTURES / "grey.jpg", quality=95)
+    black = Image.fromarray(numpy.linspace(0, 200, 61 * 97).reshape(61, 97).astype(numpy.uint8))
+    Image.merge("CMYK", (*image.convert("CMYK").split()[:3], black)).save(PICTURES / "cmyk.jpg", quality=95)
     image.save(PICTURES / "lossy.webp", quality=95)
-    for name in ("with_alpha.png", "grey.jpg", "lossy.webp"):
+    for name in ("with_alpha.png", "grey.jpg", "cmyk.jpg", "lossy.webp"):
         read[name] = pixels(Image.open(PICTURES / name))
     for height, width in SIZES:
         read[f"picture.png.{height}x{width}"] = pixels(image.resize((width, height), Image.Resampling.LANCZOS))

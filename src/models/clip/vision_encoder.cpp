@@ -41,6 +41,14 @@ std::array<float, 3> colors_of(const JsonConfig& json, const char* key, std::arr
 
 }  // namespace
 
+uint64_t ClipVisionConfig::encoding_bytes() const {
+  const auto width = static_cast<uint64_t>(hidden_size), hidden = static_cast<uint64_t>(intermediate_size),
+             rows = static_cast<uint64_t>(patches()) + 1;
+  constexpr uint64_t kCopies = 3, kRowsOfWidth = 6;  // residual, normed, attended; q, k, v
+  return sizeof(float) *
+         (kCopies * std::max(3 * width * width, width * hidden) + rows * (kRowsOfWidth * width + hidden));
+}
+
 ClipVisionConfig ClipVisionConfig::from(const JsonConfig& json) {
   constexpr int kMost = 1 << 16;
   if (const std::string type = json.string("model_type", "clip_vision_model"); type != "clip_vision_model") {

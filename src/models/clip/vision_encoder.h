@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -24,6 +25,9 @@ struct ClipVisionConfig {
   float layer_norm_eps = 1e-5f;
 
   int patches() const { return image_size / patch_size * (image_size / patch_size); }
+  /// Host memory of an encoding, beside the picture: a layer's largest matrix as it is stored, read and laid out for
+  /// products, and activations.
+  uint64_t encoding_bytes() const;
 
   /// Throws Error(kFormat) naming file, key, found and expected.
   static ClipVisionConfig from(const JsonConfig& json);
@@ -40,7 +44,7 @@ struct ClipPreprocessing {
 
 /// The picture encoder of CLIP (Radford et al. 2021, arXiv 2103.00020), as transformers' CLIPVisionModel computes it,
 /// but for its last layer: what Wan 2.1 I2V sees of a picture. On the host in float32, wherever the model itself
-/// computes: it runs once a video. Its 0.6 billion weights are read layer by layer and dropped.
+/// computes: it runs once a picture. Its 0.6 billion weights are read layer by layer and dropped.
 class ClipVisionEncoder {
  public:
   /// encoder, processor: folders in diffusers' layout. Looks at names and shapes alone. Throws Error naming file and

@@ -2,7 +2,7 @@
 
 namespace calibatt {
 
-// As MochiTransformer::prepare_workspace and layout_for lay them out, and what is made beside them in each forward.
+// As MochiTransformer::prepare_workspace lays them out, and what is made beside them in each forward.
 uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens,
                                 DType dtype) {
   const auto video = static_cast<uint64_t>(num_tokens), text = static_cast<uint64_t>(text_tokens),

@@ -165,6 +165,7 @@ class MochiFiles final : public ModelFiles {
     check_components(configs_, path);
     elements_ = {num_elements(transformer.tensors), num_elements(vae.tensors)};
     describe_files(transformer, vae, text_encoder, folder_.tokenizer, description_);
+    description_.settings += configs_.empty_prompt_has_no_tokens ? "an empty prompt has no tokens" : "";
 
     description_.scheduler = folder_.scheduler;
     description_.scheduler.spacing = SchedulerConfig::Spacing::kLinearQuadratic;

@@ -50,6 +50,12 @@ void check_components(const WanConfigs& configs, const std::string& folder) {
                     "the transformer's text_dim", transformer.text_dim);
 }
 
+class WanPicture final : public EncodedPicture {
+ public:
+  Tensor channels;  ///< what the transformer sees beside the latents, [image_channels, frames, rows, columns] F32
+  Tensor rows;      ///< what its blocks see, as ClipVisionEncoder gives it, or empty
+};
+
 /// Text is encoded once. What a transformer makes of it is made when its steps begin, and belongs to it alone.
 class WanConditioning final : public Conditioning {
  public:
@@ -59,9 +65,7 @@ class WanConditioning final : public Conditioning {
     std::vector<WanPrompt> prompts;
   };
   mutable std::vector<Prepared> prepared;
-  // Of models that take a picture: what the transformer sees beside the latents, [image_channels, frames, rows,
-  // columns] F32; and what its blocks see, as ClipVisionEncoder gives it, or empty.
-  Tensor image, picture;
+  std::shared_ptr<const WanPicture> picture = std::make_shared<const WanPicture>();  ///< empty where none is taken
 };
 
 /// The text encoder, by far the largest part of the public checkpoints, is read anew for each run, block by block, and
@@ -107,22 +111,26 @@ class WanModel final : public VideoModel {
     return result;
   }
 
-  void begin_with(const FirstFrame& first, Conditioning& conditioning, const WorkProgress& progress) override {
-    auto& prompts = static_cast<WanConditioning&>(conditioning);  // made by encode
-    if (clip_) prompts.picture = clip_->encode(first.picture, progress);
+  std::shared_ptr<const EncodedPicture> encode_picture(const FirstFrame& first, const WorkProgress& progress) override {
+    auto result = std::make_shared<WanPicture>();
+    if (clip_) result->rows = clip_->encode(first.picture, progress);
     const Tensor& image = first.pixels;
     experts_.release_buffers();  // as large as the autoencoder's
     backend_.trim_memory();
-    const int64_t height = image.dim(1), width = image.dim(2);
-    Tensor video = Tensor::zeros(DType::kF32, {first.video_frames, image.dim(0), height, width});
-    std::memcpy(video.raw(), image.raw(), image.size_bytes());
-    const Tensor latents = vae_.encode(video, progress);
+    const Tensor latents =
+        vae_.encode(image.reshaped({1, image.dim(0), image.dim(1), image.dim(2)}), progress, first.video_frames - 1);
     backend_.trim_memory();
     const int64_t marks = vae_.config().frames_per_latent(), plane = latents.size() / (latents.dim(0) * latents.dim(1));
     Tensor all = Tensor::zeros(DType::kF32, {marks + latents.dim(0), latents.dim(1), latents.dim(2), latents.dim(3)});
     for (int64_t mark = 0; mark < marks; ++mark) std::fill_n(all.f32() + mark * latents.dim(1) * plane, plane, 1.0f);
     std::memcpy(all.f32() + marks * latents.dim(1) * plane, latents.raw(), latents.size_bytes());
-    prompts.image = std::move(all);
+    result->channels = std::move(all);
+    return result;
+  }
+
+  void begin_with(std::shared_ptr<const EncodedPicture> picture, Conditioning& conditioning) override {
+    static_cast<WanConditioning&>(conditioning).picture =  // made by encode, and encode_picture
+        std::static_pointer_cast<const WanPicture>(std::move(picture));
   }
 
   Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
@@ -135,7 +143,8 @@ class WanModel final : public VideoModel {
     const size_t prompt = branch == GuidanceBranch::kConditional ? 0 : 1;
     CALIBATT_ASSERT(prompt < prepared.size());
     return experts_.use(step.expert, progress)
-        .forward(with_image(latents, prompts.image), step.timestep, prepared[prompt], attention, &times, {}, progress);
+        .forward(with_image(latents, prompts.picture->channels), step.timestep, prepared[prompt], attention, &times, {},
+                 progress);
   }
 
   VideoFrames decode(const Tensor& latents, const WorkProgress& progress) override {
@@ -166,7 +175,7 @@ class WanModel final : public VideoModel {
     WanConditioning::Prepared made{expert, {}};
     WanTransformer& transformer = experts_.use(expert, progress);
     for (const Tensor& text : conditioning.embeddings) {
-      made.prompts.push_back(transformer.prepare_prompt(text, kMaxPromptTokens, progress, conditioning.picture));
+      made.prompts.push_back(transformer.prepare_prompt(text, kMaxPromptTokens, progress, conditioning.picture->rows));
     }
     conditioning.prepared.push_back(std::move(made));
     return conditioning.prepared.back().prompts;
@@ -203,7 +212,11 @@ class WanFiles final : public ModelFiles {
     description_ = folder_.description;
     describe_files(transformer, vae, text_encoder, folder_.tokenizer, description_);
     if (configs_.transformer.image_dim > 0) {
-      add_weight_files(open_component_folder(folder_.image_encoder), description_.weight_files);
+      const Component encoder = open_component_folder(folder_.image_encoder);
+      add_weight_files(encoder, description_.weight_files);
+      add_settings(encoder.config, description_.settings);
+      add_settings(JsonConfig::load(folder_.image_processor + "/preprocessor_config.json"), description_.settings);
+      picture_encoding_ = ClipVisionConfig::from(encoder.config).encoding_bytes();
     }
     check_experts(path);
     elements_ = {num_elements(transformer.tensors), num_elements(vae.tensors)};
@@ -225,8 +238,12 @@ class WanFiles final : public ModelFiles {
 
   MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
     const int64_t tokens = description_.geometry(size).num_tokens();
-    return memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
-                           wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    MemoryEstimate needs =
+        memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
+                        wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
+    needs.video = std::max(needs.video, picture_encoding_);
+    return needs;
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
@@ -265,6 +282,7 @@ class WanFiles final : public ModelFiles {
       const auto& [transformer, settings] = folder_.transformers[expert];
       const Component opened = open_transformer(transformer, {.settings = settings});
       add_weight_files(opened, description_.weight_files);
+      add_settings(opened.config, description_.settings);
       const WanTransformerConfig config = WanTransformerConfig::from(opened.config);
       if (config.fingerprint_settings() == configs_.transformer.fingerprint_settings()) continue;
       throw Error(ErrorKind::kMismatch, path + ": " + transformer + " and " + folder_.transformers.front().path +
@@ -276,6 +294,7 @@ class WanFiles final : public ModelFiles {
   ModelDescription description_;
   WanConfigs configs_;
   ModelElements elements_;
+  uint64_t picture_encoding_ = 0;  // host memory; of models whose blocks see their picture
 };
 
 }  // namespace

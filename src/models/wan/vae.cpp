@@ -108,7 +108,7 @@ Tensor WanVae::decode_to_float(const Tensor& latents) const {
   return impl_->decoder.decode_to_float(latents);
 }
 
-Tensor WanVae::encode(const Tensor& video, const WorkProgress& progress) const {
+Tensor WanVae::encode(const Tensor& video, const WorkProgress& progress, int64_t blank_frames) const {
   CALIBATT_ASSERT(!impl_->encoder.empty());
   const WanVaeConfig& config = impl_->config;
   const int unit = config.pixels_per_latent(), group = config.frames_per_latent();
@@ -121,14 +121,18 @@ Tensor WanVae::encode(const Tensor& video, const WorkProgress& progress) const {
            video);
   }
   if (!all_finite(video)) throw Error(ErrorKind::kNumeric, "pixels to encode hold NaN or infinite values");
-  const int64_t frames = 1 + (video.dim(0) - 1) / group;
+  CALIBATT_ASSERT(blank_frames >= 0 && blank_frames % group == 0);
+  const int64_t given = 1 + (video.dim(0) - 1) / group, frames = given + blank_frames / group;
+  Tensor blank;
+  if (blank_frames > 0) blank = Tensor::zeros(DType::kF32, {group, kColors, video.dim(2), video.dim(3)});
   Tensor latents(DType::kF32, {config.z_dim, frames, video.dim(2) / unit, video.dim(3) / unit});
   CodingState state(*impl_->backend, impl_->compute, impl_->encoder_histories);
   for (int64_t frame = 0; frame < frames; ++frame) {
     if (progress) progress(static_cast<int>(frame), static_cast<int>(frames), 0);
     state.first_group = frame == 0;
+    const int64_t begin = frame == 0 || frame >= given ? 0 : 1 + (frame - 1) * group;
     const Tensor pixels =
-        gather_pixels(video, config.patch_size, frame == 0 ? 0 : 1 + (frame - 1) * group, frame == 0 ? 1 : group);
+        gather_pixels(frame < given ? video : blank, config.patch_size, begin, frame == 0 ? 1 : group);
     const Tensor group_pixels = impl_->backend->from_host(pixels);
     const Clip coded = autoencoder::run(impl_->encoder, state, as_input(state, view_of(group_pixels)));
     scatter_latents(impl_->download(coded), config, frame, latents);

@@ -53,9 +53,9 @@ class WanVae {
 
   /// Video [frames, 3, H, W] F32 in [-1, 1] → the posterior's mean, normalised as `decode` expects it, [z_dim, F, h,
   /// w]. `frames` must be 1 + a multiple of four, H and W multiples of pixels_per_latent; Error(kMismatch) otherwise.
-  /// Only of an object that was loaded with its encoder.
-  /// `progress` hears of latent frames.
-  Tensor encode(const Tensor& video, const WorkProgress& progress = {}) const;
+  /// Only of an object that was loaded with its encoder. blank_frames: so many frames of zeros, a multiple of four,
+  /// follow the video. `progress` hears of latent frames.
+  Tensor encode(const Tensor& video, const WorkProgress& progress = {}, int64_t blank_frames = 0) const;
 
  private:
   struct Impl;
