@@ -85,6 +85,7 @@ calibatt_prediction calibatt_session::prediction(int step) const {
                                                      : CALIBATT_LINEAR;
   const std::vector<int> sources = reuse_sources(step_reuse_, step_transformer_, step);
   std::vector<double> sigmas;
+  sigmas.reserve(sources.size());
   for (const int source : sources) sigmas.push_back(sigma(source));
   const ReuseWeights weights = reuse_weights(reuse, sigma(step), sigmas);
   prediction.num_sources = static_cast<int32_t>(sources.size());

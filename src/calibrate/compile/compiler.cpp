@@ -312,6 +312,7 @@ double Compiler::error_of_step(const Choices& choices, int step) const {
 
 std::vector<double> Compiler::weighted_errors(const Choices& choices) const {
   std::vector<double> errors;
+  errors.reserve(static_cast<size_t>(header_.num_steps()));
   for (int step = 0; step < header_.num_steps(); ++step) {
     errors.push_back(runs(choices.steps, step) ? step_weight(choices.steps, step) * error_of_step(choices, step) : 0.0);
   }
