@@ -13,7 +13,7 @@ std::shared_ptr<const EncodedPicture> VideoModel::encode_picture(const FirstFram
   return nullptr;
 }
 
-void VideoModel::begin_with(std::shared_ptr<const EncodedPicture>, Conditioning&) {
+void VideoModel::begin_with(const std::shared_ptr<const EncodedPicture>&, Conditioning&) {
   CALIBATT_ASSERT(description().takes_image);
 }
 

@@ -117,7 +117,7 @@ class VideoModel {
   /// Of a model that takes a picture. `progress` hears of latent frames, or of a picture encoder's layers. On the host.
   virtual std::shared_ptr<const EncodedPicture> encode_picture(const FirstFrame& first, const WorkProgress& progress);
   /// The video of a conditioning begins with this. Of a model that takes a picture, once after encode.
-  virtual void begin_with(std::shared_ptr<const EncodedPicture> picture, Conditioning& conditioning);
+  virtual void begin_with(const std::shared_ptr<const EncodedPicture>& picture, Conditioning& conditioning);
 
   /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
   /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The

@@ -50,7 +50,7 @@ class FakeModel final : public VideoModel {
     log_.push_back("picture " + first.picture.source + " in " + std::to_string(first.video_frames));
     return std::make_shared<EncodedPicture>();
   }
-  void begin_with(std::shared_ptr<const EncodedPicture> picture, Conditioning&) override {
+  void begin_with(const std::shared_ptr<const EncodedPicture>& picture, Conditioning&) override {
     log_.push_back(picture != nullptr ? "begin" : "begin with nothing");
   }
   VideoFrames decode(const Tensor&, const WorkProgress&) override { return {}; }

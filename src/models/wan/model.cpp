@@ -128,9 +128,9 @@ class WanModel final : public VideoModel {
     return result;
   }
 
-  void begin_with(std::shared_ptr<const EncodedPicture> picture, Conditioning& conditioning) override {
+  void begin_with(const std::shared_ptr<const EncodedPicture>& picture, Conditioning& conditioning) override {
     static_cast<WanConditioning&>(conditioning).picture =  // made by encode, and encode_picture
-        std::static_pointer_cast<const WanPicture>(std::move(picture));
+        std::static_pointer_cast<const WanPicture>(picture);
   }
 
   Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
