@@ -95,7 +95,7 @@ struct HeldOutRun::Parts {
         description(runner.describe_attention(run)) {}
 
   Tensor denoise(std::shared_ptr<const Plan> plan, StepControl control) {
-    const auto attention = make_run_attention(runner.backend(), plan, description);
+    const auto attention = make_run_attention(runner.backend(), std::move(plan), description);
     TransformerTimes times;
     if (control.reuse.empty()) control.reuse = attention->step_reuse();
     return runner.denoise(run, *conditioning, *attention, times, progress, control);
