@@ -22,6 +22,8 @@ import subprocess
 import sys
 import time
 
+from tools.plotting import pyplot_to_files
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SKIPPING_EFFICIENCY, SUMMARY_PAIRS = 0.93, 1 / 64  # as calibrate takes them, for blocks of 64
 NAMES = {"both": "ours: reuse and masks", "reuse": "ours: reuse alone", "masks": "ours: masks alone", "fewer": "fewer steps"}
@@ -228,14 +230,9 @@ def write_table(result, path):
 
 
 def plot(table, path):
-    try:
-        import matplotlib
-    except ImportError:
-        print("no matplotlib: no plot", file=sys.stderr)
+    pyplot = pyplot_to_files()
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8), sharey=True)
     for recipe in dict.fromkeys(row["recipe"] for row in table):
         rows = sorted((row for row in table if row["recipe"] == recipe), key=lambda row: row["cost"])

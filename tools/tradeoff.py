@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 
+from tools.plotting import pyplot_to_files
 from tools.tiny_video.judge import ASPECTS, judge, read_video
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -198,14 +199,9 @@ def write_table(table, path):
 
 
 def plot(table, path):
-    try:
-        import matplotlib
-    except ImportError:
-        print("no matplotlib: no plot", file=sys.stderr)
+    pyplot = pyplot_to_files()
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8))
     for recipe in dict.fromkeys(row["recipe"] for row in table):
         rows = sorted((row for row in table if row["recipe"] == recipe), key=lambda row: row["density"])
