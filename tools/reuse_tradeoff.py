@@ -3,7 +3,7 @@
     python3 -m tools.reuse_tradeoff [--prompts 64] [--speedups 1.5,2,3,4] [--jobs 4]       # all of it
     python3 -m tools.reuse_tradeoff --only plans       # calibrates and compiles; the plans may run elsewhere
     python3 -m tools.reuse_tradeoff --only runs        # every plan in --work/plans, also others that were put there
-    python3 -m tools.reuse_tradeoff --only videos --judged dense,both_2    # videos for the judge, into --work/videos
+    python3 -m tools.reuse_tradeoff --only runs --judged dense,both_2      # also their videos for the judge, into --work/videos
     python3 -m tools.reuse_tradeoff --only summary --peers steps.json      # table and plot, with peers' (python -m tools.peers.steps)
 
 Every plan makes held-out prompts, and each video is compared with the dense one of its seed. The cost is that of forwards and density at the
@@ -15,38 +15,35 @@ import argparse
 import concurrent.futures
 import json
 import pathlib
-import re
-import shutil
 import statistics
 import subprocess
 import sys
-import time
 
 from tools.plotting import pyplot_to_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SKIPPING_EFFICIENCY, SUMMARY_PAIRS = 0.93, 1 / 64  # as calibrate takes them, for blocks of 64
-NAMES = {"both": "ours: reuse and masks", "reuse": "ours: reuse alone", "masks": "ours: masks alone", "fewer": "fewer steps"}
+NAMES = {"both": "ours: reuse and masks", "reuse": "ours: reuse alone", "masks": "ours: masks alone", "steps": "fewer steps"}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibatt", type=pathlib.Path, default=ROOT / "build/cpu/calibatt")
+    parser.add_argument("--bench", type=pathlib.Path, default=ROOT / "build/cpu/bench/calibatt_plan_quality_bench")
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/tiny-wan")
     parser.add_argument("--speedups", default="1.5,2,3,4")
     parser.add_argument("--calibration-prompts", type=int, default=4)
     parser.add_argument("--profile", type=pathlib.Path, help="measurements that are there already [--work/profile]")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--other-prompts", type=int, default=0, help="of plans with other names than this tool gives [--prompts]")
     parser.add_argument("--seed", type=int, default=1, help="of the first held-out prompt; the i-th has seed + i")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--share", type=float, default=0.82, help="attention's share of a dense forward")
-    parser.add_argument("--generate", default="", help="more flags of `calibatt generate`, such as '--dtype fp16'")
-    parser.add_argument("--only", choices=("plans", "runs", "videos", "summary"))
-    parser.add_argument("--judged", default="dense", help="plans whose videos are made for the judge")
+    parser.add_argument("--generate", default="", help="more flags of the bench, such as '--dtype fp16'")
+    parser.add_argument("--only", choices=("plans", "runs", "summary"))
+    parser.add_argument("--judged", default="", help="whose videos are kept for the judge: dense, names of plans")
     parser.add_argument("--peers", type=pathlib.Path, nargs="*", default=[], help="steps.json of tools.peers.steps")
-    parser.add_argument("--jobs", type=int, default=1, help="plans at a time")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="starts nothing new after that")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the prompts")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begins no prompt after that")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "out/reuse_tradeoff")
     return parser.parse_args()
 
@@ -85,83 +82,43 @@ def make_plans(args):
                 print(f"compiled {name}", file=sys.stderr)
 
 
-class Runs:
-    """Held-out prompts by one plan at a time, each against the dense video of its seed."""
+def runs(args):
+    """Held-out prompts by all plans, each against the dense video of its prompt and seed: --jobs processes share the prompts."""
+    results = args.work / "results"
+    results.mkdir(parents=True, exist_ok=True)
 
-    def __init__(self, args):
-        self.args, self.deadline = args, time.time() + args.seconds
-        self.frames = args.work / "frames"
-        self.texts = (args.model / "prompts/heldout.txt").read_text().splitlines()
-        (args.work / "results").mkdir(parents=True, exist_ok=True)
+    def is_done(name):
+        path = results / f"{name}.json"
+        return path.exists() and len(json.loads(path.read_text())["prompts"]) >= args.prompts
 
-    def flags(self, name):
-        if name.startswith("fewer_"):
-            return ["--steps", round(self.args.steps / float(name.split("_")[1]))]
-        plan = [] if name == "dense" else ["--plan", self.args.work / "plans" / f"{name}.safetensors"]
-        return ["--steps", self.args.steps, *plan]
+    plans = [path for path in sorted((args.work / "plans").glob("*.safetensors")) if not is_done(path.stem)]
+    fewer = [steps for text in args.speedups.split(",") if not is_done(f"steps_{(steps := round(args.steps / float(text)))}")]
+    if not plans and not fewer:
+        return
+    command = [args.bench, "-m", args.model, "--prompts", args.model / "prompts/heldout.txt", "--max-prompts", args.prompts, "--every", args.jobs,
+               "--seed", args.seed, "--steps", args.steps, "--seconds", min(args.seconds, 1e9), *args.generate.split()]  # fmt: skip
+    command += [part for path in plans for part in ("--plan", f"{path.stem}={path}")] + [part for steps in fewer for part in ("--fewer", steps)]
+    if args.judged:
+        command += ["--videos", args.work / "videos", *(part for name in args.judged.split(",") for part in ("--judged", name))]
+    lines = []
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for output in pool.map(lambda job: lines_of([*command, "--first", job]), range(args.jobs)):
+            lines += output
+    for name in dict.fromkeys(line["name"] for line in lines):
+        of_name = sorted((line for line in lines if line["name"] == name), key=lambda line: line["prompt"])
+        same = {key: of_name[0][key] for key in ("forwards", "density", "step_reuse", "precision", "device", "threads")}
+        keys = ("transformer_seconds", "attention_seconds", *(key for key in ("psnr_db", "ssim", "flicker") if key in of_name[0]))
+        result = {"plan": name, "prompts": [line["prompt"] for line in of_name], **same, **{key: [line[key] for line in of_name] for key in keys}}
+        (results / f"{name}.json").write_text(json.dumps(result) + "\n")
 
-    def generate(self, name, first, last, folder, ending):
-        folder.mkdir(parents=True, exist_ok=True)
-        prompts = folder / "prompts.txt"
-        prompts.write_text("\n".join(self.texts[first:last]) + "\n")
-        run(self.args.calibatt, "generate", "-m", self.args.model, "--prompts", prompts, "--seed", self.args.seed + first, "-o", folder / f"v{ending}",
-            *self.flags(name), *self.args.generate.split())  # fmt: skip
-        return [json.loads((folder / f"v_{i:04d}.json").read_text()) for i in range(last - first)]
 
-    def dense(self):
-        """All jobs share its prompts: everything else waits for them."""
-        size = -(-self.args.prompts // self.args.jobs)
-        starts = range(0, self.args.prompts, size)
-        folders = [self.frames / "dense" / str(start) for start in starts]
-        self.dense_video = lambda i: self.frames / "dense" / str(i // size * size) / f"v_{i % size:04d}.png"
-        path = self.args.work / "results/dense.json"
-        if path.exists() and all(folder.exists() for folder in folders):
-            return
-        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
-            parts = pool.map(lambda start, folder: self.generate("dense", start, min(start + size, self.args.prompts), folder, ".png"), starts, folders)
-            self.write("dense", [report for part in parts for report in part], {})
-
-    def write(self, name, reports, figures):
-        result = {"plan": name, "prompts": len(reports), "forwards": reports[0]["forwards"], "density": reports[0]["density"],
-                  "precision": reports[0]["precision"], "device": reports[0]["device"], "step_reuse": reports[0]["step_reuse"],
-                  "transformer_seconds": [report["seconds"]["transformer"] for report in reports], **figures}  # fmt: skip
-        (self.args.work / "results" / f"{name}.json").write_text(json.dumps(result) + "\n")
-
-    def compare(self, folder, i):
-        text = run(self.args.calibatt, "compare", self.dense_video(i), folder / f"v_{i:04d}.png")
-        return [float(x) for x in re.match(r"PSNR (\S+) dB\s+SSIM (\S+)\s+flicker difference (\S+)", text).groups()]
-
-    def count(self, name):
-        ours = name.split("_")[0] in NAMES and name.count("_") == 1
-        return self.args.prompts if ours else self.args.other_prompts or self.args.prompts
-
-    def measure(self, name):
-        count = self.count(name)
-        if (self.args.work / "results" / f"{name}.json").exists() or time.time() > self.deadline:
-            return
-        folder = self.frames / name
-        reports = self.generate(name, 0, count, folder, ".png")
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            figures = dict(zip(("psnr_db", "ssim", "flicker"), zip(*pool.map(lambda i: self.compare(folder, i), range(count)))))
-        shutil.rmtree(folder)
-        self.write(name, reports, figures)
-        print(f"{name}: {statistics.median(figures['psnr_db']):.1f} dB, worst {min(figures['psnr_db']):.1f}", file=sys.stderr, flush=True)
-
-    def all(self):
-        self.dense()
-        plans = sorted(path.stem for path in (self.args.work / "plans").glob("*.safetensors"))
-        plans.sort(key=lambda name: name.split("_")[0] not in NAMES)
-        fewer = [f"fewer_{float(text):g}" for text in self.args.speedups.split(",")]
-        with concurrent.futures.ThreadPoolExecutor(self.args.jobs) as pool:
-            for done in concurrent.futures.as_completed([pool.submit(self.measure, name) for name in [*fewer, *plans]]):
-                if done.exception() is not None:
-                    print(done.exception(), file=sys.stderr, flush=True)
-
-    def videos(self):
-        for name in self.args.judged.split(","):
-            folder = self.args.work / "videos" / name
-            if time.time() < self.deadline:
-                self.generate(name, 0, self.args.prompts, folder, ".mp4")
+def lines_of(command):
+    """What it printed; also of one that failed, with what it said."""
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if result.returncode != 0:
+        print(f"{command[0]}: {result.stderr.strip()[-500:]}", file=sys.stderr, flush=True)
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.endswith("}")]
+    return [{**line, "psnr_db": 200.0} if line.get("psnr_db", 0) is None else line for line in lines]  # of equal videos
 
 
 def verdicts(args):
@@ -205,10 +162,11 @@ def collect(args):
         kind, _, speedup = name.partition("_")
         calibration = args.work / "plans" / f"{name}.json"
         known = json.loads(calibration.read_text()) if calibration.exists() else {}
-        dense_seconds = sum(runs["dense"]["transformer_seconds"][: each["prompts"]])
+        seconds_of_dense = dict(zip(runs["dense"]["prompts"], runs["dense"]["transformer_seconds"]))
+        dense_seconds = sum(seconds_of_dense[prompt] for prompt in each["prompts"])
         cost = each["forwards"] / runs["dense"]["forwards"] * forward_cost(each["density"], args.share)
         rows.append({"recipe": NAMES.get(kind, kind), "asked": speedup, "cost": cost, "forwards": each["forwards"],
-                     "density": each["density"], "prompts": each["prompts"], "psnr_db": statistics.median(each["psnr_db"]), "worst_db": min(each["psnr_db"]),
+                     "density": each["density"], "prompts": len(each["prompts"]), "psnr_db": statistics.median(each["psnr_db"]), "worst_db": min(each["psnr_db"]),
                      "speedup_measured": dense_seconds / sum(each["transformer_seconds"]), "ssim": statistics.median(each["ssim"]),
                      "predicted_db": known.get("psnr_db"), "checked_db": known.get("psnr_measured"), "judged": judged.get(name)})  # fmt: skip
     rows += peer_rows(args, runs["dense"]["forwards"])
@@ -253,9 +211,7 @@ def main():
     if args.only in (None, "plans"):
         make_plans(args)
     if args.only in (None, "runs"):
-        Runs(args).all()
-    if args.only in (None, "videos"):
-        Runs(args).videos()
+        runs(args)
     if args.only in (None, "summary"):
         result = collect(args)
         (args.work / "reuse.json").write_text(json.dumps(result, indent=1) + "\n")
