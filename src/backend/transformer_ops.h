@@ -27,6 +27,18 @@ struct RopeFactors {
   Tensor frequencies;  ///< [3, heads, head_dim/2] F32
 };
 
+/// The weights of the norms of queries and of keys, each [head_dim] F32.
+struct HeadNorms {
+  const Tensor &query, &key;
+  float eps;
+};
+
+/// What is made of a residual as soon as it is complete: out = residual/√(mean(residual²) + eps) · weight per row.
+struct FollowingNorm {
+  const Tensor& weight;  ///< [channels] F32
+  Tensor& out;           ///< of the type of what was added, and may be that
+};
+
 /// How a latent video [channels, frames, height, width] is cut into tokens: each token is one patch (frames × height ×
 /// width cells), tokens are stored in the order given by raster_of_position (AttentionGeometry).
 struct PatchLayout {
@@ -48,14 +60,17 @@ class TransformerOps {
   /// out = x/√(mean(x²) + eps) · weight per row. x, out F32 or of 16 bits; may be the same tensor.
   virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) = 0;
   /// residual += x/√(mean(x²) + eps) · weight per row. x F32 or of 16 bits, residual F32; weight [channels] F32.
-  virtual void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) = 0;
+  /// `following`, if not null, with the same eps and in the same pass.
+  virtual void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
+                            const FollowingNorm* following = nullptr) = 0;
   /// In place on one [tokens, heads, head_dim] array: RMS norm over all heads of a token (weight [heads·head_dim] F32;
   /// null: none), then rotation (null: none). What becomes of a query or key between its projection and the attention.
   virtual void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                                const RopeTable* rope) = 0;
-  /// The same where each head is normalised for itself, by the same weight [head_dim] F32, and has angles of its own.
-  virtual void norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
-                                     const RopeFactors* rope) = 0;
+  /// The same where each head is normalised for itself, by one weight for all of them, and has angles of its own; of a
+  /// query and a key of one token the same. Both at once: tokens, types and strides are alike.
+  virtual void norm_and_rotate_heads(HeadsView query, HeadsView key, int num_heads, int head_dim,
+                                     const HeadNorms& norms, const RopeFactors* rope) = 0;
 
   // ---- elementwise -------------------------------------------------------------------------------------------------
   virtual void activate(Activation activation, const Tensor& x, Tensor& out) = 0;  ///< any float, shapes equal

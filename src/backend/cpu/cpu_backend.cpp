@@ -70,6 +70,11 @@ void for_token_ranges(const HeadsView& x, int num_heads, const Fn& fn) {
   }
 }
 
+bool alike(const HeadsView& a, const HeadsView& b) {
+  return a.dtype == b.dtype && a.num_tokens == b.num_tokens && a.token_stride == b.token_stride &&
+         a.head_stride == b.head_stride;
+}
+
 /// One token's rotations from RopeFactors, in the form of RopeTable.
 void rotation_of(const float* position, const float* frequencies, int64_t pairs, float* cos, float* signed_sin) {
   for (int64_t pair = 0; pair < pairs; ++pair) {
@@ -130,15 +135,22 @@ class CpuBackend final : public Backend, public CpuAttention {
     }
   }
 
-  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) override {
+  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
+                    const FollowingNorm* following) override {
     const int64_t channels = x.dim(-1), rows = x.size() / channels;
     CALIBATT_ASSERT(residual.size() == x.size() && weight.size() == channels);
+    CALIBATT_ASSERT(following == nullptr || (following->out.size() == x.size() && following->out.dtype() == x.dtype() &&
+                                             following->weight.size() == channels));
     const float* factors = weight.f32();
+    const float* next_factors = following ? following->weight.f32() : nullptr;
     float* to = residual.f32();
     with_data(x, [&](const auto* from) {
+      using Element = std::remove_cvref_t<decltype(*from)>;
+      Element* next = following ? following->out.data<Element>() : nullptr;
       parallel_for(rows, row_grain(channels), [=](int64_t begin, int64_t end, int) {
-        for (int64_t row = begin; row < end; ++row) {
-          add_rms_norm_row(from + row * channels, factors, eps, to + row * channels, channels);
+        for (int64_t at = begin * channels; at < end * channels; at += channels) {
+          add_rms_norm_row(from + at, factors, eps, to + at, channels);
+          if (next != nullptr) rms_norm_row(to + at, next_factors, eps, next + at, channels);
         }
       });
     });
@@ -162,23 +174,27 @@ class CpuBackend final : public Backend, public CpuAttention {
     });
   }
 
-  void norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
+  void norm_and_rotate_heads(HeadsView query, HeadsView key, int num_heads, int head_dim, const HeadNorms& norms,
                              const RopeFactors* rope) override {
     const int64_t width = int64_t{num_heads} * head_dim;
-    CALIBATT_ASSERT(x.head_stride == head_dim && head_dim % 2 == 0 && weight.size() == head_dim);
+    CALIBATT_ASSERT(query.head_stride == head_dim && head_dim % 2 == 0 && alike(query, key));
+    CALIBATT_ASSERT(norms.query.size() == head_dim && norms.key.size() == head_dim);
     CALIBATT_ASSERT(rope == nullptr ||
-                    (rope->positions.size() == 3 * x.num_tokens && rope->frequencies.size() == 3 * width / 2));
-    const float* factors = weight.f32();
+                    (rope->positions.size() == 3 * query.num_tokens && rope->frequencies.size() == 3 * width / 2));
+    const float *query_norm = norms.query.f32(), *key_norm = norms.key.f32(), eps = norms.eps;
     const float* positions = rope ? rope->positions.f32() : nullptr;
     const float* frequencies = rope ? rope->frequencies.f32() : nullptr;
-    for_token_ranges(x, num_heads, [=](auto* data, int64_t begin, int64_t end) {
+    for_token_ranges(query, num_heads, [=](auto* queries, int64_t begin, int64_t end) {
+      auto* keys = static_cast<decltype(queries)>(key.data);
       std::vector<float> cos(static_cast<size_t>(positions ? width : 0)), signed_sin(cos.size());
       for (int64_t token = begin; token < end; ++token) {
         if (positions) rotation_of(positions + 3 * token, frequencies, width / 2, cos.data(), signed_sin.data());
         for (int64_t head = 0; head < width; head += head_dim) {
-          norm_and_rotate_row(data + token * x.token_stride + head, factors, eps,
-                              positions ? cos.data() + head : nullptr, positions ? signed_sin.data() + head : nullptr,
-                              1, head_dim);
+          const int64_t at = token * query.token_stride + head;
+          const float* head_cos = positions ? cos.data() + head : nullptr;
+          const float* head_sin = positions ? signed_sin.data() + head : nullptr;
+          norm_and_rotate_row(queries + at, query_norm, eps, head_cos, head_sin, 1, head_dim);
+          norm_and_rotate_row(keys + at, key_norm, eps, head_cos, head_sin, 1, head_dim);
         }
       }
     });

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "backend/cpu/make_backend.h"
@@ -151,7 +152,8 @@ TEST(CpuBackend, SwiGluIsTheObviousProduct) {
 TEST(CpuBackend, AddsARowsNorm) {
   const auto backend = make_cpu_backend();
   constexpr int64_t kRows = 5, kChannels = 77;
-  const Tensor residual = TorchGenerator(1).randn({kRows, kChannels}), weight = TorchGenerator(2).randn({kChannels});
+  const Tensor residual = TorchGenerator(1).randn({kRows, kChannels}), weight = TorchGenerator(2).randn({kChannels}),
+               next_weight = TorchGenerator(4).randn({kChannels});
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const Tensor x = converted(TorchGenerator(3).randn({kRows, kChannels}), dtype), exact = converted(x, DType::kF32);
     Tensor out = residual.clone();
@@ -164,32 +166,44 @@ TEST(CpuBackend, AddsARowsNorm) {
         EXPECT_NEAR(out.f32()[row * kChannels + c], residual.f32()[row * kChannels + c] + normed, 1e-6);
       }
     }
+    // The norm that follows is that of the sum, to the last bit, and may take the place of what was added.
+    Tensor next(dtype, x.shape()), again = residual.clone(), in_place = x.clone();
+    backend->rms_norm(out, next_weight, 0.25f, next);
+    const FollowingNorm following{next_weight, in_place};
+    backend->add_rms_norm(in_place, weight, 0.25f, again, &following);
+    EXPECT_EQ(std::memcmp(again.raw(), out.raw(), out.size_bytes()), 0);
+    EXPECT_EQ(std::memcmp(in_place.raw(), next.raw(), next.size_bytes()), 0);
   }
 }
 
-// Two heads in a row behind one channel that is not theirs, each with a norm and angles of its own.
+// Queries and keys of two heads behind one channel that is not theirs, each with a norm and angles of its own.
 TEST(CpuBackend, HeadsAreNormalisedAndRotatedForThemselves) {
   const auto backend = make_cpu_backend();
-  constexpr int64_t kTokens = 3, kHeads = 2, kDim = 6, kStride = kHeads * kDim + 1, kPairs = kHeads * kDim / 2;
-  const Tensor weight = TorchGenerator(2).randn({kDim}), before = TorchGenerator(3).randn({kTokens, kStride});
+  constexpr int64_t kTokens = 3, kHeads = 2, kDim = 6, kStride = 2 * kHeads * kDim + 1, kPairs = kHeads * kDim / 2;
+  const Tensor norms[] = {TorchGenerator(2).randn({kDim}), TorchGenerator(6).randn({kDim})};
+  const Tensor before = TorchGenerator(3).randn({kTokens, kStride});
   const RopeFactors rope{TorchGenerator(4).randn({kTokens, 3}), TorchGenerator(5).randn({3, kHeads, kDim / 2})};
   for (const bool rotate : {false, true}) {
     Tensor x = before.clone();
-    backend->norm_and_rotate_heads({x.f32() + 1, DType::kF32, kTokens, kStride, kDim}, kHeads, kDim, weight, 0.5f,
+    const auto part = [&](int64_t index) {
+      return HeadsView{x.f32() + 1 + index * kHeads * kDim, DType::kF32, kTokens, kStride, kDim};
+    };
+    backend->norm_and_rotate_heads(part(0), part(1), kHeads, kDim, {norms[0], norms[1], 0.5f},
                                    rotate ? &rope : nullptr);
     for (int64_t token = 0; token < kTokens; ++token) {
       EXPECT_EQ(x.f32()[token * kStride], before.f32()[token * kStride]);
-      for (int64_t head = 0; head < kHeads; ++head) {
-        const int64_t at = token * kStride + 1 + head * kDim;
+      for (int64_t head = 0; head < 2 * kHeads; ++head) {  // the queries', then the keys'
+        const int64_t at = token * kStride + 1 + head * kDim, first_pair = head % kHeads * kDim / 2;
         const float* from = before.f32() + at;
+        const float* weight = norms[head / kHeads].f32();
         const double inverse = 1 / std::sqrt(std::inner_product(from, from + kDim, from, 0.0) / kDim + 0.5);
         for (int64_t c = 0; c < kDim; c += 2) {
           double angle = 0;
           for (int64_t axis = 0; rotate && axis < 3; ++axis) {
             angle += double{rope.positions.f32()[token * 3 + axis]} *
-                     rope.frequencies.f32()[axis * kPairs + (head * kDim + c) / 2];
+                     rope.frequencies.f32()[axis * kPairs + first_pair + c / 2];
           }
-          const double a = from[c] * inverse * weight.f32()[c], b = from[c + 1] * inverse * weight.f32()[c + 1];
+          const double a = from[c] * inverse * weight[c], b = from[c + 1] * inverse * weight[c + 1];
           EXPECT_NEAR(x.f32()[at + c], a * std::cos(angle) - b * std::sin(angle), 1e-6);
           EXPECT_NEAR(x.f32()[at + c + 1], a * std::sin(angle) + b * std::cos(angle), 1e-6);
         }

@@ -64,14 +64,14 @@ class CudaBackend final : public Backend, public CudaAttention {
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override;
   void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) override {
-    norm_rows(x, weight, eps, out, false);
+    CALIBATT_ASSERT(out.size() == x.size() && weight.size() == x.dim(-1));
+    cuda::rms_norm(rms_norm_call(x, weight, eps, out), context_.stream());
   }
-  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual) override {
-    norm_rows(x, weight, eps, residual, true);
-  }
+  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
+                    const FollowingNorm* following) override;
   void norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
                        const RopeTable* rope) override;
-  void norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
+  void norm_and_rotate_heads(HeadsView query, HeadsView key, int num_heads, int head_dim, const HeadNorms& norms,
                              const RopeFactors* rope) override;
 
   void activate(Activation activation, const Tensor& x, Tensor& out) override {
@@ -127,7 +127,7 @@ class CudaBackend final : public Backend, public CudaAttention {
   ClipOps& clip_ops() override { return *clip_ops_; }
 
  private:
-  void norm_rows(const Tensor& x, const Tensor& weight, float eps, Tensor& out, bool adds);
+  static RmsNormCall rms_norm_call(const Tensor& x, const Tensor& weight, float eps, Tensor& out);
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
 
   CublasLinear linear_{context_};
@@ -159,9 +159,8 @@ void CudaBackend::layer_norm(const Tensor& x, const Tensor* scale, const Tensor*
   cuda::layer_norm(call, context_.stream());
 }
 
-void CudaBackend::norm_rows(const Tensor& x, const Tensor& weight, float eps, Tensor& out, bool adds) {
+RmsNormCall CudaBackend::rms_norm_call(const Tensor& x, const Tensor& weight, float eps, Tensor& out) {
   RmsNormCall call;
-  call.adds = adds;
   call.x = x.raw();
   call.x_dtype = x.dtype();
   call.out = out.raw();
@@ -170,8 +169,27 @@ void CudaBackend::norm_rows(const Tensor& x, const Tensor& weight, float eps, Te
   call.rows = x.size() / call.channels;
   call.weight = weight.f32();
   call.eps = eps;
-  CALIBATT_ASSERT(out.size() == x.size() && weight.size() == call.channels);
-  cuda::rms_norm(call, context_.stream());
+  return call;
+}
+
+void CudaBackend::add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
+                               const FollowingNorm* following) {
+  CALIBATT_ASSERT(residual.size() == x.size() && residual.dtype() == DType::kF32 && weight.size() == x.dim(-1));
+  AddRmsNormCall call;
+  call.x = x.raw();
+  call.x_dtype = x.dtype();
+  call.residual = residual.f32();
+  call.channels = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  call.weight = weight.f32();
+  call.eps = eps;
+  if (following != nullptr) {
+    CALIBATT_ASSERT(following->out.size() == x.size() && following->out.dtype() == x.dtype() &&
+                    following->weight.size() == call.channels);
+    call.following_weight = following->weight.f32();
+    call.following_out = following->out.raw();
+  }
+  cuda::add_rms_norm(call, context_.stream());
 }
 
 void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,
@@ -196,14 +214,19 @@ void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, cons
   cuda::rms_norm(call, context_.stream());
 }
 
-void CudaBackend::norm_and_rotate_heads(HeadsView x, int num_heads, int head_dim, const Tensor& weight, float eps,
-                                        const RopeFactors* rope) {
-  CALIBATT_ASSERT((x.head_stride == head_dim || num_heads == 1) && head_dim % 2 == 0 && weight.size() == head_dim);
-  HeadNormCall call{x.data, x.dtype, x.token_stride, x.num_tokens, num_heads, head_dim};
-  call.weight = weight.f32();
-  call.eps = eps;
+void CudaBackend::norm_and_rotate_heads(HeadsView query, HeadsView key, int num_heads, int head_dim,
+                                        const HeadNorms& norms, const RopeFactors* rope) {
+  CALIBATT_ASSERT((query.head_stride == head_dim || num_heads == 1) && head_dim % 2 == 0);
+  CALIBATT_ASSERT(query.dtype == key.dtype && query.num_tokens == key.num_tokens &&
+                  query.token_stride == key.token_stride && query.head_stride == key.head_stride);
+  CALIBATT_ASSERT(norms.query.size() == head_dim && norms.key.size() == head_dim);
+  HeadNormCall call{{query.data, key.data}, {norms.query.f32(), norms.key.f32()}, query.dtype, query.token_stride};
+  call.tokens = query.num_tokens;
+  call.heads = num_heads;
+  call.head_dim = head_dim;
+  call.eps = norms.eps;
   if (rope != nullptr) {
-    CALIBATT_ASSERT(rope->positions.size() == 3 * x.num_tokens &&
+    CALIBATT_ASSERT(rope->positions.size() == 3 * query.num_tokens &&
                     2 * rope->frequencies.size() == 3 * int64_t{num_heads} * head_dim);
     call.positions = rope->positions.f32();
     call.frequencies = rope->frequencies.f32();

@@ -148,11 +148,19 @@ TEST_F(CudaNorms, AddRmsNorm) {
     SCOPED_TRACE(testing::Message() << rows << " x " << channels);
     const Tensor weight = random({channels}, DType::kF32, 2), residual = random({rows, channels}, DType::kF32, 3);
     for (const DType dtype : kTypes) {
-      const Tensor x = random({rows, channels}, dtype);
+      const Tensor x = random({rows, channels}, dtype), cpu_x = for_cpu(x);
       Tensor expected = residual.clone(), found = to_gpu(residual);
-      cpu->add_rms_norm(for_cpu(x), weight, 1e-6f, expected);
+      cpu->add_rms_norm(cpu_x, weight, 1e-6f, expected);
       gpu->add_rms_norm(to_gpu(x), to_gpu(weight), 1e-6f, found);
       expect_close(found, expected, kFloat);
+
+      const Tensor next_weight = random({channels}, DType::kF32, 4), gpu_next_weight = to_gpu(next_weight);
+      Tensor next(cpu_x.dtype(), x.shape()), in_place = to_gpu(x), again = to_gpu(residual);
+      cpu->rms_norm(expected, next_weight, 1e-6f, next);
+      const FollowingNorm following{gpu_next_weight, in_place};
+      gpu->add_rms_norm(in_place, to_gpu(weight), 1e-6f, again, &following);
+      expect_same(again, from_gpu(found));
+      expect_close(in_place, converted(next, dtype), bound(dtype));
     }
   }
 }
@@ -165,7 +173,8 @@ TEST_F(CudaNorms, NormAndRotateOfEachHeadForItself) {
   for (const auto [heads, head_dim] : {Case{24, 128}, Case{3, 64}, Case{2, 192}, Case{3, 24}, Case{5, 6}, Case{4, 2}}) {
     SCOPED_TRACE(testing::Message() << heads << " heads of " << head_dim);
     const int64_t width = int64_t{heads} * head_dim;
-    const Tensor weight = random({head_dim}, DType::kF32, 2), gpu_weight = to_gpu(weight);
+    const Tensor query_norm = random({head_dim}, DType::kF32, 2), gpu_query_norm = to_gpu(query_norm);
+    const Tensor key_norm = random({head_dim}, DType::kF32, 3), gpu_key_norm = to_gpu(key_norm);
     for (const int64_t tokens : {1, 17, 130}) {
       RopeFactors rope{random({tokens, 3}, DType::kF32, 4), random({3, heads, head_dim / 2}, DType::kF32, 5)};
       for (int64_t i = 0; i < 3 * tokens; ++i) rope.positions.f32()[i] *= 50;  // as far as a video's columns are
@@ -174,14 +183,17 @@ TEST_F(CudaNorms, NormAndRotateOfEachHeadForItself) {
         for (const bool rotate : {true, false}) {
           const Tensor x = random({tokens, 3 * width}, dtype);
           Tensor expected = for_cpu(x).clone(), found = to_gpu(x);
-          const auto view = [&](Tensor& tensor) {
+          const auto view = [&](Tensor& tensor, int64_t part) {
             const DType type = tensor.dtype();
-            char* data = static_cast<char*>(tensor.raw()) + width * static_cast<int64_t>(dtype_size(type));
+            char* data = static_cast<char*>(tensor.raw()) + part * width * static_cast<int64_t>(dtype_size(type));
             return HeadsView{data, type, tokens, 3 * width, head_dim};
           };
-          cpu->norm_and_rotate_heads(view(expected), heads, head_dim, weight, 1e-5f, rotate ? &rope : nullptr);
-          gpu->norm_and_rotate_heads(view(found), heads, head_dim, gpu_weight, 1e-5f, rotate ? &gpu_rope : nullptr);
-          expect_close(found, converted(expected, dtype), bound(dtype));  // the other two parts stay as they are
+          // The keys before the queries, to tell them apart; the third part stays as it is.
+          cpu->norm_and_rotate_heads(view(expected, 1), view(expected, 0), heads, head_dim,
+                                     {query_norm, key_norm, 1e-5f}, rotate ? &rope : nullptr);
+          gpu->norm_and_rotate_heads(view(found, 1), view(found, 0), heads, head_dim,
+                                     {gpu_query_norm, gpu_key_norm, 1e-5f}, rotate ? &gpu_rope : nullptr);
+          expect_close(found, converted(expected, dtype), bound(dtype));
         }
       }
     }

@@ -107,17 +107,19 @@ Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const Mo
   backend_->linear(*patch_embedding_, tokens, work_.residual);
   const auto [condition_f32, condition] = this->condition(timestep, prompt);
 
+  Modulation next;  // of the block to come, whose first norm follows the residual's last change where it is known
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     const Block& block = blocks_[layer];
     // The first one again after the last: another forward follows most of the time.
     const WeightsInUse in_use(block.streamed, blocks_[(layer + 1) % config_.num_layers].streamed);
-    const Tensor modulation = this->modulation(block.video, condition);
-    Tensor text_modulation;
-    if (prompt.num_tokens() > 0) text_modulation = this->modulation(block.text, condition);
-    attention_step(layer, modulation, text_modulation, layout, self_attention, *attention_timer);
+    const bool normed = !next.video.empty();
+    const Modulation now = normed ? std::move(next) : this->modulation(block, condition);
+    next = is_last(layer) || block.streamed ? Modulation() : this->modulation(blocks_[layer + 1], condition);
+    if (!normed) norm_streams(now);
+    attention_step(layer, now, layout, self_attention, *attention_timer);
     after_part(*backend_, progress, layer, config_.num_layers, 0.5);
-    feed_forward_step(block.video, modulation, work_.residual);
-    if (prompt.num_tokens() > 0 && !is_last(layer)) feed_forward_step(block.text, text_modulation, work_.text);
+    feed_forward_step(block.video, now.video, next.video, work_.residual);
+    if (!work_.text.empty() && !is_last(layer)) feed_forward_step(block.text, now.text, next.text, work_.text);
     if (observer) observer(layer, work_.residual, work_.text);
     after_part(*backend_, progress, layer, config_.num_layers, 1);
   }
@@ -153,6 +155,10 @@ std::pair<Tensor, Tensor> MochiTransformer::condition(float timestep, const Moch
   return {hidden, rounded};
 }
 
+MochiTransformer::Modulation MochiTransformer::modulation(const Block& block, const Tensor& condition) const {
+  return {modulation(block.video, condition), work_.text.empty() ? Tensor() : modulation(block.text, condition)};
+}
+
 Tensor MochiTransformer::modulation(const Stream& stream, const Tensor& condition) const {
   const int64_t width = stream.qkv->in_features(), rows = stream.modulation->out_features() / width;
   Tensor values_of_all = backend_->empty(DType::kF32, {rows * width});
@@ -169,33 +175,40 @@ Tensor MochiTransformer::modulation(const Stream& stream, const Tensor& conditio
   return result;
 }
 
-/// One stream's queries, keys and values, from row first_row on: norm_rotate(W_q x), norm_rotate(W_k x), W_v x, x =
-/// rms_norm(residual)·(1 + scale).
-void MochiTransformer::project(const Stream& stream, const Tensor& residual, const Tensor& modulation,
-                               int64_t first_row, const RopeFactors* rope) {
-  const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
-  Tensor normed = normed_for(residual), qkv = tensor_rows(work_.qkv, first_row, residual.dim(0));
-  backend_->rms_norm(residual, tensor_row(modulation, kScale), kEpsilon, normed);
+/// What a block begins with: rms_norm(residual)·(1 + scale) of both streams.
+void MochiTransformer::norm_streams(const Modulation& modulation) {
+  Tensor normed = normed_for(work_.residual);
+  backend_->rms_norm(work_.residual, tensor_row(modulation.video, kScale), kEpsilon, normed);
+  if (work_.text.empty()) return;
+  normed = normed_for(work_.text);
+  backend_->rms_norm(work_.text, tensor_row(modulation.text, kScale), kEpsilon, normed);
+}
+
+/// One stream's queries, keys and values, from row first_row on: norm_rotate(W_q x), norm_rotate(W_k x), W_v x, x as
+/// norm_streams or the block before left it.
+void MochiTransformer::project(const Stream& stream, const Tensor& normed, int64_t first_row, const RopeFactors* rope) {
+  const int head_dim = config_.attention_head_dim;
+  Tensor qkv = tensor_rows(work_.qkv, first_row, normed.dim(0));
   backend_->linear(*stream.qkv, normed, qkv);
-  backend_->norm_and_rotate_heads(heads_view(qkv, 0, head_dim), heads, head_dim, stream.query_norm, kHeadEpsilon, rope);
-  backend_->norm_and_rotate_heads(heads_view(qkv, config_.dim(), head_dim), heads, head_dim, stream.key_norm,
-                                  kHeadEpsilon, rope);
+  backend_->norm_and_rotate_heads(heads_view(qkv, 0, head_dim), heads_view(qkv, config_.dim(), head_dim),
+                                  config_.num_attention_heads, head_dim,
+                                  {stream.query_norm, stream.key_norm, kHeadEpsilon}, rope);
 }
 
 /// Of both streams: residual += tanh(gate) ⊙ rms_norm(W_o · attention(queries, keys, values of both)).
-void MochiTransformer::attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation,
-                                      const Layout& layout, SelfAttention& attention, Timer& timer) {
+void MochiTransformer::attention_step(int layer, const Modulation& modulation, const Layout& layout,
+                                      SelfAttention& attention, Timer& timer) {
   const Block& block = blocks_[layer];
   const int head_dim = config_.attention_head_dim, dim = config_.dim();
   const int64_t num_tokens = layout.geometry.num_tokens();
   AttentionGeometry geometry = layout.geometry;
   if (!work_.text.empty()) geometry.text_tokens = static_cast<int>(work_.text.dim(0));
 
-  project(block.video, work_.residual, modulation, 0, &layout.rope);
-  if (geometry.text_tokens > 0) project(block.text, work_.text, text_modulation, num_tokens, nullptr);
+  project(block.video, normed_for(work_.residual), 0, &layout.rope);
+  if (geometry.text_tokens > 0) project(block.text, normed_for(work_.text), num_tokens, nullptr);
   const Tensor qkv = tensor_rows(work_.qkv, 0, geometry.num_tokens());
   Tensor attended = tensor_rows(work_.attended, 0, geometry.num_tokens());
-  const Tensor of_video = tensor_rows(attended, 0, num_tokens), gate = tensor_row(modulation, kGate);
+  const Tensor of_video = tensor_rows(attended, 0, num_tokens), gate = tensor_row(modulation.video, kGate);
 
   OutputContext context;
   Tensor host_gate;
@@ -205,10 +218,9 @@ void MochiTransformer::attention_step(int layer, const Tensor& modulation, const
                    heads_view(qkv, 2 * dim, head_dim), heads_view(attended, 0, head_dim), context);
   timer.stop();
 
-  add_output(block.video, of_video, gate, work_.residual);
+  add_output(block.video, of_video, modulation.video, work_.residual);
   if (geometry.text_tokens > 0 && !is_last(layer)) {
-    add_output(block.text, tensor_rows(attended, num_tokens, geometry.text_tokens), tensor_row(text_modulation, kGate),
-               work_.text);
+    add_output(block.text, tensor_rows(attended, num_tokens, geometry.text_tokens), modulation.text, work_.text);
   }
 }
 
@@ -225,18 +237,23 @@ OutputContext MochiTransformer::output_context(int layer, const Tensor& gate, co
   return context;
 }
 
-void MochiTransformer::add_output(const Stream& stream, const Tensor& attended, const Tensor& gate, Tensor& residual) {
+/// And rms_norm(residual)·(1 + scale), which the feed-forward begins with.
+void MochiTransformer::add_output(const Stream& stream, const Tensor& attended, const Tensor& modulation,
+                                  Tensor& residual) {
   Tensor output = normed_for(residual);
   backend_->linear(*stream.output, attended, output);
-  backend_->add_rms_norm(output, gate, kEpsilon, residual);
+  const Tensor scale = tensor_row(modulation, kFeedForwardScale);
+  const FollowingNorm following{scale, output};
+  backend_->add_rms_norm(output, tensor_row(modulation, kGate), kEpsilon, residual, &following);
 }
 
-/// residual += tanh(gate) ⊙ rms_norm(W_2 · swiglu(W_1 x)), x = rms_norm(residual)·(1 + scale)
-void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& modulation, Tensor& residual) {
+/// residual += tanh(gate) ⊙ rms_norm(W_2 · swiglu(W_1 x)), x as add_output left it; and what the next block begins
+/// with, unless `next` is empty.
+void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& modulation, const Tensor& next,
+                                         Tensor& residual) {
   const int64_t num_tokens = residual.dim(0), inner = stream.feed_forward_out->in_features();
-  Tensor normed = normed_for(residual);
-  backend_->rms_norm(residual, tensor_row(modulation, kFeedForwardScale), kEpsilon, normed);
-  const Tensor gate = tensor_row(modulation, kFeedForwardGate);
+  const Tensor normed = normed_for(residual), gate = tensor_row(modulation, kFeedForwardGate),
+               next_scale = next.empty() ? Tensor() : tensor_row(next, kScale);
   const int64_t chunk = std::min(num_tokens, work_.hidden.size() / (3 * inner));
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t count = std::min(chunk, num_tokens - begin);
@@ -246,7 +263,8 @@ void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& mod
     backend_->linear(*stream.feed_forward_in, rows, wide);
     backend_->swiglu(wide, hidden);
     backend_->linear(*stream.feed_forward_out, hidden, rows);
-    backend_->add_rms_norm(rows, gate, kEpsilon, to);
+    const FollowingNorm following{next_scale, rows};
+    backend_->add_rms_norm(rows, gate, kEpsilon, to, next.empty() ? nullptr : &following);
   }
 }
 

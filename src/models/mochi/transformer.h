@@ -87,6 +87,9 @@ class MochiTransformer {
   };
   /// Rows of a modulation, ready for use: 1 + scale and tanh(gate), [4, width] F32.
   enum ModulationRow { kScale, kGate, kFeedForwardScale, kFeedForwardGate };
+  struct Modulation {
+    Tensor video, text;  // text: empty without tokens
+  };
 
   /// What depends on the size of the video and the token order only.
   struct Layout {
@@ -114,13 +117,14 @@ class MochiTransformer {
   /// → silu(embedding of timestep and prompt) [dim], in float32 and as the blocks take it.
   std::pair<Tensor, Tensor> condition(float timestep, const MochiPrompt& prompt) const;
   Tensor modulation(const Stream& stream, const Tensor& condition) const;
-  void project(const Stream& stream, const Tensor& residual, const Tensor& modulation, int64_t first_row,
-               const RopeFactors* rope);
-  void attention_step(int layer, const Tensor& modulation, const Tensor& text_modulation, const Layout& layout,
-                      SelfAttention& attention, Timer& timer);
+  Modulation modulation(const Block& block, const Tensor& condition) const;
+  void norm_streams(const Modulation& modulation);
+  void project(const Stream& stream, const Tensor& normed, int64_t first_row, const RopeFactors* rope);
+  void attention_step(int layer, const Modulation& modulation, const Layout& layout, SelfAttention& attention,
+                      Timer& timer);
   OutputContext output_context(int layer, const Tensor& gate, const Tensor& attended, Tensor& host_gate);
-  void add_output(const Stream& stream, const Tensor& attended, const Tensor& gate, Tensor& residual);
-  void feed_forward_step(const Stream& stream, const Tensor& modulation, Tensor& residual);
+  void add_output(const Stream& stream, const Tensor& attended, const Tensor& modulation, Tensor& residual);
+  void feed_forward_step(const Stream& stream, const Tensor& modulation, const Tensor& next, Tensor& residual);
 
   Backend* backend_ = nullptr;
   DType dtype_ = DType::kF32;

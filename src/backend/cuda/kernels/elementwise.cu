@@ -52,24 +52,6 @@ struct Multiply {
   }
 };
 
-/// A unit lies in one row: channels are a multiple of n.
-template <class T>
-struct SwiGlu {
-  const T* x;
-  T* out;
-  int64_t channels;
-  template <int n>
-  __device__ void run(int64_t at) const {
-    const T* from = x + at / channels * channels + at;  // row · 2·channels + channel
-    float values[n], gate[n];
-    load<Reuse::kStream>(from, values);
-    load<Reuse::kStream>(from + channels, gate);
-#pragma unroll
-    for (int i = 0; i < n; ++i) values[i] *= activated(Activation::kSiLU, gate[i]);
-    store(out + at, values);
-  }
-};
-
 struct Add {
   const float *a, *b;
   float* out;
@@ -212,6 +194,39 @@ __global__ void __launch_bounds__(kMatrixThreads)
   }
 }
 
+/// Where 16 bits are kept, an exponential and a quotient of 2⁻²² are exact enough, and the pass is bound by memory.
+template <class T>
+__device__ __forceinline__ float silu(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return activated(Activation::kSiLU, x);
+  } else {
+    return __fdividef(x, 1.0f + __expf(-x));
+  }
+}
+
+template <class T, int n>
+__global__ void __launch_bounds__(kMatrixThreads) swiglu_kernel(const T* x, T* out, int64_t rows, int64_t channels) {
+  const int64_t column = (int64_t{blockIdx.y} * kMatrixThreads + threadIdx.x) * n;
+  if (column >= channels) return;
+  const int64_t first = int64_t{blockIdx.x} * kMatrixRows;
+  float values[kMatrixRows][n], gate[kMatrixRows][n];
+#pragma unroll
+  for (int r = 0; r < kMatrixRows; ++r) {
+    if (first + r < rows) {
+      load<Reuse::kStream>(x + (first + r) * 2 * channels + column, values[r]);
+      load<Reuse::kStream>(x + (first + r) * 2 * channels + channels + column, gate[r]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kMatrixRows; ++r) {
+    if (first + r < rows) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) values[r][i] *= silu<T>(gate[r][i]);
+      store(out + (first + r) * channels + column, values[r]);
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) sum_of_squares_kernel(const float* x, int64_t size, double* partial_sums) {
   __shared__ double sums[kThreads];
   double sum = 0;
@@ -242,11 +257,20 @@ void multiply(const void* a, const void* b, void* out, DType dtype, int64_t size
 }
 
 void swiglu(const void* x, void* out, DType dtype, int64_t rows, int64_t channels, cudaStream_t stream) {
+  if (rows == 0 || channels == 0) return;
   with_type(dtype, [&]<class T>(T*) {
-    const auto channels_as_address = static_cast<uintptr_t>(channels % kUnit);  // as a period in `add`
-    map(rows * channels, stream, SwiGlu<T>{static_cast<const T*>(x), static_cast<T*>(out), channels}, x, out,
-        channels_as_address);
+    const auto enqueue = [&](auto n) {
+      swiglu_kernel<T, n()><<<matrix_grid(rows, channels, n()), kMatrixThreads, 0, stream>>>(
+          static_cast<const T*>(x), static_cast<T*>(out), rows, channels);
+    };
+    constexpr int kWide = 16 / sizeof(T);
+    if (channels % kWide == 0 && aligned(x) && aligned(out)) {
+      enqueue(std::integral_constant<int, kWide>());
+    } else {
+      enqueue(std::integral_constant<int, 1>());
+    }
   });
+  check(cudaGetLastError(), "SwiGLU: launch");
 }
 
 void add(const float* a, const float* b, float* out, int64_t size, int64_t period, cudaStream_t stream) {

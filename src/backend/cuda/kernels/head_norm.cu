@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 #include <type_traits>
 
@@ -9,61 +10,115 @@
 namespace calibatt::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMaxUnits = 8;  ///< of a lane
+constexpr int kWarpSize = 32, kMaxThreads = 256;
+constexpr int kMaxUnits = 8;         ///< of a lane
+constexpr int kTokensPerThread = 4;  ///< for which a thread reads weights and frequencies once
 constexpr int64_t kMaxHeadDim = 512;
 
-/// Rotates neighbouring pairs of channels by RopeFactors' angles; `frequencies` are the first pair's. Rounded as the
-/// host's code rounds: a fused product would turn far columns by another angle.
-template <int n>
-__device__ __forceinline__ void rotate(const float* position, const float* frequencies, int64_t pairs,
-                                       float (&values)[n]) {
-#pragma unroll
-  for (int j = 0; j < n; j += 2) {
-    const float* const frequency = frequencies + j / 2;
-    const float by_frame = __fmul_rn(position[0], frequency[0]), by_row = __fmul_rn(position[1], frequency[pairs]),
-                by_column = __fmul_rn(position[2], frequency[2 * pairs]);
-    float sin, cos;
-    sincosf(__fadd_rn(__fadd_rn(by_frame, by_row), by_column), &sin, &cos);
-    const float first = values[j], second = values[j + 1];
-    values[j] = first * cos - second * sin;
-    values[j + 1] = second * cos + first * sin;
+/// Of one pair of channels at one place. Where 16 bits are kept, sine and cosine of the special-function unit are exact
+/// enough (2⁻²¹ within half a turn).
+template <bool kExact>
+__device__ __forceinline__ void sine_and_cosine(float angle, float& sin, float& cos) {
+  if constexpr (kExact) {
+    sincosf(angle, &sin, &cos);
+  } else {
+    constexpr float kTurn = 6.28318548f, kTurnRest = -1.74845553e-7f;  // their sum is 2π
+    const float turns = rintf(angle * 0.159154943f);
+    const float rest = fmaf(-turns, kTurnRest, fmaf(-turns, kTurn, angle));
+    sin = __sinf(rest);
+    cos = __cosf(rest);
   }
 }
 
-/// A head is cut into units of n channels; a lane holds the units lane, lane + 32, …
-template <class T, int n, int kUnits>
-__global__ void __launch_bounds__(kThreads) head_norm_kernel(const __grid_constant__ HeadNormCall call) {
-  const int64_t index = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;  // of the head, through all tokens
-  if (index >= call.tokens * call.heads) return;                          // a whole warp
-  const int lane = static_cast<int>(threadIdx.x) % 32, head_dim = static_cast<int>(call.head_dim);
-  const int64_t token = index / call.heads, head = index % call.heads;
-  T* const x = static_cast<T*>(call.x) + token * call.token_stride + head * head_dim;
+template <int kLanes>
+__device__ __forceinline__ float lanes_sum(float x) {
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+  return x;
+}
 
-  float values[kUnits][n], square_sum = 0;
+/// What a lane needs for a unit of n channels of one head, whatever the token.
+template <int n>
+struct UnitFactors {
+  float weight[2][n];         // of the query's and the key's norm
+  float frequency[3][n / 2];  // of each axis
+
+  __device__ __forceinline__ void read(const HeadNormCall& call, int64_t head, int64_t at) {
 #pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    const int at = (lane + 32 * i) * n;
-    if (at < head_dim) {
-      load<Reuse::kStream>(x + at, values[i]);
+    for (int part = 0; part < 2; ++part) load<Reuse::kCached>(call.weight[part] + at, weight[part]);
+    if (call.positions == nullptr) return;
 #pragma unroll
-      for (int j = 0; j < n; ++j) square_sum += values[i][j] * values[i][j];
+    for (int axis = 0; axis < 3; ++axis) {
+      const float* from = call.frequencies + ((axis * call.heads + head) * call.head_dim + at) / 2;
+#pragma unroll
+      for (int j = 0; j < n / 2; ++j) frequency[axis][j] = from[j];
     }
   }
-  const float inverse = 1.0f / sqrtf(warp_sum(square_sum) / static_cast<float>(head_dim) + call.eps);
+
+  /// Angles are rounded as the host's code rounds: a fused product would turn far columns by another angle.
+  template <bool kExact>
+  __device__ __forceinline__ void rotate(const float (&position)[3], float (&values)[2][n]) const {
+#pragma unroll
+    for (int j = 0; j < n; j += 2) {
+      const float by_frame = __fmul_rn(position[0], frequency[0][j / 2]),
+                  by_row = __fmul_rn(position[1], frequency[1][j / 2]),
+                  by_column = __fmul_rn(position[2], frequency[2][j / 2]);
+      float sin, cos;
+      sine_and_cosine<kExact>(__fadd_rn(__fadd_rn(by_frame, by_row), by_column), sin, cos);
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const float first = values[part][j], second = values[part][j + 1];
+        values[part][j] = first * cos - second * sin;
+        values[part][j + 1] = second * cos + first * sin;
+      }
+    }
+  }
+};
+
+/// kLanes lanes have a head, of the query and of the key, which are turned alike. It is cut into units of n channels;
+/// a lane holds the units lane, lane + kLanes, … No thread leaves before its warp's sums are made.
+template <class T, int n, int kLanes, int kUnits>
+__global__ void __launch_bounds__(kMaxThreads) head_norm_kernel(const __grid_constant__ HeadNormCall call) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, heads_per_block = static_cast<int>(blockDim.x) / kLanes;
+  const int64_t head = static_cast<int>(blockIdx.y) * heads_per_block + static_cast<int>(threadIdx.x) / kLanes;
+  const auto is_mine = [&](int i) { return head < call.heads && (lane + kLanes * i) * n < call.head_dim; };
+  UnitFactors<n> factors[kUnits];
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
-    const int at = (lane + 32 * i) * n;
-    if (at >= head_dim) continue;
-    float weight[n];
-    load<Reuse::kCached>(call.weight + at, weight);
+    if (is_mine(i)) factors[i].read(call, head, (lane + kLanes * i) * n);
+  }
+
+  const int64_t begin = int64_t{blockIdx.x} * kTokensPerThread;
+  const int64_t end = min(begin + kTokensPerThread, call.tokens);
+  for (int64_t token = begin; token < end; ++token) {
+    const int64_t at = token * call.token_stride + head * call.head_dim + lane * n;
+    T* const x[2] = {static_cast<T*>(call.x[0]) + at, static_cast<T*>(call.x[1]) + at};
+    float values[kUnits][2][n], inverse[2] = {}, position[3];
 #pragma unroll
-    for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * inverse * weight[j];
-    if (call.positions != nullptr) {
-      rotate(call.positions + 3 * token, call.frequencies + (head * head_dim + at) / 2, call.heads * head_dim / 2,
-             values[i]);
+    for (int i = 0; i < 2 * kUnits; ++i) {
+      if (is_mine(i / 2)) load<Reuse::kStream>(x[i % 2] + kLanes * (i / 2) * n, values[i / 2][i % 2]);
     }
-    store(x + at, values[i]);
+    if (call.positions != nullptr) load<Reuse::kCached>(call.positions + 3 * token, position);
+#pragma unroll
+    for (int i = 0; i < 2 * kUnits; ++i) {
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        if (is_mine(i / 2)) inverse[i % 2] += values[i / 2][i % 2][j] * values[i / 2][i % 2][j];
+      }
+    }
+#pragma unroll
+    for (float& part : inverse) {
+      part = 1.0f / sqrtf(lanes_sum<kLanes>(part) / static_cast<float>(call.head_dim) + call.eps);
+    }
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      if (!is_mine(i)) continue;
+#pragma unroll
+      for (int j = 0; j < 2 * n; ++j) values[i][j % 2][j / 2] *= inverse[j % 2] * factors[i].weight[j % 2][j / 2];
+      if (call.positions != nullptr) factors[i].template rotate<sizeof(T) == 4>(position, values[i]);
+      store(x[0] + kLanes * i * n, values[i][0]);
+      store(x[1] + kLanes * i * n, values[i][1]);
+    }
   }
 }
 
@@ -71,24 +126,28 @@ bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+template <class T, int n, int kLanes, int kUnits>
+void enqueue(const HeadNormCall& call, cudaStream_t stream) {
+  constexpr int64_t kMostHeads = kMaxThreads / kLanes;
+  const int64_t parts = (call.heads + kMostHeads - 1) / kMostHeads, heads = (call.heads + parts - 1) / parts;
+  const auto threads = static_cast<unsigned>((heads * kLanes + kWarpSize - 1) / kWarpSize * kWarpSize);
+  const int64_t heads_per_block = threads / kLanes;
+  const dim3 grid(static_cast<unsigned>((call.tokens + kTokensPerThread - 1) / kTokensPerThread),
+                  static_cast<unsigned>((call.heads + heads_per_block - 1) / heads_per_block));
+  head_norm_kernel<T, n, kLanes, kUnits><<<grid, threads, 0, stream>>>(call);
+}
+
 template <class T>
 void launch(const HeadNormCall& call, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((call.tokens * call.heads + kWarps - 1) / kWarps);
-  const auto enqueue = [&](auto n, auto units) {
-    head_norm_kernel<T, n(), units()><<<blocks, kThreads, 0, stream>>>(call);
-  };
-  constexpr std::integral_constant<int, 4> kWide;
-  constexpr std::integral_constant<int, 2> kPair;
-  constexpr std::integral_constant<int, 1> kOne;
-  constexpr std::integral_constant<int, kMaxUnits> kMost;
-  const bool wide =
-      call.head_dim % kWide() == 0 && call.token_stride % kWide() == 0 && aligned(call.x) && aligned(call.weight);
-  if (wide && call.head_dim <= 32 * kWide()) {
-    enqueue(kWide, kOne);
-  } else if (wide) {
-    enqueue(kWide, kMost);
+  constexpr int kWide = 16 / sizeof(T);
+  const bool wide = call.head_dim % kWide == 0 && call.token_stride % kWide == 0 && aligned(call.x[0]) &&
+                    aligned(call.x[1]) && aligned(call.weight[0]) && aligned(call.weight[1]);
+  if (wide && call.head_dim <= 16 * kWide) {
+    enqueue<T, kWide, 16, 1>(call, stream);
+  } else if (wide && call.head_dim <= 32 * kWide) {
+    enqueue<T, kWide, 32, 1>(call, stream);
   } else {
-    enqueue(kPair, kMost);
+    enqueue<T, 2, 32, kMaxUnits>(call, stream);
   }
 }
 

@@ -8,14 +8,13 @@
 
 namespace calibatt::cuda {
 
-/// TransformerOps::norm_and_rotate_heads, in place. One warp does one head of one token. All pointers are device
-/// memory.
+/// TransformerOps::norm_and_rotate_heads, in place. All pointers are device memory.
 struct HeadNormCall {
-  void* x = nullptr;                            ///< [tokens, heads, head_dim], heads behind each other
+  void* x[2] = {};                              ///< queries, keys: [tokens, heads, head_dim], heads behind each other
+  const float* weight[2] = {};                  ///< of either: [head_dim]
   DType dtype = DType::kF32;                    ///< kF32, kBF16 or kF16
   int64_t token_stride = 0;                     ///< elements
   int64_t tokens = 0, heads = 0, head_dim = 0;  ///< head_dim: even
-  const float* weight = nullptr;                ///< [head_dim]
   float eps = 0;
   const float* positions = nullptr;    ///< [tokens, 3] (RopeFactors); null: nothing is rotated
   const float* frequencies = nullptr;  ///< with positions: [3, heads, head_dim/2]

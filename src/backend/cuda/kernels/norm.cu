@@ -80,7 +80,7 @@ __device__ __forceinline__ void rotate_pairs(float (&values)[n], const float (&c
   }
 }
 
-template <class In, class Out, int n, int kUnits, bool kAdds>
+template <class In, class Out, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __grid_constant__ RmsNormCall call) {
   __shared__ float sums[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
@@ -126,18 +126,69 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
 #pragma unroll
         for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * inverse * weight[j];
       }
-      if constexpr (kAdds) {
-        float old[n];
-        load<Reuse::kStream>(out + unit * n, old);
-#pragma unroll
-        for (int j = 0; j < n; ++j) values[i][j] += old[j];
-      } else if constexpr (n % 2 == 0) {
+      if constexpr (n % 2 == 0) {
         if (call.cos != nullptr) {
           if (!same_place) load_rotation(unit);
           rotate_pairs(values[i], cos, signed_sin);
         }
       }
       store(out + unit * n, values[i]);
+    }
+  }
+}
+
+/// x and the residual are both under way before the first sum is waited for.
+template <class T, int n, int kUnits>
+__global__ void __launch_bounds__(max_threads(kUnits))
+    add_rms_norm_kernel(const __grid_constant__ AddRmsNormCall call) {
+  __shared__ float sums[2][kMaxWarps];
+  const int units = static_cast<int>(call.channels) / n;
+  const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels;
+  float* const residual = call.residual + blockIdx.x * call.channels;
+  const auto channels = static_cast<float>(call.channels);
+  const auto unit_of = [](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
+
+  float change[kUnits][n], values[kUnits][n], square_sum = 0;
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (unit_of(i) < units) {
+      load<Reuse::kStream>(x + unit_of(i) * n, change[i]);
+      load<Reuse::kStream>(residual + unit_of(i) * n, values[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (unit_of(i) < units) {
+#pragma unroll
+      for (int j = 0; j < n; ++j) square_sum += change[i][j] * change[i][j];
+    }
+  }
+  const float inverse = 1.0f / sqrtf(block_sum(square_sum, sums[0]) / channels + call.eps);
+  square_sum = 0;
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (unit_of(i) < units) {
+      float weight[n];
+      load<Reuse::kCached>(call.weight + unit_of(i) * n, weight);
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        values[i][j] += change[i][j] * inverse * weight[j];
+        square_sum += values[i][j] * values[i][j];
+      }
+      store(residual + unit_of(i) * n, values[i]);
+    }
+  }
+  if (call.following_out == nullptr) return;
+  T* const out = static_cast<T*>(call.following_out) + blockIdx.x * call.channels;
+  const float following = 1.0f / sqrtf(block_sum(square_sum, sums[1]) / channels + call.eps);
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (unit_of(i) < units) {
+      float weight[n];
+      load<Reuse::kCached>(call.following_weight + unit_of(i) * n, weight);
+#pragma unroll
+      for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * following * weight[j];
+      store(out + unit_of(i) * n, values[i]);
     }
   }
 }
@@ -185,10 +236,10 @@ void launch_layer_norm(const LayerNormCall& call, cudaStream_t stream) {
   }
 }
 
-template <class In, class Out, bool kAdds = false>
+template <class In, class Out>
 void launch_rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    rms_norm_kernel<In, Out, n(), units(), kAdds><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    rms_norm_kernel<In, Out, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
   };
   constexpr int kUnit = 16 / sizeof(In);
   const bool wide = call.channels % kUnit == 0 && call.x_stride % kUnit == 0 && call.out_stride % kUnit == 0 &&
@@ -200,6 +251,22 @@ void launch_rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   } else if (call.cos != nullptr) {
     with_units<true>(call.channels / 2, call.channels,
                      [&](auto units, unsigned threads) { enqueue(Int<2>(), units, threads); });
+  } else {
+    with_units<true>(call.channels, call.channels,
+                     [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
+  }
+}
+
+template <class T>
+void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
+  const auto enqueue = [&](auto n, auto units, unsigned threads) {
+    add_rms_norm_kernel<T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+  };
+  constexpr int kUnit = 16 / sizeof(T);
+  if (call.channels % kUnit == 0 && aligned(call.x) && aligned(call.residual) && aligned(call.weight) &&
+      aligned(call.following_weight) && aligned(call.following_out)) {
+    with_units<false>(call.channels / kUnit, call.channels,
+                      [&](auto units, unsigned threads) { enqueue(Int<kUnit>(), units, threads); });
   } else {
     with_units<true>(call.channels, call.channels,
                      [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
@@ -223,16 +290,7 @@ void layer_norm(const LayerNormCall& call, cudaStream_t stream) {
 
 void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   if (call.rows == 0) return;
-  if (call.adds) {
-    CALIBATT_ASSERT(call.out_dtype == DType::kF32 && call.weight != nullptr && call.cos == nullptr);
-    if (call.x_dtype == DType::kBF16) {
-      launch_rms_norm<__nv_bfloat16, float, true>(call, stream);
-    } else if (call.x_dtype == DType::kF16) {
-      launch_rms_norm<__half, float, true>(call, stream);
-    } else {
-      launch_rms_norm<float, float, true>(call, stream);
-    }
-  } else if (call.x_dtype == DType::kBF16) {
+  if (call.x_dtype == DType::kBF16) {
     CALIBATT_ASSERT(call.out_dtype == DType::kBF16);
     launch_rms_norm<__nv_bfloat16, __nv_bfloat16>(call, stream);
   } else if (call.x_dtype == DType::kF16) {
@@ -247,6 +305,19 @@ void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
     launch_rms_norm<float, float>(call, stream);
   }
   check(cudaGetLastError(), "RMS norm: launch");
+}
+
+void add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
+  if (call.rows == 0) return;
+  if (call.x_dtype == DType::kF32) {
+    launch_add_rms_norm<float>(call, stream);
+  } else if (call.x_dtype == DType::kBF16) {
+    launch_add_rms_norm<__nv_bfloat16>(call, stream);
+  } else {
+    CALIBATT_ASSERT(call.x_dtype == DType::kF16);
+    launch_add_rms_norm<__half>(call, stream);
+  }
+  check(cudaGetLastError(), "adding an RMS norm: launch");
 }
 
 }  // namespace calibatt::cuda

@@ -26,14 +26,13 @@ struct LayerNormCall {
 void layer_norm(const LayerNormCall& call, cudaStream_t stream);
 
 /// out = rotate(x/√(mean(x²) + eps) · weight): TransformerOps::rms_norm and TransformerOps::norm_and_rotate over all
-/// heads. `out` may be `x`. With `adds`: out += x/√(mean(x²) + eps) · weight, F32: TransformerOps::add_rms_norm.
+/// heads. `out` may be `x`.
 struct RmsNormCall {
   const void* x = nullptr;
   DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t x_stride = 0;         ///< elements from row to row
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 bits of kF32; kF32 with `adds`
-  bool adds = false;              ///< needs a weight, and no rotation
+  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 bits of kF32
   int64_t out_stride = 0;
   int64_t rows = 0, channels = 0;
   const float* weight = nullptr;  ///< [channels]; null: nothing is normalised
@@ -43,5 +42,19 @@ struct RmsNormCall {
   int64_t head_dim = 0;               ///< with cos; even, divides channels
 };
 void rms_norm(const RmsNormCall& call, cudaStream_t stream);
+
+/// residual += x/√(mean(x²) + eps) · weight, and then following_out = residual/√(mean(residual²) + eps) ·
+/// following_weight: TransformerOps::add_rms_norm. Rows behind each other.
+struct AddRmsNormCall {
+  const void* x = nullptr;
+  DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
+  float* residual = nullptr;
+  int64_t rows = 0, channels = 0;
+  const float* weight = nullptr;  ///< [channels]
+  float eps = 0;
+  const float* following_weight = nullptr;  ///< [channels]; null: nothing follows
+  void* following_out = nullptr;            ///< of x_dtype; may be `x`
+};
+void add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream);
 
 }  // namespace calibatt::cuda
