@@ -2,26 +2,16 @@
 // backend: time, share of the memory's copy bandwidth, products per second. Prints JSON. Random inputs; some rows of
 // every result are compared with the CPU backend's before it is timed.
 //   calibatt_operations_bench [--model 14B-720p] [--candidates REPEATS]
-#include <cuda_runtime_api.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/device/device.h"
-#include "backend/cuda/device/event_timer.h"
-#include "backend/cuda/gemm.h"
-#include "backend/cuda/kernels/elementwise.h"
-#include "backend/cuda/linear.h"
-#include "base/error.h"
-#include "base/thread_pool.h"
+#include "operations.h"
 
 namespace calibatt::bench {
 namespace {
