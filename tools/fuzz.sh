@@ -22,13 +22,13 @@ seed() {  # seed TARGET FILE...: under names that say their folders
 seed config models/*/*/*.json models/*/*.json $data/experts/*/config.json
 seed gguf $data/gguf/forms.gguf
 seed part $data/lora/*.safetensors $data/lora/peft/*.safetensors $data/files/*.safetensors $data/original/state_dict.pth $data/gguf/*.gguf
-seed picture $data/pictures/*.{png,jpg,webp}
+seed picture $data/pictures/*.{png,jpg,webp} $data/pictures/small/*.{png,webp}
 seed plan $data/plan_v*.safetensors
 seed prompts models/tiny-wan/prompts/*.txt
 seed safetensors $data/files/codes.safetensors $data/plan_v3_example.safetensors
 seed tokenizer $data/tokenizer/spiece.model $data/tokenizer_json/*/tokenizer.json
 seed torch $data/original/state_dict.pth
-seed video $data/pictures/*.{png,jpg,webp}
+seed video $data/pictures/*.{png,jpg,webp} $data/pictures/small/*.png
 build/fuzz/tests/fuzz/make_profile_seeds build/fuzz/profile_seeds
 seed profile build/fuzz/profile_seeds/*/*
 

@@ -22,11 +22,13 @@ struct VideoFrames {
 struct Picture {
   int height = 0, width = 0;
   std::vector<uint8_t> rgb;
-  std::string source;  ///< for messages: the file
+  std::string source;        ///< for messages: the file
+  std::string warning = {};  ///< one line about what is odd in it; empty: nothing
 };
 
 /// A picture file (PNG, JPEG, WebP and what else read_video takes, with one picture in it), turned as the camera that
-/// made it says. Transparency is left out. Throws Error(kNotFound / kUnreadable / kFormat).
+/// made it says. Transparency is left out. Numbers of 16 bits become 8 as Pillow does it: by their high byte, but grey
+/// without alpha ends at 255 (Picture::warning). Throws Error(kNotFound / kUnreadable / kFormat).
 CALIBATT_API Picture read_picture(const std::string& path);
 
 /// Writes by the path's extension: .mp4 (H.264), .webm (VP9), .webp (animated), .png (one numbered file per frame).

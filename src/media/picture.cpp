@@ -72,7 +72,8 @@ void check_jpeg(const std::string& path, const std::string& bytes) {
 
 Picture turned(const Picture& image, const PictureTurn& turn) {
   const bool swapped = turn.x_of_x == 0;
-  Picture result{swapped ? image.width : image.height, swapped ? image.height : image.width, {}, image.source};
+  Picture result{
+      swapped ? image.width : image.height, swapped ? image.height : image.width, {}, image.source, image.warning};
   result.rgb.resize(image.rgb.size());
   // Where the far corner goes to the other side of the origin, all is moved back.
   const int left = std::min(0, (turn.x_of_x + turn.x_of_y) * (result.width - 1)),
@@ -122,9 +123,15 @@ Picture read_picture(const std::string& path) {
     if (first == std::array{'\xff', '\xd8'}) check_jpeg(path, file.read_all(kMaxFileBytes));
   }
   const PictureNotes notes = notes_of(path);
-  VideoReader reader(path);
+  VideoReader reader(path, notes.is_deep_grey ? DeepGrey::kClipped : DeepGrey::kScaled);
   Picture image;
   image.source = path;
+  if (notes.is_deep_grey) {
+    image.warning =
+        path +
+        ": is grey in 16 bits, and is read as diffusers reads it, by Pillow: all but its darkest parts become "
+        "white; save it in 8 bits";
+  }
   reader.next(image.rgb);
   image.height = reader.height();
   image.width = reader.width();

@@ -32,10 +32,11 @@ PictureTurn turn_of(uint64_t orientation) {
   return orientation >= 1 && orientation <= 8 ? kTurns[orientation - 1] : PictureTurn();
 }
 
-/// exif: a TIFF file of notes alone, in WebP sometimes behind the word that JPEG files put before it.
+/// exif: a TIFF file of notes alone, in WebP sometimes behind the word that JPEG files put before it. Its directory may
+/// claim more entries than it has, and point anywhere: those that are there as a whole count, as for Pillow.
 PictureTurn turn_of_exif(std::string_view exif) {
   constexpr std::string_view kWord("Exif\0\0", 6);
-  constexpr uint64_t kOrientation = 0x112, kShort = 3, kEntryBytes = 12;
+  constexpr uint64_t kOrientation = 0x112, kShort = 3, kLong = 4, kEntryBytes = 12;
   if (exif.starts_with(kWord)) exif.remove_prefix(kWord.size());
   const bool big_endian = exif.starts_with("MM");
   if (!big_endian && !exif.starts_with("II")) return {};
@@ -43,9 +44,10 @@ PictureTurn turn_of_exif(std::string_view exif) {
   const uint64_t directory = tiff.number(4, 4), num_entries = tiff.number(directory, 2);
   for (uint64_t i = 0; i < num_entries; ++i) {
     const uint64_t entry = directory + 2 + i * kEntryBytes;
-    if (tiff.number(entry, 2) == kOrientation && tiff.number(entry + 2, 2) == kShort) {
-      return turn_of(tiff.number(entry + 8, 2));
-    }
+    if (entry + kEntryBytes > exif.size()) break;
+    const uint64_t type = tiff.number(entry + 2, 2), count = tiff.number(entry + 4, 4);
+    if (tiff.number(entry, 2) != kOrientation || count != 1) continue;
+    if (type == kShort || type == kLong) return turn_of(tiff.number(entry + 8, type == kShort ? 2 : 4));
   }
   return {};
 }
@@ -53,8 +55,10 @@ PictureTurn turn_of_exif(std::string_view exif) {
 /// Chunks of length, name, content and checksum.
 PictureNotes notes_of_png(const std::string& bytes) {
   constexpr uint64_t kSignature = 8, kFrame = 12;
+  constexpr uint64_t kBits = 24, kKind = 25;  // places in the first chunk, IHDR
   const Bytes png(bytes, true);
   PictureNotes notes;
+  notes.is_deep_grey = png.number(kBits, 1) == 16 && png.number(kKind, 1) == 0;
   for (uint64_t at = kSignature; at + kFrame <= bytes.size();) {
     const uint64_t size = png.number(at, 4);
     if (size > bytes.size() - at - kFrame) break;

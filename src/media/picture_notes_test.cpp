@@ -144,6 +144,66 @@ TEST_F(PictureNotesOf, DamagedFilesTurnNothing) {
   EXPECT_EQ(read_picture_notes(png_with(exif(0, false))).turn.x_of_x, 1);
 }
 
+/// Exif of one directory, put together note by note.
+struct Directory {
+  bool big_endian;
+  std::string n(uint32_t value, int size) const { return number(value, size, big_endian); }
+  std::string entry(uint32_t tag, uint32_t type, uint32_t count, const std::string& value) const {
+    return n(tag, 2) + n(type, 2) + n(count, 4) + value;
+  }
+  std::string turn() const { return entry(0x112, 3, 1, n(6, 2) + n(0, 2)); }
+  std::string file(uint32_t claimed, const std::string& entries) const {
+    return (big_endian ? "MM" : "II") + n(42, 2) + n(8, 4) + n(claimed, 2) + entries;
+  }
+  /// Is the picture turned by orientation 6, in each kind of file?
+  static testing::AssertionResult turns(const std::string& exif) {
+    const std::string word("Exif\0\0", 6),
+        jpeg = "\xff\xd8\xff\xe1" + number(uint32_t(exif.size()) + 8, 2, true) + word + exif;
+    const bool png = read_picture_notes(png_with(exif)).turn.x_of_y == -1,
+               webp = read_picture_notes(webp_with("EXIF", exif)).turn.x_of_y == -1,
+               as_jpeg = read_picture_notes(jpeg + "\xff\xda").turn.x_of_y == -1;
+    if (png != webp || png != as_jpeg) return testing::AssertionFailure() << "kinds of files differ";
+    return png ? testing::AssertionSuccess() : testing::AssertionFailure();
+  }
+};
+
+TEST_F(PictureNotesOf, DirectoriesThatClaimMoreThanTheyHaveTurnIt) {
+  for (const bool big_endian : {false, true}) {
+    const Directory d{big_endian};
+    const std::string width = d.entry(0x100, 4, 1, d.n(97, 4));
+    EXPECT_TRUE(d.turns(d.file(1, d.turn()))) << "as it should be, and nothing behind it";
+    EXPECT_TRUE(d.turns(d.file(0xffff, width + d.turn())));
+    EXPECT_TRUE(d.turns(d.file(3, width + d.turn() + "\1\2\3"))) << "a third is torn";
+    EXPECT_FALSE(d.turns(d.file(1, width + d.turn()))) << "it is behind the directory";
+    EXPECT_FALSE(d.turns(d.file(0xffff, "")));
+    // Torn itself, its number may be there by half.
+    for (size_t kept = 0; kept < d.turn().size(); ++kept) {
+      EXPECT_FALSE(d.turns(d.file(1, d.turn().substr(0, kept)))) << kept;
+      EXPECT_FALSE(d.turns(d.file(0xffff, width + d.turn().substr(0, kept)))) << kept;
+    }
+  }
+}
+
+TEST_F(PictureNotesOf, EntriesThatPointOutsideDoNotHideIt) {
+  for (const bool big_endian : {false, true}) {
+    const Directory d{big_endian};
+    const std::string maker = d.entry(0x10f, 2, 0x7fffffff, d.n(0xfffffff0, 4)),
+                      unknown = d.entry(0x110, 99, 1, d.n(0, 4));
+    EXPECT_TRUE(d.turns(d.file(3, maker + unknown + d.turn())));
+    EXPECT_TRUE(d.turns(d.file(1, d.entry(0x112, 4, 1, d.n(6, 4))))) << "a long number";
+    // Its own number elsewhere, none, and a text.
+    EXPECT_FALSE(d.turns(d.file(1, d.entry(0x112, 3, 5, d.n(0xffffff00, 4)))));
+    EXPECT_FALSE(d.turns(d.file(1, d.entry(0x112, 3, 0, d.n(6, 2) + d.n(0, 2)))));
+    EXPECT_FALSE(d.turns(d.file(1, d.entry(0x112, 2, 1, d.n(6, 2) + d.n(0, 2)))));
+    // The directory itself: outside, at the last byte, and over the header.
+    for (const uint32_t place : {0xffffffffu, 33u, 21u, 0u}) {
+      std::string moved = d.file(1, d.turn());
+      moved.replace(4, 4, d.n(place, 4));
+      EXPECT_FALSE(d.turns(moved)) << place;
+    }
+  }
+}
+
 TEST_F(PictureNotesOf, SeveralPicturesAreRefused) {
   VideoFrames video;
   video.frames = 2, video.height = video.width = 16;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <span>
+#include <vector>
 
 #include "base/error.h"
 #include "calibatt/video.h"
@@ -48,6 +50,26 @@ TEST_F(Pictures, AreWhatPillowReads) {
   expect_close(read_picture(kPictures + "grey.jpg"), "grey.jpg", 1, 4);
   expect_close(read_picture(kPictures + "cmyk.jpg"), "cmyk.jpg", 1, 4);
   expect_close(read_picture(kPictures + "lossy.webp"), "lossy.webp", 4, 64);
+}
+
+// All bit depths and kinds of pixel of PNG files, and notes that turn them. Pillow cuts grey of 16 bits at 255, where it
+// scales all else.
+TEST_F(Pictures, OfEveryKindAreWhatDiffusersReads) {
+  const std::string folder = kPictures + "small/";
+  const Safetensors golden = Safetensors::open(folder + "golden.safetensors");
+  int count = 0;
+  for (const auto& [name, entry] : golden.entries()) {
+    const Picture found = read_picture(folder + name);
+    const Tensor expected = golden.get(name);
+    ASSERT_EQ(expected.shape(), (std::vector<int64_t>{found.height, found.width, 3})) << name;
+    const std::span<const uint8_t> bytes(expected.data<uint8_t>(), found.rgb.size());
+    EXPECT_TRUE(std::ranges::equal(found.rgb, bytes)) << name;
+    EXPECT_EQ(found.warning.empty(), !name.starts_with("grey_16")) << name << ": " << found.warning;
+    ++count;
+  }
+  EXPECT_EQ(count, 28);
+  EXPECT_THAT(read_picture(folder + "grey_16.png").warning,
+              testing::AllOf(testing::StartsWith(folder + "grey_16.png: is grey in 16 bits"), HasSubstr("in 8 bits")));
 }
 
 TEST_F(Pictures, AreTurnedAsTheirCameraWasHeld) {

@@ -1,7 +1,9 @@
 #include "media/video_reader.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <string_view>
 
@@ -44,6 +46,34 @@ bool is_jpeg(const InputFile& file) {
   if (file.size_bytes() < first.size()) return false;
   file.read_at(0, first);
   return std::string_view(first.data(), first.size()) == "\xff\xd8\xff";
+}
+
+/// Pixels of 16 bits a number, big-endian, as PNG files have them. They are converted here, since FFmpeg's scaler has
+/// ways of its own to round them where libpng and Pillow take the high byte.
+struct DeepFormat {
+  AVPixelFormat format;
+  int numbers, colors;  ///< of a pixel; behind the colours stands alpha
+};
+constexpr DeepFormat kDeepFormats[] = {
+    {AV_PIX_FMT_GRAY16BE, 1, 1}, {AV_PIX_FMT_YA16BE, 2, 1}, {AV_PIX_FMT_RGB48BE, 3, 3}, {AV_PIX_FMT_RGBA64BE, 4, 3}};
+
+const DeepFormat* deep_format(AVPixelFormat format) {
+  const auto* found = std::ranges::find(kDeepFormats, format, &DeepFormat::format);
+  return found == std::end(kDeepFormats) ? nullptr : found;
+}
+
+void convert_deep(const AVFrame& frame, const DeepFormat& deep, DeepGrey grey, uint8_t* target) {
+  constexpr int kColors = 3, kBytes = 2;
+  const bool clipped = grey == DeepGrey::kClipped && deep.colors == 1;
+  for (int y = 0; y < frame.height; ++y) {
+    const uint8_t* pixel = frame.data[0] + static_cast<ptrdiff_t>(y) * frame.linesize[0];
+    for (int x = 0; x < frame.width; ++x, pixel += static_cast<ptrdiff_t>(kBytes) * deep.numbers) {
+      for (int color = 0; color < kColors; ++color) {
+        const uint8_t* number = pixel + static_cast<ptrdiff_t>(kBytes) * (deep.colors == 1 ? 0 : color);
+        *target++ = !clipped ? number[0] : number[0] > 0 ? uint8_t{255} : number[1];
+      }
+    }
+  }
 }
 
 /// The demuxer's context, closed at the end.
@@ -99,7 +129,7 @@ class VideoReader::Decoder {
   }
 
   /// `frame` as RGB.
-  void convert(const AVFrame& frame, uint8_t* target) {
+  void convert(const AVFrame& frame, DeepGrey deep_grey, uint8_t* target) {
     const auto format = static_cast<AVPixelFormat>(frame.format);
     const int stride = frame.width * 3;
     if (format == AV_PIX_FMT_RGB24) {
@@ -109,6 +139,7 @@ class VideoReader::Decoder {
       }
       return;
     }
+    if (const DeepFormat* deep = deep_format(format)) return convert_deep(frame, *deep, deep_grey, target);
     if (!scaler_ || format != format_) {
       format_ = format;
       // An unmarked video is in BT.601, as FFmpeg and most players take it.
@@ -164,7 +195,8 @@ class VideoReader::Decoder {
   AVPixelFormat format_ = AV_PIX_FMT_NONE;
 };
 
-VideoReader::VideoReader(const std::string& path) : path_(path), files_{path} {
+VideoReader::VideoReader(const std::string& path, DeepGrey deep_grey)
+    : path_(path), deep_grey_(deep_grey), files_{path} {
   ffmpeg::silence();
   if (lower_extension(path) == ".png" && !path_exists(path)) {
     // The same names as write_video's.
@@ -202,7 +234,7 @@ bool VideoReader::next(std::vector<uint8_t>& rgb) {
     width_ = frame->width;
     height_ = frame->height;
     rgb.resize(static_cast<size_t>(width_) * static_cast<size_t>(height_) * 3);
-    decoder_->convert(*frame, rgb.data());
+    decoder_->convert(*frame, deep_grey_, rgb.data());
     turn_ = turn_of(*frame);
     return true;
   }

@@ -13,11 +13,18 @@ struct PictureTurn {
   int x_of_x = 1, x_of_y = 0, y_of_x = 0, y_of_y = 1;
 };
 
+/// What becomes of a PNG file's grey in 16 bits.
+enum class DeepGrey : uint8_t {
+  kScaled,  ///< its high byte, as of every other number of 16 bits
+  kClipped  ///< 255 for what is more: Pillow's convert("RGB") of a picture that has no alpha
+};
+
 /// A video file, or numbered PNG files under the name that write_video was given, decoded frame by frame. Only files of
 /// the containers that are known by name are opened, and they cannot make it open other files, as playlists do.
 class VideoReader {
  public:
-  explicit VideoReader(const std::string& path);  ///< throws Error(kNotFound / kUnreadable / kFormat)
+  /// Throws Error(kNotFound / kUnreadable / kFormat).
+  explicit VideoReader(const std::string& path, DeepGrey deep_grey = DeepGrey::kScaled);
   ~VideoReader();
   VideoReader(const VideoReader&) = delete;
   VideoReader& operator=(const VideoReader&) = delete;
@@ -33,6 +40,7 @@ class VideoReader {
   bool open_next_file();
 
   std::string path_;
+  DeepGrey deep_grey_;
   std::vector<std::string> files_;
   size_t next_file_ = 0;
   std::unique_ptr<Decoder> decoder_;

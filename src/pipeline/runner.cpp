@@ -183,6 +183,7 @@ std::shared_ptr<const EncodedPicture> Runner::picture_of(const GenerateOptions& 
   if (picture_ == nullptr || key != picture_key_) {
     std::string warning;
     const FirstFrame first{*options.image, first_frame(*options.image, size, warning), size.frames};
+    warn(options.image->warning);
     warn(warning);
     picture_ = model_->encode_picture(first, stage_work(progress, "image"));
     picture_key_ = std::move(key);

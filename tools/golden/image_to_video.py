@@ -7,12 +7,16 @@ bfloat16), golden.safetensors with a picture [height, width, 3] and the frames [
 every setting in golden.json. Text encoder, tokenizer, autoencoder and scheduler are those of models/tiny-wan. The same in i2v_clip/ for one transformer that sees the picture through
 CLIP, too, as in Wan 2.1 I2V, with image_encoder/, image_processor/, and what they make of the picture. And data/pictures/: files as
 programs write them (photo.jpg in the eight orientations of a camera, with_alpha.png, grey.jpg, cmyk.jpg, lossy.webp), what Pillow
-reads of each, and what its Lanczos and its cubic filter make of picture.png in other sizes. Deterministic.
+reads of each, and what its Lanczos and its cubic filter make of picture.png in other sizes. Deterministic. With `small` behind it, it writes
+data/pictures/small/ alone: a PNG of every kind of pixel, pictures with Exif notes, and what diffusers reads of each by Pillow (golden.safetensors).
 """
 
 import json
 import pathlib
 import shutil
+import struct
+import sys
+import zlib
 
 import numpy
 import torch
@@ -28,6 +32,8 @@ CLIP_DATA = ROOT / "tests/golden/data/i2v_clip"
 PICTURES = ROOT / "tests/golden/data/pictures"
 SETTINGS = dict(prompt="a red circle moves to the right", negative_prompt="blurred", seed=17, height=48, width=80,
                 video_frames=9, steps=6, cfg_scale=3.5, cfg_scale_2=2.5, boundary_ratio=0.9)  # fmt: skip
+PNGS = {"grey": (0, 1, (1, 2, 4, 8, 16)), "rgb": (2, 3, (8, 16)), "palette": (3, 1, (1, 2, 4, 8)), "grey_alpha": (4, 2, (8, 16)),
+        "rgb_alpha": (6, 4, (8, 16))}  # the kind's number in the file, numbers of a pixel, bits of each  # fmt: skip
 CHANNELS = 16
 SIZES = ((48, 80), (33, 40), (90, 131), (61, 97))  # other than the picture's: smaller, larger, the same
 
@@ -70,6 +76,54 @@ def write_pictures():
     save_file(read, PICTURES / "golden.safetensors")
 
 
+def write_png(path, numbers, bits, kind, *chunks):
+    """Pillow writes no PNG of colours in 16 bits. numbers: [height, width, channels]; chunks: name and content, before the pixels."""
+    height, width, channels = numbers.shape
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = numbers.reshape(height, -1)
+    if bits < 8:
+        each = numpy.unpackbits(rows.astype(numpy.uint8)[:, :, None], axis=2)[:, :, 8 - bits :]
+        rows = numpy.packbits(each.reshape(height, -1), axis=1)
+    lines = b"".join(b"\0" + row.astype(">u2" if bits == 16 else numpy.uint8).tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def write_small():
+    """Every bit depth and kind of pixel, with the borders of a byte among the numbers, and transparency by colour."""
+    folder = PICTURES / "small"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    generator = numpy.random.default_rng(75)
+    borders = numpy.array([0, 1, 127, 128, 255, 256, 383, 384, 511, 32767, 32768, 65407, 65408, 65534, 65535])
+    read = {}
+    for name, (kind, channels, depths) in PNGS.items():
+        for bits in depths:
+            numbers = generator.integers(0, 1 << bits, (5, len(borders), channels))
+            if bits == 16:
+                numbers[0, :, 0] = borders
+                numbers[1] = numbers[0]
+                numbers[2] //= 256
+            colors = [(b"PLTE", generator.integers(0, 256, 3 << bits).astype(numpy.uint8).tobytes())] if name == "palette" else []
+            write_png(folder / f"{name}_{bits}.png", numbers, bits, kind, *colors)
+            if not name.endswith("alpha"):
+                clear = bytes(range(0, 256, 8))[: 1 << bits] if name == "palette" else numbers[0, 0].astype(">u2").tobytes()
+                write_png(folder / f"{name}_{bits}_clear.png", numbers, bits, kind, *colors, (b"tRNS", clear))
+    # A directory of one entry, that the picture is to be turned, which says that it has 65,535.
+    claims = b"MM\0*\0\0\0\x08\xff\xff" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    write_png(folder / "exif_claims.png", generator.integers(0, 256, (4, 7, 3)), 8, 2, (b"eXIf", claims))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    picture(9, 14).save(folder / "exif.webp", lossless=True, exif=exif)
+    for path in sorted(folder.iterdir()):
+        read[path.name] = pixels(ImageOps.exif_transpose(Image.open(path)))
+    save_file(read, folder / "golden.safetensors")
+
+
 def small_pipeline(data, **parts):
     tiny = ROOT / "models/tiny-wan"
     vae = AutoencoderKLWan.from_pretrained(tiny, subfolder="vae", torch_dtype=torch.float32)
@@ -82,7 +136,10 @@ def small_pipeline(data, **parts):
 
 @torch.no_grad()
 def main():
+    if sys.argv[1:] == ["small"]:
+        return write_small()
     write_pictures()
+    write_small()
     shutil.rmtree(DATA, ignore_errors=True)
     config = CONFIG | dict(in_channels=2 * CHANNELS + 4, out_channels=CHANNELS)
     for seed, name in ((71, "transformer"), (72, "transformer_2")):
