@@ -77,7 +77,7 @@ struct GenerateOptions {
   OnMismatch on_mismatch = OnMismatch::kRefuse;
 };
 
-/// Seconds of wall clock.
+/// Seconds of wall clock. Of a text encoder that was read for several prompts at a time, each run's share.
 struct StageSeconds {
   double text = 0, attention = 0, transformer_other = 0, vae = 0;
   double transformer() const { return attention + transformer_other; }
@@ -197,6 +197,9 @@ class CALIBATT_API Pipeline {
   /// Looks at prompts before anything slow: cleans and tokenizes each. Throws Error(kUsage) for one that the model
   /// cannot read; tells LoadOptions::warn of one that is longer than it reads, and what will be cut.
   void check_prompts(const std::vector<Prompt>& prompts);
+  /// Tells of the prompts that `generate` will be called with next, in this order: up to 32 are encoded at a time, with
+  /// one reading of the text encoder. Throws as check_prompts.
+  void expect_prompts(const std::vector<Prompt>& prompts);
 
   /// `options` with every default filled in. Throws Error(kUsage) for what this model cannot do.
   GenerateOptions resolved(const GenerateOptions& options) const;

@@ -175,7 +175,7 @@ void run(Flags& flags) {
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);
-  pipeline->check_prompts(prompts);
+  pipeline->expect_prompts(prompts);
   ProgressBar bar("bench");
   std::vector<PromptResult> results;
   std::optional<Error> failure;

@@ -165,7 +165,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
   std::vector<Prompt> prompts;
   prompts.reserve(count);
   for (const Job& job : jobs) prompts.push_back(job.prompt);
-  pipeline.check_prompts(prompts);
+  pipeline.expect_prompts(prompts);
   std::optional<ErrorKind> failed_with;
   size_t failed = 0;
   for (size_t i = 0; i < count; ++i) {

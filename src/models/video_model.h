@@ -94,6 +94,8 @@ class EncodedPicture {
 class Conditioning {
  public:
   virtual ~Conditioning() = default;
+  /// What an encode before took for these prompts, less what this one took for prompts of later ones.
+  double text_seconds_elsewhere = 0;
 };
 
 /// A model that makes videos of text, or of text and a picture, loaded: what the pipeline and calibration drive, and
@@ -109,6 +111,9 @@ class VideoModel {
   /// Cleans and tokenizes a prompt, without encoding it. Throws Error(kUsage) for one that the model cannot read;
   /// warns (ModelLoadOptions::warn), once for each prompt, when it is longer than the model reads.
   virtual void check_prompt(const Prompt& prompt) = 0;
+  /// Prompts that encode will be asked for from here on, in this order: it may encode the text of several at a time,
+  /// since reading a text encoder takes longer than its arithmetic. Throws as check_prompt.
+  virtual void expect_prompts(const std::vector<Prompt>& prompts);
   /// The prompts of both branches of guidance; `negative` is null without guidance. `progress` hears of the text
   /// encoder's blocks.
   virtual std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,

@@ -153,7 +153,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);
   check_picture(run, runner.model());
-  runner.check_prompts(options.prompts);
+  runner.expect_prompts(options.prompts);
   runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
   runner.warn_of_memory(run);
   PromptRange range;

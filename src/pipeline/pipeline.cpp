@@ -42,6 +42,10 @@ void Pipeline::check_prompts(const std::vector<Prompt>& prompts) {
   runner_->check_prompts(prompts);
 }
 
+void Pipeline::expect_prompts(const std::vector<Prompt>& prompts) {
+  runner_->expect_prompts(prompts);
+}
+
 Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const ProgressCallback& progress) {
   Runner& runner = *runner_;
   Backend& backend = runner.backend();
@@ -68,7 +72,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
     return start - previous;
   };
   const std::unique_ptr<Conditioning> conditioning = runner.encode(options, progress);
-  run.seconds.text = lap();
+  run.seconds.text = lap() + conditioning->text_seconds_elsewhere;
 
   TransformerTimes times;
   const std::vector<StepReuse> reuse = attention->step_reuse();

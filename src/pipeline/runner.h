@@ -27,6 +27,7 @@ class Runner {
   void check_prompts(const std::vector<Prompt>& prompts);
   /// Of the run's own prompts.
   void check_prompts(const GenerateOptions& options);
+  void expect_prompts(const std::vector<Prompt>& prompts) { model_->expect_prompts(prompts); }
 
   /// Tells LoadOptions::warn where the video takes more memory than there is.
   void warn_of_memory(const GenerateOptions& options) const;

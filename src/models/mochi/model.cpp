@@ -10,6 +10,7 @@
 #include "models/mochi/vae.h"
 #include "models/mochi/vae_memory.h"
 #include "models/model_folder.h"
+#include "models/prompt_embeddings.h"
 #include "models/prompt_reader.h"
 #include "models/t5/encoder.h"
 #include "models/transformer_fingerprint.h"
@@ -44,8 +45,8 @@ class MochiConditioning final : public Conditioning {
   std::optional<MochiPrompt> unconditional;
 };
 
-/// The text encoder, of the size of the transformer in the public checkpoint, is read anew for each run, block by
-/// block, and never in memory as a whole.
+/// The text encoder, of the size of the transformer in the public checkpoint, is read block by block and never in
+/// memory as a whole; once for up to 32 prompts that are expected.
 class MochiModel final : public VideoModel {
  public:
   /// options: with the LoRAs merged into its overlay.
@@ -76,6 +77,14 @@ class MochiModel final : public VideoModel {
 
   void check_prompt(const Prompt& prompt) override { tokenize(prompt); }
 
+  void expect_prompts(const std::vector<Prompt>& prompts) override {
+    std::vector<std::vector<int32_t>> expected;
+    for (const Prompt& prompt : prompts) {
+      if (std::vector<int32_t> ids = tokenize(prompt); !ids.empty()) expected.push_back(std::move(ids));
+    }
+    embeddings_.expect(std::move(expected));
+  }
+
   std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
                                        const WorkProgress& progress) override {
     std::vector<std::vector<int32_t>> prompts{tokenize(prompt)};
@@ -84,14 +93,14 @@ class MochiModel final : public VideoModel {
     for (const auto& ids : prompts) {
       if (!ids.empty()) encoded.push_back(ids);
     }
-    std::vector<Tensor> embeddings;
-    if (!encoded.empty()) embeddings = text_encoder_.encode_all(encoded, progress);
+    const PromptEmbeddings::Embeddings text = embeddings_.of(encoded, progress);
     backend_.trim_memory();
     const auto prepared = [&](size_t index) {
-      const size_t before = index == 0 || prompts[0].empty() ? 0 : 1;  // in embeddings
-      return transformer_.prepare_prompt(prompts[index].empty() ? Tensor() : embeddings[before]);
+      const size_t before = index == 0 || prompts[0].empty() ? 0 : 1;  // in the embeddings
+      return transformer_.prepare_prompt(prompts[index].empty() ? Tensor() : text.of_prompts[before]);
     };
     auto result = std::make_unique<MochiConditioning>();
+    result->text_seconds_elsewhere = text.seconds_elsewhere;
     result->conditional = prepared(0);
     if (negative != nullptr) result->unconditional = prepared(1);
     return result;
@@ -139,6 +148,9 @@ class MochiModel final : public VideoModel {
   TransformerFingerprint fingerprint_;
   PromptReader prompts_;
   T5Encoder text_encoder_;
+  PromptEmbeddings embeddings_{[this](const std::vector<std::vector<int32_t>>& prompts, const WorkProgress& progress) {
+    return text_encoder_.encode_all(prompts, progress);
+  }};
   MochiVae vae_;
   MochiTransformer transformer_;  // last: it takes long, and what is wrong with the others is said before
 };

@@ -9,6 +9,7 @@
 #include "models/clip/vision_encoder.h"
 #include "models/model_folder.h"
 #include "models/original_layout.h"
+#include "models/prompt_embeddings.h"
 #include "models/prompt_reader.h"
 #include "models/t5/encoder.h"
 #include "models/wan/experts.h"
@@ -68,8 +69,8 @@ class WanConditioning final : public Conditioning {
   std::shared_ptr<const WanPicture> picture = std::make_shared<const WanPicture>();  ///< empty where none is taken
 };
 
-/// The text encoder, by far the largest part of the public checkpoints, is read anew for each run, block by block, and
-/// never in memory as a whole.
+/// The text encoder, by far the largest part of the public checkpoints, is read block by block and never in memory as a
+/// whole; once for up to 32 prompts that are expected.
 class WanModel final : public VideoModel {
  public:
   /// sees_picture: in the blocks, through CLIP.
@@ -96,12 +97,21 @@ class WanModel final : public VideoModel {
 
   void check_prompt(const Prompt& prompt) override { tokenize(prompt); }
 
+  void expect_prompts(const std::vector<Prompt>& prompts) override {
+    std::vector<std::vector<int32_t>> expected;
+    expected.reserve(prompts.size());
+    for (const Prompt& prompt : prompts) expected.push_back(tokenize(prompt));
+    embeddings_.expect(std::move(expected));
+  }
+
   std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
                                        const WorkProgress& progress) override {
     std::vector<std::vector<int32_t>> prompts{tokenize(prompt)};
     if (negative != nullptr) prompts.push_back(tokenize(*negative));
     auto result = std::make_unique<WanConditioning>();
-    result->embeddings = text_encoder_.encode_all(prompts, progress);
+    PromptEmbeddings::Embeddings text = embeddings_.of(prompts, progress);
+    result->embeddings = std::move(text.of_prompts);
+    result->text_seconds_elsewhere = text.seconds_elsewhere;
     backend_.trim_memory();
     if (description_.takes_image) return result;  // prompts are prepared once the picture is known
     const int blocks = text_encoder_.config().num_layers;
@@ -192,6 +202,9 @@ class WanModel final : public VideoModel {
   DType dtype_;
   PromptReader prompts_;
   T5Encoder text_encoder_;
+  PromptEmbeddings embeddings_{[this](const std::vector<std::vector<int32_t>>& prompts, const WorkProgress& progress) {
+    return text_encoder_.encode_all(prompts, progress);
+  }};
   WanVae vae_;
   std::optional<ClipVisionEncoder> clip_;
   WanExperts experts_;  // last: they take long, and what is wrong with the others is said before
