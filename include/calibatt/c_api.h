@@ -277,8 +277,9 @@ typedef int32_t (*calibatt_progress)(void* user, const char* stage, int64_t done
 
 /// Makes a plan of a profile, in seconds, without the model. The file appears complete or not at all. json: NULL, or
 /// "density", "density_asked", "density_map", "predicted_speedup", "expected_error", "held_out", "repetitive_heads",
-/// "heads", "prompts". Settings may also be those that were measured with; MISMATCH where they were others. USAGE where
-/// the folder lacks prompts of its calibration, or holds those of another one too: see calibatt_compile_prompts.
+/// "heads", "prompts", "warnings": [text] of settings that change nothing. Settings may also be those that were
+/// measured with; MISMATCH where they were others. USAGE where the folder lacks prompts of its calibration, or holds
+/// those of another one too: see calibatt_compile_prompts.
 CALIBATT_API calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
                                               const calibatt_setting* settings, int32_t num_settings,
                                               calibatt_progress progress, void* user, char** json);

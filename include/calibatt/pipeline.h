@@ -60,9 +60,10 @@ struct GenerateOptions {
   /// for a model of two.
   std::optional<double> cfg_scale_2;
   std::optional<double> flow_shift;  ///< default: the scheduler's own configuration
-  std::optional<int> width, height;  ///< pixels; multiples of the VAE's spatial factor times the patch size. With an
-                                     ///< image and neither: of the model's own area, in the image's shape
-  std::optional<int> video_frames;   ///< 4k + 1; Mochi: 6k + 1
+  /// Pixels; multiples of the VAE's spatial factor times the patch size. With an image and one of the two: the other by
+  /// the image's shape; with neither: of the model's own area, in the image's shape.
+  std::optional<int> width, height;
+  std::optional<int> video_frames;  ///< 4k + 1; Mochi: 6k + 1
   std::optional<double> fps;
   std::optional<std::string> scheduler;  ///< "unipc" or "euler"; default: the model folder's
   /// How noise levels are spaced: "diffusers"; "original" as Wan-AI's script does it; "even" from 1 to 0;
@@ -71,7 +72,7 @@ struct GenerateOptions {
   std::optional<std::string> sigmas;
   /// The steps themselves, as few-step models are made for; at most one of the two is given. Timesteps: before the
   /// shift, strictly falling from at most 1000 to above 0. Noise levels: as the model sees them, from at most 1; they
-  /// are not shifted, and flow_shift is 1.
+  /// are not shifted, and flow_shift is 1. The first is at least 0.9 (shifted): a run begins with pure noise.
   std::vector<double> timesteps, noise_levels;
   std::string plan_path;  ///< empty: dense
   OnMismatch on_mismatch = OnMismatch::kRefuse;
@@ -164,6 +165,9 @@ class CALIBATT_API ModelOnDisk {
   const ModelInfo& info() const;
   /// As Pipeline::resolved.
   GenerateOptions resolved(const GenerateOptions& options) const;
+  /// One line for each option that is given and that no step of its run reads, such as a negative prompt without
+  /// guidance. Throws as `resolved`.
+  std::vector<std::string> unread(const GenerateOptions& options) const;
   /// Throws Error(kUsage) where the model takes no picture and there is one, or the other way round.
   void check_image(const GenerateOptions& options) const;
   /// What a run's report will say as far as it is known before the run: its options, model, noise levels and plan.

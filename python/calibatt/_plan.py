@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import warnings
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _errors, _library
@@ -157,11 +158,15 @@ def compile(  # noqa: A001 - the name that people expect
     """
     library = _library.loaded()
     array, count = setting_list({"density": density, **settings})
-    return compiled(output, progress, lambda path, tell: library.compile(os.fsencode(profile), path, array, count, tell, None, None))
+
+    def run(path: bytes, tell: Any) -> str:
+        return library.text(lambda text: library.compile(os.fsencode(profile), path, array, count, tell, None, text))
+
+    return compiled(output, progress, run)
 
 
-def compiled(output: PathLike, progress: Optional[ProgressCallback], run: Callable[[bytes, Any], None]) -> Plan:
-    """The plan that run(path, C progress callback) writes."""
+def compiled(output: PathLike, progress: Optional[ProgressCallback], run: Callable[[bytes, Any], str]) -> Plan:
+    """The plan that run(path, C progress callback) writes; it gives the JSON of calibatt_compile."""
     raised: List[BaseException] = []
     bar = None if progress else _Bar()
 
@@ -174,12 +179,14 @@ def compiled(output: PathLike, progress: Optional[ProgressCallback], run: Callab
         return 0
 
     try:
-        run(os.fsencode(output), _library.Progress(tell))
+        facts = json.loads(run(os.fsencode(output), _library.Progress(tell)))
     except _errors.Cancelled:
         raise raised[0] if raised else _errors.Cancelled("stopped") from None
     finally:
         if bar:
             bar.close()
+    for warning in facts["warnings"]:
+        warnings.warn(_library.in_terms_of_python(warning), stacklevel=3)
     return Plan(output)
 
 

@@ -75,7 +75,11 @@ class Calibration:
     def compile(self, profile: PathLike, output: PathLike, progress: Optional[ProgressCallback] = None) -> Plan:
         """A plan of these prompts alone, whatever else the folder holds. Raises UsageError where one was not measured, WriteError."""
         library, struct = _library.loaded(), self._struct()
-        return compiled(output, progress, lambda path, tell: library.compile_prompts(os.fsencode(profile), path, ctypes.byref(struct), tell, None, None))
+
+        def run(path: bytes, tell: Any) -> str:
+            return library.text(lambda text: library.compile_prompts(os.fsencode(profile), path, ctypes.byref(struct), tell, None, text))
+
+        return compiled(output, progress, run)
 
     def _struct(self, prompt_range: Tuple[int, int] = (0, 0)) -> _library.Calibration:
         """It keeps what it points to."""

@@ -7,6 +7,7 @@
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/record/calibrator.h"
+#include "calibrate/unread_settings.h"
 #include "capi/arguments.h"
 #include "capi/guarded.h"
 #include "capi/session.h"
@@ -89,8 +90,14 @@ std::string json_of(const RecordedProfile& recorded, const Preparation& plan) {
       .dump();
 }
 
-/// Compile options for a profile that is there. Settings of what is measured have to be what was measured.
-CompileOptions compile_options_for(const ProfileHeader& header, CalibrateOptions options, const std::string& folder) {
+/// How a profile that is there is compiled.
+struct Compilation {
+  CompileOptions options;
+  std::vector<std::string> warnings;  ///< in the words of the command line
+};
+
+/// Settings of what is measured have to be what was measured.
+Compilation compilation_of(const ProfileHeader& header, CalibrateOptions options, const std::string& folder) {
   const auto require_measured = [&](bool same, const char* name, const std::string& measured) {
     if (same) return;
     throw Error(ErrorKind::kMismatch, folder + " was measured with --" + name + " " + measured +
@@ -111,12 +118,14 @@ CompileOptions compile_options_for(const ProfileHeader& header, CalibrateOptions
   CompileOptions compile = compile_options_of(options);
   ProfileHeader chosen = header;
   choose_measurements(options, {header, ""}, chosen, compile);
-  return compile;
+  return {compile, unread_settings(options, header.measured)};
 }
 
-std::string json_of(const CompileSummary& summary, const CompileOptions& options, size_t num_prompts) {
+std::string json_of(const CompileSummary& summary, const Compilation& compilation, size_t num_prompts) {
   const auto number = [](double value) { return std::isnan(value) ? nlohmann::json() : nlohmann::json(value); };
-  const std::optional<double> asked = options.target_density();
+  const std::optional<double> asked = compilation.options.target_density();
+  nlohmann::json warnings = nlohmann::json::array();
+  for (const std::string& warning : compilation.warnings) warnings.push_back(in_terms_of_c(warning));
   return nlohmann::json{{"density", summary.density},
                         {"density_asked", asked ? nlohmann::json(*asked) : nlohmann::json()},
                         {"density_map", summary.density_map},
@@ -125,7 +134,8 @@ std::string json_of(const CompileSummary& summary, const CompileOptions& options
                         {"held_out", summary.error_is_held_out},
                         {"repetitive_heads", summary.repetitive_heads},
                         {"heads", summary.total_heads},
-                        {"prompts", num_prompts}}
+                        {"prompts", num_prompts},
+                        {"warnings", warnings}}
       .dump();
 }
 
@@ -162,8 +172,9 @@ Profile profile_of_prompts(const std::string& folder, const Preparation& plan) {
   return profile;
 }
 
-void compile_profile(const std::string& folder, const Profile& profile, CompileOptions compile, const char* plan_path,
+void compile_profile(const std::string& folder, const Profile& profile, Compilation compilation, const char* plan_path,
                      calibatt_progress progress, void* user, char** json) {
+  CompileOptions& compile = compilation.options;
   if (compile.may_reuse_steps()) compile.growth = load_growth(folder, profile.header);
   if (const auto share = measured_attention_share(profile)) compile.attention_share = *share;
   const ProgressCallback tell = [&](const Progress& state) {
@@ -171,7 +182,7 @@ void compile_profile(const std::string& folder, const Profile& profile, CompileO
     throw Cancelled{"stopped while compiling; no plan was written"};
   };
   const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
-  if (json != nullptr) *json = copied(json_of(summary, compile, profile.prompts.size()));
+  if (json != nullptr) *json = copied(json_of(summary, compilation, profile.prompts.size()));
 }
 
 }  // namespace
@@ -213,8 +224,8 @@ calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
     required(plan_path, "plan_path");
     const CalibrateOptions options = options_of(settings, num_settings);
     const Profile profile = complete_profile(profile_dir);
-    compile_profile(profile_dir, profile, compile_options_for(profile.header, options, profile_dir), plan_path,
-                    progress, user, json);
+    compile_profile(profile_dir, profile, compilation_of(profile.header, options, profile_dir), plan_path, progress,
+                    user, json);
   });
 }
 
@@ -226,8 +237,11 @@ calibatt_status calibatt_compile_prompts(const char* profile_dir, const char* pl
     required(plan_path, "plan_path");
     const calibatt_calibration known = taken(calibration, "calibration");
     const calibatt_run run = taken(known.run, "calibration.run");
-    const Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
-    compile_profile(profile_dir, profile_of_prompts(profile_dir, plan), plan.compile, plan_path, progress, user, json);
+    Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
+    plan.options.prompt_range.reset();  // of what is recorded
+    compile_profile(profile_dir, profile_of_prompts(profile_dir, plan),
+                    {plan.compile, unread_settings(plan.options, plan.header.measured)}, plan_path, progress, user,
+                    json);
   });
 }
 

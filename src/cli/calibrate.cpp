@@ -138,6 +138,7 @@ void check(Flags& flags) {
 void run(Flags& flags) {
   check(flags);
   check_before_loading(ModelOnDisk::open(flags.load), flags.calibration.run);
+  if (flags.calibration.run.fps) warn("--fps is not read: a calibration writes no video");
   watch_for_interrupts();
   ProgressBar bar("calibrate");
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };

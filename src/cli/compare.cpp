@@ -32,9 +32,10 @@ void add_compare(CLI::App& app) {
   add_real_number(*command, "--fps", flags->fps, 0.1, 1000, "Frames per second of the side-by-side file")
       ->default_str("16")
       ->needs(picture);
-  command->callback([flags] {
+  command->callback([flags, command] {
     check_outputs({{OutputKind::kVideo, "--side-by-side", flags->side_by_side}},
                   {{"reference", flags->reference}, {"video", flags->other}});
+    warn_of_unread_fps(command->count("--fps") > 0, flags->side_by_side);
     const FileComparison result = compare_video_files(flags->reference, flags->other, flags->side_by_side, flags->fps);
     std::printf("PSNR %.2f dB   SSIM %.4f   flicker difference %+.3f grey levels   (%s, %d×%d)\n",
                 result.comparison.psnr_db, result.comparison.ssim, result.comparison.flicker_difference,

@@ -24,6 +24,7 @@ void add_encode(CLI::App& app) {
   add_real_number(*command, "--fps", flags->fps, 0.1, 1000, "Frames per second [as they were made for]");
   command->callback([flags] {
     check_outputs({{OutputKind::kVideo, "-o", flags->output}}, {{"", flags->frames}});
+    warn_of_unread_fps(flags->fps.has_value(), flags->output);
     double fps = 0;
     const VideoFrames video = kept_frames(flags->frames, fps);
     write_video(video, flags->fps.value_or(fps), flags->output);

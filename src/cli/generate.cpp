@@ -192,9 +192,17 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
   }
 }
 
+void warn_of_unread(const Flags& flags) {
+  warn_of_unread_fps(flags.run.fps.has_value(), flags.output);
+  if (flags.run.on_mismatch != OnMismatch::kRefuse && flags.run.plan_path.empty()) {
+    warn("--on-mismatch is not read: no --plan is given");
+  }
+}
+
 void run(Flags& flags) {
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
+  warn_of_unread(flags);
   const std::vector<Job> jobs = jobs_of(flags, model);
   check(flags, jobs);
   if (jobs.empty()) return;

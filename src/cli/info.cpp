@@ -48,7 +48,13 @@ void add_info(CLI::App& app) {
   const auto flags = std::make_shared<Flags>();
   add_model_flags(*command, flags->load);
   add_run_flags(*command, flags->run);
-  command->callback([flags] { print_info(ModelOnDisk::open(flags->load), flags->load, flags->run); });
+  command->callback([flags, command] {
+    warn_of_unread(*command,
+                   {"--lora", "--lora-high", "--lora-low", "--threads", "--backend", "--device", "--offload", "--seed",
+                    "--negative-prompt"},
+                   "calibatt info tells what a model's settings say of a run with all weights where it computes");
+    print_info(ModelOnDisk::open(flags->load), flags->load, flags->run);
+  });
 }
 
 }  // namespace calibatt::cli

@@ -153,6 +153,26 @@ void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load
 
 }  // namespace
 
+void warn(const std::string& message) {
+  std::fprintf(stderr, "calibatt: warning: %s\n", printable(message).c_str());
+}
+
+void warn_of_unread(const CLI::App& command, const std::vector<std::string>& flags, const std::string& why) {
+  std::string given;
+  for (const std::string& flag : flags) {
+    if (command.count(flag) > 0) given += (given.empty() ? "" : ", ") + flag;
+  }
+  if (!given.empty()) warn(given + (given.find(',') == std::string::npos ? " is" : " are") + " not read: " + why);
+}
+
+void warn_of_unread_fps(bool given, const std::string& output) {
+  std::string extension = std::filesystem::path(output).extension().string();
+  std::ranges::transform(extension, extension.begin(), [](unsigned char letter) { return std::tolower(letter); });
+  if (given && extension == ".png") {
+    warn("--fps is not read: numbered pictures have no frame rate");
+  }
+}
+
 std::vector<Input> inputs_of(const LoadOptions& load) {
   std::vector<Input> inputs{{"--model", load.model_dir}};
   inputs.push_back({"--transformer", load.transformer});
@@ -203,15 +223,18 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
       ->default_str("0");
   command.add_flag("--offload", load.offload,
                    "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
-  load.warn = [](const std::string& message) {
-    std::fprintf(stderr, "calibatt: warning: %s\n", printable(message).c_str());
-  };
+  load.warn = warn;
 }
 
 void check_before_loading(const ModelOnDisk& model, GenerateOptions& run) {
   model.check_image(run);
   const GenerateOptions resolved = model.resolved(run);
-  run.width = resolved.width;  // of a picture's shape: it need not be asked again
+  for (const std::string& line : model.unread(run)) warn(line);
+  if (run.image && !(run.width && run.height)) {
+    std::fprintf(stderr, "calibatt: the video is of %d×%d, after the shape of %s\n", *resolved.width, *resolved.height,
+                 printable(run.image->source).c_str());
+  }
+  run.width = resolved.width;  // it need not be asked again
   run.height = resolved.height;
 }
 
@@ -221,7 +244,7 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
           "--image",
           [&run](const std::string& path) { run.image = std::make_shared<const Picture>(read_picture(path)); },
           "Picture that the video begins with (PNG, JPEG, WebP), for image-to-video models; without --width and "
-          "--height the video is of its shape")
+          "--height, or with one of them, the video is of its shape")
       ->type_name("FILE");
   command.add_option("-n,--negative-prompt", run.negative_prompt, "What the video should not show")->type_name("TEXT");
   command

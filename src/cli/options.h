@@ -16,7 +16,14 @@ namespace calibatt::cli {
 
 /// Flags that every command which runs a model shares.
 void add_model_flags(CLI::App& command, LoadOptions& load);
-/// What cannot be is said before minutes of loading; where a picture gives the video its size, it is entered.
+/// One line on stderr about something that does no harm.
+void warn(const std::string& message);
+/// Warns of those of these flags that were given to a command that does not read them.
+void warn_of_unread(const CLI::App& command, const std::vector<std::string>& flags, const std::string& why);
+/// Warns of a rate that is given and that no file will have: numbered pictures have none.
+void warn_of_unread_fps(bool given, const std::string& output);
+/// What cannot be is said before minutes of loading, and what will not be read; where a picture gives the video its
+/// size, it is entered and said.
 void check_before_loading(const ModelOnDisk& model, GenerateOptions& run);
 /// drawn: becomes true where the seed was left to chance (--seed -1).
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);

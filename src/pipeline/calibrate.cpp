@@ -13,6 +13,7 @@
 #include "calibrate/compile/compile.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
+#include "calibrate/unread_settings.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/held_out_run.h"
 #include "pipeline/options.h"
@@ -164,6 +165,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
   summary.measured = note_of_choice(options, facts, header.measured);
+  for (const std::string& line : unread_settings(options, header.measured)) runner.warn(line);
 
   if (const int others = count_other_prompts(options.profile_dir, header); others > 0) {
     runner.warn(options.profile_dir + " also holds " + counted(others, "prompts") +

@@ -11,6 +11,7 @@ namespace calibatt {
 namespace {
 
 constexpr int kColors = 3;
+constexpr double kLongestSide = 1 << 24;
 constexpr double kMostStretch = 1.08;  // less is rounding to a size that the model can do
 
 std::string size_text(int width, int height) {
@@ -37,14 +38,23 @@ void check_picture(const GenerateOptions& options, const ModelDescription& model
   }
 }
 
-std::array<int, 2> size_of_picture(const Picture& picture, const ModelDescription& model) {
+std::array<int, 2> size_of_picture(const Picture& picture, const ModelDescription& model,
+                                   std::optional<int> given_height, std::optional<int> given_width) {
   const double area = static_cast<double>(model.defaults.width) * model.defaults.height,
                shape = static_cast<double>(picture.height) / picture.width;
-  const auto rounded = [](double length, int factor) {
+  const int row_factor = model.pixels_per_latent * model.patch_size[1],
+            column_factor = model.pixels_per_latent * model.patch_size[2];
+  const auto nearest = [](double length, int factor) {
+    // Of a picture that is a thin strip the other side may be beyond any number.
+    return static_cast<int>(std::lround(std::clamp(length / factor, 1.0, kLongestSide / factor))) * factor;
+  };
+  const auto rounded_down = [](double length, int factor) {
     return std::max(1, static_cast<int>(std::lround(length)) / factor) * factor;
   };
-  return {rounded(std::sqrt(area * shape), model.pixels_per_latent * model.patch_size[1]),
-          rounded(std::sqrt(area / shape), model.pixels_per_latent * model.patch_size[2])};
+  if (given_height && given_width) return {*given_height, *given_width};
+  if (given_width) return {nearest(*given_width * shape, row_factor), *given_width};
+  if (given_height) return {*given_height, nearest(*given_height / shape, column_factor)};
+  return {rounded_down(std::sqrt(area * shape), row_factor), rounded_down(std::sqrt(area / shape), column_factor)};
 }
 
 Tensor first_frame(const Picture& picture, const VideoSize& size, std::string& warning) {
@@ -52,7 +62,7 @@ Tensor first_frame(const Picture& picture, const VideoSize& size, std::string& w
   if (std::max(stretch, 1 / stretch) > kMostStretch) {
     warning = picture.source + ": is " + size_text(picture.width, picture.height) +
               " and is stretched to the video's " + size_text(size.width, size.height) +
-              "; without --width and --height a video has the size nearest to the picture's shape";
+              "; without --width and --height, or with one of them, a video has the picture's shape";
   }
   const Picture frame = scaled_picture(picture, size.height, size.width);
   const int64_t plane = int64_t{size.height} * size.width;

@@ -53,6 +53,10 @@ GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
   return resolve_options(options, impl_->files->description());
 }
 
+std::vector<std::string> ModelOnDisk::unread(const GenerateOptions& options) const {
+  return unread_options(options, impl_->files->description());
+}
+
 void ModelOnDisk::check_image(const GenerateOptions& options) const {
   check_picture(options, impl_->files->description());
 }

@@ -16,6 +16,12 @@ namespace calibatt {
 
 namespace {
 
+std::string short_number(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%g", value);
+  return text.data();
+}
+
 void require_multiple(const std::string& flag, int value, int factor) {
   if (value >= factor && value % factor == 0) return;
   const int below = std::max(1, value / factor) * factor;
@@ -126,26 +132,21 @@ void check_given_levels(const GenerateOptions& options, const ModelDescription& 
   }
   const std::vector<double>& values = by_timestep ? options.timesteps : options.noise_levels;
   const double most = by_timestep ? model.scheduler.num_train_timesteps : 1;
-  const auto number = [](double value) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%g", value);
-    return std::string(text.data());
-  };
   if (by_timestep && values.front() <= 1) {
-    throw usage(number(values.front()) + " is no first step, of which noise has " + number(most) +
+    throw usage(short_number(values.front()) + " is no first step, of which noise has " + short_number(most) +
                 "; noise levels from 1 to 0 are given with --sigmas");
   }
   for (size_t i = 0; i < values.size(); ++i) {
     if (values[i] > 0 && values[i] <= most && (i == 0 || values[i] < values[i - 1])) continue;
-    throw usage(number(values[i]) + " cannot be step " + std::to_string(i + 1) + ": give numbers that fall from " +
-                number(most) + " at most, all above 0");
+    throw usage(short_number(values[i]) + " cannot be step " + std::to_string(i + 1) +
+                ": give numbers that fall from " + short_number(most) + " at most, all above 0");
   }
   if (options.steps && *options.steps != static_cast<int>(values.size())) {
     throw usage("lists " + std::to_string(values.size()) + " steps, and --steps says " +
                 std::to_string(*options.steps) + "; leave --steps out");
   }
   if (by_level && options.flow_shift && *options.flow_shift != 1) {
-    throw usage("gives the noise levels as the model sees them, and --flow-shift " + number(*options.flow_shift) +
+    throw usage("gives the noise levels as the model sees them, and --flow-shift " + short_number(*options.flow_shift) +
                 " would shift them; leave it out, or give --timesteps, which are shifted");
   }
 }
@@ -164,8 +165,8 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
   result.flow_shift = options.flow_shift.value_or(options.noise_levels.empty() ? model.scheduler.flow_shift : 1);
   result.width = options.width.value_or(defaults.width);
   result.height = options.height.value_or(defaults.height);
-  if (model.takes_image && options.image && !options.width && !options.height) {
-    const auto [height, width] = size_of_picture(*options.image, model);
+  if (model.takes_image && options.image && options.image->width > 0 && options.image->height > 0) {
+    const auto [height, width] = size_of_picture(*options.image, model, options.height, options.width);
     result.height = height;
     result.width = width;
   }
@@ -179,6 +180,25 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
           : kList;
   return result;
 }
+
+namespace {
+
+/// A run begins with noise and nothing else, whatever level its first step is told to have.
+void check_first_level(const GenerateOptions& resolved, const ModelDescription& model) {
+  constexpr float kLowest = 0.9f;
+  const float first = make_scheduler(resolved, model)->sigmas().front();
+  if (first >= kLowest) return;
+  const char* flag = !resolved.noise_levels.empty() ? "--sigmas"
+                     : !resolved.timesteps.empty()  ? "--timesteps"
+                                                    : "--flow-shift";
+  throw Error(ErrorKind::kUsage,
+              std::string(flag) + ": begins at noise level " + short_number(first) +
+                  ", but a run always begins with pure noise, level 1, and would make a wrong video; begin at " +
+                  short_number(kLowest) +
+                  " or above (to go on from a picture or video with noise added is not supported)");
+}
+
+}  // namespace
 
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model) {
   check_given_levels(options, model);
@@ -212,6 +232,7 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);
   if (*result.sigmas != kList) parse_spacing(*result.sigmas);  // throws
+  check_first_level(result, model);
   return result;
 }
 
@@ -249,13 +270,41 @@ std::vector<double> guidance_scales(const GenerateOptions& options) {
   return scales;
 }
 
+namespace {
+
+/// Of resolved options.
+std::vector<StepSettings> steps_of_run(const GenerateOptions& options, const ModelDescription& model) {
+  return make_steps(*make_scheduler(options, model), model.experts, guidance_scales(options));
+}
+
+}  // namespace
+
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model) {
   std::vector<double> levels;
-  const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model);
-  for (const StepSettings& step : make_steps(*scheduler, model.experts, guidance_scales(options))) {
-    levels.push_back(step.sigma);
-  }
+  for (const StepSettings& step : steps_of_run(options, model)) levels.push_back(step.sigma);
   return levels;
+}
+
+std::vector<std::string> unread_options(const GenerateOptions& options, const ModelDescription& model) {
+  const GenerateOptions resolved = resolve_options(options, model);
+  const std::vector<StepSettings> steps = steps_of_run(resolved, model);
+  const auto none = [&](const auto& of_step) { return std::ranges::none_of(steps, of_step); };
+  std::vector<std::string> lines;
+  if (!options.negative_prompt.empty() && none([](const StepSettings& step) { return step.guided(); })) {
+    lines.push_back("--negative-prompt is not read: guidance is off (--cfg-scale " + short_number(*resolved.cfg_scale) +
+                    (resolved.cfg_scale_2 ? " --cfg-scale-2 " + short_number(*resolved.cfg_scale_2) : "") +
+                    "); only a scale above 1 compares with it");
+  }
+  if (model.experts.size() < 2) return lines;
+  if (options.cfg_scale && options.cfg_scale_2 && none([](const StepSettings& step) { return step.expert == 0; })) {
+    lines.emplace_back(
+        "--cfg-scale is not read: no step is one of the first transformer's, that of the high noise levels");
+  }
+  if (options.cfg_scale_2 && none([](const StepSettings& step) { return step.expert == 1; })) {
+    lines.emplace_back(
+        "--cfg-scale-2 is not read: no step is one of the second transformer's, that of the low noise levels");
+  }
+  return lines;
 }
 
 }  // namespace calibatt

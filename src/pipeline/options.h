@@ -18,6 +18,9 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
 /// flag, the value and the nearest one that works.
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model);
 
+/// One line for each of these options that is given and that no step of its run reads. Throws as resolve_options.
+std::vector<std::string> unread_options(const GenerateOptions& options, const ModelDescription& model);
+
 /// The components that are not the model folder's.
 ModelParts parts_of(const LoadOptions& options);
 /// RunReport::parts.

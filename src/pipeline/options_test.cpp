@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <functional>
+#include <memory>
+#include <optional>
 
 #include "base/error.h"
 
@@ -140,6 +143,101 @@ TEST(Options, ListedStepsSayHowManyThereAreAndWhere) {
   wrong = {};
   wrong.sigmas = "list";
   EXPECT_THAT(refusal(wrong, model), HasSubstr("give the levels"));
+}
+
+// Its latents are noise and nothing else, and a model that is told of less noise takes them for a video.
+TEST(Options, ARunThatDoesNotBeginWithNoiseIsRefused) {
+  ModelDescription model;
+  GenerateOptions options;
+  options.scheduler = "euler";
+  options.noise_levels = {.5, .25};
+  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--sigmas: the first step"), HasSubstr("noise level 0.5"),
+                                             HasSubstr("begins with noise alone")));
+  options.noise_levels = {.9, .25};
+  EXPECT_EQ(refusal(options, model), "accepted");
+  options.noise_levels = {};
+  options.timesteps = {750, 500};
+  options.flow_shift = 1;
+  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--timesteps: the first step"), HasSubstr("level 0.75")));
+  options.flow_shift = 5;  // of which .75 is .9375
+  EXPECT_EQ(refusal(options, model), "accepted");
+  options = {};
+  options.sigmas = "original";
+  options.flow_shift = 1e-3;
+  EXPECT_THAT(refusal(options, model), HasSubstr("--flow-shift: the first step"));
+}
+
+TEST(Options, ThatNoStepReadsAreNamed) {
+  using testing::ElementsAre;
+  using testing::IsEmpty;
+  ModelDescription model;
+  GenerateOptions options;
+  options.negative_prompt = "blur";
+  EXPECT_THAT(unread_options(options, model), IsEmpty());
+  options.cfg_scale = 1;
+  EXPECT_THAT(unread_options(options, model), ElementsAre("--negative-prompt is not read: guidance is off (--cfg-scale "
+                                                          "1); only a scale above 1 compares with it"));
+  options.negative_prompt = "";
+  EXPECT_THAT(unread_options(options, model), IsEmpty());
+  model.defaults.cfg_scale = .5;  // nor where the model itself turns it off
+  options.cfg_scale = {};
+  options.negative_prompt = "blur";
+  EXPECT_THAT(unread_options(options, model), ElementsAre(HasSubstr("--cfg-scale 0.5")));
+}
+
+TEST(Options, OfTwoTransformersAreReadWhereBothHaveSteps) {
+  using testing::ElementsAre;
+  using testing::IsEmpty;
+  ModelDescription model;
+  model.experts = {{900}, {0}};
+  GenerateOptions options;
+  options.scheduler = "euler";
+  options.timesteps = {1000, 500};
+  options.cfg_scale = 1;
+  options.cfg_scale_2 = 3;
+  options.negative_prompt = "blur";
+  EXPECT_THAT(unread_options(options, model), IsEmpty()) << "the second one is guided";
+  options.timesteps = {1000, 950};
+  EXPECT_THAT(unread_options(options, model),
+              ElementsAre(HasSubstr("--negative-prompt is not read: guidance is off (--cfg-scale 1 --cfg-scale-2 3)"),
+                          HasSubstr("--cfg-scale-2 is not read: no step is one of the second transformer's")));
+  model.experts = {{1001}, {0}};
+  options.negative_prompt = "";
+  EXPECT_THAT(unread_options(options, model), ElementsAre(HasSubstr("--cfg-scale is not read")));
+}
+
+TEST(Options, OneSideOfAPictureGivesTheOther) {
+  ModelDescription model;
+  model.takes_image = true;
+  model.defaults.width = 832;
+  model.defaults.height = 480;
+  GenerateOptions options;
+  options.image = std::make_shared<const Picture>(Picture{.height = 300, .width = 400, .rgb = {}, .source = "p.png"});
+  const auto size = [&](std::optional<int> width, std::optional<int> height) {
+    options.width = width;
+    options.height = height;
+    const GenerateOptions resolved = resolve_options(options, model);
+    return std::array{*resolved.width, *resolved.height};
+  };
+  using Size = std::array<int, 2>;
+  EXPECT_EQ(size({}, {}), (Size{720, 544}));  // of the model's area, rounded down
+  EXPECT_EQ(size(640, {}), (Size{640, 480}));
+  EXPECT_EQ(size({}, 480), (Size{640, 480}));
+  EXPECT_EQ(size({}, 400), (Size{528, 400})) << "533 is nearer to 528 than to 544";
+  EXPECT_EQ(size(624, {}), (Size{624, 464})) << "468 to 464";
+  EXPECT_EQ(size(16, {}), (Size{16, 16}));
+  EXPECT_EQ(size(640, 64), (Size{640, 64}));
+  EXPECT_THAT(refusal(
+                  [&] {
+                    GenerateOptions wrong = options;
+                    wrong.width = 100;
+                    wrong.height = {};
+                    return wrong;
+                  }(),
+                  model),
+              HasSubstr("--width 100"));
+  model.takes_image = false;
+  EXPECT_EQ(size(640, {}), (Size{640, 480})) << "the model's own height";
 }
 
 }  // namespace

@@ -402,6 +402,7 @@ static void calibration_resumes(const char* folder, const char* measure) {
   const calibatt_prompt prompts[] = {{"a red circle", "blue", 5}, {"a blue square", "blue", 6}, {"a star", "blue", 7}};
   calibatt_setting settings[] = {
       {"measure", NULL}, {"block-q", "8"}, {"block-k", "8"}, {"token-order", "tiles:1x2x2"}, {"density", "0.6"}};
+  const calibatt_setting unread[] = {{"density", "0.6"}, {"rho", "0.7"}};
   char profile[1024], path[1024];
   denoiser state = {1, 0, 0};
   calibatt_run run = example_run(sigmas, STEPS);
@@ -441,7 +442,10 @@ static void calibration_resumes(const char* folder, const char* measure) {
   if (absent != NULL) fclose(absent);
   json = NULL;
   EXPECT_OK(calibatt_compile(profile, path, settings, 5, count_progress, &heard, &json));
-  EXPECT(heard > 0 && strstr(json, "\"held_out\":true") != NULL);
+  EXPECT(heard > 0 && strstr(json, "\"held_out\":true") != NULL && strstr(json, "\"warnings\":[]") != NULL);
+  calibatt_string_free(json);
+  EXPECT_OK(calibatt_compile(profile, path, unread, 2, NULL, NULL, &json));
+  EXPECT(strstr(json, "\"warnings\":[\"settings.rho changes nothing here: only settings.agreement vote") != NULL);
   calibatt_string_free(json);
 
   calibration.num_prompts = 2; /* of the three */

@@ -204,6 +204,45 @@ TEST_F(Arguments, BenchRunsEveryPromptOrSaysSo) {
   EXPECT_THAT(some.output, HasSubstr("running 1 of 3 prompts (--max-prompts)"));
 }
 
+// The run goes on, and says what changed nothing of it.
+TEST_F(Arguments, FlagsThatNothingReadsAreNamed) {
+  const auto warning = [](const std::string& text) { return HasSubstr("calibatt: warning: " + text); };
+  const std::string run = kSmall + "--steps 1 --video-frames 5 ";
+  const CommandResult unguided =
+      run_calibatt("generate" + run + "-p a -n blur --cfg-scale 1 --on-mismatch dense" + output_);
+  ASSERT_EQ(unguided.exit_code, 0) << unguided.output;
+  EXPECT_THAT(unguided.output, AllOf(warning("--negative-prompt is not read: guidance is off (--cfg-scale 1)"),
+                                     warning("--on-mismatch is not read: no --plan is given")));
+  const CommandResult guided = run_calibatt("generate" + run + "-p a -n blur --fps 8 -o " + folder_.file("f.png"));
+  ASSERT_EQ(guided.exit_code, 0) << guided.output;
+  EXPECT_THAT(guided.output,
+              AllOf(warning("--fps is not read: numbered pictures"), Not(HasSubstr("--negative-prompt"))));
+  const CommandResult compared = run_calibatt("compare " + folder_.file("f.png") + " " + folder_.file("v.mp4") +
+                                              " --fps 8 --side-by-side " + folder_.file("s.png"));
+  EXPECT_EQ(compared.exit_code, 0) << compared.output;
+  EXPECT_THAT(compared.output, warning("--fps is not read"));
+
+  write_file(folder_.file("prompts.txt"), "a\n");
+  const CommandResult calibrated =
+      run_calibatt("calibrate" + run +
+                   "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --density 0.5 --rho .7 --gamma .9 "
+                   "--fps 8 --prompts " +
+                   folder_.file("prompts.txt") + " -o " + folder_.file("p.safetensors"));
+  ASSERT_EQ(calibrated.exit_code, 0) << calibrated.output;
+  EXPECT_THAT(calibrated.output, AllOf(warning("--rho changes nothing here"), warning("--gamma changes nothing here"),
+                                       warning("--fps is not read: a calibration writes no video")));
+
+  const CommandResult info = run_calibatt("info -m " + kModel + " --offload --seed 3");
+  ASSERT_EQ(info.exit_code, 0) << info.output;
+  EXPECT_THAT(info.output, warning("--offload, --seed are not read: calibatt info tells"));
+  expect_usage("generate" + kSmall + "-p a --cfg-scale-2 3" + output_, "this model has one transformer; leave it out");
+}
+
+TEST_F(Arguments, ARunBeginsWithNoise) {
+  expect_usage("generate --model " + kModel + " -W 64 -H 64 -p a --sigmas .5,.25" + output_,
+               "--sigmas: begins at noise level 0.5, but a run always begins with pure noise");
+}
+
 TEST_F(Arguments, UnreadableInputsAreNotUnwrittenOutputs) {
   EXPECT_EQ(run_calibatt("inspect " + folder_.path.string()).exit_code, 4);
   EXPECT_EQ(run_calibatt("compare /dev/null /dev/null").exit_code, 4);

@@ -56,6 +56,14 @@ TEST(ImageToVideo, RunsFromAPictureToAVideo) {
   EXPECT_EQ(video.height, 80) << "the picture stands upright, 61×97";
   EXPECT_EQ(video.width, 48);
   EXPECT_EQ(nlohmann::json::parse(read_file(folder.file("v.json")))["image"], kPictures + "photo6.jpg");
+  EXPECT_THAT(with.output, HasSubstr("the video is of 48×80, after the shape of " + kPictures + "photo6.jpg"));
+  const CommandResult by_width = run_calibatt(one + " -W 64 --image " + kPictures + "photo6.jpg");
+  ASSERT_EQ(by_width.exit_code, 0) << by_width.output;
+  EXPECT_THAT(by_width.output,
+              AllOf(HasSubstr("the video is of 64×96, after the shape of"), HasSubstr("v.mp4: 64×96")));
+  EXPECT_EQ(read_video(folder.file("v.mp4")).height, 96) << "64·97/61 is 101.8";
+  const CommandResult deep = run_calibatt(one + " -H 64 --image " + kPictures + "small/grey_16.png");
+  EXPECT_THAT(deep.output, HasSubstr("warning: " + kPictures + "small/grey_16.png: is grey in 16 bits"));
 
   // Nothing replaces the picture; a video that is there is known by it.
   fs::copy(kPictures + "picture.png", folder.file("p.png"));

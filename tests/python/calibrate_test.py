@@ -133,6 +133,13 @@ def test_plans_are_of_the_listed_prompts_alone(wan, plans, tmp_path):
     assert not (tmp_path / "all.safetensors").exists()
 
 
+def test_settings_that_nothing_reads_are_named(wan, plans, tmp_path):
+    with pytest.warns(UserWarning, match="^gamma changes nothing here: only repetition similarity"):
+        calibatt.compile(str(plans["wan"]) + ".profile", tmp_path / "other.safetensors", density=DENSITY, gamma=0.9)
+    with pytest.warns(UserWarning, match="schedule_c"):
+        calibrate(wan, "wan", tmp_path / "again.safetensors", profile=str(plans["wan"]) + ".profile", settings={**SETTINGS, "schedule_c": 0.9})
+
+
 def steps_run(pipe, calibrated):
     """How many forwards the calibration made; the first is its look at how the pipe runs."""
     runs = []

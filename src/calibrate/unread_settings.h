@@ -1,0 +1,15 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "calibatt/calibrate.h"
+#include "calibrate/profile/profile.h"
+
+namespace calibatt {
+
+/// One line for each reason why settings that are not at their defaults change nothing of a calibration that measures
+/// this, naming them as flags. Contradictions are not among them: `validate` and `choose_measured` refuse those.
+std::vector<std::string> unread_settings(const CalibrateOptions& options, Measured measured);
+
+}  // namespace calibatt
