@@ -53,17 +53,18 @@ void norm_and_rotate(ModelBench& of) {
   of.add("norm and rotate, heads of q and k", 8 * of.cells(), work);
 }
 
-void swiglu(ModelBench& of, int64_t rows) {
+void swiglu(ModelBench& of) {
+  const int64_t rows = of.model.tokens;
   const double bytes = 6.0 * static_cast<double>(rows * of.model.ffn);
   const Tensor wide_host = noise(DType::kBF16, {rows, 2 * of.model.ffn}, 7), wide = of.gpu.from_host(wide_host);
   Tensor hidden = of.gpu.empty(DType::kBF16, {rows, of.model.ffn}), expected(DType::kBF16, {kChecked, of.model.ffn});
   of.gpu.swiglu(wide, hidden);
   of.cpu.swiglu(first_rows(wide_host, kChecked), expected);
   check_close(of.gpu.to_host(first_rows(hidden, kChecked)), expected, "SwiGLU");
-  of.add("SwiGLU (" + std::to_string(rows) + " rows)", bytes, [&] { of.gpu.swiglu(wide, hidden); });
+  of.add("SwiGLU", bytes, [&] { of.gpu.swiglu(wide, hidden); });
 }
 
-void linear_layers(ModelBench& of, Products& products, const Tensor& normed, const Tensor& row, int64_t rows) {
+void linear_layers(ModelBench& of, Products& products, const Tensor& normed, const Tensor& row) {
   const Operations& model = of.model;
   const int64_t tokens = model.tokens, dim = model.dim();
   of.gpu.synchronize();  // the products have a stream of their own
@@ -78,28 +79,22 @@ void linear_layers(ModelBench& of, Products& products, const Tensor& normed, con
   const Products::Layer up = products.make(2 * model.ffn, dim, 10, false),
                         down = products.make(dim, model.ffn, 12, false);
   Tensor wide = products.empty(DType::kBF16, {tokens, 2 * model.ffn});
-  for (const int64_t some : {rows, tokens}) {
-    const std::string size = " (" + std::to_string(some) + " rows)";
-    Tensor some_wide = first_rows(wide, some), some_out = first_rows(out, some);
-    add_product("linear: feed-forward in" + size, up, first_rows(normed, some), some_wide);
-    const Tensor hidden(DType::kBF16, {some, model.ffn}, wide.storage());
-    add_product("linear: feed-forward out" + size, down, hidden, some_out);
-  }
+  add_product("linear: feed-forward in", up, normed, wide);
+  const Tensor hidden(DType::kBF16, {tokens, model.ffn}, wide.storage());
+  add_product("linear: feed-forward out", down, hidden, out);
 }
 
 }  // namespace
 
-/// The feed-forward takes as many rows at a time as find room in q, k and v.
 void mochi_operations(ModelBench& of, Products& products) {
   const Operations& model = of.model;
-  const int64_t rows = std::min(model.tokens, model.tokens * model.dim() / model.ffn);
   const Tensor row = of.gpu.from_host(noise(DType::kF32, {model.dim()}, 2));
   Tensor residual = of.gpu.from_host(noise(DType::kF32, {model.tokens, model.dim()}, 1));
   Tensor normed = of.gpu.empty(DType::kBF16, residual.shape());
   norms_of_streams(of, residual, row, normed);
   norm_and_rotate(of);
-  swiglu(of, rows);
-  linear_layers(of, products, normed, row, rows);
+  swiglu(of);
+  linear_layers(of, products, normed, row);
 }
 
 }  // namespace calibatt::bench

@@ -166,8 +166,8 @@ TEST_F(MochiModel, AnOverlayIsSeenByLayersAndFingerprint) {
 // The published model: 10 billion parameters, 163 frames of 848×480.
 TEST(MochiMemory, OfTheFullSizeFitsOnOneCard) {
   const uint64_t bytes = mochi_activation_bytes(MochiTransformerConfig(), 44520, 256, DType::kBF16);
-  EXPECT_GT(bytes, 1'800'000'000u);
-  EXPECT_LT(bytes, 2'000'000'000u);  // a table of all heads' angles would take 1.1 GB more
+  EXPECT_GT(bytes, 3'200'000'000u);  // 2.2 GB of it are the feed-forward's, of all tokens at a time
+  EXPECT_LT(bytes, 3'400'000'000u);  // a table of all heads' angles would take 1.1 GB more
 }
 
 }  // namespace

@@ -296,10 +296,9 @@ void MochiTransformer::prepare_workspace(int64_t num_tokens, const MochiPrompt& 
     work_.normed = backend_->empty(dtype_, {num_tokens, dim});
     if (capacity > 0) work_.text_normed = backend_->empty(dtype_, {capacity, text_width});
     work_.attended = backend_->empty(dtype_, {num_tokens + capacity, dim});
-    // The largest activations of all share their memory: q, k and v are done with when the feed-forward begins. It
-    // takes as many rows at a time as find room there.
+    // The largest activations of all share their memory: q, k and v are done with when the feed-forward begins.
     const int64_t qkv = (num_tokens + capacity) * 3 * dim, one_row = 3 * int64_t{config_.ffn_dim()};
-    const int64_t rows = std::clamp<int64_t>(qkv / one_row, 1, std::min(num_tokens, backend_->rows_at_a_time()));
+    const int64_t rows = std::min(num_tokens, backend_->rows_at_a_time());
     const int64_t text_rows = std::min<int64_t>(capacity, rows) * 3 * config_.text_ffn_dim();
     const Tensor shared = backend_->empty(dtype_, {std::max({qkv, rows * one_row, text_rows})});
     work_.qkv = {dtype_, {num_tokens + capacity, 3 * dim}, shared.storage()};

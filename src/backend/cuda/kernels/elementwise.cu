@@ -131,14 +131,15 @@ void with_type(DType dtype, const Fn& fn) {
 /// For kernels over matrices: a thread has the same columns of kMatrixRows rows, all of which are under way at a time;
 /// neighbouring threads have neighbouring columns.
 constexpr int kMatrixThreads = 128, kMatrixRows = 4;
+constexpr int kSwigluRows = 2;  // which reads two matrices
 
 bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-dim3 matrix_grid(int64_t rows, int64_t columns, int columns_per_thread) {
+dim3 matrix_grid(int64_t rows, int64_t columns, int columns_per_thread, int rows_per_thread = kMatrixRows) {
   const int64_t columns_per_block = int64_t{kMatrixThreads} * columns_per_thread;
-  return {static_cast<unsigned>((rows + kMatrixRows - 1) / kMatrixRows),
+  return {static_cast<unsigned>((rows + rows_per_thread - 1) / rows_per_thread),
           static_cast<unsigned>((columns + columns_per_block - 1) / columns_per_block)};
 }
 
@@ -208,17 +209,17 @@ template <class T, int n>
 __global__ void __launch_bounds__(kMatrixThreads) swiglu_kernel(const T* x, T* out, int64_t rows, int64_t channels) {
   const int64_t column = (int64_t{blockIdx.y} * kMatrixThreads + threadIdx.x) * n;
   if (column >= channels) return;
-  const int64_t first = int64_t{blockIdx.x} * kMatrixRows;
-  float values[kMatrixRows][n], gate[kMatrixRows][n];
+  const int64_t first = int64_t{blockIdx.x} * kSwigluRows;
+  float values[kSwigluRows][n], gate[kSwigluRows][n];
 #pragma unroll
-  for (int r = 0; r < kMatrixRows; ++r) {
+  for (int r = 0; r < kSwigluRows; ++r) {
     if (first + r < rows) {
       load<Reuse::kStream>(x + (first + r) * 2 * channels + column, values[r]);
       load<Reuse::kStream>(x + (first + r) * 2 * channels + channels + column, gate[r]);
     }
   }
 #pragma unroll
-  for (int r = 0; r < kMatrixRows; ++r) {
+  for (int r = 0; r < kSwigluRows; ++r) {
     if (first + r < rows) {
 #pragma unroll
       for (int i = 0; i < n; ++i) values[r][i] *= silu<T>(gate[r][i]);
@@ -260,7 +261,7 @@ void swiglu(const void* x, void* out, DType dtype, int64_t rows, int64_t channel
   if (rows == 0 || channels == 0) return;
   with_type(dtype, [&]<class T>(T*) {
     const auto enqueue = [&](auto n) {
-      swiglu_kernel<T, n()><<<matrix_grid(rows, channels, n()), kMatrixThreads, 0, stream>>>(
+      swiglu_kernel<T, n()><<<matrix_grid(rows, channels, n(), kSwigluRows), kMatrixThreads, 0, stream>>>(
           static_cast<const T*>(x), static_cast<T*>(out), rows, channels);
     };
     constexpr int kWide = 16 / sizeof(T);
