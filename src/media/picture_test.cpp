@@ -52,8 +52,8 @@ TEST_F(Pictures, AreWhatPillowReads) {
   expect_close(read_picture(kPictures + "lossy.webp"), "lossy.webp", 4, 64);
 }
 
-// All bit depths and kinds of pixel of PNG files, and notes that turn them. Pillow cuts grey of 16 bits at 255, where it
-// scales all else.
+// All bit depths and kinds of pixel of PNG files, and notes that turn them. Pillow cuts grey of 16 bits at 255, where
+// it scales all else.
 TEST_F(Pictures, OfEveryKindAreWhatDiffusersReads) {
   const std::string folder = kPictures + "small/";
   const Safetensors golden = Safetensors::open(folder + "golden.safetensors");

@@ -151,20 +151,21 @@ TEST(Options, ARunThatDoesNotBeginWithNoiseIsRefused) {
   GenerateOptions options;
   options.scheduler = "euler";
   options.noise_levels = {.5, .25};
-  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--sigmas: the first step"), HasSubstr("noise level 0.5"),
-                                             HasSubstr("begins with noise alone")));
+  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--sigmas: begins at noise level 0.5"),
+                                             HasSubstr("always begins with pure noise"), HasSubstr("0.9 or above")));
   options.noise_levels = {.9, .25};
   EXPECT_EQ(refusal(options, model), "accepted");
   options.noise_levels = {};
   options.timesteps = {750, 500};
   options.flow_shift = 1;
-  EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--timesteps: the first step"), HasSubstr("level 0.75")));
+  EXPECT_THAT(refusal(options, model),
+              AllOf(HasSubstr("--timesteps: begins at noise level 0.75"), HasSubstr("pure noise")));
   options.flow_shift = 5;  // of which .75 is .9375
   EXPECT_EQ(refusal(options, model), "accepted");
   options = {};
   options.sigmas = "original";
   options.flow_shift = 1e-3;
-  EXPECT_THAT(refusal(options, model), HasSubstr("--flow-shift: the first step"));
+  EXPECT_THAT(refusal(options, model), HasSubstr("--flow-shift: begins at noise level 0.4"));
 }
 
 TEST(Options, ThatNoStepReadsAreNamed) {
