@@ -25,9 +25,10 @@ struct CalibrateOptions {
   int block_q = 64, block_k = 64;
   std::optional<int> anchor_rows_per_frame;  ///< default: what profile_dir holds, else 5, or all rows of a lower frame
   /// "maps": energy maps, harm and output errors of single blocks, for every budget and repetition. "levels": for each
-  /// block the energy level from which on it is kept, 4 bits, and output errors of every level: for both budgets at any
-  /// size. "auto": what profile_dir already holds, else maps for budget error where they are not out of proportion,
-  /// else levels.
+  /// block the level from which on it is kept, 4 bits, and output errors of every level, at any size: densities of
+  /// blocks ranked by harm and errors of repetition, or, with budget "energy" or ranking "energy", energy levels.
+  /// "auto": what profile_dir already holds, else maps for budget error where they are not out of proportion, else
+  /// levels.
   std::string measure = "auto";
   std::optional<int> steps_recorded;  ///< levels: of the run's steps, evenly spread; default: at most 8 GB a prompt
 
@@ -41,8 +42,8 @@ struct CalibrateOptions {
   /// a video is to have against the dense one. Both reuse steps where that is best; no target of density does.
   std::optional<double> speedup, psnr;
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
-  std::string ranking;  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"; empty: "harm"
-                        ///< with maps, "energy" with levels
+  std::string ranking;  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"; empty: "harm",
+                        ///< but "energy" where profile_dir holds level codes by energy
   double step_weight_decay = 8;  ///< w of a step's weight, (p' − p)·(0.1 + 0.9·exp(−w p)): p, p' its progress from the
                                  ///< noise to the video before and after it, t/T for even steps at shift 5; budget
                                  ///< error only

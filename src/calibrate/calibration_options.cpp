@@ -14,6 +14,11 @@ namespace {
 
 enum class Measure : uint8_t { kAuto, kMaps, kLevels };
 
+constexpr const char* kNoRepetition =
+    "level codes know repetition by its error, with --budget error and --ranking harm; take these, leave it out, or "
+    "measure "
+    "maps into another folder (--measure maps)";
+
 Error usage(const std::string& text) {
   return {ErrorKind::kUsage, text};
 }
@@ -33,9 +38,18 @@ Measure measure_of(const CalibrateOptions& options) {
                          {{"auto", Measure::kAuto}, {"maps", Measure::kMaps}, {"levels", Measure::kLevels}});
 }
 
-// By name, not by default.
+bool ranks_by_energy(const CalibrateOptions& options) {
+  return options.budget == "energy" || options.ranking == "energy";
+}
+
+// By name, not by default: codes by energy know no repetition, and none know how similar rows are.
 bool asks_for_maps(const CalibrateOptions& options) {
-  return (!options.repetition.empty() && options.repetition != "off") || options.ranking == "harm";
+  return options.repetition == "similarity" || (options.repetition == "error" && ranks_by_energy(options));
+}
+
+// What codes by energy, which a folder may hold, do not know.
+bool asks_for_harm(const CalibrateOptions& options) {
+  return options.ranking == "harm" || options.repetition == "error";
 }
 
 void require_range(const char* flag, int value, int lowest, int highest) {
@@ -75,9 +89,7 @@ void check_combinations(const CalibrateOptions& options) {
     throw usage("--steps-recorded: maps are measured in every step; add --measure levels");
   }
   if (measure == Measure::kLevels && asks_for_maps(options) && !options.prompt_range) {
-    throw usage(
-        "--measure levels: level codes know neither repetition nor the harm of single blocks; leave out --repetition "
-        "and --ranking harm, or measure maps into another folder (--measure maps)");
+    throw usage("--repetition " + options.repetition + ": " + kNoRepetition);
   }
 }
 
@@ -139,17 +151,14 @@ Measured choose_measured(const CalibrateOptions& options, const MeasureFacts& fa
   }
   if (chosen == Measured::kLevels) {
     if (!asks_for_maps(options) || options.prompt_range) return chosen;
-    throw usage(options.profile_dir +
-                " holds level codes, which know neither repetition nor the harm of single blocks: leave out "
-                "--repetition and --ranking harm, or measure maps into another folder (--measure maps)");
+    throw usage(options.profile_dir + " holds level codes; --repetition " + options.repetition + ": " + kNoRepetition);
   }
   if (options.steps_recorded) {
     throw usage("--steps-recorded: maps are measured in every step; add --measure levels");
   }
   if (asked == Measure::kAuto && !facts.existing && !facts.maps_refusal.empty()) {
-    throw usage(facts.maps_refusal +
-                "; leave out --repetition and --ranking harm, which need maps, or do it all the same with --measure "
-                "maps");
+    throw usage(facts.maps_refusal + "; leave out --repetition " + options.repetition +
+                ", which needs maps here, or do it all the same with --measure maps");
   }
   return chosen;
 }
@@ -181,15 +190,30 @@ std::vector<int> choose_recorded_steps(const CalibrateOptions& options, const Me
   return spread_steps(header.num_steps(), count);
 }
 
+namespace {
+
+void choose_codes(const CalibrateOptions& options, const MeasureFacts& facts, const CompileOptions& compile,
+                  ProfileHeader& header) {
+  header.code_ranking = facts.existing             ? facts.existing->code_ranking
+                        : ranks_by_energy(options) ? Ranking::kEnergy
+                                                   : Ranking::kHarm;
+  header.code_skipped = facts.existing ? facts.existing->code_skipped : compile.skipped;
+  header.output_errors = facts.existing ? facts.existing->output_errors : true;
+  header.recorded_steps = choose_recorded_steps(options, facts, header);
+}
+
+}  // namespace
+
 void choose_measurements(const CalibrateOptions& options, const MeasureFacts& facts, ProfileHeader& header,
                          CompileOptions& compile) {
   header.measured = choose_measured(options, facts);
-  if (header.measured == Measured::kLevels) {
-    header.output_errors = facts.existing ? facts.existing->output_errors : true;
+  if (header.measured == Measured::kLevels) choose_codes(options, facts, compile, header);
+  if (header.measured == Measured::kLevels && header.code_ranking == Ranking::kEnergy) {
     header.anchor_rows.clear();
-    header.recorded_steps = choose_recorded_steps(options, facts, header);
-    compile.repetition = Repetition::kOff;
-    compile.ranking = Ranking::kEnergy;
+    if (!asks_for_harm(options)) {
+      compile.repetition = Repetition::kOff;
+      compile.ranking = Ranking::kEnergy;
+    }
   } else {
     compile.anchor_rows_per_frame = choose_anchor_rows(options, facts, header.geometry.height);
     header.anchor_rows = {compile.anchor_rows_per_frame};

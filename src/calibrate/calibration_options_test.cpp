@@ -14,6 +14,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::StartsWith;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -98,9 +99,13 @@ TEST(CalibrationOptions, ContradictionsAreNamed) {
   EXPECT_THAT(refusal([](O& o) { o.budget = "energy", o.ranking = "harm"; }), StartsWith("--ranking harm"));
   EXPECT_THAT(refusal([](O& o) { o.agreement = "vote"; }), StartsWith("--agreement vote"));
   EXPECT_THAT(refusal([](O& o) { o.measure = "maps", o.steps_recorded = 2; }), StartsWith("--steps-recorded"));
-  EXPECT_THAT(refusal([](O& o) { o.measure = "levels", o.repetition = "error"; }), StartsWith("--measure levels"));
-  EXPECT_THAT(refusal([](O& o) { o.measure = "levels", o.ranking = "harm"; }), StartsWith("--measure levels"));
-  EXPECT_EQ(refusal([](O& o) { o.measure = "levels", o.repetition = "off"; }), "");
+  EXPECT_THAT(refusal([](O& o) { o.measure = "levels", o.repetition = "similarity"; }),
+              StartsWith("--repetition similarity: level codes know"));
+  EXPECT_THAT(refusal([](O& o) { o.measure = "levels", o.repetition = "error", o.budget = "energy"; }),
+              StartsWith("--repetition error: level codes know"));
+  for (const char* repetition : {"off", "error", ""}) {
+    EXPECT_EQ(refusal([&](O& o) { o.measure = "levels", o.ranking = "harm", o.repetition = repetition; }), "");
+  }
 }
 
 TEST(CalibrationOptions, MapsOrLevelCodes) {
@@ -173,14 +178,40 @@ TEST(CalibrationOptions, LevelCodesFitTheCompilerToThem) {
   CompileOptions compile = compile_options_of(options);
   ProfileHeader header = tiny_header(2);
   choose_measurements(options, {}, header, compile);
-  EXPECT_EQ(header.measured, Measured::kLevels);
+  EXPECT_TRUE(header.has_harm_codes());
+  EXPECT_EQ(header.code_skipped, Skipped::kSummary);
+  EXPECT_THAT(header.anchor_rows, ElementsAre(2)) << "all rows of so low a frame";
+  EXPECT_EQ(compile.repetition, Repetition::kError);
+  EXPECT_EQ(compile.ranking, Ranking::kHarm);
+  EXPECT_EQ(compile.anchor_rows_per_frame, 2);
+  options.budget = "energy";
+  compile = compile_options_of(options);
+  choose_measurements(options, {}, header, compile);
+  EXPECT_EQ(header.code_ranking, Ranking::kEnergy);
+  EXPECT_THAT(header.anchor_rows, IsEmpty());
   EXPECT_EQ(compile.repetition, Repetition::kOff);
+  // A folder that holds codes by energy goes on with them.
+  options.budget = "error";
+  compile = compile_options_of(options);
+  ProfileHeader again = tiny_header(2);
+  choose_measurements(options, {header, ""}, again, compile);
+  EXPECT_EQ(again.code_ranking, Ranking::kEnergy);
   EXPECT_EQ(compile.ranking, Ranking::kEnergy);
+  options.ranking = "harm";
+  compile = compile_options_of(options);
+  EXPECT_THAT(message([&] {
+                choose_measurements(options, {header, ""}, again, compile);
+              }),
+              HasSubstr("level codes by energy"));
+  options.ranking = "";
+  compile = compile_options_of(options);
   // A folder without output errors serves no error budget, and this is known before any prompt.
+  header = again;
   MeasureFacts facts{header, ""};
   facts.existing->output_errors = false;
   EXPECT_THAT(message([&] { choose_measurements(options, facts, header, compile); }), HasSubstr("no output errors"));
   // Nor is a density that no plan can have found after hours.
+  compile = compile_options_of(options);
   compile.density = 0.5;
   EXPECT_THAT(message([&] { choose_measurements(options, {}, header, compile); }),
               StartsWith("--density 0.5: cannot be reached"));

@@ -31,9 +31,10 @@ std::vector<CalibrationSetting> measured_settings() {
       {"measure",
        Group::kMeasured,
        &O::measure,
-       "maps: energies, harm and output errors of blocks, for everything; levels: 4 bits a block and output errors of "
-       "heads, at any size, no repetition; auto: what the profile folder holds, else maps for --budget error where "
-       "they are not out of proportion, else levels",
+       "maps: energies, harm and output errors of blocks, for everything; levels: 4 bits a block, at any size, by harm "
+       "(or, with --budget energy, by energy and without repetition); auto: what the profile folder holds, else maps "
+       "for "
+       "--budget error where they are not out of proportion, else levels",
        {"auto", "maps", "levels"}},
       {"steps-recorded",
        Group::kMeasured,
@@ -79,8 +80,9 @@ std::vector<CalibrationSetting> compiled_settings() {
       {"ranking",
        Group::kCompiled,
        &O::ranking,
-       "Error budget: rank blocks by measured harm to the output, or by energy [harm with maps, energy with level "
-       "codes]",
+       "Error budget: rank blocks by measured harm to the output, or by energy [harm, but for folders of level codes "
+       "by "
+       "energy]",
        {"harm", "energy"}},
       {"step-weight", Group::kCompiled, &O::step_weight_decay,
        "Error budget: w of a step's weight, its length times 0.1 + 0.9 exp(-w p), p: how far the run is, 0 to 1"},

@@ -234,7 +234,7 @@ TEST_F(Calibrate, MapsThatWereMeasuredAreNotRefusedForTheirCost) {
   const std::string record = "calibrate" + kSmall + "-W 256 -H 256 --block-q 8 --block-k 8 --token-order tiles:2x2x2 " +
                              "--prompts " + folder_.file("many.txt") + " --prompt-range 0:1 --profile-folder ";
   const CommandResult refused =
-      run_calibatt(record + folder_.file("none") + " --repetition error");  // does not take level codes instead
+      run_calibatt(record + folder_.file("none") + " --repetition similarity");  // does not take level codes instead
   EXPECT_EQ(refused.exit_code, 2) << refused.output;
   EXPECT_THAT(refused.output, HasSubstr("GB of host memory"));
   ASSERT_EQ(run_calibatt(record + folder_.file("maps") + " --measure maps").exit_code, 0);
@@ -245,7 +245,7 @@ TEST_F(Calibrate, MapsThatWereMeasuredAreNotRefusedForTheirCost) {
 
 TEST_F(Calibrate, MapsThatWouldNotFitAreRefusedBeforeAnythingRuns) {
   const std::string large = "-W 1280 -H 720 --video-frames 81 ";
-  const CommandResult result = run_calibatt(arguments("plan.safetensors", large + "--repetition error"));
+  const CommandResult result = run_calibatt(arguments("plan.safetensors", large + "--repetition similarity"));
   EXPECT_EQ(result.exit_code, 2) << result.output;
   EXPECT_THAT(result.output, HasSubstr("GB of host memory"));
   EXPECT_THAT(result.output, HasSubstr("leave out --repetition"));

@@ -57,8 +57,8 @@ TEST_F(Mochi, OnePlanServesPromptsOfEveryLength) {
     const std::string plan = folder_.file(measure + ".safetensors");
     const CommandResult calibrated = run_calibatt(
         "calibrate" + kRun + "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --density 0.5 " +
-        "--measure " + measure + (measure == "levels" ? " --repetition off" : "") + " --prompts " +
-        folder_.file("prompts.txt") + " -o " + plan + " --report " + folder_.file("calibration.json"));
+        "--measure " + measure + " --prompts " + folder_.file("prompts.txt") + " -o " + plan + " --report " +
+        folder_.file("calibration.json"));
     ASSERT_EQ(calibrated.exit_code, 0) << calibrated.output;
     const auto calibration = nlohmann::json::parse(read_file(folder_.file("calibration.json")));
     EXPECT_NEAR(calibration["density"].get<double>(), 0.5, 0.06) << measure;

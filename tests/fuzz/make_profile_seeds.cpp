@@ -14,8 +14,12 @@ int main(int argc, char** argv) {
     std::fputs("usage: make_profile_seeds FOLDER\n", stderr);
     return 2;
   }
-  for (const auto& [measured, name] : {std::pair{Measured::kMaps, "/maps"}, {Measured::kLevels, "/levels"}}) {
-    const ProfileHeader header = fuzz::seed_header(measured);
+  const std::pair<ProfileHeader, const char*> kinds[] = {
+      {fuzz::seed_header(Measured::kMaps), "/maps"},
+      {fuzz::seed_header(Measured::kLevels), "/levels"},
+      {fuzz::seed_header(Measured::kLevels, Ranking::kHarm), "/harm_levels"}};
+  for (const auto& [seed, name] : kinds) {
+    const ProfileHeader& header = seed;  // lambdas do not capture structured bindings
     const auto run = [&](int prompt, SelfAttention& attention) {
       run_synthetic(header.geometry, header.num_steps(), header.num_layers, prompt, attention);
       return 0.0;

@@ -20,6 +20,7 @@ constexpr std::pair<const char*, Tensor PromptProfile::*> kFields[] = {
     {"copy_error", &PromptProfile::copy_error},
     {"similarity", &PromptProfile::similarity},
     {"levels", &PromptProfile::levels},
+    {"rung_harm", &PromptProfile::rung_harm},
     {"site_checksums", &PromptProfile::site_checksums},
     {"step_products", &PromptProfile::step_products},
     {"solver_weights", &PromptProfile::solver_weights}};
@@ -28,7 +29,9 @@ void compile_all(const Profile& profile) {
   for (const Budget budget : {Budget::kEnergy, Budget::kError}) {
     CompileOptions options;
     options.budget = budget;
-    if (profile.header.measured == Measured::kLevels) options.ranking = Ranking::kEnergy;
+    if (profile.header.measured == Measured::kLevels) options.ranking = profile.header.code_ranking;
+    if (profile.header.has_harm_codes()) options.skipped = profile.header.code_skipped;
+    if (!profile.header.anchor_rows.empty()) options.anchor_rows_per_frame = profile.header.anchor_rows.front();
     options.density = 0.8;
     fuzz::attempt([&] { compile_plan(profile, options); });
     options.repetition = Repetition::kOff;

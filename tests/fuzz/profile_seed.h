@@ -1,4 +1,4 @@
-// Profiles as small as they can be, of both kinds, for the fuzz target of their files and its seeds.
+// Profiles as small as they can be, of every kind, for the fuzz target of their files and its seeds.
 #pragma once
 
 #include "calibrate/profile/profile.h"
@@ -6,7 +6,7 @@
 
 namespace calibatt::fuzz {
 
-inline ProfileHeader seed_header(Measured measured) {
+inline ProfileHeader seed_header(Measured measured, Ranking code_ranking = Ranking::kEnergy) {
   ProfileHeader header;
   header.geometry.frames = 2, header.geometry.height = 4, header.geometry.width = 5;
   header.geometry.heads = 2, header.geometry.head_dim = 16;
@@ -15,7 +15,9 @@ inline ProfileHeader seed_header(Measured measured) {
   header.sigmas = {1.0, 0.6, 0.3};
   header.measured = measured;
   header.anchor_rows = {2};
-  if (measured == Measured::kLevels) header.recorded_steps = {0, 2}, header.anchor_rows.clear();
+  header.code_ranking = code_ranking;
+  if (measured == Measured::kLevels) header.recorded_steps = {0, 2};
+  if (measured == Measured::kLevels && code_ranking == Ranking::kEnergy) header.anchor_rows.clear();
   header.provenance.num_prompts = 1;
   return header;
 }

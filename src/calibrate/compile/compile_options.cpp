@@ -49,6 +49,30 @@ void require_anchor_rows(const ProfileHeader& header, int rows) {
                                      (list.empty() ? "none" : list) + "); take one of these, or calibrate anew");
 }
 
+void require_in_codes(const CompileOptions& options, const ProfileHeader& header) {
+  const auto require = [](bool condition, const std::string& what) {
+    if (!condition) throw Error(ErrorKind::kUsage, "the profile has level codes " + what);
+  };
+  if (header.code_ranking == Ranking::kEnergy) {
+    require(options.repetition == Repetition::kOff &&
+                (options.budget == Budget::kEnergy || options.ranking == Ranking::kEnergy),
+            "by energy, which know neither repetition nor the harm of single blocks: use --repetition off and "
+            "--ranking energy, or calibrate anew into another folder (--measure maps or levels)");
+    return;
+  }
+  require(
+      options.budget == Budget::kError && options.ranking == Ranking::kHarm,
+      "by harm, which do not know the blocks' energy: use --budget error and --ranking harm, or calibrate anew into "
+      "another folder with --budget energy");
+  require(options.repetition != Repetition::kSimilarity,
+          "by harm, which do not know how similar rows are: use --repetition error or off, or calibrate anew with "
+          "--measure maps");
+  const bool summary = header.code_skipped == Skipped::kSummary;
+  require(options.skipped == header.code_skipped,
+          "by the harm of blocks that are " + std::string(summary ? "summarised" : "dropped") + ": use --skipped " +
+              (summary ? "summary" : "drop") + ", or calibrate anew into another folder");
+}
+
 }  // namespace
 
 void validate(const CompileOptions& options) {
@@ -71,12 +95,7 @@ void validate(const CompileOptions& options) {
 void validate(const CompileOptions& options, const ProfileHeader& header) {
   validate(options);
   const bool repeats = options.repetition != Repetition::kOff;
-  if (header.measured == Measured::kLevels &&
-      (repeats || (options.budget == Budget::kError && options.ranking != Ranking::kEnergy))) {
-    throw Error(ErrorKind::kUsage,
-                "the profile has level codes, which know neither repetition nor the harm of single blocks: use "
-                "--repetition off and --ranking energy, or calibrate anew with --measure maps");
-  }
+  if (header.measured == Measured::kLevels) require_in_codes(options, header);
   if ((options.budget == Budget::kError || repeats) && !header.output_errors) {
     throw Error(ErrorKind::kUsage,
                 "the profile has no output errors, which --budget error and --repetition need: use --budget energy "

@@ -40,7 +40,7 @@ struct CompileOptions {
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; with a density target A is searched
 
   // Budget kError.
-  Ranking ranking = Ranking::kHarm;  ///< level codes know kEnergy alone
+  Ranking ranking = Ranking::kHarm;  ///< level codes know one of them (code_ranking)
   double step_weight_decay = 8;      ///< w, and
   double step_weight_floor = 0.1;  ///< b of step_weights (energy_schedule.h): what an error of a step does to the video
 

@@ -134,6 +134,22 @@ TEST(CompileOptions, AProfileHasToHaveMeasuredWhatTheyNeed) {
   EXPECT_EQ(refusal(options, levels), "");
   options.repetition = Repetition::kSimilarity;
   EXPECT_THAT(refusal(options, levels), HasSubstr("--repetition off"));
+
+  levels.code_ranking = Ranking::kHarm;
+  levels.anchor_rows = {5};
+  options = {};
+  EXPECT_EQ(refusal(options, levels), "");
+  options.repetition = Repetition::kSimilarity;
+  EXPECT_THAT(refusal(options, levels), HasSubstr("--repetition error or off"));
+  options.repetition = Repetition::kOff;
+  options.skipped = Skipped::kDrop;
+  EXPECT_THAT(refusal(options, levels), HasSubstr("blocks that are summarised: use --skipped summary"));
+  levels.code_skipped = Skipped::kDrop;
+  EXPECT_EQ(refusal(options, levels), "");
+  options.ranking = Ranking::kEnergy;
+  EXPECT_THAT(refusal(options, levels), HasSubstr("--ranking harm"));
+  options.ranking = Ranking::kHarm, options.budget = Budget::kEnergy;
+  EXPECT_THAT(refusal(options, levels), HasSubstr("--budget error"));
 }
 
 }  // namespace

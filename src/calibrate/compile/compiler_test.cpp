@@ -21,7 +21,9 @@ using ::testing::IsEmpty;
 
 constexpr int kSteps = 4, kLayers = 3, kHeads = 2;
 
-ProfileHeader header_of(Measured measured) {
+enum class Source : uint8_t { kMaps, kEnergyCodes, kHarmCodes };
+
+ProfileHeader header_of(Source source) {
   ProfileHeader header;
   header.geometry.frames = 6, header.geometry.height = 8, header.geometry.width = 8;
   header.geometry.heads = kHeads, header.geometry.head_dim = 16;
@@ -30,17 +32,17 @@ ProfileHeader header_of(Measured measured) {
   header.sigmas = {1.0, 0.9, 0.5, 0.2};
   header.anchor_rows = {2};
   header.provenance.num_prompts = 2;
-  if (measured == Measured::kLevels) {
-    header.measured = measured;
-    header.recorded_steps = {0, 2, 3};
-    header.anchor_rows.clear();
-  }
+  if (source == Source::kMaps) return header;
+  header.measured = Measured::kLevels;
+  header.code_ranking = source == Source::kHarmCodes ? Ranking::kHarm : Ranking::kEnergy;
+  header.recorded_steps = {0, 2, 3};
+  if (source == Source::kEnergyCodes) header.anchor_rows.clear();
   return header;
 }
 
 /// Of a synthetic model, of either kind.
-const Profile& profile_of(Measured measured) {
-  const auto record = [](Measured kind, const TestFolder& folder) {
+const Profile& profile_of(Source source) {
+  const auto record = [](Source kind, const TestFolder& folder) {
     const ProfileHeader header = header_of(kind);
     const auto run = [&](int prompt, SelfAttention& attention) {
       run_synthetic(header.geometry, kSteps, kLayers, prompt, attention);
@@ -48,17 +50,19 @@ const Profile& profile_of(Measured measured) {
     };
     return record_profile(*make_backend("cpu"), header, folder.path(), run).profile;
   };
-  static const TestFolder maps_folder, levels_folder;
-  static const Profile maps = record(Measured::kMaps, maps_folder), levels = record(Measured::kLevels, levels_folder);
-  return measured == Measured::kMaps ? maps : levels;
+  static const TestFolder maps_folder, energy_folder, harm_folder;
+  static const Profile maps = record(Source::kMaps, maps_folder),
+                       by_energy = record(Source::kEnergyCodes, energy_folder),
+                       by_harm = record(Source::kHarmCodes, harm_folder);
+  return source == Source::kMaps ? maps : source == Source::kEnergyCodes ? by_energy : by_harm;
 }
 
-class BothSources : public ::testing::TestWithParam<Measured> {
+class AllSources : public ::testing::TestWithParam<Source> {
  protected:
-  BothSources() {
+  AllSources() {
     options.anchor_rows_per_frame = 2;
     options.density = 0.5;
-    if (GetParam() == Measured::kMaps) return;
+    if (GetParam() != Source::kEnergyCodes) return;
     options.repetition = Repetition::kOff;
     options.ranking = Ranking::kEnergy;
   }
@@ -66,10 +70,15 @@ class BothSources : public ::testing::TestWithParam<Measured> {
   CompileOptions options;
   TestFolder folder;
 };
-INSTANTIATE_TEST_SUITE_P(Sources, BothSources, ::testing::Values(Measured::kMaps, Measured::kLevels),
-                         [](const auto& info) { return info.param == Measured::kMaps ? "Maps" : "Levels"; });
+INSTANTIATE_TEST_SUITE_P(Sources, AllSources,
+                         ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes),
+                         [](const auto& info) {
+                           return info.param == Source::kMaps          ? "Maps"
+                                  : info.param == Source::kEnergyCodes ? "EnergyCodes"
+                                                                       : "HarmCodes";
+                         });
 
-TEST_P(BothSources, ProgressRisesToItsTotal) {
+TEST_P(AllSources, ProgressRisesToItsTotal) {
   for (const int merge_gap : {0, 1}) {
     options.merge_gap = merge_gap;  // with trial plans, and without
     std::vector<Progress> states;
@@ -90,7 +99,7 @@ TEST_P(BothSources, ProgressRisesToItsTotal) {
   }
 }
 
-TEST_P(BothSources, WhatTheCallbackThrowsEndsTheJobWithoutAFile) {
+TEST_P(AllSources, WhatTheCallbackThrowsEndsTheJobWithoutAFile) {
   for (const double share_steps_iou : {0.0, 0.3}) {
     options.share_steps_iou = share_steps_iou;
     options.merge_gap = 1;
@@ -111,7 +120,7 @@ TEST_P(BothSources, WhatTheCallbackThrowsEndsTheJobWithoutAFile) {
 }
 
 // A default is what it says, whichever way it is given: also where steps share.
-TEST_P(BothSources, TheDefaultDensityIsMetAlsoByStepsThatShare) {
+TEST_P(AllSources, TheDefaultDensityIsMetAlsoByStepsThatShare) {
   options.share_steps_iou = 0.45;
   options.density = kDefaultErrorDensity;
   const CompiledPlan given = compile_plan(profile, options);
@@ -123,7 +132,7 @@ TEST_P(BothSources, TheDefaultDensityIsMetAlsoByStepsThatShare) {
   EXPECT_FALSE(std::isnan(absent.summary.held_out_error));
 }
 
-TEST_P(BothSources, FilledGapsAndSharedStepsTogetherMeetTheDensity) {
+TEST_P(AllSources, FilledGapsAndSharedStepsTogetherMeetTheDensity) {
   options.share_steps_iou = 0.3;
   options.merge_gap = 1;
   for (const Budget budget : {Budget::kError, Budget::kEnergy}) {
@@ -135,7 +144,7 @@ TEST_P(BothSources, FilledGapsAndSharedStepsTogetherMeetTheDensity) {
   }
 }
 
-TEST_P(BothSources, ThePlanCarriesItsPredictedError) {
+TEST_P(AllSources, ThePlanCarriesItsPredictedError) {
   options.density = kDefaultErrorDensity;
   for (const double share_steps_iou : {0.0, 0.45}) {
     options.share_steps_iou = share_steps_iou;

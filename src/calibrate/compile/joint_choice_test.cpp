@@ -24,7 +24,9 @@ using ::testing::HasSubstr;
 
 constexpr int kSteps = 8, kLayers = 2, kHeads = 2;
 
-ProfileHeader header_of(Measured measured) {
+enum class Source : uint8_t { kMaps, kEnergyCodes, kHarmCodes };
+
+ProfileHeader header_of(Source source) {
   ProfileHeader header;
   header.geometry.frames = 6, header.geometry.height = 8, header.geometry.width = 8;
   header.geometry.heads = kHeads, header.geometry.head_dim = 16;
@@ -33,17 +35,17 @@ ProfileHeader header_of(Measured measured) {
   for (int step = 0; step < kSteps; ++step) header.sigmas.push_back(1 - 0.9 * step / kSteps);
   header.anchor_rows = {2};
   header.provenance.num_prompts = 3;
-  if (measured == Measured::kLevels) {
-    header.measured = measured;
-    header.recorded_steps = {0, 2, 4, 5, 6, 7};
-    header.anchor_rows.clear();
-  }
+  if (source == Source::kMaps) return header;
+  header.measured = Measured::kLevels;
+  header.code_ranking = source == Source::kHarmCodes ? Ranking::kHarm : Ranking::kEnergy;
+  header.recorded_steps = {0, 2, 4, 5, 6, 7};
+  if (source == Source::kEnergyCodes) header.anchor_rows.clear();
   return header;
 }
 
 /// Of a synthetic model, whose steps were seen.
-const Profile& profile_of(Measured measured) {
-  const auto record = [](Measured kind, const TestFolder& folder) {
+const Profile& profile_of(Source source) {
+  const auto record = [](Source kind, const TestFolder& folder) {
     const ProfileHeader header = header_of(kind);
     const auto run = [&](int prompt, SelfAttention& attention) {
       run_synthetic(header.geometry, kSteps, kLayers, prompt, attention);
@@ -53,17 +55,19 @@ const Profile& profile_of(Measured measured) {
                           [&](PromptProfile& profile) { test::add_synthetic_steps(header, profile); })
         .profile;
   };
-  static const TestFolder maps_folder, levels_folder;
-  static const Profile maps = record(Measured::kMaps, maps_folder), levels = record(Measured::kLevels, levels_folder);
-  return measured == Measured::kMaps ? maps : levels;
+  static const TestFolder maps_folder, energy_folder, harm_folder;
+  static const Profile maps = record(Source::kMaps, maps_folder),
+                       by_energy = record(Source::kEnergyCodes, energy_folder),
+                       by_harm = record(Source::kHarmCodes, harm_folder);
+  return source == Source::kMaps ? maps : source == Source::kEnergyCodes ? by_energy : by_harm;
 }
 
-class JointChoices : public ::testing::TestWithParam<Measured> {
+class JointChoices : public ::testing::TestWithParam<Source> {
  protected:
   JointChoices() {
     options.anchor_rows_per_frame = 2;
     options.attention_share = 0.7;
-    if (GetParam() == Measured::kLevels) {
+    if (GetParam() == Source::kEnergyCodes) {
       options.repetition = Repetition::kOff;
       options.ranking = Ranking::kEnergy;
     }
@@ -211,7 +215,8 @@ TEST_P(JointChoices, WhatCannotBeIsRefused) {
   EXPECT_THAT(refusal(), HasSubstr("--budget energy"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Sources, JointChoices, ::testing::Values(Measured::kMaps, Measured::kLevels));
+INSTANTIATE_TEST_SUITE_P(Sources, JointChoices,
+                         ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes));
 
 }  // namespace
 }  // namespace calibatt

@@ -113,14 +113,18 @@ double LevelMeasurements::error(size_t head, const HeadChoice& choice) const {
   return errors_->at(head, in_units(choice.level));
 }
 
-void LevelMeasurements::verify(int entry, int first_layer, int num_layers) const {
-  const auto num_prompts = static_cast<int64_t>(profile_.prompts.size());
+void verify_sites(const Profile& profile, int entry, int first_layer, int num_layers) {
+  const auto num_prompts = static_cast<int64_t>(profile.prompts.size());
   parallel_for(num_layers * num_prompts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      verify_site(header_, profile_.prompts[static_cast<size_t>(i % num_prompts)], entry,
+      verify_site(profile.header, profile.prompts[static_cast<size_t>(i % num_prompts)], entry,
                   first_layer + static_cast<int>(i / num_prompts));
     }
   });
+}
+
+void LevelMeasurements::verify(int entry, int first_layer, int num_layers) const {
+  verify_sites(profile_, entry, first_layer, num_layers);
 }
 
 template <class Visit>

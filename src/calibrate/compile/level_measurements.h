@@ -12,7 +12,10 @@ namespace calibatt {
 /// For each step of the run the recorded one (index into header.recorded_steps) of the nearest noise level.
 std::vector<int> entry_of_steps(const ProfileHeader& header);
 
-/// From level codes (Measured::kLevels), without repetition. Levels are whole kLevelUnits-ths.
+/// Throws Error(kFormat) when a prompt's codes of these layers are damaged.
+void verify_sites(const Profile& profile, int entry, int first_layer, int num_layers);
+
+/// From level codes by energy (Measured::kLevels), without repetition. Levels are whole kLevelUnits-ths.
 ///
 /// The prompts' codes are mapped files of gigabytes. They are read layer by layer: once for the densities of all levels
 /// when a density is asked for, and once for each plan that is made, if only to know its density.

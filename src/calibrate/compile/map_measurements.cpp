@@ -5,6 +5,8 @@
 #include <numeric>
 
 #include "base/thread_pool.h"
+#include "calibrate/compile/level_measurements.h"
+#include "calibrate/profile/harm_code.h"
 #include "sparsity/intervals_builder.h"
 
 namespace calibatt {
@@ -22,19 +24,27 @@ std::vector<double> with_interpolated(std::span<const double> ladder) {
   return levels;
 }
 
-// Every step has an entry of its own.
-std::vector<int> each_its_own(int num_steps) {
-  std::vector<int> entries(static_cast<size_t>(num_steps));
+// With maps every step has an entry of its own.
+std::vector<int> entries_of(const ProfileHeader& header) {
+  if (header.measured == Measured::kLevels) return entry_of_steps(header);
+  std::vector<int> entries(static_cast<size_t>(header.num_steps()));
   std::iota(entries.begin(), entries.end(), 0);
   return entries;
+}
+
+std::vector<const PromptProfile*> pointers_to(const std::vector<PromptProfile>& prompts) {
+  std::vector<const PromptProfile*> pointers;
+  for (const PromptProfile& prompt : prompts) pointers.push_back(&prompt);
+  return pointers;
 }
 
 }  // namespace
 
 MapMeasurements::MapMeasurements(const Profile& profile, const CompileOptions& options)
-    : Measurements(profile, options, each_its_own(profile.header.num_steps())),
+    : Measurements(profile, options, entries_of(profile.header)),
       ranking_(options.budget == Budget::kEnergy ? Ranking::kEnergy : options.ranking),
       error_prompts_(profile),
+      all_prompts_(pointers_to(profile.prompts)),
       levels_(with_interpolated(levels_of(ranking_))),
       errors_(num_heads()) {
   if (has_errors()) {
@@ -50,7 +60,7 @@ MapMeasurements::MapMeasurements(const Profile& profile, const CompileOptions& o
   for (size_t head = 0; head < num_heads(); ++head) {
     const size_t at = head * measured.size() + static_cast<size_t>(k);
     copy_errors_.push_back(mean_of(&PromptProfile::copy_error, at));
-    similarities_.push_back(mean_of(&PromptProfile::similarity, at));
+    if (!profile.prompts[0].similarity.empty()) similarities_.push_back(mean_of(&PromptProfile::similarity, at));
   }
 }
 
@@ -58,23 +68,35 @@ void MapMeasurements::tabulate(CompileProgress& progress) {
   densities_[0].resize(num_heads());
   densities_[1].resize(num_heads());
   for_each_group([&](int entry, int first_layer, int num_layers) {
+    verify(entry, first_layer, num_layers);
     for_each_head(entry, first_layer, num_layers, [&](size_t head) {
-      densities_[0][head] = counted_densities(head, false);
-      if (options_.repetition != Repetition::kOff) densities_[1][head] = counted_densities(head, true);
+      const std::vector<float> harm = ranking_ == Ranking::kHarm ? harm_of(head) : std::vector<float>();
+      densities_[0][head] = counted_densities(inclusion(head, false, harm), false);
+      if (options_.repetition != Repetition::kOff) {
+        densities_[1][head] = counted_densities(inclusion(head, true, harm), true);
+      }
     });
     progress.advance(num_layers);
   });
 }
 
-InclusionLevels MapMeasurements::inclusion(size_t head, bool anchored) const {
+std::vector<float> MapMeasurements::harm_of(size_t head) const {
+  const AttentionGeometry& g = header_.geometry;
+  return header_.has_harm_codes()
+             ? restored_harm(header_, all_prompts_, head)
+             : mean_harm(profile_.prompts, options_.skipped, head, g.num_query_blocks() * g.num_key_blocks());
+}
+
+InclusionLevels MapMeasurements::inclusion(size_t head, bool anchored, std::span<const float> harm) const {
   const AttentionGeometry& g = header_.geometry;
   const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
   const int used_rows = anchored ? anchors_.num_query_blocks(g.block_q) : rows;
-  const auto used = [&](std::vector<float> matrix) { return anchored ? packed_rows(g, anchors_, matrix) : matrix; };
+  const auto used = [&](std::span<const float> matrix) {
+    return anchored ? packed_rows(g, anchors_, matrix) : std::vector<float>(matrix.begin(), matrix.end());
+  };
   InclusionLevels levels;
   if (ranking_ == Ranking::kHarm) {
-    levels =
-        harm_inclusion(used(mean_harm(profile_.prompts, options_.skipped, head, rows * columns)), used_rows, columns);
+    levels = harm_inclusion(used(harm), used_rows, columns);
   } else if (options_.budget == Budget::kEnergy && options_.agreement == Agreement::kVote) {
     std::vector<InclusionLevels> prompts;
     for (const PromptProfile& prompt : profile_.prompts) {
@@ -88,8 +110,7 @@ InclusionLevels MapMeasurements::inclusion(size_t head, bool anchored) const {
   return levels;
 }
 
-std::vector<double> MapMeasurements::counted_densities(size_t head, bool anchored) const {
-  const InclusionLevels levels = inclusion(head, anchored);
+std::vector<double> MapMeasurements::counted_densities(const InclusionLevels& levels, bool anchored) const {
   const AttentionGeometry& g = header_.geometry;
   const double tokens = g.num_tokens();
   const int num_queries = anchored ? static_cast<int>(anchors_.query_tokens.size()) : g.num_tokens();
@@ -116,7 +137,9 @@ double MapMeasurements::mean_of(Tensor PromptProfile::*field, size_t at) const {
 // quadratically.
 std::vector<double> MapMeasurements::interpolated_errors(size_t head) const {
   const size_t num_measured = levels_of(ranking_).size();
-  const size_t curve = (head * 2 + static_cast<size_t>(ranking_)) * 2 + static_cast<size_t>(options_.skipped);
+  const size_t curve = header_.has_harm_codes()
+                           ? head
+                           : (head * 2 + static_cast<size_t>(ranking_)) * 2 + static_cast<size_t>(options_.skipped);
   std::vector<double> measured(num_measured), errors;
   for (size_t i = 0; i < num_measured; ++i)
     measured[i] = mean_of(&PromptProfile::level_error, curve * num_measured + i);
@@ -147,19 +170,27 @@ double MapMeasurements::density(size_t head, const HeadChoice& choice) const {
 
 double MapMeasurements::density_of(std::span<const HeadChoice> choices) const {
   double sum = 0;
-  for (size_t head = 0; head < choices.size(); ++head) sum += density(head, choices[head]);
-  return sum / static_cast<double>(choices.size());
+  for (size_t head = 0; head < choices.size(); ++head) {
+    sum += density(head, choices[head]) * num_steps_of(entry_of(head));
+  }
+  return sum / (static_cast<double>(heads_per_entry()) * header_.num_steps());
 }
 
 double MapMeasurements::error(size_t head, const HeadChoice& choice) const {
   return at_level(errors_[head], choice.level) + (choice.anchored ? copy_error(head) : 0.0);
 }
 
+void MapMeasurements::verify(int entry, int first_layer, int num_layers) const {
+  if (header_.measured == Measured::kMaps) return;  // checked when they were loaded
+  verify_sites(profile_, entry, first_layer, num_layers);
+}
+
 HeadPlan MapMeasurements::head_plan(size_t head, const HeadChoice& choice) const {
   HeadPlan plan;
   plan.anchored = choice.anchored;
   if (choice.level >= 1) return plan;
-  const InclusionLevels levels = inclusion(head, choice.anchored);
+  const InclusionLevels levels =
+      inclusion(head, choice.anchored, ranking_ == Ranking::kHarm ? harm_of(head) : std::vector<float>());
   IntervalsBuilder intervals(levels.num_key_blocks(), options_.merge_gap);
   for (int r = 0; r < levels.num_query_blocks(); ++r) {
     const std::span<const float> row = levels.row(r);

@@ -7,8 +7,8 @@
 
 namespace calibatt {
 
-/// From maps: every step is an entry. Densities of all options are counted, errors between measured levels
-/// interpolated.
+/// From whole matrices of each head: from maps, where every step is an entry, or from codes by harm, which restore them
+/// (harm_code.h). Densities of all options are counted, errors between measured levels interpolated.
 class MapMeasurements : public Measurements {
  public:
   MapMeasurements(const Profile& profile, const CompileOptions& options);
@@ -30,19 +30,23 @@ class MapMeasurements : public Measurements {
   double copy_error(size_t head) const override { return copy_errors_.empty() ? 0.0 : copy_errors_[head]; }
   double similarity(size_t head) const override { return similarities_[head]; }
 
-  void verify(int, int, int) const override {}  // maps were checked when they were loaded
+  void verify(int entry, int first_layer, int num_layers) const override;
   HeadPlan head_plan(size_t head, const HeadChoice& choice) const override;
 
  private:
-  /// Nested masks of the head; over the anchors' packed query blocks when `anchored`.
-  InclusionLevels inclusion(size_t head, bool anchored) const;
-  std::vector<double> counted_densities(size_t head, bool anchored) const;
+  /// Of skipping blocks of the head, [R, C].
+  std::vector<float> harm_of(size_t head) const;
+  /// Nested masks of the head; over the anchors' packed query blocks when `anchored`. harm: harm_of(head), read where
+  /// the ranking is by harm.
+  InclusionLevels inclusion(size_t head, bool anchored, std::span<const float> harm) const;
+  std::vector<double> counted_densities(const InclusionLevels& levels, bool anchored) const;
   std::vector<double> interpolated_errors(size_t head) const;
   double mean_of(Tensor PromptProfile::*field, size_t at) const;  ///< over the prompts whose errors count
   double at_level(const std::vector<double>& values, double level) const;
 
   const Ranking ranking_;
   const ErrorPrompts error_prompts_;
+  const std::vector<const PromptProfile*> all_prompts_;
   std::vector<double> levels_;
   std::vector<std::vector<double>> densities_[2], errors_;  ///< [anchored][head][level], [head][level]
   std::vector<double> copy_errors_, similarities_;

@@ -41,8 +41,11 @@ void Measurements::for_each_group(const std::function<void(int entry, int first_
 }
 
 std::unique_ptr<Measurements> make_measurements(const Profile& profile, const CompileOptions& options) {
-  if (profile.header.measured == Measured::kLevels) return std::make_unique<LevelMeasurements>(profile, options);
-  return std::make_unique<MapMeasurements>(profile, options);
+  const ProfileHeader& header = profile.header;
+  if (header.measured == Measured::kMaps || header.has_harm_codes()) {
+    return std::make_unique<MapMeasurements>(profile, options);
+  }
+  return std::make_unique<LevelMeasurements>(profile, options);
 }
 
 ErrorPrompts::ErrorPrompts(const Profile& profile) {

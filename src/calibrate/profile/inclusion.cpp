@@ -1,10 +1,12 @@
 #include "calibrate/profile/inclusion.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
 #include "base/error.h"
+#include "calibrate/profile/level_code.h"
 
 namespace calibatt {
 namespace {
@@ -56,10 +58,15 @@ InclusionLevels energy_inclusion(std::span<const float> energy, int num_query_bl
 
 InclusionLevels harm_inclusion(std::span<const float> harm, int num_query_blocks, int num_key_blocks) {
   InclusionLevels levels(num_query_blocks, num_key_blocks);
-  const std::vector<int> order = descending(harm);
+  SortScratch sort;  // hundreds of thousands of blocks a head: in linear time
+  sort.keys.resize(harm.size());
+  for (size_t i = 0; i < harm.size(); ++i) sort.keys[i] = ~std::bit_cast<uint32_t>(harm[i] + 0.0f);  // +0: no −0
+  std::vector<uint32_t> order;
+  sort_by_key(sort, order);
   std::vector<uint8_t> row_has_block(num_query_blocks, 0);
   for (size_t rank = 0; rank < order.size(); ++rank) {
-    const int r = order[rank] / num_key_blocks, c = order[rank] % num_key_blocks;
+    const auto block = static_cast<int>(order[rank]);
+    const int r = block / num_key_blocks, c = block % num_key_blocks;
     const auto share = static_cast<float>(static_cast<double>(rank) / static_cast<double>(order.size()));
     levels.at(r, c) = row_has_block[r] ? std::min(share, kLastLevel) : 0.0f;
     row_has_block[r] = 1;

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "calibrate/profile/harm_code.h"
 #include "calibrate/profile/level_code.h"
 #include "calibrate/profile/profile_header.h"
 #include "io/fingerprint.h"
@@ -44,7 +45,13 @@ std::vector<Part> parts_of(const ProfileHeader& header) {
     std::vector<Part> parts{
         {"levels", &PromptProfile::levels, DType::kU8, {n, l, h, r, packed_row_bytes(static_cast<int>(c))}},
         {"site_checksums", &PromptProfile::site_checksums, DType::kU8, {n, l, int64_t{kChecksumDigits}}}};
-    if (header.output_errors) {
+    if (header.code_ranking == Ranking::kHarm) {
+      parts.push_back({"rung_harm", &PromptProfile::rung_harm, DType::kF32, {n, l, h, kNumHarmRungs}});
+      parts.push_back({"level_error", &PromptProfile::level_error, DType::kF32, {n, l, h, levels}});
+      if (anchors > 0) {
+        parts.push_back({"copy_error", &PromptProfile::copy_error, DType::kF32, {n, l, h, anchors}});
+      }
+    } else if (header.output_errors) {
       parts.push_back({"level_error", &PromptProfile::level_error, DType::kF32, {n, l, h, 2, kNumCodeLevels}});
     }
     return parts;

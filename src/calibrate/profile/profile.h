@@ -21,8 +21,7 @@ enum class Skipped : uint8_t {
 /// What a run leaves behind for each block.
 enum class Measured : uint8_t {
   kMaps,    ///< block energies, and with output_errors what skipping would do: serves every budget
-  kLevels,  ///< 4-bit level codes (level_code.h) of some of the steps, with output_errors also what skipping would do
-            ///< at each level: serves every budget but without repetition, at any size of model
+  kLevels,  ///< 4-bit codes of some of the steps, by ProfileHeader::code_ranking, at any size of model
 };
 
 /// What a profile was measured on and how. All of it must agree for a run to go on from saved prompts.
@@ -33,9 +32,14 @@ struct ProfileHeader {
   std::vector<int> step_transformer;  ///< of each step, among the provenance's; empty where there is one
   Measured measured = Measured::kMaps;
   std::vector<int> recorded_steps;  ///< kLevels: rising; the others share the entry of the nearest noise level
-  bool output_errors = true;        ///< false: block energy only (budget energy without repetition)
-  int samples_per_block = 4;        ///< kMaps: queries of each query block on which output errors are measured
-  int sampled_blocks = 4;           ///< kLevels: whole query blocks of a call on which they are
+  /// kLevels: what the codes rank blocks by. kEnergy: level_code.h, for budget energy (in profiles from before
+  /// harm_code.h for both). kHarm: harm_code.h, for budget error, with output_errors and repetition.
+  Ranking code_ranking = Ranking::kEnergy;
+  Skipped code_skipped = Skipped::kSummary;  ///< kLevels by harm: what becomes of a block whose harm was measured
+  bool output_errors = true;                 ///< false: block energy only (budget energy without repetition)
+  int samples_per_block =
+      4;                   ///< kMaps, kLevels by harm: queries of each query block on which output errors are measured
+  int sampled_blocks = 4;  ///< kLevels by energy: whole query blocks of a call on which they are
   std::vector<int> anchor_rows{5};  ///< numbers of anchor rows per frame for which repetition is measured
   PlanProvenance provenance;        ///< tool_version and the model's name may differ between runs
   std::string precision;            ///< of the run's arithmetic, which shows in what is measured; empty: not known
@@ -48,6 +52,7 @@ struct ProfileHeader {
 
   int num_steps() const { return static_cast<int>(sigmas.size()); }
   int num_recorded_steps() const { return static_cast<int>(recorded_steps.size()); }
+  bool has_harm_codes() const { return measured == Measured::kLevels && code_ranking == Ranking::kHarm; }
 };
 
 /// What one dense run taught. S steps, N recorded steps, L layers, H heads, R query blocks, C key blocks.
@@ -82,7 +87,9 @@ struct PromptProfile {
   // Measured::kLevels.
   Tensor levels;          ///< U8 [N, L, H, R, packed_row_bytes(C)]; mapped from the file when read
   Tensor site_checksums;  ///< U8 [N, L, 32]: hex digits, of each site's part of `levels`
-  /// With output_errors level_error is F32 [N, L, H, 2, kNumCodeLevels], per Skipped.
+  Tensor rung_harm;       ///< by harm: F32 [N, L, H, kNumHarmRungs], mean harm of each rung's blocks (harm_code.h)
+  /// With output_errors level_error is by energy F32 [N, L, H, 2, kNumCodeLevels], per Skipped; by harm F32 [N, L, H,
+  /// levels] of the ladder of densities, and copy_error is F32 [N, L, H, anchor_rows].
 
   static PromptProfile allocate(const ProfileHeader& header,
                                 int prompt);  ///< zeros (levels: undefined); error tensors only with output_errors

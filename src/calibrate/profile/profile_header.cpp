@@ -13,6 +13,7 @@ namespace calibatt {
 namespace {
 
 constexpr const char* kMeasured = "measured";                 // absent: maps
+constexpr const char* kCodeRanking = "code_ranking";          // absent: energy
 constexpr const char* kPrecision = "precision";               // absent: not known, as before version 3
 constexpr const char* kStepTransformer = "step_transformer";  // absent: there is one
 constexpr std::string_view kSettingPrefix = "setting.", kFingerprint = "model_fingerprint";
@@ -106,8 +107,13 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
   if (header.measured == Measured::kLevels) {
     metadata[kMeasured] = "levels";
     metadata["recorded_steps"] = joined(header.recorded_steps);
-    metadata["code_levels"] = joined(kCodeLevels);
-    if (header.output_errors) metadata["sampled_blocks"] = number_text(header.sampled_blocks);
+    if (header.code_ranking == Ranking::kHarm) {
+      metadata[kCodeRanking] = "harm";
+      metadata["code_skipped"] = header.code_skipped == Skipped::kSummary ? "summary" : "drop";
+    } else {
+      metadata["code_levels"] = joined(kCodeLevels);
+      if (header.output_errors) metadata["sampled_blocks"] = number_text(header.sampled_blocks);
+    }
   }
   for (size_t i = 1; i < p.transformers.size(); ++i) {
     const std::string number = "_" + std::to_string(i + 1);
@@ -137,6 +143,21 @@ void read_transformers(const ProfileMetadata& metadata, const ProfileFields& fie
   if (header.step_transformer.size() != (transformers.size() > 1 ? header.sigmas.size() : 0) || !of_known) {
     throw fields.wrong(kStepTransformer, "does not say for each step which of the transformers it is of");
   }
+}
+
+// What the codes of Measured::kLevels mean.
+void read_code_kind(const ProfileMetadata& metadata, const ProfileFields& fields, ProfileHeader& header) {
+  if (!metadata.contains(kCodeRanking)) {
+    if (fields.text("code_levels") != joined(kCodeLevels)) throw fields.wrong("code_levels", "is not this version's");
+    if (header.output_errors) header.sampled_blocks = fields.integer("sampled_blocks");
+    return;
+  }
+  if (fields.text(kCodeRanking) != "harm") throw fields.wrong(kCodeRanking, "is not known to this version");
+  header.code_ranking = Ranking::kHarm;
+  const std::string& skipped = fields.text("code_skipped");
+  if (skipped != "summary" && skipped != "drop") throw fields.wrong("code_skipped", "is neither summary nor drop");
+  header.code_skipped = skipped == "summary" ? Skipped::kSummary : Skipped::kDrop;
+  if (!header.output_errors) throw fields.wrong("output_errors", "is 0, but codes by harm come with them");
 }
 
 }  // namespace
@@ -194,8 +215,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
     header.measured = Measured::kLevels;
     header.recorded_steps = fields.list<int>("recorded_steps");
     if (!sound_recorded_steps(header)) throw fields.wrong("recorded_steps", "is not a rising list of steps");
-    if (fields.text("code_levels") != joined(kCodeLevels)) throw fields.wrong("code_levels", "is not this version's");
-    if (header.output_errors) header.sampled_blocks = fields.integer("sampled_blocks");
+    read_code_kind(metadata, fields, header);
   }
   return header;
 }
@@ -221,7 +241,7 @@ constexpr std::pair<const char*, const char*> kFlagged[] = {
 std::string field_of(const ProfileMetadata& metadata, const std::string& name) {
   const auto at = metadata.find(name);
   if (at != metadata.end()) return at->second;
-  return name == kMeasured ? "maps" : "(absent)";
+  return name == kMeasured ? "maps" : name == kCodeRanking ? "energy" : "(absent)";
 }
 
 bool agree(const std::string& name, const std::string& a, const std::string& b) {
@@ -265,6 +285,7 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
     throw refuse((is_setting ? name.substr(kSettingPrefix.size()) : name) + " = " + shortened(theirs), shortened(ours));
   };
   require(kMeasured);
+  require(kCodeRanking);
   const std::string theirs = changed_flags(found, expected, comparison);
   if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison));
   if (expected.contains(kPrecision) && found.contains(kPrecision)) require(kPrecision);
@@ -286,6 +307,8 @@ void validate(const ProfileHeader& header) {
   require(header.provenance.num_prompts >= 1, "give at least one prompt");
   if (header.measured == Measured::kLevels) {
     require(sound_recorded_steps(header), "the recorded steps must be a rising list of the run's steps");
+    require(header.output_errors || header.code_ranking == Ranking::kEnergy,
+            "codes by harm are measured together with output errors");
     require(header.sampled_blocks >= 1,
             "the sampled query blocks must be at least 1, not " + number_text(header.sampled_blocks));
   }

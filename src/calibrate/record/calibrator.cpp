@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "calibrate/profile/profile_lock.h"
+#include "calibrate/record/harm_recorder.h"
 #include "calibrate/record/level_recorder.h"
 #include "calibrate/record/recording_attention.h"
 
@@ -50,9 +51,11 @@ RecordedProfile record_profile(const RecordingBackend& backend, const ProfileHea
       fresh.own_ranking = ranks_errors && prompt == range.begin;
       fresh.ranked_from = range.begin;
       std::unique_ptr<Recorder> recorder;
-      if (header.measured == Measured::kLevels) {
-        std::vector<const PromptProfile*> earlier;
-        for (const PromptProfile& one : recorded.profile.prompts) earlier.push_back(&one);
+      std::vector<const PromptProfile*> earlier;
+      for (const PromptProfile& one : recorded.profile.prompts) earlier.push_back(&one);
+      if (header.has_harm_codes()) {
+        recorder = std::make_unique<HarmRecorder>(backend, header, std::move(earlier), fresh, poll);
+      } else if (header.measured == Measured::kLevels) {
         recorder = std::make_unique<LevelRecorder>(backend, header, earlier, fresh, poll);
       } else {
         recorder = std::make_unique<RecordingAttention>(backend, header, reference, fresh, poll);

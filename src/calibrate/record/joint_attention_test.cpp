@@ -221,7 +221,16 @@ TEST(MeasureHead, WithTextBehindLevelErrorsEqualThoseOfTheReferenceKernel) {
   }
 }
 
-class JointCalibration : public ::testing::TestWithParam<Measured> {
+enum class Kind : uint8_t { kMaps, kEnergyCodes, kHarmCodes };
+
+void set_kind(Kind kind, ProfileHeader& header) {
+  if (kind == Kind::kMaps) return;
+  header.measured = Measured::kLevels;
+  header.code_ranking = kind == Kind::kHarmCodes ? Ranking::kHarm : Ranking::kEnergy;
+  for (int step = 0; step < header.num_steps(); ++step) header.recorded_steps.push_back(step);
+}
+
+class JointCalibration : public ::testing::TestWithParam<Kind> {
  protected:
   static constexpr int kPrompts = 3, kTokens[kPrompts] = {7, 1, 40};
 
@@ -231,8 +240,7 @@ class JointCalibration : public ::testing::TestWithParam<Measured> {
     header.geometry.order = TokenOrder::tiles(2, 2, 2);
     header.num_layers = 2;
     header.sigmas = {1.0, 0.4};
-    header.measured = GetParam();
-    if (GetParam() == Measured::kLevels) header.recorded_steps = {0, 1};
+    set_kind(GetParam(), header);
     header.provenance.num_prompts = kPrompts;
     header.provenance.guidance_scale = 5.0;
     header.sampled_blocks = 3;
@@ -251,7 +259,7 @@ TEST_P(JointCalibration, TakesPromptsOfEveryLength) {
   const RecordedProfile recorded = record_profile(*backend, header, folder.path(), run);
   ASSERT_EQ(recorded.profile.prompts.size(), size_t{kPrompts});
   EXPECT_EQ(load_profile(folder.path()).header.geometry, header.geometry);
-  const bool maps = GetParam() == Measured::kMaps;
+  const bool maps = GetParam() == Kind::kMaps;
   for (const PromptProfile& prompt : recorded.profile.prompts) {
     const int64_t levels = prompt.level_error.dim(-1);
     const int64_t curves = prompt.level_error.size() / levels;
@@ -274,7 +282,7 @@ TEST_P(JointCalibration, TakesPromptsOfEveryLength) {
 // The same prompts in memory that the host cannot touch.
 TEST_P(JointCalibration, NothingOnADeviceIsTouchedByTheHost) {
   ProfileHeader header = this->header();
-  header.output_errors = false;
+  header.output_errors = GetParam() == Kind::kHarmCodes;
   TestFolder here, there;
   const auto on_host = make_backend("cpu");
   FakeDeviceBackend device(true);
@@ -298,26 +306,29 @@ TEST_P(JointCalibration, NothingOnADeviceIsTouchedByTheHost) {
   }
   const Profile a = load_profile(here.path()), b = load_profile(there.path());
   for (size_t prompt = 0; prompt < kPrompts; ++prompt) {
-    const Tensor& of_a = GetParam() == Measured::kMaps ? a.prompts[prompt].energy : a.prompts[prompt].levels;
-    const Tensor& of_b = GetParam() == Measured::kMaps ? b.prompts[prompt].energy : b.prompts[prompt].levels;
+    const Tensor& of_a = GetParam() == Kind::kMaps ? a.prompts[prompt].energy : a.prompts[prompt].levels;
+    const Tensor& of_b = GetParam() == Kind::kMaps ? b.prompts[prompt].energy : b.prompts[prompt].levels;
     ASSERT_EQ(of_a.size_bytes(), of_b.size_bytes());
     EXPECT_EQ(std::memcmp(of_a.raw(), of_b.raw(), of_a.size_bytes()), 0);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Measured, JointCalibration, testing::Values(Measured::kMaps, Measured::kLevels),
-                         [](const auto& info) { return info.param == Measured::kMaps ? "maps" : "levels"; });
+INSTANTIATE_TEST_SUITE_P(Measured, JointCalibration, testing::Values(Kind::kMaps, Kind::kEnergyCodes, Kind::kHarmCodes),
+                         [](const auto& info) {
+                           return info.param == Kind::kMaps          ? "maps"
+                                  : info.param == Kind::kEnergyCodes ? "energy_codes"
+                                                                     : "harm_codes";
+                         });
 
 // Behind a norm a change weighs as much more as the norm makes of it.
 TEST(JointAttention, ErrorsBehindANormAreMultipliedByItsGain) {
   const auto backend = make_backend("cpu");
-  for (const Measured measured : {Measured::kMaps, Measured::kLevels}) {
+  for (const Kind kind : {Kind::kMaps, Kind::kEnergyCodes, Kind::kHarmCodes}) {
     ProfileHeader header;
     header.geometry = video(6);
     header.num_layers = 1;
     header.sigmas = {1.0};
-    header.measured = measured;
-    if (measured == Measured::kLevels) header.recorded_steps = {0};
+    set_kind(kind, header);
     header.sampled_blocks = 3;
     header.provenance.num_prompts = 1;
     std::vector<PromptProfile> profiles;

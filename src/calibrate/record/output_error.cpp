@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kNumLevels = static_cast<int>(kEnergyLevels.size());
 static_assert(kEnergyLevels.size() == kDensityLevels.size());
-constexpr int kNumCurves = 4;  // rankings × treatments of skipped blocks
 constexpr int kSimilarityColumns = 4;
 constexpr int kQueriesPerGroup = 16;  // a group's partial results stay in the second-level cache
 
@@ -87,6 +86,24 @@ void for_each_query_block(const MeasuredCall& call, int head, const SampledKeys&
 /// The key block in which text begins, and behind which there is nothing else; the number of blocks: there is no text.
 int first_text_block(const AttentionGeometry& video, const SampledKeys& keys) {
   return keys.num_tokens > video.num_tokens() ? video.num_tokens() / video.block_k : keys.num_blocks;
+}
+
+/// Of skipped blocks, those that are wanted.
+std::vector<int> treatments_of(const MeasuredCall& call) {
+  return call.only ? std::vector{static_cast<int>(*call.only)} : std::vector{0, 1};
+}
+
+InclusionLevels with_own_blocks(InclusionLevels levels, const AttentionGeometry& geometry) {
+  keep_own_blocks(levels, geometry, nullptr);
+  return levels;
+}
+
+std::vector<double> summed(const std::vector<std::vector<double>>& rows) {
+  std::vector<double> sum(rows.front().size(), 0.0);
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) sum[i] += row[i];
+  }
+  return sum;
 }
 
 /// Of every key block, those of text too.
@@ -232,29 +249,33 @@ HeadErrors measure_head(const MeasuredCall& call, int head, const HeadReference&
   prepare_keys(call.k, call.v, head, g.head_dim, g.block_k, projection, keys);
 
   HeadErrors errors;
-  for (auto& harm : errors.harm) harm.assign(static_cast<size_t>(rows) * columns, 0.0f);
-  InclusionLevels by_energy = energy_inclusion(reference.energy, rows, columns), by_harm[2];
-  keep_own_blocks(by_energy, g, nullptr);
+  const std::vector<int> treatments = treatments_of(call);
+  InclusionLevels by_energy, by_harm[2];
+  std::vector<Curve> curves;
+  if (!reference.energy.empty()) {
+    by_energy = with_own_blocks(energy_inclusion(reference.energy, rows, columns), g);
+    for (const int skipped : treatments) curves.push_back({&by_energy, Ranking::kEnergy, skipped == 1});
+  }
+  for (const int skipped : treatments) {
+    errors.harm[skipped].assign(static_cast<size_t>(rows) * columns, 0.0f);
+    curves.push_back({&by_harm[skipped], Ranking::kHarm, skipped == 1});
+  }
   const auto rank_by_harm = [&](int skipped, std::span<const float> harm) {
-    by_harm[skipped] = harm_inclusion(harm, rows, columns);
-    keep_own_blocks(by_harm[skipped], g, nullptr);
+    by_harm[skipped] = with_own_blocks(harm_inclusion(harm, rows, columns), g);
   };
-  const std::array<Curve, kNumCurves> curves{
-      Curve{&by_energy, Ranking::kEnergy, false}, Curve{&by_energy, Ranking::kEnergy, true},
-      Curve{&by_harm[0], Ranking::kHarm, false}, Curve{&by_harm[1], Ranking::kHarm, true}};
-  std::vector<std::array<double, kNumCurves * kNumLevels>> row_errors(rows);
+  std::vector<std::vector<double>> row_errors(rows);
   const auto harm_of_block = [&](int r, const PartialAttention& partial, int first, int count) {
     const float weight = static_cast<float>(per_unit / count);
-    for (int skipped = 0; skipped < 2; ++skipped) {
+    for (const int skipped : treatments) {
       const std::vector<float> harm = harm_of_row(keys, partial, first, count, skipped == 1, weight);
       std::copy_n(harm.begin(), columns, errors.harm[skipped].begin() + static_cast<ptrdiff_t>(r) * columns);
     }
   };
   const auto levels_of_block = [&](int r, const PartialAttention& partial, int first, int count) {
-    row_errors[r].fill(0.0);
+    row_errors[r].assign(curves.size() * kNumLevels, 0.0);
     std::vector<int> order;
     std::array<int, kNumLevels> kept{};
-    for (int curve = 0; curve < kNumCurves; ++curve) {
+    for (size_t curve = 0; curve < curves.size(); ++curve) {
       rank_row(curves[curve], r, first_text_block(g, keys), keys.num_blocks, order, kept);
       for (int i = 0; i < count; ++i) {
         add_level_errors(keys, partial, first + i, order, kept, curves[curve].summary,
@@ -264,23 +285,20 @@ HeadErrors measure_head(const MeasuredCall& call, int head, const HeadReference&
   };
 
   const Sample sample = sample_queries(call, call.phase);
-  if (reference.harm[0].empty()) {
+  if (reference.harm[treatments[0]].empty()) {
     for_each_query_block(call, head, keys, sample, harm_of_block);
-    for (int skipped = 0; skipped < 2; ++skipped) rank_by_harm(skipped, errors.harm[skipped]);
+    for (const int skipped : treatments) rank_by_harm(skipped, errors.harm[skipped]);
     for_each_query_block(call, head, keys, sample_queries(call, fraction(call.phase + 0.5)), levels_of_block);
   } else {
-    for (int skipped = 0; skipped < 2; ++skipped) rank_by_harm(skipped, reference.harm[skipped]);
+    for (const int skipped : treatments) rank_by_harm(skipped, reference.harm[skipped]);
     for_each_query_block(call, head, keys, sample, [&](int r, const PartialAttention& partial, int first, int count) {
       harm_of_block(r, partial, first, count);
       levels_of_block(r, partial, first, count);
     });
   }
-  errors.level_error.assign(kNumCurves * kNumLevels, 0.0);
-  for (const auto& row : row_errors) {
-    for (size_t i = 0; i < row.size(); ++i) errors.level_error[i] += row[i];
-  }
+  errors.level_error = summed(row_errors);
   measure_copies(call, head, sample, projection, per_unit, errors);
-  if (!call.anchors.empty()) measure_similarity(call, head, keys, errors);
+  if (!call.position_of_raster.empty() && !call.anchors.empty()) measure_similarity(call, head, keys, errors);
   return errors;
 }
 

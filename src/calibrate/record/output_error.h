@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,23 +31,24 @@ struct MeasuredCall {
   double phase =
       0;  ///< ∈ [0, 1): moves the sampled tokens, so that prompts, steps and layers do not all look at the same ones
   const std::vector<AnchorRows>& anchors;
-  std::span<const int32_t> position_of_raster;
+  std::span<const int32_t> position_of_raster;  ///< empty: similarities are not wanted
+  std::optional<Skipped> only = {};             ///< of harm and level errors; absent: both
 };
 
 /// What an earlier measurement says about one head: the ranking under which level errors are measured.
 struct HeadReference {
-  std::span<const float> energy;   ///< [R, C]
+  std::span<const float> energy;   ///< [R, C]; empty: no errors under rankings by energy are wanted
   std::span<const float> harm[2];  ///< [R, C] per Skipped; empty: rank by this call's own harm (level errors then come
                                    ///< from other queries of the same blocks than the harm)
 };
 
 /// All relative to ‖x‖² of the residual stream (or absolute when that is unknown).
 struct HeadErrors {
-  std::vector<float> harm[2];  ///< [R, C] per Skipped: per query
-  std::vector<double>
-      level_error;  ///< [2 rankings, 2 skipped, levels]: of all queries, extrapolated from the sampled ones
-  std::vector<double> copy_error;  ///< [anchors]
-  std::vector<double> similarity;  ///< [anchors]
+  std::vector<float> harm[2];       ///< [R, C] per Skipped: per query
+  std::vector<double> level_error;  ///< [rankings, skipped, levels] of those that are wanted: of all queries,
+                                    ///< extrapolated from the sampled ones
+  std::vector<double> copy_error;   ///< [anchors]
+  std::vector<double> similarity;   ///< [anchors]
 };
 
 /// Measures one head. `keys` is scratch memory to reuse from head to head. Uses all threads.

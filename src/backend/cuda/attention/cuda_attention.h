@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,6 +49,7 @@ class CudaAttention : public AttentionBackend {
   void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override;
   Tensor output_metric(const Tensor& weight, const Tensor& gate, int num_heads) override;
   Tensor squared_changes(const Tensor& outputs, const Tensor& metric, int num_heads) override;
+  std::optional<SampledErrors> sampled_errors(const SampledErrorsCall& call) override;
 
   Context& context() { return context_; }
 
