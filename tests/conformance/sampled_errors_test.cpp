@@ -45,7 +45,7 @@ struct Errors {
   std::vector<double> level_error;  ///< [heads, kLevels]
   std::vector<double> copy_error;   ///< [heads]
   std::vector<double> harm_size;    ///< of the terms whose difference harm is, squared: what roundings are relative to
-  std::vector<double> output_size;  ///< [heads]: of the outputs, as level_error
+  std::vector<double> level_size;   ///< [heads, kLevels]: the same, over the mass that is left
 };
 
 /// 5 query blocks of 48 tokens, 4 key blocks of 64, the last of which is partial, or ends in text.
@@ -131,7 +131,7 @@ class Sampled {
   }
   struct Parts;
   Parts parts_of(int token, int head) const;
-  Row change_by_mask(const Parts& parts, const std::function<bool(int c)>& keeps) const;
+  Row change_by_mask(const Parts& parts, const std::function<bool(int c)>& keeps, double& kept) const;
   double residual_norm(const Row& change, int head) const {
     double sum = 0;
     for (int o = 0; o < kOut && problem_.weighted; ++o) {
@@ -183,9 +183,8 @@ Sampled::Parts Sampled::parts_of(int token, int head) const {
   return parts;
 }
 
-/// What the head's output is changed by when only such blocks are kept.
-Row Sampled::change_by_mask(const Parts& parts, const std::function<bool(int c)>& keeps) const {
-  double kept = 0;
+/// What the head's output is changed by when only such blocks are kept; adds the mass that is left to `kept`.
+Row Sampled::change_by_mask(const Parts& parts, const std::function<bool(int c)>& keeps, double& kept) const {
   Row changed(parts.output.size());
   for (size_t c = 0; c < parts.mass.size(); ++c) {
     const bool is_kept = keeps(static_cast<int>(c));
@@ -206,7 +205,8 @@ Errors Sampled::expected() const {
   errors.harm.resize(static_cast<size_t>(g.heads) * rows * columns);
   errors.harm_size = errors.harm;
   errors.level_error.resize(static_cast<size_t>(g.heads) * kLevels);
-  errors.copy_error.resize(g.heads), errors.output_size.resize(g.heads);
+  errors.level_size = errors.level_error;
+  errors.copy_error.resize(g.heads);
   const double per_row = static_cast<double>(g.block_q) / kSamples;
   for (int head = 0; head < g.heads; ++head) {
     for (const int token : tokens) {
@@ -222,10 +222,12 @@ Errors Sampled::expected() const {
         errors.harm[first + c] += residual_norm(change, head) / kSamples;
         errors.harm_size[first + c] += residual_norm(size_of, head) / kSamples;
       }
-      errors.output_size[head] += per_row * residual_norm(parts.output, head);
       for (int level = 0; level < kLevels; ++level) {
-        const Row change = change_by_mask(parts, [&](int c) { return c >= columns || rungs[first + c] <= level; });
+        double kept = 0;
+        const Row change = change_by_mask(
+            parts, [&](int c) { return c >= columns || rungs[first + c] <= level; }, kept);
         errors.level_error[head * kLevels + level] += per_row * residual_norm(change, head);
+        errors.level_size[head * kLevels + level] += per_row * residual_norm(parts.output, head) / (kept * kept);
       }
       Row copied = row(dense, 0, anchors[0].query_tokens[anchors[0].source_of[token]], head, 1);
       const Row own = row(dense, 0, token, head, 1);
@@ -269,7 +271,7 @@ void expect_close(const Errors& found, const Errors& expected, double rounding) 
   }
   for (size_t i = 0; i < expected.level_error.size(); ++i) {
     EXPECT_NEAR(std::sqrt(found.level_error[i]), std::sqrt(expected.level_error[i]),
-                rounding * (2 * std::sqrt(expected.level_error[i]) + std::sqrt(expected.output_size[i / kLevels])))
+                rounding * (2 * std::sqrt(expected.level_error[i]) + std::sqrt(expected.level_size[i])))
         << "head and level " << i;
   }
   for (size_t i = 0; i < expected.copy_error.size(); ++i) {

@@ -34,6 +34,7 @@ std::vector<int> entries_of(const ProfileHeader& header) {
 
 std::vector<const PromptProfile*> pointers_to(const std::vector<PromptProfile>& prompts) {
   std::vector<const PromptProfile*> pointers;
+  pointers.reserve(prompts.size());
   for (const PromptProfile& prompt : prompts) pointers.push_back(&prompt);
   return pointers;
 }

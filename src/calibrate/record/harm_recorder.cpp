@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "calibrate/profile/harm_code.h"
 #include "calibrate/record/low_discrepancy.h"
+#include "calibrate/record/measure.h"
 #include "calibrate/record/output_error.h"
 
 namespace calibatt {
@@ -45,10 +46,22 @@ void HarmRecorder::attend(int layer, const AttentionGeometry& geometry, ConstHea
     const OutputContext context_behind = behind_norm(context);
     const ConstHeadsView result{out.data, out.dtype, out.num_tokens, out.token_stride, out.head_stride};
     const Call dense{q, k, v, result, context_behind};
-    if (!measure_on_device(layer, dense)) measure_on_host(layer, dense);
+    if (!measure_on_device(layer, dense)) {
+      require_in_time();
+      measure_on_host(layer, dense);
+    }
     poll();
     mark_recorded(layer);
   });
+}
+
+void HarmRecorder::require_in_time() const {
+  if (backend_.device.in_host_memory() || !too_slow_on_host(header_, num_threads())) return;
+  throw Error(
+      ErrorKind::kUsage,
+      "the backend " + std::string(backend_.device.name()) +
+          " does not measure the harm of blocks of this model's attention (a GPU does in bf16 and fp16, with heads "
+          "of 64 or 128 channels), and the host would take hours; calibrate in bf16, or with --ranking energy");
 }
 
 double HarmRecorder::phase(int layer) const {

@@ -37,6 +37,8 @@ class HarmRecorder : public Recorder {
   std::optional<SampledErrors> measured_at(double phase, SampledErrorsCall& sampled) const;
   /// False: the backend does not measure such calls.
   bool measure_on_device(int layer, const Call& call);
+  /// Throws Error(kUsage) where measuring a device's calls on the host is out of proportion.
+  void require_in_time() const;
   void measure_on_host(int layer, const Call& call);
   /// One token of each equal stretch of every query block, [R, samples].
   std::vector<int32_t> sampled_tokens(double phase) const;

@@ -35,6 +35,10 @@ MapsCost cost_of_maps(const ProfileHeader& header, int num_threads) {
   return cost;
 }
 
+bool too_slow_on_host(const ProfileHeader& header, int num_threads) {
+  return cost_of_maps(header, num_threads).host_seconds > kLongestHostSeconds;
+}
+
 double bytes_of_levels(const ProfileHeader& header) {
   return step_bytes(header) * header.num_recorded_steps();
 }
@@ -42,7 +46,7 @@ double bytes_of_levels(const ProfileHeader& header) {
 std::string maps_refusal(const ProfileHeader& header, int num_threads, bool device) {
   const MapsCost cost = cost_of_maps(header, num_threads);
   const bool too_large = cost.host_bytes > kLargestHostBytes;
-  const bool too_slow = device && cost.host_seconds > kLongestHostSeconds;
+  const bool too_slow = device && too_slow_on_host(header, num_threads);
   if (!too_large && !too_slow) return "";
   char text[200];
   std::snprintf(text, sizeof text,

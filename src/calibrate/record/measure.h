@@ -15,6 +15,8 @@ struct MapsCost {
 };
 inline constexpr double kHostFlopsPerThread = 20e9;  ///< of the sampled attention, AVX2 or better; an estimate
 MapsCost cost_of_maps(const ProfileHeader& header, int num_threads);
+/// Sampled queries of a model on a device, measured on the host: more than ten minutes a prompt.
+bool too_slow_on_host(const ProfileHeader& header, int num_threads);
 /// Of one prompt, with the header's recorded steps.
 double bytes_of_levels(const ProfileHeader& header);
 

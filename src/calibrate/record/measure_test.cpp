@@ -59,5 +59,14 @@ TEST(Measure, OnADeviceTheHostMustNotTakeHours) {
   EXPECT_THAT(maps_refusal(header, 16, true), HasSubstr("hours of 16 host threads"));
 }
 
+// What a GPU's kernels do not take is measured on the host; of a large model it must not be without a word.
+TEST(Measure, TheHostIsTooSlowForALargeModelAlone) {
+  ProfileHeader header = wan_14b_720p();
+  EXPECT_TRUE(too_slow_on_host(header, 16));
+  header.geometry.heads = 6, header.geometry.frames = 5, header.geometry.height = 16, header.geometry.width = 16;
+  header.num_layers = 8;
+  EXPECT_FALSE(too_slow_on_host(header, 16));
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -232,11 +232,30 @@ __device__ __forceinline__ void subtract_summary(const Args& args, int head, int
   }
 }
 
-/// ‖(y·o − x)·factor·L‖² of both rows, in all of a row's lanes.
+/// The rows' dense outputs: rounded, from shared memory, or as they are, from far away.
 template <class S>
-__device__ __forceinline__ void squared_norms(const Tile<S>& tile, const typename S::T* shared, const float (&y)[2],
-                                              const float (&x)[S::kGroups][4], const float (&factor)[2],
-                                              float (&norms)[2]) {
+struct RoundedOutputs {
+  const typename S::T* shared;
+  __device__ __forceinline__ void load(const Tile<S>& tile, int half, int column, float& first, float& second) const {
+    const auto* from = shared + S::kOutputAt + tile.local[half] * S::kStride + column;
+    unpack<typename S::T>(*reinterpret_cast<const uint32_t*>(from), first, second);
+  }
+};
+template <class S>
+struct ExactOutputs {
+  const SampledRows& call;
+  __device__ __forceinline__ void load(const Tile<S>& tile, int half, int column, float& first, float& second) const {
+    const int64_t row = tile.row[half] < call.rows ? tile.row[half] : 0;
+    const auto* from = reinterpret_cast<const float2*>(call.out + (row * call.heads + tile.head) * S::kDim + column);
+    first = from->x, second = from->y;
+  }
+};
+
+/// ‖(y·o − x)·factor·L‖² of both rows, in all of a row's lanes.
+template <class S, class Outputs>
+__device__ __forceinline__ void squared_norms(const Tile<S>& tile, const typename S::T* shared, const Outputs& outputs,
+                                              const float (&y)[2], const float (&x)[S::kGroups][4],
+                                              const float (&factor)[2], float (&norms)[2]) {
   using T = typename S::T;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   uint32_t change[S::kSteps][4];
@@ -244,9 +263,8 @@ __device__ __forceinline__ void squared_norms(const Tile<S>& tile, const typenam
   for (int group = 0; group < S::kGroups; ++group) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const T* output = shared + S::kOutputAt + tile.local[half] * S::kStride + group * 8 + lane % 4 * 2;
       float o0, o1;
-      unpack<T>(*reinterpret_cast<const uint32_t*>(output), o0, o1);
+      outputs.load(tile, half, group * 8 + lane % 4 * 2, o0, o1);
       change[group / 2][group % 2 * 2 + half] = ptx::pack_pair<T>(
           (y[half] * o0 - x[group][2 * half]) * factor[half], (y[half] * o1 - x[group][2 * half + 1]) * factor[half]);
     }
@@ -333,7 +351,7 @@ __device__ __forceinline__ void finish_levels(const Args& args, const Tile<S>& t
       factor[half] = 1.0f / fmaxf(1.0f - y[half], kLeastMass);
     }
     float norms[2];
-    squared_norms(tile, shared, y, x, factor, norms);
+    squared_norms(tile, shared, ExactOutputs<S>{args.call}, y, x, factor, norms);  // 1 / (1 − y) may be large
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (threadIdx.x % 4 != 0 || tile.row[half] >= args.call.rows) continue;
@@ -398,7 +416,7 @@ __global__ void __launch_bounds__(S::kThreads) sampled_kernel(const __grid_const
       for (int half = 0; half < 2; ++half) y[half] = sum_of_row(mass[half]) - added[half];
       if (call.rungs != nullptr) add_to_rungs(args, tile, block, sums, y, s);
       const float ones[2] = {1.0f, 1.0f};
-      squared_norms(tile, shared, y, s, ones, norms);
+      squared_norms(tile, shared, RoundedOutputs<S>{shared}, y, s, ones, norms);
       store_harm(args, tile, block, norms);
     }
     if (call.rungs != nullptr) finish_levels(args, tile, shared, sums);
