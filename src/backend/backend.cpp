@@ -11,4 +11,9 @@ ClipOps& Backend::clip_ops() {
               "backend '" + std::string(name()) + "' has no operators for video autoencoders; use cpu");
 }
 
+EightBitOps& Backend::eight_bit_ops() {
+  throw Error(ErrorKind::kUsage,
+              "backend '" + std::string(name()) + "' has no linear layers in 8 bits; use --weights-dtype bf16");
+}
+
 }  // namespace calibatt

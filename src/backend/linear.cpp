@@ -9,7 +9,7 @@ std::shared_ptr<const LinearLayer> LinearOps::load_linear(const StoredLinear& st
   const Tensor weight =
       stored.weights.size() == 1
           ? stack_rows(stored.weights, stored.weights[0].tensor.dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32)
-          : stack_rows(stored.weights, stored.format.dtype);
+          : stack_rows(stored.weights, stored.format.is_e4m3() ? DType::kF32 : stored.format.dtype);
   return make_linear(weight, stored.biases.empty() ? Tensor() : stack_rows(stored.biases, DType::kF32), stored.format);
 }
 

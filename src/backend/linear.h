@@ -17,7 +17,7 @@ class LinearLayer {
   virtual ~LinearLayer() = default;
   virtual int64_t in_features() const = 0;
   virtual int64_t out_features() const = 0;
-  virtual DType dtype() const = 0;  ///< what the layer takes as input: kF32, kBF16 or kF16
+  virtual DType dtype() const = 0;  ///< what the layer takes as input: kF32, kBF16, kF16 or, by EightBitOps, kE4M3
 };
 
 /// What happens to a linear layer's result on its way to memory: out = act(y), or out += gate ⊙ act(y).
@@ -32,9 +32,9 @@ class LinearOps {
  public:
   virtual ~LinearOps() = default;
 
-  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty; it stays float32. format: kF32, kBF16 or
-  /// (where Backend::has_fp16) kF16; Error(kUsage) for one with scales where the backend has none. The host tensors may
-  /// be freed afterwards.
+  /// weight: host, [out, in], any float dtype; bias: host, [out] or empty; it stays float32. format: kF32, kBF16,
+  /// (where Backend::has_fp16) kF16 or LinearFormat::e4m3(), which Backend::eight_bit_ops computes; Error(kUsage) for
+  /// other scales. The host tensors may be freed afterwards.
   virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                          const LinearFormat& format) = 0;
   /// The same from tensors as a weight file has them, checked and copied in one pass. Throws Error(kNumeric) naming the
@@ -50,7 +50,7 @@ class LinearOps {
   virtual void linear(const LinearLayer& layer, const Tensor& input, Tensor& out,
                       const LinearEpilogue& epilogue = {}) = 0;
   /// The layer's weight [out, in] in this backend's memory, for who does something else with it; of a streamed layer:
-  /// while it is in use. stored: the same as it is kept on the host.
+  /// while it is in use; of one in 8 bits: a copy in BF16. stored: the same as it is kept on the host.
   virtual Tensor weight_of(const LinearLayer& layer, const Tensor& stored) = 0;
   /// Rows that a chain of layers with a wide middle should take at a time: enough to keep the device busy, few enough
   /// that the middle stays small.

@@ -18,10 +18,14 @@ void require_unscaled(const StoredTensor& stored) {
   throw Error(ErrorKind::kFormat, stored.name + " has scales, which are not applied yet; use weights without");
 }
 
-DType unscaled_dtype(const LinearFormat& format, std::string_view backend) {
-  if (format.weight_scales == Scales::kNone && format.input_scales == Scales::kNone) return format.dtype;
+void require_known_format(const LinearFormat& format, std::string_view backend) {
+  const LinearFormat eight_bits = LinearFormat::e4m3();
+  const Scales weight_scales = format.is_e4m3() ? eight_bits.weight_scales : Scales::kNone;
+  const Scales input_scales = format.is_e4m3() ? eight_bits.input_scales : Scales::kNone;
+  if (format.weight_scales == weight_scales && format.input_scales == input_scales) return;
   throw Error(ErrorKind::kUsage, "the backend " + std::string(backend) + " has no linear layers of " +
-                                     std::string(dtype_name(format.dtype)) + " with scales; choose another precision");
+                                     std::string(dtype_name(format.dtype)) +
+                                     " with these scales; choose another precision");
 }
 
 Tensor stack_rows(const std::vector<StoredTensor>& parts, DType dtype) {

@@ -22,13 +22,17 @@ struct LinearFormat {
   LinearFormat(DType dtype, Scales weight_scales = Scales::kNone, Scales input_scales = Scales::kNone)
       : dtype(dtype), weight_scales(weight_scales), input_scales(input_scales) {}
 
-  DType dtype = DType::kF32;  ///< of weights and inputs: kF32, kBF16 or kF16
+  /// 8 bits: a scale for each output channel of the weight and for each row of the input (EightBitOps).
+  static LinearFormat e4m3() { return {DType::kE4M3, Scales::kPerRow, Scales::kPerRow}; }
+  bool is_e4m3() const { return dtype == DType::kE4M3; }
+
+  DType dtype = DType::kF32;  ///< of weights and inputs: kF32, kBF16 or kF16; kE4M3: with scales
   Scales weight_scales = Scales::kNone, input_scales = Scales::kNone;
 };
 
-/// The dtype of a format without scales. Throws Error(kUsage), naming the backend, for any other: to drop scales would
-/// compute something else.
-DType unscaled_dtype(const LinearFormat& format, std::string_view backend);
+/// Throws Error(kUsage), naming the backend, for what is neither without scales nor LinearFormat::e4m3(): to drop
+/// scales would compute something else.
+void require_known_format(const LinearFormat& format, std::string_view backend);
 
 /// A tensor as a weight file has it, mapped and not yet looked at: it is checked to be finite while it is copied.
 struct StoredTensor {

@@ -18,6 +18,7 @@ size_t dtype_size(DType dtype) {
     case DType::kI16:
     case DType::kU16:
       return 2;
+    case DType::kE4M3:
     case DType::kI8:
     case DType::kU8:
     case DType::kBool:
@@ -36,6 +37,8 @@ std::string_view dtype_name(DType dtype) {
       return "F16";
     case DType::kBF16:
       return "BF16";
+    case DType::kE4M3:
+      return "F8_E4M3";
     case DType::kI64:
       return "I64";
     case DType::kI32:

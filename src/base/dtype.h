@@ -8,7 +8,7 @@
 namespace calibatt {
 
 /// Element types, named as safetensors names them.
-enum class DType : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU32, kU16, kU8, kBool };
+enum class DType : uint8_t { kF64, kF32, kF16, kBF16, kE4M3, kI64, kI32, kI16, kI8, kU32, kU16, kU8, kBool };
 
 size_t dtype_size(DType dtype);            ///< bytes of one element
 std::string_view dtype_name(DType dtype);  ///< "F32", "BF16", …: the spelling of safetensors

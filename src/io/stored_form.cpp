@@ -1,10 +1,8 @@
 #include "io/stored_form.h"
 
 #include <array>
-#include <bit>
-#include <cmath>
-#include <limits>
 
+#include "base/e4m3.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -12,14 +10,6 @@ namespace calibatt {
 namespace {
 
 constexpr int64_t kGrain = int64_t{1} << 16;
-
-float decode_e4m3(uint8_t bits) {
-  const int exponent = (bits >> 3) & 15, mantissa = bits & 7;
-  if (exponent == 15 && mantissa == 7) return std::numeric_limits<float>::quiet_NaN();
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  return (bits & 0x80) != 0 ? -magnitude : magnitude;
-}
 
 float half_at(const unsigned char* bytes) {
   return half_to_float(static_cast<uint16_t>(bytes[0] | bytes[1] << 8));
@@ -105,7 +95,8 @@ std::optional<StoredForm> stored_form_of(std::string_view dtype) {
 
 float decoded(StoredForm form, uint8_t bits) {
   CALIBATT_ASSERT(form == StoredForm::kE4M3 || form == StoredForm::kE5M2);
-  return form == StoredForm::kE4M3 ? decode_e4m3(bits) : half_to_float(static_cast<uint16_t>(bits << 8));
+  return form == StoredForm::kE4M3 ? static_cast<float>(e4m3::from_bits(bits))
+                                   : half_to_float(static_cast<uint16_t>(bits << 8));
 }
 
 StoredBlock stored_block(StoredForm form) {

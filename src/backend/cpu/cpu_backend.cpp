@@ -5,9 +5,11 @@
 #include <cstring>
 #include <vector>
 
+#include "backend/cpu/activated.h"
 #include "backend/cpu/attention/cpu_attention.h"
 #include "backend/cpu/biased_attention.h"
 #include "backend/cpu/clip_ops.h"
+#include "backend/cpu/eight_bit.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/patches.h"
 #include "backend/cpu/row_kernels.h"
@@ -21,20 +23,6 @@ int64_t row_grain(int64_t channels) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, channels));
 }
 constexpr int64_t kElementGrain = 16384;
-
-float activated(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
-    case Activation::kSiLU:
-      return x / (1.0f + std::exp(-x));
-    case Activation::kTanh:
-      return std::tanh(x);
-  }
-  return x;
-}
 
 /// fn(pointer) with the tensor's data as float* or bfloat16*.
 template <class Fn>
@@ -93,7 +81,9 @@ class CpuBackend final : public Backend, public CpuAttention {
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                  const LinearFormat& format) override {
-    return cpu::make_linear(weight, bias, unscaled_dtype(format, name()));
+    require_known_format(format, name());
+    if (format.is_e4m3()) return make_eight_bit_linear(weight, bias);
+    return cpu::make_linear(weight, bias, format.dtype);
   }
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     cpu::linear(layer, input, out, epilogue);
@@ -293,9 +283,11 @@ class CpuBackend final : public Backend, public CpuAttention {
 
   CalibrationOps* calibration_ops() override { return this; }
   ClipOps& clip_ops() override { return *clip_ops_; }
+  EightBitOps& eight_bit_ops() override { return *eight_bit_ops_; }
 
  private:
   std::unique_ptr<ClipOps> clip_ops_ = make_clip_ops();
+  std::unique_ptr<EightBitOps> eight_bit_ops_ = make_eight_bit_ops();
 };
 
 }  // namespace

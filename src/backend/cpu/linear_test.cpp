@@ -134,11 +134,14 @@ TEST(CpuLinear, ScalesAreRefusedAndNotDropped) {
     }
   };
   EXPECT_EQ(backend->make_linear(weight, {}, DType::kBF16)->dtype(), DType::kBF16);
-  expect_refused(ErrorKind::kUsage, "the backend cpu has no linear layers of BF16 with scales", [&] {
+  expect_refused(ErrorKind::kUsage, "the backend cpu has no linear layers of BF16 with these scales", [&] {
     backend->make_linear(weight, {}, {DType::kBF16, Scales::kPerTensor});
   });
-  expect_refused(ErrorKind::kUsage, "with scales", [&] {
+  expect_refused(ErrorKind::kUsage, "with these scales", [&] {
     backend->make_linear(weight, {}, {DType::kBF16, Scales::kNone, Scales::kPerRow});
+  });
+  expect_refused(ErrorKind::kUsage, "F8_E4M3 with these scales", [&] {
+    backend->make_linear(weight, {}, {DType::kE4M3, Scales::kPerTensor, Scales::kPerRow});
   });
   StoredLinear stored{{{weight, "a file: tensor \"w\"", Tensor::zeros(DType::kF32, {4})}}, {}, DType::kF32, nullptr};
   expect_refused(ErrorKind::kFormat, "tensor \"w\" has scales", [&] { backend->load_linear(stored); });

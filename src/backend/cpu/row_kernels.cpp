@@ -180,6 +180,17 @@ void multiply_silu(const T* x, const T* gate, T* out, int64_t count) {
   });
 }
 
+/// (1 + tanh u)/2 = 1/(1 + exp(−2u))
+void gelu_tanh(float* x, int64_t count) {
+  for_lanes(count, [=](auto d, int64_t i) HWY_ATTR {
+    const auto v = load(d, x + i), one = hn::Set(d, 1.0f);
+    const auto inner = hn::MulAdd(hn::Mul(hn::Set(d, 0.044715f), hn::Mul(v, v)), v, v);
+    // Beyond 80 the result is zero, and the exponential of numbers above 104 is not defined.
+    const auto exponent = hn::Min(hn::Mul(hn::Set(d, -2 * 0.7978845608f), inner), hn::Set(d, 80.0f));
+    store(d, hn::Div(v, hn::Add(one, hn::Exp(d, exponent))), x + i);
+  });
+}
+
 void widen(const bfloat16* x, float* out, int64_t count) {
   convert(x, out, count);
 }
@@ -281,6 +292,7 @@ HWY_EXPORT(sum_of_squares);
 HWY_EXPORT(dot);
 HWY_EXPORT(add_scaled);
 HWY_EXPORT(softmax_row);
+HWY_EXPORT(gelu_tanh);
 
 void widen(const bfloat16* x, float* out, int64_t count) {
   HWY_DYNAMIC_DISPATCH(widen)(x, out, count);
@@ -343,6 +355,9 @@ float dot(const float* a, const float* b, int64_t count) {
 }
 void add_scaled(const float* x, float factor, float* out, int64_t count) {
   HWY_DYNAMIC_DISPATCH(add_scaled)(x, factor, out, count);
+}
+void gelu_tanh(float* x, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(gelu_tanh)(x, count);
 }
 float softmax_row(float* logits, int64_t count) {
   return HWY_DYNAMIC_DISPATCH(softmax_row)(logits, count);

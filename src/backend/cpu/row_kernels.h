@@ -48,6 +48,8 @@ float sum_of_squares(const float* x, int64_t count);
 /// out = x · SiLU(gate)
 void multiply_silu(const float* x, const float* gate, float* out, int64_t count);
 void multiply_silu(const bfloat16* x, const bfloat16* gate, bfloat16* out, int64_t count);
+/// x → 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))), in place
+void gelu_tanh(float* x, int64_t count);
 
 float dot(const float* a, const float* b, int64_t count);
 void add_scaled(const float* x, float factor, float* out, int64_t count);  ///< out += factor · x

@@ -208,6 +208,22 @@ TEST(RowKernels, Arithmetic) {
   });
 }
 
+TEST(RowKernels, GeluOfSmallAndLargeNumbers) {
+  on_every_target([] {
+    for (const int64_t size : kSizes) {
+      Row x = random_row(size, 13);
+      for (size_t i = 0; i < x.size(); ++i) x[i] *= i % 3 == 0 ? 100.0f : 1.0f;
+      Row out = x, expected = x;
+      gelu_tanh(out.data(), size);
+      for (float& v : expected) {
+        const double u = std::sqrt(2 / M_PI) * (v + 0.044715 * std::pow(double{v}, 3));
+        v = static_cast<float>(0.5 * v * (1 + std::tanh(u)));
+      }
+      expect_near(out, expected, kFloat);
+    }
+  });
+}
+
 TEST(RowKernels, SoftmaxOfLargeLogitsDoesNotOverflow) {
   on_every_target([] {
     for (const int64_t size : kSizes) {

@@ -11,6 +11,7 @@
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/attention/cuda_attention.h"
 #include "backend/cuda/clip_ops.h"
+#include "backend/cuda/eight_bit.h"
 #include "backend/cuda/kernels/biased_attention.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/few_keys.h"
@@ -47,10 +48,11 @@ class CudaBackend final : public Backend, public CudaAttention {
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                  const LinearFormat& format) override {
-    return linear_.make(weight, bias, unscaled_dtype(format, name()));
+    require_known_format(format, name());
+    return linear_.make(weight, bias, format.dtype);
   }
   std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored) override {
-    static_cast<void>(unscaled_dtype(stored.format, name()));
+    require_known_format(stored.format, name());
     return linear_.load(stored);
   }
   std::shared_ptr<StreamedWeights> make_streamed_weights(size_t size_bytes) override {
@@ -59,7 +61,7 @@ class CudaBackend final : public Backend, public CudaAttention {
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     linear_.run(layer, input, out, epilogue);
   }
-  Tensor weight_of(const LinearLayer& layer, const Tensor& stored) override;
+  Tensor weight_of(const LinearLayer& layer, const Tensor&) override { return linear_.weight_of(layer, DType::kBF16); }
 
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override;
@@ -125,22 +127,21 @@ class CudaBackend final : public Backend, public CudaAttention {
   void attention_weights(const AttentionCall& call, Tensor& weights) override;
   CalibrationOps* calibration_ops() override { return this; }
   ClipOps& clip_ops() override { return *clip_ops_; }
+  EightBitOps& eight_bit_ops() override {
+    eight_bit_.require_device(device_name());
+    return eight_bit_;
+  }
 
  private:
   static RmsNormCall rms_norm_call(const Tensor& x, const Tensor& weight, float eps, Tensor& out);
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
 
   CublasLinear linear_{context_};
+  CudaEightBitOps eight_bit_{context_, linear_};
   std::unique_ptr<ClipOps> clip_ops_;
   std::vector<int32_t> order_;  // the token order that is in device memory
   Tensor order_on_device_;
 };
-
-Tensor CudaBackend::weight_of(const LinearLayer& layer, const Tensor&) {
-  // Read by kernels alone, as who asked for it will.
-  void* weight = const_cast<void*>(linear_.weight_of(layer));
-  return {layer.dtype(), {layer.out_features(), layer.in_features()}, std::shared_ptr<void>(weight, [](void*) {})};
-}
 
 void CudaBackend::layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                              Tensor& out) {
@@ -261,12 +262,13 @@ PatchCall CudaBackend::patch_call(const Tensor& latents, const PatchLayout& layo
 
 std::shared_ptr<const LinearLayer> CudaBackend::project_values(const LinearLayer& output, ConstHeadsView values,
                                                                int num_heads, int head_dim) {
-  const int slots = few_keys_slots(output.dtype(), head_dim, values.num_tokens);
+  const int slots = few_keys_slots(values.dtype, head_dim, values.num_tokens);
   const int64_t out = output.out_features(), in = output.in_features();
   CALIBATT_ASSERT(slots > 0 && in == int64_t{num_heads} * head_dim);
-  Tensor weight = context_.allocate(output.dtype(), {out, int64_t{num_heads} * slots});
+  const Tensor projection = linear_.weight_of(output, values.dtype);
+  Tensor weight = context_.allocate(values.dtype, {out, int64_t{num_heads} * slots});
   FewKeysCall call;
-  call.rows = {linear_.weight_of(output), output.dtype(), out, in, head_dim};
+  call.rows = {projection.raw(), values.dtype, out, in, head_dim};
   call.keys = values;
   call.out = weight.raw();
   call.num_heads = num_heads;

@@ -21,8 +21,18 @@ constexpr float kOutOfReach = 1.05f;       // so much slower than another at onc
 constexpr int64_t kLoadingRows = 256;
 
 cudaDataType_t cuda_type(DType dtype) {
-  CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16);
-  return dtype == DType::kF32 ? CUDA_R_32F : dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_16F;
+  switch (dtype) {
+    case DType::kF32:
+      return CUDA_R_32F;
+    case DType::kBF16:
+      return CUDA_R_16BF;
+    case DType::kF16:
+      return CUDA_R_16F;
+    case DType::kE4M3:
+      return CUDA_R_8F_E4M3;
+    default:
+      internal::assertion_failed("a dtype of products", __FILE__, __LINE__);
+  }
 }
 
 uint32_t alignment(const void* pointer) {
@@ -62,8 +72,9 @@ struct Gemm::Descriptors {
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
     if (call.bias != nullptr) {
       set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
-      set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(cuda_type(call.out_dtype)));
+      set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(cuda_type(call.bias_dtype())));
     }
+    if (call.dtype == DType::kE4M3) set_scales(call);
     const auto layout = [](cublasLtMatrixLayout_t& to, DType dtype, int64_t rows, int64_t columns) {
       check(cublasLtMatrixLayoutCreate(&to, cuda_type(dtype), static_cast<uint64_t>(rows),
                                        static_cast<uint64_t>(columns), rows),
@@ -87,6 +98,15 @@ struct Gemm::Descriptors {
   void set(cublasLtMatmulDescAttributes_t attribute, const Value& value) {
     check(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof(value)), "describing a product");
   }
+  void set_scales(const GemmCall& call) {
+    CALIBATT_ASSERT(call.input_scales != nullptr && call.weight_scales != nullptr);
+    constexpr auto kVector = static_cast<int32_t>(CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, kVector);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, kVector);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(call.weight_scales));
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(call.input_scales));
+    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
+  }
 };
 
 Gemm::Gemm(Context& context) : context_(context), workspace_(context.allocate_bytes(kWorkspaceBytes)) {
@@ -109,7 +129,8 @@ Gemm::Shape Gemm::shape_of(const GemmCall& call) {
           alignment(call.input),
           alignment(call.weight),
           alignment(call.out),
-          call.bias != nullptr ? alignment(call.bias) : 0};
+          call.bias != nullptr ? alignment(call.bias) : 0,
+          call.dtype == DType::kE4M3 ? std::min(alignment(call.input_scales), alignment(call.weight_scales)) : 0};
 }
 
 void Gemm::run(const GemmCall& call) {

@@ -19,13 +19,18 @@ struct GemmCall {
   const void* input = nullptr;
   const void* weight = nullptr;  ///< [out_features, in_features]
   void* out = nullptr;
-  DType dtype = DType::kBF16;     ///< of input and weight: kF32, kBF16 or kF16
-  DType out_dtype = DType::kF32;  ///< kF32, or dtype
+  DType dtype = DType::kBF16;     ///< of input and weight: kF32, kBF16, kF16 or kE4M3
+  DType out_dtype = DType::kF32;  ///< kF32, or dtype; of kE4M3 kF32, kBF16 or kF16
   int64_t rows = 0, out_features = 0, in_features = 0;
-  const void* bias = nullptr;  ///< [out_features] of out_dtype, or null
-  float alpha = 1;             ///< the product times this, before the bias
-  bool gelu = false;           ///< GELU in its tanh form, after the bias
-  bool accumulate = false;     ///< add to what `out` holds
+  const void* bias = nullptr;  ///< [out_features] of bias_dtype(), or null
+  /// Of kE4M3 alone: [rows] and [out_features]. Sums are taken in the tensor cores' own, shorter accumulators.
+  const float *input_scales = nullptr, *weight_scales = nullptr;
+  float alpha = 1;          ///< the product times this, before the bias
+  bool gelu = false;        ///< GELU in its tanh form, after the bias
+  bool accumulate = false;  ///< add to what `out` holds
+
+  /// As cuBLASLt has it: float32 beside 8 bits is not there.
+  DType bias_dtype() const { return dtype == DType::kE4M3 && out_dtype == DType::kF32 ? DType::kBF16 : out_dtype; }
 };
 
 /// One of the algorithms that cuBLASLt proposes for a call, and what its trials took.
@@ -63,7 +68,7 @@ class Gemm {
     int64_t rows, out_features, in_features;
     DType dtype, out_dtype;
     bool bias, gelu, accumulate;
-    uint32_t input_alignment, weight_alignment, out_alignment, bias_alignment;  // bytes
+    uint32_t input_alignment, weight_alignment, out_alignment, bias_alignment, scales_alignment;  // bytes
     auto operator<=>(const Shape&) const = default;
   };
   struct Descriptors;

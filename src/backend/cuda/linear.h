@@ -2,12 +2,15 @@
 
 #include <memory>
 
+#include "backend/cuda/cuda_linear.h"
 #include "backend/cuda/device/context.h"
 #include "backend/cuda/staged_upload.h"
 #include "backend/cuda/weight_stream.h"
 #include "backend/linear.h"
 
 namespace calibatt::cuda {
+
+class Gemm;
 
 /// Linear layers by cuBLASLt: y = xWᵀ + b, row-major. bf16 or fp16 in: products of these, float32 sums, out the same or
 /// float32. F32 in: float32 throughout (no TF32), out F32. The bias is added in the product's own pass, in float32
@@ -23,16 +26,18 @@ class CublasLinear {
   CublasLinear(const CublasLinear&) = delete;
   CublasLinear& operator=(const CublasLinear&) = delete;
 
-  /// LinearOps::make_linear, load_linear and linear.
+  /// LinearOps::make_linear, load_linear and, but for layers in 8 bits, linear.
   std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
   std::shared_ptr<const LinearLayer> load(const StoredLinear& stored);
   /// A layer of the same output features, dtype and bias with another weight [out, in], which is in device memory.
   std::shared_ptr<const LinearLayer> with_weight(const LinearLayer& layer, Tensor weight) const;
-  /// The layer's weight [out, in] of its dtype, where it is now (a streamed one: while it is in use).
-  const void* weight_of(const LinearLayer& layer) const;
+  /// The layer's weight [out, in], where it is now (a streamed one: while it is in use); of 8 bits: a copy of the other
+  /// type.
+  Tensor weight_of(const LinearLayer& layer, DType eight_bits_as) const;
   WeightStream& weight_stream() { return weight_stream_; }
   void release_staging() { upload_.release(); }
   void run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
+  Gemm& gemm() { return *gemm_; }  ///< for products of other formats (eight_bit.h)
 
  private:
   struct GatedCopy {
@@ -41,15 +46,10 @@ class CublasLinear {
   GatedCopy multiply_gate(const LinearLayer& layer, const void* weight, const void* bias, const float* gate,
                           float gain) const;
 
-  struct Gemms;
   Context& context_;
-  std::unique_ptr<Gemms> gemms_;
+  std::unique_ptr<Gemm> gemm_;
   StagedUpload upload_{context_};
   WeightStream weight_stream_{context_};
 };
-
-/// Device memory with the values of a host tensor (any float dtype, at any address) in `dtype` (kF32, kBF16 or kF16),
-/// rounded on the device.
-Tensor upload(Context& context, const Tensor& host, DType dtype);
 
 }  // namespace calibatt::cuda

@@ -9,12 +9,15 @@
 
 #include "backend/linear.h"
 #include "base/checked_copy.h"
+#include "base/e4m3.h"
 #include "base/error.h"
+#include "base/thread_pool.h"
 
 namespace calibatt::cuda {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr int64_t kQuantisedElements = int64_t{8} << 20;  // widened at a time: large enough for all threads
 
 std::string gigabytes(size_t bytes) {
   char text[32];
@@ -46,19 +49,51 @@ StreamedMemory::~StreamedMemory() {
   if (host_ != nullptr) munmap(host_, capacity_bytes_);
 }
 
-size_t StreamedMemory::append(const std::vector<StoredTensor>& parts, DType dtype) {
+size_t StreamedMemory::append_room(const std::vector<StoredTensor>& parts, DType dtype) {
   CALIBATT_ASSERT(!pinned_);
   int64_t rows = 0;
   for (const StoredTensor& part : parts) rows += part.tensor.dim(0);
   const size_t begin = size_bytes_, size = LinearOps::streamed_bytes(rows, parts.at(0).tensor.dim(1), dtype);
   CALIBATT_ASSERT(begin + size <= capacity_bytes_);
+  size_bytes_ = begin + size;
+  return begin;
+}
+
+size_t StreamedMemory::append(const std::vector<StoredTensor>& parts, DType dtype) {
+  const size_t begin = append_room(parts, dtype);
   char* to = static_cast<char*>(host_) + begin;
   for (const StoredTensor& part : parts) {
     const int64_t count = part.tensor.size();
     accept_values(part, checked_copy(part.tensor.raw(), part.tensor.dtype(), to, dtype, count));
     to += static_cast<size_t>(count) * dtype_size(dtype);
   }
-  size_bytes_ = begin + size;
+  return begin;
+}
+
+size_t StreamedMemory::append_eight_bits(const std::vector<StoredTensor>& parts, float* scales) {
+  const size_t begin = append_room(parts, DType::kE4M3);
+  auto* to = reinterpret_cast<e4m3*>(static_cast<char*>(host_) + begin);
+  for (const StoredTensor& part : parts) {
+    const int64_t rows = part.tensor.dim(0), columns = part.tensor.dim(1);
+    const int64_t at_a_time = std::clamp<int64_t>(kQuantisedElements / columns, 1, rows);
+    const size_t row_bytes = static_cast<size_t>(columns) * dtype_size(part.tensor.dtype());
+    Tensor wide(DType::kF32, {at_a_time, columns});
+    ValueCheck found;
+    for (int64_t first = 0; first < rows; first += at_a_time) {
+      const int64_t count = std::min(at_a_time, rows - first);
+      found.join(checked_copy(static_cast<const char*>(part.tensor.raw()) + static_cast<size_t>(first) * row_bytes,
+                              part.tensor.dtype(), wide.raw(), DType::kF32, count * columns));
+      if (!found.finite) accept_values(part, found);
+      parallel_for(count, 1, [&](int64_t row, int64_t end, int) {
+        for (; row < end; ++row) {
+          scales[first + row] = quantise_row(wide.f32() + row * columns, to + (first + row) * columns, columns);
+        }
+      });
+    }
+    accept_values(part, found);
+    to += rows * columns;
+    scales += rows;
+  }
   return begin;
 }
 

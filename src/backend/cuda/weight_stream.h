@@ -25,6 +25,8 @@ class StreamedMemory final : public StreamedWeights {
   /// Appends tensors one below the other, converted to dtype. Returns where they begin, in bytes from the group's
   /// begin. Throws Error(kNumeric) that names a tensor which is not finite.
   size_t append(const std::vector<StoredTensor>& parts, DType dtype);
+  /// The same in 8 bits (base/e4m3.h); scales: host, one for each row of all.
+  size_t append_eight_bits(const std::vector<StoredTensor>& parts, float* scales);
   /// The device's copy; only between begin_use and end_use.
   const void* device_memory() const;
 
@@ -35,6 +37,9 @@ class StreamedMemory final : public StreamedWeights {
 
  private:
   friend class WeightStream;
+  /// Room for a matrix at the end: where it begins, in bytes.
+  size_t append_room(const std::vector<StoredTensor>& parts, DType dtype);
+
   WeightStream& stream_;
   int64_t id_;
   void* host_ = nullptr;

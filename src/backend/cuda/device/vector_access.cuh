@@ -133,4 +133,13 @@ __device__ __forceinline__ float block_sum(float x, float* shared) {
   return warp_sum(lane < static_cast<int>(blockDim.x) / 32 ? shared[lane] : 0.0f);
 }
 
+/// The largest in the same way; of numbers that are not negative.
+__device__ __forceinline__ float block_max(float x, float* shared) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  x = warp_max(x);
+  if (lane == 0) shared[warp] = x;
+  __syncthreads();
+  return warp_max(lane < static_cast<int>(blockDim.x) / 32 ? shared[lane] : 0.0f);
+}
+
 }  // namespace calibatt::cuda

@@ -3,6 +3,7 @@
 
 #include "backend/cuda/device/device.h"
 #include "backend/cuda/device/vector_access.cuh"
+#include "backend/cuda/kernels/activated.cuh"
 #include "backend/cuda/kernels/elementwise.h"
 #include "base/error.h"
 
@@ -12,15 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kUnit = 4;  ///< elements a thread moves at a time when addresses allow it
 constexpr int64_t kMaxBlocks = 1 << 16;
-
-__device__ __forceinline__ float activated(Activation activation, float x) {
-  if (activation == Activation::kSiLU) return x / (1.0f + expf(-x));
-  if (activation == Activation::kTanh) return tanhf(x);
-  if (activation == Activation::kGeluTanh) {
-    return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-  }
-  return x;
-}
 
 template <class T>
 struct Activate {

@@ -1,25 +1,20 @@
-#include <algorithm>
-#include <string>
 #include <type_traits>
 
 #include "backend/cuda/device/device.h"
 #include "backend/cuda/device/vector_access.cuh"
+#include "backend/cuda/kernels/eight_bit.cuh"
 #include "backend/cuda/kernels/norm.h"
+#include "backend/cuda/kernels/row_units.cuh"
 #include "base/error.h"
 
 namespace calibatt::cuda {
 namespace {
 
-/// A row is cut into units of n elements; thread t of a block holds the units t, t + threads, …, kUnits of them. Five
-/// units of 256 threads are the 5,120 channels of the 14B model in F32; many small blocks hide each other's reductions.
-constexpr int kUsualThreads = 256, kMaxThreads = 512, kMaxUnits = 8, kMaxWarps = kMaxThreads / 32;
-
-constexpr int max_threads(int units) {
-  return units == kMaxUnits ? kMaxThreads : kUsualThreads;
-}
+constexpr const char* kWhat = "a norm";
 
 template <class Out, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits)) layer_norm_kernel(const __grid_constant__ LayerNormCall call) {
+  constexpr bool kEightBits = std::is_same_v<Out, e4m3>;
   __shared__ float sums[2][kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const float* const x = call.x + blockIdx.x * call.channels;
@@ -64,8 +59,12 @@ __global__ void __launch_bounds__(max_threads(kUnits)) layer_norm_kernel(const _
         if (call.shift != nullptr) value += shift[j];
         values[i][j] = value;
       }
-      store(out + unit * n, values[i]);
+      if constexpr (!kEightBits) store(out + unit * n, values[i]);
     }
+  }
+  if constexpr (kEightBits) {
+    __shared__ float peaks[kMaxWarps];
+    store_eight_bits<n, kUnits>(values, units, out, call.row_scales + blockIdx.x, peaks);
   }
 }
 
@@ -193,33 +192,6 @@ __global__ void __launch_bounds__(max_threads(kUnits))
   }
 }
 
-template <int value>
-using Int = std::integral_constant<int, value>;
-
-/// enqueue(Int<units per thread>, threads) with the fewest units that 256 threads can do with, or 8 and more threads.
-/// kOnlyMost: 8 in any case, for forms too rare to be compiled for every number.
-template <bool kOnlyMost, class Enqueue>
-void with_units(int64_t units, int64_t channels, const Enqueue& enqueue) {
-  const auto threads_for = [units](int64_t each) {
-    return static_cast<unsigned>(((units + each - 1) / each + 31) / 32 * 32);
-  };
-  if (threads_for(kMaxUnits) > kMaxThreads) {
-    throw Error(ErrorKind::kUsage, "a norm of " + std::to_string(channels) +
-                                       " channels is wider than the CUDA kernels take; use the CPU backend");
-  }
-  if constexpr (!kOnlyMost) {
-    if (threads_for(1) <= kUsualThreads) return enqueue(Int<1>(), threads_for(1));
-    if (threads_for(2) <= kUsualThreads) return enqueue(Int<2>(), threads_for(2));
-    if (threads_for(3) <= kUsualThreads) return enqueue(Int<3>(), threads_for(3));
-    if (threads_for(5) <= kUsualThreads) return enqueue(Int<5>(), threads_for(5));
-  }
-  enqueue(Int<kMaxUnits>(), threads_for(kMaxUnits));
-}
-
-bool aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
 template <class Out>
 void launch_layer_norm(const LayerNormCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
@@ -228,10 +200,10 @@ void launch_layer_norm(const LayerNormCall& call, cudaStream_t stream) {
   constexpr int kUnit = 4;
   if (call.channels % kUnit == 0 && aligned(call.x) && aligned(call.out) && aligned(call.scale) &&
       aligned(call.shift)) {
-    with_units<false>(call.channels / kUnit, call.channels,
+    with_units<false>(call.channels / kUnit, call.channels, kWhat,
                       [&](auto units, unsigned threads) { enqueue(Int<kUnit>(), units, threads); });
   } else {
-    with_units<true>(call.channels, call.channels,
+    with_units<true>(call.channels, call.channels, kWhat,
                      [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
   }
 }
@@ -246,13 +218,13 @@ void launch_rms_norm(const RmsNormCall& call, cudaStream_t stream) {
                     aligned(call.x) && aligned(call.out) && aligned(call.weight) && aligned(call.cos) &&
                     aligned(call.signed_sin) && (call.cos == nullptr || call.head_dim % kUnit == 0);
   if (wide) {
-    with_units<false>(call.channels / kUnit, call.channels,
+    with_units<false>(call.channels / kUnit, call.channels, kWhat,
                       [&](auto units, unsigned threads) { enqueue(Int<kUnit>(), units, threads); });
   } else if (call.cos != nullptr) {
-    with_units<true>(call.channels / 2, call.channels,
+    with_units<true>(call.channels / 2, call.channels, kWhat,
                      [&](auto units, unsigned threads) { enqueue(Int<2>(), units, threads); });
   } else {
-    with_units<true>(call.channels, call.channels,
+    with_units<true>(call.channels, call.channels, kWhat,
                      [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
   }
 }
@@ -265,10 +237,10 @@ void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
   constexpr int kUnit = 16 / sizeof(T);
   if (call.channels % kUnit == 0 && aligned(call.x) && aligned(call.residual) && aligned(call.weight) &&
       aligned(call.following_weight) && aligned(call.following_out)) {
-    with_units<false>(call.channels / kUnit, call.channels,
+    with_units<false>(call.channels / kUnit, call.channels, kWhat,
                       [&](auto units, unsigned threads) { enqueue(Int<kUnit>(), units, threads); });
   } else {
-    with_units<true>(call.channels, call.channels,
+    with_units<true>(call.channels, call.channels, kWhat,
                      [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
   }
 }
@@ -281,6 +253,9 @@ void layer_norm(const LayerNormCall& call, cudaStream_t stream) {
     launch_layer_norm<float>(call, stream);
   } else if (call.out_dtype == DType::kBF16) {
     launch_layer_norm<__nv_bfloat16>(call, stream);
+  } else if (call.out_dtype == DType::kE4M3) {
+    CALIBATT_ASSERT(call.row_scales != nullptr);
+    launch_layer_norm<e4m3>(call, stream);
   } else {
     CALIBATT_ASSERT(call.out_dtype == DType::kF16);
     launch_layer_norm<__half>(call, stream);

@@ -16,7 +16,8 @@ namespace calibatt::cuda {
 struct LayerNormCall {
   const float* x = nullptr;
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
+  DType out_dtype = DType::kF32;  ///< kF32, kBF16, kF16 or kE4M3
+  float* row_scales = nullptr;    ///< [rows]; of kE4M3 alone: they are made here
   int64_t rows = 0, channels = 0;
   const float* scale = nullptr;  ///< [channels], or null
   const float* shift = nullptr;  ///< [channels], or null

@@ -1,0 +1,158 @@
+#include "backend/cuda/eight_bit.h"
+
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/kernels/elementwise.h"
+#include "backend/cuda/kernels/norm.h"
+#include "backend/cuda/kernels/quantise.h"
+#include "base/error.h"
+
+namespace calibatt::cuda {
+namespace {
+
+void check_rows(const EightBitRows& rows, int64_t channels) {
+  CALIBATT_ASSERT(rows.elements.dtype() == DType::kE4M3 && rows.scales.dtype() == DType::kF32 &&
+                  rows.elements.size() == rows.scales.size() * channels);
+}
+
+}  // namespace
+
+void CudaEightBitOps::require_device(const std::string& device_name) {
+  if (!has_products_) {
+    // Asked without being run, so the memory need not be there; 256 is what allocations are aligned to.
+    auto* const somewhere = reinterpret_cast<float*>(uintptr_t{256});
+    GemmCall call{.input = somewhere, .weight = somewhere, .out = somewhere, .dtype = DType::kE4M3};
+    call.out_dtype = DType::kBF16;
+    call.rows = call.out_features = call.in_features = 256;
+    call.input_scales = call.weight_scales = somewhere;
+    has_products_ = linear_.gemm().supports(call);
+  }
+  if (*has_products_) return;
+  throw Error(ErrorKind::kUsage,
+              "linear layers in 8 bits: " + device_name +
+                  " has no products of fp8 with scales for each row (cuBLASLt has them on Hopper, such as the H100 and "
+                  "H200); use --weights-dtype bf16");
+}
+
+void CudaEightBitOps::layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) {
+  LayerNormCall call;
+  call.x = x.f32();
+  call.channels = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  CALIBATT_ASSERT(out.scales.size() == call.rows);
+  check_rows(out, call.channels);
+  call.out = out.elements.raw();
+  call.out_dtype = DType::kE4M3;
+  call.row_scales = out.scales.f32();
+  call.scale = norm.scale != nullptr ? norm.scale->f32() : nullptr;
+  call.shift = norm.shift != nullptr ? norm.shift->f32() : nullptr;
+  call.one_plus_scale = norm.one_plus_scale;
+  call.eps = norm.eps;
+  cuda::layer_norm(call, context_.stream());
+}
+
+void CudaEightBitOps::quantise(const Tensor& x, Activation activation, EightBitRows& out) {
+  QuantiseCall call;
+  call.x = x.raw();
+  call.x_dtype = x.dtype();
+  call.channels = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  CALIBATT_ASSERT(out.scales.size() == call.rows);
+  check_rows(out, call.channels);
+  call.out = out.elements.raw();
+  call.scales = out.scales.f32();
+  call.activation = activation;
+  quantise_rows(call, context_.stream());
+}
+
+/// What a product is scaled and biased with; the tensors keep copies alive.
+struct CudaEightBitOps::Factors {
+  const float* scales = nullptr;
+  const void* bias = nullptr;  ///< of the type that was asked for; or null
+  Tensor gated_scales, gated_bias, rounded_bias;
+};
+
+/// A few thousand numbers each: nothing beside a product.
+CudaEightBitOps::Factors CudaEightBitOps::gated_factors(const CudaLinear& layer, const float* gate,
+                                                        DType bias_dtype) const {
+  const int64_t count = layer.out_features();
+  const cudaStream_t stream = context_.stream();
+  Factors result;
+  result.scales = layer.scales();
+  const void* bias = layer.bias(DType::kF32);
+  if (gate != nullptr) {
+    result.gated_scales = context_.allocate(DType::kF32, {count});
+    multiply(layer.scales(), gate, result.gated_scales.raw(), DType::kF32, count, stream);
+    result.scales = result.gated_scales.f32();
+    if (bias != nullptr) {
+      result.gated_bias = context_.allocate(DType::kF32, {count});
+      multiply(bias, gate, result.gated_bias.raw(), DType::kF32, count, stream);
+      bias = result.gated_bias.raw();
+    }
+  }
+  if (bias != nullptr && bias_dtype != DType::kF32) {
+    result.rounded_bias = context_.allocate(bias_dtype, {count});
+    convert(bias, DType::kF32, result.rounded_bias.raw(), bias_dtype, count, stream);
+    bias = result.rounded_bias.raw();
+  }
+  result.bias = bias;
+  return result;
+}
+
+void CudaEightBitOps::linear(const LinearLayer& any_layer, const EightBitRows& input, Tensor& out,
+                             const LinearEpilogue& epilogue) {
+  const CudaLinear& layer = CudaLinear::of(any_layer);
+  const int64_t rows = input.scales.size(), out_features = layer.out_features();
+  CALIBATT_ASSERT(layer.dtype() == DType::kE4M3 && out.size() == rows * out_features);
+  check_rows(input, layer.in_features());
+  CALIBATT_ASSERT(!epilogue.accumulate || out.dtype() == DType::kF32);
+  CALIBATT_ASSERT(epilogue.gate == nullptr || (epilogue.accumulate && epilogue.gate->size() == out_features));
+  if (rows == 0) return;
+
+  GemmCall call{.input = input.elements.raw(), .weight = layer.weight(), .out = out.raw(), .dtype = DType::kE4M3};
+  call.out_dtype = out.dtype();
+  call.rows = rows;
+  call.out_features = out_features;
+  call.in_features = layer.in_features();
+  call.input_scales = input.scales.f32();
+  call.gelu = epilogue.activation == Activation::kGeluTanh && out.dtype() != DType::kF32;
+  call.accumulate = epilogue.accumulate;
+
+  const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
+  const bool follows = epilogue.activation != Activation::kNone && !call.gelu;
+  if (!(epilogue.accumulate && follows)) {
+    const Factors factors = gated_factors(layer, gate, call.bias_dtype());
+    call.weight_scales = factors.scales;
+    call.bias = factors.bias;
+    if (linear_.gemm().supports(call)) {
+      linear_.gemm().run(call);
+      if (follows) {
+        activate(epilogue.activation, out.raw(), out.raw(), out.dtype(), out.size(), context_.stream());
+      }
+      return;
+    }
+  }
+  in_passes(layer, call, out, epilogue);
+}
+
+/// A product without anything in its epilogue, and passes that do what is left.
+void CudaEightBitOps::in_passes(const CudaLinear& layer, GemmCall call, Tensor& out, const LinearEpilogue& epilogue) {
+  const cudaStream_t stream = context_.stream();
+  Tensor product = epilogue.accumulate ? context_.allocate(DType::kBF16, {call.rows, call.out_features}) : out;
+  call.out = product.raw();
+  call.out_dtype = product.dtype();
+  call.weight_scales = layer.scales();
+  call.bias = nullptr;
+  call.gelu = call.accumulate = false;
+  linear_.gemm().run(call);
+  if (const void* bias = layer.bias(DType::kF32); bias != nullptr) {
+    add_bias(product.raw(), product.dtype(), static_cast<const float*>(bias), call.rows, call.out_features, stream);
+  }
+  if (epilogue.activation != Activation::kNone) {
+    activate(epilogue.activation, product.raw(), product.raw(), product.dtype(), product.size(), stream);
+  }
+  if (!epilogue.accumulate) return;
+  const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
+  add_gated(out.f32(), product.raw(), product.dtype(), gate, call.rows, call.out_features, stream);
+}
+
+}  // namespace calibatt::cuda

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/linear.h"
+#include "backend/eight_bit_ops.h"
+
+namespace calibatt::cuda {
+
+/// Linear layers in 8 bits by cuBLASLt, with its scales per row of both factors ("outer vector"): the sums are scaled,
+/// biased and written, or added to the residual, in the product's own pass, so that 8 bits cost no pass but the one
+/// that makes them. A gate is multiplied into the weight's scales. What cuBLASLt does not fuse follows in kernels of
+/// our own.
+class CudaEightBitOps final : public EightBitOps {
+ public:
+  CudaEightBitOps(Context& context, CublasLinear& linear) : context_(context), linear_(linear) {}
+
+  /// Throws Error(kUsage), naming the device, where cuBLASLt has no such products.
+  void require_device(const std::string& device_name);
+
+  void layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) override;
+  void quantise(const Tensor& x, Activation activation, EightBitRows& out) override;
+  void linear(const LinearLayer& layer, const EightBitRows& input, Tensor& out,
+              const LinearEpilogue& epilogue) override;
+
+ private:
+  struct Factors;
+  Factors gated_factors(const CudaLinear& layer, const float* gate, DType bias_dtype) const;
+  void in_passes(const CudaLinear& layer, GemmCall call, Tensor& out, const LinearEpilogue& epilogue);
+
+  Context& context_;
+  CublasLinear& linear_;
+  std::optional<bool> has_products_;
+};
+
+}  // namespace calibatt::cuda

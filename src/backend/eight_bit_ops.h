@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+
+#include "backend/activation.h"
+#include "backend/linear.h"
+#include "base/tensor.h"
+
+namespace calibatt {
+
+/// Rows in 8 bits: value = element · scale of its row (base/e4m3.h says how they are chosen).
+struct EightBitRows {
+  Tensor elements;  ///< [rows, channels] kE4M3
+  Tensor scales;    ///< [rows] F32
+};
+
+/// Which norm is applied: (x − mean)/√(variance + eps) · scale + shift per row; one_plus_scale: ·(1 + scale).
+struct LayerNorm {
+  const Tensor* scale = nullptr;  ///< [channels] F32; null: ones
+  const Tensor* shift = nullptr;  ///< [channels] F32; null: zeros
+  bool one_plus_scale = false;
+  float eps = 0;
+};
+
+/// A role of a backend: linear layers of LinearFormat::e4m3(), whose inputs are 8-bit rows, and what makes such inputs.
+/// The layers are made by LinearOps. Sums and outputs are as with other layers; a row's scale and a weight channel's
+/// are multiplied into the sum, so is a gate.
+class EightBitOps {
+ public:
+  virtual ~EightBitOps() = default;
+
+  /// The norm of x [rows, channels] F32, quantised in the pass that makes it.
+  virtual void layer_norm(const Tensor& x, const LayerNorm& terms, EightBitRows& out) = 0;
+  /// activation(x), quantised in one pass. x [rows, channels] F32 or of 16 bits.
+  virtual void quantise(const Tensor& x, Activation activation, EightBitRows& out) = 0;
+  /// As LinearOps::linear, of a layer with e4m3 weights.
+  virtual void linear(const LinearLayer& layer, const EightBitRows& input, Tensor& out,
+                      const LinearEpilogue& epilogue = {}) = 0;
+};
+
+}  // namespace calibatt
