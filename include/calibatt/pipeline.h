@@ -21,6 +21,12 @@ namespace calibatt {
 /// half precision, on a GPU alone; text encoder and autoencoder stay in bf16.
 enum class Precision { kAuto, kF32, kBF16, kF16 };
 
+/// What the linear layers of the transformer's blocks are computed with. kAuto: Precision's type. kBF16: the same, and
+/// a run of another type is refused. kFP8: weights and inputs in 8 bits (e4m3), a scale for each output channel and
+/// each token; layers that lose by it stay as they are (docs/decisions/0007-eight-bit-linear-layers.md). Wan, on the
+/// CPU (as a reference, not fast) and on Hopper GPUs.
+enum class WeightsPrecision { kAuto, kBF16, kFP8 };
+
 /// What to do with a plan that was made for something else (another model, size, block size).
 enum class OnMismatch {
   kRefuse,  ///< Error(kMismatch) that names both values
@@ -36,6 +42,9 @@ struct LoadOptions {
   std::string transformer = {}, text_encoder = {}, vae = {};
   std::string transformer_2 = {};  ///< that of the low noise levels, beside `transformer` for the high ones
   Precision precision = Precision::kAuto;
+  WeightsPrecision weights = WeightsPrecision::kAuto;
+  /// With kFP8: layers that stay in Precision's type, by whole parts of diffusers' names: "ffn.net.2", "blocks.0".
+  std::vector<std::string> kept_layers = {};
   int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
                     ///< its number is in force for whoever else computes with this library
   std::string backend =
@@ -100,6 +109,9 @@ struct PlanUse {
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
   std::string model_name, precision, backend, attention_kernel;
+  /// "fp8" where linear layers are in 8 bits, with the layers that are not: "fp8, but for ffn.net.2". Empty: they are
+  /// of the run's precision.
+  std::string weights_dtype;
   std::string plan_checksum;  ///< of the plan's content (plan_checksum_of); empty without a plan
   std::vector<Lora> loras;    ///< that were merged into the model
   /// Files in the place of the model folder's, by the flag without its dashes ("text-encoder"); as they were given.
@@ -155,8 +167,8 @@ struct ModelInfo {
 /// here, before minutes of loading.
 class CALIBATT_API ModelOnDisk {
  public:
-  /// Of the options only which files there are is looked at. Throws Error(kNotFound / kFormat / kMismatch) for what
-  /// Pipeline::load would refuse the settings of.
+  /// Of the options only which files there are is looked at, and what reports say of the weights. Throws
+  /// Error(kNotFound / kFormat / kMismatch) for what Pipeline::load would refuse the settings of.
   static ModelOnDisk open(const LoadOptions& options);
   static ModelOnDisk open(const std::string& model_dir);
   ModelOnDisk(ModelOnDisk&&) noexcept;
@@ -174,7 +186,8 @@ class CALIBATT_API ModelOnDisk {
   /// Throws as Pipeline::resolved, and for a plan that cannot be read.
   RunReport expected_report(const GenerateOptions& options) const;
   /// Of a video with these options; kAuto counts as bf16, as on a GPU.
-  MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto) const;
+  MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto,
+                        WeightsPrecision weights = WeightsPrecision::kAuto) const;
 
  private:
   struct Impl;

@@ -57,7 +57,8 @@ void print_summary(const RunReport& report, const std::string& output) {
               printable(written_names(output, *report.options.video_frames)).c_str(), *report.options.width,
               *report.options.height, counted(*report.options.video_frames, "frames").c_str(),
               static_cast<unsigned long long>(report.options.seed), counted(*report.options.steps, "steps").c_str(),
-              report.precision.c_str(), report.attention_kernel.c_str(), counted(report.threads, "threads").c_str());
+              (report.precision + (report.weights_dtype.empty() ? "" : ", weights " + report.weights_dtype)).c_str(),
+              report.attention_kernel.c_str(), counted(report.threads, "threads").c_str());
   if (!report.device.empty()) {
     std::printf("%s on %s, %.2f GB of its memory at most\n", report.backend.c_str(), report.device.c_str(),
                 static_cast<double>(report.peak_device_bytes) * 1e-9);

@@ -28,7 +28,7 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
   std::printf("  --steps %d --cfg-scale %g --flow-shift %g --scheduler %s%s\n", *run.steps, *run.cfg_scale,
               *run.flow_shift, run.scheduler->c_str(),
               listed ? ", steps as listed" : (" --sigmas " + *run.sigmas).c_str());
-  const MemoryEstimate memory = model.memory(run, load.precision);
+  const MemoryEstimate memory = model.memory(run, load.precision, load.weights);
   std::printf(
       "memory for such a video: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
       "the frames take %.2f GB of host memory\n",

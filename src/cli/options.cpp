@@ -34,8 +34,27 @@ Precision precision_of(const std::string& text) {
   if (name == "auto") return Precision::kAuto;
   refuse("--dtype", text,
          name.starts_with("fp8") || name.starts_with("float8") || name.starts_with("int")
-             ? "arithmetic is in bf16, fp16 (on a GPU) or fp32; weights that are stored in 8 bits are read into it"
+             ? "arithmetic is in bf16, fp16 (on a GPU) or fp32; linear layers are in 8 bits with --weights-dtype fp8"
              : "choose bf16, fp16 (on a GPU), fp32 or auto");
+}
+
+WeightsPrecision weights_precision_of(const std::string& text) {
+  const std::string name = text.starts_with("torch.") ? text.substr(6) : text;
+  if (name == "auto") return WeightsPrecision::kAuto;
+  if (name == "bf16" || name == "bfloat16") return WeightsPrecision::kBF16;
+  if (name == "fp8" || name == "fp8_e4m3fn" || name == "float8_e4m3fn") return WeightsPrecision::kFP8;
+  refuse("--weights-dtype", text, "choose fp8 (e4m3), bf16 or auto");
+}
+
+std::vector<std::string> layers_of(const std::string& text) {
+  std::vector<std::string> layers;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    if (end == begin) refuse("--keep-layers", text, "give names between commas, such as ffn.net.2,blocks.0");
+    layers.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return layers;
 }
 
 // As PyTorch has it, a device is more than a number.
@@ -209,6 +228,18 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
           "Arithmetic: bf16, fp16 (on a GPU), fp32, or auto (bf16 where the hardware has it)")
       ->type_name("auto|bf16|fp16|fp32")
       ->default_str("auto");
+  command
+      .add_option_function<std::string>(
+          "--weights-dtype", [&load](const std::string& name) { load.weights = weights_precision_of(name); },
+          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; Wan, on Hopper GPUs, and on the "
+          "CPU for comparison), bf16, or auto (as --dtype)")
+      ->type_name("auto|bf16|fp8")
+      ->default_str("auto");
+  command
+      .add_option_function<std::string>(
+          "--keep-layers", [&load](const std::string& text) { load.kept_layers = layers_of(text); },
+          "Of --weights-dtype fp8: layers that stay as --dtype has them, such as ffn.net.2,blocks.0")
+      ->type_name("LIST");
   add_whole_number(command, "-t,--threads", load.threads, 0, 4096, "Threads; 0: all processors")->default_str("0");
   command
       .add_option("--backend", load.backend,

@@ -26,7 +26,9 @@ struct ModelParts {
 /// How a model component is loaded.
 struct ModelLoadOptions {
   bool offload = false;  ///< matrices of the blocks stay in host memory and are streamed to the device block by block
-  WorkProgress progress = {};                                 ///< of blocks; several times in each
+  bool eight_bit_layers = false;              ///< the blocks' linear layers in e4m3, where they bear it (EightBitOps)
+  std::vector<std::string> kept_layers = {};  ///< that stay in the run's type nevertheless: parts of diffusers' names
+  WorkProgress progress = {};                 ///< of blocks; several times in each
   std::function<void(const std::string& message)> warn = {};  ///< one line about something odd that does no harm
   std::vector<Lora> loras = {};                               ///< to be merged into the transformers, in this order
   std::string settings = {};  ///< folder whose config.json says what the tensors of a single file do not; may lack it

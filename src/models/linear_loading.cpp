@@ -8,22 +8,22 @@
 namespace calibatt {
 
 std::shared_ptr<const LinearLayer> load_linear(Backend& backend, const Weights& weights, const std::string& name,
-                                               int64_t out, int64_t in, DType dtype,
+                                               int64_t out, int64_t in, const LinearFormat& format,
                                                const std::shared_ptr<StreamedWeights>& streamed, Bias bias) {
-  return load_fused(backend, weights, {name}, out, in, dtype, streamed, bias);
+  return load_fused(backend, weights, {name}, out, in, format, streamed, bias);
 }
 
 std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& weights,
                                               const std::vector<std::string>& names, int64_t out_of_each, int64_t in,
-                                              DType dtype, const std::shared_ptr<StreamedWeights>& streamed,
-                                              Bias bias) {
+                                              const LinearFormat& format,
+                                              const std::shared_ptr<StreamedWeights>& streamed, Bias bias) {
   std::vector<std::string> matrices, biases;
   for (const std::string& name : names) {
     matrices.push_back(name + ".weight");
     if (bias == Bias::kStored) biases.push_back(name + ".bias");
   }
   return backend.load_linear(
-      {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), dtype, streamed});
+      {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), format, streamed});
 }
 
 void require_host_memory(size_t size_bytes) {

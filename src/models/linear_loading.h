@@ -13,14 +13,15 @@ enum class Bias { kNone, kStored };
 
 /// A torch Linear of this name: name.weight [out, in] and, where it has one, name.bias [out].
 std::shared_ptr<const LinearLayer> load_linear(Backend& backend, const Weights& weights, const std::string& name,
-                                               int64_t out, int64_t in, DType dtype,
+                                               int64_t out, int64_t in, const LinearFormat& format,
                                                const std::shared_ptr<StreamedWeights>& streamed = {},
                                                Bias bias = Bias::kStored);
 
 /// Linears of one input, computed as one: their outputs side by side.
 std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& weights,
                                               const std::vector<std::string>& names, int64_t out_of_each, int64_t in,
-                                              DType dtype, const std::shared_ptr<StreamedWeights>& streamed = {},
+                                              const LinearFormat& format,
+                                              const std::shared_ptr<StreamedWeights>& streamed = {},
                                               Bias bias = Bias::kStored);
 
 /// Refuses --offload of so many bytes of weights before the disk is read for minutes. Throws Error(kDevice) when they

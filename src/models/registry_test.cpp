@@ -54,6 +54,10 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   EXPECT_GT(large.autoencoder, small.autoencoder);
   EXPECT_GT(wide.activations, large.activations);
   EXPECT_GT(large.peak(), large.weights);
+  // A layer's six matrices of 256 x 256 and two of 256 x 1024, of 8 layers, take a byte each in place of two.
+  const MemoryEstimate eight_bits = files->memory({33, 256, 256}, {DType::kBF16, true});
+  EXPECT_EQ(eight_bits.weights, large.weights - uint64_t{8} * (6 * 256 * 256 + 2 * 256 * 1024));
+  EXPECT_LT(eight_bits.activations, large.activations);
 }
 
 TEST_F(Registry, APartThatIsNotThereIsNamedWithWhatLiesInItsPlace) {

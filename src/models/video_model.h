@@ -140,12 +140,20 @@ class VideoModel {
   virtual std::string fingerprint(int expert, const std::string& like, const WorkProgress& progress) = 0;
 };
 
+/// What a model's memory depends on beside a video's size.
+struct Arithmetic {
+  Arithmetic(DType dtype, bool eight_bit_layers = false) : dtype(dtype), eight_bit_layers(eight_bit_layers) {}
+
+  DType dtype;
+  bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
+};
+
 /// A model on disk whose settings are understood; its weights are not read yet.
 class ModelFiles {
  public:
   virtual ~ModelFiles() = default;
   virtual const ModelDescription& description() const = 0;
-  virtual MemoryEstimate memory(const VideoSize& size, DType dtype) const = 0;
+  virtual MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const = 0;
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;

@@ -35,7 +35,7 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   runs.description = runner.describe_attention(run, progress);
   for (RunTransformer& each : runs.description.transformers) each.name = runner.model().kind + " " + each.name;
   const RunReport report = runner.describe_run(run);
-  runs.precision = report.precision;
+  runs.precision = report.precision + (report.weights_dtype.empty() ? "" : ", weights " + report.weights_dtype);
   for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
   runs.image = report.image_hash;
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);

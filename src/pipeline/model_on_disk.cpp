@@ -11,6 +11,7 @@ struct ModelOnDisk::Impl {
   ModelInfo info;
   std::vector<Lora> loras;
   std::map<std::string, std::string> parts;
+  std::string weights_dtype;
   FileHashes hashes;  ///< empty until somebody asks
 };
 
@@ -29,6 +30,7 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   impl->files = open_model(options.model_dir, parts_of(options));
   impl->loras = options.loras;
   impl->parts = names_of_parts(options);
+  impl->weights_dtype = weights_dtype_name(options);
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;
   info.name = model.name;
@@ -68,6 +70,7 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   report.model_name = model.name;
   report.loras = impl_->loras;
   report.parts = impl_->parts;
+  report.weights_dtype = impl_->weights_dtype;
   if (impl_->hashes.files.empty()) impl_->hashes = hashes_of(model, impl_->loras);
   enter_hashes(impl_->hashes, report);
   report.image_hash = picture_hash(options.image);
@@ -76,11 +79,12 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   return report;
 }
 
-MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision) const {
+MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision,
+                                   WeightsPrecision weights) const {
   const DType dtype = precision == Precision::kF32   ? DType::kF32
                       : precision == Precision::kF16 ? DType::kF16
                                                      : DType::kBF16;
-  return impl_->files->memory(video_size(resolved(options)), dtype);
+  return impl_->files->memory(video_size(resolved(options)), {dtype, weights == WeightsPrecision::kFP8});
 }
 
 }  // namespace calibatt

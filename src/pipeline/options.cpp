@@ -96,6 +96,13 @@ FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& lor
   return {hash_of_files(model.weight_files, loras), hash_of_files(model.tokenizer_files), settings.hex()};
 }
 
+std::string weights_dtype_name(const LoadOptions& options) {
+  if (options.weights != WeightsPrecision::kFP8) return "";
+  std::string kept;
+  for (const std::string& layer : options.kept_layers) kept += (kept.empty() ? "fp8, but for " : ", ") + layer;
+  return kept.empty() ? "fp8" : kept;
+}
+
 void enter_hashes(const FileHashes& hashes, RunReport& report) {
   report.files_hash = hashes.files;
   report.tokenizer_hash = hashes.tokenizer;

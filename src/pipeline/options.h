@@ -34,6 +34,9 @@ struct FileHashes {
 FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& loras);
 void enter_hashes(const FileHashes& hashes, RunReport& report);
 
+/// RunReport::weights_dtype.
+std::string weights_dtype_name(const LoadOptions& options);
+
 /// Of resolved options.
 VideoSize video_size(const GenerateOptions& options);
 

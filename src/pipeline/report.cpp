@@ -66,6 +66,7 @@ std::string to_json(const RunReport& report) {
                        {"tokenizer_hash", report.tokenizer_hash},
                        {"settings_hash", report.settings_hash},
                        {"precision", report.precision},
+                       {"weights_dtype", report.weights_dtype.empty() ? json(nullptr) : json(report.weights_dtype)},
                        {"backend", report.backend},
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},
                        {"peak_device_bytes", report.peak_device_bytes},

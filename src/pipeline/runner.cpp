@@ -38,6 +38,24 @@ DType choose_dtype(Precision precision, const Backend& backend) {
   return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
 }
 
+/// Throws Error(kUsage) for what this run cannot do.
+void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, ModelLoadOptions& load) {
+  load.eight_bit_layers = options.weights == WeightsPrecision::kFP8;
+  load.kept_layers = options.kept_layers;
+  if (load.eight_bit_layers) {
+    backend.eight_bit_ops();  // throws where there are none
+    return;
+  }
+  if (options.weights == WeightsPrecision::kBF16 && dtype != DType::kBF16) {
+    throw Error(ErrorKind::kUsage, "--weights-dtype bf16: weights are of the arithmetic's type, which is " +
+                                       std::string(dtype == DType::kF32 ? "fp32" : "fp16") +
+                                       " here; leave it out, or add --dtype bf16");
+  }
+  if (!options.kept_layers.empty()) {
+    throw Error(ErrorKind::kUsage, "--keep-layers says which layers --weights-dtype fp8 leaves as they are; add that");
+  }
+}
+
 /// What to do about values that are not finite.
 const char* advice_on_range(DType dtype) {
   if (dtype == DType::kF16) return "use --dtype bf16";
@@ -69,8 +87,11 @@ Runner::Runner(const LoadOptions& options)
   load.warn = options.warn;
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
+  const DType dtype = choose_dtype(options.precision, *backend_);
+  enter_weights(options, dtype, *backend_, load);
+  weights_dtype_ = weights_dtype_name(options);
   hashes_ = hashes_of(files_->description(), loras_);
-  model_ = files_->load(*backend_, choose_dtype(options.precision, *backend_), load);
+  model_ = files_->load(*backend_, dtype, load);
 }
 
 void Runner::begin_job() const {
@@ -81,7 +102,8 @@ void Runner::warn_of_memory(const GenerateOptions& options) const {
   if (files_ == nullptr || !warn_) return;
   AvailableMemory available{available_host_memory(), {}};
   if (!backend_->in_host_memory()) available.device = backend_->available_memory_bytes();
-  const std::string warning = memory_warning(options, files_->memory(video_size(options), model_->dtype()), available);
+  const std::string warning = memory_warning(
+      options, files_->memory(video_size(options), {model_->dtype(), !weights_dtype_.empty()}), available);
   if (!warning.empty()) warn_(warning);
 }
 
@@ -156,6 +178,7 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   enter_hashes(hashes_, report);
   report.image_hash = picture_hash(options.image);
   report.precision = precision_name(model_->dtype(), *backend_);
+  report.weights_dtype = weights_dtype_;
   report.backend = backend_->name();
   report.device = backend_->device_name();
   report.attention_kernel = backend_->attention_kernel(model_->dtype(), model().head_dim);

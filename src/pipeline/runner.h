@@ -65,6 +65,7 @@ class Runner {
 
   int threads_ = 0;
   std::vector<Lora> loras_;
+  std::string weights_dtype_;  ///< RunReport::weights_dtype
   FileHashes hashes_;
   std::map<std::string, std::string> parts_;
   std::function<void(const std::string&)> warn_;

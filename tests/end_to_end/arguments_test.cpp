@@ -81,7 +81,7 @@ TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
   const std::string command = "generate" + kSmall + "-p a" + output_;
   expect_usage(command + "--dtype float16", "the backend cpu has no fp16 arithmetic");
   expect_usage(command + "--dtype half", "--dtype half: choose bf16, fp16 (on a GPU), fp32 or auto");
-  expect_usage(command + "--dtype fp8_e4m3fn", "stored in 8 bits are read into it");
+  expect_usage(command + "--dtype fp8_e4m3fn", "--weights-dtype fp8");
   expect_usage(command + "--device 0,1", "--device 0,1: a run is on one GPU");
   expect_usage(command + "--device cuda:1", "give the index alone, --device 1");
   expect_usage(command + "--device cpu", "--backend cpu");
@@ -90,6 +90,22 @@ TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
   expect_usage(command + "--scheduler FlowMatchEulerDiscreteScheduler", "is --scheduler euler here");
   expect_usage(command + "--scheduler lcm", "--timesteps");
   expect_usage(command + "--scheduler ddim", "choose unipc or euler");
+}
+
+TEST_F(Arguments, LinearLayersAreIn8BitsWhereThatIsAskedFor) {
+  const std::string command = "generate" + kSmall + "-p a --steps 1 --video-frames 5" + output_;
+  ASSERT_EQ(run_calibatt(command).exit_code, 0);
+  EXPECT_TRUE(nlohmann::json::parse(report())["weights_dtype"].is_null());
+  const CommandResult result = run_calibatt(command + "--weights-dtype fp8 --keep-layers ffn.net.2,blocks.0");
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_EQ(nlohmann::json::parse(report())["weights_dtype"], "fp8, but for ffn.net.2, blocks.0");
+  EXPECT_THAT(result.output, HasSubstr("weights fp8, but for ffn.net.2, blocks.0"));
+
+  expect_usage(command + "--weights-dtype int8", "--weights-dtype int8: choose fp8 (e4m3), bf16 or auto");
+  expect_usage(command + "--weights-dtype fp8 --keep-layers ffn,", "--keep-layers ffn,: give names between commas");
+  expect_usage(command + "--weights-dtype fp8 --keep-layers proj_out", "no layer \"proj_out\" would be in 8 bits");
+  expect_usage(command + "--keep-layers ffn", "--keep-layers says which layers --weights-dtype fp8 leaves");
+  expect_usage(command + "--weights-dtype bf16 --dtype fp32", "which is fp32 here; leave it out");
 }
 
 TEST_F(Arguments, MinusOneIsAnySeedAndIsSaid) {

@@ -48,6 +48,8 @@ TEST_F(Mochi, SizesThatItCannotDoAreNamed) {
               HasSubstr("--video-frames 12: must be 6k+1, e.g. 7 or 13"));
   EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --steps 1 -o " + folder_.file("v.mp4")).output,
               HasSubstr("linear-quadratic noise levels need 2 steps"));
+  EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --weights-dtype fp8 -o " + folder_.file("v.mp4")).output,
+              HasSubstr("Mochi's linear layers are not computed in 8 bits yet"));
 }
 
 TEST_F(Mochi, OnePlanServesPromptsOfEveryLength) {

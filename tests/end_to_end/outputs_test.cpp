@@ -226,6 +226,7 @@ TEST_F(Outputs, FinishedVideosAreKnownByWhatTheyWereMadeFrom) {
                                    {" --negative-prompt blur", "negative_prompt \"\", and this command says \"blur\""},
                                    {" -W 48", "width 64, and this command says 48"},
                                    {" --fps 8", "fps 16.0, and this command says 8.0"},
+                                   {" --weights-dtype fp8", "weights_dtype null, and this command says \"fp8\""},
                                    {" --dtype bf16", "precision \"fp32\", and this command says \"bf16\""}}) {
     expect_refusal(many + more, 5, first + " is there already and was made with " + std::string(what).substr(0, 5));
     expect_refusal(many + more, 5, what);

@@ -196,7 +196,8 @@ class MochiFiles final : public ModelFiles {
 
   const ModelDescription& description() const override { return description_; }
 
-  MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
+  MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const override {
+    const DType dtype = arithmetic.dtype;
     const int64_t tokens = description_.geometry(size).num_tokens();
     return memory_estimate(elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
                            mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);

@@ -31,6 +31,9 @@ Component open_mochi_transformer(const std::string& folder, const ModelLoadOptio
 MochiTransformer MochiTransformer::load(Backend& backend, const std::string& folder, DType dtype,
                                         const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16 || (dtype == DType::kF16 && backend.has_fp16()));
+  if (options.eight_bit_layers) {
+    throw Error(ErrorKind::kUsage, "Mochi's linear layers are not computed in 8 bits yet; use --weights-dtype bf16");
+  }
   MochiTransformer model;
   model.backend_ = &backend;
   model.dtype_ = dtype;

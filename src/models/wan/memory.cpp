@@ -5,18 +5,27 @@
 namespace calibatt {
 
 // As WanTransformer::prepare_workspace lays them out, and what is made beside them in each forward.
-uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens, DType dtype) {
+uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
+                              const Arithmetic& arithmetic) {
   const auto tokens = static_cast<uint64_t>(num_tokens), dim = static_cast<uint64_t>(config.dim()),
-             bytes = static_cast<uint64_t>(dtype_size(dtype));
-  const uint64_t residual = tokens * dim * sizeof(float), normed_query_attended = 3 * tokens * dim * bytes,
-                 qkv = 3 * tokens * dim * bytes;
+             bytes = static_cast<uint64_t>(dtype_size(arithmetic.dtype));
+  const uint64_t residual = tokens * dim * sizeof(float),
+                 normed = tokens * dim * (arithmetic.eight_bit_layers ? 1 : bytes),
+                 query_attended = 2 * tokens * dim * bytes, qkv = 3 * tokens * dim * bytes;
   const uint64_t rope = 2 * tokens * static_cast<uint64_t>(config.attention_head_dim) * sizeof(float);
   const auto patches =
       static_cast<uint64_t>(config.in_channels + config.out_channels) * static_cast<uint64_t>(config.patch_volume());
   constexpr uint64_t kBranches = 2, kKeysAndValues = 2;
   const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
                            static_cast<uint64_t>(config.num_layers);
-  return residual + normed_query_attended + qkv + rope + 2 * tokens * patches * sizeof(float) + prompts;
+  return residual + normed + query_attended + qkv + rope + 2 * tokens * patches * sizeof(float) + prompts;
+}
+
+// Those that wan/block_formats has in 8 bits: q, k, v and the output of self-attention, two of cross-attention, and the
+// feed-forward.
+uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, DType dtype) {
+  const auto dim = static_cast<uint64_t>(config.dim()), ffn = static_cast<uint64_t>(config.ffn_dim);
+  return static_cast<uint64_t>(config.num_layers) * (6 * dim * dim + 2 * dim * ffn) * (dtype_size(dtype) - 1);
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

@@ -7,8 +7,12 @@
 namespace calibatt {
 
 /// Bytes of the transformer's activations in a forward of so many tokens, and of both prompts' keys and values, of
-/// prompt_tokens each. dtype: of its arithmetic.
-uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens, DType dtype);
+/// prompt_tokens each.
+uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
+                              const Arithmetic& arithmetic);
+
+/// Of the transformer's weights: by how many bytes layers in 8 bits are smaller than those of the run's type.
+uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, DType dtype);
 
 /// About the bytes that decoding a video of this size takes beside the weights. dtype: of activations.
 uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype);

@@ -249,11 +249,13 @@ class WanFiles final : public ModelFiles {
 
   const ModelDescription& description() const override { return description_; }
 
-  MemoryEstimate memory(const VideoSize& size, DType dtype) const override {
+  MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const override {
+    const DType dtype = arithmetic.dtype;
     const int64_t tokens = description_.geometry(size).num_tokens();
     MemoryEstimate needs =
-        memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
+        memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
                         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    if (arithmetic.eight_bit_layers) needs.weights -= wan_eight_bit_savings(configs_.transformer, dtype);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;

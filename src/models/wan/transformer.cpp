@@ -21,6 +21,14 @@ const Tensor* or_null(const Tensor& tensor) {
   return tensor.empty() ? nullptr : &tensor;
 }
 
+bool in_eight_bits(const LinearLayer& layer) {
+  return layer.dtype() == DType::kE4M3;
+}
+
+EightBitRows first_rows(const EightBitRows& rows, int64_t count) {
+  return {tensor_rows(rows.elements, 0, count), tensor_rows(rows.scales, 0, count)};
+}
+
 }  // namespace
 
 AttentionGeometry WanTransformer::geometry(int latent_frames, int latent_height, int latent_width,
@@ -174,8 +182,8 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   const Tensor shift = tensor_row(modulation, kShift), scale = tensor_row(modulation, kScale),
                gate = tensor_row(modulation, kGate);
 
-  backend_->layer_norm(work_.residual, &scale, &shift, true, config_.eps, work_.normed);
-  backend_->linear(*block.qkv, work_.normed, work_.qkv);
+  norm_for(*block.qkv, {&scale, &shift, true, config_.eps});
+  apply_to_norm(*block.qkv, 0, work_.residual.dim(0), work_.qkv);
   const HeadsView query = heads_view(work_.qkv, 0, head_dim), key = heads_view(work_.qkv, dim, head_dim),
                   value = heads_view(work_.qkv, 2 * dim, head_dim);
   backend_->norm_and_rotate(query, heads, head_dim, or_null(block.query_norm), config_.eps, &layout.rope);
@@ -191,7 +199,7 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
                    heads_view(work_.attended, 0, head_dim), context);
   timer.stop();
 
-  backend_->linear(*block.output, work_.attended, work_.residual, {.accumulate = true, .gate = &gate});
+  add_attended(*block.output, &gate);
 }
 
 /// residual += W_o · (attention(norm(W_q x), keys and values of the prompt) + the same of the picture), x =
@@ -201,12 +209,13 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
 
   if (config_.cross_attn_norm) {
-    backend_->layer_norm(work_.residual, &block.cross_norm_weight, &block.cross_norm_bias, false, config_.eps,
-                         work_.normed);
+    norm_for(*block.cross_query, {&block.cross_norm_weight, &block.cross_norm_bias, false, config_.eps});
+  } else if (in_eight_bits(*block.cross_query)) {
+    backend_->eight_bit_ops().quantise(work_.residual, Activation::kNone, work_.eight_bit_normed);
   } else {
     backend_->convert(work_.residual, work_.normed);
   }
-  backend_->linear(*block.cross_query, work_.normed, work_.query);
+  apply_to_norm(*block.cross_query, 0, work_.residual.dim(0), work_.query);
   const HeadsView query = heads_view(work_.query, 0, head_dim);
   backend_->norm_and_rotate(query, heads, head_dim, or_null(block.cross_query_norm), config_.eps, nullptr);
 
@@ -222,7 +231,7 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   call.key_bias = {};
   call.out = heads_view(work_.attended, 0, head_dim);
   backend_->attention(call);
-  backend_->linear(*block.cross_output, work_.attended, work_.residual, {.accumulate = true});
+  add_attended(*block.cross_output);
   backend_->add(work_.residual, block.minus_cross_bias, work_.residual);
 }
 
@@ -241,7 +250,7 @@ void WanTransformer::attend_to_text(int layer, const WanPrompt& prompt, Attentio
   call.v = heads_view(prompt.keys_values[layer], config_.dim(), head_dim);
   call.out = heads_view(work_.attended, 0, head_dim);
   backend_->attention(call);
-  backend_->linear(*blocks_[layer].cross_output, work_.attended, work_.residual, {.accumulate = true});
+  add_attended(*blocks_[layer].cross_output);
 }
 
 /// residual += gate ⊙ W_2 · gelu(W_1 x), x = norm(residual)·(1 + scale) + shift
@@ -250,14 +259,51 @@ void WanTransformer::feed_forward_step(int layer, const Tensor& modulation) {
   const Tensor shift = tensor_row(modulation, kFeedForwardShift), scale = tensor_row(modulation, kFeedForwardScale),
                gate = tensor_row(modulation, kFeedForwardGate);
 
-  backend_->layer_norm(work_.residual, &scale, &shift, true, config_.eps, work_.normed);
+  norm_for(*block.feed_forward_in, {&scale, &shift, true, config_.eps});
   const int64_t num_tokens = work_.residual.dim(0), chunk = work_.hidden.dim(0);
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t count = std::min(chunk, num_tokens - begin);
     Tensor hidden = tensor_rows(work_.hidden, 0, count), residual = tensor_rows(work_.residual, begin, count);
-    backend_->linear(*block.feed_forward_in, tensor_rows(work_.normed, begin, count), hidden,
-                     {.activation = Activation::kGeluTanh});
-    backend_->linear(*block.feed_forward_out, hidden, residual, {.accumulate = true, .gate = &gate});
+    const LinearEpilogue add{.accumulate = true, .gate = &gate};
+    if (in_eight_bits(*block.feed_forward_out)) {  // whose input is made by the pass that quantises it
+      EightBitRows rows = first_rows(work_.eight_bit_hidden, count);
+      apply_to_norm(*block.feed_forward_in, begin, count, hidden);
+      backend_->eight_bit_ops().quantise(hidden, Activation::kGeluTanh, rows);
+      backend_->eight_bit_ops().linear(*block.feed_forward_out, rows, residual, add);
+    } else {
+      apply_to_norm(*block.feed_forward_in, begin, count, hidden, {.activation = Activation::kGeluTanh});
+      backend_->linear(*block.feed_forward_out, hidden, residual, add);
+    }
+  }
+}
+
+void WanTransformer::norm_for(const LinearLayer& layer, const LayerNorm& norm) {
+  if (in_eight_bits(layer)) {
+    backend_->eight_bit_ops().layer_norm(work_.residual, norm, work_.eight_bit_normed);
+  } else {
+    backend_->layer_norm(work_.residual, norm.scale, norm.shift, norm.one_plus_scale, norm.eps, work_.normed);
+  }
+}
+
+void WanTransformer::apply_to_norm(const LinearLayer& layer, int64_t begin, int64_t count, Tensor& out,
+                                   const LinearEpilogue& epilogue) {
+  if (in_eight_bits(layer)) {
+    const EightBitRows rows{tensor_rows(work_.eight_bit_normed.elements, begin, count),
+                            tensor_rows(work_.eight_bit_normed.scales, begin, count)};
+    backend_->eight_bit_ops().linear(layer, rows, out, epilogue);
+  } else {
+    backend_->linear(layer, tensor_rows(work_.normed, begin, count), out, epilogue);
+  }
+}
+
+/// Nothing of norms is needed any more when attention is done, so their memory takes what is quantised.
+void WanTransformer::add_attended(const LinearLayer& layer, const Tensor* gate) {
+  const LinearEpilogue add{.accumulate = true, .gate = gate};
+  if (in_eight_bits(layer)) {
+    backend_->eight_bit_ops().quantise(work_.attended, Activation::kNone, work_.eight_bit_normed);
+    backend_->eight_bit_ops().linear(layer, work_.eight_bit_normed, work_.residual, add);
+  } else {
+    backend_->linear(layer, work_.attended, work_.residual, add);
   }
 }
 
@@ -290,15 +336,33 @@ void WanTransformer::prepare_workspace(int64_t num_tokens) {
   if (!work_.residual.empty() && work_.residual.dim(0) == num_tokens) return;
   work_ = {};  // before the new one is made: never both
   const int64_t dim = config_.dim();
+  const int64_t activation = num_tokens * dim, chunk = std::min(num_tokens, backend_->rows_at_a_time());
+  const auto bytes_of = [this](int64_t elements) { return elements * static_cast<int64_t>(dtype_size(dtype_)); };
+  const auto bytes = [this](int64_t count) { return backend_->empty(DType::kU8, {count}); };
+  bool eight_bits = false, sixteen_bits = false;
+  for (const Block& block : blocks_) {
+    for (const auto& layer : {block.qkv, block.output, block.cross_query, block.cross_output, block.feed_forward_in,
+                              block.feed_forward_out}) {
+      (in_eight_bits(*layer) ? eight_bits : sixteen_bits) = true;
+    }
+  }
   work_.residual = backend_->empty(DType::kF32, {num_tokens, dim});
-  work_.normed = backend_->empty(dtype_, {num_tokens, dim});
-  work_.query = backend_->empty(dtype_, {num_tokens, dim});
-  work_.attended = backend_->empty(dtype_, {num_tokens, dim});
-  // The largest activations of all share their memory: q, k and v are done with when the feed-forward begins.
-  const int64_t chunk = std::min(num_tokens, backend_->rows_at_a_time());
-  const Tensor shared = backend_->empty(dtype_, {std::max(num_tokens * 3 * dim, chunk * config_.ffn_dim)});
+  const Tensor normed = bytes(sixteen_bits ? bytes_of(activation) : activation);
+  if (sixteen_bits) work_.normed = {dtype_, {num_tokens, dim}, normed.storage()};
+
+  // Activations share memory. In the feed-forward nobody needs q, k, v, nor the query and result of attention.
+  const int64_t eight_bit_hidden = eight_bits ? chunk * config_.ffn_dim : 0;
+  const Tensor attention = bytes(std::max(2 * bytes_of(activation), eight_bit_hidden));
+  work_.query = {dtype_, {num_tokens, dim}, attention.storage()};
+  work_.attended = tensor_rows({dtype_, {2, num_tokens, dim}, attention.storage()}, 1, 1).reshaped({num_tokens, dim});
+  const Tensor shared = bytes(bytes_of(std::max(3 * activation, chunk * config_.ffn_dim)));
   work_.qkv = {dtype_, {num_tokens, 3 * dim}, shared.storage()};
   work_.hidden = {dtype_, {chunk, config_.ffn_dim}, shared.storage()};
+  if (!eight_bits) return;
+  work_.eight_bit_normed = {{DType::kE4M3, {num_tokens, dim}, normed.storage()},
+                            backend_->empty(DType::kF32, {num_tokens})};
+  work_.eight_bit_hidden = {{DType::kE4M3, {chunk, config_.ffn_dim}, attention.storage()},
+                            backend_->empty(DType::kF32, {chunk})};
 }
 
 }  // namespace calibatt

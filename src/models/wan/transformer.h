@@ -21,6 +21,7 @@
 namespace calibatt {
 
 class Weights;
+class WanBlockFormats;
 
 /// What the transformer needs of one prompt, the same in every step: each block's cross-attention keys and values. Made
 /// by WanTransformer::prepare_prompt once per prompt (and branch of guidance); immutable.
@@ -45,10 +46,11 @@ class WanTransformer {
   /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards), as open_transformer
   /// (models/original_layout.h) takes it. dtype kF32: all in float32. kBF16:
   /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms,
-  /// timestep path, patch embedding and output projection stay float32. kF16 (Backend::has_fp16): half precision
-  /// where kBF16 has bfloat16. Throws Error naming file and tensor when
-  /// something is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when
-  /// memory is short.
+  /// timestep path, patch embedding and output projection stay float32. With options.eight_bit_layers the blocks'
+  /// linear layers that bear it (wan/block_formats) and their inputs are in 8 bits, all else as without. kF16
+  /// (Backend::has_fp16): half precision where kBF16 has bfloat16. Throws Error naming file and tensor when something
+  /// is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when memory is
+  /// short.
   static WanTransformer load(Backend& backend, const std::string& folder, DType dtype,
                              const ModelLoadOptions& options = {});
 
@@ -110,14 +112,25 @@ class WanTransformer {
     Tensor query;     // [tokens, dim] of cross-attention
     Tensor attended;  // [tokens, dim]
     Tensor hidden;    // [a chunk of tokens, ffn_dim], in the memory of qkv
+    EightBitRows
+        eight_bit_normed;  // the same of layers in 8 bits, and what they take of `attended`; in normed's memory
+    EightBitRows eight_bit_hidden;  // in the memory of query and attended
   };
 
   WanTransformer() = default;
-  Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
+  Block load_block(const Weights& weights, int layer, const WanBlockFormats& formats,
+                   const ModelLoadOptions& options) const;
   /// prefix: of its cross-attention.
   void load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const;
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens);
+  /// The residual normed, as `layer` takes its input.
+  void norm_for(const LinearLayer& layer, const LayerNorm& norm);
+  /// out = layer(rows [begin, begin + count) of what norm_for made for it)
+  void apply_to_norm(const LinearLayer& layer, int64_t begin, int64_t count, Tensor& out,
+                     const LinearEpilogue& epilogue = {});
+  /// residual += gate ⊙ layer(attended)
+  void add_attended(const LinearLayer& layer, const Tensor* gate = nullptr);
   /// → temb [dim] and its projection [6, dim].
   std::pair<Tensor, Tensor> embed_timestep(double timestep) const;
   void self_attention_step(int layer, const Tensor& modulation, const Layout& layout, SelfAttention& attention,

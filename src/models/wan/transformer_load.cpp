@@ -1,20 +1,28 @@
 #include "models/linear_loading.h"
 #include "models/original_layout.h"
+#include "models/wan/block_formats.h"
 #include "models/wan/transformer.h"
 #include "models/weights.h"
 
 namespace calibatt {
 namespace {
 
+const std::vector<std::string> kQueryKeyValue{"attn1.to_q", "attn1.to_k", "attn1.to_v"};
+const std::vector<std::string> kCrossKeysValues{"attn2.to_k", "attn2.to_v"};
+
 /// Of a block's matrices: those that every forward uses, and those of prepare_prompt alone.
 struct BlockBytes {
   size_t forward, prompt;
 };
-BlockBytes block_bytes(const WanTransformerConfig& config, DType dtype) {
+BlockBytes block_bytes(const WanTransformerConfig& config, const WanBlockFormats& formats, int block) {
   const int64_t dim = config.dim(), hidden = config.ffn_dim;
-  const auto bytes = [dtype](int64_t out, int64_t in) { return Backend::streamed_bytes(out, in, dtype); };
-  return {bytes(3 * dim, dim) + 3 * bytes(dim, dim) + bytes(hidden, dim) + bytes(dim, hidden),
-          bytes(2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
+  const auto bytes = [&](const std::vector<std::string>& layers, int64_t out, int64_t in) {
+    return Backend::streamed_bytes(out, in, formats.of_all(block, layers).dtype);
+  };
+  return {bytes(kQueryKeyValue, 3 * dim, dim) + bytes({"attn1.to_out.0"}, dim, dim) + bytes({"attn2.to_q"}, dim, dim) +
+              bytes({"attn2.to_out.0"}, dim, dim) + bytes({"ffn.net.0.proj"}, hidden, dim) +
+              bytes({"ffn.net.2"}, dim, hidden),
+          bytes(kCrossKeysValues, 2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
 }
 
 }  // namespace
@@ -32,9 +40,15 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   const auto stored = std::make_shared<const Weights>(std::move(files.tensors));
   const Weights& weights = *stored;
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
+  if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
+  const WanBlockFormats formats(config, dtype, options);
   if (options.offload) {
-    const BlockBytes block = block_bytes(config, dtype);
-    require_host_memory(static_cast<size_t>(config.num_layers) * (block.forward + block.prompt));
+    size_t all = 0;
+    for (int layer = 0; layer < config.num_layers; ++layer) {
+      const BlockBytes block = block_bytes(config, formats, layer);
+      all += block.forward + block.prompt;
+    }
+    require_host_memory(all);
   }
   const int64_t dim = config.dim();
 
@@ -63,7 +77,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
       load_linear(backend, weights, "proj_out", int64_t{config.out_channels} * config.patch_volume(), dim, DType::kF32);
 
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    model.blocks_.push_back(model.load_block(weights, layer, options));
+    model.blocks_.push_back(model.load_block(weights, layer, formats, options));
   }
   for (const std::string& warning : {weights.check_unused("blocks."), weights.constant_matrices()}) {
     if (!warning.empty() && options.warn) options.warn(warning);
@@ -83,7 +97,7 @@ void WanTransformer::load_picture_part(const Weights& weights, const std::string
   block.minus_cross_bias = backend_->from_host(bias);
 }
 
-WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer,
+WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer, const WanBlockFormats& formats,
                                                  const ModelLoadOptions& options) const {
   Backend& backend = *backend_;
   const int64_t dim = config_.dim();
@@ -95,28 +109,28 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
     if (options.progress) options.progress(layer, config_.num_layers, matrices++ / kMatrices);
   };
   if (options.offload) {
-    const BlockBytes bytes = block_bytes(config_, dtype_);
+    const BlockBytes bytes = block_bytes(config_, formats, layer);
     block.streamed = backend.make_streamed_weights(bytes.forward);
     block.streamed_prompt = backend.make_streamed_weights(bytes.prompt);
   }
   const auto vector = [&](const std::string& name) { return backend.from_host(weights.get_f32(prefix + name, {dim})); };
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
     before_matrix();
-    return load_linear(backend, weights, prefix + name, out, in, dtype_, block.streamed);
+    return load_linear(backend, weights, prefix + name, out, in, formats.of(layer, name), block.streamed);
   };
   const auto fused = [&](const std::vector<std::string>& names, const std::shared_ptr<StreamedWeights>& streamed) {
     before_matrix();
     std::vector<std::string> full;
     full.reserve(names.size());
     for (const std::string& name : names) full.push_back(prefix + name);
-    return load_fused(backend, weights, full, dim, dim, dtype_, streamed);
+    return load_fused(backend, weights, full, dim, dim, formats.of_all(layer, names), streamed);
   };
 
   block.modulation = backend.from_host(weights.get_f32(prefix + "scale_shift_table", {1, 6, dim}).reshaped({6, dim}));
-  block.qkv = fused({"attn1.to_q", "attn1.to_k", "attn1.to_v"}, block.streamed);
+  block.qkv = fused(kQueryKeyValue, block.streamed);
   block.output = linear("attn1.to_out.0", dim, dim);
   block.cross_query = linear("attn2.to_q", dim, dim);
-  block.cross_keys_values = fused({"attn2.to_k", "attn2.to_v"}, block.streamed_prompt);
+  block.cross_keys_values = fused(kCrossKeysValues, block.streamed_prompt);
   block.cross_output = linear("attn2.to_out.0", dim, dim);
   if (config_.image_dim > 0) load_picture_part(weights, prefix + "attn2.", block);
   // diffusers of today normalises even when the configuration says qk_norm null; older ones then had no such weights.
