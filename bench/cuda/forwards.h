@@ -33,6 +33,7 @@ struct ForwardsOptions {
   DType dtype = DType::kBF16;
   std::string weights;  ///< the transformer's folder
   bool offload = false;
+  bool eight_bit_layers = false;
   std::string plan_path;
   bool keep_plan = false;  ///< leave its file behind
 };
