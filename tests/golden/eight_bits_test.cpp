@@ -69,13 +69,14 @@ TEST_P(EightBitsGolden, OffloadedLayersAreTheSame) {
   EXPECT_EQ(std::memcmp(streamed.raw(), resident.raw(), resident.size_bytes()), 0);
 }
 
-/// A device's result is nearer to the CPU's than 8 bits are to what they stand for. They are not the same: where
-/// numbers differ in the last bit of bf16, some are rounded to another number of 8 bits.
+/// A device's result is nearer to the CPU's than either is to float32: their errors are mostly the same. Not all are:
+/// where numbers differ in the last bit of bf16, some are rounded to another number of 8 bits, and a GPU attends to a
+/// short prompt with an output projection that was multiplied into the values.
 TEST_P(EightBitsGolden, IsNearTheCpu) {
   const Tensor found = output_with({.eight_bit_layers = true});
   backend_ = make_backend("cpu");
   const Tensor expected = output_with({.eight_bit_layers = true});
-  EXPECT_LT(relative_error(found, expected), 0.7 * relative_error(expected, golden("output")));
+  EXPECT_LT(relative_error(found, expected), relative_error(expected, golden("output")));
 }
 
 TEST_P(EightBitsGolden, NamesOfNoLayerAreRefused) {

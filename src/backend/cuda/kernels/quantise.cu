@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "backend/cuda/device/device.h"
+#include "backend/cuda/device/ptx/arithmetic.cuh"
 #include "backend/cuda/device/vector_access.cuh"
 #include "backend/cuda/kernels/activated.cuh"
 #include "backend/cuda/kernels/eight_bit.cuh"
@@ -13,18 +14,24 @@ namespace {
 
 constexpr const char* kWhat = "a row for 8 bits";
 constexpr int kThreads = 256;
+/// Rows of the feed-forward's width (13,824 channels): more warps hide each other's loads than with eight units.
+constexpr int kWideRowUnits = 4;
+constexpr int threads_of(int units) {
+  return units == kWideRowUnits ? kMaxThreads : max_threads(units);
+}
 constexpr int64_t kMaxBlocks = 1 << 16;
 
-/// Before 8 bits an exponential and a quotient of 2⁻²² are exact enough, and the pass stays bound by memory.
-/// (1 + tanh u)/2 = 1/(1 + exp(−2u))
-__device__ __forceinline__ float before_eight_bits(Activation activation, float x) {
-  if (activation != Activation::kGeluTanh) return activated(activation, x);
-  const float inner = x + 0.044715f * x * x * x;
-  return __fdividef(x, 1.0f + __expf(-2 * 0.7978845608f * inner));
+/// Before 8 bits an exponential and a reciprocal of 2⁻²² are exact enough, and few instructions: the pass is to be
+/// bound by memory. (1 + tanh u)/2 = 1/(1 + exp2(−2u·log2 e)); a large exponential makes an infinite sum, and zero of
+/// it.
+__device__ __forceinline__ float gelu_before_eight_bits(float x) {
+  constexpr float kFactor = -2 * 0.7978845608f * 1.4426950409f;
+  const float exponent = x * (kFactor + kFactor * 0.044715f * x * x);
+  return x * ptx::reciprocal_unit(1.0f + ptx::exp2_unit(exponent));
 }
 
-template <class T, int n, int kUnits>
-__global__ void __launch_bounds__(max_threads(kUnits)) quantise_kernel(const __grid_constant__ QuantiseCall call) {
+template <bool kGelu, class T, int n, int kUnits>
+__global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __grid_constant__ QuantiseCall call) {
   __shared__ float peaks[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels;
@@ -35,30 +42,45 @@ __global__ void __launch_bounds__(max_threads(kUnits)) quantise_kernel(const __g
     const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
     if (unit < units) load<Reuse::kStream>(x + unit * n, values[i]);
   }
-  if (call.activation != Activation::kNone) {
+  if (kGelu || call.activation != Activation::kNone) {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
-      if (static_cast<int>(threadIdx.x + i * blockDim.x) < units) {
+      if (static_cast<int>(threadIdx.x + i * blockDim.x) >= units) break;
 #pragma unroll
-        for (int j = 0; j < n; ++j) values[i][j] = before_eight_bits(call.activation, values[i][j]);
+      for (int j = 0; j < n; ++j) {
+        values[i][j] = kGelu ? gelu_before_eight_bits(values[i][j]) : activated(call.activation, values[i][j]);
       }
     }
   }
   store_eight_bits<n, kUnits>(values, units, out, call.scales + blockIdx.x, peaks);
 }
 
-template <class T>
+template <bool kGelu, class T>
 void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    quantise_kernel<T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    quantise_kernel<kGelu, T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
   };
   constexpr int kUnit = 16 / sizeof(T);
-  if (call.channels % kUnit == 0 && aligned(call.x) && aligned(call.out)) {
-    with_units<false>(call.channels / kUnit, call.channels, kWhat,
-                      [&](auto units, unsigned threads) { enqueue(Int<kUnit>(), units, threads); });
+  const bool wide = call.channels % kUnit == 0 && aligned(call.x) && aligned(call.out);
+  const int64_t units = call.channels / kUnit;
+  if (wide && units > 5 * kUsualThreads && units <= kWideRowUnits * kMaxThreads) {
+    const int64_t threads = (units + kWideRowUnits - 1) / kWideRowUnits;
+    enqueue(Int<kUnit>(), Int<kWideRowUnits>(), static_cast<unsigned>((threads + 31) / 32 * 32));
+  } else if (wide) {
+    with_units<false>(units, call.channels, kWhat,
+                      [&](auto each, unsigned threads) { enqueue(Int<kUnit>(), each, threads); });
   } else {
     with_units<true>(call.channels, call.channels, kWhat,
-                     [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
+                     [&](auto each, unsigned threads) { enqueue(Int<1>(), each, threads); });
+  }
+}
+
+template <class T>
+void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
+  if (call.activation == Activation::kGeluTanh) {
+    launch_quantise<true, T>(call, stream);
+  } else {
+    launch_quantise<false, T>(call, stream);
   }
 }
 

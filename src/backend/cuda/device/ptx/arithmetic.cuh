@@ -34,4 +34,11 @@ __device__ __forceinline__ float log2_unit(float x) {
   return y;
 }
 
+/// 1/x: relative error about 2⁻²³; 0 of infinity.
+__device__ __forceinline__ float reciprocal_unit(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace calibatt::cuda::ptx
