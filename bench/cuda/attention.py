@@ -176,7 +176,7 @@ def check_only(data, options):
         try:
             prepared = shape.prepare(cases[case_name])
             result |= {"kernel": prepared["call"].kernel_name, "workspace_mb": prepared["call"].workspace_bytes / 2**20}
-            result |= check_case(shape, prepared, cases[case_name].get("summarize", False))
+            result |= check_case(shape, prepared, cases[case_name].get("summarize", False), cases[case_name].get("max_error"))
         except Exception as error:
             result |= {"ok": False, "usable": False, "reason": " ".join(str(error).split())[:500]}
         result = {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in result.items()}
@@ -294,7 +294,7 @@ def parse_options():
     parser.add_argument("--data", default=str(HERE / "cases.json"), help="shapes, cases and figures")
     parser.add_argument("--output", default="attention.json")
     parser.add_argument("--cases", default="", help="regular expression on 'SHAPE CASE', as '75600 dense'")
-    parser.add_argument("--kernels", default="sm90,sm80", help="the first runs the cases that name none; cases of others are left out")
+    parser.add_argument("--kernels", default="sm90,sm80,sm90_fp8", help="the first runs the cases that name none; cases of others are left out")
     parser.add_argument("--seconds", type=float, default=180, help="for everything, checks included")
     parser.add_argument("--burst", type=float, default=0.4, help="seconds a competitor runs back to back")
     parser.add_argument("--rounds", type=int, default=9, help="at most")

@@ -68,6 +68,11 @@ struct AttentionCall {
   /// When not null: receives the block energy E[h, r, c] (Eq. 5: mean over the queries of block r of the softmax mass
   /// they put on key block c), [num_heads, num_query_blocks, num_key_blocks] f32, in the same pass. Dense heads only.
   float* block_energy = nullptr;
+
+  /// To be computed in 8 bits, where the backend can: it refuses the call otherwise (AttentionEngine::attention_kernel
+  /// says so beforehand). Calls with block_energy are computed in the inputs' bits all the same, for what is measured
+  /// decides about other runs.
+  bool eight_bits = false;
 };
 
 }  // namespace calibatt

@@ -23,8 +23,9 @@ class AttentionEngine {
   /// every call that AttentionCall allows, on a GPU up to what a grid and its shared memory hold. Throws Error(kUsage),
   /// before anything is written, when shapes, dtypes or schedules do not fit together or no kernel takes the call.
   virtual void attention(const AttentionCall& call) = 0;
-  /// Name of the kernel that `attention` would run for dense calls of this dtype and head size; for reports.
-  virtual std::string attention_kernel(DType, int /*head_dim*/) const { return "unknown"; }
+  /// Name of the kernel that `attention` would run for dense calls of this dtype and head size, in 8 bits or not; for
+  /// reports. Throws Error(kUsage), with the reason, when no kernel takes them.
+  virtual std::string attention_kernel(DType, int /*head_dim*/, bool /*eight_bits*/ = false) const { return "unknown"; }
   /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
   /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody
   /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.

@@ -26,7 +26,8 @@ std::vector<TestKernel> cuda_kernels() {
     if (!cuda::runs_on(kernel, cuda::current_device().compute_capability)) continue;
     TestKernel test;
     test.name = "cuda_" + std::string(kernel.name);
-    test.arithmetic = Arithmetic::kLikeInputs;
+    test.arithmetic = kernel.eight_bits ? Arithmetic::kEightBits : Arithmetic::kLikeInputs;
+    test.measures_energy = !kernel.eight_bits;
     test.types = {{DType::kBF16, DType::kBF16}, {DType::kBF16, DType::kF32}, {DType::kF16, DType::kF16}};
     test.out_gap = 8;  // rows at multiples of 16 bytes, which fast kernels ask for
     test.refusal = [&kernel](AttentionProblem& problem) { return refusal_on_gpu(kernel, problem); };

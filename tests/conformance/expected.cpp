@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <string>
+#include <tuple>
 
 #include "backend/cpu/attention/attention.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
+#include "eight_bits.h"
 
 namespace calibatt {
 namespace {
@@ -69,12 +72,6 @@ float rounded(float value, DType dtype) {
   return dtype == DType::kF16 ? half_to_float(float_to_half(value)) : static_cast<float>(bfloat16(value));
 }
 
-/// Keys and values of one head as rows [num_keys + num_key_blocks, head_dim]: the keys, then the summary of each key
-/// block.
-struct HeadRows {
-  std::vector<float> keys, values;
-};
-
 HeadRows gather(const AttentionCall& call, int head, DType type) {
   const int64_t num_keys = call.k.num_tokens, num_blocks = (num_keys + call.block_k - 1) / call.block_k;
   HeadRows rows;
@@ -95,6 +92,7 @@ HeadRows gather(const AttentionCall& call, int head, DType type) {
   };
   gather_one(call.k, rows.keys);
   gather_one(call.v, rows.values);
+  rows.mean_value.resize(static_cast<size_t>(call.head_dim));
   return rows;
 }
 
@@ -130,8 +128,14 @@ struct RowStatistics {
   double squares = 0, fourths = 0, largest_logit = 0;
 };
 
+/// A run's types: of the inputs and the output, and whether products are of bytes.
+struct Precision {
+  DType type = DType::kBF16;
+  bool eight_bits = false;
+};
+
 RowStatistics plain_row(const AttentionCall& call, const HeadRows& rows, const std::vector<SeenRow>& seen,
-                        const std::vector<float>& query, DType type, float* output) {
+                        const std::vector<float>& query, Precision precision, float* output) {
   const size_t dims = query.size();
   std::vector<float> weights(seen.size());
   RowStatistics statistics;
@@ -154,21 +158,23 @@ RowStatistics plain_row(const AttentionCall& call, const HeadRows& rows, const s
     statistics.squares += p * p;
     statistics.fourths += p * p * p * p;
     const float* value = &rows.values[static_cast<size_t>(seen[i].row) * dims];
-    const float weight = rounded(weights[i], type);
+    const float weight = precision.eight_bits ? rounded_to_e4m3(weights[i] * kLargestE4m3) / kLargestE4m3
+                                              : rounded(weights[i], precision.type);
     for (size_t d = 0; d < dims; ++d) total[d] += weight * value[d];
   }
-  for (size_t d = 0; d < dims; ++d) output[d] = rounded(total[d] / sum, type);
+  for (size_t d = 0; d < dims; ++d) output[d] = rounded(total[d] / sum + rows.mean_value[d], precision.type);
   return statistics;
 }
 
-PlainRun make_plain_run(const AttentionCall& call, DType type) {
+PlainRun make_plain_run(const AttentionCall& call, Precision precision) {
   const int64_t num_tokens = call.q.num_tokens, dims = call.head_dim;
   PlainRun run;
   run.outputs.resize(call.num_heads * num_tokens * dims);
   run.num_roundings = INFINITY;
   for (int head = 0; head < call.num_heads; ++head) {
     const HeadSchedule schedule = call.heads.empty() ? HeadSchedule{} : call.heads[head];
-    const HeadRows rows = gather(call, head, type);
+    HeadRows rows = gather(call, head, precision.type);
+    if (precision.eight_bits) round_to_eight_bits(rows, call.k.num_tokens);
     const int64_t num_computed = schedule.anchors ? std::ssize(schedule.anchors->query_tokens) : num_tokens;
     const int64_t query_blocks = (num_computed + call.block_q - 1) / call.block_q;
     std::vector<float> computed(num_computed * dims);
@@ -180,7 +186,8 @@ PlainRun make_plain_run(const AttentionCall& call, DType type) {
         for (int64_t r = block * call.block_q; r < std::min((block + 1) * call.block_q, num_computed); ++r) {
           const int64_t token = schedule.anchors ? schedule.anchors->query_tokens[r] : r;
           for (int64_t d = 0; d < dims; ++d) query[d] = element(call.q, token, head, static_cast<int>(d));
-          statistics[r] = plain_row(call, rows, seen, query, type, &computed[r * dims]);
+          if (precision.eight_bits) round_to_bytes(query);
+          statistics[r] = plain_row(call, rows, seen, query, precision, &computed[r * dims]);
         }
       }
     });
@@ -220,12 +227,12 @@ const Expected& expected(const AttentionCase& attention_case, DType values) {
   return result;
 }
 
-const PlainRun& plain_run(const AttentionCase& attention_case, DType values) {
-  static std::map<std::pair<std::string, DType>, PlainRun> cache;
-  PlainRun& result = cache[{attention_case.name, values}];
+const PlainRun& plain_run(const AttentionCase& attention_case, DType values, bool eight_bits) {
+  static std::map<std::tuple<std::string, DType, bool>, PlainRun> cache;
+  PlainRun& result = cache[{attention_case.name, values, eight_bits}];
   if (result.outputs.empty()) {
     AttentionProblem problem = host_problem(attention_case, values);
-    result = make_plain_run(problem.call(), values);
+    result = make_plain_run(problem.call(), {values, eight_bits});
   }
   return result;
 }

@@ -5,12 +5,14 @@
 
 #include "attention_cases.h"
 
-/// What kernels are held against: float64 results, and the error of plain runs in the inputs' precision.
+/// What kernels are held against: float64 results, and the error of plain runs in the precision they compute in.
 namespace calibatt {
 
 /// A run in the precision of the inputs as any framework makes it: exact logits, softmax weights relative to the row's
 /// maximum and rounded to the inputs' type, sums in float, output rounded to that type. Summaries are rounded like any
 /// key or value.
+/// Or in 8 bits, quantised as the CUDA kernel's inputs are (src/backend/cuda/attention/sm90_fp8/quantized.h) by code of
+/// its own: exact sums of bytes, softmax weights in e4m3 with the row's maximum at 448, sums in float.
 struct PlainRun {
   std::vector<float> outputs;  ///< [heads, tokens, head_dim]
   /// Independent roundings behind the head that has fewest: (Σp²)²/Σp⁴ over its weights, since p² is what the rounding
@@ -26,8 +28,8 @@ struct Expected {
 
 /// Reference results of a case whose values are `values`, computed once for all kernels.
 const Expected& expected(const AttentionCase& attention_case, DType values);
-/// The plain run of the same (BF16 or F16), also computed once.
-const PlainRun& plain_run(const AttentionCase& attention_case, DType values);
+/// The plain run of the same (BF16 or F16), also computed once; in that type, or in 8 bits.
+const PlainRun& plain_run(const AttentionCase& attention_case, DType values, bool eight_bits = false);
 
 /// Relative L2 error of the worst head and, against the head's mean row norm at least, of the worst row.
 struct Errors {

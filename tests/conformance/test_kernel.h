@@ -15,6 +15,7 @@ enum class Arithmetic {
   kFloat,           ///< float throughout
   kRoundedWeights,  ///< products of the inputs and of softmax weights rounded to their type; sums in float
   kLikeInputs,      ///< the same with the output rounded too: held against a plain run in the inputs' type
+  kEightBits,       ///< products of bytes and of e4m3: held against a plain run in 8 bits
 };
 
 /// A kernel of some backend, as the conformance test sees it.
@@ -23,6 +24,7 @@ struct TestKernel {
   Arithmetic arithmetic = Arithmetic::kFloat;
   /// Types of inputs and outputs that it is asked for; it takes the first of them in every usual case.
   std::vector<std::pair<DType, DType>> types;
+  bool measures_energy = true;   ///< takes calls with block energy
   bool on_host_threads = false;  ///< results must not depend on set_num_threads
   int out_gap = 0;               ///< of outputs whose rows it can write; 0: any
   /// Why it cannot take the problem's call; empty when it can.

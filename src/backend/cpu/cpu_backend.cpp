@@ -77,7 +77,7 @@ void rotation_of(const float* position, const float* frequencies, int64_t pairs,
 
 class CpuBackend final : public Backend, public CpuAttention {
  public:
-  bool has_fast_bf16() const override { return attention_kernel(DType::kBF16, 64) == "avx512_bf16"; }
+  bool has_fast_bf16() const override { return attention_kernel(DType::kBF16, 64, false) == "avx512_bf16"; }
 
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                  const LinearFormat& format) override {

@@ -9,12 +9,13 @@ void CpuAttention::attention(const AttentionCall& call) {
   cpu::attention(call);
 }
 
-std::string CpuAttention::attention_kernel(DType dtype, int head_dim) const {
+std::string CpuAttention::attention_kernel(DType dtype, int head_dim, bool eight_bits) const {
   std::vector<float> row(static_cast<size_t>(head_dim));
   AttentionCall call;
   call.q = call.k = call.v = {row.data(), dtype, 1, head_dim, head_dim};
   call.out = {row.data(), dtype, 1, head_dim, head_dim};
   call.head_dim = head_dim;
+  call.eight_bits = eight_bits;
   return std::string(choose_attention_kernel(call).name);
 }
 

@@ -21,7 +21,7 @@ class CpuAttention : public AttentionBackend {
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
 
   void attention(const AttentionCall& call) override;
-  std::string attention_kernel(DType dtype, int head_dim) const override;
+  std::string attention_kernel(DType dtype, int head_dim, bool eight_bits) const override;
 
   void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override;
   Tensor output_metric(const Tensor& weight, const Tensor& gate, int num_heads) override;

@@ -121,6 +121,7 @@ AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedul
   args.v = device_heads(call.v);
   args.out = device_heads(call.out);
   args.dtype = call.q.dtype;
+  args.eight_bits = call.eight_bits && call.block_energy == nullptr;
   args.out_f32 = call.out.dtype == DType::kF32;
   args.num_heads = call.num_heads;
   args.head_dim = call.head_dim;

@@ -66,6 +66,9 @@ struct AttentionArgs {
   DType dtype = DType::kBF16;  ///< of q, k, v: kBF16, kF16; or kF32, for parity runs: the generic kernel alone takes it
   /// out is float; else of `dtype`. True with kF32. (Aligned as it is, the kernels' code is bit for bit the measured.)
   alignas(2) bool out_f32 = false;
+  /// To be computed in 8 bits, by a kernel that does (16-bit inputs only; the output's type is its own). Without, no
+  /// such kernel is chosen.
+  bool eight_bits = false;
   DType out_dtype() const { return out_f32 ? DType::kF32 : dtype; }
   int batch = 1, num_heads = 1, head_dim = 128;
   int num_queries = 0, num_keys = 0;

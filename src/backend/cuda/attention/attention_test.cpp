@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -101,6 +102,32 @@ TEST(CudaKernelTable, TheFastestThatTakesTheCallIsChosen) {
     EXPECT_EQ(chosen(capability, odd_energy), names[1]) << capability;
     EXPECT_EQ(chosen(capability, odd_dim), names[2]) << capability;
     EXPECT_EQ(chosen(capability, floats), names[3]) << capability;
+  }
+}
+
+TEST(CudaKernelTable, EightBitsAreComputedWhereAskedForOrRefused) {
+  alignas(16) static float aligned[4];
+  AttentionCall call = call_with({});
+  call.q.data = call.k.data = call.v.data = call.out.data = aligned;
+  call.eight_bits = true;
+  EXPECT_EQ(chosen(90, call), "sm90_fp8");
+  AttentionCall measured = call;
+  measured.block_energy = aligned;
+  EXPECT_EQ(chosen(90, measured), "sm90");  // what calibration sees is in 16 bits
+
+  AttentionCall floats = call, other_dim = call;
+  floats.q.dtype = floats.k.dtype = floats.v.dtype = floats.out.dtype = DType::kF32;
+  other_dim.head_dim = 40;
+  for (const auto& [capability, refused, message] :
+       {std::tuple{80, &call, "sm90_fp8 refuses: it is for GPUs of compute capability 9.0, this one has 8.0"},
+        {90, &floats, "it takes 16-bit floats"},
+        {90, &other_dim, "head_dim is neither 64 nor 128"}}) {
+    try {
+      ADD_FAILURE() << chosen(capability, *refused);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      EXPECT_THAT(error.what(), HasSubstr(message));
+    }
   }
 }
 

@@ -22,17 +22,18 @@ Tensor CudaAttention::to_host(const Tensor& device) {
   return host;
 }
 
-std::string dense_attention_kernel(DType dtype, int head_dim) {
+std::string dense_attention_kernel(DType dtype, int head_dim, bool eight_bits) {
   alignas(256) static std::byte somewhere_aligned;  // only its address is looked at
   AttentionCall call;
   call.q = call.k = call.v = {&somewhere_aligned, dtype, 1, head_dim, head_dim};
   call.out = {&somewhere_aligned, dtype, 1, head_dim, head_dim};
   call.head_dim = head_dim;
+  call.eight_bits = eight_bits;
   return std::string(choose_attention_kernel(make_args(call, {}), current_device()).name);
 }
 
-std::string CudaAttention::attention_kernel(DType dtype, int head_dim) const {
-  return dense_attention_kernel(dtype, head_dim);
+std::string CudaAttention::attention_kernel(DType dtype, int head_dim, bool eight_bits) const {
+  return dense_attention_kernel(dtype, head_dim, eight_bits);
 }
 
 HostHeads CudaAttention::heads_to_host(ConstHeadsView view, int num_heads, int head_dim) {

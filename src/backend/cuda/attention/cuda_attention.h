@@ -39,7 +39,7 @@ class CudaAttention : public AttentionBackend {
   void trim_memory() override { context_.trim(); }
 
   void attention(const AttentionCall& call) override;
-  std::string attention_kernel(DType dtype, int head_dim) const override;
+  std::string attention_kernel(DType dtype, int head_dim, bool eight_bits) const override;
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     schedules_.prefetch(schedule, sizes);
   }
@@ -60,7 +60,8 @@ class CudaAttention : public AttentionBackend {
   ScheduleStream schedules_;
 };
 
-/// The kernel that the current GPU runs for dense calls of this dtype and head size.
-std::string dense_attention_kernel(DType dtype, int head_dim);
+/// The kernel that the current GPU runs for dense calls of this dtype and head size, in 8 bits or not. Errors: as of
+/// choose_attention_kernel.
+std::string dense_attention_kernel(DType dtype, int head_dim, bool eight_bits = false);
 
 }  // namespace calibatt::cuda

@@ -6,6 +6,7 @@
 #include "backend/cuda/attention/generic/attention_generic.h"
 #include "backend/cuda/attention/sm80/attention_sm80.h"
 #include "backend/cuda/attention/sm90/attention_sm90.h"
+#include "backend/cuda/attention/sm90_fp8/attention_sm90_fp8.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -22,9 +23,10 @@ std::string version_text(int capability) {
 
 std::span<const AttentionKernel> attention_kernels() {
   static constexpr AttentionKernel kTable[] = {
-      {"sm90", false, 90, 90, sm90::refusal, sm90::workspace_bytes, sm90::launch},
-      {"sm80", false, 80, kNewest, sm80::refusal, sm80::workspace_bytes, sm80::launch},
-      {"generic", true, 0, kNewest, generic::refusal, generic::workspace_bytes, generic::launch},
+      {"sm90", false, false, 90, 90, sm90::refusal, sm90::workspace_bytes, sm90::launch},
+      {"sm80", false, false, 80, kNewest, sm80::refusal, sm80::workspace_bytes, sm80::launch},
+      {"sm90_fp8", false, true, 90, 90, sm90_fp8::refusal, sm90_fp8::workspace_bytes, sm90_fp8::launch},
+      {"generic", true, false, 0, kNewest, generic::refusal, generic::workspace_bytes, generic::launch},
   };
   return kTable;
 }
@@ -44,7 +46,7 @@ const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const 
   std::string known, reasons;
   for (const AttentionKernel& kernel : attention_kernels()) {
     known += (known.empty() ? "" : ", ") + std::string(kernel.name);
-    if (!name.empty() && kernel.name != name) continue;
+    if (name.empty() ? kernel.eight_bits != args.eight_bits : kernel.name != name) continue;
     const std::string reason = refusal_of(kernel, args, device.compute_capability);
     if (reason.empty()) return kernel;
     reasons += (reasons.empty() ? "" : "; ") + std::string(kernel.name) + " refuses: " + reason;

@@ -14,8 +14,9 @@ namespace calibatt::cuda {
 
 /// A way to compute an attention call on a GPU.
 struct AttentionKernel {
-  std::string_view name;  ///< "sm90", "sm80", "generic"
+  std::string_view name;  ///< "sm90", "sm90_fp8", "sm80", "generic"
   bool takes_f32;         ///< whether args.dtype may be kF32; the others are not asked about such calls
+  bool eight_bits;        ///< computes in 8 bits: taken for calls with args.eight_bits and no others, unless named
   int oldest_capability, newest_capability;  ///< GPUs that it runs on: 10 · major + minor, both included
   /// Why this kernel cannot take a (valid) call on such a GPU; empty when it can.
   std::string (*refusal)(const AttentionArgs& args);
@@ -32,12 +33,13 @@ inline bool runs_on(const AttentionKernel& kernel, int capability) {
 /// Why a kernel cannot take a (valid) call on such a GPU; empty when it can.
 std::string refusal_of(const AttentionKernel& kernel, const AttentionArgs& args, int capability);
 
-/// Every kernel, the fastest first. The last one is slow and obvious, and refuses only what a grid or its
-/// shared memory cannot hold.
+/// Every kernel, the fastest first but for those in 8 bits, which calls ask for. The last one is slow and obvious, and
+/// refuses only what a grid or its shared memory cannot hold.
 std::span<const AttentionKernel> attention_kernels();
 
-/// The first kernel of the table that takes the call on this device, or the one of that name. Throws Error(kUsage) when
-/// there is no kernel of that name, or when it refuses the call (with its reason).
+/// The first kernel of the table, of those that compute in as many bits as args.eight_bits says, that takes the call on
+/// this device; or the one of that name. Throws Error(kUsage) when there is no kernel of that name, or when it refuses
+/// the call (with its reason); when none takes a call in 8 bits, with the reasons of those that compute so.
 const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const DeviceInfo& device,
                                                std::string_view name = {});
 

@@ -35,8 +35,8 @@ void StreamAttention::attention(const AttentionCall& call) {
   cuda::attention(make_args(call, lease.device(), lease.has_summaries()), workspace_, workspace_bytes_, stream_);
 }
 
-std::string StreamAttention::attention_kernel(DType dtype, int head_dim) const {
-  return dense_attention_kernel(dtype, head_dim);
+std::string StreamAttention::attention_kernel(DType dtype, int head_dim, bool eight_bits) const {
+  return dense_attention_kernel(dtype, head_dim, eight_bits);
 }
 
 }  // namespace calibatt::cuda

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
-    if (threadIdx.x == 0) Producer<kHeadDim>(params, maps, shared).run();
+    if (threadIdx.x == 0) Producer(params, TensorCopies<kHeadDim>{maps, shared}).run();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     Consumer<kHeadDim, Type, kEnergyColumns>(params, shared).run();

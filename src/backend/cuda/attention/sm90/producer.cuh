@@ -6,7 +6,8 @@
 
 /// The producer: one thread that takes tiles from a counter, walks their chunks and keeps the copy engine busy. Nothing
 /// stops at a tile's end: what the next tile is has been read by then, and its queries and first keys are asked for
-/// before the last values of the tile before.
+/// before the last values of the tile before. What a copy is, `Copies` knows (TensorCopies below: the inputs as they
+/// are, in 16 bits).
 namespace calibatt::cuda::sm90 {
 
 /// A tile's chunks from the last to the first, the next range read ahead of its use: a load from global memory in
@@ -41,13 +42,18 @@ class ChunkWalk {
   ChunkRange upcoming_;
 };
 
-template <int kHeadDim>
+/// Where a step's two chunks lie.
+struct StepRows {
+  int first[2];  ///< tokens, or summaries
+  int head, batch;
+  bool summaries;
+};
+
+template <class Copies>
 class Producer {
  public:
-  using Shared = SharedMemory<kHeadDim>;
-
-  __device__ Producer(const KernelParams& params, const TensorMaps& maps, Shared& shared)
-      : params_(params), maps_(maps), shared_(shared) {}
+  __device__ Producer(const KernelParams& params, const Copies& copies)
+      : params_(params), copies_(copies), shared_(copies.shared) {}
 
   __device__ void run() {
     unit_ = blockIdx.x;
@@ -139,19 +145,11 @@ class Producer {
     header.valid[1] = odd ? 0 : kChunkKeys;
     const uint32_t slot = use & 1;
     shared_.headers[use & 3] = header;
-    if (header.flags & Tile::kAnchors) {
-      ptx::mbarrier_arrive(&shared_.queries_full[slot]);  // the consumers gather their rows themselves
-    } else {
-      ptx::mbarrier_arrive_expect(&shared_.queries_full[slot], Shared::kQueryBytes);
-      for (int half = 0; half < kTileRows / kChunkKeys; ++half) {
-        load_chunk(shared_.queries[slot], half, &maps_.q, &shared_.queries_full[slot],
-                   header.first_row + half * kChunkKeys, header.head, header.batch);
-      }
-    }
+    copies_.load_queries(slot, header);
     looked_ = 0;
     const int num_steps = header.num_steps + header.num_summary_steps;
     for (int step = 0; step < num_steps; ++step) {
-      Rows rows = {.head = header.head, .batch = header.batch, .summaries = step >= header.num_steps};
+      StepRows rows = {.head = header.head, .batch = header.batch, .summaries = step >= header.num_steps};
       if (rows.summaries) {
         rows.first[0] = (step - header.num_steps) * kStepKeys;
         rows.first[1] = rows.first[0] + kChunkKeys;
@@ -160,9 +158,9 @@ class Producer {
         // A step without a second chunk copies the first one twice: masked, but its values must be numbers.
         rows.first[1] = step == 0 && odd ? rows.first[0] : walk.next() * kChunkKeys;
       }
-      const uint32_t stage = num_keys_ % kStages;
-      ptx::mbarrier_wait(&shared_.keys_empty[stage], (num_keys_ / kStages & 1) ^ 1);
-      load_step(shared_.keys[stage], rows.summaries ? &maps_.summary_k : &maps_.k, &shared_.keys_full[stage], rows);
+      const uint32_t stage = num_keys_ % Copies::kStages;
+      ptx::mbarrier_wait(&shared_.keys_empty[stage], (num_keys_ / Copies::kStages & 1) ^ 1);
+      copies_.load_keys(stage, rows);
       load_values();
       ++num_keys_;
       last_rows_ = rows;
@@ -170,25 +168,53 @@ class Producer {
     }
   }
 
-  // ---- copies ------------------------------------------------------------------------------------------------------
-  /// Where a step's two chunks lie.
-  struct Rows {
-    int first[2];
-    int head, batch;
-    bool summaries;
-  };
-
   /// The values of the last step whose keys were asked for, if there is one.
   __device__ void load_values() {
     if (num_keys_ == 0) return;
-    const uint32_t step = num_keys_ - 1, stage = step % kStages;
-    ptx::mbarrier_wait(&shared_.values_empty[stage], (step / kStages & 1) ^ 1);
-    load_step(shared_.values[stage], last_rows_.summaries ? &maps_.summary_v : &maps_.v, &shared_.values_full[stage],
-              last_rows_);
+    const uint32_t step = num_keys_ - 1, stage = step % Copies::kStages;
+    ptx::mbarrier_wait(&shared_.values_empty[stage], (step / Copies::kStages & 1) ^ 1);
+    copies_.load_values(stage, last_rows_);
   }
 
+  const KernelParams& params_;
+  const Copies copies_;
+  typename Copies::Shared& shared_;
+  uint32_t unit_ = 0;      ///< batch entry and number of the tile ahead
+  int looked_ = 0;         ///< how many of its three reads were made
+  StepRows last_rows_;     ///< of the last step whose keys were asked for
+  uint32_t num_keys_ = 0;  ///< steps whose keys were asked for: stage and phase of the next
+};
+
+/// Boxes of the inputs through the copy engine. Each load tells its barrier how much to wait for.
+template <int kHeadDim>
+struct TensorCopies {
+  using Shared = SharedMemory<kHeadDim>;
+  static constexpr int kStages = sm90::kStages;
+
+  const TensorMaps& maps;
+  Shared& shared;
+
+  __device__ void load_queries(uint32_t slot, const TileHeader& header) const {
+    if (header.flags & Tile::kAnchors) {
+      ptx::mbarrier_arrive(&shared.queries_full[slot]);  // the consumers gather their rows themselves
+      return;
+    }
+    ptx::mbarrier_arrive_expect(&shared.queries_full[slot], Shared::kQueryBytes);
+    for (int half = 0; half < kTileRows / kChunkKeys; ++half) {
+      load_chunk(shared.queries[slot], half, &maps.q, &shared.queries_full[slot], header.first_row + half * kChunkKeys,
+                 header.head, header.batch);
+    }
+  }
+  __device__ void load_keys(uint32_t stage, const StepRows& rows) const {
+    load_step(shared.keys[stage], rows.summaries ? &maps.summary_k : &maps.k, &shared.keys_full[stage], rows);
+  }
+  __device__ void load_values(uint32_t stage, const StepRows& rows) const {
+    load_step(shared.values[stage], rows.summaries ? &maps.summary_v : &maps.v, &shared.values_full[stage], rows);
+  }
+
+ private:
   template <class Panels>
-  __device__ void load_step(Panels& panels, const CUtensorMap* map, uint64_t* barrier, const Rows& rows) {
+  __device__ static void load_step(Panels& panels, const CUtensorMap* map, uint64_t* barrier, const StepRows& rows) {
     ptx::mbarrier_arrive_expect(barrier, Shared::kStepBytes);
     load_chunk(panels, 0, map, barrier, rows.first[0], rows.head, rows.batch);
     load_chunk(panels, 1, map, barrier, rows.first[1], rows.head, rows.batch);
@@ -196,22 +222,14 @@ class Producer {
 
   /// 64 rows to the first or second half of each panel.
   template <class Panels>
-  __device__ void load_chunk(Panels& panels, int half, const CUtensorMap* map, uint64_t* barrier, int row, int head,
-                             int batch) {
+  __device__ static void load_chunk(Panels& panels, int half, const CUtensorMap* map, uint64_t* barrier, int row,
+                                    int head, int batch) {
 #pragma unroll
     for (int panel = 0; panel < Shared::kPanels; ++panel) {
       ptx::tma_load(panels[panel] + half * kChunkKeys * kRowBytes, map, barrier, panel * kPanelColumns, row, head,
                     batch);
     }
   }
-
-  const KernelParams& params_;
-  const TensorMaps& maps_;
-  Shared& shared_;
-  uint32_t unit_ = 0;      ///< batch entry and number of the tile ahead
-  int looked_ = 0;         ///< how many of its three reads were made
-  Rows last_rows_;         ///< of the last step whose keys were asked for
-  uint32_t num_keys_ = 0;  ///< steps whose keys were asked for: stage and phase of the next
 };
 
 }  // namespace calibatt::cuda::sm90

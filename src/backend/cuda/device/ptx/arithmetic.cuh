@@ -22,6 +22,18 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   return pair;
 }
 
+/// Four floats in e4m3 (sm_89), rounded to nearest even; `a` becomes the lowest byte. Beyond the range: the largest,
+/// 448.
+__device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
+  uint32_t four;
+  asm("{\n.reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\ncvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n}\n"
+      : "=r"(four)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return four;
+}
+
 /// 2^x and log2(x) by the special-function unit: relative and absolute error about 2⁻²². Exact at −∞ and 0.
 __device__ __forceinline__ float exp2_unit(float x) {
   float y;
