@@ -27,6 +27,11 @@ enum class Precision { kAuto, kF32, kBF16, kF16 };
 /// CPU (as a reference, not fast) and on Hopper GPUs.
 enum class WeightsPrecision { kAuto, kBF16, kFP8 };
 
+/// Arithmetic of self-attention: the run's own (Precision), or 8 bits (int8 queries and keys, e4m3 weights and values)
+/// in all steps but the first fifth, which decide which video it becomes: on Hopper GPUs alone. Cross-attention, and
+/// what calibration measures, stay in the run's.
+enum class AttentionDtype { kModel, kFP8 };
+
 /// What to do with a plan that was made for something else (another model, size, block size).
 enum class OnMismatch {
   kRefuse,  ///< Error(kMismatch) that names both values
@@ -85,6 +90,7 @@ struct GenerateOptions {
   std::vector<double> timesteps, noise_levels;
   std::string plan_path;  ///< empty: dense
   OnMismatch on_mismatch = OnMismatch::kRefuse;
+  AttentionDtype attention_dtype = AttentionDtype::kModel;
 };
 
 /// Seconds of wall clock. Of a text encoder that was read for several prompts at a time, each run's share.
@@ -132,6 +138,7 @@ struct RunReport {
   /// How each step got its prediction: "forward", or from earlier steps by "hold", "residual" or "linear". Empty: every
   /// step ran its forwards.
   std::vector<std::string> step_reuse;
+  int eight_bit_steps = 0;  ///< steps whose self-attention was computed in 8 bits, those that ran no forward left out
   int64_t attention_calls = 0, dense_fallback_calls = 0;
   std::string fallback_reason;   ///< why dense_fallback_calls > 0
   std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ

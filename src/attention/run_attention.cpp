@@ -18,9 +18,16 @@ int64_t all_pairs(const AttentionCall& call) {
 
 }  // namespace
 
+AttentionCall RunAttention::call_of_step(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                                         ConstHeadsView v, HeadsView out) const {
+  AttentionCall call = dense_call(geometry, q, k, v, out);
+  call.eight_bits = step_ >= eight_bits_from_;
+  return call;
+}
+
 void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                             ConstHeadsView v, HeadsView out, const OutputContext&) {
-  const AttentionCall call = dense_call(geometry, q, k, v, out);
+  const AttentionCall call = call_of_step(geometry, q, k, v, out);
   engine_.attention(call);
   meter_.add(step_, layer, all_pairs(call), all_pairs(call));
 }
@@ -77,7 +84,7 @@ void PlannedAttention::begin_forward(int step, GuidanceBranch branch) {
 void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                               ConstHeadsView v, HeadsView out, const OutputContext&) {
   CALIBATT_ASSERT(layer >= 0 && layer < num_layers_);
-  const AttentionCall call = dense_call(geometry, q, k, v, out);
+  const AttentionCall call = call_of_step(geometry, q, k, v, out);
   // A model may differ from what the run description promised (or from one call to the next): look at every call.
   std::string mismatch = mismatch_;
   if (mismatch.empty()) {

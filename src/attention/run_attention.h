@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,16 @@ class RunAttention : public SelfAttention {
   virtual std::vector<StepReuse> step_reuse() const { return {}; }
   /// Tells that this layer comes next, where something other than what is usual does. A hint.
   virtual void prefetch(int /*step*/, int /*layer*/) {}
+  /// From this step on, calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
+  void use_eight_bits(int from_step) { eight_bits_from_ = from_step; }
+
+ protected:
+  /// Of all tokens to all, in the bits of the present step.
+  AttentionCall call_of_step(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+                             HeadsView out) const;
+
+ private:
+  int eight_bits_from_ = std::numeric_limits<int>::max();
 };
 
 /// Every head attends to everything.

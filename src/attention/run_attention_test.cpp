@@ -40,6 +40,32 @@ class ListeningEngine : public AttentionEngine {
   }
 };
 
+// Which calls were to be in 8 bits.
+class BitsEngine : public AttentionEngine {
+ public:
+  void attention(const AttentionCall& call) override { eight_bits.push_back(call.eight_bits); }
+  std::vector<bool> eight_bits;
+};
+
+TEST(EightBitSteps, AreThoseFromTheGivenOneOn) {
+  const auto plan = std::make_shared<const Plan>(test::example_parts());
+  BitsEngine engine;
+  const auto expect_steps = [&](RunAttention& attention) {
+    Layer data(plan->geometry(), 1);
+    engine.eight_bits.clear();
+    attention.begin_forward(0, GuidanceBranch::kConditional);
+    data.run(attention, 0);  // before it is told
+    attention.use_eight_bits(2);
+    for (int step = 0; step < 3; ++step) {
+      attention.begin_forward(step, GuidanceBranch::kConditional);
+      data.run(attention, 0);
+    }
+    EXPECT_THAT(engine.eight_bits, ElementsAre(false, false, false, true));
+  };
+  expect_steps(*make_run_attention(engine, nullptr, run_of(*plan)));
+  expect_steps(*make_run_attention(engine, plan, run_of(*plan)));
+}
+
 // A run of three steps over the example's two entries, with two layers.
 std::vector<std::string> heard_in_run(bool guided) {
   Plan::Parts parts = test::example_parts();

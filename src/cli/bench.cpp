@@ -58,6 +58,8 @@ PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const Prompt& pr
   for (int turn = 0; turn < 2; ++turn) {
     const int which = (turn + index + 1) % 2;  // calibrated first: a plan that does not fit is found at once
     options.plan_path = which == 0 ? "" : flags.plan;
+    // The dense run is the reference of what the plan, and 8 bits, change.
+    options.attention_dtype = which == 0 ? AttentionDtype::kModel : flags.run.attention_dtype;
     results[which] = pipeline.generate(options, [&](const Progress& state) {
       stop_if_interrupted(
           state, format(" of prompt %d of %d; finished videos are in %s", index + 1, count, flags.output_dir.c_str()));
@@ -224,6 +226,7 @@ void add_bench(CLI::App& app) {
       ->required();
   add_whole_number(*command, "--max-prompts", flags->max_prompts, 1, 1'000'000, "Use only the first so many [all]");
   add_run_flags(*command, flags->run);
+  add_attention_dtype_flag(*command, flags->run);
   add_mismatch_flag(*command, flags->run, {"refuse", "warn"});
   command
       ->add_option("--calibration-report", flags->calibration_report,

@@ -65,6 +65,10 @@ void print_summary(const RunReport& report, const std::string& output) {
   }
   std::printf("time: %.1f s = text %.1f + attention %.1f + other transformer work %.1f + VAE %.1f\n", seconds.total(),
               seconds.text, seconds.attention, seconds.transformer_other, seconds.vae);
+  if (report.options.attention_dtype == AttentionDtype::kFP8) {
+    std::printf("self-attention in 8 bits: %d of %s; the others in the run's precision\n", report.eight_bit_steps,
+                counted(*report.options.steps, "steps").c_str());
+  }
   if (report.options.plan_path.empty()) {
     std::printf("self-attention: dense (no --plan)\n");
   } else {
@@ -237,6 +241,7 @@ void add_generate(CLI::App& app) {
                              ->type_name("FILE")
                              ->excludes(prompt);
   add_run_flags(*command, flags->run, true, &flags->any_seed);
+  add_attention_dtype_flag(*command, flags->run);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
   add_mismatch_flag(*command, flags->run, {"refuse", "warn", "dense"});

@@ -330,6 +330,21 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
       ->type_name("LIST");
 }
 
+void add_attention_dtype_flag(CLI::App& command, GenerateOptions& run) {
+  command
+      .add_option_function<std::string>(
+          "--attention-dtype",
+          [&run](const std::string& name) {
+            run.attention_dtype = name == "fp8" ? AttentionDtype::kFP8 : AttentionDtype::kModel;
+          },
+          "Self-attention: as --dtype says, or fp8 in all steps but the first fifth (int8 queries and keys, e4m3 "
+          "weights "
+          "and values; on Hopper GPUs)")
+      ->check(CLI::IsMember({"bf16", "fp8"}))
+      ->type_name("bf16|fp8")
+      ->default_str("bf16");
+}
+
 void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices) {
   command
       .add_option_function<std::string>(

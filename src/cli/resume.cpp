@@ -20,10 +20,11 @@ using nlohmann::json;
 constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash",
                      *kImageHash = "image_hash", *kSettingsHash = "settings_hash";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
-constexpr const char* kMadeFrom[] = {
-    "model", "prompt",      "negative_prompt", "seed",  "steps",    "cfg_scale",    "scheduler",    "flow_shift",
-    "width", "height",      "video_frames",    "fps",   "sigmas",   "precision",    "noise_levels", "plan_checksum",
-    "loras", "cfg_scale_2", "weights_dtype",   "parts", kFilesHash, kTokenizerHash, kImageHash,     kSettingsHash};
+constexpr const char* kMadeFrom[] = {"model",         "prompt",    "negative_prompt", "seed",      "steps",
+                                     "cfg_scale",     "scheduler", "flow_shift",      "width",     "height",
+                                     "video_frames",  "fps",       "sigmas",          "precision", "noise_levels",
+                                     "plan_checksum", "loras",     "cfg_scale_2",     "parts",     "attention_dtype",
+                                     "weights_dtype", kFilesHash,  kTokenizerHash,    kImageHash,  kSettingsHash};
 /// How a run's noise levels were asked for, which does not matter where they are the same.
 constexpr const char* kOfNoiseLevels[] = {"flow_shift", "sigmas", "noise_levels"};
 

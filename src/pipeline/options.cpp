@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "base/ceil_div.h"
 #include "base/error.h"
 #include "calibatt/counted.h"
 #include "io/fingerprint.h"
@@ -285,6 +286,18 @@ std::vector<StepSettings> steps_of_run(const GenerateOptions& options, const Mod
 }
 
 }  // namespace
+
+int first_eight_bit_step(int num_steps) {
+  return ceil_div(num_steps, 5);
+}
+
+int eight_bit_steps(int num_steps, const std::vector<StepReuse>& reuse) {
+  int count = 0;
+  for (int step = first_eight_bit_step(num_steps); step < num_steps; ++step) {
+    count += reuse.empty() || reuse[static_cast<size_t>(step)] == StepReuse::kNone;
+  }
+  return count;
+}
 
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model) {
   std::vector<double> levels;

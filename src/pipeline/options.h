@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/step_reuse.h"
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
 
@@ -48,6 +49,12 @@ struct AvailableMemory {
 /// What to tell of a video that takes more memory than is available; empty: nothing. The weights are loaded already.
 std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
                            const AvailableMemory& available);
+
+/// The first step whose self-attention is computed in 8 bits where that is asked for; the steps before it are a fifth
+/// of the run's, rounded up.
+int first_eight_bit_step(int num_steps);
+/// How many steps that makes, without those that reuse an earlier prediction (empty: none does).
+int eight_bit_steps(int num_steps, const std::vector<StepReuse>& reuse);
 
 /// Of each step of a run with these resolved options.
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model);

@@ -241,5 +241,14 @@ TEST(Options, OneSideOfAPictureGivesTheOther) {
   EXPECT_EQ(size(640, {}), (Size{640, 480})) << "the model's own height";
 }
 
+TEST(EightBitAttention, TheFirstFifthOfTheStepsIsSpared) {
+  for (const auto& [steps, first] : {std::pair{50, 10}, {20, 4}, {18, 4}, {4, 1}, {1, 1}}) {
+    EXPECT_EQ(first_eight_bit_step(steps), first) << steps;
+    EXPECT_EQ(eight_bit_steps(steps, {}), steps - first) << steps;
+  }
+  using enum StepReuse;
+  EXPECT_EQ(eight_bit_steps(6, {kNone, kHold, kLinear, kNone, kResidual, kNone}), 2);
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -62,6 +62,9 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   const auto attention = make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
                                             runner.describe_attention(options, progress), options.on_mismatch);
 
+  const bool eight_bits = options.attention_dtype == AttentionDtype::kFP8;
+  if (eight_bits) attention->use_eight_bits(first_eight_bit_step(*options.steps));
+
   if (const auto plan = attention->report().plan) {
     for (const std::string& warning : plan->warnings) runner.warn(warning);
   }
@@ -86,6 +89,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.peak_device_bytes = backend.peak_memory_bytes();
   run.mask_streaming = backend.mask_streaming().since(streamed_before);
   add_accounts(attention->report(), run);
+  run.eight_bit_steps = eight_bits ? eight_bit_steps(*options.steps, reuse) : 0;
   run.forwards = run.attention_calls / run.num_layers;
   return result;
 }

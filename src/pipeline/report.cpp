@@ -57,6 +57,7 @@ std::map<std::string, int> reused_steps(const RunReport& report) {
 
 std::string to_json(const RunReport& report) {
   const GenerateOptions& options = report.options;
+  const bool eight_bits = options.attention_dtype == AttentionDtype::kFP8;
   const json result = {{"model", report.model_name},
                        {"loras", loras_json(report.loras)},
                        {"parts", report.parts.empty() ? json(nullptr) : json(report.parts)},
@@ -71,6 +72,8 @@ std::string to_json(const RunReport& report) {
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},
                        {"peak_device_bytes", report.peak_device_bytes},
                        {"attention_kernel", report.attention_kernel},
+                       {"attention_dtype", eight_bits ? json("fp8") : json(nullptr)},
+                       {"eight_bit_steps", report.eight_bit_steps},
                        {"threads", report.threads},
                        {"num_tokens", report.num_tokens},
                        {"num_layers", report.num_layers},

@@ -181,7 +181,8 @@ RunReport Runner::describe_run(const GenerateOptions& options) const {
   report.weights_dtype = weights_dtype_;
   report.backend = backend_->name();
   report.device = backend_->device_name();
-  report.attention_kernel = backend_->attention_kernel(model_->dtype(), model().head_dim);
+  report.attention_kernel =
+      backend_->attention_kernel(model_->dtype(), model().head_dim, options.attention_dtype == AttentionDtype::kFP8);
   report.threads = num_threads();
   report.num_layers = model().num_layers;
   report.noise_levels = noise_levels(options, model());

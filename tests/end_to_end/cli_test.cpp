@@ -100,6 +100,7 @@ TEST_F(Cli, UsageErrors) {
   expect_failure("generate --model " + kModel + " -p a --cfg-scale nan" + output, 2, "--cfg-scale");
   expect_failure("generate --model " + kModel + " -p a --backend tpu" + output, 2, "cpu");
   expect_failure("generate" + kSmall + "-p a --backend cpu --dtype fp16" + output, 2, "bf16");
+  expect_failure("generate" + kSmall + "-p a --backend cpu --attention-dtype fp8" + output, 2, "a Hopper GPU does");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.file("x.avi"), 2, ".webm");
   expect_failure("generate" + kSmall + "-p a -o " + folder_.path.string(), 2, "must end in one of");
 }
