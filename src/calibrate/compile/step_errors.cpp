@@ -50,7 +50,9 @@ StepErrors::StepErrors(const Profile& profile, const StepGrowth& growth, std::op
 
 double StepErrors::latents_of(const PromptProfile& prompt) const {
   const double* const last = solver_ + static_cast<size_t>(num_steps_) * size_;
-  return mean_square(prompt.step_products.data<double>(), {last, last + size_});
+  Combination latents;
+  for (size_t i = 0; i < size_; ++i) latents.emplace_back(i, last[i]);
+  return product(prompt.step_products.data<double>(), latents, latents);
 }
 
 template <class Visit>
@@ -77,41 +79,54 @@ bool StepErrors::is_possible(const std::vector<StepReuse>& reuse) const {
   return possible;
 }
 
-std::vector<double> StepErrors::change(const std::vector<StepReuse>& reuse) const {
-  std::vector<double> change(size_, 0.0);
+std::vector<StepErrors::Combination> StepErrors::changes(const std::vector<StepReuse>& reuse) const {
+  std::vector<Combination> changes;
   for_each_reused(reuse, [&](int step, const std::vector<int>& ran) {
     const auto at = static_cast<size_t>(step);
     const ReuseWeights weights = reuse_weights(reuse[at], header_.sigmas[at], of_sources(header_, ran));
     const double share = at_end_[at];
+    Combination& change = changes.emplace_back();
+    change.emplace_back(at + 1, -share);
     for (size_t s = 0; s < ran.size(); ++s) {
-      change[static_cast<size_t>(ran[s]) + 1] += share * weights.predictions[s];
+      if (weights.predictions[s] != 0) change.emplace_back(ran[s] + 1, share * weights.predictions[s]);
     }
-    change[at + 1] -= share;
     if (weights.latents == 0) return;
     const double *const now = solver_ + at * size_, *const then = solver_ + static_cast<size_t>(ran[0]) * size_;
-    for (size_t i = 0; i < size_; ++i) change[i] += share * weights.latents * (now[i] - then[i]);
+    for (size_t i = 0; i < size_; ++i) {
+      if (now[i] != then[i]) change.emplace_back(i, share * weights.latents * (now[i] - then[i]));
+    }
   });
-  return change;
+  return changes;
 }
 
-double StepErrors::mean_square(const double* products, const std::vector<double>& vector) const {
+double StepErrors::product(const double* products, const Combination& a, const Combination& b) const {
   double sum = 0;
-  for (size_t a = 0; a < size_; ++a) {
-    if (vector[a] == 0) continue;
-    double row = 0;
-    for (size_t b = 0; b < size_; ++b) row += products[a * size_ + b] * vector[b];
-    sum += vector[a] * row;
+  for (const auto& [i, of_a] : a) {
+    for (const auto& [k, of_b] : b) sum += of_a * of_b * products[i * size_ + k];
+  }
+  return sum;
+}
+
+double StepErrors::mean_square_of_sum(const double* products, const std::vector<Combination>& changes) const {
+  constexpr double kCancelling = 0.5;  // of what steps take from each other's errors: what of it is believed
+  double sum = 0;
+  for (size_t a = 0; a < changes.size(); ++a) {
+    sum += product(products, changes[a], changes[a]);
+    for (size_t b = 0; b < a; ++b) {
+      const double both = 2 * product(products, changes[a], changes[b]);
+      sum += both < 0 ? kCancelling * both : both;
+    }
   }
   return std::max(sum, 0.0);
 }
 
 double StepErrors::of(const std::vector<StepReuse>& reuse) const {
-  return mean_square(mean_.data(), change(reuse));
+  return mean_square_of_sum(mean_.data(), changes(reuse));
 }
 
 double StepErrors::of_prompt(size_t prompt, const std::vector<StepReuse>& reuse) const {
   const PromptProfile& one = profile_.prompts[prompt];
-  return mean_square(one.step_products.data<double>(), change(reuse)) / latents_of(one);
+  return mean_square_of_sum(one.step_products.data<double>(), changes(reuse)) / latents_of(one);
 }
 
 std::vector<double> StepErrors::forward_weights(const std::vector<StepReuse>& reuse) const {

@@ -3,6 +3,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/step_reuse.h"
@@ -23,7 +24,9 @@ class StepErrors {
   int num_steps() const { return num_steps_; }
   /// Whether every reused step has what it is made from: earlier steps of its transformer that run.
   bool is_possible(const std::vector<StepReuse>& reuse) const;
-  /// Mean square of the change of the final latents over that of dense ones; mean over the prompts.
+  /// Mean square of the change of the final latents over that of dense ones; mean over the prompts. Where the errors of
+  /// two steps cancel each other, half of that is believed: their growth is measured as one factor a step, and what the
+  /// transformer makes of the first error turns it before the second arrives.
   double of(const std::vector<StepReuse>& reuse) const;
   double of_prompt(size_t prompt, const std::vector<StepReuse>& reuse) const;  ///< also of the one that is left out
 
@@ -34,9 +37,12 @@ class StepErrors {
   std::vector<double> end_weights() const;
 
  private:
-  /// The change of the final latents in terms of the first latents and all predictions.
-  std::vector<double> change(const std::vector<StepReuse>& reuse) const;
-  double mean_square(const double* products, const std::vector<double>& vector) const;
+  /// A vector in terms of the first latents (0) and the predictions of all steps (1 + step): those that are not 0.
+  using Combination = std::vector<std::pair<size_t, double>>;
+  /// Of each reused step: what it changes of the final latents.
+  std::vector<Combination> changes(const std::vector<StepReuse>& reuse) const;
+  double product(const double* products, const Combination& a, const Combination& b) const;
+  double mean_square_of_sum(const double* products, const std::vector<Combination>& changes) const;
   double latents_of(const PromptProfile& prompt) const;  ///< mean square of the final latents
   /// Visits each reused step with the steps that it is made from, the latest first.
   template <class Visit>

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "base/error.h"
@@ -36,18 +37,25 @@ StepGrowth no_growth() {
   return growth;
 }
 
-/// The final latents of a plain run. change: added to what the forward of `changed` gives.
-Vector final_latents(const ProfileHeader& header, int prompt, const Reuse& reuse, int changed = -1, double change = 0) {
+struct PlainRun {
+  Vector latents;               // at the end
+  std::vector<Vector> changes;  // of each reused step: what its prediction, being another, adds to them
+};
+
+/// change: added to what the forward of `changed` gives.
+PlainRun plain_run(const ProfileHeader& header, int prompt, const Reuse& reuse, int changed = -1, double change = 0) {
+  PlainRun run;
   Vector x = test::synthetic_basis(header.sigmas, prompt)[0];
   std::vector<size_t> ran;
   std::vector<Vector> seen(header.sigmas.size()), predicted(header.sigmas.size());
   for (size_t step = 0; step < header.sigmas.size(); ++step) {
     const auto sigma = [&](size_t of) { return header.sigmas[of]; };
     seen[step] = x;
+    const Vector true_v = test::synthetic_prediction(prompt, sigma(step));
     Vector v(x.size());
     for (size_t i = 0; i < x.size(); ++i) {
       const size_t j = ran.empty() ? 0 : ran.back(), k = ran.size() < 2 ? 0 : ran[ran.size() - 2];
-      if (reuse[step] == kNone) v[i] = test::synthetic_prediction(prompt, sigma(step))[i];
+      if (reuse[step] == kNone) v[i] = true_v[i];
       if (reuse[step] == kHold) v[i] = predicted[j][i];
       if (reuse[step] == kResidual) v[i] = predicted[j][i] + x[i] - seen[j][i];
       if (reuse[step] == kLinear) {
@@ -57,10 +65,18 @@ Vector final_latents(const ProfileHeader& header, int prompt, const Reuse& reuse
     }
     if (reuse[step] == kNone) ran.push_back(step);
     predicted[step] = v;
-    const double next = step + 1 < header.sigmas.size() ? sigma(step + 1) : 0;
-    for (size_t i = 0; i < x.size(); ++i) x[i] += (next - sigma(step)) * v[i];
+    const double length = (step + 1 < header.sigmas.size() ? sigma(step + 1) : 0) - sigma(step);
+    for (size_t i = 0; i < x.size(); ++i) x[i] += length * v[i];
+    if (reuse[step] == kNone) continue;
+    Vector& of_step = run.changes.emplace_back(x.size());
+    for (size_t i = 0; i < x.size(); ++i) of_step[i] = length * (v[i] - true_v[i]);
   }
-  return x;
+  run.latents = x;
+  return run;
+}
+
+Vector final_latents(const ProfileHeader& header, int prompt, const Reuse& reuse, int changed = -1, double change = 0) {
+  return plain_run(header, prompt, reuse, changed, change).latents;
 }
 
 double square_of_change(const Vector& a, const Vector& b) {
@@ -69,29 +85,82 @@ double square_of_change(const Vector& a, const Vector& b) {
   return test::mean_product(change, change);
 }
 
-TEST(StepErrors, AreThoseOfAPlainRunWhereNoTransformerAnswers) {
+/// Products of the changes that each reused step makes, over the mean square of the final latents.
+std::vector<double> relative_products(const Profile& profile, int prompt, const Reuse& reuse) {
+  const PlainRun run = plain_run(profile.header, prompt, reuse);
+  const Vector dense = final_latents(profile.header, prompt, Reuse(reuse.size(), kNone));
+  std::vector<double> products;
+  for (const Vector& a : run.changes) {
+    for (const Vector& b : run.changes) products.push_back(test::mean_product(a, b) / test::mean_product(dense, dense));
+  }
+  return products;
+}
+
+/// Their sum, of what cancels a half.
+double half_cancelled(const std::vector<double>& products) {
+  double sum = 0;
+  for (const double product : products) sum += product < 0 ? product / 2 : product;
+  return sum;
+}
+
+// A residual looks at latents, which an earlier reused step changes: that is not of first order.
+const Reuse kSets[] = {{kNone, kHold, kNone, kNone, kNone, kNone, kNone},
+                       {kNone, kNone, kNone, kResidual, kHold, kLinear, kLinear},
+                       {kNone, kNone, kLinear, kLinear, kNone, kHold, kHold},
+                       {kNone, kHold, kHold, kHold, kHold, kHold, kHold}};
+
+TEST(StepErrors, AreThoseOfAPlainRunWhereNoTransformerAnswersAndHalfOfWhatCancels) {
   const Profile profile = profile_of_steps();
   const StepErrors errors(profile, no_growth());
   const Reuse dense(7, kNone);
   EXPECT_EQ(errors.of(dense), 0);
-  // A residual looks at latents, which an earlier reused step changes: that is not of first order.
-  for (const Reuse& reuse : {Reuse{kNone, kHold, kNone, kNone, kNone, kNone, kNone},
-                             Reuse{kNone, kNone, kNone, kResidual, kHold, kLinear, kLinear},
-                             Reuse{kNone, kNone, kLinear, kLinear, kNone, kHold, kHold},
-                             Reuse{kNone, kHold, kHold, kHold, kHold, kHold, kHold}}) {
+  for (const Reuse& reuse : kSets) {
     ASSERT_TRUE(errors.is_possible(reuse));
-    double sum = 0;
+    std::vector<double> mean;
     for (int prompt = 0; prompt < kPrompts; ++prompt) {
-      const Vector latents = final_latents(profile.header, prompt, dense);
-      const double expected = square_of_change(final_latents(profile.header, prompt, reuse), latents) /
-                              test::mean_product(latents, latents);
+      const std::vector<double> products = relative_products(profile, prompt, reuse);
+      const double expected = half_cancelled(products);
       EXPECT_GT(expected, 1e-8);
       EXPECT_NEAR(errors.of_prompt(static_cast<size_t>(prompt), reuse), expected, 1e-9 * expected + 1e-15);
-      sum += expected;
+      mean.resize(products.size());
+      for (size_t i = 0; i < mean.size(); ++i) mean[i] += products[i] / kPrompts;
     }
-    EXPECT_NEAR(errors.of(reuse), sum / kPrompts, 1e-9 * sum + 1e-15);
-    const StepErrors others(profile, no_growth(), 1);
-    EXPECT_NEAR(others.of(reuse) * 2, errors.of_prompt(0, reuse) + errors.of_prompt(2, reuse), 1e-9 * sum);
+    EXPECT_NEAR(errors.of(reuse), half_cancelled(mean), 1e-9 * half_cancelled(mean) + 1e-15);
+  }
+}
+
+TEST(StepErrors, AreNeverBelowThoseOfAPlainRunAndAboveThemWhereStepsCancel) {
+  const Profile profile = profile_of_steps();
+  const StepErrors errors(profile, no_growth());
+  int cancelling = 0;
+  for (const Reuse& reuse : kSets) {
+    for (int prompt = 0; prompt < kPrompts; ++prompt) {
+      const Vector latents = final_latents(profile.header, prompt, Reuse(7, kNone));
+      const double plain = square_of_change(final_latents(profile.header, prompt, reuse), latents) /
+                           test::mean_product(latents, latents);
+      const std::vector<double> products = relative_products(profile, prompt, reuse);
+      const bool cancels = std::ranges::any_of(products, [](double product) { return product < 0; });
+      const double error = errors.of_prompt(static_cast<size_t>(prompt), reuse);
+      if (cancels) {
+        EXPECT_GT(error, plain * (1 + 1e-9));
+      } else {
+        EXPECT_NEAR(error, plain, 1e-9 * plain + 1e-15);
+      }
+      cancelling += cancels;
+    }
+  }
+  EXPECT_GT(cancelling, 0);
+  EXPECT_LT(cancelling, 4 * kPrompts);
+}
+
+TEST(StepErrors, OfAllPromptsButOne) {
+  const Profile profile = profile_of_steps();
+  const StepErrors others(profile, no_growth(), 1);
+  for (const Reuse& reuse : kSets) {
+    std::vector<double> mean = relative_products(profile, 0, reuse);
+    const std::vector<double> last = relative_products(profile, 2, reuse);
+    for (size_t i = 0; i < mean.size(); ++i) mean[i] = (mean[i] + last[i]) / 2;
+    EXPECT_NEAR(others.of(reuse), half_cancelled(mean), 1e-9 * half_cancelled(mean));
   }
 }
 
