@@ -38,7 +38,7 @@ def arguments():
     parser.add_argument("--seed", type=int, default=1, help="of the first held-out prompt; the i-th has seed + i")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--share", type=float, default=0.82, help="attention's share of a dense forward")
-    parser.add_argument("--generate", default="", help="more flags of the bench, such as '--dtype fp16'")
+    parser.add_argument("--flags", default="", help="more of calibrate's and the bench's, such as '--dtype fp16'")
     parser.add_argument("--only", choices=("plans", "runs", "summary"))
     parser.add_argument("--judged", default="", help="whose videos are kept for the judge: dense, names of plans")
     parser.add_argument("--peers", type=pathlib.Path, nargs="*", default=[], help="steps.json of tools.peers.steps")
@@ -78,7 +78,7 @@ def make_plans(args):
             path = plans / f"{name}.safetensors"
             if not path.exists():
                 run(args.calibatt, "calibrate", "-m", args.model, "--prompts", prompts, "--profile", args.profile or args.work / "profile", "-o", path,
-                    "--report", path.with_suffix(".json"), "--steps", args.steps, *flags)  # fmt: skip
+                    "--report", path.with_suffix(".json"), "--steps", args.steps, "--attention-share", args.share, *args.flags.split(), *flags)  # fmt: skip
                 print(f"compiled {name}", file=sys.stderr)
 
 
@@ -96,7 +96,7 @@ def runs(args):
     if not plans and not fewer:
         return
     command = [args.bench, "-m", args.model, "--prompts", args.model / "prompts/heldout.txt", "--max-prompts", args.prompts, "--every", args.jobs,
-               "--seed", args.seed, "--steps", args.steps, "--seconds", min(args.seconds, 1e9), *args.generate.split()]  # fmt: skip
+               "--seed", args.seed, "--steps", args.steps, "--seconds", min(args.seconds, 1e9), *args.flags.split()]  # fmt: skip
     command += [part for path in plans for part in ("--plan", f"{path.stem}={path}")] + [part for steps in fewer for part in ("--fewer", steps)]
     if args.judged:
         command += ["--videos", args.work / "videos", *(part for name in args.judged.split(",") for part in ("--judged", name))]
@@ -140,11 +140,11 @@ def peer_rows(args, dense_forwards):
     parts = {}
     for path in args.peers:
         for row in json.loads(path.read_text())["rows"]:
-            parts.setdefault((row["rule"], pathlib.Path(row["masks"] or "").stem, row["target_forwards"]), []).append(row)
+            parts.setdefault((row["rule"], pathlib.Path(row.get("masks") or "").stem, row["target_forwards"]), []).append(row)
     rows = []
     for (rule, masks, _), of_prompts in parts.items():
         values = [value for part in of_prompts for value in part["each_db"]]
-        density = of_prompts[0]["density"]
+        density = of_prompts[0].get("density", 1.0)  # older files know no masks
         forwards = sum(part["forwards"] * part["prompts"] for part in of_prompts) / len(values)
         rows.append({"recipe": rule + (" and our masks" if masks else ""), "asked": "", "cost": forwards / dense_forwards * forward_cost(density, args.share),
                      "forwards": forwards, "density": density, "prompts": len(values), "psnr_db": statistics.median(values), "worst_db": min(values)})  # fmt: skip

@@ -120,6 +120,8 @@ CompileOptions compile_options_of(const CalibrateOptions& options) {
   compile.density = options.density;
   compile.speedup = options.speedup;
   compile.psnr = options.psnr;
+  if (options.attention_share) compile.attention_share = *options.attention_share;
+  compile.attention_share_is_asked = options.attention_share.has_value();
   compile.agreement_threshold = options.agreement_threshold;
   compile.schedule_a = options.schedule_a;
   compile.schedule_c = options.schedule_c;

@@ -46,6 +46,14 @@ TEST(CalibrationOptions, DefaultsAreSound) {
   EXPECT_EQ(refusal([](CalibrateOptions&) {}), "");
 }
 
+TEST(CalibrationOptions, AShareOfAttentionStandsAgainstWhatIsMeasured) {
+  CalibrateOptions options = sound();
+  EXPECT_FALSE(compile_options_of(options).attention_share_is_asked);
+  options.attention_share = 0.82;
+  EXPECT_TRUE(compile_options_of(options).attention_share_is_asked);
+  EXPECT_EQ(compile_options_of(options).attention_share, 0.82);
+}
+
 // Every field that a person can set, without a model.
 TEST(CalibrationOptions, EachIsJudgedBeforeAnythingRuns) {
   using O = CalibrateOptions;
@@ -59,6 +67,7 @@ TEST(CalibrationOptions, EachIsJudgedBeforeAnythingRuns) {
       {"--step-weight -1e+09", [](O& o) { o.step_weight_decay = -1e9; }},
       {"--gamma nan", [](O& o) { o.similarity_threshold = kNan; }},
       {"--merge-gap -5", [](O& o) { o.merge_gap = -5; }},
+      {"--attention-share 1.5", [](O& o) { o.attention_share = 1.5; }},
       {"--share-steps 9", [](O& o) { o.share_steps_iou = 9; }},
       {"--block-q 0", [](O& o) { o.block_q = 0; }},
       {"--block-k 4096", [](O& o) { o.block_k = 4096; }},

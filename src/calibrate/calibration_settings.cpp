@@ -63,6 +63,10 @@ std::vector<CalibrationSetting> compiled_settings() {
        "video changes least"},
       {"psnr", Group::kCompiled, &O::psnr,
        "In place of a density: the PSNR in dB that videos are to have against dense ones; as fast as that allows"},
+      {"attention-share", Group::kCompiled, &O::attention_share,
+       "Dense self-attention's share of the transformer's time, for a plan that will run on another machine [as "
+       "measured "
+       "while recording]"},
       {"skipped",
        Group::kCompiled,
        &O::skipped,

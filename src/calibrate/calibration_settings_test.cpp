@@ -31,13 +31,29 @@ TEST(CalibrationSettings, EachHasAFieldOfItsOwn) {
     EXPECT_FALSE(setting.description.empty());
   }
   CalibrateOptions options;
-  const std::pair<const char*, const char*> values[] = {
-      {"token-order", "raster"}, {"block-q", "16"},       {"block-k", "32"},     {"anchors", "3"},
-      {"measure", "levels"},     {"steps-recorded", "4"}, {"budget", "energy"},  {"density", "0.25"},
-      {"skipped", "drop"},       {"agreement", "vote"},   {"rho", "0.4"},        {"schedule-a", "0.8"},
-      {"schedule-c", "0.9"},     {"schedule-k", "7"},     {"ranking", "energy"}, {"step-weight", "5"},
-      {"repetition", "off"},     {"gamma", "0.9"},        {"merge-gap", "2"},    {"share-steps", "0.5"},
-      {"speedup", "2.5"},        {"psnr", "35"}};
+  const std::pair<const char*, const char*> values[] = {{"token-order", "raster"},
+                                                        {"block-q", "16"},
+                                                        {"block-k", "32"},
+                                                        {"anchors", "3"},
+                                                        {"measure", "levels"},
+                                                        {"steps-recorded", "4"},
+                                                        {"budget", "energy"},
+                                                        {"density", "0.25"},
+                                                        {"skipped", "drop"},
+                                                        {"agreement", "vote"},
+                                                        {"rho", "0.4"},
+                                                        {"schedule-a", "0.8"},
+                                                        {"schedule-c", "0.9"},
+                                                        {"schedule-k", "7"},
+                                                        {"ranking", "energy"},
+                                                        {"step-weight", "5"},
+                                                        {"repetition", "off"},
+                                                        {"gamma", "0.9"},
+                                                        {"merge-gap", "2"},
+                                                        {"share-steps", "0.5"},
+                                                        {"speedup", "2.5"},
+                                                        {"psnr", "35"},
+                                                        {"attention-share", "0.7"}};
   EXPECT_EQ(std::size(values), names.size()) << "a setting that this test does not know";
   for (const auto& [name, value] : values) set(options, name, value);
   EXPECT_EQ(options.token_order, "raster");
@@ -62,6 +78,7 @@ TEST(CalibrationSettings, EachHasAFieldOfItsOwn) {
   EXPECT_EQ(options.share_steps_iou, 0.5);
   EXPECT_EQ(options.speedup, 2.5);
   EXPECT_EQ(options.psnr, 35);
+  EXPECT_EQ(options.attention_share, 0.7);
 }
 
 TEST(CalibrationSettings, WhatIsNoneIsNamed) {

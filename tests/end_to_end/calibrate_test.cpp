@@ -196,6 +196,14 @@ TEST_F(Calibrate, LevelsServeBothBudgets) {
   EXPECT_NEAR(errors["density"].get<double>(), 0.5, 0.05);
   EXPECT_EQ(errors["repetitive_heads"], 0);
   EXPECT_EQ(errors["measured"], "level codes");
+
+  // For another machine, on which attention is all that takes time.
+  const CommandResult elsewhere = run_calibatt(
+      arguments("e.safetensors", "--budget error --attention-share 1 --report " + folder_.file("e.json") + profile));
+  ASSERT_EQ(elsewhere.exit_code, 0) << elsewhere.output;
+  const auto there = nlohmann::json::parse(read_file(folder_.file("e.json")));
+  EXPECT_EQ(there["attention_share"], report["attention_share"]) << "says what was measured";
+  EXPECT_GT(there["predicted_speedup"].get<double>(), 1.05 * errors["predicted_speedup"].get<double>());
   for (const std::string needs_maps : {"--repetition error", "--ranking harm"}) {
     const CommandResult refused = run_calibatt(arguments("d.safetensors", needs_maps + profile));
     EXPECT_EQ(refused.exit_code, 2) << refused.output;

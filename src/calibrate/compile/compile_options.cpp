@@ -27,7 +27,7 @@ constexpr NumberRule kNumbers[] = {
     {"the floor of the step weight", &CompileOptions::step_weight_floor, 0, 1},
     {"--gamma", &CompileOptions::similarity_threshold, 0, 1},
     {"--share-steps", &CompileOptions::share_steps_iou, 0, 1},
-    {"the share of attention", &CompileOptions::attention_share, 0, 1},
+    {"--attention-share", &CompileOptions::attention_share, 0, 1},
 };
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 

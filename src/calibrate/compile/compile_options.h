@@ -50,7 +50,8 @@ struct CompileOptions {
   int merge_gap = 0;                   ///< gaps of so many skipped blocks are kept
   double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
 
-  double attention_share = 0.6;  ///< of dense self-attention in the transformer's time; for predicted_speedup
+  double attention_share = 0.6;           ///< of dense self-attention in the transformer's time: what masks can save
+  bool attention_share_is_asked = false;  ///< else what the profile measured takes its place
 
   bool may_reuse_steps() const { return speedup || psnr; }
   /// The density that the plan has to meet, if it has to meet one.

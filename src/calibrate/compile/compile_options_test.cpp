@@ -60,7 +60,7 @@ std::vector<Case> cases() {
       {"floor of the step weight", field(&CompileOptions::step_weight_floor), {0, 1}, {-1, 2}, "between 0 and 1"},
       {"--gamma", field(&CompileOptions::similarity_threshold), {0, 1}, {-0.5, 1.1}, "between 0 and 1"},
       {"--share-steps", field(&CompileOptions::share_steps_iou), {0, 0.97, 1}, {-0.1, 9}, "between 0 and 1"},
-      {"share of attention", field(&CompileOptions::attention_share), {0, 1}, {-0.1, 2}, "between 0 and 1"},
+      {"--attention-share", field(&CompileOptions::attention_share), {0, 1}, {-0.1, 2}, "between 0 and 1"},
   };
 }
 
