@@ -11,7 +11,7 @@ rm -rf $out/plan.safetensors $out/plan.safetensors.profile   # from scratch: the
 head -n 4 $model/prompts/calibration_prompts.txt > $out/calibration_prompts.txt
 
 echo "1/3  calibrate on $(wc -l < $out/calibration_prompts.txt) prompts"
-"$calibatt" calibrate --model $model --prompts $out/calibration_prompts.txt -o $out/plan.safetensors --report $out/calibration.json
+"$calibatt" calibrate --model $model --prompts $out/calibration_prompts.txt --speedup 2.5 -o $out/plan.safetensors --report $out/calibration.json
 
 echo
 echo "2/3  the plan"

@@ -159,6 +159,19 @@ TEST_P(JointChoices, StepsWhereMasksDoMoreHarmAreDenser) {
   EXPECT_GT(density_of_step(3), density_of_step(0.03) + 0.1);
 }
 
+TEST_P(JointChoices, MoreStepsAreReusedWhereMasksDoMoreHarm) {
+  const auto reused = [&](double per_error) {
+    options.growth->mask_changes = {{1, per_error}};
+    const CompiledPlan compiled = at_speedup(1.8);
+    EXPECT_GT(compiled.summary.predicted_speedup, 0.97 * 1.8);
+    return std::pair(Plan(compiled.parts).info().num_reused_steps(), compiled.summary.density);
+  };
+  const auto [few, sparse] = reused(0.01);
+  const auto [many, dense] = reused(100);
+  EXPECT_LT(few, many);
+  EXPECT_LT(sparse, dense - 0.1);
+}
+
 TEST_P(JointChoices, WhatARunWithThePlanMeasuredIsInIt) {
   options.latents_measured = 0.125;
   EXPECT_EQ(at_speedup(1.5).parts.accuracy.latents_measured, 0.125);
