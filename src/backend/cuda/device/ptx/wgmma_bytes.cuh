@@ -73,8 +73,7 @@ __device__ __forceinline__ void wgmma_s8(int32_t (&d)[64], uint64_t a, uint64_t 
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
-/// e4m3, A in registers, B in shared memory, 64 columns: O = P · V. The sum is short: each addition keeps some 13 bits
-/// below the larger of the sum and the products.
+/// e4m3, A in registers, B in shared memory, 64 columns: O = P · V. The sum is shorter than a float.
 __device__ __forceinline__ void wgmma_e4m3(float (&d)[32], const uint32_t* a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %37, 0;\n"
