@@ -355,6 +355,7 @@ void expect_same_profiles(const Profile& ours, const Profile& theirs) {
     expect_same_tensor(a.energy, b.energy, "energy");
     expect_same_tensor(a.harm, b.harm, "harm");
     expect_same_tensor(a.harm_scale, b.harm_scale, "harm_scale");
+    expect_same_tensor(a.rung_harm, b.rung_harm, "rung_harm");
     expect_same_tensor(a.level_error, b.level_error, "level_error");
     expect_same_tensor(a.copy_error, b.copy_error, "copy_error");
     expect_same_tensor(a.similarity, b.similarity, "similarity");
