@@ -90,7 +90,7 @@ struct AttentionArgs {
   /// Dense calls: added to the logits of the last key (log2): that key and its value then count 2^bias times.
   float last_key_bias_log2 = 0;
   /// Dense calls: receives the natural log of each row's sum of exponentials, [batch, num_heads, num_queries]. Or
-  /// null. (The program asks for none; tests hold the kernels' sums against it.)
+  /// null. Calibration asks for it (sampled_errors.h).
   float* row_lse = nullptr;
 
   /// Workspace of the call, of the size the kernel asks for. The first word is the tile counter, zero at launch.
