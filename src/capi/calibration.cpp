@@ -176,9 +176,7 @@ void compile_profile(const std::string& folder, const Profile& profile, Compilat
                      calibatt_progress progress, void* user, char** json) {
   CompileOptions& compile = compilation.options;
   if (compile.may_reuse_steps()) compile.growth = load_growth(folder, profile.header);
-  if (const auto share = measured_attention_share(profile); share && !compile.attention_share_is_asked) {
-    compile.attention_share = *share;
-  }
+  take_measured_share(profile, compile);
   const ProgressCallback tell = [&](const Progress& state) {
     if (progress == nullptr || progress(user, state.stage.c_str(), state.done, state.total) == 0) return;
     throw Cancelled{"stopped while compiling; no plan was written"};

@@ -190,9 +190,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   steps = {};
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
-    if (summary.attention_share > 0 && !compile.attention_share_is_asked) {
-      compile.attention_share = summary.attention_share;
-    }
+    take_measured_share(recorded.profile, compile);
     // The next seed, to which the profile has no prompt.
     const GenerateOptions held_out =
         run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());

@@ -43,6 +43,8 @@ CompileSummary summarize(const Plan& plan, double attention_share);
 /// The time of a transformer's forward over a dense one's, at such a density of its attention and so many summary pairs
 /// over all pairs.
 double forward_cost(double density, double summary_pairs, double attention_share);
+/// Gives the options the share of attention that the profile measured, unless one was asked for or none is known.
+void take_measured_share(const Profile& profile, CompileOptions& options);
 /// The density at which a forward costs so much.
 double density_of_cost(double cost, double summary_pairs, double attention_share);
 

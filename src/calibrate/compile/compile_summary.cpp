@@ -14,6 +14,11 @@ double forward_cost(double density, double summary_pairs, double attention_share
   return 1 - attention_share + attention_share * attention;
 }
 
+void take_measured_share(const Profile& profile, CompileOptions& options) {
+  if (options.attention_share_is_asked) return;
+  if (const double share = measured_attention_share(profile).value_or(0); share > 0) options.attention_share = share;
+}
+
 double density_of_cost(double cost, double summary_pairs, double attention_share) {
   return ((cost - 1 + attention_share) / attention_share - summary_pairs) * kSkippingEfficiency;
 }
