@@ -21,6 +21,8 @@ double activated(Activation activation, double x) {
       return x / (1 + std::exp(-x));
     case Activation::kGeluTanh:
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kTanh:
+      return std::tanh(x);
   }
   return x;
 }
