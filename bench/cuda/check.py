@@ -80,7 +80,7 @@ def check_case(shape, prepared, summarize, max_error=None):
     torchs = {name: (each / exact_total) ** 0.5 for name, each in torchs.items()}
     result = {"error": error, "torch_error": min(torchs.values()), "torch_errors": torchs, "unwritten": unwritten}
     result["ok"] = unwritten == 0 and error <= (max_error or ERROR_FACTOR * result["torch_error"])
-    result["usable"] = unwritten == 0 and error <= max(WRONG, 1.5 * (max_error or 0))
+    result["usable"] = unwritten == 0 and error <= max(WRONG, 2 * (max_error or 0))
     if anchors is not None:  # every token holds its anchor's row
         source = torch.from_numpy(anchors[0][anchors[1]].astype(np.int64)).to(shape.out.device)
         for head in range(shape.heads):
