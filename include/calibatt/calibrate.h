@@ -41,8 +41,8 @@ struct CalibrateOptions {
   /// Targets in place of a density, with budget error: how much faster the transformer is to be, or the PSNR in dB that
   /// a video is to have against the dense one. Both reuse steps where that is best; no target of density does.
   std::optional<double> speedup, psnr;
-  /// Of dense self-attention in the transformer's time, 0 to 1, for a plan that will run on another machine; default: as
-  /// the recorded runs measured it. It decides what masks save, and so what a speedup asks of them.
+  /// Of dense self-attention in the transformer's time, 0 to 1, for a plan that will run on another machine; default:
+  /// as the recorded runs measured it. It decides what masks save, and so what a speedup asks of them.
   std::optional<double> attention_share;
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; budget energy without a density target
   std::string ranking;  ///< budget error: blocks ranked by measured "harm" to the output or by "energy"; empty: "harm",

@@ -51,9 +51,11 @@ TEST_F(Interrupt, LoadingCanBeInterrupted) {
 }
 
 TEST_F(Interrupt, ASecondSignalEndsAtOnce) {
-  // The model's own size: a step takes far longer than the tenth of a second between the signals.
-  const CommandResult result = interrupt_calibatt(
-      "generate --model " + kModel + " --threads 1 -p a -o " + folder_.file("x.mp4"), "denoise", SIGINT, 2);
+  // Four times the model's own size: half a layer, after which the first signal would be heard, takes far longer than
+  // the tenth of a second between the two.
+  const CommandResult result =
+      interrupt_calibatt("generate --model " + kModel + " --threads 1 -W 512 -H 512 -p a -o " + folder_.file("x.mp4"),
+                         "denoise", SIGINT, 2);
   EXPECT_EQ(result.exit_code, 130) << result.output;
   EXPECT_THAT(result.output, Not(HasSubstr("interrupted after")));
   EXPECT_TRUE(fs::is_empty(folder_.path));
