@@ -40,14 +40,14 @@ struct CompileOptions {
   double schedule_a = 0.84, schedule_c = 0.99, schedule_k = 16;  ///< Eq. 7; with a density target A is searched
 
   // Budget kError.
-  Ranking ranking = Ranking::kHarm;  ///< level codes know one of them (code_ranking)
-  double step_weight_decay = 8;      ///< w, and
+  double step_weight_decay = 8;    ///< w, and
   double step_weight_floor = 0.1;  ///< b of step_weights (energy_schedule.h): what an error of a step does to the video
+  Ranking ranking = Ranking::kHarm;  ///< level codes know one of them (code_ranking)
 
   Repetition repetition = Repetition::kError;
   int anchor_rows_per_frame = 5;       ///< k; one of the profile's anchor_rows
-  double similarity_threshold = 0.87;  ///< γ
   int merge_gap = 0;                   ///< gaps of so many skipped blocks are kept
+  double similarity_threshold = 0.87;  ///< γ
   double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
 
   double attention_share = 0.6;           ///< of dense self-attention in the transformer's time: what masks can save
