@@ -220,8 +220,10 @@ void choose_measurements(const CalibrateOptions& options, const MeasureFacts& fa
     compile.anchor_rows_per_frame = choose_anchor_rows(options, facts, header.geometry.height);
     header.anchor_rows = {compile.anchor_rows_per_frame};
   }
+  // Those who measure parts of a folder do so for a command that compiles it: what that one would refuse of what the
+  // folder holds, they refuse before they measure.
+  if (!options.prompt_range || facts.existing) validate(compile, header);
   if (options.prompt_range) return;
-  validate(compile, header);
   require_possible_density(compile, header);
 }
 

@@ -212,6 +212,12 @@ TEST(CalibrationOptions, LevelCodesFitTheCompilerToThem) {
                 choose_measurements(options, {header, ""}, again, compile);
               }),
               HasSubstr("level codes by energy"));
+  options.prompt_range = {0, 1};  // nor are they measured for a command that could not use them
+  EXPECT_THAT(message([&] {
+                choose_measurements(options, {header, ""}, again, compile);
+              }),
+              HasSubstr("level codes by energy"));
+  options.prompt_range.reset();
   options.ranking = "";
   compile = compile_options_of(options);
   // A folder without output errors serves no error budget, and this is known before any prompt.

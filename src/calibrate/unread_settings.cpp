@@ -27,19 +27,23 @@ std::string why_compiler_passes_over(const std::string& name, const CalibrateOpt
   return "";
 }
 
-std::string why_unread(const CalibrationSetting& setting, const CalibrateOptions& options, Measured measured) {
+std::string why_unread(const CalibrationSetting& setting, const CalibrateOptions& options,
+                       const ProfileHeader& header) {
   const std::string& name = setting.name;
-  if (name == "anchors" && measured == Measured::kLevels) return "level codes know no repetition";
+  if (name == "anchors" && header.measured == Measured::kLevels && !header.has_harm_codes()) {
+    return "level codes by energy know no repetition";
+  }
   if (setting.group == CalibrationSetting::Group::kMeasured) return "";
   // Of these it depends what is measured, where --measure does not say it.
-  const bool chooses_measurements = name == "budget" || name == "ranking" || name == "repetition";
+  const bool chooses_measurements =
+      name == "budget" || name == "ranking" || name == "repetition" || (name == "skipped" && header.has_harm_codes());
   if (options.prompt_range) return chooses_measurements ? "" : "--prompt-range records, and compiles no plan";
   return why_compiler_passes_over(name, options);
 }
 
 }  // namespace
 
-std::vector<std::string> unread_settings(const CalibrateOptions& options, Measured measured) {
+std::vector<std::string> unread_settings(const CalibrateOptions& options, const ProfileHeader& header) {
   struct Unread {
     std::string why, flags;
     int count = 0;
@@ -47,7 +51,7 @@ std::vector<std::string> unread_settings(const CalibrateOptions& options, Measur
   std::vector<Unread> all;
   for (const CalibrationSetting& setting : calibration_settings()) {
     if (is_default(options, setting)) continue;
-    const std::string why = why_unread(setting, options, measured);
+    const std::string why = why_unread(setting, options, header);
     if (why.empty()) continue;
     auto same = std::ranges::find(all, why, &Unread::why);
     if (same == all.end()) same = all.insert(all.end(), {why, ""});

@@ -118,7 +118,7 @@ Compilation compilation_of(const ProfileHeader& header, CalibrateOptions options
   CompileOptions compile = compile_options_of(options);
   ProfileHeader chosen = header;
   choose_measurements(options, {header, ""}, chosen, compile);
-  return {compile, unread_settings(options, header.measured)};
+  return {compile, unread_settings(options, header)};
 }
 
 std::string json_of(const CompileSummary& summary, const Compilation& compilation, size_t num_prompts) {
@@ -240,8 +240,7 @@ calibatt_status calibatt_compile_prompts(const char* profile_dir, const char* pl
     Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
     plan.options.prompt_range.reset();  // of what is recorded
     compile_profile(profile_dir, profile_of_prompts(profile_dir, plan),
-                    {plan.compile, unread_settings(plan.options, plan.header.measured)}, plan_path, progress, user,
-                    json);
+                    {plan.compile, unread_settings(plan.options, plan.header)}, plan_path, progress, user, json);
   });
 }
 

@@ -29,6 +29,20 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// All prompts are looked at, for the command that compiles reads them all; the part that is measured here is told of.
+PromptRange announce_prompts(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run) {
+  const std::vector<Prompt>& all = options.prompts;
+  runner.check_prompts(all);
+  runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
+  if (!options.prompt_range) {
+    runner.expect_prompts(all);
+    return {};
+  }
+  const auto [begin, end] = *options.prompt_range;
+  runner.expect_prompts({all.begin() + begin, all.begin() + end});
+  return {begin, end};
+}
+
 ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run,
                           const ProgressCallback& progress) {
   CalibrationRuns runs;
@@ -154,18 +168,16 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);
   check_picture(run, runner.model());
-  runner.expect_prompts(options.prompts);
-  runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
+  const PromptRange range = announce_prompts(runner, options, run);
   runner.warn_of_memory(run);
-  PromptRange range;
-  if (options.prompt_range) range = {options.prompt_range->first, options.prompt_range->second};
   CalibrationProgress told(progress, static_cast<int>(options.prompts.size()));
   ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
+  if (compile.may_reuse_steps() && !options.prompt_range) HeldOutRun::require_enough_steps(header);
   summary.measured = note_of_choice(options, facts, header.measured);
-  for (const std::string& line : unread_settings(options, header.measured)) runner.warn(line);
+  for (const std::string& line : unread_settings(options, header)) runner.warn(line);
 
   if (const int others = count_other_prompts(options.profile_dir, header); others > 0) {
     runner.warn(options.profile_dir + " also holds " + counted(others, "prompts") +
@@ -196,7 +208,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
         run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
     HeldOutRun other(runner, recorded.profile, options.profile_dir, held_out, told.of_held_out());
     const double begin = now_seconds();
-    if (compile.may_reuse_steps()) compile.growth = other.growth(compile);
+    if (compile.may_reuse_steps()) compile.growth = other.growth();
     summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
     const ProgressCallback compiling = told.of_compiler(recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0);
     add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);

@@ -51,13 +51,28 @@ int held_step_at(const ProfileHeader& header, double share) {
   return step;
 }
 
+/// The usual options, as far as the profile allows them, whatever the plan is compiled with: what is measured is kept
+/// for every plan of the profile.
+CompileOptions mask_options(const ProfileHeader& header) {
+  CompileOptions masks;
+  if (header.measured == Measured::kLevels) {
+    masks.ranking = header.code_ranking;
+    if (header.has_harm_codes()) masks.skipped = header.code_skipped;
+  }
+  if (header.anchor_rows.empty()) {
+    masks.repetition = Repetition::kOff;
+  } else {
+    masks.anchor_rows_per_frame = header.anchor_rows.front();
+  }
+  masks.density = kMaskDensity;
+  return masks;
+}
+
 /// A plan of that density, on disk while it is used: it may be larger than memory.
 class MaskPlan {
  public:
-  MaskPlan(const Profile& profile, const CompileOptions& compile, std::string path) : path_(std::move(path)) {
-    CompileOptions masks = compile;
-    masks.speedup = masks.psnr = std::nullopt;
-    masks.density = kMaskDensity;
+  MaskPlan(const Profile& profile, std::string path) : path_(std::move(path)) {
+    CompileOptions masks = mask_options(profile.header);
     while (!plan_) {
       try {
         summary_ = compile_to_file(profile, masks, path_);
@@ -163,8 +178,8 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
   return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
 }
 
-std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const CompileOptions& compile) {
-  const MaskPlan masks(profile_, compile, path_of("step_growth_plan.safetensors"));
+std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
+  const MaskPlan masks(profile_, path_of("step_growth_plan.safetensors"));
   const int num_steps = profile_.header.num_steps();
   std::vector<int> steps;
   for (const double share : kMasksAt) {
@@ -191,12 +206,15 @@ double HeldOutRun::psnr(const Tensor& latents) {
   return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
 }
 
-StepGrowth HeldOutRun::growth(const CompileOptions& compile) {
+void HeldOutRun::require_enough_steps(const ProfileHeader& header) {
+  if (header.num_steps() >= 3) return;
+  throw Error(ErrorKind::kUsage,
+              "--speedup and --psnr: a run of so few steps has none that could be reused; ask for --density");
+}
+
+StepGrowth HeldOutRun::growth() {
   if (std::optional<StepGrowth> known = load_growth(folder_, profile_.header)) return *std::move(known);
-  if (profile_.header.num_steps() < 3) {
-    throw Error(ErrorKind::kUsage,
-                "--speedup and --psnr: a run of so few steps has none that could be reused; ask for --density");
-  }
+  require_enough_steps(profile_.header);
   dense_latents();
   if (parts().dense.num_steps() == 0) {  // its end alone was kept
     std::filesystem::remove(path_of("held_out_run.safetensors"));
@@ -210,7 +228,7 @@ StepGrowth HeldOutRun::growth(const CompileOptions& compile) {
     if (!growth.factors.empty() && step <= growth.factors.back().step) continue;
     growth.factors.push_back({step, factor_at(step, changed)});
   }
-  growth.mask_changes = mask_changes(compile);
+  growth.mask_changes = mask_changes();
   // The last change, made as large as is seen.
   const double error = std::sqrt(mean_square_change(changed, dense_latents_) / mean_square(dense_latents_));
   const double scale = error > 0 ? kVisibleChange / error : 0;

@@ -22,7 +22,9 @@ class HeldOutRun {
 
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
   /// forwards more. Throws Error(kUsage) for a run of too few steps.
-  StepGrowth growth(const CompileOptions& compile);
+  StepGrowth growth();
+  /// Throws Error(kUsage) for runs of too few steps. To be asked before prompts are measured.
+  static void require_enough_steps(const ProfileHeader& header);
 
   struct Check {
     double latents_error = 0;  ///< √(mean square of the change of the final latents / that of dense ones)
@@ -36,7 +38,7 @@ class HeldOutRun {
   Parts& parts();
   Tensor dense_latents();
   double factor_at(int step, Tensor& latents_at_end);
-  std::vector<StepGrowth::MaskChange> mask_changes(const CompileOptions& compile);
+  std::vector<StepGrowth::MaskChange> mask_changes();
   double psnr(const Tensor& latents);
   std::map<std::string, std::string> run_metadata() const;
   std::string path_of(const char* name) const;

@@ -151,15 +151,24 @@ Choices choose_jointly(Compiler& compiler, const Profile& profile, const Compile
   }
   compiler.tabulate();
   const JointChoice joint(compiler, profile, options);
-  double speedup = 0;
+  double speedup = 0, most_error = INFINITY;
   if (options.speedup) {
     speedup = *options.speedup;
   } else {
     const double latents_error =
         options.growth->latents_error * std::pow(10, (options.growth->psnr_db - *options.psnr) / 20);
-    speedup = joint.speedup_of(latents_error * latents_error);
+    most_error = latents_error * latents_error;
+    speedup = joint.speedup_of(most_error);
   }
   const Candidate best = joint.at_speedup(speedup);
+  if (best.expected() > most_error && options.density) {  // without a density, one of 1 errs nothing
+    char text[160];
+    std::snprintf(text, sizeof text,
+                  "--psnr %.4g: cannot be reached at density %.3g, the most is about %.1f dB; ask for less, or leave "
+                  "--density out",
+                  *options.psnr, *options.density, expected_psnr(*options.growth, std::sqrt(best.expected())));
+    throw Error(ErrorKind::kUsage, text);
+  }
   if (!std::isfinite(best.expected())) {
     char text[200];
     std::snprintf(text, sizeof text,

@@ -190,6 +190,15 @@ TEST_P(JointChoices, GoAsFastAsThePsnrAllows) {
   EXPECT_LT(*at_speedup(1.1 * reached).summary.psnr_db, 34 + 3);
 }
 
+TEST_P(JointChoices, APsnrThatADensityCannotGiveIsRefused) {
+  options.psnr = 60;
+  options.density = 0.4;
+  EXPECT_THAT(refusal(),
+              AllOf(HasSubstr("--psnr 60: cannot be reached at density 0.4"), HasSubstr("the most is about")));
+  options.density = 1;  // no reuse, then
+  EXPECT_GE(*compile_plan(profile(), options).summary.psnr_db, 60);
+}
+
 TEST_P(JointChoices, DensityAloneReusesNothing) {
   CompileOptions with = options, without = options;
   without.growth.reset();
