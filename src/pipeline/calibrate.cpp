@@ -1,5 +1,5 @@
 // Joins the calibrator, which knows no pipeline, with the pipeline, which knows no calibration.
-#include "calibatt/calibrate.h"
+#include "pipeline/calibrate.h"
 
 #include <algorithm>
 #include <chrono>
@@ -161,7 +161,11 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
 
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress) {
-  Runner& runner = pipeline.runner();
+  return calibrate(pipeline.runner(), options, plan_path, progress);
+}
+
+CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, const std::string& plan_path,
+                             const ProgressCallback& progress) {
   runner.begin_job();
   validate(options);  // refused before anything slow starts
   CompileOptions compile = compile_options_of(options);

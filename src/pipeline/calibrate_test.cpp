@@ -1,0 +1,91 @@
+// Calibration with a model that is none of this library's: what it asks of any, and what it refuses before.
+#include "pipeline/calibrate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "backend/cpu/make_backend.h"
+#include "base/error.h"
+#include "pipeline/fake_model.h"
+
+namespace calibatt {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class CalibrateTest : public testing::Test {
+ protected:
+  CalibrateTest() {
+    auto backend = make_backend("cpu");
+    auto model = std::make_unique<FakeModel>(*backend, log_);
+    runner_ = std::make_unique<Runner>(std::move(backend), std::move(model));
+    options_.run.width = options_.run.height = 64;
+    options_.run.video_frames = 5;
+    options_.run.flow_shift = 1;
+    options_.run.scheduler = "euler";
+    options_.run.timesteps = {1000, 900, 700, 400, 1};
+    options_.run.negative_prompt = "dog";
+    options_.block_q = options_.block_k = 8;
+    for (const char* text : {"cat", "bird", "fish"}) options_.prompts.push_back({text, "line"});
+    folder_ = testing::TempDir() + "calibrate_test_profile";
+    std::filesystem::remove_all(folder_);
+    options_.profile_dir = folder_;
+  }
+  ~CalibrateTest() override { std::filesystem::remove_all(folder_); }
+
+  struct Stop {};
+  /// Up to where the first prompt was encoded, or a refusal: what it says.
+  std::string begin() {
+    log_.clear();
+    try {
+      calibrate(*runner_, options_, folder_ + ".safetensors", [this](const Progress&) {
+        if (!log_.empty() && log_.back().starts_with("encode")) throw Stop();
+      });
+    } catch (const Stop&) {
+      return "";
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "not stopped";
+  }
+
+  std::vector<std::string> log_;
+  std::unique_ptr<Runner> runner_;
+  CalibrateOptions options_;
+  std::string folder_;
+};
+
+TEST_F(CalibrateTest, EveryPromptIsLookedAtAndToldOf) {
+  ASSERT_EQ(begin(), "");
+  EXPECT_THAT(log_, ElementsAre("check cat", "check bird", "check fish", "check dog", "expect cat", "expect bird",
+                                "expect fish", "encode cat without dog"));
+}
+
+// Several processes each measure a part: none encodes what the others measure, and all find a prompt that cannot be.
+TEST_F(CalibrateTest, ARangeOfPromptsEncodesItsOwnAlone) {
+  options_.prompt_range = {1, 3};
+  ASSERT_EQ(begin(), "");
+  EXPECT_THAT(log_, ElementsAre("check cat", "check bird", "check fish", "check dog", "expect bird", "expect fish",
+                                "encode bird without dog"));
+}
+
+TEST_F(CalibrateTest, TooFewStepsForReuseAreRefusedBeforeAnythingIsMeasured) {
+  options_.run.timesteps = {1000, 1};
+  for (const auto target : {&CalibrateOptions::speedup, &CalibrateOptions::psnr}) {
+    CalibrateOptions& options = options_;
+    options.speedup = options.psnr = std::nullopt;
+    options.*target = target == &CalibrateOptions::speedup ? 1.2 : 30;
+    EXPECT_THAT(begin(), HasSubstr("a run of so few steps has none that could be reused; ask for --density"));
+    for (const std::string& line : log_) EXPECT_THAT(line, Not(HasSubstr("encode")));
+    EXPECT_FALSE(std::filesystem::exists(folder_));
+  }
+  // A part of the folder is measured for whatever is compiled of it.
+  options_.prompt_range = {0, 1};
+  EXPECT_EQ(begin(), "");
+}
+
+}  // namespace
+}  // namespace calibatt

@@ -1,0 +1,45 @@
+// calibrate --speedup and --psnr: what is measured beside the prompts, and how it is kept.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "command.h"
+
+namespace calibatt::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Speedup : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n");
+    ASSERT_EQ(calibrate("--speedup 1.6").exit_code, 0);
+  }
+  CommandResult calibrate(const std::string& more) const {
+    return run_calibatt("calibrate" + kSmall + "--steps 6 --block-q 8 --block-k 8 --token-order tiles:2x2x2 " +
+                        "--anchors 2 --prompts " + folder_.file("prompts.txt") + " --profile " +
+                        folder_.file("profile") + " -o " + folder_.file("plan.safetensors") + " " + more);
+  }
+  nlohmann::json growth() const { return nlohmann::json::parse(read_file(folder_.file("profile/step_growth.json"))); }
+
+  TemporaryFolder folder_;
+};
+
+// It is kept for every plan of the profile: the one that asked first may be any of them.
+TEST_F(Speedup, HowErrorsGrowIsMeasuredTheSameForEveryPlan) {
+  const nlohmann::json usual = growth();
+  EXPECT_FALSE(usual["mask_changes"].empty());
+  for (const std::string other :
+       {"--speedup 1.6 --ranking energy --repetition off", "--psnr 30 --merge-gap 2 --skipped drop",
+        "--speedup 1.3 --density .8 --repetition similarity --gamma .6 --share-steps .5"}) {
+    std::filesystem::remove(folder_.file("profile/step_growth.json"));
+    const CommandResult result = calibrate(other);
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+    EXPECT_EQ(growth(), usual) << other;
+  }
+}
+
+}  // namespace
+}  // namespace calibatt::test
