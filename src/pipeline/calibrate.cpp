@@ -179,7 +179,11 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
-  if (compile.may_reuse_steps() && !options.prompt_range) HeldOutRun::require_enough_steps(header);
+  // The next seed, to which the profile has no prompt.
+  const GenerateOptions held_out = run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
+  if (compile.may_reuse_steps() && !options.prompt_range) {
+    HeldOutRun::require_possible(header, options.profile_dir, held_out);
+  }
   summary.measured = note_of_choice(options, facts, header.measured);
   for (const std::string& line : unread_settings(options, header)) runner.warn(line);
 
@@ -207,9 +211,6 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
     take_measured_share(recorded.profile, compile);
-    // The next seed, to which the profile has no prompt.
-    const GenerateOptions held_out =
-        run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
     HeldOutRun other(runner, recorded.profile, options.profile_dir, held_out, told.of_held_out());
     const double begin = now_seconds();
     if (compile.may_reuse_steps()) compile.growth = other.growth();

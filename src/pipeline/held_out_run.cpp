@@ -3,17 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <map>
 #include <utility>
 
 #include "attention/run_attention.h"
 #include "base/error.h"
 #include "calibatt/output.h"
 #include "calibrate/compile/compile.h"
-#include "calibrate/profile/profile_header.h"
+#include "calibrate/profile/held_out_latents.h"
 #include "calibrate/record/step_recorder.h"
-#include "io/input_file.h"
-#include "io/safetensors.h"
 #include "sampling/scheduler.h"
 
 namespace calibatt {
@@ -99,6 +96,12 @@ class MaskPlan {
   std::shared_ptr<const Plan> plan_;
 };
 
+void require_enough_steps(const ProfileHeader& header) {
+  if (header.num_steps() >= 3) return;
+  throw Error(ErrorKind::kUsage,
+              "--speedup and --psnr: a run of so few steps has none that could be reused; ask for --density");
+}
+
 }  // namespace
 
 struct HeldOutRun::Parts {
@@ -135,32 +138,23 @@ HeldOutRun::Parts& HeldOutRun::parts() {
   return *parts_;
 }
 
-std::string HeldOutRun::path_of(const char* name) const {
-  return (std::filesystem::path(folder_) / name).string();
-}
-
-std::map<std::string, std::string> HeldOutRun::run_metadata() const {
-  std::map<std::string, std::string> metadata = to_metadata(profile_.header);
-  metadata["held_out_prompt"] = run_.prompt;
-  metadata["held_out_seed"] = std::to_string(run_.seed);
-  return metadata;
-}
-
 Tensor HeldOutRun::dense_latents() {
   if (!dense_latents_.empty()) return dense_latents_;
-  const std::string path = path_of("held_out_run.safetensors");
-  if (path_exists(path)) {
-    const Safetensors file = Safetensors::open(path);
-    if (file.metadata() == run_metadata()) return dense_latents_ = file.get("latents").clone();
+  if (std::optional<Tensor> kept = load_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed})) {
+    return dense_latents_ = *std::move(kept);
   }
+  run_dense();
+  return dense_latents_;
+}
+
+void HeldOutRun::run_dense() {
   StepRecorder& dense = parts().dense;
   dense = {};
   const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
     dense.observe(step, latents, prediction);
   };
   dense_latents_ = parts().denoise(nullptr, {.observe = observe});
-  write_safetensors(path, {{"latents", dense_latents_}}, run_metadata());
-  return dense_latents_;
+  save_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed}, dense_latents_);
 }
 
 /// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
@@ -179,7 +173,7 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
 }
 
 std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
-  const MaskPlan masks(profile_, path_of("step_growth_plan.safetensors"));
+  const MaskPlan masks(profile_, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string());
   const int num_steps = profile_.header.num_steps();
   std::vector<int> steps;
   for (const double share : kMasksAt) {
@@ -206,21 +200,15 @@ double HeldOutRun::psnr(const Tensor& latents) {
   return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
 }
 
-void HeldOutRun::require_enough_steps(const ProfileHeader& header) {
-  if (header.num_steps() >= 3) return;
-  throw Error(ErrorKind::kUsage,
-              "--speedup and --psnr: a run of so few steps has none that could be reused; ask for --density");
+void HeldOutRun::require_possible(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run) {
+  require_enough_steps(header);
+  if (load_growth(folder, header)) load_held_out_latents(folder, {header, run.prompt, run.seed});
 }
 
 StepGrowth HeldOutRun::growth() {
   if (std::optional<StepGrowth> known = load_growth(folder_, profile_.header)) return *std::move(known);
   require_enough_steps(profile_.header);
-  dense_latents();
-  if (parts().dense.num_steps() == 0) {  // its end alone was kept
-    std::filesystem::remove(path_of("held_out_run.safetensors"));
-    dense_latents_ = {};
-    dense_latents();
-  }
+  run_dense();  // whatever is kept of it: that is its end alone
   StepGrowth growth;
   Tensor changed;
   for (const double share : kGrowthAt) {

@@ -23,8 +23,9 @@ class HeldOutRun {
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
   /// forwards more. Throws Error(kUsage) for a run of too few steps.
   StepGrowth growth();
-  /// Throws Error(kUsage) for runs of too few steps. To be asked before prompts are measured.
-  static void require_enough_steps(const ProfileHeader& header);
+  /// Throws Error(kUsage) for runs of too few steps, Error(kFormat) where what the folder holds of such a run is
+  /// damaged. To be asked before prompts are measured; arguments as of the constructor.
+  static void require_possible(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run);
 
   struct Check {
     double latents_error = 0;  ///< √(mean square of the change of the final latents / that of dense ones)
@@ -37,11 +38,10 @@ class HeldOutRun {
   struct Parts;
   Parts& parts();
   Tensor dense_latents();
+  void run_dense();
   double factor_at(int step, Tensor& latents_at_end);
   std::vector<StepGrowth::MaskChange> mask_changes();
   double psnr(const Tensor& latents);
-  std::map<std::string, std::string> run_metadata() const;
-  std::string path_of(const char* name) const;
 
   Runner& runner_;
   const Profile& profile_;

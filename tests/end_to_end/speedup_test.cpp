@@ -9,7 +9,9 @@
 namespace calibatt::test {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class Speedup : public ::testing::Test {
  protected:
@@ -39,6 +41,26 @@ TEST_F(Speedup, HowErrorsGrowIsMeasuredTheSameForEveryPlan) {
     ASSERT_EQ(result.exit_code, 0) << result.output;
     EXPECT_EQ(growth(), usual) << other;
   }
+}
+
+// Found before prompts are measured anew, here those of a folder that has lost its first.
+TEST_F(Speedup, DamagedFilesBesideThePromptsAreFoundFirstAndCanBeDeleted) {
+  const std::string profile = folder_.file("profile/");
+  std::filesystem::remove(profile + "prompt_0000.safetensors");
+  for (const std::string name : {"step_growth.json", "held_out_run.safetensors"}) {
+    const std::string sound = read_file(profile + name);
+    write_file(profile + name, sound.substr(0, sound.size() / 2));
+    const CommandResult refused = calibrate("--speedup 1.3");
+    EXPECT_EQ(refused.exit_code, 4) << refused.output;
+    EXPECT_THAT(refused.output,
+                AllOf(HasSubstr(name), HasSubstr("delete that file, and calibrate"), Not(HasSubstr("copy it anew"))));
+    EXPECT_FALSE(std::filesystem::exists(profile + "prompt_0000.safetensors"));
+    std::filesystem::remove(profile + name);
+    if (name == "step_growth.json") write_file(profile + name, sound);
+  }
+  const CommandResult anew = calibrate("--speedup 1.3");
+  EXPECT_EQ(anew.exit_code, 0) << anew.output;
+  EXPECT_TRUE(std::filesystem::exists(profile + "held_out_run.safetensors"));
 }
 
 }  // namespace

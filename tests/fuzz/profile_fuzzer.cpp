@@ -1,6 +1,6 @@
 // libFuzzer: any bytes as a prompt's file of a profile, or as step_growth.json where they begin with "{", are measured
 // values from which a plan is compiled, or an Error. Prompts' files also with their checksums made right, which hardly
-// any mutant would hit.
+// any mutant would hit, and step_growth.json without its own.
 #include <cstring>
 
 #include "calibrate/compile/compile.h"
@@ -69,15 +69,28 @@ void save_as_measured(const std::string& from, const std::string& folder) {
   save_prompt(folder, header, prompt);
 }
 
+void load_as_growth(const std::string& folder, std::string text) {
+  const auto load = [&] {
+    fuzz::write_file(folder + "/step_growth.json", reinterpret_cast<const uint8_t*>(text.data()), text.size());
+    for (const Measured measured : {Measured::kMaps, Measured::kLevels}) {
+      fuzz::attempt([&] { load_growth(folder, fuzz::seed_header(measured)); });
+    }
+  };
+  load();
+  // As files were before they had a checksum.
+  const std::string key = "\"checksum\"";
+  if (const size_t at = text.find(key); at != std::string::npos) {
+    text.replace(at, key.size(), "\"checked\"");
+    load();
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::string folder = fuzz::own_folder("-profile"), repaired = fuzz::own_folder("-repaired");
   if (size > 0 && data[0] == '{') {
-    fuzz::write_file(folder + "/step_growth.json", data, size);
-    for (const Measured measured : {Measured::kMaps, Measured::kLevels}) {
-      fuzz::attempt([&] { load_growth(folder, fuzz::seed_header(measured)); });
-    }
+    load_as_growth(folder, {reinterpret_cast<const char*>(data), size});
     return 0;
   }
   const std::string path = prompt_file(folder, 0), again = prompt_file(repaired, 0);

@@ -66,6 +66,14 @@ bool link_or_copy(const std::string& from, const std::string& to) {
   return false;
 }
 
+/// How errors of steps grow was measured once for a run of this kind; the first folder that knows it says it.
+std::optional<StepGrowth> growth_of(const std::vector<std::string>& folders, const ProfileHeader& header) {
+  for (const std::string& folder : folders) {
+    if (std::optional<StepGrowth> growth = load_growth(folder, header)) return growth;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output) {
@@ -108,6 +116,7 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
     throw Error(ErrorKind::kFormat, files.rbegin()->second + ": the calibration has only " +
                                         counted(header.provenance.num_prompts, "prompts") + "; remove the file");
   }
+  const std::optional<StepGrowth> growth = growth_of(folders, header);  // looked at before anything is written
   std::error_code error;
   fs::create_directories(output, error);
   if (error) throw Error(ErrorKind::kIo, "merge: cannot create " + output + ": " + error.message());
@@ -116,13 +125,7 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
     summary.linked += link_or_copy(path, prompt_file(output, prompt));
     ++summary.prompts;
   }
-  // How errors of steps grow was measured once for a run of this kind; the first folder that knows it says it.
-  for (const std::string& folder : folders) {
-    const std::optional<StepGrowth> growth = load_growth(folder, header);
-    if (!growth) continue;
-    save_growth(output, header, *growth);
-    break;
-  }
+  if (growth) save_growth(output, header, *growth);
   return summary;
 }
 

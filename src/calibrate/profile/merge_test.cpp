@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
@@ -100,6 +101,16 @@ TEST_F(Merge, HowErrorsGrowIsCarriedAlong) {
   const std::string output = c / "merged";
   merge_profiles({a.path(), b.path()}, output);
   EXPECT_EQ(load_growth(output, header), growth);
+}
+
+TEST_F(Merge, ADamagedFileOfGrowthIsRefusedBeforeAnythingIsWritten) {
+  record(a.path(), 0, 2);
+  record(b.path(), 2, 4);
+  std::ofstream(b / "step_growth.json") << "{";
+  const std::string output = c / "merged";
+  EXPECT_THAT(message(ErrorKind::kFormat, {a.path(), b.path()}, output),
+              AllOf(HasSubstr(b / "step_growth.json"), HasSubstr("delete that file, and calibrate measures it anew")));
+  EXPECT_FALSE(std::filesystem::exists(output)) << "where it would stand in the way of the next try";
 }
 
 TEST_F(Merge, PromptsOfAnotherListInAFolderAreNotMergedUnseen) {

@@ -123,25 +123,12 @@ bool all_valid(const std::string& name, const Tensor& tensor, const Poll& poll) 
                      [&](float value) { return std::isfinite(value) && (value >= 0 || name == "similarity"); });
 }
 
-// What reads a damaged file says what is wrong with it; what to do about it is known here.
-template <class Read>
-auto read_or_remeasure(const Read& read) {
-  try {
-    return read();
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kFormat) throw;
-    std::string message = error.what();
-    if (message.ends_with(kCopyAnew)) message.resize(message.size() - kCopyAnew.size());
-    throw Error(error.kind(), message + "; " + std::string(kMeasureAnew));
-  }
-}
-
 void read_step_tables(const Safetensors& file, const ProfileFields& fields, const ProfileHeader& header,
                       PromptProfile& prompt) {
   if (!file.metadata().contains(kStepChecksum)) return;
   const int64_t size = int64_t{header.num_steps()} + 1;
   for (const auto& [name, field] : kStepTables) {
-    const Tensor table = read_or_remeasure([&, name = name] { return file.get(name, {size, size}); });
+    const Tensor table = read_or_advise(kMeasureAnew, [&, name = name] { return file.get(name, {size, size}); });
     if (table.dtype() != DType::kF64) throw fields.wrong(name, "has the wrong type");
     const auto* values = table.data<double>();
     if (!std::all_of(values, values + table.size(), [](double value) { return std::isfinite(value); })) {
@@ -167,7 +154,7 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
   }
   std::map<std::string, Tensor> tensors;
   for (const Part& part : parts_of(header)) {
-    const Tensor tensor = read_or_remeasure([&] { return file.get(part.name, part.shape); });
+    const Tensor tensor = read_or_advise(kMeasureAnew, [&] { return file.get(part.name, part.shape); });
     if (tensor.dtype() != part.dtype) throw fields.wrong(part.name, "has the wrong type");
     tensors[part.name] = tensor;
     prompt.*part.field = tensor;
@@ -182,7 +169,7 @@ PromptProfile read_prompt(const Safetensors& file, const ProfileHeader& header, 
 }
 
 Safetensors open_profile(const std::string& path) {
-  Safetensors file = read_or_remeasure([&] { return Safetensors::open(path); });
+  Safetensors file = read_or_advise(kMeasureAnew, [&] { return Safetensors::open(path); });
   const auto format = file.metadata().find("format");
   if (format == file.metadata().end() || format->second != kFormat) {
     throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");

@@ -10,12 +10,26 @@
 
 #include "base/error.h"
 #include "calibrate/profile/profile.h"
+#include "io/safetensors.h"
 
 namespace calibatt {
 
 /// What to do about a damaged file, of which nobody has another copy.
 inline constexpr std::string_view kMeasureAnew =
     "delete that file and run calibrate again: the same command goes on, and measures its prompt anew";
+
+/// Reads a profile's file. What reads a damaged one says what is wrong with it; what to do about it is known here.
+template <class Read>
+auto read_or_advise(std::string_view advice, const Read& read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kFormat) throw;
+    std::string message = error.what();
+    if (message.ends_with(kCopyAnew)) message.resize(message.size() - kCopyAnew.size());
+    throw Error(error.kind(), message + "; " + std::string(advice));
+  }
+}
 
 /// The texts of a profile file's header.
 using ProfileMetadata = std::map<std::string, std::string>;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "calibrate/profile/profile_header.h"
 #include "io/atomic_file.h"
+#include "io/fingerprint.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
 
@@ -16,6 +17,8 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "calibatt-step-growth";
 constexpr int kVersion = 2;
+constexpr const char* kChecksum = "checksum";  // files from before it lack it
+constexpr std::string_view kAdvice = "delete that file, and calibrate measures it anew";
 
 std::string path_in(const std::string& folder) {
   return (std::filesystem::path(folder) / "step_growth.json").string();
@@ -24,6 +27,21 @@ std::string path_in(const std::string& folder) {
 // Of the run alone: which prompts a calibration asks for may change.
 ProfileMetadata run_of(const ProfileHeader& header) {
   return to_metadata(header);
+}
+
+std::string text_of(const Json& json, int indent = -1) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+/// Of all that the file says but this.
+std::string checksum_of(Json json) {
+  json.erase(kChecksum);
+  return hash_hex(text_of(json));
+}
+
+void require_whole(const JsonConfig& json) {
+  if (!json.has(kChecksum) || json.string(kChecksum) == checksum_of(json.json())) return;
+  json.fail(kChecksum, "does not fit the content: the file was altered or damaged");
 }
 
 /// A list of {"step": …, NAME: a number above 0}, by rising step.
@@ -58,19 +76,21 @@ void save_growth(const std::string& folder, const ProfileHeader& header, const S
   Json factors = Json::array(), changes = Json::array();
   for (const auto& each : growth.factors) factors.push_back({{"step", each.step}, {"factor", each.factor}});
   for (const auto& each : growth.mask_changes) changes.push_back({{"step", each.step}, {"per_error", each.per_error}});
-  const Json json = {{"format", kFormat},        {"version", kVersion},     {"run", run_of(header)},
-                     {"factors", factors},       {"mask_changes", changes}, {"latents_error", growth.latents_error},
-                     {"psnr_db", growth.psnr_db}};
-  write_text_file(path_in(folder), json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  Json json = {{"format", kFormat},        {"version", kVersion},     {"run", run_of(header)},
+               {"factors", factors},       {"mask_changes", changes}, {"latents_error", growth.latents_error},
+               {"psnr_db", growth.psnr_db}};
+  json[kChecksum] = checksum_of(json);
+  write_text_file(path_in(folder), text_of(json, 2) + "\n");
 }
 
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header) {
   const std::string path = path_in(folder);
   if (!path_exists(path)) return std::nullopt;
-  try {
+  return read_or_advise(kAdvice, [&]() -> std::optional<StepGrowth> {
     const JsonConfig json = JsonConfig::load(path);
     const auto version = json.integer("version", 0);
     if (json.string("format", "") != kFormat || version < 1 || version > kVersion) json.fail("format", "is not known");
+    require_whole(json);
     if (version < kVersion) return std::nullopt;
     ProfileMetadata found;
     const JsonConfig run = json.object("run");
@@ -79,10 +99,7 @@ std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHe
     }
     require_same(run_of(header), found, path, Comparison::kOneRun);
     return parse(json, header);
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kFormat) throw;
-    throw Error(error.kind(), std::string(error.what()) + "; delete it, and the same command measures it anew");
-  }
+  });
 }
 
 }  // namespace calibatt

@@ -38,7 +38,7 @@ struct StepGrowth {
 /// Kept beside the prompts, in step_growth.json; appears complete or not at all. Throws Error(kIo).
 void save_growth(const std::string& folder, const ProfileHeader& header, const StepGrowth& growth);
 /// Nothing where there is none, or one of an earlier version, which did not know what masks do to steps. Throws
-/// Error(kFormat) for a damaged file, Error(kMismatch) for one of another run.
+/// Error(kFormat) for a damaged file, which is to be deleted, Error(kMismatch) for one of another run.
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header);
 
 }  // namespace calibatt

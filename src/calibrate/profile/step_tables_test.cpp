@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <functional>
 
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/compile/synthetic_steps.h"
+#include "calibrate/profile/held_out_latents.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/profile/step_growth.h"
 #include "calibrate/record/calibrator.h"
@@ -20,6 +22,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class StepTables : public ::testing::Test {
  protected:
@@ -55,6 +58,11 @@ class StepTables : public ::testing::Test {
       EXPECT_EQ(error.kind(), kind);
       return error.what();
     }
+  }
+  /// As step_growth.json was before it had one.
+  static std::string without_checksum(std::string text) {
+    const size_t at = text.find("\"checksum\"");
+    return text.erase(at, text.find('\n', at) - at);
   }
   ProfileHeader header;
   StepGrowth growth;
@@ -124,13 +132,14 @@ TEST_F(StepTables, GrowthOfAnEarlierVersionIsMeasuredAnew) {
   const std::string path = folder / "step_growth.json";
   std::string text = read_text_file(path);
   text.replace(text.find("\"version\": 2"), 12, "\"version\": 1");
-  std::ofstream(path) << text;
+  std::ofstream(path) << without_checksum(text);
   EXPECT_FALSE(load_growth(folder.path(), header).has_value());
 }
 
 TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
   save_growth(folder.path(), header, growth);
-  const std::string path = folder / "step_growth.json", sound = read_text_file(path);
+  const std::string path = folder / "step_growth.json";
+  std::string sound = read_text_file(path);
   const auto refusal = [&](const std::string& from, const std::string& to) {
     std::string text = sound;
     const size_t at = text.find(from);
@@ -138,6 +147,12 @@ TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
     std::ofstream(path) << text.replace(at, from.size(), to);
     return message(ErrorKind::kFormat, [&] { load_growth(folder.path(), header); });
   };
+  EXPECT_THAT(refusal("31.5", "30.5"), AllOf(HasSubstr("altered or damaged"), HasSubstr("delete that file")));
+  EXPECT_THAT(refusal("\"run\"", "\"ruin\""), HasSubstr("altered or damaged")) << "all of it is looked at";
+  EXPECT_THAT(refusal("\"checksum\": \"", "\"checksum\": \"0"), HasSubstr("altered or damaged"));
+
+  // As before there were checksums.
+  sound = without_checksum(sound);
   EXPECT_EQ(refusal("31.5", "30.5"), "accepted");
   for (const auto& [from, to] : {std::pair{"3.25", "-1"},
                                  {"\"step\": 2", "\"step\": 1"},
@@ -145,8 +160,50 @@ TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
                                  {"\"version\": 2", "\"version\": 3"},
                                  {"0.125", "0"},
                                  {"{", "["}}) {
-    EXPECT_THAT(refusal(from, to), AllOf(HasSubstr("step_growth.json"), HasSubstr("measures it anew"))) << to;
+    EXPECT_THAT(refusal(from, to), AllOf(HasSubstr("step_growth.json"), HasSubstr("calibrate measures it anew"))) << to;
   }
+}
+
+// Whatever part of a file a crash or a copy left: it is refused, and what to do is said, since nobody has another one.
+TEST_F(StepTables, TornFilesBesideThePromptsAreToBeDeleted) {
+  const HeldOutKey run{header, "a cat", 7};
+  save_growth(folder.path(), header, growth);
+  save_held_out_latents(folder.path(), run, Tensor::zeros(DType::kF32, {2, 3}));
+  const auto torn = [&](const std::string& path, const std::function<void()>& load) {
+    const std::string sound = read_text_file(path);
+    for (const double kept : {0.0, 0.1, 0.5, 0.9}) {
+      std::ofstream(path, std::ios::binary) << sound.substr(0, static_cast<size_t>(kept * sound.size()));
+      EXPECT_THAT(message(ErrorKind::kFormat, load),
+                  AllOf(HasSubstr(path), HasSubstr("delete that file"), Not(HasSubstr("copy it anew"))))
+          << kept;
+    }
+  };
+  torn(folder / "step_growth.json", [&] { load_growth(folder.path(), header); });
+  torn(folder / "held_out_run.safetensors", [&] { load_held_out_latents(folder.path(), run); });
+}
+
+TEST_F(StepTables, LatentsOfAHeldOutRunComeBackForThatRunAlone) {
+  Tensor latents(DType::kF32, {2, 3});
+  for (int i = 0; i < 6; ++i) latents.f32()[i] = 0.5f + static_cast<float>(i);
+  EXPECT_FALSE(load_held_out_latents(folder.path(), {header, "a cat", 7}).has_value());
+  save_held_out_latents(folder.path(), {header, "a cat", 7}, latents);
+  const std::optional<Tensor> back = load_held_out_latents(folder.path(), {header, "a cat", 7});
+  ASSERT_TRUE(back.has_value());
+  ASSERT_EQ(back->shape(), latents.shape());
+  EXPECT_TRUE(std::equal(latents.f32(), latents.f32() + 6, back->f32()));
+  EXPECT_FALSE(load_held_out_latents(folder.path(), {header, "a dog", 7}).has_value());
+  EXPECT_FALSE(load_held_out_latents(folder.path(), {header, "a cat", 8}).has_value());
+
+  // One bit of them.
+  const std::string path = folder / "held_out_run.safetensors";
+  std::string bytes = read_text_file(path);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  std::ofstream(path, std::ios::binary) << bytes;
+  EXPECT_THAT(message(ErrorKind::kFormat,
+                      [&] {
+                        load_held_out_latents(folder.path(), {header, "a cat", 7});
+                      }),
+              AllOf(HasSubstr("altered or damaged"), HasSubstr("delete that file")));
 }
 
 }  // namespace
