@@ -225,6 +225,7 @@ void choose_measurements(const CalibrateOptions& options, const MeasureFacts& fa
   if (!options.prompt_range || facts.existing) validate(compile, header);
   if (options.prompt_range) return;
   require_possible_density(compile, header);
+  require_possible_speedup(compile, header, compile.attention_share_is_asked);
 }
 
 }  // namespace calibatt

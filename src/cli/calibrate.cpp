@@ -144,11 +144,14 @@ void run(Flags& flags) {
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was measured yet"); };
   const auto pipeline = Pipeline::load(flags.load);
   const CalibrationSummary summary = calibrate(*pipeline, flags.calibration, flags.output, [&](const Progress& state) {
-    const std::string which = format("prompt %d of %d", state.prompt + 1, state.num_prompts);
+    const std::string which = state.prompt < state.num_prompts
+                                  ? format("prompt %d of %d", state.prompt + 1, state.num_prompts)
+                                  : "a held-out run";
     const bool compiling = state.stage == "compile", of_prompt = state.stage != "check" && !compiling;
     stop_if_interrupted(state, (of_prompt ? " of " + which : "") + "; what was measured " +
-                                   (compiling ? "" : "on the prompts before ") + "is kept in " +
-                                   flags.calibration.profile_dir + ": the same command goes on from there");
+                                   (compiling || state.prompt == state.num_prompts ? "" : "on the prompts before ") +
+                                   "is kept in " + flags.calibration.profile_dir +
+                                   ": the same command goes on from there");
     bar.update(state, state.overall, of_prompt ? which : "");
   });
   bar.finish();

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <utility>
 
 #include "base/error.h"
@@ -11,9 +12,11 @@
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/compile/least_density.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
 #include "calibrate/unread_settings.h"
+#include "pipeline/calibration_progress.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/held_out_run.h"
 #include "pipeline/options.h"
@@ -22,8 +25,6 @@
 namespace calibatt {
 
 namespace {
-
-constexpr double kCompileShare = 0.03;  // of the time that a calibration usually takes
 
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -55,47 +56,6 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
   return make_profile_header(runs, options);
 }
-
-/// What is told of a calibration: a model's progress in one prompt, or the compiler's, in its place among all of them.
-class CalibrationProgress {
- public:
-  CalibrationProgress(const ProgressCallback& tell, int num_prompts) : tell_(tell) { state_.num_prompts = num_prompts; }
-
-  ProgressCallback of_prompt(int prompt) {
-    return [this, prompt](const Progress& of_model) {
-      const double done = prompt + (of_model.stage == "denoise" ? of_model.of_stage() : 0);
-      set(of_model, prompt, (1 - kCompileShare) * done / state_.num_prompts);
-    };
-  }
-  /// Of runs behind the last prompt.
-  ProgressCallback of_held_out() {
-    return [this](const Progress& of_model) { set(of_model, state_.num_prompts - 1, 1 - kCompileShare); };
-  }
-  /// begin: the share of all work that was done before.
-  ProgressCallback of_compiler(double begin) {
-    return [this, begin](const Progress& of_compiler) {
-      set(of_compiler, state_.num_prompts - 1, begin + (1 - begin) * of_compiler.of_stage());
-    };
-  }
-  void saving() { state_.stage = "save"; }
-  /// The last once more: whoever listens may end the work here.
-  void again() const {
-    if (tell_) tell_(state_);
-  }
-
- private:
-  void set(const Progress& of_part, int prompt, double overall) {
-    const int num_prompts = state_.num_prompts;
-    state_ = of_part;
-    state_.prompt = prompt;
-    state_.num_prompts = num_prompts;
-    state_.overall = overall;
-    again();
-  }
-
-  const ProgressCallback& tell_;
-  Progress state_;
-};
 
 /// Seconds of the transformer. Every prompt has a seed of its own: a plan must hold for any initial noise.
 GenerateOptions run_of_prompt(GenerateOptions run, int index, const Prompt& prompt) {
@@ -146,15 +106,40 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   summary.plan_written = true;
 }
 
+/// Where the density leaves no way to meet the speedup: more of it costs quality that nobody asked to give.
+std::string note_of_overshoot(const CompileOptions& options, double speedup) {
+  constexpr double kMuch = 1.05;
+  if (!options.speedup || !options.density || speedup <= kMuch * *options.speedup) return "";
+  char text[200];
+  std::snprintf(text, sizeof text,
+                "with --density %.3g the transformer is predicted to be %.2f times as fast, more than --speedup %.4g "
+                "asks for; leave --density out, or ask for a higher one, to lose less",
+                *options.density, speedup, *options.speedup);
+  return text;
+}
+
 // The plan is written once more, with what the run says.
 void check_plan(const Profile& profile, CompileOptions& compile, const std::string& plan_path, HeldOutRun& run,
-                CalibrationSummary& summary) {
+                CalibrationProgress& told, CalibrationSummary& summary) {
   const double begin = now_seconds();
-  const HeldOutRun::Check check = run.check(plan_path);
+  const HeldOutRun::Check check = run.check(plan_path, told.of_check());
   compile.latents_measured = summary.latents_measured = check.latents_error;
   summary.psnr_measured = check.psnr_db;
   compile_to_file(profile, compile, plan_path);
   summary.check_seconds = now_seconds() - begin;
+}
+
+/// What follows the prompts: the plan, and with reuse of steps what has to be known for it.
+void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& compile, const std::string& plan_path,
+               HeldOutRun& other, CalibrationProgress& told, CalibrationSummary& summary) {
+  take_measured_share(recorded.profile, compile);
+  require_possible_speedup(compile, recorded.profile.header, true);  // before more is measured
+  const double begin = now_seconds();
+  if (compile.may_reuse_steps()) compile.growth = other.growth(told.of_growth());
+  summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
+  add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler()), compile, summary);
+  runner.warn(note_of_overshoot(compile, summary.predicted_speedup));
+  if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, summary);
 }
 
 }  // namespace
@@ -174,16 +159,15 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
   check_picture(run, runner.model());
   const PromptRange range = announce_prompts(runner, options, run);
   runner.warn_of_memory(run);
-  CalibrationProgress told(progress, static_cast<int>(options.prompts.size()));
+  const bool held_out_runs = compile.may_reuse_steps() && !options.prompt_range;
+  CalibrationProgress told(progress, static_cast<int>(options.prompts.size()), held_out_runs);
   ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
   // The next seed, to which the profile has no prompt.
   const GenerateOptions held_out = run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
-  if (compile.may_reuse_steps() && !options.prompt_range) {
-    HeldOutRun::require_possible(header, options.profile_dir, held_out);
-  }
+  const bool growth_is_known = held_out_runs && HeldOutRun::look_first(header, options.profile_dir, held_out);
   summary.measured = note_of_choice(options, facts, header.measured);
   for (const std::string& line : unread_settings(options, header)) runner.warn(line);
 
@@ -210,14 +194,9 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
   steps = {};
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
-    take_measured_share(recorded.profile, compile);
-    HeldOutRun other(runner, recorded.profile, options.profile_dir, held_out, told.of_held_out());
-    const double begin = now_seconds();
-    if (compile.may_reuse_steps()) compile.growth = other.growth();
-    summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
-    const ProgressCallback compiling = told.of_compiler(recorded.prompts_recorded > 0 ? 1 - kCompileShare : 0);
-    add_compiled(compile_to_file(recorded.profile, compile, plan_path, compiling), compile, summary);
-    if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, summary);
+    told.begin_rest(recorded.prompts_recorded > 0, growth_is_known);
+    HeldOutRun other(runner, recorded.profile, options.profile_dir, held_out);
+    make_plan(runner, recorded, compile, plan_path, other, told, summary);
   }
   summary.calibration_seconds = now_seconds() - start;
   return summary;

@@ -15,6 +15,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 class CalibrateTest : public testing::Test {
  protected:
@@ -85,6 +86,20 @@ TEST_F(CalibrateTest, TooFewStepsForReuseAreRefusedBeforeAnythingIsMeasured) {
   // A part of the folder is measured for whatever is compiled of it.
   options_.prompt_range = {0, 1};
   EXPECT_EQ(begin(), "");
+}
+
+TEST_F(CalibrateTest, ASpeedupBeyondAnyReachIsRefusedBeforeAnythingIsMeasured) {
+  options_.speedup = 3;  // of five steps, two of which must run
+  options_.density = 1;
+  EXPECT_THAT(begin(), HasSubstr("--speedup 3: cannot be reached at density 1"));
+  for (const std::string& line : log_) EXPECT_THAT(line, Not(HasSubstr("encode")));
+  EXPECT_FALSE(std::filesystem::exists(folder_));
+  options_.speedup = 2.4;
+  EXPECT_EQ(begin(), "");
+  options_.density.reset();
+  options_.attention_share = 0;
+  options_.speedup = 3;
+  EXPECT_THAT(begin(), HasSubstr("this model's share of attention (0.00)"));
 }
 
 }  // namespace

@@ -127,9 +127,8 @@ struct HeldOutRun::Parts {
   StepRecorder dense;  // empty until a dense run was made
 };
 
-HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
-                       ProgressCallback progress)
-    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run), progress_(std::move(progress)) {}
+HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run)
+    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run) {}
 
 HeldOutRun::~HeldOutRun() = default;
 
@@ -200,12 +199,15 @@ double HeldOutRun::psnr(const Tensor& latents) {
   return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
 }
 
-void HeldOutRun::require_possible(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run) {
+bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run) {
   require_enough_steps(header);
-  if (load_growth(folder, header)) load_held_out_latents(folder, {header, run.prompt, run.seed});
+  if (!load_growth(folder, header)) return false;
+  load_held_out_latents(folder, {header, run.prompt, run.seed});
+  return true;
 }
 
-StepGrowth HeldOutRun::growth() {
+StepGrowth HeldOutRun::growth(const ProgressCallback& progress) {
+  progress_ = progress;
   if (std::optional<StepGrowth> known = load_growth(folder_, profile_.header)) return *std::move(known);
   require_enough_steps(profile_.header);
   run_dense();  // whatever is kept of it: that is its end alone
@@ -226,7 +228,8 @@ StepGrowth HeldOutRun::growth() {
   return growth;
 }
 
-HeldOutRun::Check HeldOutRun::check(const std::string& plan_path) {
+HeldOutRun::Check HeldOutRun::check(const std::string& plan_path, const ProgressCallback& progress) {
+  progress_ = progress;
   dense_latents();
   const Tensor latents = parts().denoise(load_plan(plan_path), {});
   return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)), psnr(latents)};

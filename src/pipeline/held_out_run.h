@@ -16,23 +16,23 @@ namespace calibatt {
 class HeldOutRun {
  public:
   /// `run`: with a seed that the profile has no run of. All must outlive the object. Nothing runs yet.
-  HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
-             ProgressCallback progress);
+  HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run);
   ~HeldOutRun();
 
+  /// To be asked before prompts are measured; arguments as of the constructor. Whether the folder holds what `growth`
+  /// says. Throws Error(kUsage) for runs of too few steps, Error(kFormat) where what the folder holds is damaged.
+  static bool look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run);
+
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
-  /// forwards more. Throws Error(kUsage) for a run of too few steps.
-  StepGrowth growth();
-  /// Throws Error(kUsage) for runs of too few steps, Error(kFormat) where what the folder holds of such a run is
-  /// damaged. To be asked before prompts are measured; arguments as of the constructor.
-  static void require_possible(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run);
+  /// forwards more. Throws as look_first.
+  StepGrowth growth(const ProgressCallback& progress);
 
   struct Check {
     double latents_error = 0;  ///< √(mean square of the change of the final latents / that of dense ones)
     double psnr_db = 0;        ///< of its video against the dense one
   };
   /// Runs with the plan. The dense run's latents are kept in the profile's folder.
-  Check check(const std::string& plan_path);
+  Check check(const std::string& plan_path, const ProgressCallback& progress);
 
  private:
   struct Parts;
@@ -47,7 +47,7 @@ class HeldOutRun {
   const Profile& profile_;
   std::string folder_;
   const GenerateOptions& run_;
-  ProgressCallback progress_;
+  ProgressCallback progress_;  ///< of what runs now
   std::unique_ptr<Parts> parts_;
   Tensor dense_latents_;
 };

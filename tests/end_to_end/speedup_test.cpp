@@ -63,5 +63,25 @@ TEST_F(Speedup, DamagedFilesBesideThePromptsAreFoundFirstAndCanBeDeleted) {
   EXPECT_TRUE(std::filesystem::exists(profile + "held_out_run.safetensors"));
 }
 
+TEST_F(Speedup, ADensityThatGivesMoreThanWasAskedForIsSaid) {
+  const CommandResult more = calibrate("--speedup 1.05 --density .3 --attention-share .8");
+  EXPECT_EQ(more.exit_code, 0) << more.output;
+  EXPECT_THAT(more.output, AllOf(HasSubstr("with --density 0.3 the transformer is predicted to be"),
+                                 HasSubstr("more than --speedup 1.05 asks for; leave --density out")));
+  EXPECT_THAT(calibrate("--speedup 1.5 --density 1").output, Not(HasSubstr("more than --speedup")));  // 4 of 6 steps
+  EXPECT_THAT(calibrate("--speedup 1.05 --attention-share .8").output, Not(HasSubstr("more than --speedup")));
+}
+
+// Before anything more is measured for it, with the share of attention that the prompts' runs had.
+TEST_F(Speedup, WhatTheMeasuredShareOfAttentionForbidsIsRefusedBeforeHeldOutRuns) {
+  for (const char* name : {"profile/step_growth.json", "profile/held_out_run.safetensors"}) {
+    std::filesystem::remove(folder_.file(name));
+  }
+  const CommandResult refused = calibrate("--speedup 8");
+  EXPECT_EQ(refused.exit_code, 2) << refused.output;
+  EXPECT_THAT(refused.output, AllOf(HasSubstr("--speedup 8: cannot be reached"), HasSubstr("share of attention")));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("profile/held_out_run.safetensors")));
+}
+
 }  // namespace
 }  // namespace calibatt::test

@@ -79,9 +79,7 @@ class JointChoice {
   }
 
   double most_speedup() const {
-    const double run = errors_.num_steps() - reused(candidates_.back());
-    const double least = options_.density.value_or(least_density_);
-    return errors_.num_steps() / (run * forward_cost(least, summary_pairs_, options_.attention_share));
+    return calibatt::most_speedup(options_, profile_.header, errors_.num_steps() - reused(candidates_.back()));
   }
 
   /// The error of the reuse, each prompt's with the steps that the others choose.

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/compile/energy_schedule.h"
+#include "calibrate/compile/least_density.h"
 #include "calibrate/compile/step_errors.h"
 #include "calibrate/compile/synthetic_steps.h"
 #include "calibrate/record/calibrator.h"
@@ -219,6 +220,45 @@ TEST_P(JointChoices, AFileHasWhatMemoryHas) {
   EXPECT_EQ(plan->info().step_entry, compiled.parts.step_entry);
   EXPECT_EQ(plan->info().step_reuse, compiled.parts.step_reuse);
   EXPECT_EQ(plan->info().accuracy, compiled.parts.accuracy);
+}
+
+// Whatever is measured: what is refused here would be refused behind it, too, and what is not may still be.
+TEST_P(JointChoices, WhatNoPlanCanReachIsKnownBefore) {
+  const auto refused = [&](bool share_is_known) {
+    try {
+      require_possible_speedup(options, profile().header, share_is_known);
+      return std::string();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      return std::string(error.what());
+    }
+  };
+  options.speedup = 4.1;  // two of eight steps have forwards
+  options.density = 1;
+  EXPECT_THAT(refused(false), AllOf(HasSubstr("--speedup 4.1: cannot be reached at density 1"),
+                                    HasSubstr("a run of 8 steps"), HasSubstr("about 4.00; ask for less")));
+  options.speedup = 3.9;
+  EXPECT_EQ(refused(false), "");
+  EXPECT_EQ(refused(true), "");
+
+  options.density.reset();
+  options.attention_share = 0.1;
+  options.speedup = 6;
+  EXPECT_EQ(refused(false), "") << "all may be attention, which masks make nearly nothing";
+  EXPECT_THAT(refused(true), HasSubstr("share of attention (0.10)"));
+  EXPECT_THAT(refusal(), HasSubstr("--speedup 6: cannot be reached"));
+  options.speedup = 4 / (0.9 + 0.1 * 0.5);
+  EXPECT_EQ(refused(true), "");
+  EXPECT_EQ(refusal(), "accepted");
+}
+
+TEST_P(JointChoices, EveryTransformerRunsAForward) {
+  ProfileHeader header = profile().header;
+  EXPECT_EQ(least_forwards(header), 2);
+  header.step_transformer = {0, 0, 0, 1, 1, 1, 1, 1};
+  EXPECT_EQ(least_forwards(header), 2);
+  header.step_transformer = {0, 0, 0, 1, 1, 2, 2, 2};
+  EXPECT_EQ(least_forwards(header), 3);
 }
 
 TEST_P(JointChoices, WhatCannotBeIsRefused) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "calibrate/compile/compile.h"
 #include "calibrate/compile/energy_schedule.h"
 
 namespace calibatt {
@@ -46,6 +47,38 @@ void require_possible_density(const CompileOptions& options, const ProfileHeader
                 "%d tokens is %.3f; ask for more, or measure %s",
                 *target, options.density ? "" : " (the default)", g.block_q, g.block_k, g.num_tokens(), least,
                 kSmallerBlocks);
+  throw Error(ErrorKind::kUsage, text);
+}
+
+int least_forwards(const ProfileHeader& header) {
+  int parts = 1;  // of the run, each with its transformer, whose first step has nothing to be made from
+  const std::vector<int>& transformer = header.step_transformer;
+  for (size_t step = 1; step < transformer.size(); ++step) parts += transformer[step] != transformer[step - 1];
+  return std::max(parts, 2);
+}
+
+double most_speedup(const CompileOptions& options, const ProfileHeader& header, int forwards) {
+  const double least = options.density.value_or(least_density(options, header));
+  const double summary_pairs = options.skipped == Skipped::kSummary ? 1.0 / header.geometry.block_k : 0.0;
+  const double cost = least < 1 ? forward_cost(least, summary_pairs, options.attention_share) : 1;
+  return header.num_steps() / (forwards * cost);
+}
+
+void require_possible_speedup(const CompileOptions& options, const ProfileHeader& header, bool share_is_known) {
+  if (!options.speedup) return;
+  CompileOptions all_attention = options;
+  if (!share_is_known) all_attention.attention_share = 1;
+  const double most = most_speedup(all_attention, header, least_forwards(header));
+  if (*options.speedup <= most) return;
+  char share[80] = "", density[40] = "", text[300];
+  if (share_is_known) {
+    std::snprintf(share, sizeof share, "this model's share of attention (%.2f) and ", options.attention_share);
+  }
+  if (options.density) std::snprintf(density, sizeof density, " at density %.3g", *options.density);
+  std::snprintf(text, sizeof text,
+                "--speedup %.4g: cannot be reached%s: with %sthese blocks the most that a run of %d steps can be is "
+                "about %.2f; ask for less",
+                *options.speedup, density, share, header.num_steps(), most);
   throw Error(ErrorKind::kUsage, text);
 }
 
