@@ -150,6 +150,8 @@ int main(int argc, char** argv) {
   app.add_option("file", options.path, "Plan file to write")->required();
   app.add_option("--mix", options.mix, "Kinds of masks that heads take turns among: band, stripe, random");
   app.add_option("--density", options.masks.density, "Kept blocks over all blocks")->check(CLI::Range(0.001, 1.0));
+  app.add_option("--spread", options.masks.spread, "By what share of the density heads may be denser and sparser")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--noise", options.masks.noise, "Share of the blocks of bands and stripes that are flipped");
   app.add_option("--drift", options.masks.drift, "Share of random blocks and noise that changes with each step");
   app.add_option("--layers", options.layers);

@@ -14,6 +14,10 @@ uint64_t mixed(uint64_t z) {
   return z ^ z >> 31;
 }
 
+double unit(uint64_t bits) {
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
 // A number of [0, 1) for each block, which is drawn anew every 1 / drift steps, at another step for every block.
 class Chances {
  public:
@@ -27,7 +31,6 @@ class Chances {
   }
 
  private:
-  static double unit(uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1p-53; }
   uint64_t seed_;
   int step_;
   double period_;
@@ -91,7 +94,7 @@ SyntheticLayers::SyntheticLayers(std::vector<MaskKind> mix, const AttentionGeome
                                  const MaskOptions& options)
     : mix_(std::move(mix)), geometry_(geometry), options_(options), fixed_(mix_.size()) {
   for (size_t i = 0; i < mix_.size(); ++i) {
-    if (mix_[i] != MaskKind::kRandom && options.noise == 0) {
+    if (mix_[i] != MaskKind::kRandom && options.noise == 0 && options.spread == 0) {
       fixed_[i] = synthetic_mask(mix_[i], geometry, options, 0, 0);
     }
   }
@@ -101,9 +104,14 @@ PlanLayer SyntheticLayers::layer(int step, int layer) const {
   PlanLayer heads(static_cast<size_t>(geometry_.heads));
   for (size_t head = 0; head < heads.size(); ++head) {
     const size_t i = head % mix_.size();
-    heads[head].intervals = fixed_[i] ? *fixed_[i]
-                                      : synthetic_mask(mix_[i], geometry_, options_, step,
-                                                       static_cast<uint64_t>(layer) * heads.size() + head);
+    if (fixed_[i]) {
+      heads[head].intervals = *fixed_[i];
+      continue;
+    }
+    const uint64_t seed = static_cast<uint64_t>(layer) * heads.size() + head;
+    MaskOptions options = options_;
+    options.density = std::min(1.0, options.density * (1 + options.spread * (2 * unit(mixed(~seed)) - 1)));
+    heads[head].intervals = synthetic_mask(mix_[i], geometry_, options, step, seed);
   }
   return heads;
 }

@@ -17,7 +17,10 @@ MaskKind parse_mask_kind(const std::string& name);  ///< "band", "stripe", "rand
 struct MaskOptions {
   double density = 0.375;  ///< kept blocks over all blocks, about
   double noise = 0;        ///< share of the blocks of bands and stripes that are the other way round
-  double drift = 1;        ///< share of the random blocks and of the noise that is drawn anew from one step to the next
+  /// Of SyntheticLayers: heads' densities lie between (1 − spread) and (1 + spread) times the density, the same at
+  /// every step.
+  double spread = 0;
+  double drift = 1;  ///< share of the random blocks and of the noise that is drawn anew from one step to the next
 };
 
 /// One head's kept blocks at a step. Deterministic; other seeds give other random blocks and noise.

@@ -10,6 +10,11 @@ namespace calibatt {
 /// A plan file, described in a few lines of text. Throws Error(kNotFound / kFormat).
 CALIBATT_API std::string describe_plan(const std::string& plan_path);
 
+/// How evenly its work would be shared among so many GPUs that take whole heads of each layer, dealt in order and by
+/// what they cost: the run, its calls, each layer. Throws as describe_plan, and Error(kUsage) unless num_gpus is 1
+/// to 64.
+CALIBATT_API std::string describe_plan_on_gpus(const std::string& plan_path, int num_gpus);
+
 /// How far runs with a plan are expected to be from dense attention, in the words of every output. basis: as
 /// PlanUse::error_basis.
 CALIBATT_API std::string expected_error_text(std::optional<double> error, const std::string& basis);

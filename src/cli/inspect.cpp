@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <limits>
 #include <memory>
+#include <optional>
 
 #include "calibatt/output.h"
 #include "calibatt/plan.h"
@@ -16,6 +17,7 @@ void add_inspect(CLI::App& app) {
   struct Flags {
     std::string plan, head_png, density_png;
     std::vector<int> site{0, 0, 0};
+    std::optional<int> gpus;
   };
   const auto flags = std::make_shared<Flags>();
   command->add_option("plan", flags->plan, "Plan made by `calibatt calibrate`")->type_name("FILE")->required();
@@ -41,11 +43,15 @@ void add_inspect(CLI::App& app) {
       ->add_option("--density-png", flags->density_png,
                    "Write a picture of the density (share of attention that is computed) of every step and layer")
       ->type_name("FILE");
+  add_whole_number(
+      *command, "--gpus", flags->gpus, 1, 64,
+      "Show how evenly that many GPUs would share the plan's work, if each took some heads of every layer");
   command->callback([flags] {
     check_outputs({{OutputKind::kPicture, "--head-png", flags->head_png},
                    {OutputKind::kPicture, "--density-png", flags->density_png}},
                   {{"plan", flags->plan}});
     std::fputs(printable(describe_plan(flags->plan), size_t{1} << 20).c_str(), stdout);
+    if (flags->gpus) std::printf("\n%s", describe_plan_on_gpus(flags->plan, *flags->gpus).c_str());
     if (!flags->head_png.empty()) {
       write_head_picture(flags->plan, flags->site[0], flags->site[1], flags->site[2], flags->head_png);
       std::printf("\n%s: kept blocks of step %d, layer %d, head %d\n", printable(flags->head_png).c_str(),

@@ -365,6 +365,10 @@ TEST_F(Calibrate, InspectShowsAndDraws) {
   EXPECT_THAT(result.output, HasSubstr(folder_.file("d.png") + ": density of every step and layer\n"));
   EXPECT_EQ(read_file(folder_.file("h.png")).substr(1, 3), "PNG");
   EXPECT_EQ(read_file(folder_.file("d.png")).substr(1, 3), "PNG");
+  const CommandResult shared = run_calibatt("inspect " + folder_.file("plan.safetensors") + " --gpus 2");
+  ASSERT_EQ(shared.exit_code, 0) << shared.output;
+  EXPECT_THAT(shared.output, HasSubstr("4 heads on 2 GPUs: work of the busiest GPU over the mean"));
+  EXPECT_EQ(run_calibatt("inspect " + folder_.file("plan.safetensors") + " --gpus 0").exit_code, 2);
   EXPECT_EQ(
       run_calibatt("inspect " + folder_.file("plan.safetensors") + " --site 9 0 0 --head-png " + folder_.file("x.png"))
           .exit_code,

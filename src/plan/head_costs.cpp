@@ -1,0 +1,20 @@
+#include "plan/head_costs.h"
+
+namespace calibatt {
+
+std::vector<double> head_costs(const Plan& plan, int entry, int layer, const HeadCostModel& model) {
+  const AttentionGeometry& geometry = plan.geometry();
+  const double anchor_queries = static_cast<double>(plan.anchor_rows().query_tokens.size());
+  std::vector<double> costs;
+  for (int head = 0; head < geometry.heads; ++head) {
+    const HeadFacts& facts = plan.facts(entry, layer, head);
+    const double queries = facts.anchored ? anchor_queries : geometry.num_tokens();
+    const bool summaries = plan.info().summarize_skipped && facts.has_intervals;
+    const double pairs = static_cast<double>(facts.token_pairs) +
+                         queries * (model.keys_per_query + (summaries ? geometry.num_key_blocks() : 0));
+    costs.push_back(facts.anchored ? pairs * model.anchored : pairs);
+  }
+  return costs;
+}
+
+}  // namespace calibatt
