@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "plan/head_costs.h"
 #include "sparsity/text_extension.h"
 
 namespace calibatt {
@@ -80,6 +81,10 @@ std::span<const HeadSchedule> PlannedLayer::heads() const {
   const std::lock_guard lock(mutex_);
   if (heads_ == nullptr) decode();
   return schedules_;
+}
+
+std::vector<double> PlannedLayer::head_costs() const {
+  return calibatt::head_costs(*plan_, entry_, layer_);
 }
 
 int64_t PlannedLayer::token_pairs() const {

@@ -28,6 +28,7 @@ class PlannedLayer : public ScheduleSource {
 
   /// Throws what Plan::layer throws.
   std::span<const HeadSchedule> heads() const override;
+  std::vector<double> head_costs() const override;
 
   int entry() const { return entry_; }
   int layer() const { return layer_; }

@@ -12,8 +12,9 @@ namespace {
 // forward of a guided step finds those of the first.
 constexpr size_t kMaxDecodedBytes = size_t{512} << 20;
 
-int64_t all_pairs(const AttentionCall& call) {
-  return call.q.num_tokens * call.k.num_tokens * call.num_heads;
+// Of the whole call, whoever computes which part of it.
+int64_t all_pairs(const AttentionGeometry& geometry) {
+  return int64_t{geometry.num_tokens()} * geometry.num_tokens() * geometry.heads;
 }
 
 }  // namespace
@@ -29,7 +30,7 @@ void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstH
                             ConstHeadsView v, HeadsView out, const OutputContext&) {
   const AttentionCall call = call_of_step(geometry, q, k, v, out);
   engine_.attention(call);
-  meter_.add(step_, layer, all_pairs(call), all_pairs(call));
+  meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry));
 }
 
 PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<const Plan> plan, const RunDescription& run,
@@ -92,7 +93,8 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
     mismatch = geometry_mismatch(plan_->geometry(), geometry);
   }
   if (mismatch.empty()) {
-    attend_planned(layer, call, geometry.text_tokens - plan_->geometry().text_tokens);
+    const int64_t computed = attend_planned(layer, call, geometry.text_tokens - plan_->geometry().text_tokens);
+    meter_.add(step_, layer, computed, all_pairs(geometry));
     return;
   }
   if (on_mismatch_ != OnMismatch::kDense) {
@@ -100,7 +102,7 @@ void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, Cons
   }
   if (fallback_reason_.empty()) fallback_reason_ = mismatch;
   engine_.attention(call);
-  meter_.add(step_, layer, all_pairs(call), all_pairs(call));
+  meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry));
   meter_.add_fallback();
 }
 
@@ -144,7 +146,7 @@ void PlannedAttention::prefetch(int step, int layer) {
   announce(layer_at({step, layer, 0}));
 }
 
-void PlannedAttention::attend_planned(int layer, AttentionCall call, int text_tokens) {
+int64_t PlannedAttention::attend_planned(int layer, AttentionCall call, int text_tokens) {
   call.block_q = plan_->geometry().block_q;
   call.block_k = plan_->geometry().block_k;
   const size_t forward = forward_of_step();
@@ -156,7 +158,7 @@ void PlannedAttention::attend_planned(int layer, AttentionCall call, int text_to
   call.heads = planned->heads();
   call.schedule = planned.get();
   engine_.attention(call);
-  meter_.add(step_, layer, planned->token_pairs(), all_pairs(call));
+  return planned->token_pairs();
 }
 
 AttentionReport PlannedAttention::report() const {

@@ -47,6 +47,7 @@ class DenseAttention : public RunAttention {
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override { return meter_.report(); }
+  Communicator* ranks() const override { return engine_.ranks(); }
 
  private:
   AttentionEngine& engine_;
@@ -65,6 +66,7 @@ class PlannedAttention : public RunAttention {
 
   /// The plan's; raster when everything runs dense.
   TokenOrder token_order() const override;
+  Communicator* ranks() const override { return engine_.ranks(); }
   void begin_forward(int step, GuidanceBranch branch) override;
   void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
               HeadsView out, const OutputContext& context) override;
@@ -80,7 +82,8 @@ class PlannedAttention : public RunAttention {
     int step = 0, layer = 0;
     size_t forward = 0;  ///< of the step: 0, or 1 for the second branch of guidance
   };
-  void attend_planned(int layer, AttentionCall call, int text_tokens);
+  /// Returns the computed pairs.
+  int64_t attend_planned(int layer, AttentionCall call, int text_tokens);
   void announce(const std::shared_ptr<const PlannedLayer>& layer);
   std::shared_ptr<const PlannedLayer> layer_at(const Site& site);
   int text_tokens_of(size_t forward) const;

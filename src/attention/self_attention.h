@@ -4,6 +4,7 @@
 #include <span>
 
 #include "backend/attention_call.h"
+#include "backend/communicator.h"
 #include "base/guidance_branch.h"
 #include "base/tensor.h"
 #include "sparsity/geometry.h"
@@ -36,6 +37,9 @@ class SelfAttention {
 
   /// The token order and block sizes that this run wants; the model permutes once around its block stack.
   virtual TokenOrder token_order() const { return TokenOrder::raster(); }
+  /// The ranks that share the tokens: a model then computes its own shard of them alone (sparsity/token_shard.h), gives
+  /// attend q, k, v and out of that, and the geometry of all. Null: there is one rank, which has all.
+  virtual Communicator* ranks() const { return nullptr; }
   /// Called once per forward, before the first layer.
   virtual void begin_forward(int step, GuidanceBranch branch) {
     step_ = step;

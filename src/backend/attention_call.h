@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/dtype.h"
 #include "sparsity/block_intervals.h"
@@ -41,6 +42,10 @@ class ScheduleSource {
   virtual ~ScheduleSource() = default;
   /// One per head, valid as long as the object lives. Throws, every time, when they cannot be made.
   virtual std::span<const HeadSchedule> heads() const = 0;
+  /// What each head costs beside the others, in any unit, known without making the schedules; empty: they are alike, as
+  /// far as is known. Ranks that share the heads of a call deal them by it (attention/sequence_parallel.h), so equal
+  /// schedules give equal numbers everywhere.
+  virtual std::vector<double> head_costs() const { return {}; }
 };
 
 /// One attention call of one sample: out[t, h, :] = Σ_s softmax_s(scale · q[t,h]·k[s,h] + key_bias[s]) v[s, h, :].

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "backend/attention_call.h"
+#include "backend/communicator.h"
 #include "calibatt/mask_streaming.h"
 
 namespace calibatt {
@@ -31,6 +32,9 @@ class AttentionEngine {
   /// announced work too, and what was announced need not come. What goes wrong here is thrown by `attention`.
   virtual void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& /*schedule*/,
                                  const ScheduleSizes& /*sizes*/) {}
+  /// The ranks whose tokens its calls are of, where it computes calls together with others
+  /// (attention/sequence_parallel.h); null: it is alone, as every backend's own is.
+  virtual Communicator* ranks() const { return nullptr; }
   /// Since the backend was made; zeros where nothing is streamed.
   virtual MaskStreaming mask_streaming() const { return {}; }
 };

@@ -1,5 +1,7 @@
 #include "models/transformer_parts.h"
 
+#include "base/error.h"
+#include "calibatt/counted.h"
 #include "models/weights.h"
 
 namespace calibatt {
@@ -15,6 +17,31 @@ AttentionGeometry token_geometry(std::array<int, 3> latent, std::array<int, 3> p
   geometry.order = order;
   geometry.validate();
   return geometry;
+}
+
+TokenShard shard_of_forward(const Communicator* ranks, int64_t num_tokens) {
+  if (ranks == nullptr) return {0, num_tokens};
+  if (num_tokens < ranks->size()) {
+    throw Error(ErrorKind::kUsage, "a video of " + counted(num_tokens, "tokens") + " cannot be shared by " +
+                                       std::to_string(ranks->size()) + " ranks; use fewer, or a larger video");
+  }
+  return token_shard(num_tokens, ranks->rank(), ranks->size());
+}
+
+void gather_shards(Communicator* ranks, Tensor& rows) {
+  if (ranks == nullptr) return;
+  const size_t row_bytes = rows.size_bytes() / static_cast<size_t>(rows.dim(0));
+  std::vector<Piece> shards;
+  for (int rank = 0; rank < ranks->size(); ++rank) {
+    const TokenShard shard = token_shard(rows.dim(0), rank, ranks->size());
+    shards.push_back({static_cast<char*>(rows.raw()) + static_cast<size_t>(shard.begin) * row_bytes,
+                      static_cast<size_t>(shard.count) * row_bytes});
+  }
+  Piece& mine = shards[static_cast<size_t>(ranks->rank())];
+  std::vector<ConstPiece> send(shards.size(), {mine.data, mine.size_bytes});
+  send[static_cast<size_t>(ranks->rank())] = {};  // it is in its place
+  mine = {};
+  ranks->all_to_all(send, shards);
 }
 
 void after_part(Backend& backend, const WorkProgress& progress, int layer, int num_layers, double within) {

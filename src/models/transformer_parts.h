@@ -8,9 +8,11 @@
 
 #include "attention/self_attention.h"
 #include "backend/backend.h"
+#include "backend/communicator.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
 #include "sparsity/geometry.h"
+#include "sparsity/token_shard.h"
 
 namespace calibatt {
 
@@ -20,6 +22,12 @@ class Weights;
 /// patch is left out.
 AttentionGeometry token_geometry(std::array<int, 3> latent, std::array<int, 3> patch, int heads, int head_dim,
                                  const TokenOrder& order);
+
+/// The tokens of a forward that this rank computes: all of them where `ranks` is null. Throws Error(kUsage) where there
+/// are fewer tokens than ranks.
+TokenShard shard_of_forward(const Communicator* ranks, int64_t num_tokens);
+/// rows: [tokens, …], of which this rank has made its shard; those of the others come to be there.
+void gather_shards(Communicator* ranks, Tensor& rows);
 
 /// Tells whoever listens of a part of a layer. There they may end the work: the device has little left to do by then.
 void after_part(Backend& backend, const WorkProgress& progress, int layer, int num_layers, double within);

@@ -94,6 +94,9 @@ Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const Mo
 
   const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
             width = static_cast<int>(latents.dim(3));
+  if (self_attention.ranks() != nullptr) {
+    throw Error(ErrorKind::kUsage, "Mochi's transformer cannot be shared by several ranks yet; use one");
+  }
   const Layout& layout = layout_for(geometry(frames, height, width, self_attention.token_order()));
   const PatchLayout patches{{1, config_.patch_size, config_.patch_size}, layout.raster_of_position};
   const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim(),

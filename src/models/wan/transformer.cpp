@@ -129,16 +129,19 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
 
   const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
             width = static_cast<int>(latents.dim(3));
-  const Layout& layout = layout_for(geometry(frames, height, width, self_attention.token_order()));
+  const AttentionGeometry attention_geometry = geometry(frames, height, width, self_attention.token_order());
+  Communicator* const ranks = self_attention.ranks();
+  const TokenShard shard = shard_of_forward(ranks, attention_geometry.num_tokens());
+  const Layout& layout = layout_for(attention_geometry, shard);
   const PatchLayout patches{config_.patch_size, layout.raster_of_position};
   const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim();
-  prepare_workspace(num_tokens);
+  prepare_workspace(shard.count);
 
   // The tokens take the order of the run here, and leave it in unpatchify: nothing in between depends on it but the
   // rotary embedding, which is in the same order.
   Tensor tokens = backend_->empty(DType::kF32, {num_tokens, int64_t{config_.in_channels} * config_.patch_volume()});
   backend_->patchify(backend_->from_host(latents), patches, tokens);
-  backend_->linear(*patch_embedding_, tokens, work_.residual);
+  backend_->linear(*patch_embedding_, tensor_rows(tokens, shard.begin, shard.count), work_.residual);
   const auto [time_embedding, time_modulation] = embed_timestep(timestep);
 
   for (int layer = 0; layer < config_.num_layers; ++layer) {
@@ -160,7 +163,9 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
   backend_->layer_norm(work_.residual, &scale, &shift, true, config_.eps, work_.residual);
   Tensor patches_out =
       backend_->empty(DType::kF32, {num_tokens, int64_t{config_.out_channels} * config_.patch_volume()});
-  backend_->linear(*output_projection_, work_.residual, patches_out);
+  Tensor own_patches = tensor_rows(patches_out, shard.begin, shard.count);
+  backend_->linear(*output_projection_, work_.residual, own_patches);
+  gather_shards(ranks, patches_out);
   Tensor prediction = backend_->empty(DType::kF32, {config_.out_channels, frames, height, width});
   backend_->unpatchify(patches_out, patches, prediction);
 
@@ -319,13 +324,16 @@ std::pair<Tensor, Tensor> WanTransformer::embed_timestep(double timestep) const 
   return {embedding, modulation};
 }
 
-const WanTransformer::Layout& WanTransformer::layout_for(const AttentionGeometry& geometry) {
-  if (layout_ == nullptr || !(layout_->geometry == geometry)) {
+const WanTransformer::Layout& WanTransformer::layout_for(const AttentionGeometry& geometry, const TokenShard& shard) {
+  if (layout_ == nullptr || !(layout_->geometry == geometry && layout_->shard == shard)) {
     auto layout = std::make_unique<Layout>();
     layout->geometry = geometry;
+    layout->shard = shard;
     layout->raster_of_position = geometry.raster_of_position();
-    const RopeTable rope = make_video_rope({geometry.frames, geometry.height, geometry.width}, geometry.head_dim,
-                                           layout->raster_of_position);
+    const auto own_tokens = std::span(layout->raster_of_position)
+                                .subspan(static_cast<size_t>(shard.begin), static_cast<size_t>(shard.count));
+    const RopeTable rope =
+        make_video_rope({geometry.frames, geometry.height, geometry.width}, geometry.head_dim, own_tokens);
     layout->rope = {backend_->from_host(rope.cos), backend_->from_host(rope.signed_sin)};
     layout_ = std::move(layout);
   }

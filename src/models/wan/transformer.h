@@ -68,13 +68,16 @@ class WanTransformer {
   WanPrompt prepare_prompt(const Tensor& text_embeddings, int max_sequence_length = 512,
                            const WorkProgress& progress = {}, const Tensor& picture = {}) const;
 
-  /// Called after each block with the residual stream [tokens, dim] F32, tokens in the order of the run.
+  /// Called after each block with the residual stream [tokens, dim] F32, tokens in the order of the run (of this rank's
+  /// shard of them, where ranks share them).
   using BlockObserver = std::function<void(int layer, const Tensor& hidden)>;
 
   /// latents: host, F32 [in_channels, frames, height, width]; timestep: 0 … 1000, as the scheduler gives it.
   /// Returns the flow prediction, host, F32 [out_channels, frames, height, width]. The caller has told self_attention
   /// which forward this is (begin_forward). `progress` hears of the blocks, twice in each; where somebody listens, a
   /// device is never more than half a block behind what was heard. Not to be called from two threads at once.
+  /// Where self_attention has ranks, all of them call this with the same arguments, each on a transformer of its own,
+  /// and each gets the whole prediction.
   Tensor forward(const Tensor& latents, double timestep, const WanPrompt& prompt, SelfAttention& self_attention,
                  TransformerTimes* times = nullptr, const BlockObserver& observer = {},
                  const WorkProgress& progress = {});
@@ -98,11 +101,12 @@ class WanTransformer {
     // Where the matrices are when they are offloaded, else null; cross_keys_values are the prompt's.
     std::shared_ptr<StreamedWeights> streamed, streamed_prompt;
   };
-  /// What depends on the size of the video and the token order only.
+  /// What depends on the size of the video, the token order and this rank's shard only.
   struct Layout {
     AttentionGeometry geometry;
-    std::vector<int32_t> raster_of_position;
-    RopeTable rope;
+    TokenShard shard;
+    std::vector<int32_t> raster_of_position;  // of all tokens
+    RopeTable rope;                           // of the shard
   };
   /// Activations, reused by every block of every forward of one size.
   struct Workspace {
@@ -122,7 +126,7 @@ class WanTransformer {
                    const ModelLoadOptions& options) const;
   /// prefix: of its cross-attention.
   void load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const;
-  const Layout& layout_for(const AttentionGeometry& geometry);
+  const Layout& layout_for(const AttentionGeometry& geometry, const TokenShard& shard);
   void prepare_workspace(int64_t num_tokens);
   /// The residual normed, as `layer` takes its input.
   void norm_for(const LinearLayer& layer, const LayerNorm& norm);

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/attention_engine.h"
+#include "backend/communicator.h"
+#include "backend/device.h"
+#include "base/tensor.h"
+#include "sparsity/head_deal.h"
+
+namespace calibatt {
+
+/// Self-attention of ranks that hold a shard of the tokens each (sparsity/token_shard.h), as DeepSpeed-Ulysses does it
+/// (Jacobs et al. 2023, arXiv 2309.14509): q, k and v of all tokens go to the rank that computes their head, its
+/// output goes back to the tokens' ranks. So one kernel sees a head's whole sequence, and a plan's masks, summaries and
+/// anchors need nothing else. Who computes which head is dealt by what heads cost (ScheduleSource::head_costs), anew in
+/// each call; all ranks come to the same deal.
+///
+/// It stands between a RunAttention and the backend's own engine. q, k, v and out of a call are this rank's tokens, its
+/// schedules are of all heads and tokens.
+class SequenceParallelEngine : public AttentionEngine {
+ public:
+  /// num_tokens: of the whole sequence. All three references must outlive the object.
+  SequenceParallelEngine(Device& device, AttentionEngine& engine, Communicator& ranks, int64_t num_tokens);
+
+  /// All ranks must make the same calls. Throws as the engine does; Error(kUsage) for calls with block_energy or
+  /// key_bias; Error(kDevice) when another rank fails.
+  void attention(const AttentionCall& call) override;
+  std::string attention_kernel(DType dtype, int head_dim, bool eight_bits = false) const override {
+    return engine_.attention_kernel(dtype, head_dim, eight_bits);
+  }
+  /// The backend hears of this rank's heads alone.
+  void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override;
+  Communicator* ranks() const override { return &ranks_; }
+  MaskStreaming mask_streaming() const override { return engine_.mask_streaming(); }
+
+ private:
+  class Share;
+
+  std::shared_ptr<const Share> share_of(const ScheduleSource* schedule) const;
+  void check(const AttentionCall& call) const;
+  /// This rank's tokens of all heads → all tokens of this rank's heads, [tokens, heads of the rank, head_dim].
+  Tensor to_heads(const ConstHeadsView& tokens, const HeadDeal& deal, int head_dim);
+  /// And back.
+  void to_tokens(Tensor& heads, const HeadDeal& deal, const HeadsView& tokens, int head_dim);
+
+  Device& device_;
+  AttentionEngine& engine_;
+  Communicator& ranks_;
+  int64_t num_tokens_;
+  std::list<std::shared_ptr<const Share>> shares_;  // of the schedules that were announced last, the latest first
+};
+
+}  // namespace calibatt

@@ -1,0 +1,209 @@
+// Several ranks, threads here, against one: forwards of the golden models, dense and planned, and videos of tiny-wan.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "attention/run_attention.h"
+#include "attention/sequence_parallel.h"
+#include "backend/cpu/make_backend.h"
+#include "backend/thread_ranks.h"
+#include "io/safetensors.h"
+#include "models/wan/transformer.h"
+#include "pipeline/runner.h"
+#include "relative_error.h"
+#include "transformer_golden.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::HasSubstr;
+
+/// A plan for this run, in tiles: random masks of a sixth to two thirds of the blocks with summaries, and dense and
+/// anchored heads. block: tokens of a block.
+std::shared_ptr<const Plan> random_plan(const RunDescription& run, int block) {
+  std::mt19937 random(4);
+  Plan::Parts parts;
+  parts.geometry = run.geometry;
+  parts.geometry.block_q = parts.geometry.block_k = block;
+  parts.geometry.order = TokenOrder::tiles(2, 2, 2);
+  parts.num_layers = run.num_layers;
+  parts.sigmas = run.sigmas;
+  parts.step_entry.assign(run.sigmas.size(), 0);
+  parts.energy_targets.assign(run.sigmas.size(), 0.9);
+  parts.summarize_skipped = true;
+  parts.anchor_rows_per_frame = 1;
+  parts.provenance.transformers = {{"any", ""}};
+  parts.provenance.video_frames = run.video_frames;
+  parts.provenance.video_height = run.video_height;
+  parts.provenance.video_width = run.video_width;
+  const int rows = parts.geometry.num_query_blocks(), columns = parts.geometry.num_key_blocks();
+  const int anchor_rows = make_anchor_rows(parts.geometry, 1).num_query_blocks(block);
+  for (int head = 0; head < run.num_layers * run.geometry.heads; ++head) {
+    HeadPlan& plan = parts.heads.emplace_back();
+    plan.anchored = head % 5 == 3;
+    if (head % 5 == 1) continue;
+    BlockMask mask(plan.anchored ? anchor_rows : rows, columns);
+    for (int r = 0; r < mask.num_query_blocks(); ++r) {
+      for (int c = 0; c < columns; ++c)
+        mask.set(r, c, c == r % columns || random() % 6 <= static_cast<unsigned>(head) % 4);
+    }
+    plan.intervals = BlockIntervals::from_mask(mask);
+  }
+  return std::make_shared<const Plan>(std::move(parts));
+}
+
+struct Ranks : testing::TestWithParam<GoldenCase> {
+  Tensor golden(const std::string& name) const { return file_.get(std::string(GetParam().name) + "." + name); }
+
+  WanTransformer load(Backend& backend) const { return WanTransformer::load(backend, folder_, DType::kF32); }
+  RunDescription describe(const WanTransformer& model) const {
+    const Tensor latents = golden("latents");
+    RunDescription run;
+    run.geometry = model.geometry(static_cast<int>(latents.dim(1)), static_cast<int>(latents.dim(2)),
+                                  static_cast<int>(latents.dim(3)));
+    run.num_layers = model.config().num_layers;
+    run.sigmas = {1.0};
+    return run;
+  }
+  Tensor forward(WanTransformer& model, RunAttention& attention,
+                 const WanTransformer::BlockObserver& observer = {}) const {
+    attention.begin_forward(0, GuidanceBranch::kConditional);
+    const WanPrompt prompt =
+        model.prepare_prompt(golden("text"), static_cast<int>(golden("max_length").data<int64_t>()[0]));
+    return model.forward(golden("latents"), golden("timestep").f32()[0], prompt, attention, nullptr, observer);
+  }
+  Tensor alone(bool planned) const {
+    const auto backend = make_backend("cpu");
+    WanTransformer model = load(*backend);
+    const RunDescription run = describe(model);
+    const auto attention = make_run_attention(*backend, planned ? random_plan(run, 4) : nullptr, run);
+    return forward(model, *attention);
+  }
+  /// Every rank's prediction.
+  std::vector<Tensor> together(int num_ranks, bool planned) const {
+    std::vector<Tensor> outputs(static_cast<size_t>(num_ranks));
+    run_ranks(num_ranks, [&](Communicator& ranks) {
+      const auto backend = make_backend("cpu");
+      WanTransformer model = load(*backend);
+      const RunDescription run = describe(model);
+      SequenceParallelEngine engine(*backend, *backend, ranks, run.geometry.num_tokens());
+      const auto attention = make_run_attention(engine, planned ? random_plan(run, 4) : nullptr, run);
+      outputs[static_cast<size_t>(ranks.rank())] = forward(model, *attention);
+    });
+    return outputs;
+  }
+
+  std::string folder_ = std::string(CALIBATT_GOLDEN_DATA) + "/transformer/" + GetParam().model;
+  Safetensors file_ = Safetensors::open(folder_ + "/golden.safetensors");
+};
+
+// Products of fewer rows may be summed in another order.
+constexpr double kRounding = 2e-6;
+
+TEST_P(Ranks, PredictWhatOneDoes) {
+  for (const bool planned : {false, true}) {
+    const Tensor expected = alone(planned);
+    for (const int num_ranks : {1, 2, 3, 5}) {  // more than heads, too
+      for (const Tensor& output : together(num_ranks, planned)) {
+        EXPECT_LT(relative_error(output, expected), kRounding) << num_ranks << " ranks" << (planned ? ", planned" : "");
+        if (!planned) {
+          EXPECT_LT(relative_error(output, golden("output")), 1e-5);
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Ranks,
+                         testing::Values(GoldenCase{"tiny", "odd"}, GoldenCase{"head128", "line"},
+                                         GoldenCase{"plain", "odd"}, GoldenCase{"patches", "odd"}),
+                         [](const auto& info) { return std::string(info.param.model) + "_" + info.param.name; });
+
+struct RanksOfTiny : Ranks {};
+
+TEST_P(RanksOfTiny, OneThatFailsWithinAForwardEndsAllWithItsReason) {
+  try {
+    run_ranks(3, [&](Communicator& ranks) {
+      const auto backend = make_backend("cpu");
+      WanTransformer model = load(*backend);
+      const RunDescription run = describe(model);
+      SequenceParallelEngine engine(*backend, *backend, ranks, run.geometry.num_tokens());
+      forward(model, *make_run_attention(engine, nullptr, run), [&](int layer, const Tensor&) {
+        if (ranks.rank() == 1 && layer == 0) throw Error(ErrorKind::kDevice, "layer 0: the GPU is lost");
+      });
+    });
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "rank 1 of 3: layer 0: the GPU is lost");
+  }
+}
+
+TEST_P(RanksOfTiny, MoreThanTokensAreRefused) {
+  try {
+    run_ranks(2, [&](Communicator& ranks) {
+      const auto backend = make_backend("cpu");
+      WanTransformer model = load(*backend);
+      const auto [frames, height, width] = model.config().patch_size;
+      const Tensor latents = Tensor::zeros(DType::kF32, {model.config().in_channels, frames, height, width});
+      SequenceParallelEngine engine(*backend, *backend, ranks, 1);
+      DenseAttention attention(engine, 1, model.config().num_layers);
+      model.forward(latents, 3, model.prepare_prompt(golden("text")), attention);
+    });
+    ADD_FAILURE() << "it was computed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), HasSubstr("1 token cannot be shared by 2 ranks"));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, RanksOfTiny, testing::Values(GoldenCase{"tiny", "odd"}),
+                         [](const auto&) { return "tiny"; });
+
+/// tiny-wan's video of three steps with guidance.
+GenerateOptions small_run() {
+  GenerateOptions options;
+  options.prompt = "a red circle moves left";
+  options.seed = 3;
+  options.steps = 3;
+  options.width = options.height = 64;
+  options.video_frames = 9;
+  return options;
+}
+
+/// null `ranks`: alone.
+VideoFrames tiny_video(Communicator* ranks, bool planned) {
+  LoadOptions load;
+  load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
+  load.precision = Precision::kF32;
+  load.backend = "cpu";
+  Runner runner(load);
+  const GenerateOptions options = runner.resolved(small_run());
+  const RunDescription run = runner.describe_attention(options);
+  std::optional<SequenceParallelEngine> shared;
+  if (ranks != nullptr) shared.emplace(runner.backend(), runner.backend(), *ranks, run.geometry.num_tokens());
+  AttentionEngine& engine = shared ? static_cast<AttentionEngine&>(*shared) : runner.backend();
+  const auto attention = make_run_attention(engine, planned ? random_plan(run, 8) : nullptr, run);
+  const auto conditioning = runner.encode(options, {});
+  TransformerTimes times;
+  const Tensor latents = runner.denoise(options, *conditioning, *attention, times, {});
+  EXPECT_EQ(attention->report().density < 0.9, planned);
+  return ranks == nullptr || ranks->rank() == 0 ? runner.decode(latents, {}) : VideoFrames();
+}
+
+TEST(RanksVideo, OfTinyWanIsThatOfOneRank) {
+  for (const bool planned : {false, true}) {
+    const VideoFrames alone = tiny_video(nullptr, planned);
+    for (const int num_ranks : {2, 3}) {  // of four heads
+      VideoFrames together;
+      run_ranks(num_ranks, [&](Communicator& ranks) {
+        VideoFrames video = tiny_video(&ranks, planned);
+        if (ranks.rank() == 0) together = std::move(video);
+      });
+      EXPECT_GE(compare_videos(together, alone).psnr_db, 50) << num_ranks << " ranks" << (planned ? ", planned" : "");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace calibatt
