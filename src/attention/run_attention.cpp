@@ -21,7 +21,7 @@ int64_t all_pairs(const AttentionCall& call) {
 AttentionCall RunAttention::call_of_step(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                                          ConstHeadsView v, HeadsView out) const {
   AttentionCall call = dense_call(geometry, q, k, v, out);
-  call.eight_bits = step_ >= eight_bits_from_;
+  call.eight_bits = !eight_bit_steps_.empty() && eight_bit_steps_.at(static_cast<size_t>(step_));
   return call;
 }
 

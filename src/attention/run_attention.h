@@ -1,9 +1,9 @@
 #pragma once
 
-#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/attention_report.h"
@@ -25,8 +25,8 @@ class RunAttention : public SelfAttention {
   virtual std::vector<StepReuse> step_reuse() const { return {}; }
   /// Tells that this layer comes next, where something other than what is usual does. A hint.
   virtual void prefetch(int /*step*/, int /*layer*/) {}
-  /// From this step on, calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
-  void use_eight_bits(int from_step) { eight_bits_from_ = from_step; }
+  /// Of each step, whether its calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
+  void use_eight_bits(std::vector<bool> steps) { eight_bit_steps_ = std::move(steps); }
 
  protected:
   /// Of all tokens to all, in the bits of the present step.
@@ -34,7 +34,7 @@ class RunAttention : public SelfAttention {
                              HeadsView out) const;
 
  private:
-  int eight_bits_from_ = std::numeric_limits<int>::max();
+  std::vector<bool> eight_bit_steps_;
 };
 
 /// Every head attends to everything.

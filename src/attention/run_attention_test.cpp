@@ -55,7 +55,7 @@ TEST(EightBitSteps, AreThoseFromTheGivenOneOn) {
     engine.eight_bits.clear();
     attention.begin_forward(0, GuidanceBranch::kConditional);
     data.run(attention, 0);  // before it is told
-    attention.use_eight_bits(2);
+    attention.use_eight_bits({false, false, true});
     for (int step = 0; step < 3; ++step) {
       attention.begin_forward(step, GuidanceBranch::kConditional);
       data.run(attention, 0);

@@ -51,6 +51,19 @@ void print_reuse(const RunReport& report) {
               counted(report.forwards, "forwards").c_str());
 }
 
+void print_eight_bits(const RunReport& report) {
+  if (report.eight_bit_parts.empty()) return;
+  std::string parts;
+  if (report.options.attention_dtype == AttentionDtype::kFP8) {
+    parts = "self-attention in " + std::to_string(eight_bit_steps(report, "attention"));
+  }
+  if (!report.weights_dtype.empty()) {
+    parts += (parts.empty() ? "" : ", ") + format("linear layers in %d", eight_bit_steps(report, "layers"));
+  }
+  std::printf("in 8 bits: %s of %s; the others in the run's precision\n", parts.c_str(),
+              counted(*report.options.steps, "steps").c_str());
+}
+
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
   std::printf("%s: %d×%d, %s, seed %llu, %s (%s, %s, %s)\n",
@@ -65,10 +78,7 @@ void print_summary(const RunReport& report, const std::string& output) {
   }
   std::printf("time: %.1f s = text %.1f + attention %.1f + other transformer work %.1f + VAE %.1f\n", seconds.total(),
               seconds.text, seconds.attention, seconds.transformer_other, seconds.vae);
-  if (report.options.attention_dtype == AttentionDtype::kFP8) {
-    std::printf("self-attention in 8 bits: %d of %s; the others in the run's precision\n", report.eight_bit_steps,
-                counted(*report.options.steps, "steps").c_str());
-  }
+  print_eight_bits(report);
   if (report.options.plan_path.empty()) {
     std::printf("self-attention: dense (no --plan)\n");
   } else {
@@ -241,7 +251,7 @@ void add_generate(CLI::App& app) {
                              ->type_name("FILE")
                              ->excludes(prompt);
   add_run_flags(*command, flags->run, true, &flags->any_seed);
-  add_attention_dtype_flag(*command, flags->run);
+  add_eight_bit_flags(*command, flags->run);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
   add_mismatch_flag(*command, flags->run, {"refuse", "warn", "dense"});
