@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
   app.add_option(
       "--eight-bits", flags.eight_bits,
       "NAME=[attention,][STEPS,][FILE]: in 8 bits what --weights-dtype says and, where it is named, attention, "
-      "but for so many first steps [a fifth, or as the plan says]; several");
+      "but for so many first steps [a quarter, or as the plan says]; several");
   app.add_option_function<std::string>(
          "--weights-dtype", [&flags](const std::string&) { flags.load.weights = calibatt::WeightsPrecision::kFP8; },
          "fp8: the model has linear layers in 8 bits")

@@ -92,8 +92,8 @@ struct GenerateOptions {
   OnMismatch on_mismatch = OnMismatch::kRefuse;
   AttentionDtype attention_dtype = AttentionDtype::kModel;
   /// Where self-attention or linear layers are in 8 bits: so many first steps are not; they decide which video it
-  /// becomes. Default: a fifth of the steps, rounded up. Their weights stay in host memory beside those in 8 bits, and
-  /// are streamed to a GPU.
+  /// becomes. Default: as the plan says, where it does; else a quarter of the steps, rounded up. Their weights stay in
+  /// host memory beside those in 8 bits, and are streamed to a GPU.
   std::optional<int> kept_steps = {};
 };
 
@@ -113,6 +113,9 @@ struct PlanUse {
   std::string error_basis;
   std::string weights;                ///< beside those that the plan was made for: "same", "other" or "not compared"
   std::vector<std::string> warnings;  ///< what the error says nothing of: other weights, conditions never measured
+  /// Which parts of each step of this run the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it does not
+  /// say. A run computes in 8 bits what it is allowed to (GenerateOptions::attention_dtype, LoadOptions::weights).
+  std::vector<std::string> eight_bits = {};
 };
 
 /// What a run did, for people and for files.

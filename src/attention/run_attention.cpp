@@ -68,6 +68,11 @@ TokenOrder PlannedAttention::token_order() const {
   return mismatch_.empty() ? plan_->geometry().order : TokenOrder::raster();
 }
 
+std::vector<EightBitParts> PlannedAttention::planned_eight_bits() const {
+  if (!mismatch_.empty()) return {};
+  return map_eight_bits(*plan_, plan_step_);
+}
+
 void PlannedAttention::begin_forward(int step, GuidanceBranch branch) {
   CALIBATT_ASSERT(!mismatch_.empty() || (step >= 0 && static_cast<size_t>(step) < plan_step_.size()));
   RunAttention::begin_forward(step, branch);

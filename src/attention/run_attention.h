@@ -23,6 +23,9 @@ class RunAttention : public SelfAttention {
   /// How each step of the run is to get its prediction; empty: all run their transformer. Whoever drives the run does
   /// it, and begins no forward for the others.
   virtual std::vector<StepReuse> step_reuse() const { return {}; }
+  /// Which parts of each step of the run the plan has in 8 bits; empty: nobody says. Whoever drives the run decides
+  /// what of it is allowed (use_eight_bits; linear layers are not computed here).
+  virtual std::vector<EightBitParts> planned_eight_bits() const { return {}; }
   /// Tells that this layer comes next, where something other than what is usual does. A hint.
   virtual void prefetch(int /*step*/, int /*layer*/) {}
   /// Of each step, whether its calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
@@ -70,6 +73,7 @@ class PlannedAttention : public RunAttention {
               HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override;
   std::vector<StepReuse> step_reuse() const override { return step_reuse_; }
+  std::vector<EightBitParts> planned_eight_bits() const override;
   void prefetch(int step, int layer) override;
 
   /// Why the plan does not fit the run and everything runs dense; empty when it fits.

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -51,7 +52,26 @@ void print_reuse(const RunReport& report) {
               counted(report.forwards, "forwards").c_str());
 }
 
+/// A plan may mean more in 8 bits than the run allows.
+void print_planned_eight_bits(const RunReport& report) {
+  if (!report.plan) return;
+  const auto steps = [&](const char* part) {
+    return std::ranges::count_if(report.plan->eight_bits,
+                                 [&](const std::string& parts) { return parts.find(part) != std::string::npos; });
+  };
+  const bool attention = report.options.attention_dtype == AttentionDtype::kFP8, layers = !report.weights_dtype.empty();
+  if (const auto planned = steps("attention"); planned > 0 && !attention) {
+    std::printf("the plan would have self-attention in 8 bits in %d of the steps: --attention-dtype fp8 allows it\n",
+                static_cast<int>(planned));
+  }
+  if (const auto planned = steps("layers"); planned > 0 && !layers) {
+    std::printf("the plan would have linear layers in 8 bits in %d of the steps: --weights-dtype fp8 allows it\n",
+                static_cast<int>(planned));
+  }
+}
+
 void print_eight_bits(const RunReport& report) {
+  print_planned_eight_bits(report);
   if (report.eight_bit_parts.empty()) return;
   std::string parts;
   if (report.options.attention_dtype == AttentionDtype::kFP8) {

@@ -344,8 +344,8 @@ void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
       ->type_name("bf16|fp8")
       ->default_str("bf16");
   add_whole_number(command, "--keep-steps", run.kept_steps, 0, kMaxInt,
-                   "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them [a "
-                   "fifth of all]");
+                   "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them "
+                   "[as the plan says, where it does, else a quarter of all]");
 }
 
 void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices) {

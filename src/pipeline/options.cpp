@@ -304,10 +304,18 @@ std::vector<StepSettings> steps_of_run(const GenerateOptions& options, const Mod
 
 }  // namespace
 
-std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed) {
+std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed,
+                                           const std::vector<EightBitParts>& planned) {
   std::vector<EightBitParts> steps(static_cast<size_t>(*options.steps), allowed);
-  const int kept = options.kept_steps.value_or(ceil_div(*options.steps, 5));
-  std::fill_n(steps.begin(), kept, EightBitParts{});
+  if (planned.empty() || options.kept_steps) {
+    const int kept = options.kept_steps.value_or(ceil_div(*options.steps, 4));
+    std::fill_n(steps.begin(), kept, EightBitParts{});
+    return steps;
+  }
+  for (size_t step = 0; step < steps.size(); ++step) {
+    steps[step].attention = allowed.attention && planned[step].attention;
+    steps[step].layers = allowed.layers && planned[step].layers;
+  }
   return steps;
 }
 

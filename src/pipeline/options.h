@@ -57,8 +57,10 @@ std::string memory_warning(const GenerateOptions& options, const MemoryEstimate&
                            const AvailableMemory& available);
 
 /// Which parts of each step's forwards are computed in 8 bits in a run with these resolved options: what `allowed` has,
-/// but for the first GenerateOptions::kept_steps.
-std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed);
+/// but for the first GenerateOptions::kept_steps; where these are not given and a plan says it (`planned`, of each
+/// step; empty: none does), as the plan says.
+std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed,
+                                           const std::vector<EightBitParts>& planned = {});
 inline bool has_steps_without_8_bits(const GenerateOptions& resolved) {
   return resolved.kept_steps != 0;
 }

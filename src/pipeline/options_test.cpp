@@ -253,7 +253,7 @@ TEST(EightBits, TheFirstStepsAreSpared) {
     EXPECT_TRUE(std::all_of(first, steps.end(), [&](EightBitParts step) { return step == allowed; }));
     return first - steps.begin();
   };
-  for (const auto& [steps, kept] : {std::pair{50, 10}, {20, 4}, {18, 4}, {4, 1}, {1, 1}}) {
+  for (const auto& [steps, kept] : {std::pair{50, 13}, {20, 5}, {18, 5}, {4, 1}, {1, 1}}) {
     options.steps = steps;
     EXPECT_EQ(spared({.attention = true}), kept) << steps;
     EXPECT_EQ(spared({.attention = true, .layers = true}), kept) << steps;
@@ -264,6 +264,22 @@ TEST(EightBits, TheFirstStepsAreSpared) {
     options.kept_steps = kept;
     EXPECT_EQ(spared({.layers = true}), kept);
   }
+}
+
+TEST(EightBits, APlanSaysWhatOfTheAllowedIsDone) {
+  GenerateOptions options;
+  options.steps = 5;
+  const std::vector<EightBitParts> planned{{}, {true, false}, {false, true}, {true, true}, {}};
+  EXPECT_EQ(eight_bit_parts(options, {true, true}, planned), planned);
+  EXPECT_EQ(eight_bit_parts(options, {.layers = true}, planned),
+            (std::vector<EightBitParts>{{}, {}, {false, true}, {false, true}, {}}));
+  EXPECT_EQ(eight_bit_parts(options, {.attention = true}, planned),
+            (std::vector<EightBitParts>{{}, {true, false}, {}, {true, false}, {}}));
+  EXPECT_EQ(eight_bit_parts(options, {}, planned), std::vector<EightBitParts>(5));
+  options.kept_steps = 3;
+  EXPECT_EQ(eight_bit_parts(options, {true, true}, planned),
+            (std::vector<EightBitParts>{{}, {}, {}, {true, true}, {true, true}}))
+      << "who gives a number decides";
 }
 
 TEST(EightBits, StepsThatAreSparedAreAskedForWhereThereAreOthers) {

@@ -76,7 +76,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
 
   const std::vector<StepReuse> reuse = attention->step_reuse();
   const EightBitParts allowed = runner.allowed_eight_bits(options);
-  const std::vector<EightBitParts> eight_bits = eight_bit_parts(options, allowed);
+  const std::vector<EightBitParts> eight_bits = eight_bit_parts(options, allowed, attention->planned_eight_bits());
   if (allowed.any()) enter_eight_bits(eight_bits, reuse, *attention, run);
 
   if (const auto plan = attention->report().plan) {
@@ -104,6 +104,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.peak_device_bytes = backend.peak_memory_bytes();
   run.mask_streaming = backend.mask_streaming().since(streamed_before);
   add_accounts(attention->report(), run);
+  if (run.plan) run.plan->eight_bits = eight_bit_parts_names(attention->planned_eight_bits());
   run.forwards = run.attention_calls / run.num_layers;
   return result;
 }

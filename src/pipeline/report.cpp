@@ -14,7 +14,8 @@ json plan_use_json(const PlanUse& plan) {
   return {{"expected_error", plan.expected_error ? json(*plan.expected_error) : json(nullptr)},
           {"error_basis", plan.error_basis},
           {"weights", plan.weights},
-          {"warnings", plan.warnings}};
+          {"warnings", plan.warnings},
+          {"eight_bits", plan.eight_bits}};
 }
 
 json seconds_json(const StageSeconds& seconds) {
