@@ -22,6 +22,7 @@ from dataclasses import dataclass
 FORMAT_VERSION = 3
 HAS_INTERVALS, ANCHORED = 1, 2
 PREVIOUS, ABOVE, MAX_SHIFT, KEY_ENTRY_INTERVAL = 1, 2, 7, 8  # filters of a head's bits; which entries refer to no other
+EIGHT_BIT_PARTS = ("none", "attention", "layers", "attention+layers")
 REUSE_SOURCES = {"forward": 0, "hold": 1, "residual": 1, "linear": 2}  # how many earlier steps a prediction is made from
 CODES = {"U8": "B", "U16": "H", "U32": "I", "I64": "q", "F64": "d"}  # dtypes that occur in plans → struct codes
 
@@ -172,6 +173,7 @@ class Plan:
         if sorted(set(self.step_transformer)) != list(range(len(self.transformers))) or len(self.step_transformer) != len(self.sigmas):
             raise PlanError("steps and transformers do not fit each other")
         self.step_reuse = self._reuse()
+        self.eight_bits = self._eight_bits()
         self.num_entries, self.num_layers, self.num_heads = tensors["head_kind"].shape
         self.kinds = tensors["head_kind"].tolist()
         if "raster_of_position" in tensors:
@@ -203,6 +205,18 @@ class Plan:
                 raise PlanError(f"step {step} is made from steps that do not run ({how})")
             ran += how == "forward"
         return reuse
+
+    def _eight_bits(self):
+        """Which parts of each step are in 8 bits; None: the plan does not say."""
+        parts = self.info.get("eight_bits")
+        if parts is None:
+            return None
+        if not isinstance(parts, list) or len(parts) != len(self.sigmas):
+            raise PlanError("eight_bits does not fit the steps")
+        for each in parts:
+            if each not in EIGHT_BIT_PARTS:
+                raise PlanError(f"it needs 'eight_bits: {each}', which this reader does not know")
+        return parts
 
     def _anchors(self, tensors):
         """Which tokens an anchored head computes, and whose output each token receives (index into the former)."""
@@ -376,7 +390,8 @@ def dump(plan):
     for step, (sigma, entry) in enumerate(zip(plan.sigmas, plan.step_entry)):
         transformer = f" transformer {plan.step_transformer[step]}" if len(plan.transformers) > 1 else ""
         reuse = f" reuse {plan.step_reuse[step]}" if plan.step_reuse[step] != "forward" else ""
-        lines.append(f"step {step} noise {sigma:.6f} entry {entry}{transformer}{reuse}")
+        bits = f" 8 bits {plan.eight_bits[step]}" if plan.eight_bits else ""
+        lines.append(f"step {step} noise {sigma:.6f} entry {entry}{transformer}{reuse}{bits}")
     lines.append("order " + " ".join(map(str, plan.raster_of_position)))
     if plan.query_tokens:
         lines.append("anchor queries " + " ".join(map(str, plan.query_tokens)))
@@ -396,6 +411,8 @@ def summary(plan):
     lines.append(f"{len(plan.sigmas)} steps, {plan.num_entries} entries, {plan.num_layers} layers, {plan.num_heads} heads")
     reused = len(plan.step_reuse) - plan.step_reuse.count("forward")
     lines += [f"reused steps: {reused} of {len(plan.sigmas)}"] if reused else []
+    for part in ("attention", "layers") if plan.eight_bits else ():
+        lines.append(f"{part} in 8 bits: {sum(part in parts for parts in plan.eight_bits)} of {len(plan.sigmas)} steps")
     lines.append(f"density: {plan.density():.4f}")
     lines.append("checksum: " + ("right" if plan.checksum_verified else "not verified (install libxxhash)"))
     return "\n".join(lines) + "\n"

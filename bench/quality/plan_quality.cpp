@@ -2,7 +2,9 @@
 // line of JSON a video. What tools/reuse_tradeoff.py runs. No frame is encoded, unless a folder for videos is given.
 //
 //   calibatt_plan_quality_bench -m models/tiny-wan --prompts FILE [--every 4 --first 1] --plan NAME=FILE … --fewer
-//   STEPS …
+//   STEPS … [--weights-dtype fp8] --eight-bits NAME=attention,4,FILE …
+//
+// Only --eight-bits computes anything in 8 bits: in a model with such layers all steps of the others are kept from it.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -10,8 +12,10 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "calibatt/output.h"
@@ -24,27 +28,56 @@ namespace {
 /// One way to make videos.
 struct Recipe {
   std::string name, plan;
-  std::optional<int> steps;
+  std::optional<int> steps = {};
+  bool layers_in_eight_bits = false, attention_in_eight_bits = false;
+  std::optional<int> kept_steps = {};
 };
 
 struct Flags {
   LoadOptions load;
   GenerateOptions run;
   std::string prompts, videos = "videos";
-  std::vector<std::string> plans, judged;
+  std::vector<std::string> plans, judged, eight_bits;
   std::vector<int> fewer;
   int every = 1, first = 0, most = 1'000'000;
   double seconds = 1e9;
 };
 
+/// NAME and what stands behind "=".
+std::pair<std::string, std::string> named(const std::string& flag, const std::string& text) {
+  const size_t at = text.find('=');
+  if (at == std::string::npos) throw std::runtime_error(flag + " " + text + ": expected NAME=…");
+  return {text.substr(0, at), text.substr(at + 1)};
+}
+
+/// NAME=[attention,][STEPS,][FILE]
+Recipe eight_bits_of(const std::string& text, bool layers) {
+  auto [name, list] = named("--eight-bits", text);
+  Recipe recipe{.name = name, .plan = "", .layers_in_eight_bits = layers};
+  std::istringstream parts(list);
+  for (std::string part; std::getline(parts, part, ',');) {
+    if (part == "attention") {
+      recipe.attention_in_eight_bits = true;
+    } else if (!part.empty() && part.find_first_not_of("0123456789") == std::string::npos) {
+      recipe.kept_steps = std::stoi(part);
+    } else {
+      recipe.plan = part;
+    }
+  }
+  return recipe;
+}
+
 std::vector<Recipe> recipes_of(const Flags& flags) {
   std::vector<Recipe> recipes;
   for (const std::string& text : flags.plans) {
-    const size_t at = text.find('=');
-    if (at == std::string::npos) throw std::runtime_error("--plan " + text + ": expected NAME=FILE");
-    recipes.push_back({text.substr(0, at), text.substr(at + 1), std::nullopt});
+    auto [name, plan] = named("--plan", text);
+    recipes.push_back({.name = name, .plan = plan});
   }
-  for (const int steps : flags.fewer) recipes.push_back({"steps_" + std::to_string(steps), "", steps});
+  for (const int steps : flags.fewer) {
+    recipes.push_back({.name = "steps_" + std::to_string(steps), .plan = "", .steps = steps});
+  }
+  const bool layers = flags.load.weights == WeightsPrecision::kFP8;
+  for (const std::string& text : flags.eight_bits) recipes.push_back(eight_bits_of(text, layers));
   return recipes;
 }
 
@@ -59,6 +92,13 @@ class Runs {
     options.seed += static_cast<uint64_t>(index);
     options.plan_path = recipe.plan;
     if (recipe.steps) options.steps = recipe.steps;
+    options = pipeline_->resolved(options);
+    if (recipe.attention_in_eight_bits) options.attention_dtype = AttentionDtype::kFP8;
+    if (recipe.layers_in_eight_bits || recipe.attention_in_eight_bits) {
+      options.kept_steps = recipe.kept_steps;
+    } else if (flags_.load.weights == WeightsPrecision::kFP8) {
+      options.kept_steps = options.steps;
+    }
     Pipeline::Result result = pipeline_->generate(options);
     if (std::ranges::count(flags_.judged, recipe.name) > 0) {
       const std::filesystem::path folder = std::filesystem::path(flags_.videos) / recipe.name;
@@ -77,6 +117,7 @@ class Runs {
                            {"forwards", report.forwards},
                            {"density", report.density},
                            {"step_reuse", report.step_reuse},
+                           {"eight_bit_parts", report.eight_bit_parts},
                            {"precision", report.precision},
                            {"device", report.device},
                            {"threads", report.threads},
@@ -103,7 +144,7 @@ void run(const Flags& flags) {
   for (int index = flags.first; index < std::min(flags.most, static_cast<int>(prompts.size())); index += flags.every) {
     if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() > flags.seconds) return;
     const Prompt& prompt = prompts[static_cast<size_t>(index)];
-    const Pipeline::Result dense = runs.video({"dense", "", std::nullopt}, prompt, index);
+    const Pipeline::Result dense = runs.video({.name = "dense", .plan = ""}, prompt, index);
     Runs::tell("dense", index, dense.report, nullptr);
     for (const Recipe& recipe : recipes) {
       const Pipeline::Result other = runs.video(recipe, prompt, index);
@@ -127,6 +168,14 @@ int main(int argc, char** argv) {
   app.add_option("--max-prompts", flags.most, "Prompts of the file from this on are nobody's")->capture_default_str();
   app.add_option("--plan", flags.plans, "NAME=FILE; several");
   app.add_option("--fewer", flags.fewer, "So many steps, without a plan; several");
+  app.add_option(
+      "--eight-bits", flags.eight_bits,
+      "NAME=[attention,][STEPS,][FILE]: in 8 bits what --weights-dtype says and, where it is named, attention, "
+      "but for so many first steps [a quarter, or as the plan says]; several");
+  app.add_option_function<std::string>(
+         "--weights-dtype", [&flags](const std::string&) { flags.load.weights = calibatt::WeightsPrecision::kFP8; },
+         "fp8: the model has linear layers in 8 bits")
+      ->check(CLI::IsMember({"fp8"}));
   app.add_option("--videos", flags.videos, "Folder for videos: FOLDER/NAME/v_INDEX.mp4")->capture_default_str();
   app.add_option("--judged", flags.judged, "What videos are written of: dense, a plan's name, steps_N; several");
   app.add_option("--seconds", flags.seconds, "Begins no new prompt after that");

@@ -71,9 +71,12 @@ CALIBATT_API calibatt_status calibatt_plan_open(const char* path, calibatt_plan*
 CALIBATT_API void calibatt_plan_close(calibatt_plan* plan);
 /// What the plan was made for and how, as JSON: "grid": [frames, height, width] tokens, "heads", "head_dim", "layers",
 /// "block_q", "block_k", "token_order", "sigmas", "step_transformer", "step_reuse": [of each step "forward", "hold",
-/// "residual" or "linear"] (empty: all run), "density" (of the steps that run), "density_map": [step][layer],
-/// "video": {"frames", "height", "width"}, "guidance_scale", "flow_shift", "scheduler", "transformers": [{"name",
-/// "fingerprint"}], "settings", "expected_error", "held_out", "checksum", "tool_version". Valid as long as the plan.
+/// "residual" or "linear"] (empty: all run), "eight_bits": [of each step "none", "attention", "layers" or
+/// "attention+layers"] (which parts the plan has in 8 bits; empty: it does not say. A session does not follow it:
+/// attention is computed in the calls' own type, and linear layers are the caller's), "density" (of the steps that
+/// run), "density_map": [step][layer], "video": {"frames", "height", "width"}, "guidance_scale", "flow_shift",
+/// "scheduler", "transformers": [{"name", "fingerprint"}], "settings", "expected_error", "held_out", "checksum",
+/// "tool_version". Valid as long as the plan.
 CALIBATT_API const char* calibatt_plan_json(const calibatt_plan* plan);
 /// The same in a few lines for people. Valid as long as the plan.
 CALIBATT_API const char* calibatt_plan_text(const calibatt_plan* plan);
@@ -223,10 +226,11 @@ CALIBATT_API calibatt_status calibatt_session_prefetch(calibatt_session* session
 /// 1 when the calls of the forward that has begun want calibatt_call.output (it costs a reduction), else 0.
 CALIBATT_API int32_t calibatt_session_wants_output(const calibatt_session* session);
 /// What the session has done, as JSON: "forwards" (begun), "step_reuse" (of the run's steps, as in calibatt_plan_json),
-/// "calls", "dense_fallback_calls", "fallback_reason", "warnings": [text],
-/// "step_mapping", "density", "density_map": [step][layer], "kernel", "mask_bytes" (device memory for masks, now),
-/// "plan" (checksum), "weights" ("same", "other", "not compared"; "" without a plan), "expected_error" (of the plan),
-/// "recording". Free it with calibatt_string_free.
+/// "planned_eight_bits" (of the run's steps, as "eight_bits" there: what the plan has in 8 bits, and the session has
+/// not), "calls", "dense_fallback_calls", "fallback_reason", "warnings": [text], "step_mapping", "density",
+/// "density_map": [step][layer], "kernel", "mask_bytes" (device memory for masks, now), "plan" (checksum), "weights"
+/// ("same", "other", "not compared"; "" without a plan), "expected_error" (of the plan), "recording". Free it with
+/// calibatt_string_free.
 CALIBATT_API calibatt_status calibatt_session_json(const calibatt_session* session, char** json);
 
 // ---- calibration ----------------------------------------------------------------------------------------------------

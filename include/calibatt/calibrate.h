@@ -54,6 +54,9 @@ struct CalibrateOptions {
   double similarity_threshold = 0.87;
   int merge_gap = 0;
   double share_steps_iou = 0;  ///< merge adjacent steps whose masks agree at least so much; 0: off
+  /// The plan has self-attention, and linear layers, in 8 bits from this step on, where a run allows it (the number of
+  /// steps: never). With one of the two given, the other is never. Default: the plan does not say, and runs decide.
+  std::optional<int> eight_bit_attention_from, eight_bit_layers_from;
 };
 
 /// What was compiled, for the summary table.

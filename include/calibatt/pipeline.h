@@ -23,12 +23,12 @@ enum class Precision { kAuto, kF32, kBF16, kF16 };
 
 /// What the linear layers of the transformer's blocks are computed with. kAuto: Precision's type. kBF16: the same, and
 /// a run of another type is refused. kFP8: weights and inputs in 8 bits (e4m3), a scale for each output channel and
-/// each token; layers that lose by it stay as they are (docs/decisions/0007-eight-bit-linear-layers.md). Wan, on the
-/// CPU (as a reference, not fast) and on Hopper GPUs.
+/// each token, in all steps but the first ones (GenerateOptions::kept_steps); layers that lose by it stay as they are
+/// (docs/decisions/0007-eight-bit-linear-layers.md). Wan, on the CPU (as a reference, not fast) and on Hopper GPUs.
 enum class WeightsPrecision { kAuto, kBF16, kFP8 };
 
 /// Arithmetic of self-attention: the run's own (Precision), or 8 bits (int8 queries and keys, e4m3 weights and values)
-/// in all steps but the first fifth, which decide which video it becomes: on Hopper GPUs alone. Cross-attention, and
+/// in all steps but the first ones (GenerateOptions::kept_steps): on Hopper GPUs alone. Cross-attention, and
 /// what calibration measures, stay in the run's.
 enum class AttentionDtype { kModel, kFP8 };
 
@@ -91,6 +91,10 @@ struct GenerateOptions {
   std::string plan_path;  ///< empty: dense
   OnMismatch on_mismatch = OnMismatch::kRefuse;
   AttentionDtype attention_dtype = AttentionDtype::kModel;
+  /// Where self-attention or linear layers are in 8 bits: so many first steps are not; they decide which video it
+  /// becomes. Default: as the plan says, where it does; else a quarter of the steps, rounded up. Their weights stay in
+  /// host memory beside those in 8 bits, and are streamed to a GPU.
+  std::optional<int> kept_steps = {};
 };
 
 /// Seconds of wall clock. Of a text encoder that was read for several prompts at a time, each run's share.
@@ -109,6 +113,9 @@ struct PlanUse {
   std::string error_basis;
   std::string weights;                ///< beside those that the plan was made for: "same", "other" or "not compared"
   std::vector<std::string> warnings;  ///< what the error says nothing of: other weights, conditions never measured
+  /// Which parts of each step of this run the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it does not
+  /// say. A run computes in 8 bits what it is allowed to (GenerateOptions::attention_dtype, LoadOptions::weights).
+  std::vector<std::string> eight_bits = {};
 };
 
 /// What a run did, for people and for files.
@@ -138,7 +145,9 @@ struct RunReport {
   /// How each step got its prediction: "forward", or from earlier steps by "hold", "residual" or "linear". Empty: every
   /// step ran its forwards.
   std::vector<std::string> step_reuse;
-  int eight_bit_steps = 0;  ///< steps whose self-attention was computed in 8 bits, those that ran no forward left out
+  /// Which parts of each step were computed in 8 bits: "none" (also of a step that ran no forward), "attention",
+  /// "layers", "attention+layers". Empty: none of any.
+  std::vector<std::string> eight_bit_parts;
   int64_t attention_calls = 0, dense_fallback_calls = 0;
   std::string fallback_reason;   ///< why dense_fallback_calls > 0
   std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ
@@ -146,6 +155,8 @@ struct RunReport {
   MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded
 };
 CALIBATT_API std::string to_json(const RunReport& report);
+/// How many steps computed this part in 8 bits: "attention" or "layers".
+CALIBATT_API int eight_bit_steps(const RunReport& report, const std::string& part);
 /// How many steps got their prediction in each way other than a forward.
 CALIBATT_API std::map<std::string, int> reused_steps(const RunReport& report);
 

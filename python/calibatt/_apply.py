@@ -201,6 +201,9 @@ class Summary:
                      f"at density {self.density_of_run:.3f}, {self.dense_fallback_calls} of them dense since the plan did not fit")  # fmt: skip
         if self.step_reuse:
             lines.append(f"steps: {_reuse.described(self.step_reuse, len(self.run.sigmas) if self.run else 0)}, {self.forwards} forwards")
+        planned = max((sum(parts != "none" for parts in report.get("planned_eight_bits", ())) for report in self.reports), default=0)
+        if planned:
+            lines.append(f"8 bits: the plan has them in {planned} steps; in a pipe all is computed in the model's own types")
         for key, label in (("step_mapping", "steps"), ("fallback_reason", "dense"), ("kernel", "kernel")):
             texts = dict.fromkeys(report[key] for report in self.reports if report.get(key))
             lines += [f"{label}: {text}" for text in texts]

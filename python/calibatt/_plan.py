@@ -85,6 +85,12 @@ class Plan:
         return self.facts["step_reuse"] or ["forward"] * len(self.sigmas)
 
     @property
+    def eight_bits(self) -> List[str]:
+        """[steps] which parts the plan has in 8 bits: "none", "attention", "layers" or "attention+layers"; empty: it does not say.
+        Only the command line follows it. In a pipe everything is computed in the model's own types."""
+        return self.facts["eight_bits"]
+
+    @property
     def reuses_steps(self) -> bool:
         """Whether some steps run no forward."""
         return any(way != "forward" for way in self.step_reuse)

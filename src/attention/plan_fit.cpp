@@ -254,6 +254,14 @@ std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, co
   return reuse;
 }
 
+std::vector<EightBitParts> map_eight_bits(const Plan& plan, const std::vector<int>& plan_step) {
+  std::vector<EightBitParts> parts;
+  if (plan.info().eight_bits.empty()) return parts;
+  parts.reserve(plan_step.size());
+  for (const int step : plan_step) parts.push_back(plan.info().eight_bits[static_cast<size_t>(step)]);
+  return parts;
+}
+
 PlanFit fit_plan(const Plan& plan, const RunDescription& run) {
   PlanFit fit;
   fit.mismatch = shape_mismatch(plan, run);

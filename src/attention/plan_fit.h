@@ -58,6 +58,10 @@ std::vector<int> map_steps(const Plan& plan, const RunDescription& run);
 /// line would be drawn on: then it runs.
 std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
 
+/// Which parts of each step of the run the plan has in 8 bits: those of the plan's step that it is mapped to. Empty:
+/// the plan does not say.
+std::vector<EightBitParts> map_eight_bits(const Plan& plan, const std::vector<int>& plan_step);
+
 /// How the run's steps use the plan's, for people; empty where they are the same.
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
 

@@ -22,7 +22,7 @@ int64_t all_pairs(const AttentionGeometry& geometry) {
 AttentionCall RunAttention::call_of_step(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                                          ConstHeadsView v, HeadsView out) const {
   AttentionCall call = dense_call(geometry, q, k, v, out);
-  call.eight_bits = step_ >= eight_bits_from_;
+  call.eight_bits = !eight_bit_steps_.empty() && eight_bit_steps_.at(static_cast<size_t>(step_));
   return call;
 }
 
@@ -67,6 +67,11 @@ PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<cons
 
 TokenOrder PlannedAttention::token_order() const {
   return mismatch_.empty() ? plan_->geometry().order : TokenOrder::raster();
+}
+
+std::vector<EightBitParts> PlannedAttention::planned_eight_bits() const {
+  if (!mismatch_.empty()) return {};
+  return map_eight_bits(*plan_, plan_step_);
 }
 
 void PlannedAttention::begin_forward(int step, GuidanceBranch branch) {

@@ -1,9 +1,9 @@
 #pragma once
 
-#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/attention_report.h"
@@ -23,10 +23,13 @@ class RunAttention : public SelfAttention {
   /// How each step of the run is to get its prediction; empty: all run their transformer. Whoever drives the run does
   /// it, and begins no forward for the others.
   virtual std::vector<StepReuse> step_reuse() const { return {}; }
+  /// Which parts of each step of the run the plan has in 8 bits; empty: nobody says. Whoever drives the run decides
+  /// what of it is allowed (use_eight_bits; linear layers are not computed here).
+  virtual std::vector<EightBitParts> planned_eight_bits() const { return {}; }
   /// Tells that this layer comes next, where something other than what is usual does. A hint.
   virtual void prefetch(int /*step*/, int /*layer*/) {}
-  /// From this step on, calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
-  void use_eight_bits(int from_step) { eight_bits_from_ = from_step; }
+  /// Of each step, whether its calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
+  void use_eight_bits(std::vector<bool> steps) { eight_bit_steps_ = std::move(steps); }
 
  protected:
   /// Of all tokens to all, in the bits of the present step.
@@ -34,7 +37,7 @@ class RunAttention : public SelfAttention {
                              HeadsView out) const;
 
  private:
-  int eight_bits_from_ = std::numeric_limits<int>::max();
+  std::vector<bool> eight_bit_steps_;
 };
 
 /// Every head attends to everything.
@@ -72,6 +75,7 @@ class PlannedAttention : public RunAttention {
               HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override;
   std::vector<StepReuse> step_reuse() const override { return step_reuse_; }
+  std::vector<EightBitParts> planned_eight_bits() const override;
   void prefetch(int step, int layer) override;
 
   /// Why the plan does not fit the run and everything runs dense; empty when it fits.

@@ -130,6 +130,8 @@ CompileOptions compile_options_of(const CalibrateOptions& options) {
   compile.similarity_threshold = options.similarity_threshold;
   compile.merge_gap = options.merge_gap;
   compile.share_steps_iou = options.share_steps_iou;
+  compile.eight_bit_attention_from = options.eight_bit_attention_from;
+  compile.eight_bit_layers_from = options.eight_bit_layers_from;
   validate(compile);
   return compile;
 }

@@ -103,9 +103,31 @@ std::vector<CalibrationSetting> compiled_settings() {
   };
 }
 
+std::vector<CalibrationSetting> eight_bit_settings() {
+  return {
+      {"eight-bit-attention-from",
+       Group::kCompiled,
+       &O::eight_bit_attention_from,
+       "The plan has self-attention in 8 bits from this step on, where a run allows it (--attention-dtype fp8) [runs "
+       "decide; with --eight-bit-layers-from: never]",
+       {},
+       0,
+       1000},
+      {"eight-bit-layers-from",
+       Group::kCompiled,
+       &O::eight_bit_layers_from,
+       "The plan has linear layers in 8 bits from this step on, where a run allows it (--weights-dtype fp8) [runs "
+       "decide; with --eight-bit-attention-from: never]",
+       {},
+       0,
+       1000},
+  };
+}
+
 std::vector<CalibrationSetting> all_settings() {
   std::vector<CalibrationSetting> all = measured_settings();
   std::ranges::move(compiled_settings(), std::back_inserter(all));
+  std::ranges::move(eight_bit_settings(), std::back_inserter(all));
   return all;
 }
 

@@ -51,6 +51,8 @@ TEST(CalibrationSettings, EachHasAFieldOfItsOwn) {
                                                         {"gamma", "0.9"},
                                                         {"merge-gap", "2"},
                                                         {"share-steps", "0.5"},
+                                                        {"eight-bit-attention-from", "3"},
+                                                        {"eight-bit-layers-from", "5"},
                                                         {"speedup", "2.5"},
                                                         {"psnr", "35"},
                                                         {"attention-share", "0.7"}};
@@ -76,6 +78,8 @@ TEST(CalibrationSettings, EachHasAFieldOfItsOwn) {
   EXPECT_EQ(options.similarity_threshold, 0.9);
   EXPECT_EQ(options.merge_gap, 2);
   EXPECT_EQ(options.share_steps_iou, 0.5);
+  EXPECT_EQ(options.eight_bit_attention_from, 3);
+  EXPECT_EQ(options.eight_bit_layers_from, 5);
   EXPECT_EQ(options.speedup, 2.5);
   EXPECT_EQ(options.psnr, 35);
   EXPECT_EQ(options.attention_share, 0.7);

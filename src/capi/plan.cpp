@@ -42,6 +42,7 @@ std::string json_of(const Plan& plan, const std::string& checksum) {
       {"sigmas", info.sigmas},
       {"step_transformer", info.step_transformer},
       {"step_reuse", step_reuse_names(info.step_reuse)},
+      {"eight_bits", eight_bit_parts_names(info.eight_bits)},
       {"density", plan.density()},
       {"density_map", density_map(plan)},
       {"summarize_skipped", info.summarize_skipped},

@@ -225,6 +225,8 @@ std::string calibatt_session::json() const {
   const AttentionReport report = run_ != nullptr ? run_->report() : AttentionReport{};
   json["forwards"] = forwards_;
   json["step_reuse"] = step_reuse_names(step_reuse_);
+  json["planned_eight_bits"] =
+      eight_bit_parts_names(run_ != nullptr ? run_->planned_eight_bits() : std::vector<EightBitParts>());
   json["calls"] = report.calls;
   json["dense_fallback_calls"] = report.dense_fallback_calls;
   json["fallback_reason"] = report.fallback_reason;

@@ -226,7 +226,7 @@ void add_bench(CLI::App& app) {
       ->required();
   add_whole_number(*command, "--max-prompts", flags->max_prompts, 1, 1'000'000, "Use only the first so many [all]");
   add_run_flags(*command, flags->run);
-  add_attention_dtype_flag(*command, flags->run);
+  add_eight_bit_flags(*command, flags->run);
   add_mismatch_flag(*command, flags->run, {"refuse", "warn"});
   command
       ->add_option("--calibration-report", flags->calibration_report,

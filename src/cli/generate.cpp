@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -51,6 +52,38 @@ void print_reuse(const RunReport& report) {
               counted(report.forwards, "forwards").c_str());
 }
 
+/// A plan may mean more in 8 bits than the run allows.
+void print_planned_eight_bits(const RunReport& report) {
+  if (!report.plan) return;
+  const auto steps = [&](const char* part) {
+    return std::ranges::count_if(report.plan->eight_bits,
+                                 [&](const std::string& parts) { return parts.find(part) != std::string::npos; });
+  };
+  const bool attention = report.options.attention_dtype == AttentionDtype::kFP8, layers = !report.weights_dtype.empty();
+  if (const auto planned = steps("attention"); planned > 0 && !attention) {
+    std::printf("the plan would have self-attention in 8 bits in %d of the steps: --attention-dtype fp8 allows it\n",
+                static_cast<int>(planned));
+  }
+  if (const auto planned = steps("layers"); planned > 0 && !layers) {
+    std::printf("the plan would have linear layers in 8 bits in %d of the steps: --weights-dtype fp8 allows it\n",
+                static_cast<int>(planned));
+  }
+}
+
+void print_eight_bits(const RunReport& report) {
+  print_planned_eight_bits(report);
+  if (report.eight_bit_parts.empty()) return;
+  std::string parts;
+  if (report.options.attention_dtype == AttentionDtype::kFP8) {
+    parts = "self-attention in " + std::to_string(eight_bit_steps(report, "attention"));
+  }
+  if (!report.weights_dtype.empty()) {
+    parts += (parts.empty() ? "" : ", ") + format("linear layers in %d", eight_bit_steps(report, "layers"));
+  }
+  std::printf("in 8 bits: %s of %s; the others in the run's precision\n", parts.c_str(),
+              counted(*report.options.steps, "steps").c_str());
+}
+
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
   std::printf("%s: %d×%d, %s, seed %llu, %s (%s, %s, %s)\n",
@@ -65,10 +98,7 @@ void print_summary(const RunReport& report, const std::string& output) {
   }
   std::printf("time: %.1f s = text %.1f + attention %.1f + other transformer work %.1f + VAE %.1f\n", seconds.total(),
               seconds.text, seconds.attention, seconds.transformer_other, seconds.vae);
-  if (report.options.attention_dtype == AttentionDtype::kFP8) {
-    std::printf("self-attention in 8 bits: %d of %s; the others in the run's precision\n", report.eight_bit_steps,
-                counted(*report.options.steps, "steps").c_str());
-  }
+  print_eight_bits(report);
   if (report.options.plan_path.empty()) {
     std::printf("self-attention: dense (no --plan)\n");
   } else {
@@ -241,7 +271,7 @@ void add_generate(CLI::App& app) {
                              ->type_name("FILE")
                              ->excludes(prompt);
   add_run_flags(*command, flags->run, true, &flags->any_seed);
-  add_attention_dtype_flag(*command, flags->run);
+  add_eight_bit_flags(*command, flags->run);
   command->add_option("--plan", flags->run.plan_path,
                       "Plan file made by `calibatt calibrate`; without it attention is dense");
   add_mismatch_flag(*command, flags->run, {"refuse", "warn", "dense"});

@@ -330,19 +330,22 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
       ->type_name("LIST");
 }
 
-void add_attention_dtype_flag(CLI::App& command, GenerateOptions& run) {
+void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
   command
       .add_option_function<std::string>(
           "--attention-dtype",
           [&run](const std::string& name) {
             run.attention_dtype = name == "fp8" ? AttentionDtype::kFP8 : AttentionDtype::kModel;
           },
-          "Self-attention: as --dtype says, or fp8 in all steps but the first fifth (int8 queries and keys, e4m3 "
-          "weights "
-          "and values; on Hopper GPUs)")
+          "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) in all but the "
+          "first "
+          "steps; on Hopper GPUs")
       ->check(CLI::IsMember({"bf16", "fp8"}))
       ->type_name("bf16|fp8")
       ->default_str("bf16");
+  add_whole_number(command, "--keep-steps", run.kept_steps, 0, kMaxInt,
+                   "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them "
+                   "[as the plan says, where it does, else a quarter of all]");
 }
 
 void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices) {

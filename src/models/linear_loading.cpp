@@ -26,17 +26,14 @@ std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& w
       {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), format, streamed});
 }
 
-void require_host_memory(size_t size_bytes) {
+void require_host_memory(size_t size_bytes, const std::string& what, const std::string& remedy) {
   constexpr double kGigabyte = 1e9;
   const size_t available = available_host_memory();
   if (size_bytes <= available) return;
-  char text[200];
-  std::snprintf(
-      text, sizeof(text),
-      "--offload: %.1f GB of weights are to stay in host memory, and %.1f GB of it are available; close other "
-      "programs or run without --offload",
-      static_cast<double>(size_bytes) / kGigabyte, static_cast<double>(available) / kGigabyte);
-  throw Error(ErrorKind::kDevice, text);
+  char sizes[120];
+  std::snprintf(sizes, sizeof(sizes), "%.1f GB of weights are to stay in host memory, and %.1f GB of it are available",
+                static_cast<double>(size_bytes) / kGigabyte, static_cast<double>(available) / kGigabyte);
+  throw Error(ErrorKind::kDevice, what + ": " + sizes + "; close other programs or " + remedy);
 }
 
 }  // namespace calibatt

@@ -24,8 +24,8 @@ std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& w
                                               const std::shared_ptr<StreamedWeights>& streamed = {},
                                               Bias bias = Bias::kStored);
 
-/// Refuses --offload of so many bytes of weights before the disk is read for minutes. Throws Error(kDevice) when they
-/// do not fit into host memory.
-void require_host_memory(size_t size_bytes);
+/// Refuses weights of so many bytes that are to stay in host memory, before the disk is read for minutes. what: wants
+/// them there; remedy: what to do without. Throws Error(kDevice) when they do not fit.
+void require_host_memory(size_t size_bytes, const std::string& what, const std::string& remedy);
 
 }  // namespace calibatt

@@ -57,7 +57,11 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   // A layer's six matrices of 256 x 256 and two of 256 x 1024, of 8 layers, take a byte each in place of two.
   const MemoryEstimate eight_bits = files->memory({33, 256, 256}, {DType::kBF16, true});
   EXPECT_EQ(eight_bits.weights, large.weights - uint64_t{8} * (6 * 256 * 256 + 2 * 256 * 1024));
-  EXPECT_LT(eight_bits.activations, large.activations);
+  EXPECT_EQ(eight_bits.activations, large.activations + uint64_t{9} * 16 * 16 * 256) << "norms in 8 bits";
+  // Two blocks at a time, in bfloat16.
+  const MemoryEstimate both = files->memory({33, 256, 256}, {DType::kBF16, true, true});
+  EXPECT_EQ(both.weights, eight_bits.weights + uint64_t{2} * 2 * (6 * 256 * 256 + 2 * 256 * 1024));
+  EXPECT_EQ(both.activations, eight_bits.activations);
 }
 
 TEST_F(Registry, APartThatIsNotThereIsNamedWithWhatLiesInItsPlace) {

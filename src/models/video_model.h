@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -124,6 +125,10 @@ class VideoModel {
   /// The video of a conditioning begins with this. Of a model that takes a picture, once after encode.
   virtual void begin_with(const std::shared_ptr<const EncodedPicture>& picture, Conditioning& conditioning);
 
+  /// Tells of the steps of the runs that follow, before their prompts are encoded, so that what they need is loaded
+  /// before they begin. They work without, and then load it when they come to it. `progress` hears of blocks.
+  virtual void expect_steps(std::span<const StepSettings> /*steps*/, const WorkProgress& /*progress*/) {}
+
   /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
   /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The
   /// caller has told `attention` which forward this is. `progress` hears of the blocks, at least once in each, with
@@ -142,10 +147,12 @@ class VideoModel {
 
 /// What a model's memory depends on beside a video's size.
 struct Arithmetic {
-  Arithmetic(DType dtype, bool eight_bit_layers = false) : dtype(dtype), eight_bit_layers(eight_bit_layers) {}
+  Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false)
+      : dtype(dtype), eight_bit_layers(eight_bit_layers), wide_steps(wide_steps) {}
 
   DType dtype;
   bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
+  bool wide_steps;        ///< some steps are without them (StepSettings::eight_bit_layers)
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.

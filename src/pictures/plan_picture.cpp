@@ -97,6 +97,27 @@ void check_site(const Plan& plan, int step, int layer, int head) {
   check("head", head, plan.geometry().heads);
 }
 
+void draw_eight_bit_bars(Image& image, const Plan& plan, int left, int y, int cell_width) {
+  for (const EightBitParts& step : plan.info().eight_bits) {
+    if (step.any()) fill_rectangle(image, left, y, std::max(1, cell_width - 1), 2, kInk);
+    left += cell_width;
+  }
+}
+
+/// Behind the text about reused steps.
+void draw_eight_bits_title(Image& image, const Plan& plan) {
+  int attention = 0, layers = 0;
+  for (const EightBitParts& step : plan.info().eight_bits) {
+    attention += step.attention;
+    layers += step.layers;
+  }
+  if (attention + layers == 0) return;
+  draw_text(image, kMargin + 230, plan.info().num_reused_steps() > 0 ? 6 : 16,
+            "8 bits (bar above a step): self-attention in " + std::to_string(attention) + ", layers in " +
+                std::to_string(layers),
+            kInk);
+}
+
 void draw_density_title(Image& image, const Plan& plan) {
   const int reused = plan.info().num_reused_steps();
   draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
@@ -104,6 +125,7 @@ void draw_density_title(Image& image, const Plan& plan) {
     draw_text(image, kMargin + 230, 16,
               counted(reused, "steps") + " of " + std::to_string(plan.num_steps()) + " without a forward", kInk);
   }
+  draw_eight_bits_title(image, plan);
   draw_text(image, kMargin, 32,
             "computed query-key pairs of each layer and step, mean of " + counted(plan.geometry().heads, "heads"),
             kFaintInk);
@@ -179,7 +201,6 @@ Image render_density_map(const Plan& plan) {
 
   const int reused = plan.info().num_reused_steps();
   draw_density_title(image, plan);
-
   const double scale_end = end_of_scale(plan);
 
   const auto draw_cell = [&](int x, int y, int width, double density, bool number) {
@@ -217,6 +238,7 @@ Image render_density_map(const Plan& plan) {
     if (step % tick_step(cell_width, 20) == 0)
       draw_centred(image, x + cell_width / 2, kTop - 10, std::to_string(step), kInk);
   }
+  draw_eight_bit_bars(image, plan, kLeft, kTop - 2, cell_width);
   draw_text(image, kMargin, kTop - 10, "layer", kFaintInk);
   draw_centred(image, (kLeft + right) / 2, kTop - 22, "step (0: noisiest)", kFaintInk);
   draw_centred(image, right + kGap + kMeanWidth / 2, kTop - 10, "mean", kFaintInk);

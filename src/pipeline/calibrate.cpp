@@ -182,6 +182,7 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
+  runner.expect_steps(run, told.of_prompt(range.begin));
   StepRecorder steps;  // of the prompt that ran last
   const auto run_prompt = [&](int prompt, SelfAttention& attention) {
     const GenerateOptions of_prompt = run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);

@@ -52,7 +52,8 @@ const ModelInfo& ModelOnDisk::info() const {
 }
 
 GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
-  return resolve_options(options, impl_->files->description());
+  return resolve_options(options, impl_->files->description(),
+                         allowed_eight_bits(options, !impl_->weights_dtype.empty()));
 }
 
 std::vector<std::string> ModelOnDisk::unread(const GenerateOptions& options) const {
@@ -84,7 +85,9 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const DType dtype = precision == Precision::kF32   ? DType::kF32
                       : precision == Precision::kF16 ? DType::kF16
                                                      : DType::kBF16;
-  return impl_->files->memory(video_size(resolved(options)), {dtype, weights == WeightsPrecision::kFP8});
+  const GenerateOptions run = resolved(options);
+  return impl_->files->memory(video_size(run),
+                              {dtype, weights == WeightsPrecision::kFP8, has_steps_without_8_bits(run)});
 }
 
 }  // namespace calibatt

@@ -237,11 +237,28 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   if (result.cfg_scale_2 && model.experts.size() == 1) {
     throw Error(ErrorKind::kUsage, "--cfg-scale-2: this model has one transformer; leave it out");
   }
+  if (result.kept_steps && (*result.kept_steps < 0 || *result.kept_steps > *result.steps)) {
+    throw Error(ErrorKind::kUsage, "--keep-steps " + std::to_string(*result.kept_steps) + ": the run has " +
+                                       counted(*result.steps, "steps") + "; give 0 to as many");
+  }
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);
   if (*result.sigmas != kList) parse_spacing(*result.sigmas);  // throws
   check_first_level(result, model);
   return result;
+}
+
+EightBitParts allowed_eight_bits(const GenerateOptions& options, bool eight_bit_layers) {
+  return {options.attention_dtype == AttentionDtype::kFP8, eight_bit_layers};
+}
+
+GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model, EightBitParts allowed) {
+  if (options.kept_steps && !allowed.any()) {
+    throw Error(ErrorKind::kUsage,
+                "--keep-steps says how many first steps --weights-dtype fp8 and --attention-dtype fp8 leave as they "
+                "are; add one of these");
+  }
+  return resolve_options(options, model);
 }
 
 std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
@@ -287,16 +304,19 @@ std::vector<StepSettings> steps_of_run(const GenerateOptions& options, const Mod
 
 }  // namespace
 
-int first_eight_bit_step(int num_steps) {
-  return ceil_div(num_steps, 5);
-}
-
-int eight_bit_steps(int num_steps, const std::vector<StepReuse>& reuse) {
-  int count = 0;
-  for (int step = first_eight_bit_step(num_steps); step < num_steps; ++step) {
-    count += reuse.empty() || reuse[static_cast<size_t>(step)] == StepReuse::kNone;
+std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed,
+                                           const std::vector<EightBitParts>& planned) {
+  std::vector<EightBitParts> steps(static_cast<size_t>(*options.steps), allowed);
+  if (planned.empty() || options.kept_steps) {
+    const int kept = options.kept_steps.value_or(ceil_div(*options.steps, 4));
+    std::fill_n(steps.begin(), kept, EightBitParts{});
+    return steps;
   }
-  return count;
+  for (size_t step = 0; step < steps.size(); ++step) {
+    steps[step].attention = allowed.attention && planned[step].attention;
+    steps[step].layers = allowed.layers && planned[step].layers;
+  }
+  return steps;
 }
 
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model) {

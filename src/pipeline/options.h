@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "base/step_reuse.h"
+#include "base/eight_bit_parts.h"
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
 
@@ -18,6 +18,12 @@ GenerateOptions with_defaults(const GenerateOptions& options, const ModelDescrip
 /// Every unset option filled in, and all of them checked against what the model can do. Throws Error(kUsage) naming the
 /// flag, the value and the nearest one that works.
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model);
+
+/// What a run's options allow in 8 bits. eight_bit_layers: the model is loaded with them.
+EightBitParts allowed_eight_bits(const GenerateOptions& options, bool eight_bit_layers);
+
+/// As resolve_options above; and refuses GenerateOptions::kept_steps where nothing is allowed in 8 bits.
+GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model, EightBitParts allowed);
 
 /// One line for each of these options that is given and that no step of its run reads. Throws as resolve_options.
 std::vector<std::string> unread_options(const GenerateOptions& options, const ModelDescription& model);
@@ -50,11 +56,14 @@ struct AvailableMemory {
 std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
                            const AvailableMemory& available);
 
-/// The first step whose self-attention is computed in 8 bits where that is asked for; the steps before it are a fifth
-/// of the run's, rounded up.
-int first_eight_bit_step(int num_steps);
-/// How many steps that makes, without those that reuse an earlier prediction (empty: none does).
-int eight_bit_steps(int num_steps, const std::vector<StepReuse>& reuse);
+/// Which parts of each step's forwards are computed in 8 bits in a run with these resolved options: what `allowed` has,
+/// but for the first GenerateOptions::kept_steps; where these are not given and a plan says it (`planned`, of each
+/// step; empty: none does), as the plan says.
+std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed,
+                                           const std::vector<EightBitParts>& planned = {});
+inline bool has_steps_without_8_bits(const GenerateOptions& resolved) {
+  return resolved.kept_steps != 0;
+}
 
 /// Of each step of a run with these resolved options.
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model);

@@ -3,10 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -16,9 +20,9 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-std::string refusal(const GenerateOptions& options, const ModelDescription& model) {
+std::string refusal(const GenerateOptions& options, const ModelDescription& model, EightBitParts allowed = {}) {
   try {
-    resolve_options(options, model);
+    resolve_options(options, model, allowed);
     return "accepted";
   } catch (const Error& error) {
     return error.what();
@@ -241,13 +245,56 @@ TEST(Options, OneSideOfAPictureGivesTheOther) {
   EXPECT_EQ(size(640, {}), (Size{640, 480})) << "the model's own height";
 }
 
-TEST(EightBitAttention, TheFirstFifthOfTheStepsIsSpared) {
-  for (const auto& [steps, first] : {std::pair{50, 10}, {20, 4}, {18, 4}, {4, 1}, {1, 1}}) {
-    EXPECT_EQ(first_eight_bit_step(steps), first) << steps;
-    EXPECT_EQ(eight_bit_steps(steps, {}), steps - first) << steps;
+TEST(EightBits, TheFirstStepsAreSpared) {
+  GenerateOptions options;
+  const auto spared = [&](EightBitParts allowed) {
+    const std::vector<EightBitParts> steps = eight_bit_parts(options, allowed);
+    const auto first = std::ranges::find_if(steps, &EightBitParts::any);
+    EXPECT_TRUE(std::all_of(first, steps.end(), [&](EightBitParts step) { return step == allowed; }));
+    return first - steps.begin();
+  };
+  for (const auto& [steps, kept] : {std::pair{50, 13}, {20, 5}, {18, 5}, {4, 1}, {1, 1}}) {
+    options.steps = steps;
+    EXPECT_EQ(spared({.attention = true}), kept) << steps;
+    EXPECT_EQ(spared({.attention = true, .layers = true}), kept) << steps;
+    EXPECT_EQ(spared({}), steps) << steps;
   }
-  using enum StepReuse;
-  EXPECT_EQ(eight_bit_steps(6, {kNone, kHold, kLinear, kNone, kResidual, kNone}), 2);
+  options.steps = 20;
+  for (const int kept : {0, 7, 20}) {
+    options.kept_steps = kept;
+    EXPECT_EQ(spared({.layers = true}), kept);
+  }
+}
+
+TEST(EightBits, APlanSaysWhatOfTheAllowedIsDone) {
+  GenerateOptions options;
+  options.steps = 5;
+  const std::vector<EightBitParts> planned{{}, {true, false}, {false, true}, {true, true}, {}};
+  EXPECT_EQ(eight_bit_parts(options, {true, true}, planned), planned);
+  EXPECT_EQ(eight_bit_parts(options, {.layers = true}, planned),
+            (std::vector<EightBitParts>{{}, {}, {false, true}, {false, true}, {}}));
+  EXPECT_EQ(eight_bit_parts(options, {.attention = true}, planned),
+            (std::vector<EightBitParts>{{}, {true, false}, {}, {true, false}, {}}));
+  EXPECT_EQ(eight_bit_parts(options, {}, planned), std::vector<EightBitParts>(5));
+  options.kept_steps = 3;
+  EXPECT_EQ(eight_bit_parts(options, {true, true}, planned),
+            (std::vector<EightBitParts>{{}, {}, {}, {true, true}, {true, true}}))
+      << "who gives a number decides";
+}
+
+TEST(EightBits, StepsThatAreSparedAreAskedForWhereThereAreOthers) {
+  GenerateOptions options;
+  options.steps = 4;
+  options.kept_steps = 3;
+  const ModelDescription model;
+  EXPECT_EQ(resolve_options(options, model, {.layers = true}).kept_steps, 3);
+  EXPECT_EQ(refusal(options, model, {.attention = true}), "accepted");
+  EXPECT_THAT(refusal(options, model, {}), HasSubstr("--weights-dtype fp8"));
+  for (const int kept : {-1, 5}) {
+    options.kept_steps = kept;
+    EXPECT_THAT(refusal(options, model, {.attention = true}),
+                HasSubstr("--keep-steps " + std::to_string(kept) + ": the run has 4 steps"));
+  }
 }
 
 }  // namespace

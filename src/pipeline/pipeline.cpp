@@ -25,6 +25,18 @@ void add_accounts(const AttentionReport& accounts, RunReport& run) {
   run.plan = accounts.plan;
 }
 
+void enter_eight_bits(std::vector<EightBitParts> steps, const std::vector<StepReuse>& reuse, RunAttention& attention,
+                      RunReport& run) {
+  std::vector<bool> attention_steps;
+  attention_steps.reserve(steps.size());
+  for (const EightBitParts step : steps) attention_steps.push_back(step.attention);
+  attention.use_eight_bits(std::move(attention_steps));
+  for (size_t step = 0; step < reuse.size(); ++step) {
+    if (reuse[step] != StepReuse::kNone) steps[step] = {};  // it computes nothing
+  }
+  run.eight_bit_parts = eight_bit_parts_names(steps);
+}
+
 }  // namespace
 
 std::unique_ptr<Pipeline> Pipeline::load(const LoadOptions& options) {
@@ -62,13 +74,16 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   const auto attention = make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
                                             runner.describe_attention(options, progress), options.on_mismatch);
 
-  const bool eight_bits = options.attention_dtype == AttentionDtype::kFP8;
-  if (eight_bits) attention->use_eight_bits(first_eight_bit_step(*options.steps));
+  const std::vector<StepReuse> reuse = attention->step_reuse();
+  const EightBitParts allowed = runner.allowed_eight_bits(options);
+  const std::vector<EightBitParts> eight_bits = eight_bit_parts(options, allowed, attention->planned_eight_bits());
+  if (allowed.any()) enter_eight_bits(eight_bits, reuse, *attention, run);
 
   if (const auto plan = attention->report().plan) {
     for (const std::string& warning : plan->warnings) runner.warn(warning);
   }
 
+  runner.expect_steps(options, progress, eight_bits);
   double start = now_seconds();
   const auto lap = [&start] {
     const double previous = std::exchange(start, now_seconds());
@@ -78,9 +93,9 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.seconds.text = lap() + conditioning->text_seconds_elsewhere;
 
   TransformerTimes times;
-  const std::vector<StepReuse> reuse = attention->step_reuse();
   run.step_reuse = step_reuse_names(reuse);
-  const Tensor latents = runner.denoise(options, *conditioning, *attention, times, progress, {.reuse = reuse});
+  const Tensor latents =
+      runner.denoise(options, *conditioning, *attention, times, progress, {.reuse = reuse}, eight_bits);
   run.seconds.attention = times.self_attention;
   run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
 
@@ -89,7 +104,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.peak_device_bytes = backend.peak_memory_bytes();
   run.mask_streaming = backend.mask_streaming().since(streamed_before);
   add_accounts(attention->report(), run);
-  run.eight_bit_steps = eight_bits ? eight_bit_steps(*options.steps, reuse) : 0;
+  if (run.plan) run.plan->eight_bits = eight_bit_parts_names(attention->planned_eight_bits());
   run.forwards = run.attention_calls / run.num_layers;
   return result;
 }

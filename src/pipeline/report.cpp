@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/step_reuse.h"
@@ -13,7 +14,8 @@ json plan_use_json(const PlanUse& plan) {
   return {{"expected_error", plan.expected_error ? json(*plan.expected_error) : json(nullptr)},
           {"error_basis", plan.error_basis},
           {"weights", plan.weights},
-          {"warnings", plan.warnings}};
+          {"warnings", plan.warnings},
+          {"eight_bits", plan.eight_bits}};
 }
 
 json seconds_json(const StageSeconds& seconds) {
@@ -55,6 +57,11 @@ std::map<std::string, int> reused_steps(const RunReport& report) {
   return steps;
 }
 
+int eight_bit_steps(const RunReport& report, const std::string& part) {
+  return static_cast<int>(std::ranges::count_if(
+      report.eight_bit_parts, [&](const std::string& parts) { return parts.find(part) != std::string::npos; }));
+}
+
 std::string to_json(const RunReport& report) {
   const GenerateOptions& options = report.options;
   const bool eight_bits = options.attention_dtype == AttentionDtype::kFP8;
@@ -73,7 +80,8 @@ std::string to_json(const RunReport& report) {
                        {"peak_device_bytes", report.peak_device_bytes},
                        {"attention_kernel", report.attention_kernel},
                        {"attention_dtype", eight_bits ? json("fp8") : json(nullptr)},
-                       {"eight_bit_steps", report.eight_bit_steps},
+                       {"kept_steps", options.kept_steps ? json(*options.kept_steps) : json(nullptr)},
+                       {"eight_bit_parts", report.eight_bit_parts},
                        {"threads", report.threads},
                        {"num_tokens", report.num_tokens},
                        {"num_layers", report.num_layers},

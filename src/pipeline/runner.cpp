@@ -102,13 +102,16 @@ void Runner::warn_of_memory(const GenerateOptions& options) const {
   if (files_ == nullptr || !warn_) return;
   AvailableMemory available{available_host_memory(), {}};
   if (!backend_->in_host_memory()) available.device = backend_->available_memory_bytes();
-  const std::string warning = memory_warning(
-      options, files_->memory(video_size(options), {model_->dtype(), !weights_dtype_.empty()}), available);
+  const std::string warning =
+      memory_warning(options,
+                     files_->memory(video_size(options),
+                                    {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options)}),
+                     available);
   if (!warning.empty()) warn_(warning);
 }
 
 GenerateOptions Runner::resolved(const GenerateOptions& options) const {
-  return resolve_options(options, model());
+  return resolve_options(options, model(), allowed_eight_bits(options));
 }
 
 /// The conditional one and, in guided runs, the unconditional one.
@@ -130,8 +133,18 @@ void Runner::check_prompts(const GenerateOptions& options) {
   check_prompts(prompts_of(options));
 }
 
-std::vector<StepSettings> Runner::steps_of(const GenerateOptions& options, const Scheduler& scheduler) const {
-  return make_steps(scheduler, model().experts, guidance_scales(options));
+std::vector<StepSettings> Runner::steps_of(const GenerateOptions& options, const Scheduler& scheduler,
+                                           std::vector<EightBitParts> eight_bits) const {
+  std::vector<StepSettings> steps = make_steps(scheduler, model().experts, guidance_scales(options));
+  if (eight_bits.empty()) eight_bits = eight_bit_parts(options, allowed_eight_bits(options));
+  for (size_t step = 0; step < steps.size(); ++step) steps[step].eight_bit_layers = eight_bits[step].layers;
+  return steps;
+}
+
+void Runner::expect_steps(const GenerateOptions& options, const ProgressCallback& progress,
+                          const std::vector<EightBitParts>& eight_bits) {
+  const std::vector<StepSettings> steps = steps_of(options, *make_scheduler(options, model()), eight_bits);
+  model_->expect_steps(steps, stage_work(progress, "load"));
 }
 
 std::string Runner::transformer_name(int expert) const {
@@ -216,9 +229,10 @@ std::shared_ptr<const EncodedPicture> Runner::picture_of(const GenerateOptions& 
 }
 
 Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
-                       TransformerTimes& times, const ProgressCallback& progress, const StepControl& control) {
+                       TransformerTimes& times, const ProgressCallback& progress, const StepControl& control,
+                       const std::vector<EightBitParts>& eight_bits) {
   const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model());
-  const std::vector<StepSettings> steps = steps_of(options, *scheduler);
+  const std::vector<StepSettings> steps = steps_of(options, *scheduler, eight_bits);
   const auto num_steps = static_cast<int>(steps.size());
   const auto predict = [&](const Tensor& latents, int step, GuidanceBranch branch) {
     const StepSettings& settings = steps[static_cast<size_t>(step)];

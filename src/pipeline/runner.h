@@ -37,10 +37,19 @@ class Runner {
   RunDescription describe_attention(const GenerateOptions& options, const ProgressCallback& progress = {});
   RunReport describe_run(const GenerateOptions& options) const;
 
+  /// What a run's options allow in 8 bits.
+  EightBitParts allowed_eight_bits(const GenerateOptions& options) const {
+    return calibatt::allowed_eight_bits(options, !weights_dtype_.empty());
+  }
+  /// Loads what the run's steps need and is not there. eight_bits: of each step; empty: as pipeline/options.h has it.
+  void expect_steps(const GenerateOptions& options, const ProgressCallback& progress,
+                    const std::vector<EightBitParts>& eight_bits = {});
   std::unique_ptr<Conditioning> encode(const GenerateOptions& options, const ProgressCallback& progress);
-  /// The whole denoising run → latents. Adds the transformer's seconds to `times`.
+  /// The whole denoising run → latents. Adds the transformer's seconds to `times`. eight_bits: as expect_steps; of
+  /// self-attention, `attention` decides.
   Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
-                 TransformerTimes& times, const ProgressCallback& progress, const StepControl& control = {});
+                 TransformerTimes& times, const ProgressCallback& progress, const StepControl& control = {},
+                 const std::vector<EightBitParts>& eight_bits = {});
   /// Of a run's solver: solver_weights.h.
   Tensor solver_weights_of(const GenerateOptions& options) const;
   VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);
@@ -57,7 +66,8 @@ class Runner {
  private:
   /// Of the run's picture and size; the last one is kept, as runs of many prompts mostly have the same.
   std::shared_ptr<const EncodedPicture> picture_of(const GenerateOptions& options, const ProgressCallback& progress);
-  std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler) const;
+  std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler,
+                                     std::vector<EightBitParts> eight_bits = {}) const;
   std::vector<Prompt> prompts_of(const GenerateOptions& options) const;
 
   /// For people: with the LoRAs that were merged into it.

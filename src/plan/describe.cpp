@@ -85,6 +85,39 @@ std::string reused_steps(const PlanInfo& info) {
   return text;
 }
 
+/// "1, 3 to 5", of rising numbers.
+std::string ranges_of(const std::vector<int>& steps) {
+  std::string text;
+  for (size_t begin = 0, end = 0; begin < steps.size(); begin = end) {
+    end = begin + 1;
+    while (end < steps.size() && steps[end] == steps[end - 1] + 1) ++end;
+    text += (text.empty() ? "" : ", ") + std::to_string(steps[begin]);
+    if (end - begin > 1) text += " to " + std::to_string(steps[end - 1]);
+  }
+  return text;
+}
+
+/// "self-attention in 3 of 7 steps: 1, 3, 5", of parts that some step has in 8 bits.
+std::string eight_bits_text(const PlanInfo& info) {
+  struct Part {
+    const char* name;
+    bool EightBitParts::*has;
+  };
+  std::string text;
+  for (const Part& part :
+       {Part{"self-attention", &EightBitParts::attention}, {"linear layers", &EightBitParts::layers}}) {
+    std::vector<int> steps;
+    for (size_t step = 0; step < info.eight_bits.size(); ++step) {
+      if (info.eight_bits[step].*part.has) steps.push_back(static_cast<int>(step));
+    }
+    if (steps.empty()) continue;
+    text += line(text.empty() ? "8 bits" : "", format("%s in %zu of %zu steps, where a run allows it: ", part.name,
+                                                      steps.size(), info.sigmas.size()) +
+                                                   ranges_of(steps));
+  }
+  return text;
+}
+
 /// Density by step (down) and layer (right); at most so many of each, evenly spread.
 std::string density_table(const Plan& plan) {
   constexpr int kMaxRows = 25, kMaxColumns = 16;
@@ -153,6 +186,7 @@ std::string describe(const Plan& plan) {
   if (const int reused = parts.num_reused_steps(); reused > 0) {
     text += line("reused steps", format("%d of %d run no forward: ", reused, plan.num_steps()) + reused_steps(parts));
   }
+  text += eight_bits_text(parts);
   text += line("expected error", accuracy_text(parts.accuracy));
   if (const std::string latents = latents_error_text(parts.accuracy); !latents.empty()) text += line("", latents);
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()) +

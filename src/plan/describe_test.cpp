@@ -35,6 +35,14 @@ TEST(Describe, StepsWithoutAForwardAreNamed) {
   EXPECT_THAT(describe(Plan(test::expert_parts())), ::testing::Not(HasSubstr("forward")));
 }
 
+TEST(Describe, StepsIn8BitsAreNamed) {
+  const std::string text = describe(Plan(test::eight_bit_plan_parts()));
+  EXPECT_THAT(text, HasSubstr("8 bits          self-attention in 3 of 7 steps, where a run allows it: 1, 3, 5\n"));
+  EXPECT_THAT(text,
+              HasSubstr("                linear layers in 4 of 7 steps, where a run allows it: 2 to 3, 5 to 6\n"));
+  EXPECT_THAT(describe(Plan(test::reuse_parts())), ::testing::Not(HasSubstr("8 bits")));
+}
+
 TEST(Describe, ControlCharactersFromAFileDoNotReachTheTerminal) {
   Plan::Parts parts = test::example_parts();
   parts.provenance.transformers[0].name = "\x1b[31mred\n";

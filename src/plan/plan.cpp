@@ -110,6 +110,12 @@ void check_reuse(const PlanInfo& info) {
   }
 }
 
+void check_eight_bits(const PlanInfo& info) {
+  if (info.eight_bits.empty() || info.eight_bits.size() == info.sigmas.size()) return;
+  throw refused("the parts in 8 bits of " + counted(info.eight_bits.size(), "steps") + " are given for " +
+                counted(info.sigmas.size(), "steps"));
+}
+
 void check_accuracy(const PlanAccuracy& accuracy) {
   for (const auto& error :
        {accuracy.predicted, accuracy.measured, accuracy.latents_predicted, accuracy.latents_measured}) {
@@ -174,6 +180,7 @@ void PlanInfo::validate() const {
   check_entries(*this);
   check_transformers(*this);
   check_reuse(*this);
+  check_eight_bits(*this);
   check_accuracy(accuracy);
   check_provenance(provenance);
 }

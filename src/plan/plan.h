@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/eight_bit_parts.h"
 #include "base/error.h"
 #include "base/step_reuse.h"
 #include "sparsity/block_intervals.h"
@@ -96,6 +97,9 @@ struct PlanInfo {
   /// [num_steps] how the step gets its prediction; empty: all run their transformer. A step that does not still has an
   /// entry, for runs whose steps differ.
   std::vector<StepReuse> step_reuse;
+  /// [num_steps] which parts of the step a run computes in 8 bits as far as it is allowed to; empty: the plan does not
+  /// say, and the run decides.
+  std::vector<EightBitParts> eight_bits;
   bool summarize_skipped = false;
   int anchor_rows_per_frame = 0;  ///< k; 0 when no head is anchored
   PlanProvenance provenance;

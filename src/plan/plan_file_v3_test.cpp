@@ -85,6 +85,22 @@ TEST(PlanFileV3, ReusedStepsComeBackAndOthersTakeNoPlace) {
   EXPECT_THAT(before, ::testing::Not(HasSubstr("latents")));
 }
 
+TEST(PlanFileV3, PartsIn8BitsComeBackAndOthersTakeNoPlace) {
+  const Plan plan(test::eight_bit_plan_parts());
+  const Plan read = decode_plan(test::encode(plan), "x");
+  EXPECT_TRUE(test::same_plan(read, plan));
+  EXPECT_EQ(read.info().eight_bits[3], (EightBitParts{.attention = true, .layers = true}));
+  EXPECT_THAT(test::encode(Plan(test::reuse_parts())).metadata.at("plan"), ::testing::Not(HasSubstr("eight_bits")));
+
+  const auto refusal = [](Json parts) { return json_refusal([&](Json& j) { j["eight_bits"] = std::move(parts); }); };
+  EXPECT_EQ(refusal({"none", "attention", "attention+layers"}), "accepted");
+  EXPECT_EQ(refusal(nullptr), "accepted");
+  EXPECT_THAT(refusal({"none", "text", "none"}),
+              ::testing::AllOf(HasSubstr("eight_bits: text"), HasSubstr("newer calibatt")));
+  EXPECT_THAT(refusal({8, 8, 16}), ::testing::AllOf(HasSubstr("eight_bits"), HasSubstr("list of texts")));
+  EXPECT_THAT(refusal({"none", "layers"}), HasSubstr("2 steps"));
+}
+
 TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {
   const auto refusal = [](Json reuse) { return json_refusal([&](Json& j) { j["step_reuse"] = std::move(reuse); }); };
   EXPECT_EQ(refusal({"forward", "hold", "forward"}), "accepted");

@@ -24,7 +24,7 @@ TEST_P(PlanFixture, StillReadsAsWhatWasWritten) {
 INSTANTIATE_TEST_SUITE_P(Version1, PlanFixture, ::testing::Values("v1_example", "v1_tiles"));
 INSTANTIATE_TEST_SUITE_P(Version2, PlanFixture, ::testing::Values("v2_example", "v2_tiles", "v2_drift"));
 INSTANTIATE_TEST_SUITE_P(Version3, PlanFixture,
-                         ::testing::Values("v3_example", "v3_tiles", "v3_drift", "v3_experts", "v3_reuse"));
+                         ::testing::Values("v3_example", "v3_tiles", "v3_drift", "v3_experts", "v3_reuse", "v3_bits"));
 
 }  // namespace
 }  // namespace calibatt

@@ -99,18 +99,33 @@ void refuse_unknown_features(const JsonConfig& json) {
   if (json.has("head_precision")) refuse_feature(json, "head_precision");
 }
 
-// One text of each step. A way of reuse that is not known could only be run as something else.
-std::vector<StepReuse> parse_step_reuse(const JsonConfig& json) {
-  if (!json.has("step_reuse")) return {};
-  const Json& list = json.json().at("step_reuse");
+/// What the key says of each step; empty: it is not there.
+std::vector<std::string> texts_of_steps(const JsonConfig& json, const char* key) {
+  if (!json.has(key)) return {};
+  const Json& list = json.json().at(key);
   const auto is_text = [](const Json& each) { return each.is_string(); };
-  if (!list.is_array() || !std::ranges::all_of(list, is_text)) json.fail("step_reuse", "expected a list of texts");
+  if (!list.is_array() || !std::ranges::all_of(list, is_text)) json.fail(key, "expected a list of texts");
+  return list.get<std::vector<std::string>>();
+}
+
+// A way of reuse that is not known could only be run as something else.
+std::vector<StepReuse> parse_step_reuse(const JsonConfig& json) {
   std::vector<StepReuse> steps;
-  for (const Json& each : list) {
-    const auto name = each.get<std::string>();
+  for (const std::string& name : texts_of_steps(json, "step_reuse")) {
     const std::optional<StepReuse> reuse = calibatt::parse_step_reuse(name);
     if (!reuse) refuse_feature(json, "step_reuse: " + name.substr(0, 64));
     steps.push_back(*reuse);
+  }
+  return steps;
+}
+
+// One text of each step, likewise.
+std::vector<EightBitParts> parse_eight_bits(const JsonConfig& json) {
+  std::vector<EightBitParts> steps;
+  for (const std::string& name : texts_of_steps(json, "eight_bits")) {
+    const std::optional<EightBitParts> parts = parse_eight_bit_parts(name);
+    if (!parts) refuse_feature(json, "eight_bits: " + name.substr(0, 64));
+    steps.push_back(*parts);
   }
   return steps;
 }
@@ -158,6 +173,7 @@ std::string plan_json(const PlanInfo& info) {
   if (info.num_reused_steps() > 0) {
     for (const StepReuse reuse : info.step_reuse) json["step_reuse"].push_back(step_reuse_name(reuse));
   }
+  if (!info.eight_bits.empty()) json["eight_bits"] = eight_bit_parts_names(info.eight_bits);
   // Names of folders need not be UTF-8, JSON must.
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
@@ -171,6 +187,7 @@ PlanInfo parse_plan_json(const std::string& text, const std::string& where, bool
   info.summarize_skipped = json.boolean("summarize_skipped");
   info.anchor_rows_per_frame = json.integer_in("anchor_rows_per_frame", 0, kMaxNumber);
   info.step_reuse = parse_step_reuse(json);
+  info.eight_bits = parse_eight_bits(json);
   if (json.has("accuracy")) info.accuracy = parse_accuracy(json.object("accuracy"));
   info.provenance = parse_provenance(json.object("provenance"), many_transformers);
   return info;

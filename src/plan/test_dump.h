@@ -19,6 +19,9 @@ inline std::string dump(const Plan& plan) {
       text += " transformer " + std::to_string(plan.info().transformer_of(step));
     const StepReuse reuse = plan.info().reuse_of(step);
     if (reuse != StepReuse::kNone) text += " reuse " + std::string(step_reuse_name(reuse));
+    if (!plan.info().eight_bits.empty()) {
+      text += " 8 bits " + std::string(eight_bit_parts_name(plan.info().eight_bits[static_cast<size_t>(step)]));
+    }
     text += "\n";
   }
   const auto list = [&text](const char* title, const std::vector<int32_t>& numbers) {

@@ -72,6 +72,9 @@ inline Plan::Parts random_parts(unsigned seed) {
   provenance.scheduler = "unipc";
   provenance.flow_shift = 3.1;
   provenance.settings = {{"--budget", "error"}, {"--density", "0.35"}};
+  if (number(0, 1) == 0) {
+    for (int step = 0; step < num_steps; ++step) parts.eight_bits.push_back({number(0, 1) == 0, number(0, 1) == 0});
+  }
   if (number(0, 1) == 0 || num_steps == 1) return parts;
   parts.step_reuse.assign(static_cast<size_t>(num_steps), StepReuse::kNone);
   for (int step = 1; step < num_steps; ++step) {
@@ -169,14 +172,22 @@ inline Plan::Parts reuse_parts() {
   return parts;
 }
 
-/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); "experts" and
-/// "reuse" (from version 3); and "tiles" with every other feature (tile order, text tokens in blocks, anchors,
+/// Steps of which this and that is in 8 bits, one of them without a forward.
+inline Plan::Parts eight_bit_plan_parts() {
+  Plan::Parts parts = reuse_parts();
+  parts.eight_bits = {{}, {.attention = true}, {.layers = true}, {true, true}, {}, {true, true}, {.layers = true}};
+  return parts;
+}
+
+/// The plans behind tests/golden/data/plan_vN_NAME.safetensors: "example"; "drift" (from version 2); "experts", "reuse"
+/// and "bits" (from version 3); and "tiles" with every other feature (tile order, text tokens in blocks, anchors,
 /// summaries, shared steps, an absent energy target).
 inline Plan::Parts fixture_parts(const std::string& name) {
   if (name == "example") return example_parts();
   if (name == "drift") return drifting_parts();
   if (name == "experts") return expert_parts();
   if (name == "reuse") return reuse_parts();
+  if (name == "bits") return eight_bit_plan_parts();
   Plan::Parts parts = example_parts();
   parts.provenance.transformers[0].name = "tiny \"wan\" ü";
   AttentionGeometry& geometry = parts.geometry;
@@ -220,7 +231,8 @@ inline bool same_plan(const Plan& a, const Plan& b) {
   return x.geometry == y.geometry && x.num_layers == y.num_layers && x.sigmas == y.sigmas &&
          x.step_entry == y.step_entry && x.heads == y.heads && x.summarize_skipped == y.summarize_skipped &&
          x.anchor_rows_per_frame == y.anchor_rows_per_frame && x.provenance == y.provenance &&
-         x.step_transformer == y.step_transformer && x.step_reuse == y.step_reuse && x.accuracy == y.accuracy;
+         x.step_transformer == y.step_transformer && x.step_reuse == y.step_reuse && x.eight_bits == y.eight_bits &&
+         x.accuracy == y.accuracy;
 }
 
 }  // namespace calibatt::test

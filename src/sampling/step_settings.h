@@ -13,6 +13,8 @@ struct StepSettings {
   double timestep = 1000;     ///< the same as the scheduler tells it to the model, 1000·σ or rounded from it
   double guidance_scale = 1;  ///< ≤ 1: no guidance, one forward
   int expert = 0;             ///< the model's transformer that denoises here
+  /// Of a model that was loaded with layers in 8 bits: they are computed so; else in the run's precision.
+  bool eight_bit_layers = true;
 
   bool guided() const { return guidance_scale > 1; }
 };

@@ -130,8 +130,11 @@ TEST(CApiSession, IsThePipelinesPlannedAttention) {
       EXPECT_EQ(json["calls"], ours.report().calls);
       EXPECT_EQ(json["forwards"], ours.report().calls / plan.num_layers());
       EXPECT_EQ(json["step_reuse"], nlohmann::json(step_reuse_names(ours.step_reuse())));
+      EXPECT_EQ(json["planned_eight_bits"], nlohmann::json(eight_bit_parts_names(ours.planned_eight_bits())));
       EXPECT_EQ(json["density"], ours.report().density);
-      EXPECT_EQ(json["plan"], nlohmann::json::parse(calibatt_plan_json(open.plan))["checksum"]);
+      const auto of_plan = nlohmann::json::parse(calibatt_plan_json(open.plan));
+      EXPECT_EQ(json["plan"], of_plan["checksum"]);
+      EXPECT_EQ(of_plan["eight_bits"], nlohmann::json(eight_bit_parts_names(plan.info().eight_bits)));
     }
   }
 }

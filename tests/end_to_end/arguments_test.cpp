@@ -108,6 +108,28 @@ TEST_F(Arguments, LinearLayersAreIn8BitsWhereThatIsAskedFor) {
   expect_usage(command + "--weights-dtype bf16 --dtype fp32", "which is fp32 here; leave it out");
 }
 
+TEST_F(Arguments, ARunMayBeginWithout8Bits) {
+  const std::string command = "generate" + kSmall + "-p a --steps 6 --video-frames 5 --dtype bf16 ";
+  const auto parts_of = [&](const std::string& flags, const std::string& name) {
+    const CommandResult result =
+        run_calibatt(command + flags + " -o " + folder_.file(name + ".png") + " --report " + folder_.file("r.json"));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return nlohmann::json::parse(read_file(folder_.file("r.json")))["eight_bit_parts"];
+  };
+  const auto frame = [&](const std::string& name) { return read_file(folder_.file(name + "_00003.png")); };
+  using List = std::vector<std::string>;
+  EXPECT_EQ(parts_of("", "plain"), List());
+  EXPECT_EQ(parts_of("--weights-dtype fp8", "usual"), List({"none", "none", "layers", "layers", "layers", "layers"}));
+  EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-steps 6", "none"), List(6, "none"));
+  EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-steps 0", "all"), List(6, "layers"));
+  EXPECT_EQ(frame("none"), frame("plain")) << "no step is in 8 bits";
+  EXPECT_NE(frame("usual"), frame("plain"));
+  EXPECT_NE(frame("all"), frame("usual"));
+
+  expect_usage(command + "--keep-steps 2" + output_, "add one of these");
+  expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_, "--keep-steps 7: the run has 6 steps");
+}
+
 TEST_F(Arguments, MinusOneIsAnySeedAndIsSaid) {
   const std::string command = "generate" + kSmall + "-p a --steps 1 --seed -1" + output_;
   const CommandResult first = run_calibatt(command);

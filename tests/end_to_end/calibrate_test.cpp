@@ -62,6 +62,39 @@ TEST_F(Calibrate, PlanRunsAndReportsItsDensity) {
   EXPECT_TRUE(run["mask_streaming"].is_null()) << "masks are in the CPU's memory already";
 }
 
+TEST_F(Calibrate, APlanSaysWhichStepsAreIn8BitsAndARunWhatIsAllowed) {
+  make_plan("plan.safetensors", "--steps 4 --eight-bit-attention-from 1 --eight-bit-layers-from 2");
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
+              AllOf(HasSubstr("self-attention in 3 of 4 steps, where a run allows it: 1 to 3"),
+                    HasSubstr("linear layers in 2 of 4 steps, where a run allows it: 2 to 3")));
+  const auto run = [&](const std::string& more, const std::string& name) {
+    const CommandResult result = run_calibatt("generate" + kSmall + "--steps 4 --dtype bf16 -p 'a pink heart' --plan " +
+                                              folder_.file("plan.safetensors") + " -o " + folder_.file(name + ".png") +
+                                              " --report " + folder_.file("run.json") + more);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return std::pair{nlohmann::json::parse(read_file(folder_.file("run.json"))), result.output};
+  };
+  using List = std::vector<std::string>;
+  const List planned{"none", "attention", "attention+layers", "attention+layers"};
+  const auto [plain, plain_text] = run("", "plain");
+  EXPECT_EQ(plain["plan_use"]["eight_bits"], planned);
+  EXPECT_EQ(plain["eight_bit_parts"], List());
+  EXPECT_THAT(plain_text, AllOf(HasSubstr("self-attention in 8 bits in 3 of the steps: --attention-dtype fp8 allows"),
+                                HasSubstr("linear layers in 8 bits in 2 of the steps: --weights-dtype fp8 allows")));
+  const auto [allowed, allowed_text] = run(" --weights-dtype fp8", "allowed");
+  EXPECT_EQ(allowed["eight_bit_parts"], List({"none", "none", "layers", "layers"}));
+  EXPECT_THAT(allowed_text,
+              AllOf(HasSubstr("in 8 bits: linear layers in 2 of 4 steps"), HasSubstr("--attention-dtype fp8 allows"),
+                    Not(HasSubstr("--weights-dtype fp8 all"))));
+  EXPECT_NE(read_file(folder_.file("allowed_00003.png")), read_file(folder_.file("plain_00003.png")));
+  EXPECT_EQ(run(" --weights-dtype fp8 --keep-steps 3", "x").first["eight_bit_parts"],
+            List({"none", "none", "none", "layers"}));
+
+  const CommandResult late = run_calibatt(arguments("late.safetensors", "--eight-bit-layers-from 3"));
+  EXPECT_EQ(late.exit_code, 2);
+  EXPECT_THAT(late.output, HasSubstr("--eight-bit-layers-from 3: must be between 0 and 2"));
+}
+
 TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   const std::string steps = "--steps 8 ", profile = "--profile " + folder_.file("profile") + " ";
   const std::string command = "calibrate" + kSmall + steps + profile +

@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
     std::fputs("usage: make_plan_fixtures FOLDER\n", stderr);
     return 2;
   }
-  for (const char* name : {"example", "tiles", "drift", "experts", "reuse"}) {
+  for (const char* name : {"example", "tiles", "drift", "experts", "reuse", "bits"}) {
     const Plan plan(test::fixture_parts(name));
     const std::string path = std::string(argv[1]) + "/plan_v" + std::to_string(kPlanFormatVersion) + "_" + name;
     save_plan(plan, path + ".safetensors");

@@ -19,7 +19,7 @@ class PlanReader(unittest.TestCase):
 
     def test_there_are_fixtures(self):
         self.assertEqual([path.stem for path in self.fixtures], ["plan_v1_example", "plan_v1_tiles", "plan_v2_drift", "plan_v2_example", "plan_v2_tiles",
-                                                                "plan_v3_drift", "plan_v3_example", "plan_v3_experts", "plan_v3_reuse", "plan_v3_tiles"])
+                                                                "plan_v3_bits", "plan_v3_drift", "plan_v3_example", "plan_v3_experts", "plan_v3_reuse", "plan_v3_tiles"])
 
     def test_masks_anchors_and_steps_are_those_of_the_library(self):
         for path in self.fixtures:
@@ -28,7 +28,7 @@ class PlanReader(unittest.TestCase):
             self.assertTrue(plan.checksum_verified)
 
     def test_every_altered_byte_of_a_tensor_and_every_truncation_is_refused(self):
-        for fixture in self.fixtures[0], self.fixtures[3], self.fixtures[7]:
+        for fixture in self.fixtures[0], self.fixtures[3], self.fixtures[8]:
             content, text = fixture.read_bytes(), fixture.with_suffix(".txt").read_text()
             data_begin, num_accepted = 8 + int.from_bytes(content[:8], "little"), 0
             with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ class PlanReader(unittest.TestCase):
 
     def test_what_the_reader_does_not_know_is_refused_by_name(self):
         tensors, metadata = plan_reader.read_safetensors(GOLDEN / "plan_v3_example.safetensors")
-        for change in {"required_features": ["teleportation"]}, {"step_reuse": ["forward", "teleport", "forward"]}, {"head_precision": "e4m3"}:
+        for change in {"required_features": ["teleportation"]}, {"step_reuse": ["forward", "teleport", "forward"]}, {"eight_bits": ["none", "text", "none"]}, {"head_precision": "e4m3"}:
             changed = metadata | {"plan": json.dumps(json.loads(metadata["plan"]) | change)}
             with unittest.mock.patch.object(plan_reader, "read_safetensors", lambda path: (tensors, changed)), \
                  unittest.mock.patch.object(plan_reader, "xxh3_128", lambda content: None):

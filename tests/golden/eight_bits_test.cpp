@@ -21,9 +21,21 @@ struct EightBitsGolden : TransformerGoldenTest<WanTransformer> {
       GTEST_SKIP() << error.what();
     }
   }
+  WanPrompt prompt_of(const WanTransformer& model) {
+    return model.prepare_prompt(golden("text"), static_cast<int>(golden("max_length").data<int64_t>()[0]));
+  }
+  /// A forward with linear layers in 8 bits, or without.
+  Tensor output_of(WanTransformer& model, bool in_eight_bits) {
+    GoldenDenseAttention attention(*backend_);
+    const WanStep step(golden("timestep").f32()[0], in_eight_bits);
+    return model.forward(golden("latents"), step, prompt_of(model), attention).clone();
+  }
+  static void expect_same_bytes(const Tensor& a, const Tensor& b) {
+    ASSERT_EQ(a.size_bytes(), b.size_bytes());
+    EXPECT_EQ(std::memcmp(a.raw(), b.raw(), a.size_bytes()), 0);
+  }
   Tensor run(WanTransformer& model, SelfAttention& attention, const Observer& observer) override {
-    const WanPrompt prompt =
-        model.prepare_prompt(golden("text"), static_cast<int>(golden("max_length").data<int64_t>()[0]));
+    const WanPrompt prompt = prompt_of(model);
     return model.forward(golden("latents"), golden("timestep").f32()[0], prompt, attention, nullptr, observer);
   }
   /// A forward in bf16 with these options.
@@ -67,6 +79,44 @@ TEST_P(EightBitsGolden, OffloadedLayersAreTheSame) {
   const Tensor streamed = output_with({.offload = !backend_->in_host_memory(), .eight_bit_layers = true});
   ASSERT_EQ(streamed.size_bytes(), resident.size_bytes());
   EXPECT_EQ(std::memcmp(streamed.raw(), resident.raw(), resident.size_bytes()), 0);
+}
+
+/// Of a run that begins without 8 bits: the same forwards as of transformers that have one of the two.
+TEST_P(EightBitsGolden, ForwardsWithout8BitsAreAsOfATransformerWithout) {
+  const Tensor plain = output_with({}), eight_bits = output_with({.eight_bit_layers = true});
+  for (const bool offload : {false, true}) {
+    if (offload && backend_->in_host_memory()) continue;
+    for (const std::vector<std::string>& kept : {std::vector<std::string>{}, {"blocks.0", "ffn.net.2"}}) {
+      const ModelLoadOptions options{.offload = offload, .eight_bit_layers = true, .kept_layers = kept};
+      WanTransformer model = WanTransformer::load(*backend_, data_ + case_.model, DType::kBF16, options);
+      model.load_wide_layers();
+      const Tensor mixed = kept.empty() ? eight_bits : output_with(options);
+      for (const bool in_eight_bits : {false, true, false, false, true}) {
+        expect_same_bytes(output_of(model, in_eight_bits), in_eight_bits ? mixed : plain);
+      }
+    }
+  }
+}
+
+/// Weights that nobody announced are loaded by the first forward that needs them. A device then attends to the prompt
+/// with an output projection of its own, not with one that was multiplied into the values: rounding is another.
+TEST_P(EightBitsGolden, WhatWasNotLoadedIsLoadedByTheForwardThatNeedsIt) {
+  WanTransformer model = WanTransformer::load(*backend_, data_ + case_.model, DType::kBF16, {.eight_bit_layers = true});
+  const Tensor expected = output_of(model, true).clone(), plain = output_with({});
+  const WanPrompt prompt = prompt_of(model);
+  GoldenDenseAttention attention(*backend_);
+  const auto forward = [&](bool in_eight_bits) {
+    return model.forward(golden("latents"), {golden("timestep").f32()[0], in_eight_bits}, prompt, attention).clone();
+  };
+  EXPECT_LT(relative_error(forward(false), plain), 2 * golden("bf16_error").f32()[0]);
+  if (backend_->in_host_memory()) expect_same_bytes(forward(false), plain);
+  expect_same_bytes(forward(true), expected);
+}
+
+TEST_P(EightBitsGolden, ATransformerWithout8BitsHasOneWayOfComputing) {
+  WanTransformer model = WanTransformer::load(*backend_, data_ + case_.model, DType::kBF16);
+  model.load_wide_layers();
+  expect_same_bytes(output_of(model, false), output_of(model, true));
 }
 
 /// A device's result is nearer to the CPU's than either is to float32: their errors are mostly the same. Not all are:

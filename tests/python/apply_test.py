@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import CALLS, PROMPT, ROOT, add_lora, copied, flags, latents_of, relative, run_program
+from conftest import CALLS, PROMPT, ROOT, add_lora, copied, flags, latents_of, relative, run_program, with_said
 from PIL import Image
 
 import calibatt
@@ -105,6 +105,19 @@ def test_summary_tells_what_ran(pipe, model, plans):
     assert again.calls == summary.calls and again.density_of_run == pytest.approx(summary.density_of_run)
     assert calibatt._apply.runtime_of(pipe).sessions == sessions  # which serve runs that are alike
     assert "weights of transformer: the same" in str(summary)
+
+
+def test_steps_in_8_bits_are_said_and_not_done(pipe, model, plans, tmp_path):
+    calibatt.apply(pipe, plans[model])
+    expected = latents_of(pipe, CALLS[model])
+    assert "8 bits" not in str(calibatt.summary(pipe)) and calibatt.Plan(plans[model]).eight_bits == []
+    steps = CALLS[model]["num_inference_steps"]
+    planned = ["none"] + (len(calibatt.Plan(plans[model]).sigmas) - 1) * ["attention+layers"]
+    plan = calibatt.Plan(with_said(plans[model], tmp_path / "bits.safetensors", eight_bits=planned))
+    assert plan.eight_bits == planned
+    calibatt.apply(pipe, plan)
+    assert torch.equal(latents_of(pipe, CALLS[model]), expected)
+    assert f"8 bits: the plan has them in {steps - 1} steps; in a pipe all is computed in the model's own types" in str(calibatt.summary(pipe))
 
 
 def test_prompts_of_a_batch_are_each_their_own(pipe, model, plans):

@@ -114,11 +114,16 @@ def plans(tmp_path_factory):
 
 def with_reuse(plan, path, reuse):
     """A copy of a plan file by which some steps run no forward (docs/plan_format.md)."""
+    return with_said(plan, path, step_reuse=reuse)
+
+
+def with_said(plan, path, **said):
+    """A copy of a plan file that also says this."""
     content = Path(plan).read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     metadata = header["__metadata__"]
-    metadata["plan"] = json.dumps({**json.loads(metadata["plan"]), "step_reuse": reuse})
+    metadata["plan"] = json.dumps({**json.loads(metadata["plan"]), **said})
     metadata["checksum"] = plan_reader.xxh3_128(plan_reader.checksummed_bytes(plan_reader.read_safetensors(plan)[0], metadata))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "calibrate/profile/profile_header.h"
@@ -94,6 +95,10 @@ void validate(const CompileOptions& options) {
 
 void validate(const CompileOptions& options, const ProfileHeader& header) {
   validate(options);
+  for (const auto& [flag, from] : {std::pair{"--eight-bit-attention-from", options.eight_bit_attention_from},
+                                   {"--eight-bit-layers-from", options.eight_bit_layers_from}}) {
+    if (from) require_number(flag, *from, 0, header.num_steps(), false);
+  }
   const bool repeats = options.repetition != Repetition::kOff;
   if (header.measured == Measured::kLevels) require_in_codes(options, header);
   if ((options.budget == Budget::kError || repeats) && !header.output_errors) {

@@ -50,6 +50,10 @@ struct CompileOptions {
   double similarity_threshold = 0.87;  ///< γ
   double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
 
+  /// First steps with self-attention, and linear layers, in 8 bits; the number of steps: none is. Neither: the plan
+  /// does not say.
+  std::optional<int> eight_bit_attention_from, eight_bit_layers_from;
+
   double attention_share = 0.6;           ///< of dense self-attention in the transformer's time: what masks can save
   bool attention_share_is_asked = false;  ///< else what the profile measured takes its place
 

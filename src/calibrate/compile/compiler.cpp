@@ -16,6 +16,16 @@ bool runs(const StepUse& steps, int step) {
   return steps.reuse.empty() || steps.reuse[static_cast<size_t>(step)] == StepReuse::kNone;
 }
 
+std::vector<EightBitParts> eight_bits_of(const CompileOptions& options, int num_steps) {
+  const auto &attention = options.eight_bit_attention_from, &layers = options.eight_bit_layers_from;
+  std::vector<EightBitParts> steps;
+  if (!attention && !layers) return steps;
+  steps.reserve(static_cast<size_t>(num_steps));
+  for (int step = 0; step < num_steps; ++step)
+    steps.push_back({attention && step >= *attention, layers && step >= *layers});
+  return steps;
+}
+
 }  // namespace
 
 Compiler::Compiler(Measurements& measurements, const CompileOptions& options, size_t num_prompts,
@@ -223,6 +233,7 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.step_transformer = header_.step_transformer;
   frame.step_entry = plan_entries(choices.steps);
   frame.step_reuse = choices.steps.reuse;
+  frame.eight_bits = eight_bits_of(options_, header_.num_steps());
   frame.energy_targets = choices.energy_targets;
   frame.summarize_skipped = options_.skipped == Skipped::kSummary;
   const bool any_anchored =

@@ -99,6 +99,27 @@ TEST_P(AllSources, ProgressRisesToItsTotal) {
   }
 }
 
+TEST_P(AllSources, APlanSaysWhatIsIn8BitsWhereThatIsAsked) {
+  const int num_steps = profile.header.num_steps();
+  const auto compiled = [&] { return compile_plan(profile, options).parts.eight_bits; };
+  EXPECT_THAT(compiled(), IsEmpty());
+  options.eight_bit_layers_from = 1;
+  std::vector<EightBitParts> expected(static_cast<size_t>(num_steps), {.layers = true});
+  expected[0] = {};
+  EXPECT_EQ(compiled(), expected);
+  options.eight_bit_attention_from = num_steps;  // never
+  EXPECT_EQ(compiled(), expected);
+  options.eight_bit_attention_from = 0;
+  for (EightBitParts& each : expected) each.attention = true;
+  EXPECT_EQ(compiled(), expected);
+  options.share_steps_iou = 0.45;
+  EXPECT_EQ(compiled(), expected) << "steps that share masks";
+  compile_to_file(profile, options, folder / "plan");
+  EXPECT_EQ(load_plan(folder / "plan")->info().eight_bits, expected);
+  options.eight_bit_attention_from = num_steps + 1;
+  EXPECT_THROW(compiled(), Error);
+}
+
 TEST_P(AllSources, WhatTheCallbackThrowsEndsTheJobWithoutAFile) {
   for (const double share_steps_iou : {0.0, 0.3}) {
     options.share_steps_iou = share_steps_iou;

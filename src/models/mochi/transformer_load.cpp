@@ -48,7 +48,8 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   const Weights& weights = *stored;
   model.output_weights_ = {stored, "transformer_blocks.", config.num_layers, config.dim()};
   if (options.offload) {
-    require_host_memory(static_cast<size_t>(config.num_layers) * block_bytes(config, dtype, false));
+    require_host_memory(static_cast<size_t>(config.num_layers) * block_bytes(config, dtype, false), "--offload",
+                        "run without --offload");
   }
   const int64_t dim = config.dim(), text = config.text_embed_dim, patch = config.patch_size;
 

@@ -10,7 +10,7 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   const auto tokens = static_cast<uint64_t>(num_tokens), dim = static_cast<uint64_t>(config.dim()),
              bytes = static_cast<uint64_t>(dtype_size(arithmetic.dtype));
   const uint64_t residual = tokens * dim * sizeof(float),
-                 normed = tokens * dim * (arithmetic.eight_bit_layers ? 1 : bytes),
+                 normed_in_8_bits = arithmetic.eight_bit_layers ? tokens * dim : 0,
                  query_attended = 2 * tokens * dim * bytes, qkv = 3 * tokens * dim * bytes;
   const uint64_t rope = 2 * tokens * static_cast<uint64_t>(config.attention_head_dim) * sizeof(float);
   const auto patches =
@@ -18,14 +18,24 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   constexpr uint64_t kBranches = 2, kKeysAndValues = 2;
   const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
                            static_cast<uint64_t>(config.num_layers);
-  return residual + normed + query_attended + qkv + rope + 2 * tokens * patches * sizeof(float) + prompts;
+  return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * tokens * patches * sizeof(float) + prompts;
 }
 
-// Those that wan/block_formats has in 8 bits: q, k, v and the output of self-attention, two of cross-attention, and the
-// feed-forward.
-uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, DType dtype) {
+namespace {
+// Of a block's matrices that wan/block_formats has in 8 bits: q, k, v and the output of self-attention, two of
+// cross-attention, and the feed-forward.
+uint64_t eight_bit_elements(const WanTransformerConfig& config) {
   const auto dim = static_cast<uint64_t>(config.dim()), ffn = static_cast<uint64_t>(config.ffn_dim);
-  return static_cast<uint64_t>(config.num_layers) * (6 * dim * dim + 2 * dim * ffn) * (dtype_size(dtype) - 1);
+  return 6 * dim * dim + 2 * dim * ffn;
+}
+}  // namespace
+
+uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, const Arithmetic& arithmetic) {
+  if (!arithmetic.eight_bit_layers) return 0;
+  const uint64_t block = eight_bit_elements(config), bytes = dtype_size(arithmetic.dtype),
+                 all = static_cast<uint64_t>(config.num_layers) * block * (bytes - 1);
+  constexpr uint64_t kStreamedBlocks = 2;  // at a time, of steps without 8 bits
+  return all - std::min(all, arithmetic.wide_steps ? kStreamedBlocks * block * bytes : 0);
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

@@ -143,6 +143,16 @@ class WanModel final : public VideoModel {
         std::static_pointer_cast<const WanPicture>(picture);
   }
 
+  void expect_steps(std::span<const StepSettings> steps, const WorkProgress& progress) override {
+    has_wide_steps_.assign(static_cast<size_t>(experts_.size()), false);
+    for (const StepSettings& step : steps) {
+      if (!step.eight_bit_layers) has_wide_steps_[static_cast<size_t>(step.expert)] = true;
+    }
+    for (int expert = 0; expert < experts_.size(); ++expert) {
+      if (experts_.is_loaded(expert)) load_for_steps(expert, progress);
+    }
+  }
+
   Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
                  const Conditioning& conditioning, SelfAttention& attention, TransformerTimes& times,
                  const WorkProgress& progress) override {
@@ -153,8 +163,8 @@ class WanModel final : public VideoModel {
     const size_t prompt = branch == GuidanceBranch::kConditional ? 0 : 1;
     CALIBATT_ASSERT(prompt < prepared.size());
     return experts_.use(step.expert, progress)
-        .forward(with_image(latents, prompts.picture->channels), step.timestep, prepared[prompt], attention, &times, {},
-                 progress);
+        .forward(with_image(latents, prompts.picture->channels), {step.timestep, step.eight_bit_layers},
+                 prepared[prompt], attention, &times, {}, progress);
   }
 
   VideoFrames decode(const Tensor& latents, const WorkProgress& progress) override {
@@ -176,6 +186,13 @@ class WanModel final : public VideoModel {
     return all;
   }
 
+  /// A transformer, and what its steps need beside its layers in 8 bits.
+  WanTransformer& load_for_steps(int expert, const WorkProgress& progress) {
+    WanTransformer& transformer = experts_.use(expert, progress);
+    if (has_wide_steps_[static_cast<size_t>(expert)]) transformer.load_wide_layers(progress);
+    return transformer;
+  }
+
   /// The prompts as this expert takes them.
   const std::vector<WanPrompt>& prepare(int expert, const WanConditioning& conditioning, const WorkProgress& progress) {
     for (const auto& each : conditioning.prepared) {
@@ -183,7 +200,7 @@ class WanModel final : public VideoModel {
     }
     if (!experts_.is_loaded(expert)) conditioning.prepared.clear();  // they hold memory of the one that goes
     WanConditioning::Prepared made{expert, {}};
-    WanTransformer& transformer = experts_.use(expert, progress);
+    WanTransformer& transformer = load_for_steps(expert, progress);
     for (const Tensor& text : conditioning.embeddings) {
       made.prompts.push_back(transformer.prepare_prompt(text, kMaxPromptTokens, progress, conditioning.picture->rows));
     }
@@ -207,6 +224,7 @@ class WanModel final : public VideoModel {
   }};
   WanVae vae_;
   std::optional<ClipVisionEncoder> clip_;
+  std::vector<bool> has_wide_steps_ = std::vector<bool>(description_.experts.size());  // of each expert
   WanExperts experts_;  // last: they take long, and what is wrong with the others is said before
 };
 
@@ -255,7 +273,7 @@ class WanFiles final : public ModelFiles {
     MemoryEstimate needs =
         memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
                         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
-    if (arithmetic.eight_bit_layers) needs.weights -= wan_eight_bit_savings(configs_.transformer, dtype);
+    needs.weights -= wan_eight_bit_savings(configs_.transformer, arithmetic);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/ceil_div.h"
 #include "models/weights.h"
 #include "nn/heads.h"
 #include "nn/rope.h"
@@ -30,6 +31,21 @@ EightBitRows first_rows(const EightBitRows& rows, int64_t count) {
 }
 
 }  // namespace
+
+bool WanTransformer::BlockLayers::any_in(bool eight_bits) const {
+  for (const auto& layer : {qkv, output, cross_query, cross_output, feed_forward_in, feed_forward_out}) {
+    if (layer != nullptr && in_eight_bits(*layer) == eight_bits) return true;
+  }
+  return false;
+}
+
+WanTransformer::BlockLayers WanTransformer::BlockLayers::without_eight_bits() const {
+  const auto kept = [](const std::shared_ptr<const LinearLayer>& layer) {
+    return in_eight_bits(*layer) ? nullptr : layer;
+  };
+  return {kept(qkv), kept(output), kept(cross_query), kept(cross_output), kept(feed_forward_in), kept(feed_forward_out),
+          nullptr};
+}
 
 AttentionGeometry WanTransformer::geometry(int latent_frames, int latent_height, int latent_width,
                                            const TokenOrder& order) const {
@@ -89,8 +105,8 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
   }
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = blocks_[layer];
-    const WeightsInUse in_use(block.streamed_prompt,
-                              layer + 1 < blocks_.size() ? blocks_[layer + 1].streamed_prompt : blocks_[0].streamed);
+    const WeightsInUse in_use(block.streamed_prompt, layer + 1 < blocks_.size() ? blocks_[layer + 1].streamed_prompt
+                                                                                : blocks_[0].layers.streamed);
     Tensor keys_values = backend_->empty(dtype_, {rows, 2 * dim});
     backend_->linear(*block.cross_keys_values, text, keys_values);
     backend_->norm_and_rotate(heads_view(keys_values, 0, config_.attention_head_dim), config_.num_attention_heads,
@@ -100,14 +116,24 @@ WanPrompt WanTransformer::prepare_prompt(const Tensor& text_embeddings, int max_
     after_part(*backend_, progress, static_cast<int>(layer), config_.num_layers, 0.5);
   }
   if (backend_->attention_weight_slots(dtype_, config_.attention_head_dim, rows) == 0) return prompt;
+  prompt.projected_values = project_values(prompt, &Block::layers, progress);
+  if (has_wide_layers_) prompt.projected_values_wide = project_values(prompt, &Block::wide, progress);
+  return prompt;
+}
+
+std::vector<std::shared_ptr<const LinearLayer>> WanTransformer::project_values(const WanPrompt& prompt,
+                                                                               BlockLayers Block::*layers,
+                                                                               const WorkProgress& progress) const {
+  std::vector<std::shared_ptr<const LinearLayer>> projected;
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const WeightsInUse in_use(blocks_[layer].streamed, blocks_[(layer + 1) % blocks_.size()].streamed);
-    prompt.projected_values.push_back(backend_->project_values(
-        *blocks_[layer].cross_output, as_const(heads_view(prompt.keys_values[layer], dim, config_.attention_head_dim)),
-        config_.num_attention_heads, config_.attention_head_dim));
+    const BlockLayers& own = blocks_[layer].*layers;
+    const WeightsInUse in_use(own.streamed, (blocks_[(layer + 1) % blocks_.size()].*layers).streamed);
+    const ConstHeadsView values = heads_view(prompt.keys_values[layer], config_.dim(), config_.attention_head_dim);
+    projected.push_back(
+        backend_->project_values(*own.cross_output, values, config_.num_attention_heads, config_.attention_head_dim));
     after_part(*backend_, progress, static_cast<int>(layer), config_.num_layers, 1);
   }
-  return prompt;
+  return projected;
 }
 
 void WanTransformer::prepare_picture(const Block& block, const Tensor& picture, WanPrompt& prompt) const {
@@ -118,7 +144,7 @@ void WanTransformer::prepare_picture(const Block& block, const Tensor& picture, 
   prompt.image_keys_values.push_back(std::move(keys_values));
 }
 
-Tensor WanTransformer::forward(const Tensor& latents, double timestep, const WanPrompt& prompt,
+Tensor WanTransformer::forward(const Tensor& latents, const WanStep& step, const WanPrompt& prompt,
                                SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer,
                                const WorkProgress& progress) {
   CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
@@ -135,6 +161,8 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
   const Layout& layout = layout_for(attention_geometry, shard);
   const PatchLayout patches{config_.patch_size, layout.raster_of_position};
   const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim();
+  wide_forward_ = has_eight_bits_ && !step.eight_bit_layers;
+  if (wide_forward_) load_wide_layers(progress);
   prepare_workspace(shard.count);
 
   // The tokens take the order of the run here, and leave it in unpatchify: nothing in between depends on it but the
@@ -142,11 +170,11 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
   Tensor tokens = backend_->empty(DType::kF32, {num_tokens, int64_t{config_.in_channels} * config_.patch_volume()});
   backend_->patchify(backend_->from_host(latents), patches, tokens);
   backend_->linear(*patch_embedding_, tensor_rows(tokens, shard.begin, shard.count), work_.residual);
-  const auto [time_embedding, time_modulation] = embed_timestep(timestep);
+  const auto [time_embedding, time_modulation] = embed_timestep(step.timestep);
 
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     // The first one again after the last: another forward follows most of the time.
-    const WeightsInUse in_use(blocks_[layer].streamed, blocks_[(layer + 1) % config_.num_layers].streamed);
+    const WeightsInUse in_use(layers_of(layer).streamed, layers_of((layer + 1) % config_.num_layers).streamed);
     Tensor modulation = backend_->empty(DType::kF32, {6, dim});
     backend_->add(blocks_[layer].modulation, time_modulation, modulation);
     self_attention_step(layer, modulation, layout, self_attention, *attention_timer);
@@ -183,12 +211,13 @@ Tensor WanTransformer::forward(const Tensor& latents, double timestep, const Wan
 void WanTransformer::self_attention_step(int layer, const Tensor& modulation, const Layout& layout,
                                          SelfAttention& attention, Timer& timer) {
   const Block& block = blocks_[layer];
+  const BlockLayers& layers = layers_of(layer);
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim, dim = config_.dim();
   const Tensor shift = tensor_row(modulation, kShift), scale = tensor_row(modulation, kScale),
                gate = tensor_row(modulation, kGate);
 
-  norm_for(*block.qkv, {&scale, &shift, true, config_.eps});
-  apply_to_norm(*block.qkv, 0, work_.residual.dim(0), work_.qkv);
+  norm_for(*layers.qkv, {&scale, &shift, true, config_.eps});
+  apply_to_norm(*layers.qkv, 0, work_.residual.dim(0), work_.qkv);
   const HeadsView query = heads_view(work_.qkv, 0, head_dim), key = heads_view(work_.qkv, dim, head_dim),
                   value = heads_view(work_.qkv, 2 * dim, head_dim);
   backend_->norm_and_rotate(query, heads, head_dim, or_null(block.query_norm), config_.eps, &layout.rope);
@@ -197,30 +226,31 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   OutputContext context;
   Tensor host_gate;
   if (attention.wants_output_context()) {
-    context = output_weights_.context(*backend_, layer, *block.output, gate, work_.residual, host_gate);
+    context = output_weights_.context(*backend_, layer, *layers.output, gate, work_.residual, host_gate);
   }
   timer.start();
   attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value),
                    heads_view(work_.attended, 0, head_dim), context);
   timer.stop();
 
-  add_attended(*block.output, &gate);
+  add_attended(*layers.output, &gate);
 }
 
 /// residual += W_o · (attention(norm(W_q x), keys and values of the prompt) + the same of the picture), x =
 /// norm(residual).
 void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   const Block& block = blocks_[layer];
+  const BlockLayers& layers = layers_of(layer);
   const int heads = config_.num_attention_heads, head_dim = config_.attention_head_dim;
 
   if (config_.cross_attn_norm) {
-    norm_for(*block.cross_query, {&block.cross_norm_weight, &block.cross_norm_bias, false, config_.eps});
-  } else if (in_eight_bits(*block.cross_query)) {
+    norm_for(*layers.cross_query, {&block.cross_norm_weight, &block.cross_norm_bias, false, config_.eps});
+  } else if (in_eight_bits(*layers.cross_query)) {
     backend_->eight_bit_ops().quantise(work_.residual, Activation::kNone, work_.eight_bit_normed);
   } else {
     backend_->convert(work_.residual, work_.normed);
   }
-  apply_to_norm(*block.cross_query, 0, work_.residual.dim(0), work_.query);
+  apply_to_norm(*layers.cross_query, 0, work_.residual.dim(0), work_.query);
   const HeadsView query = heads_view(work_.query, 0, head_dim);
   backend_->norm_and_rotate(query, heads, head_dim, or_null(block.cross_query_norm), config_.eps, nullptr);
 
@@ -236,7 +266,7 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   call.key_bias = {};
   call.out = heads_view(work_.attended, 0, head_dim);
   backend_->attention(call);
-  add_attended(*block.cross_output);
+  add_attended(*layers.cross_output);
   backend_->add(work_.residual, block.minus_cross_bias, work_.residual);
 }
 
@@ -245,8 +275,9 @@ void WanTransformer::attend_to_text(int layer, const WanPrompt& prompt, Attentio
   const int head_dim = config_.attention_head_dim;
   call.k = heads_view(prompt.keys_values[layer], 0, head_dim);
   call.key_bias = prompt.key_bias;
-  if (!prompt.projected_values.empty()) {
-    const LinearLayer& projected = *prompt.projected_values[layer];  // narrower than what is attended otherwise
+  const auto& all_projected = wide_forward_ ? prompt.projected_values_wide : prompt.projected_values;
+  if (!all_projected.empty()) {
+    const LinearLayer& projected = *all_projected[layer];  // narrower than what is attended otherwise
     Tensor weights(dtype_, {work_.attended.dim(0), projected.in_features()}, work_.attended.storage());
     backend_->attention_weights(call, weights);
     backend_->linear(projected, weights, work_.residual, {.accumulate = true});
@@ -255,29 +286,29 @@ void WanTransformer::attend_to_text(int layer, const WanPrompt& prompt, Attentio
   call.v = heads_view(prompt.keys_values[layer], config_.dim(), head_dim);
   call.out = heads_view(work_.attended, 0, head_dim);
   backend_->attention(call);
-  add_attended(*blocks_[layer].cross_output);
+  add_attended(*layers_of(layer).cross_output);
 }
 
 /// residual += gate ⊙ W_2 · gelu(W_1 x), x = norm(residual)·(1 + scale) + shift
 void WanTransformer::feed_forward_step(int layer, const Tensor& modulation) {
-  const Block& block = blocks_[layer];
+  const BlockLayers& layers = layers_of(layer);
   const Tensor shift = tensor_row(modulation, kFeedForwardShift), scale = tensor_row(modulation, kFeedForwardScale),
                gate = tensor_row(modulation, kFeedForwardGate);
 
-  norm_for(*block.feed_forward_in, {&scale, &shift, true, config_.eps});
+  norm_for(*layers.feed_forward_in, {&scale, &shift, true, config_.eps});
   const int64_t num_tokens = work_.residual.dim(0), chunk = work_.hidden.dim(0);
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t count = std::min(chunk, num_tokens - begin);
     Tensor hidden = tensor_rows(work_.hidden, 0, count), residual = tensor_rows(work_.residual, begin, count);
     const LinearEpilogue add{.accumulate = true, .gate = &gate};
-    if (in_eight_bits(*block.feed_forward_out)) {  // whose input is made by the pass that quantises it
+    if (in_eight_bits(*layers.feed_forward_out)) {  // whose input is made by the pass that quantises it
       EightBitRows rows = first_rows(work_.eight_bit_hidden, count);
-      apply_to_norm(*block.feed_forward_in, begin, count, hidden);
+      apply_to_norm(*layers.feed_forward_in, begin, count, hidden);
       backend_->eight_bit_ops().quantise(hidden, Activation::kGeluTanh, rows);
-      backend_->eight_bit_ops().linear(*block.feed_forward_out, rows, residual, add);
+      backend_->eight_bit_ops().linear(*layers.feed_forward_out, rows, residual, add);
     } else {
-      apply_to_norm(*block.feed_forward_in, begin, count, hidden, {.activation = Activation::kGeluTanh});
-      backend_->linear(*block.feed_forward_out, hidden, residual, add);
+      apply_to_norm(*layers.feed_forward_in, begin, count, hidden, {.activation = Activation::kGeluTanh});
+      backend_->linear(*layers.feed_forward_out, hidden, residual, add);
     }
   }
 }
@@ -347,27 +378,25 @@ void WanTransformer::prepare_workspace(int64_t num_tokens) {
   const int64_t activation = num_tokens * dim, chunk = std::min(num_tokens, backend_->rows_at_a_time());
   const auto bytes_of = [this](int64_t elements) { return elements * static_cast<int64_t>(dtype_size(dtype_)); };
   const auto bytes = [this](int64_t count) { return backend_->empty(DType::kU8, {count}); };
-  bool eight_bits = false, sixteen_bits = false;
-  for (const Block& block : blocks_) {
-    for (const auto& layer : {block.qkv, block.output, block.cross_query, block.cross_output, block.feed_forward_in,
-                              block.feed_forward_out}) {
-      (in_eight_bits(*layer) ? eight_bits : sixteen_bits) = true;
-    }
-  }
+  bool eight_bits = false;
+  for (const Block& block : blocks_) eight_bits = eight_bits || block.layers.any_in(true);
   work_.residual = backend_->empty(DType::kF32, {num_tokens, dim});
-  const Tensor normed = bytes(sixteen_bits ? bytes_of(activation) : activation);
-  if (sixteen_bits) work_.normed = {dtype_, {num_tokens, dim}, normed.storage()};
 
-  // Activations share memory. In the feed-forward nobody needs q, k, v, nor the query and result of attention.
-  const int64_t eight_bit_hidden = eight_bits ? chunk * config_.ffn_dim : 0;
-  const Tensor attention = bytes(std::max(2 * bytes_of(activation), eight_bit_hidden));
+  // Activations share memory. In the feed-forward nobody needs q, k, v, nor the query and result of attention; where
+  // norms are needed, nobody needs that result.
+  constexpr int64_t kAlignment = 256;
+  const int64_t query_bytes =
+      ceil_div(std::max(bytes_of(activation), eight_bits ? chunk * config_.ffn_dim : 0), kAlignment) * kAlignment;
+  Tensor attention = bytes(query_bytes + bytes_of(activation));
+  const std::shared_ptr<void> attended(attention.storage(), static_cast<char*>(attention.raw()) + query_bytes);
   work_.query = {dtype_, {num_tokens, dim}, attention.storage()};
-  work_.attended = tensor_rows({dtype_, {2, num_tokens, dim}, attention.storage()}, 1, 1).reshaped({num_tokens, dim});
+  work_.attended = {dtype_, {num_tokens, dim}, attended};
+  work_.normed = {dtype_, {num_tokens, dim}, attended};
   const Tensor shared = bytes(bytes_of(std::max(3 * activation, chunk * config_.ffn_dim)));
   work_.qkv = {dtype_, {num_tokens, 3 * dim}, shared.storage()};
   work_.hidden = {dtype_, {chunk, config_.ffn_dim}, shared.storage()};
   if (!eight_bits) return;
-  work_.eight_bit_normed = {{DType::kE4M3, {num_tokens, dim}, normed.storage()},
+  work_.eight_bit_normed = {backend_->empty(DType::kE4M3, {num_tokens, dim}),
                             backend_->empty(DType::kF32, {num_tokens})};
   work_.eight_bit_hidden = {{DType::kE4M3, {chunk, config_.ffn_dim}, attention.storage()},
                             backend_->empty(DType::kF32, {chunk})};

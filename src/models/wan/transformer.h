@@ -38,6 +38,17 @@ struct WanPrompt {
   /// One per block: its cross-attention's output projection, of the values (Backend::project_values). Empty where that
   /// does not pay: on CPUs, in float32 and for long prompts.
   std::vector<std::shared_ptr<const LinearLayer>> projected_values;
+  /// The same from the weights of forwards without 8 bits; empty where projected_values are of such already, and where
+  /// those weights were not loaded.
+  std::vector<std::shared_ptr<const LinearLayer>> projected_values_wide;
+};
+
+/// The moment of a run that a forward is for.
+struct WanStep {
+  WanStep(double timestep, bool eight_bit_layers = true) : timestep(timestep), eight_bit_layers(eight_bit_layers) {}
+
+  double timestep;        ///< 0 … 1000, as the scheduler gives it
+  bool eight_bit_layers;  ///< of a transformer that has them; false: in dtype() (load_wide_layers was called)
 };
 
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.
@@ -72,13 +83,19 @@ class WanTransformer {
   /// shard of them, where ranks share them).
   using BlockObserver = std::function<void(int layer, const Tensor& hidden)>;
 
-  /// latents: host, F32 [in_channels, frames, height, width]; timestep: 0 … 1000, as the scheduler gives it.
+  /// Loads, beside layers in 8 bits, the same in dtype(), for forwards that are to be without 8 bits (WanStep). They
+  /// stay in host memory and are streamed block by block, whatever ModelLoadOptions::offload says: a run has few such
+  /// steps. On a CPU they are simply there. Nothing happens where no layer is in 8 bits, or when it was done before.
+  /// `progress` hears of blocks. Throws as load.
+  void load_wide_layers(const WorkProgress& progress = {});
+
+  /// latents: host, F32 [in_channels, frames, height, width].
   /// Returns the flow prediction, host, F32 [out_channels, frames, height, width]. The caller has told self_attention
   /// which forward this is (begin_forward). `progress` hears of the blocks, twice in each; where somebody listens, a
   /// device is never more than half a block behind what was heard. Not to be called from two threads at once.
   /// Where self_attention has ranks, all of them call this with the same arguments, each on a transformer of its own,
   /// and each gets the whole prediction.
-  Tensor forward(const Tensor& latents, double timestep, const WanPrompt& prompt, SelfAttention& self_attention,
+  Tensor forward(const Tensor& latents, const WanStep& step, const WanPrompt& prompt, SelfAttention& self_attention,
                  TransformerTimes* times = nullptr, const BlockObserver& observer = {},
                  const WorkProgress& progress = {});
 
@@ -86,20 +103,30 @@ class WanTransformer {
   void release_buffers() { work_ = {}; }
 
  private:
+  /// A block's linear layers that every forward computes.
+  struct BlockLayers {
+    std::shared_ptr<const LinearLayer> qkv, output;                // attn1; q, k, v stacked
+    std::shared_ptr<const LinearLayer> cross_query, cross_output;  // attn2
+    std::shared_ptr<const LinearLayer> feed_forward_in, feed_forward_out;
+    std::shared_ptr<StreamedWeights> streamed;  // where their matrices are when they are not on the device, else null
+
+    static constexpr int kCount = 6;
+    bool any_in(bool eight_bits) const;      ///< whether one of them is, or is not
+    BlockLayers without_eight_bits() const;  ///< those that are in dtype() anyway
+  };
   struct Block {
     Tensor modulation;  // scale_shift_table [6, dim]: shift, scale, gate of self-attention, then of the feed-forward
-    std::shared_ptr<const LinearLayer> qkv, output;  // attn1; q, k, v stacked
-    Tensor query_norm, key_norm;                     // [dim]; empty without qk_norm
-    Tensor cross_norm_weight, cross_norm_bias;       // norm2; empty without cross_attn_norm
-    std::shared_ptr<const LinearLayer> cross_query, cross_keys_values, cross_output;  // attn2; k, v stacked
+    BlockLayers layers;
+    BlockLayers wide;                                      // the same without 8 bits; empty until load_wide_layers
+    Tensor query_norm, key_norm;                           // [dim]; empty without qk_norm
+    Tensor cross_norm_weight, cross_norm_bias;             // norm2; empty without cross_attn_norm
+    std::shared_ptr<const LinearLayer> cross_keys_values;  // attn2; k, v stacked
     Tensor cross_query_norm, cross_key_norm;
     std::shared_ptr<const LinearLayer>
         image_keys_values;  // attn2.add_k_proj, add_v_proj, stacked; null without a picture
     Tensor image_key_norm;
     Tensor minus_cross_bias;  // [dim]: the output projection is applied to text and picture, and adds its bias twice
-    std::shared_ptr<const LinearLayer> feed_forward_in, feed_forward_out;
-    // Where the matrices are when they are offloaded, else null; cross_keys_values are the prompt's.
-    std::shared_ptr<StreamedWeights> streamed, streamed_prompt;
+    std::shared_ptr<StreamedWeights> streamed_prompt;  // as BlockLayers::streamed, of what prepare_prompt computes
   };
   /// What depends on the size of the video, the token order and this rank's shard only.
   struct Layout {
@@ -110,22 +137,29 @@ class WanTransformer {
   };
   /// Activations, reused by every block of every forward of one size.
   struct Workspace {
-    Tensor residual;  // [tokens, dim] F32
-    Tensor normed;    // [tokens, dim]: a linear layer's input
-    Tensor qkv;       // [tokens, 3·dim]
-    Tensor query;     // [tokens, dim] of cross-attention
-    Tensor attended;  // [tokens, dim]
-    Tensor hidden;    // [a chunk of tokens, ffn_dim], in the memory of qkv
-    EightBitRows
-        eight_bit_normed;  // the same of layers in 8 bits, and what they take of `attended`; in normed's memory
-    EightBitRows eight_bit_hidden;  // in the memory of query and attended
+    Tensor residual;                // [tokens, dim] F32
+    Tensor normed;                  // [tokens, dim]: a linear layer's input, in the memory of attended
+    Tensor qkv;                     // [tokens, 3·dim]
+    Tensor query;                   // [tokens, dim] of cross-attention
+    Tensor attended;                // [tokens, dim]
+    Tensor hidden;                  // [a chunk of tokens, ffn_dim], in the memory of qkv
+    EightBitRows eight_bit_normed;  // the same of layers in 8 bits, and what they take of `attended`
+    EightBitRows eight_bit_hidden;  // in the memory of query
   };
 
   WanTransformer() = default;
   Block load_block(const Weights& weights, int layer, const WanBlockFormats& formats,
                    const ModelLoadOptions& options) const;
+  /// Those that `to` has not yet, into its StreamedWeights.
+  void load_layers(int layer, const WanBlockFormats& formats, const std::function<void()>& before_matrix,
+                   BlockLayers& to) const;
   /// prefix: of its cross-attention.
   void load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const;
+  /// Those that the present forward computes.
+  const BlockLayers& layers_of(int layer) const { return wide_forward_ ? blocks_[layer].wide : blocks_[layer].layers; }
+  /// Backend::project_values of each block.
+  std::vector<std::shared_ptr<const LinearLayer>> project_values(const WanPrompt& prompt, BlockLayers Block::*layers,
+                                                                  const WorkProgress& progress) const;
   const Layout& layout_for(const AttentionGeometry& geometry, const TokenShard& shard);
   void prepare_workspace(int64_t num_tokens);
   /// The residual normed, as `layer` takes its input.
@@ -147,6 +181,9 @@ class WanTransformer {
   Backend* backend_ = nullptr;
   DType dtype_ = DType::kF32;
   WanTransformerConfig config_;
+  std::shared_ptr<const Weights> stored_;
+  bool has_eight_bits_ = false, has_wide_layers_ = false;
+  bool wide_forward_ = false;  // the present forward is without 8 bits
   std::shared_ptr<const LinearLayer> patch_embedding_;
   std::shared_ptr<const LinearLayer> time_in_, time_out_, time_projection_, text_in_, text_out_;
   std::optional<WanImageEmbedder> image_embedder_;

@@ -25,6 +25,15 @@ BlockBytes block_bytes(const WanTransformerConfig& config, const WanBlockFormats
           bytes(kCrossKeysValues, 2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
 }
 
+std::string block_prefix(int block) {
+  return "blocks." + std::to_string(block) + ".";
+}
+
+std::vector<std::string> with_prefix(const std::string& prefix, std::vector<std::string> names) {
+  for (std::string& name : names) name.insert(0, prefix);
+  return names;
+}
+
 }  // namespace
 
 WanTransformer WanTransformer::load(Backend& backend, const std::string& folder, DType dtype,
@@ -39,6 +48,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   const WanTransformerConfig& config = model.config_;
   const auto stored = std::make_shared<const Weights>(std::move(files.tensors));
   const Weights& weights = *stored;
+  model.stored_ = stored;
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
   if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
   const WanBlockFormats formats(config, dtype, options);
@@ -48,7 +58,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
       const BlockBytes block = block_bytes(config, formats, layer);
       all += block.forward + block.prompt;
     }
-    require_host_memory(all);
+    require_host_memory(all, "--offload", "run without --offload");
   }
   const int64_t dim = config.dim();
 
@@ -78,6 +88,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
 
   for (int layer = 0; layer < config.num_layers; ++layer) {
     model.blocks_.push_back(model.load_block(weights, layer, formats, options));
+    model.has_eight_bits_ = model.has_eight_bits_ || model.blocks_.back().layers.any_in(true);
   }
   for (const std::string& warning : {weights.check_unused("blocks."), weights.constant_matrices()}) {
     if (!warning.empty() && options.warn) options.warn(warning);
@@ -101,37 +112,25 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
                                                  const ModelLoadOptions& options) const {
   Backend& backend = *backend_;
   const int64_t dim = config_.dim();
-  const std::string prefix = "blocks." + std::to_string(layer) + ".";
+  const std::string prefix = block_prefix(layer);
   Block block;
   constexpr double kMatrices = 8;
   int matrices = 0;  // that were read: a large one takes seconds from a slow disk
   const auto before_matrix = [&] {
     if (options.progress) options.progress(layer, config_.num_layers, matrices++ / kMatrices);
   };
+  const BlockBytes bytes = block_bytes(config_, formats, layer);
   if (options.offload) {
-    const BlockBytes bytes = block_bytes(config_, formats, layer);
-    block.streamed = backend.make_streamed_weights(bytes.forward);
+    block.layers.streamed = backend.make_streamed_weights(bytes.forward);
     block.streamed_prompt = backend.make_streamed_weights(bytes.prompt);
   }
   const auto vector = [&](const std::string& name) { return backend.from_host(weights.get_f32(prefix + name, {dim})); };
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-    before_matrix();
-    return load_linear(backend, weights, prefix + name, out, in, formats.of(layer, name), block.streamed);
-  };
-  const auto fused = [&](const std::vector<std::string>& names, const std::shared_ptr<StreamedWeights>& streamed) {
-    before_matrix();
-    std::vector<std::string> full;
-    full.reserve(names.size());
-    for (const std::string& name : names) full.push_back(prefix + name);
-    return load_fused(backend, weights, full, dim, dim, formats.of_all(layer, names), streamed);
-  };
 
   block.modulation = backend.from_host(weights.get_f32(prefix + "scale_shift_table", {1, 6, dim}).reshaped({6, dim}));
-  block.qkv = fused(kQueryKeyValue, block.streamed);
-  block.output = linear("attn1.to_out.0", dim, dim);
-  block.cross_query = linear("attn2.to_q", dim, dim);
-  block.cross_keys_values = fused(kCrossKeysValues, block.streamed_prompt);
-  block.cross_output = linear("attn2.to_out.0", dim, dim);
+  load_layers(layer, formats, before_matrix, block.layers);
+  before_matrix();
+  block.cross_keys_values = load_fused(backend, weights, with_prefix(prefix, kCrossKeysValues), dim, dim,
+                                       formats.of_all(layer, kCrossKeysValues), block.streamed_prompt);
   if (config_.image_dim > 0) load_picture_part(weights, prefix + "attn2.", block);
   // diffusers of today normalises even when the configuration says qk_norm null; older ones then had no such weights.
   // The weights of a null configuration therefore decide.
@@ -145,12 +144,55 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
     block.cross_norm_weight = vector("norm2.weight");
     block.cross_norm_bias = vector("norm2.bias");
   }
-  block.feed_forward_in = linear("ffn.net.0.proj", config_.ffn_dim, dim);
-  block.feed_forward_out = linear("ffn.net.2", dim, config_.ffn_dim);
-  for (const auto& streamed : {block.streamed, block.streamed_prompt}) {
+  for (const auto& streamed : {block.layers.streamed, block.streamed_prompt}) {
     if (streamed) streamed->seal();
   }
   return block;
+}
+
+void WanTransformer::load_layers(int layer, const WanBlockFormats& formats, const std::function<void()>& before_matrix,
+                                 BlockLayers& to) const {
+  const int64_t dim = config_.dim();
+  const std::string prefix = block_prefix(layer);
+  const auto load = [&](std::shared_ptr<const LinearLayer>& into, const std::vector<std::string>& names, int64_t out,
+                        int64_t in) {
+    if (into != nullptr) return;
+    before_matrix();
+    into =
+        load_fused(*backend_, *stored_, with_prefix(prefix, names), out, in, formats.of_all(layer, names), to.streamed);
+  };
+  load(to.qkv, kQueryKeyValue, dim, dim);
+  load(to.output, {"attn1.to_out.0"}, dim, dim);
+  load(to.cross_query, {"attn2.to_q"}, dim, dim);
+  load(to.cross_output, {"attn2.to_out.0"}, dim, dim);
+  load(to.feed_forward_in, {"ffn.net.0.proj"}, config_.ffn_dim, dim);
+  load(to.feed_forward_out, {"ffn.net.2"}, dim, config_.ffn_dim);
+}
+
+void WanTransformer::load_wide_layers(const WorkProgress& progress) {
+  if (!has_eight_bits_ || has_wide_layers_) return;
+  const WanBlockFormats formats(config_, dtype_, {});
+  const size_t block_size = block_bytes(config_, formats, 0).forward;
+  if (!backend_->in_host_memory()) {
+    require_host_memory(block_size * blocks_.size(), "steps without 8 bits (--weights-dtype fp8)",
+                        "give --keep-steps 0, which computes every step in 8 bits and loses quality");
+  }
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    Block& block = blocks_[static_cast<size_t>(layer)];
+    BlockLayers wide;
+    if (block.layers.streamed == nullptr) wide = block.layers.without_eight_bits();
+    wide.streamed = backend_->make_streamed_weights(block_size);
+    double matrices = 0;
+    load_layers(
+        layer, formats,
+        [&] {
+          if (progress) progress(layer, config_.num_layers, matrices++ / BlockLayers::kCount);
+        },
+        wide);
+    if (wide.streamed) wide.streamed->seal();
+    block.wide = std::move(wide);
+  }
+  has_wide_layers_ = true;
 }
 
 }  // namespace calibatt
