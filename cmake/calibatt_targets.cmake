@@ -101,6 +101,17 @@ function(calibatt_library name dir)
   endif()
 endfunction()
 
+# calibatt_embed_file(target file name): the text file becomes `calibatt::<name>` in the target, for which a header of the target says
+# `extern const std::string_view <name>;`. A floor calls it in its options.cmake.
+function(calibatt_embed_file target file name)
+  get_filename_component(input ${file} ABSOLUTE BASE_DIR ${PROJECT_SOURCE_DIR})
+  set(output ${PROJECT_BINARY_DIR}/embedded/${name}.cpp)
+  set(script ${PROJECT_SOURCE_DIR}/cmake/embed_file.cmake)
+  add_custom_command(OUTPUT ${output} COMMAND ${CMAKE_COMMAND} -DINPUT=${input} -DOUTPUT=${output} -DNAME=${name} -P ${script}
+    DEPENDS ${input} ${script} VERBATIM)
+  target_sources(${target} PRIVATE ${output})
+endfunction()
+
 # calibatt_shared_library(target floors...): the library of these floors, with all they stand on. It is one shared library because a
 # program needs one file, whatever it is written in, and because only a shared library can hide what is not declared in include/ (and with it
 # the libraries that we use). Tests link the floors themselves, which are static, and so reach what is hidden.
