@@ -20,7 +20,8 @@ echo "2/3  the plan"
 echo
 echo "3/3  two held-out prompts, dense and calibrated"
 "$calibatt" bench --model $model --plan $out/plan.safetensors --prompts $model/prompts/heldout.txt --max-prompts 2 \
-  --seed 1 --calibration-report $out/calibration.json -o $out
+  --seed 1 --calibration-report $out/calibration.json -o $out --html $out/report.html
 
 echo
-echo "Look at out/prompt_0_side_by_side.mp4 (left dense, right calibrated), out/density.png and out/report.json."
+echo "Open out/report.html in a browser: the videos with a slider, times, and what the plan computes. Its numbers are in out/report.json;"
+echo "out/prompt_0_side_by_side.mp4 has both videos beside each other (left dense, right calibrated)."

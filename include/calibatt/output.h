@@ -22,6 +22,7 @@ enum class OutputKind {
   kPlan,     ///< .safetensors
   kFrames,   ///< .safetensors: frames that were kept because their video could not be written
   kReport,   ///< JSON, by any name
+  kPage,     ///< .html: a report to look at
   kFolder,   ///< is made where it is missing
 };
 

@@ -11,6 +11,7 @@
 #include "commands.h"
 #include "interrupt.h"
 #include "options.h"
+#include "page.h"
 #include "progress_bar.h"
 
 namespace calibatt::cli {
@@ -22,15 +23,20 @@ using nlohmann::json;
 struct Flags {
   LoadOptions load;
   GenerateOptions run;
-  std::string plan, prompts, output_dir, calibration_report;
+  std::string plan, prompts, output_dir, calibration_report, html;
+  ReportInputs page;
   std::optional<int> max_prompts;
   json calibration;  // what the calibration report holds
 };
 
 constexpr const char *kDense = "_dense.mp4", *kCalibrated = "_calibrated.mp4", *kSideBySide = "_side_by_side.mp4";
 
+std::string stem(int prompt) {
+  return "prompt_" + std::to_string(prompt);
+}
+
 std::string stem(const Flags& flags, int prompt) {
-  return flags.output_dir + "/prompt_" + std::to_string(prompt);
+  return flags.output_dir + "/" + stem(prompt);
 }
 
 double median(std::vector<double> values) {
@@ -87,15 +93,19 @@ json report_json(const Flags& flags, const std::vector<Prompt>& prompts, const s
     psnr.push_back(result.comparison.psnr_db);
     ssim.push_back(result.comparison.ssim);
     flicker.push_back(result.comparison.flicker_difference);
-    each.push_back({{"prompt", prompts[i].text},
-                    {"speedup_transformer", transformer.back()},
-                    {"speedup_attention", attention.back()},
-                    {"speedup_total", total.back()},
-                    {"psnr_db", psnr.back()},
-                    {"ssim", ssim.back()},
-                    {"flicker_difference", flicker.back()},
-                    {"dense", json::parse(to_json(result.dense))},
-                    {"calibrated", json::parse(to_json(result.calibrated))}});
+    each.push_back(
+        {{"prompt", prompts[i].text},
+         {"speedup_transformer", transformer.back()},
+         {"speedup_attention", attention.back()},
+         {"speedup_total", total.back()},
+         {"psnr_db", psnr.back()},
+         {"ssim", ssim.back()},
+         {"flicker_difference", flicker.back()},
+         {"psnr_db_per_frame", result.comparison.psnr_db_per_frame},
+         {"videos",
+          {{"dense", stem(static_cast<int>(i)) + kDense}, {"calibrated", stem(static_cast<int>(i)) + kCalibrated}}},
+         {"dense", json::parse(to_json(result.dense))},
+         {"calibrated", json::parse(to_json(result.calibrated))}});
   }
   const auto spread = [](const std::vector<double>& values) {
     return json{{"min", *std::min_element(values.begin(), values.end())},
@@ -156,7 +166,8 @@ std::vector<Prompt> check(Flags& flags) {
   check_outputs({{OutputKind::kFolder, "-o", flags.output_dir}}, {});
   std::error_code error;
   std::filesystem::create_directories(flags.output_dir, error);
-  std::vector<Output> outputs{{OutputKind::kReport, "-o", flags.output_dir + "/report.json"}};
+  std::vector<Output> outputs{{OutputKind::kReport, "-o", flags.output_dir + "/report.json"},
+                              {OutputKind::kPage, "--html", flags.html}};
   for (size_t i = 0; i < prompts.size(); ++i) {
     for (const char* name : {kDense, kCalibrated, kSideBySide}) {
       outputs.push_back({OutputKind::kVideo, "-o", stem(flags, static_cast<int>(i)) + name});
@@ -197,7 +208,12 @@ void run(Flags& flags) {
     for (const std::string& warning : plan->warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
   }
   std::fflush(stdout);
-  write_text_file(flags.output_dir + "/report.json", report.dump(2) + "\n");
+  const std::string path = flags.output_dir + "/report.json";
+  write_text_file(path, report.dump(2) + "\n");
+  if (!flags.html.empty()) {
+    flags.page.files = {path, flags.plan};
+    write_page(flags.page, flags.html);
+  }
   if (failure) {
     throw Error(failure->kind(), format("prompt %zu of %zu: %s; table and report are of the prompts before it",
                                         results.size() + 1, prompts.size(), failure->what()));
@@ -238,6 +254,10 @@ void add_bench(CLI::App& app) {
           "Folder for report.json and prompt_N_dense.mp4, …_calibrated.mp4, …_side_by_side.mp4 (made when missing)")
       ->type_name("FOLDER")
       ->required();
+  CLI::Option* html =
+      command->add_option("--html", flags->html, "Also write a page to look at (see calibatt report --help)")
+          ->type_name("FILE");
+  add_max_video_flag(*command, flags->page)->needs(html);
   command->callback([flags] { run(*flags); });
 }
 

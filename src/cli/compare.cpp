@@ -5,13 +5,15 @@
 #include "calibatt/video.h"
 #include "commands.h"
 #include "options.h"
+#include "page.h"
 
 namespace calibatt::cli {
 
 void add_compare(CLI::App& app) {
   CLI::App* command = app.add_subcommand("compare", "Say how close one video is to another: PSNR, SSIM, flicker");
   struct Flags {
-    std::string reference, other, side_by_side;
+    std::string reference, other, side_by_side, html;
+    ReportInputs page;
     double fps = 16;
   };
   const auto flags = std::make_shared<Flags>();
@@ -32,14 +34,25 @@ void add_compare(CLI::App& app) {
   add_real_number(*command, "--fps", flags->fps, 0.1, 1000, "Frames per second of the side-by-side file")
       ->default_str("16")
       ->needs(picture);
+  CLI::Option* html = command
+                          ->add_option("--html", flags->html,
+                                       "Also write a page to look at: both videos with a slider, and each frame's PSNR")
+                          ->type_name("FILE");
+  add_max_video_flag(*command, flags->page)->needs(html);
   command->callback([flags, command] {
-    check_outputs({{OutputKind::kVideo, "--side-by-side", flags->side_by_side}},
-                  {{"reference", flags->reference}, {"video", flags->other}});
+    check_outputs(
+        {{OutputKind::kVideo, "--side-by-side", flags->side_by_side}, {OutputKind::kPage, "--html", flags->html}},
+        {{"reference", flags->reference}, {"video", flags->other}});
     warn_of_unread_fps(command->count("--fps") > 0, flags->side_by_side);
     const FileComparison result = compare_video_files(flags->reference, flags->other, flags->side_by_side, flags->fps);
     std::printf("PSNR %.2f dB   SSIM %.4f   flicker difference %+.3f grey levels   (%s, %d×%d)\n",
                 result.comparison.psnr_db, result.comparison.ssim, result.comparison.flicker_difference,
                 counted(result.frames, "frames").c_str(), result.width, result.height);
+    if (flags->html.empty()) return;
+    flags->page.reference = flags->reference;
+    flags->page.video = flags->other;
+    flags->page.comparison = result.comparison;
+    write_page(flags->page, flags->html);
   });
 }
 

@@ -94,6 +94,7 @@ int run(int argc, char** argv) {
   calibatt::cli::add_inspect(app);
   calibatt::cli::add_compare(app);
   calibatt::cli::add_bench(app);
+  calibatt::cli::add_report(app);
   calibatt::cli::add_encode(app);
   calibatt::cli::add_info(app);
 

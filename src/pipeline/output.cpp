@@ -38,6 +38,7 @@ std::vector<std::string> extensions_of(OutputKind kind) {
   if (kind == OutputKind::kVideo) return video_extensions();
   if (kind == OutputKind::kPicture) return {".png"};
   if (kind == OutputKind::kPlan || kind == OutputKind::kFrames) return {".safetensors"};
+  if (kind == OutputKind::kPage) return {".html"};
   return {};
 }
 
@@ -133,6 +134,7 @@ bool starts_like(OutputKind kind, const std::string& path, const std::string& he
     const size_t first = head.find_first_not_of(" \t\r\n");
     return first != std::string::npos && (head[first] == '{' || head[first] == '[');
   }
+  if (kind == OutputKind::kPage) return head.starts_with("<!doctype html>");
   if (kind == OutputKind::kPlan) return head.find('"' + std::string(kPlanFormatName) + '"') != std::string::npos;
   if (kind == OutputKind::kFrames) return head.find('"' + std::string(kKeptFramesFormat) + '"') != std::string::npos;
   const std::string extension = lower_extension(path);
@@ -152,7 +154,8 @@ void check_replaceable(const Place& place) {
     file.read(head.data(), static_cast<std::streamsize>(head.size()));
     head.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
     if (file.is_open() && (head.empty() || starts_like(place.output->kind, path, head.append(16, '\0')))) continue;
-    constexpr const char* kKinds[] = {"video", "picture", "plan", "file of kept frames", "JSON report", "folder"};
+    constexpr const char* kKinds[] = {"video",       "picture",   "plan",  "file of kept frames",
+                                      "JSON report", "HTML page", "folder"};
     throw Error(ErrorKind::kUsage, place.output->flag + " " + path + ": there is a file of that name that is no " +
                                        kKinds[static_cast<int>(place.output->kind)] +
                                        ", and it would be lost; give another name, or remove it first");

@@ -1,0 +1,7 @@
+calibatt_embed_file(calibatt_report src/report/page/page.html kReportPage)
+calibatt_embed_file(calibatt_report src/report/page/page.css kReportStyle)
+calibatt_embed_file(calibatt_report src/report/page/page.js kReportScript)
+calibatt_embed_file(calibatt_report src/report/page/charts.js kReportCharts)
+calibatt_embed_file(calibatt_report src/report/page/videos.js kReportVideos)
+calibatt_embed_file(calibatt_report src/report/page/masks.js kReportMasks)
+calibatt_embed_file(calibatt_report src/report/page/plan_map.js kReportPlanMap)

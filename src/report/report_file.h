@@ -1,0 +1,36 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace calibatt {
+
+/// A JSON report of the command line, known by what is in it.
+struct ReportFile {
+  enum class Kind { kRun, kCalibration, kBench } kind = Kind::kRun;
+  std::string path;
+  nlohmann::json json;
+};
+
+/// The files of a page: reports, and plans by their paths.
+struct SortedFiles {
+  std::vector<ReportFile> reports;
+  std::vector<std::string> plans;
+};
+/// Each by its content. Throws Error(kNotFound / kUnreadable / kFormat), saying what was expected.
+SortedFiles sort_files(const std::vector<std::string>& paths);
+
+// What a report says, whoever wrote it: a value that is absent or of another type is nothing, never an error.
+std::string text_of(const nlohmann::json& object, const char* key);
+double number_of(const nlohmann::json& object, const char* key, double fallback);
+/// Numbers, or null.
+nlohmann::json number_or_null(const nlohmann::json& object, const char* key);
+/// An object; an empty one where there is none.
+const nlohmann::json& object_of(const nlohmann::json& object, const char* key);
+/// Of an array, in order, those of this type alone.
+std::vector<std::string> texts_of(const nlohmann::json& object, const char* key);
+/// [step][layer], of rows as long as the first; null where it is not that.
+nlohmann::json density_map_of(const nlohmann::json& object);
+
+}  // namespace calibatt
