@@ -152,7 +152,6 @@ Tensor WanTransformer::forward(const Tensor& latents, const WanStep& step, const
   WallClockTimer all;  // the wall clock is right for the whole: the result is waited for
   const std::unique_ptr<Timer> attention_timer = backend_->make_timer();
   all.start();
-
   const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
             width = static_cast<int>(latents.dim(3));
   const AttentionGeometry attention_geometry = geometry(frames, height, width, self_attention.token_order());
