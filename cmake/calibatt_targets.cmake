@@ -10,6 +10,7 @@ if(CALIBATT_PARTS STREQUAL "all")
   find_package(CLI11 REQUIRED)
   pkg_check_modules(FFMPEG REQUIRED IMPORTED_TARGET libavcodec libavformat libavutil libswscale)
   pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+  pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)  # with its flags: they change the layout of its classes
 endif()
 if(CALIBATT_TESTS STREQUAL "AUTO")  # the program needs no GoogleTest; `make test` sees to it and says ON
   find_package(GTest QUIET)
@@ -148,11 +149,13 @@ function(calibatt_shared_library target)
   set_target_properties(${target} PROPERTIES LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/libcalibatt.map)
 endfunction()
 
+# calibatt_cli(dir floors...): the program, on the shared library and on floors that stand on it.
 function(calibatt_cli dir)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
   add_executable(calibatt ${sources})
-  target_link_libraries(calibatt PRIVATE calibatt_options libcalibatt CLI11::CLI11)
+  list(TRANSFORM ARGN PREPEND calibatt_ OUTPUT_VARIABLE floors)
+  target_link_libraries(calibatt PRIVATE calibatt_options ${floors} libcalibatt CLI11::CLI11)
   set_target_properties(calibatt PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
   if(CALIBATT_HAVE_CUDA)
     add_dependencies(cuda_tests calibatt)

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:?"usage: tools/fuzz.sh SECONDS [TARGET...]"}
 shift
 targets=("$@")
-[ $# -gt 0 ] || targets=(config gguf part picture plan profile prompts safetensors tokenizer torch video)
+[ $# -gt 0 ] || targets=(config gguf part picture plan profile prompts request safetensors tokenizer torch video)
 cmake --preset fuzz >/dev/null
 cmake --build --preset fuzz --target fuzzers
 
@@ -25,6 +25,7 @@ seed part $data/lora/*.safetensors $data/lora/peft/*.safetensors $data/files/*.s
 seed picture $data/pictures/*.{png,jpg,webp} $data/pictures/small/*.{png,webp}
 seed plan $data/plan_v*.safetensors
 seed prompts models/tiny-wan/prompts/*.txt
+seed request tests/fuzz/requests/*
 seed safetensors $data/files/codes.safetensors $data/plan_v3_example.safetensors
 seed tokenizer $data/tokenizer/spiece.model $data/tokenizer_json/*/tokenizer.json
 seed torch $data/original/state_dict.pth

@@ -9,7 +9,7 @@ set -euo pipefail
 attention_packages=(g++ cmake ninja-build pkg-config libhwy-dev libxxhash-dev libzstd-dev nlohmann-json3-dev)
 packages=(
   "${attention_packages[@]}"
-  libdnnl-dev ocl-icd-opencl-dev libutf8proc-dev libcli11-dev libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
+  libdnnl-dev ocl-icd-opencl-dev libutf8proc-dev libcli11-dev libcpp-httplib-dev libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
 )
 test_packages=(git libgtest-dev libgmock-dev python3)
 style_packages=(clang-format-14 clang-tidy-14)  # newer ones judge differently; where version 14 is not to be had, tools/test.sh says so

@@ -14,5 +14,6 @@ void add_compare(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_report(CLI::App& app);
 void add_info(CLI::App& app);
+void add_serve(CLI::App& app);
 
 }  // namespace calibatt::cli

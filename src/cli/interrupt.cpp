@@ -60,6 +60,10 @@ void watch_for_interrupts() {
   }
 }
 
+bool interrupt_requested() {
+  return requested != 0;
+}
+
 void stop_if_interrupted(const Progress& progress, const std::string& what_remains) {
   if (requested == 0) return;
   throw Interrupted("interrupted " + how_far(progress) + what_remains);

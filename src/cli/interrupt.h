@@ -17,6 +17,9 @@ class Interrupted : public std::runtime_error {
 /// process at once. A signal that was ignored when the program began (nohup) stays ignored.
 void watch_for_interrupts();
 
+/// Whether such a signal came.
+bool interrupt_requested();
+
 /// To be called at every step: throws Interrupted when a signal came. The message says how far the run was ("after step
 /// 3 of 50"), and `what_remains`.
 void stop_if_interrupted(const Progress& progress, const std::string& what_remains);

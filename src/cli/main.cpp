@@ -97,6 +97,7 @@ int run(int argc, char** argv) {
   calibatt::cli::add_report(app);
   calibatt::cli::add_encode(app);
   calibatt::cli::add_info(app);
+  calibatt::cli::add_serve(app);
 
   if (argc < 2) {
     std::fprintf(stderr, "%s\n\ncalibatt: give a command (see calibatt --help)\n", kOverview);

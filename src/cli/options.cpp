@@ -208,6 +208,10 @@ void add_model_flags(CLI::App& command, LoadOptions& load) {
                   "Model folder in the diffusers layout (with model_index.json), or Wan-AI's own")
       ->type_name("FOLDER")
       ->required();
+  add_loading_flags(command, load);
+}
+
+void add_loading_flags(CLI::App& command, LoadOptions& load) {
   const auto add_part = [&command](const std::string& flag, std::string& path, const std::string& description) {
     command.add_option(flag, path, description)->type_name("FILE");
   };
@@ -289,6 +293,10 @@ void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed, bo
               (random_seed ? "; -1: a random one" : ""))
       ->type_name("NUMBER")
       ->default_str("0");
+  add_sampling_flags(command, run);
+}
+
+void add_sampling_flags(CLI::App& command, GenerateOptions& run) {
   add_whole_number(command, "--steps", run.steps, 1, 1000, "Denoising steps [the model's default]");
   add_real_number(command, "--cfg-scale", run.cfg_scale, 0, 1000,
                   "Classifier-free guidance; 1 turns it off [the model's default]");

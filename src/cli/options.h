@@ -16,6 +16,8 @@ namespace calibatt::cli {
 
 /// Flags that every command which runs a model shares.
 void add_model_flags(CLI::App& command, LoadOptions& load);
+/// The same without --model, for a command that takes several.
+void add_loading_flags(CLI::App& command, LoadOptions& load);
 /// One line on stderr about something that does no harm.
 void warn(const std::string& message);
 /// Warns of those of these flags that were given to a command that does not read them.
@@ -29,6 +31,8 @@ void check_before_loading(const ModelOnDisk& model, GenerateOptions& run);
 void add_eight_bit_flags(CLI::App& command, GenerateOptions& run);
 /// drawn: becomes true where the seed was left to chance (--seed -1).
 void add_run_flags(CLI::App& command, GenerateOptions& run, bool random_seed = true, bool* drawn = nullptr);
+/// The same without picture, negative prompt and seed, which belong to one video.
+void add_sampling_flags(CLI::App& command, GenerateOptions& run);
 /// choices: of refuse, warn and dense.
 void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices);
 /// The files that these flags read, for check_outputs.

@@ -1,0 +1,182 @@
+#include "serve/catalog.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "calibatt/error.h"
+#include "serve/request/api_error.h"
+
+namespace calibatt::serve {
+namespace {
+
+using testing::HasSubstr;
+
+const std::string kTinyWan = CALIBATT_MODELS_DIR "/tiny-wan";
+const std::string kPlan = CALIBATT_GOLDEN_DIR "/plan_v3_example.safetensors";
+
+LoadOptions load(const std::string& folder) {
+  LoadOptions options;
+  options.model_dir = folder;
+  return options;
+}
+
+Catalog tiny(std::vector<ServedPlan> plans = {}, const GenerateOptions& defaults = {}) {
+  return Catalog({{"", load(kTinyWan)}}, std::move(plans), defaults, {});
+}
+
+FormFields form(std::map<std::string, std::string> values) {
+  values.emplace("prompt", "a cat");
+  return {std::move(values), "", false};
+}
+
+std::string refusal(const Catalog& catalog, FormFields fields) {
+  try {
+    catalog.job_of(std::move(fields));
+  } catch (const ApiError& error) {
+    return std::to_string(error.status) + " " + error.param + ": " + error.what();
+  }
+  return "taken";
+}
+
+TEST(Catalog, FillsInTheModelsDefaults) {
+  const NewJob job = tiny().job_of(form({}));
+  const GenerateOptions defaults = ModelOnDisk::open(kTinyWan).resolved({});
+  EXPECT_EQ(job.request.model, "tiny-wan");
+  EXPECT_EQ(job.request.plan, "");
+  EXPECT_EQ(job.request.width, *defaults.width);
+  EXPECT_EQ(job.request.num_frames, *defaults.video_frames);
+  EXPECT_EQ(job.request.steps, *defaults.steps);
+  EXPECT_EQ(job.request.fps, *defaults.fps);
+  EXPECT_NE(job.request.seed, tiny().job_of(form({})).request.seed) << "a random one";
+}
+
+TEST(Catalog, ReadsEveryField) {
+  const Catalog catalog = tiny({{"fast", kPlan}});
+  const VideoRequest request = catalog
+                                   .job_of(form({{"negative_prompt", "blur"},
+                                                 {"model", "tiny-wan"},
+                                                 {"plan", "fast"},
+                                                 {"on_mismatch", "dense"},
+                                                 {"size", "64x48"},
+                                                 {"num_frames", "9"},
+                                                 {"fps", "12.5"},
+                                                 {"num_inference_steps", "3"},
+                                                 {"guidance_scale", "2.5"},
+                                                 {"flow_shift", "4"},
+                                                 {"seed", "18446744073709551615"}}))
+                                   .request;
+  EXPECT_EQ(request.prompt, "a cat");
+  EXPECT_EQ(request.negative_prompt, "blur");
+  EXPECT_EQ(request.plan, "fast");
+  EXPECT_EQ(request.on_mismatch, OnMismatch::kDense);
+  EXPECT_EQ(request.width, 64);
+  EXPECT_EQ(request.height, 48);
+  EXPECT_EQ(request.num_frames, 9);
+  EXPECT_EQ(request.steps, 3);
+  EXPECT_EQ(request.seed, 18446744073709551615U);
+  const GenerateOptions run = catalog.options_of(request);
+  EXPECT_EQ(run.plan_path, kPlan);
+  EXPECT_EQ(run.cfg_scale, 2.5);
+  EXPECT_EQ(run.flow_shift, 4);
+  EXPECT_EQ(run.fps, 12.5);
+}
+
+TEST(Catalog, SecondsBecomeTheNearestNumberOfFramesThatTheModelMakes) {
+  const auto frames = [](const std::string& seconds, const std::string& fps) {
+    return tiny().job_of(form({{"seconds", seconds}, {"fps", fps}})).request.num_frames;
+  };
+  EXPECT_EQ(frames("1", "8"), 9);
+  EXPECT_EQ(frames("1.1", "8"), 9);
+  EXPECT_EQ(frames("1.5", "8"), 13);
+  EXPECT_EQ(frames("0", "8"), 1);
+}
+
+TEST(Catalog, RefusesWhatCannotBeInTheWordsOfRequests) {
+  const Catalog catalog = tiny({{"fast", kPlan}});
+  EXPECT_THAT(refusal(catalog, {}), HasSubstr("400 prompt: is missing"));
+  EXPECT_THAT(refusal(catalog, form({{"width", "65"}})), HasSubstr("400 width: width 65: this model needs a multiple"));
+  EXPECT_THAT(refusal(catalog, form({{"num_frames", "8"}})), HasSubstr("400 num_frames: num_frames 8: must be 4k+1"));
+  EXPECT_THAT(refusal(catalog, form({{"size", "64"}})), HasSubstr("400 size: must be WIDTHxHEIGHT"));
+  EXPECT_THAT(refusal(catalog, form({{"size", "64x-64"}})), HasSubstr("400 size: size, whose height"));
+  EXPECT_THAT(refusal(catalog, form({{"size", "64x64"}, {"width", "64"}})), HasSubstr("leave one of them out"));
+  EXPECT_THAT(refusal(catalog, form({{"seconds", "1"}, {"num_frames", "9"}})), HasSubstr("leave one of them out"));
+  EXPECT_THAT(refusal(catalog, form({{"seed", "-2"}})), HasSubstr("400 seed: must be a whole number"));
+  EXPECT_THAT(refusal(catalog, form({{"num_inference_steps", "101"}})), HasSubstr("400 num_inference_steps"));
+  EXPECT_THAT(refusal(catalog, form({{"guidance_scale", "nan"}})), HasSubstr("400 guidance_scale"));
+  EXPECT_THAT(refusal(catalog, form({{"guidance_scale_2", "3"}})), HasSubstr("400 guidance_scale_2"));
+  EXPECT_THAT(refusal(catalog, form({{"model", "sora"}})), HasSubstr("404 model: there is no model sora here"));
+  EXPECT_THAT(refusal(catalog, form({{"plan", "slow"}})), HasSubstr("there is none (dense), fast"));
+  EXPECT_THAT(refusal(catalog, form({{"on_mismatch", "x"}})), HasSubstr("refuse, warn or dense"));
+  EXPECT_THAT(refusal(catalog, form({{"quality", "hd"}})), HasSubstr("400 quality: this field is not known"));
+  EXPECT_THAT(refusal(catalog, form({{"prompt", "x"}, {"negative_prompt", "\xff"}})), HasSubstr("negative_prompt"));
+  FormFields picture = form({});
+  picture.has_picture = true;
+  picture.picture = "no picture";
+  EXPECT_THAT(refusal(catalog, picture), HasSubstr("400 input_reference: the model tiny-wan makes"));
+}
+
+TEST(Catalog, VideosHaveALargestSize) {
+  EXPECT_THAT(refusal(tiny(), form({{"size", "2048x2048"}})), HasSubstr("this service makes videos of up to"));
+  const Catalog small({{"", load(kTinyWan)}}, {}, {}, {64 * 64 * 9, 5});
+  EXPECT_EQ(refusal(small, form({{"size", "64x64"}, {"num_frames", "9"}, {"num_inference_steps", "5"}})), "taken");
+  EXPECT_THAT(refusal(small, form({{"size", "64x64"}, {"num_frames", "13"}, {"num_inference_steps", "5"}})),
+              HasSubstr("up to 36864"));
+}
+
+TEST(Catalog, ThePlanOfOneModelIsItsDefault) {
+  const Catalog one = tiny({{"fast", kPlan}, {"other", kPlan}});
+  EXPECT_EQ(one.job_of(form({})).request.plan, "fast");
+  EXPECT_EQ(one.job_of(form({{"plan", "other"}})).request.plan, "other");
+  EXPECT_EQ(one.job_of(form({{"plan", "none"}})).request.plan, "");
+  const Catalog two({{"", load(kTinyWan)}, {"again", load(kTinyWan)}}, {{"fast", kPlan}}, {}, {});
+  EXPECT_EQ(two.job_of(form({})).request.plan, "");
+  EXPECT_EQ(two.job_of(form({{"model", "again"}, {"plan", "fast"}})).request.model, "again");
+  EXPECT_THAT(two.list_reply(), HasSubstr("\"id\":\"again\""));
+}
+
+TEST(Catalog, DefaultsOfTheServiceHoldWhereARequestSaysNothing) {
+  GenerateOptions defaults;
+  defaults.steps = 3;
+  defaults.timesteps = {1000, 750, 500};
+  defaults.scheduler = "euler";
+  const Catalog catalog = tiny({}, defaults);
+  const VideoRequest request = catalog.job_of(form({})).request;
+  EXPECT_EQ(request.steps, 3);
+  const GenerateOptions run = ModelOnDisk::open(kTinyWan).resolved(catalog.options_of(request));
+  EXPECT_EQ(run.timesteps.size(), 3U);
+  EXPECT_EQ(run.scheduler, "euler");
+}
+
+TEST(Catalog, SaysWhatIsNotRead) {
+  const NewJob job = tiny().job_of(form({{"negative_prompt", "blur"}, {"guidance_scale", "1"}}));
+  ASSERT_EQ(job.warnings.size(), 1U);
+  EXPECT_THAT(job.warnings[0], HasSubstr("negative_prompt"));
+  EXPECT_THAT(job.warnings[0], testing::Not(HasSubstr("--")));
+}
+
+TEST(Catalog, RefusesToServeWhatItCannotNameOrRead) {
+  const auto message = [](const std::function<void()>& call) {
+    try {
+      call();
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("taken");
+  };
+  EXPECT_THAT(message([] {
+                Catalog({{"", load(kTinyWan)}, {"", load(kTinyWan)}}, {}, {}, {});
+              }),
+              HasSubstr("two are called tiny-wan"));
+  EXPECT_THAT(message([] { tiny({{"none", kPlan}}); }), HasSubstr("means dense"));
+  EXPECT_THAT(message([] { tiny({{"x", kPlan + ".missing"}}); }), HasSubstr("plan_v3_example.safetensors.missing"));
+  EXPECT_THAT(message([] {
+                Catalog catalog = tiny({{"fast", kPlan}});
+                VideoRequest request = catalog.job_of(form({})).request;
+                request.plan = "gone";
+                catalog.options_of(request);
+              }),
+              HasSubstr("not served any more"));
+}
+
+}  // namespace
+}  // namespace calibatt::serve

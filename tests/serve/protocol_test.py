@@ -1,0 +1,198 @@
+"""`calibatt serve` as clients meet it, with a real socket."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+
+from service import LONG, MODEL, PROGRAM, SMALL, Service, multipart, run
+
+
+def test_a_video_is_what_generate_makes():
+    with Service() as service, tempfile.TemporaryDirectory() as folder:
+        video = service.create()
+        assert video["object"] == "video" and video["status"] in ("queued", "in_progress"), video
+        done = service.wait(video["id"])
+        assert done["status"] == "completed" and done["progress"] == 100, done
+        assert done["expires_at"] == done["completed_at"] + 24 * 3600 and done["inference_time_s"] > 0, done
+        status, headers, content = service.ask("GET", f"/v1/videos/{video['id']}/content")
+        assert status == 200 and headers["Content-Type"] == "video/mp4" and headers["Accept-Ranges"] == "bytes"
+        path = os.path.join(folder, "v.mp4")
+        subprocess.run([PROGRAM, "generate", "-m", MODEL, "-p", SMALL["prompt"], "-W", "64", "-H", "64", "--video-frames", "5", "--steps", "1",
+                        "--cfg-scale", "1", "-s", "1", "--threads", "2", "--backend", "cpu", "-o", path], check=True, capture_output=True)
+        with open(path, "rb") as file:
+            assert hashlib.sha256(file.read()).digest() == hashlib.sha256(content).digest()
+
+
+def test_json_and_multipart_mean_the_same():
+    with Service() as service:
+        headers, body = multipart({**SMALL, "seconds": "1"})  # beside num_frames: refused in either form
+        assert service.ask("POST", "/v1/videos", {**SMALL, "seconds": "1"})[0] == 400
+        assert service.ask("POST", "/v1/videos", body, headers)[0] == 400
+        headers, body = multipart(SMALL)
+        first = service.json("POST", "/v1/videos", body, headers)
+        second = service.create()
+        same = ("prompt", "size", "seconds", "model", "seed", "num_inference_steps", "guidance_scale")
+        assert [first[name] for name in same] == [second[name] for name in same]
+
+
+def test_ranges():
+    with Service() as service:
+        path = f"/v1/videos/{service.wait(service.create()['id'])['id']}/content"
+        whole = service.ask("GET", path)[2]
+        for header, part in (("bytes=0-99", whole[:100]), ("bytes=100-", whole[100:]), ("bytes=-7", whole[-7:])):
+            status, headers, got = service.ask("GET", path, headers={"Range": header})
+            assert status == 206 and got == part, (header, status, len(got))
+            assert headers["Content-Range"].endswith(f"/{len(whole)}") and int(headers["Content-Length"]) == len(part)
+        assert service.ask("GET", path, headers={"Range": f"bytes={len(whole)}-"})[0] == 416
+        assert service.ask("GET", path, headers={"Range": "bytes=0-1,5-6"})[2] == whole
+        status, headers, got = service.ask("HEAD", path)
+        assert status == 200 and got == b"" and int(headers["Content-Length"]) == len(whole)
+
+
+def test_a_running_video_is_cancelled_within_a_second():
+    with Service() as service:
+        video = service.create(LONG)
+        service.wait(video["id"], ("in_progress",))
+        while service.json("GET", f"/v1/videos/{video['id']}")["stage"] != "denoise":
+            time.sleep(0.02)
+        waiting = service.create()
+        began = time.monotonic()
+        assert service.json("DELETE", f"/v1/videos/{video['id']}")["deleted"] is True
+        service.wait(waiting["id"], ("in_progress", "completed"))
+        assert time.monotonic() - began < 1, "the next video begins as soon as this one is gone"
+        assert service.ask("GET", f"/v1/videos/{video['id']}")[0] == 404
+        service.wait(waiting["id"])
+        assert os.listdir(service.folder).count(video["id"]) == 0
+
+
+def test_the_queue_has_a_bound_and_keeps_its_order():
+    with Service("--max-queue", "2") as service:
+        running = service.create(LONG)
+        service.wait(running["id"], ("in_progress",))
+        waiting = [service.create()["id"] for _ in range(2)]
+        status, headers, text = service.ask("POST", "/v1/videos", SMALL)
+        assert status == 429 and json.loads(text)["error"]["code"] == "queue_full" and headers["Retry-After"] == "5"
+        service.json("DELETE", f"/v1/videos/{running['id']}")
+        done = [service.wait(each) for each in waiting]
+        assert done[0]["completed_at"] <= done[1]["completed_at"]
+        assert [each["id"] for each in service.json("GET", "/v1/videos?order=asc")["data"]] == waiting
+
+
+def test_several_models_and_plans():
+    with Service("-m", f"second={MODEL}") as service:
+        names = [each["id"] for each in service.json("GET", "/v1/models")["data"]]
+        assert names == ["tiny-wan", "second"], names
+        first = service.create()["id"]
+        second = service.create(model="second")["id"]
+        third = service.create()["id"]
+        contents = []
+        for each in (first, second, third):
+            assert service.wait(each)["status"] == "completed"
+            contents.append(service.ask("GET", f"/v1/videos/{each}/content")[2])
+        assert contents[0] == contents[1] == contents[2], "two names of one folder"
+        assert service.json("POST", "/v1/videos", {**SMALL, "model": "third"}, status=404)["error"]["code"] == "model_not_found"
+
+
+def test_a_plan_is_applied():
+    with tempfile.TemporaryDirectory() as folder:
+        plan = os.path.join(folder, "fast.safetensors")
+        prompts = os.path.join(folder, "prompts.txt")
+        with open(prompts, "w", encoding="utf-8") as file:
+            file.write("a red circle\na blue square\n")
+        subprocess.run([PROGRAM, "calibrate", "-m", MODEL, "--prompts", prompts, "-o", plan, "-W", "128", "-H", "128", "--video-frames", "9",
+                        "--steps", "4", "--density", "0.5", "--threads", "2", "--backend", "cpu"], check=True, capture_output=True)
+        fields = {"prompt": "a red circle", "size": "128x128", "num_frames": 9, "num_inference_steps": 4, "seed": 1}
+        with Service("--plan", plan) as service:
+            planned = service.wait(service.create(fields)["id"])
+            dense = service.wait(service.create(fields, plan="none")["id"])
+            assert planned["plan"] == "fast" and planned["density"] < 0.75, planned
+            assert dense["plan"] is None and dense["density"] == 1, dense
+            other = service.wait(service.create(plan="fast")["id"])
+            assert other["status"] == "failed" and other["error"]["code"] == "plan_mismatch", other
+            status, _, text = service.ask("GET", f"/v1/videos/{other['id']}/content")
+            assert status == 422 and json.loads(text)["error"]["code"] == "plan_mismatch"
+
+
+def test_a_video_begins_with_a_picture():
+    with tempfile.TemporaryDirectory() as model:
+        for part in ("text_encoder", "tokenizer", "vae", "scheduler"):
+            os.symlink(os.path.join(os.path.abspath(MODEL), part), os.path.join(model, part))
+        data = os.path.join(os.path.dirname(os.path.abspath(MODEL)), "../tests/golden/data")
+        for part in ("transformer", "transformer_2"):
+            os.symlink(os.path.join(data, "i2v", part), os.path.join(model, part))
+        with open(os.path.join(MODEL, "model_index.json"), encoding="utf-8") as file:
+            index = json.load(file)
+        index.update({"_class_name": "WanImageToVideoPipeline", "transformer_2": index["transformer"], "boundary_ratio": 0.9})
+        for name, content in (("model_index.json", index), ("generation_config.json", {"width": 64, "height": 64, "num_frames": 5})):
+            with open(os.path.join(model, name), "w", encoding="utf-8") as file:
+                json.dump(content, file)
+        picture = os.path.join(data, "pictures/photo6.jpg")
+        with open(picture, "rb") as file:
+            content = file.read()
+        fields = {"prompt": "a", "num_inference_steps": 2, "seed": 3}
+        with Service("--dtype", "fp32", "--max-megapixels", "1", model=f"i2v={model}") as service:
+            assert service.json("POST", "/v1/videos", fields, status=400)["error"]["param"] == "input_reference"
+            headers, body = multipart(fields, [("input_reference", "photo6.jpg", content[:200])])
+            assert service.json("POST", "/v1/videos", body, headers, status=400)["error"]["param"] == "input_reference"
+            headers, body = multipart(fields, [("input_reference", "photo6.jpg", content)])
+            video = service.json("POST", "/v1/videos", body, headers)
+            assert video["size"] == "48x80" and video["input_reference"] is True, "of the picture's shape"
+            assert service.wait(video["id"])["status"] == "completed", service.wait(video["id"])
+            made = service.ask("GET", f"/v1/videos/{video['id']}/content")[2]
+        path = os.path.join(model, "v.mp4")
+        subprocess.run([PROGRAM, "generate", "-m", model, "-p", "a", "--image", picture, "--steps", "2", "-s", "3", "--dtype", "fp32", "--threads", "2",
+                        "--backend", "cpu", "-o", path], check=True, capture_output=True)
+        with open(path, "rb") as file:
+            assert file.read() == made
+    with Service() as service:
+        headers, body = multipart(SMALL, [("input_reference", "photo6.jpg", content)])
+        assert "text alone" in service.json("POST", "/v1/videos", body, headers, status=400)["error"]["message"]
+
+
+def test_ctrl_c_ends_it_and_the_next_start_goes_on():
+    with tempfile.TemporaryDirectory() as folder:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            service = Service(folder=folder)
+            running = service.create(LONG, num_inference_steps=4, seed=int(sig))["id"]
+            service.wait(running, ("in_progress",))
+            began = time.monotonic()
+            code, errors = service.stop(sig)
+            assert code == 130 and time.monotonic() - began < 3, (code, time.monotonic() - began)
+            assert "1 video" in errors and "the same command goes on" in errors, errors
+            service = Service(folder=folder)
+            assert service.wait(running)["status"] == "completed"
+            service.stop()
+
+
+def test_two_services_do_not_share_a_folder_or_a_port():
+    with Service() as service:
+        for flags, words in ((["-o", service.folder, "--port", "0"], "another calibatt serve"), (["--port", str(service.port)], "cannot listen")):
+            with tempfile.TemporaryDirectory() as folder:
+                result = subprocess.run([PROGRAM, "serve", "-m", MODEL, "-o", folder, *flags], capture_output=True, text=True, timeout=20, check=False)
+            assert result.returncode == 6 and words in result.stderr, result.stderr
+
+
+def test_a_key():
+    with Service("--api-key", "s3cret") as service:
+        assert service.ask("GET", "/v1/videos")[0] == 401
+        assert service.ask("POST", "/v1/videos", SMALL)[0] == 401
+        assert service.ask("GET", "/health")[0] == 200
+        assert service.ask("GET", "/v1/videos", headers={"Authorization": "Bearer s3cret"})[0] == 200
+
+
+def test_old_videos_expire():
+    with Service("--keep-hours", "0.001") as service:
+        video = service.wait(service.create()["id"])["id"]
+        end = time.monotonic() + 15
+        while service.ask("GET", f"/v1/videos/{video}")[0] != 404:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert video not in os.listdir(service.folder)
+        assert service.metric('calibatt_jobs_ended_total{outcome="expired"}') == 1
+
+
+if __name__ == "__main__":
+    run(globals())
