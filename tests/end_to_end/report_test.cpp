@@ -37,7 +37,8 @@ TEST_F(ReportPage, ShowsACalibrationAndItsBenchmark) {
   const std::string plan = folder_.file("plan.safetensors"), out = folder_.file("out");
   write_file(folder_.file("prompts.txt"), "a red circle\n<img src=x onerror=alert(1)> & a blue square\n");
   const std::string prompts = " --prompts " + folder_.file("prompts.txt");
-  expect_success("calibrate" + kSmall + prompts + " -o " + plan + " --density 0.5 --report " + folder_.file("c.json"));
+  expect_success("calibrate" + kSmall + prompts + " -o " + plan + " --block-q 8 --block-k 8 --density 0.5 --report " +
+                 folder_.file("c.json"));
   const CommandResult bench =
       expect_success("bench" + kSmall + prompts + " --plan " + plan + " --calibration-report " +
                      folder_.file("c.json") + " -o " + out + " --html " + folder_.file("b.html"));
