@@ -68,6 +68,12 @@ TEST_F(ReportPage, ShowsACalibrationAndItsBenchmark) {
     EXPECT_EQ(page["runs"][2 * i + 1]["kind"], "planned");
   }
   EXPECT_EQ(page["calibrations"].size(), 1U);
+  const json calibration = json::parse(read_file(folder_.file("c.json")));
+  EXPECT_EQ(page["plans"][0]["measured"][0]["map"], calibration["error_map"]);
+  EXPECT_EQ(page["plans"][0]["measured"][1]["map"], calibration["energy_map"]);
+  for (const json& step : calibration["energy_map"]) {
+    for (const json& layer : step) EXPECT_TRUE(layer > 0.5 && layer <= 1.001) << layer;
+  }
   EXPECT_TRUE(page["left_out"].empty()) << page["left_out"];
 
   // The same page from the files alone, the plan by the name that the report has.
