@@ -64,13 +64,16 @@ struct CalibrationSummary {
   double density = 1;
   std::optional<double> density_asked;           ///< the target, also a default one; none: the schedule as given
   std::vector<std::vector<double>> density_map;  ///< [step][layer]
-  int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
-  double predicted_speedup = 1;          ///< of the transformer, from density and the measured share of attention
-  std::optional<double> expected_error;  ///< predicted, as PlanUse::expected_error; absent: not measured
-  std::string error_basis;               ///< "held out", or "not held out": of the very prompt that chose the blocks
-  std::vector<std::string> step_reuse;   ///< as RunReport::step_reuse; empty: no step is reused
-  std::optional<double> latents_error;   ///< with speedup or psnr: expected relative change of the final latents,
-  std::optional<double> psnr_db;         ///< and what that is for a video against the dense one
+  /// [step][layer], 0 in steps without a forward, empty where not measured: relative change of the residual stream by
+  /// the layer's attention, as predicted; and the share of attention's energy that the kept blocks hold.
+  std::vector<std::vector<double>> error_map, energy_map;
+  int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
+  double predicted_speedup = 1;               ///< of the transformer, from density and the measured share of attention
+  std::optional<double> expected_error;       ///< predicted, as PlanUse::expected_error; absent: not measured
+  std::string error_basis;              ///< "held out", or "not held out": of the very prompt that chose the blocks
+  std::vector<std::string> step_reuse;  ///< as RunReport::step_reuse; empty: no step is reused
+  std::optional<double> latents_error;  ///< with speedup or psnr: expected relative change of the final latents,
+  std::optional<double> psnr_db;        ///< and what that is for a video against the dense one
   std::optional<double> latents_measured, psnr_measured;  ///< both in a run with the plan that was not calibrated on
   double calibration_seconds = 0;  ///< wall clock of everything: fingerprint, recorded prompts, compilation
   double prompt_seconds = 0;       ///< of it, prompts that ran now: text, transformer, measuring, saving

@@ -80,6 +80,8 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"density", summary.density},
           {"density_asked", or_null(summary.density_asked)},
           {"density_map", summary.density_map},
+          {"error_map", summary.error_map},
+          {"energy_map", summary.energy_map},
           {"repetitive_heads", summary.repetitive_heads},
           {"total_heads", summary.total_heads},
           {"predicted_speedup", summary.predicted_speedup},

@@ -91,6 +91,8 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   summary.density_asked = options.target_density();
   summary.density = compiled.density;
   summary.density_map = compiled.density_map;
+  summary.error_map = compiled.error_map;
+  summary.energy_map = compiled.energy_map;
   summary.repetitive_heads = compiled.repetitive_heads;
   summary.total_heads = compiled.total_heads;
   summary.predicted_speedup = compiled.predicted_speedup;

@@ -47,6 +47,7 @@ class PageModel {
     pair_runs();
     add_videos();
     add_plans();
+    add_measured();
     if (model_["runs"].empty() && model_["plans"].empty() && model_["comparisons"].empty() &&
         model_["calibrations"].empty()) {
       throw Error(ErrorKind::kUsage, "there is nothing to report; give a plan, a JSON report or two videos");
@@ -83,7 +84,7 @@ class PageModel {
     for (const std::string& text : run_warnings(run)) warn(name + ": " + text);
     const std::string plan = text_of(run, "plan"), checksum = text_of(run, "plan_checksum");
     if (!plan.empty())
-      wanted_plans_.push_back({plan, checksum, name, density_map_of(run), texts_of(run, "step_reuse")});
+      wanted_plans_.push_back({plan, checksum, name, map_of(run, "density_map"), texts_of(run, "step_reuse")});
     model_["runs"].push_back(run_model(run, name));
     return model_["runs"].size() - 1;
   }
@@ -91,9 +92,17 @@ class PageModel {
   void add_calibration(const json& report, const std::string& name) {
     for (const std::string& text : calibration_warnings(report)) warn(name + ": " + text);
     model_["calibrations"].push_back(calibration_model(report, name));
-    const json map = density_map_of(report);
-    if (!map.is_null())
-      calibrated_maps_.push_back({{"name", name}, {"density_map", map}, {"reuse", texts_of(report, "step_reuse")}});
+    const json map = map_of(report, "density_map");
+    if (map.is_null()) return;
+    json measured = json::array();
+    const auto add = [&](const char* title, const char* key, const char* kind) {
+      json values = map_of(report, key);
+      if (same_shape(values, map)) measured.push_back({{"title", title}, {"kind", kind}, {"map", std::move(values)}});
+    };
+    add("Error of the output", "error_map", "error");
+    add("Kept energy", "energy_map", "share");
+    calibrated_maps_.push_back(
+        {{"name", name}, {"density_map", map}, {"reuse", texts_of(report, "step_reuse")}, {"measured", measured}});
   }
 
   void add_bench(const ReportFile& report) {
@@ -221,6 +230,31 @@ class PageModel {
     } catch (const Error&) {
       return false;  // whatever lies there, it is not the plan; the page says so
     }
+  }
+
+  /// A calibration's maps belong to the plan that has its densities.
+  void add_measured() {
+    for (json& plan : model_["plans"]) {
+      for (const json& calibrated : calibrated_maps_) {
+        if (same_densities(calibrated["density_map"], plan["density_map"])) plan["measured"] = calibrated["measured"];
+      }
+    }
+  }
+
+  static bool same_shape(const json& a, const json& b) {
+    return a.is_array() && a.size() == b.size() && a[0].size() == b[0].size();
+  }
+  /// `plan` has null in steps without a forward.
+  static bool same_densities(const json& map, const json& plan) {
+    if (!same_shape(map, plan)) return false;
+    for (size_t step = 0; step < map.size(); ++step) {
+      for (size_t layer = 0; layer < map[step].size(); ++layer) {
+        const json& density = plan[step][layer];
+        if (density.is_number() && std::abs(density.get<double>() - map[step][layer].get<double>()) > 1e-9)
+          return false;
+      }
+    }
+    return true;
   }
 
   void add_tradeoff() {

@@ -9,7 +9,7 @@
 namespace calibatt {
 
 /// A plan as a page shows it. `name`: what people call it, its file. Masks take at most `max_mask_bytes` before base64;
-/// what that leaves out is said in left_out.
+/// what that leaves out is said in left_out. A page adds measured[{title, kind, map}], of the calibration.
 ///
 /// Keys: name, checksum, steps, layers, heads, entries, sigmas[step], reuse[step], entry[step], energy[step] (null
 /// where another budget chose), density, density_map[step][layer] (null in a step without a forward), head_density

@@ -96,8 +96,8 @@ std::vector<std::string> texts_of(const json& object, const char* key) {
   return texts;
 }
 
-json density_map_of(const json& object) {
-  const auto found = object.find("density_map");
+json map_of(const json& object, const char* key) {
+  const auto found = object.find(key);
   if (found == object.end() || !found->is_array() || found->empty()) return nullptr;
   for (const json& row : *found) {
     if (!row.is_array() || row.empty() || row.size() != found->front().size()) return nullptr;

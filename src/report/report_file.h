@@ -30,7 +30,7 @@ nlohmann::json number_or_null(const nlohmann::json& object, const char* key);
 const nlohmann::json& object_of(const nlohmann::json& object, const char* key);
 /// Of an array, in order, those of this type alone.
 std::vector<std::string> texts_of(const nlohmann::json& object, const char* key);
-/// [step][layer], of rows as long as the first; null where it is not that.
-nlohmann::json density_map_of(const nlohmann::json& object);
+/// [step][layer], numbers in rows as long as the first; null where it is not that.
+nlohmann::json map_of(const nlohmann::json& object, const char* key);
 
 }  // namespace calibatt

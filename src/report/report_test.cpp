@@ -253,6 +253,23 @@ TEST_F(Report, RepeatsWhatARunWarnedOf) {
                                     "run.json: its steps are not those of the plan: 2 of 4"));
 }
 
+TEST_F(Report, ShowsACalibrationsErrorsInThePlanThatItMade) {
+  const Plan::Parts parts = test::reuse_parts();
+  const std::string plan = save("p.safetensors", parts);
+  const Plan expected{Plan::Parts(parts)};
+  json report = {{"calibration_seconds", 1}, {"predicted_speedup", 2}, {"psnr_db", 40}};
+  for (int step = 0; step < expected.num_steps(); ++step) {
+    report["density_map"].push_back({expected.density(step, 0)});
+    report["error_map"].push_back({0.01 * step});
+  }
+  report["energy_map"] = {{0.9}};  // of another plan
+  const json page = model({plan, write("c.json", report)});
+  EXPECT_EQ(page["plans"][0]["measured"],
+            (json{{{"title", "Error of the output"}, {"kind", "error"}, {"map", report["error_map"]}}}));
+  report["density_map"][0][0] = 0.123;
+  EXPECT_FALSE(model({plan, write("c.json", report)})["plans"][0].contains("measured"));
+}
+
 // Whatever stands where a number or a text is expected.
 TEST_F(Report, ReadsReportsOfOtherTypesWithoutThem) {
   for (const json& value :

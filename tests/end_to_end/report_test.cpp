@@ -37,7 +37,8 @@ TEST_F(ReportPage, ShowsACalibrationAndItsBenchmark) {
   const std::string plan = folder_.file("plan.safetensors"), out = folder_.file("out");
   write_file(folder_.file("prompts.txt"), "a red circle\n<img src=x onerror=alert(1)> & a blue square\n");
   const std::string prompts = " --prompts " + folder_.file("prompts.txt");
-  expect_success("calibrate" + kSmall + prompts + " -o " + plan + " --density 0.5 --report " + folder_.file("c.json"));
+  expect_success("calibrate" + kSmall + prompts + " -o " + plan + " --block-q 8 --block-k 8 --density 0.5 --report " +
+                 folder_.file("c.json"));
   const CommandResult bench =
       expect_success("bench" + kSmall + prompts + " --plan " + plan + " --calibration-report " +
                      folder_.file("c.json") + " -o " + out + " --html " + folder_.file("b.html"));
@@ -67,6 +68,12 @@ TEST_F(ReportPage, ShowsACalibrationAndItsBenchmark) {
     EXPECT_EQ(page["runs"][2 * i + 1]["kind"], "planned");
   }
   EXPECT_EQ(page["calibrations"].size(), 1U);
+  const json calibration = json::parse(read_file(folder_.file("c.json")));
+  EXPECT_EQ(page["plans"][0]["measured"][0]["map"], calibration["error_map"]);
+  EXPECT_EQ(page["plans"][0]["measured"][1]["map"], calibration["energy_map"]);
+  for (const json& step : calibration["energy_map"]) {
+    for (const json& layer : step) EXPECT_TRUE(layer > 0.5 && layer <= 1.001) << layer;
+  }
   EXPECT_TRUE(page["left_out"].empty()) << page["left_out"];
 
   // The same page from the files alone, the plan by the name that the report has.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,13 +15,16 @@ namespace calibatt {
 struct CompileSummary {
   double density = 1;
   std::vector<std::vector<double>> density_map;  ///< [step][layer], mean over heads
-  std::vector<double> step_error;                ///< held_out_error of each step alone; empty when not measured
-  std::vector<StepReuse> step_reuse;             ///< as in the plan
-  std::optional<double> latents_error;           ///< PlanAccuracy::latents_predicted
-  std::optional<double> psnr_db;                 ///< what that is expected to be for the video
-  int repetitive_heads = 0, total_heads = 0;     ///< (step, layer, head) triples
-  int num_entries = 0;                           ///< distinct steps after sharing
-  double predicted_speedup = 1;                  ///< of the transformer
+  /// [step][layer], 0 in steps that do not run, empty where not measured: √ of the summed errors of the layer's heads,
+  /// and the share of attention's energy that their blocks keep, mean over prompts and heads without anchors.
+  std::vector<std::vector<double>> error_map, energy_map;
+  std::vector<double> step_error;             ///< held_out_error of each step alone; empty when not measured
+  std::vector<StepReuse> step_reuse;          ///< as in the plan
+  std::optional<double> latents_error;        ///< PlanAccuracy::latents_predicted
+  std::optional<double> psnr_db;              ///< what that is expected to be for the video
+  int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
+  int num_entries = 0;                        ///< distinct steps after sharing
+  double predicted_speedup = 1;               ///< of the transformer
   /// √(mean over sites of the summed errors of its heads): relative change of the residual stream per block. NaN when
   /// not measured.
   double held_out_error = 0;
@@ -33,6 +37,7 @@ struct LayerFacts {
   double density = 1;        ///< mean over heads
   double summary_pairs = 0;  ///< (query, summary token) pairs over all pairs, mean over heads
   int anchored_heads = 0;
+  double kept_energy = std::numeric_limits<double>::quiet_NaN();  ///< as CompileSummary::energy_map; NaN: not measured
 };
 /// All of a summary that follows from the plan itself: no errors. facts: [entry][layer]; attention_share: as in
 /// CompileOptions; reuse: as in a plan.

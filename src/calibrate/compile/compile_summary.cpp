@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "calibrate/compile/compile.h"
@@ -31,19 +32,24 @@ CompileSummary summarize(const std::vector<int>& step_entry, const std::vector<s
   summary.density_map.assign(steps, std::vector<double>(layers));
   summary.num_entries = static_cast<int>(facts.size());
   summary.density = 0;
+  summary.energy_map.assign(steps, std::vector<double>(layers));
   double summaries = 0;
   size_t run = 0;
+  bool energies = true;
   for (size_t step = 0; step < steps; ++step) {
     if (!reuse.empty() && reuse[step] != StepReuse::kNone) continue;
     ++run;
     for (size_t layer = 0; layer < layers; ++layer) {
       const LayerFacts& one = facts[static_cast<size_t>(step_entry[step])][layer];
       summary.density_map[step][layer] = one.density;
+      summary.energy_map[step][layer] = one.kept_energy;
+      energies = energies && !std::isnan(one.kept_energy);
       summary.density += one.density;
       summary.repetitive_heads += one.anchored_heads;
       summaries += one.summary_pairs;
     }
   }
+  if (!energies) summary.energy_map.clear();
   summary.total_heads = static_cast<int>(run * layers) * num_heads;
   summary.density /= static_cast<double>(run * layers);
   summaries /= static_cast<double>(run * layers);

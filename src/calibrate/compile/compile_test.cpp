@@ -94,6 +94,48 @@ TEST(CompilePlan, FilledGapsDoNotMissTheDensity) {
   }
 }
 
+// Layer by layer: the errors that make up those of the steps, and the energy that the masks hold, counted block by
+// block.
+TEST(CompilePlan, SaysErrorsAndEnergiesOfEveryLayer) {
+  const Profile& profile = synthetic_profile();
+  for (const Repetition repetition : {Repetition::kOff, Repetition::kError}) {
+    CompileOptions options = options_of(Budget::kError, 0.4);
+    options.repetition = repetition;
+    const CompiledPlan compiled = compile_plan(profile, options);
+    const AttentionGeometry& g = profile.header.geometry;
+    const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
+    ASSERT_EQ(compiled.summary.error_map.size(), static_cast<size_t>(kSteps));
+    ASSERT_EQ(compiled.summary.energy_map.size(), static_cast<size_t>(kSteps));
+    for (size_t step = 0; step < kSteps; ++step) {
+      double squares = 0;
+      for (const double error : compiled.summary.error_map[step]) squares += error * error / kLayers;
+      EXPECT_NEAR(std::sqrt(squares), compiled.summary.step_error[step], 1e-9);
+      for (size_t layer = 0; layer < kLayers; ++layer) {
+        double sum = 0, count = 0;
+        for (size_t i = 0; i < 3; ++i) {
+          const size_t head = (step * kLayers + layer) * 3 + i;
+          const HeadPlan& plan = compiled.parts.heads[head];
+          if (plan.anchored) continue;
+          ++count;
+          double kept = 0;
+          for (const PromptProfile& prompt : profile.prompts) {
+            const auto energy = energy_of(prompt, head, rows * columns);
+            for (int r = 0; r < rows; ++r) {
+              for (int c = 0; c < columns; ++c) {
+                const bool keeps = !plan.intervals || plan.intervals->to_mask().kept(r, c);
+                if (keeps) kept += g.query_block_size(r) * energy[static_cast<size_t>(r * columns + c)];
+              }
+            }
+          }
+          sum += kept / (g.num_tokens() * 4.0);  // each query's energies add up to one
+        }
+        // Energies are kept in half precision.
+        EXPECT_NEAR(compiled.summary.energy_map[step][layer], count == 0 ? 1 : sum / count, 2e-3);
+      }
+    }
+  }
+}
+
 TEST(CompilePlan, EnergyMasksHoldTheScheduledEnergy) {
   const Profile& profile = synthetic_profile();
   CompileOptions options = options_of(Budget::kEnergy, std::nullopt);

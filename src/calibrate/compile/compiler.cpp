@@ -252,6 +252,20 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   return frame;
 }
 
+namespace {
+/// Over the heads without anchors, of which the energies are; 1 where all have some, as of dense heads.
+double mean_energy_of(const std::vector<HeadPlan>& heads, const std::vector<double>& energies) {
+  double sum = 0;
+  int count = 0;
+  for (size_t head = 0; head < heads.size(); ++head) {
+    if (heads[head].anchored) continue;
+    sum += energies[head];
+    ++count;
+  }
+  return count == 0 ? 1 : sum / count;
+}
+}  // namespace
+
 CompileSummary Compiler::emit(const Choices& choices, const std::function<void(std::vector<HeadPlan>&)>& sink) const {
   const auto heads = static_cast<size_t>(header_.geometry.heads);
   std::vector<std::vector<LayerFacts>> facts;
@@ -262,13 +276,18 @@ CompileSummary Compiler::emit(const Choices& choices, const std::function<void(s
     facts.resize(static_cast<size_t>(in_plan) + 1);
     measured_.verify(entry, first_layer, num_layers);
     std::vector<std::vector<HeadPlan>> layers(static_cast<size_t>(num_layers), std::vector<HeadPlan>(heads));
+    std::vector<std::vector<double>> energies(static_cast<size_t>(num_layers), std::vector<double>(heads, 1.0));
     measured_.for_each_head(entry, first_layer, num_layers, [&](size_t head) {
       const size_t layer = head % measured_.heads_per_entry() / heads - static_cast<size_t>(first_layer);
-      layers[layer][head % heads] = measured_.head_plan(head, choices.heads[head]);
+      HeadPlan& plan = layers[layer][head % heads] = measured_.head_plan(head, choices.heads[head]);
+      if (plan.intervals && !plan.anchored) {
+        energies[layer][head % heads] = measured_.kept_energy(head, *plan.intervals);
+      }
     });
-    for (std::vector<HeadPlan>& layer : layers) {
-      facts.back().push_back(facts_of(layer));
-      sink(layer);
+    for (size_t layer = 0; layer < layers.size(); ++layer) {
+      facts.back().push_back(facts_of(layers[layer]));
+      facts.back().back().kept_energy = mean_energy_of(layers[layer], energies[layer]);
+      sink(layers[layer]);
     }
     progress_.advance(num_layers);
   });
@@ -321,6 +340,16 @@ double Compiler::error_of_step(const Choices& choices, int step) const {
   return error;
 }
 
+/// The same of one layer's heads.
+double Compiler::error_of_layer(const Choices& choices, int step, int layer) const {
+  const auto entry = static_cast<size_t>(measured_.step_entry()[static_cast<size_t>(step)]);
+  const auto heads = static_cast<size_t>(header_.geometry.heads);
+  const size_t first = entry * measured_.heads_per_entry() + static_cast<size_t>(layer) * heads;
+  double error = 0;
+  for (size_t head = first; head < first + heads; ++head) error += measured_.error(head, choices.heads[head]);
+  return error;
+}
+
 std::vector<double> Compiler::weighted_errors(const Choices& choices) const {
   std::vector<double> errors;
   errors.reserve(static_cast<size_t>(header_.num_steps()));
@@ -336,9 +365,13 @@ void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const
   int run = 0;
   for (int step = 0; step < header_.num_steps(); ++step) {
     summary.step_error.push_back(0);
+    summary.error_map.emplace_back(static_cast<size_t>(header_.num_layers), 0.0);
     if (!runs(choices.steps, step)) continue;
     const double of_step = error_of_step(choices, step);
     summary.step_error.back() = std::sqrt(of_step);
+    for (int layer = 0; layer < header_.num_layers; ++layer) {
+      summary.error_map.back()[static_cast<size_t>(layer)] = std::sqrt(error_of_layer(choices, step, layer));
+    }
     sum += of_step;
     ++run;
   }

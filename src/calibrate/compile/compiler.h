@@ -73,6 +73,7 @@ class Compiler {
   void spend_rest(double left, const std::vector<EntryUse>& use, std::vector<HeadChoice>& choices) const;
   double density_of(const Choices& choices) const;
   double error_of_step(const Choices& choices, int step) const;
+  double error_of_layer(const Choices& choices, int step, int layer) const;
   std::vector<HeadChoice> choose_by_energy(const std::vector<double>& entry_levels) const;
   std::vector<double> entry_levels(const std::vector<double>& targets) const;
   bool is_similar(size_t head) const;

@@ -186,6 +186,25 @@ void MapMeasurements::verify(int entry, int first_layer, int num_layers) const {
   verify_sites(profile_, entry, first_layer, num_layers);
 }
 
+double MapMeasurements::kept_energy(size_t head, const BlockIntervals& intervals) const {
+  if (header_.measured != Measured::kMaps) return Measurements::kept_energy(head, intervals);
+  const AttentionGeometry& g = header_.geometry;
+  const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
+  double kept = 0, all = 0;
+  for (const PromptProfile& prompt : profile_.prompts) {
+    const auto energy = energy_of(prompt, head, rows * columns);
+    for (int row = 0; row < rows; ++row) {
+      const double queries = g.query_block_size(row);
+      const auto first = energy.begin() + static_cast<int64_t>(row) * columns;
+      all += queries * std::accumulate(first, first + columns, 0.0);
+      for (const BlockInterval& interval : intervals.row(row)) {
+        kept += queries * std::accumulate(first + interval.begin, first + interval.end, 0.0);
+      }
+    }
+  }
+  return kept / all;
+}
+
 HeadPlan MapMeasurements::head_plan(size_t head, const HeadChoice& choice) const {
   HeadPlan plan;
   plan.anchored = choice.anchored;

@@ -31,6 +31,7 @@ class MapMeasurements : public Measurements {
   double similarity(size_t head) const override { return similarities_[head]; }
 
   void verify(int entry, int first_layer, int num_layers) const override;
+  double kept_energy(size_t head, const BlockIntervals& intervals) const override;
   HeadPlan head_plan(size_t head, const HeadChoice& choice) const override;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -74,6 +75,11 @@ class Measurements {
 
   /// Throws Error(kFormat) when what was measured on these layers is damaged. Before their masks are asked for.
   virtual void verify(int entry, int first_layer, int num_layers) const = 0;
+  /// The share of the head's attention weight that these blocks of it hold, mean over prompts; NaN where no energies
+  /// were measured. Safe to call from several threads.
+  virtual double kept_energy(size_t /*head*/, const BlockIntervals& /*intervals*/) const {
+    return std::numeric_limits<double>::quiet_NaN();
+  }
   /// Safe to call from several threads.
   virtual HeadPlan head_plan(size_t head, const HeadChoice& choice) const = 0;
 

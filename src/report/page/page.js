@@ -58,13 +58,13 @@ function themeColour(name) {
   return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 }
 
-// draw() now, and whenever the element's width or the colour scheme changes.
+// draw() soon, and whenever the element's width or the colour scheme changes: in a frame of its own, since it changes sizes.
 function drawAgain(element, draw) {
   let width = -1;
-  new ResizeObserver(() => {
+  new ResizeObserver(() => requestAnimationFrame(() => {
     if (element.clientWidth === width) return;
     width = element.clientWidth;
     if (width > 0) draw();
-  }).observe(element);
+  })).observe(element);
   dark.addEventListener("change", () => draw());
 }

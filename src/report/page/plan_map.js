@@ -4,7 +4,8 @@
 function metricsOf(plan) {
   const metrics = [{ title: "Density", values: plan.density_map, text: (value) => percent(value), edge: (value) => percent(value, 0), short: (value) => value.toFixed(2).replace(/^0/, ""), ends: true }];
   for (const each of plan.measured || []) {
-    metrics.push({ title: each.title, values: each.map, text: (value) => (each.percent ? percent(value, 2) : small(value)), edge: (value) => (each.percent ? percent(value, 0) : small(value)), short: (value) => (each.percent ? (100 * value).toFixed(0) : small(value)) });
+    if (each.kind === "error") metrics.push({ title: each.title, values: each.map, text: (value) => percent(value, 2), edge: (value) => percent(value, 2), short: (value) => (100 * value).toPrecision(2).slice(0, 4) });
+    else metrics.push({ title: each.title, values: each.map, text: (value) => percent(value, 1), edge: (value) => percent(value, 0), short: (value) => (100 * value).toFixed(0), ends: true, fromLeast: true });
   }
   return metrics;
 }
@@ -26,7 +27,7 @@ function showPlan(parent, plan) {
 
   function draw() {
     paintMap(map, cells, plan, state.metric);
-    drawScale(scale, state.metric);
+    drawScale(scale, plan, state.metric);
   }
   function select(step, layer, focus) {
     cells[state.step][state.layer].tabIndex = -1;
@@ -89,18 +90,21 @@ function buildCells(map, plan, state, select) {
   return cells;
 }
 
-const endOf = (metric) => {
-  const most = Math.max(...metric.values.flat().filter((value) => value !== null));
-  return metric.ends ? Math.min(Math.max(Math.ceil(most * 10 - 1e-9) / 10, 0.1), 1) : most || 1;
-};
+// [least, most] of the colours: round shares, or from nothing to the largest error.
+function rangeOf(plan, metric) {
+  const values = metric.values.filter((_, step) => runs(plan, step)).flat(), most = Math.max(...values);
+  if (!metric.ends) return [0, most || 1];
+  const end = Math.min(Math.max(Math.ceil(most * 10 - 1e-9) / 10, 0.1), 1);
+  return [metric.fromLeast ? Math.min(Math.floor(Math.min(...values) * 10) / 10, end - 0.1) : 0, end];
+}
 
 function paintMap(map, cells, plan, metric) {
-  const steps = cells.length, layers = cells[0].length, end = endOf(metric);
+  const steps = cells.length, layers = cells[0].length, [least, most] = rangeOf(plan, metric);
   const width = (map.clientWidth - 80) / steps, height = Math.round(Math.min(Math.max(420 / layers, 7), 30));
   map.style.setProperty("--cell", `${height}px`);
   map.style.setProperty("--gap", width > 12 && height > 10 ? "1px" : "0px");
   const paint = (cell, value, numbers) => {
-    const colour = rampColour(value / end);
+    const colour = rampColour((value - least) / (most - least));
     cell.style.background = rgb(colour);
     cell.style.color = inkOn(colour);
     cell.textContent = numbers ? metric.short(value) : "";
@@ -117,13 +121,14 @@ function paintMap(map, cells, plan, metric) {
   for (const label of map.querySelectorAll(".label[data-layer]")) label.style.visibility = label.dataset.layer % every(height, 13) ? "hidden" : "";
 }
 
-function drawScale(parent, metric) {
+function drawScale(parent, plan, metric) {
+  const [least, most] = rangeOf(plan, metric);
   const canvas = make("canvas", { width: 144, height: 1, "aria-hidden": "true" }), context = canvas.getContext("2d");
   for (let x = 0; x < 144; ++x) {
     context.fillStyle = rgb(rampColour(x / 143));
     context.fillRect(x, 0, 1, 1);
   }
-  parent.replaceChildren(make("span", {}, `${metric.title}: ${metric.edge(0)}`), canvas, make("span", {}, metric.edge(endOf(metric))));
+  parent.replaceChildren(make("span", {}, `${metric.title}: ${metric.edge(least)}`), canvas, make("span", {}, metric.edge(most)));
 }
 
 // The side panel: numbers of the cell, and its heads; below them the mask of one.
