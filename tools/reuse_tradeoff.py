@@ -2,6 +2,7 @@
 
     python3 -m tools.reuse_tradeoff [--prompts 64] [--speedups 1.5,2,3,4] [--jobs 4]       # all of it
     python3 -m tools.reuse_tradeoff --only plans       # calibrates and compiles; the plans may run elsewhere
+    python3 -m tools.reuse_tradeoff --only plans --mask-densities .86,.81,.73   # also masks alone of these, into --work/masks, for peers' rules
     python3 -m tools.reuse_tradeoff --only runs        # every plan in --work/plans, also others that were put there
     python3 -m tools.reuse_tradeoff --only runs --judged dense,both_2      # also their videos for the judge, into --work/videos
     python3 -m tools.reuse_tradeoff --only summary --peers steps.json      # table and plot, with peers' (python -m tools.peers.steps)
@@ -32,6 +33,7 @@ def arguments():
     parser.add_argument("--bench", type=pathlib.Path, default=ROOT / "build/cpu/bench/calibatt_plan_quality_bench")
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models/tiny-wan")
     parser.add_argument("--speedups", default="1.5,2,3,4")
+    parser.add_argument("--mask-densities", default="", help="plans of masks alone, beside those of the speedups, into --work/masks")
     parser.add_argument("--calibration-prompts", type=int, default=4)
     parser.add_argument("--profile", type=pathlib.Path, help="measurements that are there already [--work/profile]")
     parser.add_argument("--prompts", type=int, default=64)
@@ -64,22 +66,24 @@ def density_at(cost, share):
 
 
 def make_plans(args):
-    plans = args.work / "plans"
-    plans.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
     prompts = args.work / "calibration_prompts.txt"
     lines = (args.model / "prompts/calibration_prompts.txt").read_text().splitlines()[: args.calibration_prompts]
     prompts.write_text("\n".join(lines) + "\n")
+    wanted = {f"masks/density_{density}": ["--density", density] for density in filter(None, args.mask_densities.split(","))}
     for text in args.speedups.split(","):
         speedup = float(text)
-        wanted = {f"both_{speedup:g}": ["--speedup", speedup], f"reuse_{speedup:g}": ["--speedup", speedup, "--density", 1]}
+        wanted[f"plans/both_{speedup:g}"] = ["--speedup", speedup]
+        wanted[f"plans/reuse_{speedup:g}"] = ["--speedup", speedup, "--density", 1]
         if (density := density_at(1 / speedup, args.share)) > 0.05:
-            wanted[f"masks_{speedup:g}"] = ["--density", f"{density:.3f}"]
-        for name, flags in wanted.items():
-            path = plans / f"{name}.safetensors"
-            if not path.exists():
-                run(args.calibatt, "calibrate", "-m", args.model, "--prompts", prompts, "--profile", args.profile or args.work / "profile", "-o", path,
-                    "--report", path.with_suffix(".json"), "--steps", args.steps, "--attention-share", args.share, *args.flags.split(), *flags)  # fmt: skip
-                print(f"compiled {name}", file=sys.stderr)
+            wanted[f"plans/masks_{speedup:g}"] = ["--density", f"{density:.3f}"]
+    for name, flags in wanted.items():
+        path = args.work / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            run(args.calibatt, "calibrate", "-m", args.model, "--prompts", prompts, "--profile", args.profile or args.work / "profile", "-o", path,
+                "--report", path.with_suffix(".json"), "--steps", args.steps, "--attention-share", args.share, *args.flags.split(), *flags)  # fmt: skip
+            print(f"compiled {name}", file=sys.stderr)
 
 
 def runs(args):
@@ -136,19 +140,25 @@ def verdicts(args):
 
 
 def peer_rows(args, dense_forwards):
-    """Of all files; each may hold other prompts."""
+    """Of all files; each may hold other prompts. Of the masks that a rule ran with at one speedup, those with the best median."""
     parts = {}
     for path in args.peers:
         for row in json.loads(path.read_text())["rows"]:
-            parts.setdefault((row["rule"], pathlib.Path(row.get("masks") or "").stem, row["target_forwards"]), []).append(row)
-    rows = []
-    for (rule, masks, _), of_prompts in parts.items():
+            if row["rule"] == "ours":  # the same plans as in --work
+                continue
+            masks = pathlib.Path(row.get("masks") or "").stem
+            parts.setdefault((row["rule"], masks, row.get("speedup"), row.get("target_forwards")), []).append(row)
+    best = {}
+    for (rule, masks, speedup, target), of_prompts in parts.items():
         values = [value for part in of_prompts for value in part["each_db"]]
         density = of_prompts[0].get("density", 1.0)  # older files know no masks
         forwards = sum(part["forwards"] * part["prompts"] for part in of_prompts) / len(values)
-        rows.append({"recipe": rule + (" and our masks" if masks else ""), "asked": "", "cost": forwards / dense_forwards * forward_cost(density, args.share),
-                     "forwards": forwards, "density": density, "prompts": len(values), "psnr_db": statistics.median(values), "worst_db": min(values)})  # fmt: skip
-    return rows
+        row = {"recipe": rule + (" and our masks" if masks else ""), "asked": "", "cost": forwards / dense_forwards * forward_cost(density, args.share),
+               "forwards": forwards, "density": density, "prompts": len(values), "psnr_db": statistics.median(values), "worst_db": min(values)}  # fmt: skip
+        key = (rule, bool(masks), speedup, target)
+        if key not in best or row["psnr_db"] > best[key]["psnr_db"]:
+            best[key] = row
+    return list(best.values())
 
 
 def collect(args):

@@ -1,6 +1,8 @@
-"""One table and one plot of peers.json (tools/peers/run.py) and of our own recipes at the same prompts (tools/tradeoff.py's tradeoff.json).
+"""One table and one plot of peers.json of several runs (tools/peers/run.py, same seed), and of our own recipes at the same prompts.
 
-    python -m tools.peers.plot out/peers/peers.json out/tradeoff/tradeoff.json -o docs/images/peers.png
+    python -m tools.peers.plot out/peers/peers.json … [--tradeoff out/tradeoff/tradeoff.json] -o docs/images/peers.png
+
+Prompts that not every rule ran are left out. --tradeoff: of tools/tradeoff.py, where it ran the same prompts and seeds.
 """
 
 from __future__ import annotations
@@ -13,21 +15,22 @@ import statistics
 OWN = {"ours": "ours", "paper": "CalibAtt"}  # recipes of tools/tradeoff.py that belong here
 
 
-def rows_of(peers, tradeoff):
-    """→ {name: [(density, median dB, worst dB)]}, ours first, then by the median at the largest density."""
+def rows_of(peers, tradeoff=None):
+    """→ prompts, {name: [(density, median dB, worst dB)]}, ours first, then by the median at the largest density."""
     rows = {}
-    prompts = {len(each["each_db"]) for each in peers["rows"]}
-    if len(prompts) != 1:
-        raise SystemExit("the rules of peers.json ran different prompts: run them again into another folder")
-    count = prompts.pop()
-    for recipe, name in OWN.items():
+    if len({(each["model"], each["seed"], each["steps"]) for each in peers}) != 1:
+        raise SystemExit("these runs are of other models, seeds or steps: they cannot stand in one table")
+    peer_rows = [row for each in peers for row in each["rows"]]
+    count = min(len(row["each_db"]) for row in peer_rows)
+    for recipe, name in OWN.items() if tradeoff else ():
         for row in (each for each in tradeoff["table"] if each["recipe"] == recipe):
             plan = f"{recipe}_{row['target_density']:g}"
             values = [run["psnr_db"] for run in tradeoff["runs"] if run["plan"] == plan and run["prompt"] < count]
             if len(values) == count:
                 rows.setdefault(name, []).append((row["density"], statistics.median(values), min(values)))
-    for each in peers["rows"]:
-        rows.setdefault(each["rule"], []).append((each["density"], each["psnr_db"], each["psnr_db_worst"]))
+    for row in peer_rows:
+        values = row["each_db"][:count]
+        rows.setdefault(row["rule"], []).append((row["density"], statistics.median(values), min(values)))
     for each in rows.values():
         each.sort(reverse=True)
     return count, dict(sorted(rows.items(), key=lambda item: (item[0] != "ours", -item[1][0][1])))
@@ -59,11 +62,12 @@ def plot(count, rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peers", type=pathlib.Path)
-    parser.add_argument("tradeoff", type=pathlib.Path)
+    parser.add_argument("peers", type=pathlib.Path, nargs="+")
+    parser.add_argument("--tradeoff", type=pathlib.Path)
     parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("out/peers/peers.png"))
     args = parser.parse_args()
-    count, rows = rows_of(json.loads(args.peers.read_text()), json.loads(args.tradeoff.read_text()))
+    tradeoff = json.loads(args.tradeoff.read_text()) if args.tradeoff else None
+    count, rows = rows_of([json.loads(path.read_text()) for path in args.peers], tradeoff)
     print(table(rows))
     plot(count, rows, args.output)
 

@@ -2,8 +2,8 @@
 
     python -m tools.peers.run -o out/peers [--prompts 32] [--densities 0.5,0.35,0.25] [--rules "SVG2;STA"] [--device cuda] [--seconds 500]
 
-Knobs are tuned to the density, and windows and budgets measured, on prompts for calibration. Writes peers.json after every rule and density;
-`--table tradeoff.json` (of `python -m tools.tradeoff`) prints and plots both together.
+Knobs are tuned to the density, and windows and budgets measured, on prompts for calibration. --ours: plans of calibatt's that run on the same prompts,
+through the package. Writes peers.json after every rule and density; `python -m tools.peers.plot` makes a table and a plot.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import torch
 
 from .layout import Layout
+from .plans import applied
 from .rules import RULES, Call
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -94,7 +95,8 @@ def arguments():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--densities", default="0.5,0.35,0.25")
-    parser.add_argument("--rules", default=";".join(RULES))
+    parser.add_argument("--rules", default=";".join(RULES), help="separated by semicolons; may be empty")
+    parser.add_argument("--ours", type=pathlib.Path, nargs="*", default=[], help="plans without reused steps")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--frames", type=int, default=65)
     parser.add_argument("--size", type=int, default=256)
@@ -103,42 +105,55 @@ def arguments():
     return parser.parse_args()
 
 
+class Rows:
+    """Runs rules on the held-out prompts and keeps what came out."""
+
+    def __init__(self, args, harness):
+        self.args, self.harness = args, harness
+        held = (MODEL / "prompts/heldout.txt").read_text().splitlines()[: args.prompts]
+        seeds = [args.seed + i for i in range(len(held))]
+        self.batches = [(held[i : i + args.batch], seeds[i : i + args.batch]) for i in range(0, len(held), args.batch)]
+        self.dense = [harness.videos(*batch) for batch in self.batches]
+        device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+        self.result = {"model": MODEL.name, "device": device, "torch": torch.__version__, "seed": args.seed, "steps": args.steps, "rows": []}
+
+    def add(self, name, rule, wanted, density_of_run):
+        start, values, densities = time.time(), [], []
+        for batch, reference in zip(self.batches, self.dense):
+            values += psnr(reference, self.harness.videos(*batch, rule))
+            densities.append(density_of_run())
+        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+        row = {"rule": name, "target_density": wanted, "density": statistics.mean(densities), "knob": rule and rule.knob, "prompts": len(values),
+               "psnr_db": quartiles[1], "quartiles_db": [quartiles[0], quartiles[2]], "psnr_db_worst": min(values), "each_db": values,
+               "seconds": time.time() - start}  # fmt: skip
+        self.result["rows"].append(row)
+        print(f"{name} at {row['density']:.3f}: {row['psnr_db']:.1f} dB (worst {row['psnr_db_worst']:.1f}), {row['seconds']:.0f} s", flush=True)
+        (self.args.output / "peers.json").write_text(json.dumps(self.result, indent=1) + "\n")
+
+
 def main():
     args = arguments()
     deadline = time.time() + args.seconds
     args.output.mkdir(parents=True, exist_ok=True)
     harness = Harness(args.device, args.steps, args.frames, args.size)
-    held = (MODEL / "prompts/heldout.txt").read_text().splitlines()[: args.prompts]
-    seeds = [args.seed + i for i in range(len(held))]
-    batches = [(held[i : i + args.batch], seeds[i : i + args.batch]) for i in range(0, len(held), args.batch)]
     known = (MODEL / "prompts/calibration_prompts.txt").read_text().splitlines()[:CALIBRATION]
     known_seeds = [10 + i for i in range(len(known))]
-    dense = [harness.videos(*batch) for batch in batches]
-    result = {"model": MODEL.name, "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu", "torch": torch.__version__,
-              "seed": args.seed, "steps": args.steps, "rows": []}  # fmt: skip
-    for name in args.rules.split(";"):
+    rows = Rows(args, harness)
+    for path in args.ours:
+        with applied(harness.pipe, path) as density_of_run:
+            rows.add("ours", None, None, density_of_run)
+    for name in filter(None, args.rules.split(";")):
         rule = RULES[name](harness.layout)
         if rule.measured:
             harness.videos(known, known_seeds, recorder=rule, decode=False)
         for density in (float(text) for text in args.densities.split(",")):
             if time.time() > deadline:
-                break
-            start = time.time()
+                return
             if hasattr(rule, "finish"):
                 rule.finish(density)
             if rule.tuned:
                 tune(harness, rule, density, known[:2], known_seeds[:2])
-            values, densities = [], []
-            for batch, reference in zip(batches, dense):
-                values += psnr(reference, harness.videos(*batch, rule))
-                densities.append(harness.density)
-            quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-            row = {"rule": name, "target_density": density, "density": statistics.mean(densities), "knob": rule.knob, "prompts": len(values),
-                   "psnr_db": quartiles[1], "quartiles_db": [quartiles[0], quartiles[2]], "psnr_db_worst": min(values), "each_db": values,
-                   "seconds": time.time() - start}  # fmt: skip
-            result["rows"].append(row)
-            print(f"{name} at {row['density']:.3f}: {row['psnr_db']:.1f} dB (worst {row['psnr_db_worst']:.1f}), {row['seconds']:.0f} s", flush=True)
-            (args.output / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
+            rows.add(name, rule, density, lambda: harness.density)
 
 
 if __name__ == "__main__":
