@@ -13,9 +13,9 @@ struct Progress {
   /// "denoise" (steps), "decode" (frames); of a calibration also "save" (steps that a prompt's measurements are of) and
   /// "compile" (layers of passes over the measurements).
   std::string stage;
-  int done = 0, total = 0;          ///< units that are finished, and all of them
-  double within = 0;                ///< of the unit that runs, 0 … 1; 0 where nobody knows
-  double overall = 0;               ///< of the whole job, 0 … 1, by the time that stages usually take
+  int done = 0, total = 0;  ///< units that are finished, and all of them
+  double within = 0;        ///< of the unit that runs, 0 … 1; 0 where nobody knows
+  double overall = 0;       ///< of the whole job, 0 … 1, by the time that stages usually take
   /// Calibration: the prompt that is measured, counted from 0; num_prompts: a run beside theirs, that is held out.
   int prompt = 0, num_prompts = 1;
 

@@ -48,9 +48,9 @@ class Run:
         if facts == self.facts:
             return
         self.close()
-        on_mismatch = os.environ.get(ON_MISMATCH, "error")
-        if on_mismatch not in ("error", "dense"):
-            raise calibatt.UsageError(f"calibatt: {ON_MISMATCH} is {on_mismatch!r}; it may be error or dense")
+        on_mismatch = os.environ.get(ON_MISMATCH, "refuse")
+        if on_mismatch not in ("refuse", "dense", "error"):  # the last: what "refuse" was called
+            raise calibatt.UsageError(f"calibatt: {ON_MISMATCH} is {on_mismatch!r}; it may be refuse or dense")
         self.session = Session.open(self.plan, facts, device, on_mismatch)
         self.facts, self.place = facts, (-1, 0, 0)
         self.dense = self.session.report().get("fallback_reason") or ""

@@ -13,10 +13,10 @@ import torch
 from . import _errors, _families, _reuse, _weights
 from ._plan import PathLike, Plan
 from ._runtime import PlannedRuntime, Runtime
-from ._session import ON_MISMATCH, RunFacts, Session
+from ._session import RunFacts, Session, mismatch_choice
 
 
-def apply(pipe: Any, plan: Union[PathLike, Plan], on_mismatch: str = "error", check_weights: Optional[bool] = None) -> Any:
+def apply(pipe: Any, plan: Union[PathLike, Plan], on_mismatch: str = "refuse", check_weights: Optional[bool] = None) -> Any:
     """Lets a pipe's self-attention run by a plan. Nothing else of the pipe changes, and no weight.
 
     >>> pipe = calibatt.apply(WanPipeline.from_pretrained(...), "plan.safetensors")
@@ -26,15 +26,14 @@ def apply(pipe: Any, plan: Union[PathLike, Plan], on_mismatch: str = "error", ch
         pipe: diffusers' WanPipeline (Wan 2.1, Wan 2.2 from text; both transformers) or MochiPipeline. It may be compiled, offloaded,
             cast or have LoRAs, before or after. What cannot be combined is refused by name: Unsupported.
         plan: a file made by `calibrate`, `compile` or the command line, or a Plan.
-        on_mismatch: what to do when the plan does not fit: "error" raises Mismatch naming both values; "warn" uses it when only weights
+        on_mismatch: what to do when the plan does not fit: "refuse" raises Mismatch naming both values; "warn" uses it when only weights
             differ, and says so; "dense" runs dense, and says so. What the pipe is decides at once; size and steps when it is called.
         check_weights: whether the transformers' weights are compared with those that the plan was made for, by the folder they were loaded
             from. True: yes, which may read tens of gigabytes, once. None: where that takes seconds. summary() tells.
 
     Returns pipe. Raises Unsupported, Mismatch, NotFound, FormatError.
     """
-    if not isinstance(on_mismatch, str) or on_mismatch not in ON_MISMATCH:
-        raise _errors.UsageError(f"on_mismatch is {on_mismatch!r}; give one of {', '.join(map(repr, ON_MISMATCH))}")
+    on_mismatch = mismatch_choice(on_mismatch)
     family = _families.family_of(pipe)
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     transformers = family.transformers(pipe)

@@ -15,7 +15,15 @@ from ._plan import Plan
 
 DTYPES = {torch.float32: _library.F32, torch.float16: _library.F16, torch.bfloat16: _library.BF16}
 PRECISIONS = {torch.float32: "f32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-ON_MISMATCH = {"error": _library.REFUSE, "warn": _library.WARN, "dense": _library.DENSE}
+ON_MISMATCH = {"refuse": _library.REFUSE, "warn": _library.WARN, "dense": _library.DENSE}
+
+
+def mismatch_choice(on_mismatch: Any) -> str:
+    """The choice's name. "error" is what "refuse" was called before, and is understood."""
+    choice = "refuse" if on_mismatch == "error" else on_mismatch
+    if not isinstance(choice, str) or choice not in ON_MISMATCH:
+        raise _errors.UsageError(f"on_mismatch is {on_mismatch!r}; give one of {', '.join(map(repr, ON_MISMATCH))}")
+    return choice
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Session:
         self._raised: List[BaseException] = []
 
     @classmethod
-    def open(cls, plan: Optional[Plan], run: RunFacts, device: torch.device, on_mismatch: str = "error", reuses_steps: bool = False) -> "Session":
+    def open(cls, plan: Optional[Plan], run: RunFacts, device: torch.device, on_mismatch: str = "refuse", reuses_steps: bool = False) -> "Session":
         """reuses_steps: predictions are made without a forward where step_rules() says so; else such plans are refused.
 
         Raises Mismatch naming both values when the plan was made for something else, DeviceError.
@@ -109,7 +117,7 @@ class Session:
         handle = ctypes.c_void_p()
         struct = run.as_struct(device_index(device))
         struct.reuses_steps = reuses_steps
-        _library.loaded().session_open(plan._handle if plan else None, ctypes.byref(struct), ON_MISMATCH[on_mismatch], ctypes.byref(handle))
+        _library.loaded().session_open(plan._handle if plan else None, ctypes.byref(struct), ON_MISMATCH[mismatch_choice(on_mismatch)], ctypes.byref(handle))
         return cls(handle, owned=True, keep=plan)
 
     def close(self) -> None:

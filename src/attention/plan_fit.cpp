@@ -175,8 +175,8 @@ PlanUse use_of(const Plan& plan) {
 std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
   const PlanProvenance& made_for = plan.info().provenance;
   if (made_for.transformers.size() != run.transformers.size()) {
-    return "it was made for a model of " + std::to_string(made_for.transformers.size()) +
-           " transformers, this run has " + std::to_string(run.transformers.size());
+    return "it was made for a model of " + counted(made_for.transformers.size(), "transformers") + ", this run has " +
+           std::to_string(run.transformers.size());
   }
   const auto differ = [](int theirs, int ours) { return theirs > 0 && ours > 0 && theirs != ours; };
   if (differ(made_for.video_frames, run.video_frames) || differ(made_for.video_height, run.video_height) ||

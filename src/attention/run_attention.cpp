@@ -47,9 +47,8 @@ PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<cons
   if (!mismatch_.empty()) {
     if (on_mismatch != OnMismatch::kDense) {
       throw Error(ErrorKind::kMismatch,
-                  "the plan does not fit: " + mismatch_ + "; calibrate for this run, or choose with --on-mismatch to " +
-                      (of_others ? "apply the plan with a warning (warn: to a fine-tune) or to run dense (dense)"
-                                 : "run dense (dense)"));
+                  "the plan does not fit: " + mismatch_ + "; calibrate for this run, leave the plan out to run dense" +
+                      (of_others ? ", or apply it to a fine-tune all the same with --on-mismatch warn" : ""));
     }
     fallback_reason_ = mismatch_;
     return;

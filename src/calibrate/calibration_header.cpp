@@ -105,7 +105,9 @@ MeasureFacts measure_facts(const std::string& profile_dir, const ProfileHeader& 
   // Of any prompt: several processes may share the folder.
   for (int prompt = 0; prompt < header.provenance.num_prompts && !facts.existing; ++prompt) {
     const std::string saved = prompt_file(profile_dir, prompt);
-    if (path_exists(saved)) facts.existing = load_header(saved);
+    if (!path_exists(saved)) continue;
+    facts.existing = load_header(saved);
+    require_same_run(header, *facts.existing, saved);
   }
   facts.maps_refusal = maps_refusal(header, num_threads(), on_device);
   return facts;

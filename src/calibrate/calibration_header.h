@@ -32,6 +32,7 @@ struct CalibrationRuns {
 ProfileHeader make_profile_header(const CalibrationRuns& runs, const CalibrateOptions& options);
 
 /// Of a folder that may hold a part of the profile already. on_device: the attention runs where the host does not.
+/// Throws Error(kMismatch) where the folder was measured in another kind of run: another size, other blocks or steps.
 MeasureFacts measure_facts(const std::string& profile_dir, const ProfileHeader& header, bool on_device);
 
 }  // namespace calibatt

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -135,14 +136,18 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
               "transf. ×", "total ×", "PSNR dB", "SSIM", "flicker");
   for (size_t i = 0; i < results.size(); ++i) {
     const PromptResult& result = results[i];
-    std::printf("%-8zu %12.1f (%7.1f) %12.1f (%7.1f) %9.2f %9.2f %8.2f %8.4f %+8.3f\n", i, result.dense.seconds.total(),
+    const double psnr = result.comparison.psnr_db;
+    std::printf("%-8zu %12.1f (%7.1f) %12.1f (%7.1f) %9.2f %9.2f %8s %8.4f %+8.3f\n", i, result.dense.seconds.total(),
                 result.dense.seconds.attention, result.calibrated.seconds.total(), result.calibrated.seconds.attention,
-                result.speedup_transformer(), result.speedup_total(), result.comparison.psnr_db, result.comparison.ssim,
+                result.speedup_transformer(), result.speedup_total(),
+                (std::isinf(psnr) ? "same" : format("%.2f", psnr)).c_str(), result.comparison.ssim,
                 result.comparison.flicker_difference);
   }
-  std::printf("median: transformer %.2f× faster, %.2f× in all, at density %.3f; PSNR %.2f dB, SSIM %.4f\n",
-              report["speedup_transformer"].get<double>(), report["speedup_total"].get<double>(),
-              report["density"].get<double>(), report["psnr_db"].get<double>(), report["ssim"].get<double>());
+  std::printf(
+      "median: transformer %.2f times as fast as dense, %.2f times in all, at density %.3f; PSNR %s, SSIM %.4f\n",
+      report["speedup_transformer"].get<double>(), report["speedup_total"].get<double>(),
+      report["density"].get<double>(), psnr_text(report["psnr_db"].get<double>(), 2).c_str(),
+      report["ssim"].get<double>());
 }
 
 json read_calibration_report(const std::string& path) {

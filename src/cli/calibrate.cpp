@@ -31,8 +31,8 @@ void print_reuse(const CalibrationSummary& summary) {
     std::printf("expected change of the final latents %.3g", *summary.latents_error);
     if (summary.psnr_db) std::printf(", about %.1f dB of the video", *summary.psnr_db);
     if (summary.latents_measured && summary.psnr_measured) {
-      std::printf("; in a run that was not calibrated on %.3g, %.1f dB", *summary.latents_measured,
-                  *summary.psnr_measured);
+      std::printf("\nmeasured in a held-out run (the last prompt, another seed): %.3g, %s", *summary.latents_measured,
+                  psnr_text(*summary.psnr_measured, 1).c_str());
     }
     std::printf("\n");
   }
@@ -52,9 +52,13 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
               summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
               expected_error_text(summary.expected_error, summary.error_basis).c_str());
   print_reuse(summary);
-  std::printf("%s (%d from the saved profile), %.1f s, of it %.1f s of the model\n\ndensity  layer",
+  std::printf("%s (%d from the saved profile), %.1f s",
               counted(summary.prompts_recorded + summary.prompts_resumed, "prompts").c_str(), summary.prompts_resumed,
-              summary.calibration_seconds, summary.prompt_seconds);
+              summary.calibration_seconds);
+  if (summary.prompts_recorded > 0) std::printf(", %.1f s of them in the prompts' runs", summary.prompt_seconds);
+  const double held_out = summary.growth_seconds + summary.check_seconds;
+  if (held_out > 0) std::printf(", %.1f s for held-out runs", held_out);
+  std::printf("\n\ndensity  layer");
   const size_t layers = summary.density_map.empty() ? 0 : summary.density_map[0].size();
   for (size_t layer = 0; layer < layers; ++layer) std::printf("%5zu", layer);
   std::printf("   mean\n");

@@ -45,9 +45,10 @@ void add_compare(CLI::App& app) {
         {{"reference", flags->reference}, {"video", flags->other}});
     warn_of_unread_fps(command->count("--fps") > 0, flags->side_by_side);
     const FileComparison result = compare_video_files(flags->reference, flags->other, flags->side_by_side, flags->fps);
-    std::printf("PSNR %.2f dB   SSIM %.4f   flicker difference %+.3f grey levels   (%s, %d×%d)\n",
-                result.comparison.psnr_db, result.comparison.ssim, result.comparison.flicker_difference,
-                counted(result.frames, "frames").c_str(), result.width, result.height);
+    std::printf("PSNR %s   SSIM %.4f   flicker difference %+.3f grey levels   (%s, %d×%d)\n",
+                psnr_text(result.comparison.psnr_db, 2).c_str(), result.comparison.ssim,
+                result.comparison.flicker_difference, counted(result.frames, "frames").c_str(), result.width,
+                result.height);
     if (flags->html.empty()) return;
     flags->page.reference = flags->reference;
     flags->page.video = flags->other;

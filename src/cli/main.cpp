@@ -41,8 +41,9 @@ constexpr const char* kOverview =
     "calibatt: text-to-video with calibrated sparse attention.\n\n"
     "  calibatt generate  -m MODEL -p 'a cat walks on the grass' -o cat.mp4     make a video (dense)\n"
     "  calibatt calibrate -m MODEL --prompts prompts.txt -o plan.safetensors    measure once which attention matters\n"
-    "  calibatt generate  -m MODEL -p 'a dog' --plan plan.safetensors -o dog.mp4   the same, faster\n"
-    "  calibatt compare   dense.mp4 calibrated.mp4                              how close they are\n\n"
+    "  calibatt generate  -m MODEL -p 'a cat walks on the grass' --plan plan.safetensors -o fast.mp4    the same, "
+    "faster\n"
+    "  calibatt compare   cat.mp4 fast.mp4                                      how close they are\n\n"
     "MODEL is a folder as it is downloaded: Wan2.1-T2V-1.3B-Diffusers, Wan-AI's own Wan2.1-T2V-1.3B, mochi-1-preview.\n"
     "calibatt info -m MODEL shows its defaults; every command has its own help: calibatt generate --help";
 

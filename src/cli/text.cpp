@@ -40,6 +40,10 @@ std::string shown(const std::string& value) {
   return printable(line, 60);
 }
 
+std::string psnr_text(double psnr_db, int digits) {
+  return std::isinf(psnr_db) ? "∞ (the same pixels)" : format("%.*f dB", digits, psnr_db);
+}
+
 std::string clock_text(double seconds) {
   const int whole = static_cast<int>(std::lround(seconds));
   return whole >= 3600 ? format("%d:%02d:%02d", whole / 3600, whole / 60 % 60, whole % 60)

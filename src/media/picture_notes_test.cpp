@@ -226,5 +226,15 @@ TEST_F(PictureNotesOf, ThatAreTooLargeAreNamedWithTheirSize) {
   EXPECT_THAT(refusal(folder_ / "large.gif"), HasSubstr("is of 12000×9000 pixels"));
 }
 
+// Few pixels in all: FFmpeg alone cannot hold the rows.
+TEST_F(PictureNotesOf, StripsThatFFmpegCannotHoldAreRefusedInWords) {
+  std::string png = read_text_file(kPictures + "picture.png");
+  constexpr size_t kSize = 16;  // of the file: width and height
+  png.replace(kSize, 8, number(3'000'000, 4, true) + number(1, 4, true));
+  write_text_file(folder_ / "strip.png", png);
+  EXPECT_THAT(refusal(folder_ / "strip.png"),
+              AllOf(HasSubstr("strip.png: cannot be read"), HasSubstr("a strip of millions of pixels by few")));
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -181,7 +181,10 @@ class VideoReader::Decoder {
   }
 
   void check(int code) const {
-    if (code == AVERROR_INVALIDDATA) fail("its content is damaged, or of a kind that this FFmpeg does not know");
+    // The second is what FFmpeg says of strips whose rows, with its margins, are more than its numbers hold.
+    if (code == AVERROR_INVALIDDATA || code == AVERROR(EINVAL)) {
+      fail("its content is damaged, of a kind that this FFmpeg does not know, or a strip of millions of pixels by few");
+    }
     if (code < 0) fail(ffmpeg::message(code));
   }
 

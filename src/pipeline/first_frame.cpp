@@ -54,7 +54,14 @@ std::array<int, 2> size_of_picture(const Picture& picture, const ModelDescriptio
   if (given_height && given_width) return {*given_height, *given_width};
   if (given_width) return {nearest(*given_width * shape, row_factor), *given_width};
   if (given_height) return {*given_height, nearest(*given_height / shape, column_factor)};
-  return {rounded_down(std::sqrt(area * shape), row_factor), rounded_down(std::sqrt(area / shape), column_factor)};
+  const double height = std::sqrt(area * shape), width = std::sqrt(area / shape);
+  if (height < row_factor || width < column_factor) {
+    throw Error(ErrorKind::kUsage, "--image " + picture.source + ": is of " + size_text(picture.width, picture.height) +
+                                       ", too thin for a video of its shape, whose sides are multiples of " +
+                                       size_text(column_factor, row_factor) +
+                                       "; cut it, or give --width and --height, to which it is stretched");
+  }
+  return {rounded_down(height, row_factor), rounded_down(width, column_factor)};
 }
 
 Tensor first_frame(const Picture& picture, const VideoSize& size, std::string& warning) {
@@ -62,7 +69,8 @@ Tensor first_frame(const Picture& picture, const VideoSize& size, std::string& w
   if (std::max(stretch, 1 / stretch) > kMostStretch) {
     warning = picture.source + ": is " + size_text(picture.width, picture.height) +
               " and is stretched to the video's " + size_text(size.width, size.height) +
-              "; without --width and --height, or with one of them, a video has the picture's shape";
+              "; where --width and --height are not both given, a video is as near to the picture's shape as its "
+              "sizes come";
   }
   const Picture frame = scaled_picture(picture, size.height, size.width);
   const int64_t plane = int64_t{size.height} * size.width;

@@ -216,6 +216,7 @@ TEST(Options, OneSideOfAPictureGivesTheOther) {
   model.takes_image = true;
   model.defaults.width = 832;
   model.defaults.height = 480;
+  model.max_positions = 1 << 20;
   GenerateOptions options;
   options.image = std::make_shared<const Picture>(Picture{.height = 300, .width = 400, .rgb = {}, .source = "p.png"});
   const auto size = [&](std::optional<int> width, std::optional<int> height) {
@@ -241,6 +242,17 @@ TEST(Options, OneSideOfAPictureGivesTheOther) {
                   }(),
                   model),
               HasSubstr("--width 100"));
+  // A strip of whose shape no video of the model's area can be.
+  options.image = std::make_shared<const Picture>(Picture{.height = 1, .width = 1500, .rgb = {}, .source = "s.png"});
+  EXPECT_EQ(size({}, {}), (Size{24464, 16}));
+  for (const auto& [height, width] : {std::pair{1, 60000}, {60000, 1}, {1, 1600}}) {
+    options.image =
+        std::make_shared<const Picture>(Picture{.height = height, .width = width, .rgb = {}, .source = "s.png"});
+    options.width = options.height = {};
+    EXPECT_THAT(refusal(options, model), AllOf(HasSubstr("--image s.png: is of " + std::to_string(width) + "×"),
+                                               HasSubstr("too thin"), HasSubstr("give --width and --height")));
+    EXPECT_EQ(size(640, 64), (Size{640, 64})) << "what is asked for";
+  }
   model.takes_image = false;
   EXPECT_EQ(size(640, {}), (Size{640, 480})) << "the model's own height";
 }

@@ -210,7 +210,8 @@ TEST(CApiErrors, PlansOfOtherRuns) {
   EXPECT_THAT(OpenSession(plan.plan, run).json(), HasSubstr("\"weights\":\"not compared\""));
   run.fingerprints = other;
   expect_refusal(OpenSession(plan.plan, run).status, CALIBATT_MISMATCH, "ffffffff");
-  expect_refusal(OpenSession(plan.plan, run).status, CALIBATT_MISMATCH, "choose with on_mismatch to apply");
+  expect_refusal(OpenSession(plan.plan, run).status, CALIBATT_MISMATCH,
+                 "to a fine-tune all the same with on_mismatch warn");
   EXPECT_THAT(OpenSession(plan.plan, run, CALIBATT_WARN).json(), HasSubstr("applied to other weights"));
 }
 

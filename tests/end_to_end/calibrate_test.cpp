@@ -11,6 +11,8 @@
 namespace calibatt::test {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -110,7 +112,8 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_GT(calibration["latents_error"].get<double>(), 0);
   EXPECT_GT(calibration["latents_measured"].get<double>(), 0);
   EXPECT_GT(calibration["psnr_measured"].get<double>(), 10);
-  EXPECT_THAT(made.output, HasSubstr("in a run that was not calibrated on"));
+  EXPECT_THAT(made.output, AllOf(HasSubstr("measured in a held-out run (the last prompt, another seed):"),
+                                 HasSubstr("s of them in the prompts' runs, ")));
 
   const auto generate = [&](const std::string& plan, const std::string& more) {
     const CommandResult result =
@@ -135,7 +138,7 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   // From what is measured; a density alone reuses nothing.
   const CommandResult again = run_calibatt(command + folder_.file("b.safetensors") + " --psnr 30");
   ASSERT_EQ(again.exit_code, 0) << again.output;
-  EXPECT_THAT(again.output, HasSubstr("3 prompts (3 from the saved profile)"));
+  EXPECT_THAT(again.output, AllOf(HasSubstr("3 prompts (3 from the saved profile)"), Not(HasSubstr("prompts' runs"))));
   ASSERT_EQ(run_calibatt(command + folder_.file("c.safetensors") + " --density 0.5").exit_code, 0);
   EXPECT_EQ(generate("c.safetensors", steps).first["forwards"], 16);
   ASSERT_EQ(run_calibatt(command + folder_.file("d.safetensors") + " --density 1 --speedup 1.6").exit_code, 0);
@@ -359,6 +362,15 @@ TEST_F(Calibrate, ProfileOfSomethingElseIsRefused) {
   const CommandResult result = run_calibatt(arguments("plan.safetensors", "--flow-shift 1.5"));
   EXPECT_EQ(result.exit_code, 5) << result.output;
   EXPECT_THAT(result.output, HasSubstr("this calibration has --flow-shift 1.5"));
+  // Whatever else would not fit such a run: its anchors, blocks and density.
+  for (const std::string other : {"-H 16 -W 128", "--block-q 64 --block-k 64", "-W 512 -H 512 --density .05"}) {
+    const CommandResult refused = run_calibatt(arguments("plan.safetensors", other));
+    const std::string flag = other.substr(0, other.find(' '));
+    const std::string name = flag == "-H" || flag == "-W" ? "--width" : flag;
+    EXPECT_EQ(refused.exit_code, 5) << refused.output;
+    EXPECT_THAT(refused.output, AllOf(HasSubstr("was measured with " + name), HasSubstr("this calibration has " + name),
+                                      HasSubstr("give another profile folder")));
+  }
 }
 
 TEST_F(Calibrate, PlanIsBoundToWhatItWasMadeFor) {
@@ -414,6 +426,7 @@ TEST_F(Calibrate, BenchComparesDenseAndCalibrated) {
       run_calibatt("bench" + kSmall + "--plan " + folder_.file("plan.safetensors") + " --prompts " +
                    folder_.file("prompts.txt") + " --max-prompts 2 -o " + folder_.file("out"));
   ASSERT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_THAT(result.output, ContainsRegex("median: transformer [0-9.]+ times as fast as dense"));
   const auto report = nlohmann::json::parse(read_file(folder_.file("out/report.json")));
   for (const char* key : {"speedup_transformer", "speedup_total", "density", "psnr_db", "ssim"})
     EXPECT_TRUE(report[key].is_number()) << key;
@@ -427,7 +440,10 @@ TEST_F(Calibrate, BenchComparesDenseAndCalibrated) {
   const std::string other = "bench" + kSmall + "--plan " + folder_.file("plan.safetensors") + " --prompts " +
                             folder_.file("prompts.txt") + " --max-prompts 1 --lora " +
                             folder_.file("lora.safetensors") + " -o " + folder_.file("other");
-  EXPECT_EQ(run_calibatt(other).exit_code, 5);
+  const CommandResult refused = run_calibatt(other);
+  EXPECT_EQ(refused.exit_code, 5);
+  EXPECT_THAT(refused.output, AllOf(HasSubstr("with --on-mismatch warn"), Not(HasSubstr("(dense)"))))
+      << "what this command takes";
   const CommandResult warned = run_calibatt(other + " --on-mismatch warn");
   EXPECT_EQ(warned.exit_code, 0) << warned.output;
   EXPECT_THAT(warned.output, HasSubstr("WARNING: the plan is applied to other weights"));

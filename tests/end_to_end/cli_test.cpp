@@ -80,7 +80,7 @@ TEST_F(Cli, CompareReportsAndRefusesOtherSizes) {
       0);
   const CommandResult same = run_calibatt("compare " + folder_.file("a.mp4") + " " + folder_.file("a.mp4"));
   EXPECT_EQ(same.exit_code, 0);
-  EXPECT_THAT(same.output, HasSubstr("PSNR inf dB   SSIM 1.0000"));
+  EXPECT_THAT(same.output, HasSubstr("PSNR ∞ (the same pixels)   SSIM 1.0000"));
   const CommandResult other = run_calibatt("compare " + folder_.file("a.mp4") + " " + folder_.file("b.mp4"));
   EXPECT_EQ(other.exit_code, 5);
   EXPECT_THAT(other.output, HasSubstr("9 frames of 64×64"));

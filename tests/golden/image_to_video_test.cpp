@@ -82,7 +82,8 @@ TEST_P(ImageToVideo, DefaultsAreTheModelsAndThePictures) {
   stretched.steps = 1;
   pipeline->generate(stretched);
   ASSERT_EQ(warnings_.size(), 1u);
-  EXPECT_THAT(warnings_[0], AllOf(HasSubstr("photo6.jpg: is 61×97"), HasSubstr("stretched to the video's 80×48")));
+  EXPECT_THAT(warnings_[0], AllOf(HasSubstr("photo6.jpg: is 61×97"), HasSubstr("stretched to the video's 80×48"),
+                                  HasSubstr("as near to the picture's shape as its sizes come")));
 }
 
 TEST_P(ImageToVideo, ThePictureIsAskedForWhereItIsSeenAlone) {

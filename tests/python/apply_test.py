@@ -266,6 +266,9 @@ def test_what_cannot_be_combined_is_refused_by_name(pipe, model, plans):
     pipe.transformer._parallel_config = None
     with pytest.raises(calibatt.UsageError, match="'never'"):
         calibatt.apply(pipe, plans[model], on_mismatch="never")
+    with pytest.raises(calibatt.UsageError, match="give one of 'refuse', 'warn', 'dense'"):
+        calibatt.apply(pipe, plans[model], on_mismatch=None)
+    calibatt.restore(calibatt.apply(pipe, plans[model], on_mismatch="error"))  # what "refuse" was called
     other = {"wan": "mochi", "mochi": "wan"}[model]
     with pytest.raises(calibatt.Mismatch):
         calibatt.apply(pipe, plans[other])

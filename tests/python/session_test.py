@@ -82,8 +82,8 @@ def test_errors_name_what_is_wrong(plans, tmp_path):
         with pytest.raises(calibatt.Mismatch, match=name) as raised:
             Session.open(plan, facts_of(plan, **change), torch.device("cpu"))
         assert "\n" not in str(raised.value)
-    with pytest.raises(calibatt.Mismatch, match="with on_mismatch to"):  # an argument here, no flag
-        Session.open(plan, facts_of(plan, num_heads=3), torch.device("cpu"))
+    with pytest.raises(calibatt.Mismatch, match="with on_mismatch warn"):  # an argument here, no flag
+        Session.open(plan, facts_of(plan, fingerprints=("values1:0",)), torch.device("cpu"))
     session = Session.open(plan, facts_of(plan), torch.device("cpu"))
     with pytest.raises(calibatt.UsageError):
         session.begin_forward(len(plan.sigmas), _library.CONDITIONAL)

@@ -149,6 +149,29 @@ TEST(CpuBackend, SwiGluIsTheObviousProduct) {
   }
 }
 
+// Where exp(−gate) is beyond a float.
+TEST(CpuBackend, SwiGluOfGatesFarBelowZeroIsZero) {
+  const auto backend = make_cpu_backend();
+  const std::vector<float> gates = {-87.5f, -88.8f, -103.9f, -104.5f, -105,   -110,  -150,
+                                    -200,   -1000,  -1e6f,   -1e30f,  -3e38f, 88.8f, 200};
+  const auto channels = static_cast<int64_t>(gates.size());
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    Tensor exact(DType::kF32, {1, 2 * channels});
+    for (int64_t c = 0; c < channels; ++c) {
+      exact.f32()[c] = 2;
+      exact.f32()[channels + c] = gates[static_cast<size_t>(c)];
+    }
+    const Tensor x = converted(exact, dtype);
+    Tensor out(dtype, {1, channels});
+    backend->swiglu(x, out);
+    const Tensor result = converted(out, DType::kF32), gate = converted(x, DType::kF32);
+    for (int64_t c = 0; c < channels; ++c) {
+      const double g = gate.f32()[channels + c], expected = g > 0 ? 2 * g : 2 * g * std::exp(g);
+      EXPECT_NEAR(result.f32()[c], expected, 1e-6 * std::abs(g > 0 ? expected : 0) + 1e-36) << g;
+    }
+  }
+}
+
 TEST(CpuBackend, AddsARowsNorm) {
   const auto backend = make_cpu_backend();
   constexpr int64_t kRows = 5, kChannels = 77;

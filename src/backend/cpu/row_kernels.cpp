@@ -175,7 +175,8 @@ template <class T>
 void multiply_silu(const T* x, const T* gate, T* out, int64_t count) {
   for_lanes(count, [=](auto d, int64_t i) HWY_ATTR {
     const auto g = load(d, gate + i), one = hn::Set(d, 1.0f);
-    const auto silu = hn::Div(g, hn::Add(one, hn::Exp(d, hn::Neg(g))));
+    // The exponential of numbers above 104 is not defined, and that of 104 is infinite: the result is zero.
+    const auto silu = hn::Div(g, hn::Add(one, hn::Exp(d, hn::Min(hn::Neg(g), hn::Set(d, 104.0f)))));
     store(d, hn::Mul(load(d, x + i), silu), out + i);
   });
 }

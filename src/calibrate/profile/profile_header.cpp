@@ -297,6 +297,18 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
   }
 }
 
+void require_same_run(const ProfileHeader& expected, const ProfileHeader& found, const std::string& path) {
+  ProfileHeader likened = expected;
+  likened.measured = found.measured;
+  likened.recorded_steps = found.recorded_steps;
+  likened.code_ranking = found.code_ranking;
+  likened.code_skipped = found.code_skipped;
+  likened.output_errors = found.output_errors;
+  likened.anchor_rows = found.anchor_rows;
+  likened.provenance.transformers = found.provenance.transformers;
+  require_same(to_metadata(likened), to_metadata(found), path, Comparison::kOneRun);
+}
+
 void validate(const ProfileHeader& header) {
   header.geometry.validate();
   const auto require = [](bool condition, const std::string& what) {
