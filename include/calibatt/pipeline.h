@@ -29,8 +29,8 @@ enum class WeightsPrecision { kAuto, kBF16, kFP8 };
 
 /// Arithmetic of self-attention: the run's own (Precision), or 8 bits (int8 queries and keys, e4m3 weights and values)
 /// in all steps but the first ones (GenerateOptions::kept_steps): on Hopper GPUs alone. Cross-attention, and
-/// what calibration measures, stay in the run's.
-enum class AttentionDtype { kModel, kFP8 };
+/// what calibration measures, stay in the run's. kBF16: the run's own, and a run of another type is refused.
+enum class AttentionDtype { kModel, kFP8, kBF16 };
 
 /// What to do with a plan that was made for something else (another model, size, block size).
 enum class OnMismatch {
@@ -48,7 +48,8 @@ struct LoadOptions {
   std::string transformer_2 = {};  ///< that of the low noise levels, beside `transformer` for the high ones
   Precision precision = Precision::kAuto;
   WeightsPrecision weights = WeightsPrecision::kAuto;
-  /// With kFP8: layers that stay in Precision's type, by whole parts of diffusers' names: "ffn.net.2", "blocks.0".
+  /// With kFP8: layers that stay in Precision's type, by whole parts of diffusers' names ("ffn.net.2", "blocks.0"), in
+  /// any order.
   std::vector<std::string> kept_layers = {};
   int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
                     ///< its number is in force for whoever else computes with this library
@@ -185,8 +186,9 @@ struct ModelInfo {
 /// here, before minutes of loading.
 class CALIBATT_API ModelOnDisk {
  public:
-  /// Of the options only which files there are is looked at, and what reports say of the weights. Throws
-  /// Error(kNotFound / kFormat / kMismatch) for what Pipeline::load would refuse the settings of.
+  /// Of the options only which files there are is looked at, and of what precision. Throws Error(kNotFound / kFormat /
+  /// kMismatch) for what Pipeline::load would refuse the settings of, Error(kUsage) for a precision that it would
+  /// refuse on every machine.
   static ModelOnDisk open(const LoadOptions& options);
   static ModelOnDisk open(const std::string& model_dir);
   ModelOnDisk(ModelOnDisk&&) noexcept;
@@ -203,7 +205,8 @@ class CALIBATT_API ModelOnDisk {
   /// What a run's report will say as far as it is known before the run: its options, model, noise levels and plan.
   /// Throws as Pipeline::resolved, and for a plan that cannot be read.
   RunReport expected_report(const GenerateOptions& options) const;
-  /// Of a video with these options; kAuto counts as bf16, as on a GPU.
+  /// Of a video with these options; kAuto counts as bf16, as on a GPU. Layers that stay as they are beside those in 8
+  /// bits are those that it was opened with.
   MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto,
                         WeightsPrecision weights = WeightsPrecision::kAuto) const;
 

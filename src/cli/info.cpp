@@ -48,12 +48,14 @@ void add_info(CLI::App& app) {
   const auto flags = std::make_shared<Flags>();
   add_model_flags(*command, flags->load);
   add_run_flags(*command, flags->run);
+  add_eight_bit_flags(*command, flags->run);
   command->callback([flags, command] {
+    const ModelOnDisk model = ModelOnDisk::open(flags->load);
     warn_of_unread(*command,
                    {"--lora", "--lora-high", "--lora-low", "--threads", "--backend", "--device", "--offload", "--seed",
                     "--negative-prompt"},
                    "calibatt info tells what a model's settings say of a run with all weights where it computes");
-    print_info(ModelOnDisk::open(flags->load), flags->load, flags->run);
+    print_info(model, flags->load, flags->run);
   });
 }
 

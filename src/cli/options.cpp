@@ -343,14 +343,16 @@ void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
       .add_option_function<std::string>(
           "--attention-dtype",
           [&run](const std::string& name) {
-            run.attention_dtype = name == "fp8" ? AttentionDtype::kFP8 : AttentionDtype::kModel;
+            run.attention_dtype = name == "fp8"    ? AttentionDtype::kFP8
+                                  : name == "bf16" ? AttentionDtype::kBF16
+                                                   : AttentionDtype::kModel;
           },
           "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) in all but the "
           "first "
           "steps; on Hopper GPUs")
-      ->check(CLI::IsMember({"bf16", "fp8"}))
-      ->type_name("bf16|fp8")
-      ->default_str("bf16");
+      ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
+      ->type_name("auto|bf16|fp8")
+      ->default_str("auto");
   add_whole_number(command, "--keep-steps", run.kept_steps, 0, kMaxInt,
                    "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them "
                    "[as the plan says, where it does, else a quarter of all]");

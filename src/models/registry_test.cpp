@@ -64,6 +64,26 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   EXPECT_EQ(both.activations, eight_bits.activations);
 }
 
+TEST_F(Registry, LayersThatStayBesideThoseIn8BitsTakeTheirBytes) {
+  const std::unique_ptr<ModelFiles> files = open_model(kTiny);
+  constexpr uint64_t kSquare = 256 * 256, kFeedForward = 256 * 1024;
+  EXPECT_EQ(files->kept_layer_bytes({}, DType::kBF16), 0u);
+  EXPECT_EQ(files->kept_layer_bytes({"ffn.net.2"}, DType::kBF16), 8 * kFeedForward);
+  EXPECT_EQ(files->kept_layer_bytes({"ffn.net.2", "ffn"}, DType::kF32), 3 * 8 * 2 * kFeedForward);
+  EXPECT_EQ(files->kept_layer_bytes({"blocks.1"}, DType::kBF16), 6 * kSquare + 2 * kFeedForward);
+  EXPECT_EQ(files->kept_layer_bytes({"to_k"}, DType::kBF16), 8 * 3 * kSquare) << "stacked with queries and values";
+  EXPECT_EQ(files->kept_layer_bytes({"blocks"}, DType::kBF16), 8 * (6 * kSquare + 2 * kFeedForward));
+  for (const char* none : {"0", "2", "0.proj", "proj_out", "net.1", "blocks.8", "ff", "attn2.to_k", ""}) {
+    try {
+      files->kept_layer_bytes({none}, DType::kBF16);
+      ADD_FAILURE() << none;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      EXPECT_THAT(error.what(), HasSubstr(std::string("no layer \"") + none + "\" would be in 8 bits"));
+    }
+  }
+}
+
 TEST_F(Registry, APartThatIsNotThereIsNamedWithWhatLiesInItsPlace) {
   fs::remove_all(folder_ / "vae");
   EXPECT_THAT(

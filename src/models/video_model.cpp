@@ -1,5 +1,6 @@
 #include "models/video_model.h"
 
+#include "base/error.h"
 #include "models/transformer_parts.h"
 
 namespace calibatt {
@@ -15,6 +16,11 @@ void VideoModel::expect_prompts(const std::vector<Prompt>& prompts) {
 std::shared_ptr<const EncodedPicture> VideoModel::encode_picture(const FirstFrame&, const WorkProgress&) {
   CALIBATT_ASSERT(description().takes_image);
   return nullptr;
+}
+
+uint64_t ModelFiles::kept_layer_bytes(const std::vector<std::string>&, DType) const {
+  throw Error(ErrorKind::kUsage,
+              description().kind + ": its linear layers are not computed in 8 bits yet; use --weights-dtype bf16");
 }
 
 void VideoModel::begin_with(const std::shared_ptr<const EncodedPicture>&, Conditioning&) {

@@ -161,6 +161,10 @@ class ModelFiles {
   virtual ~ModelFiles() = default;
   virtual const ModelDescription& description() const = 0;
   virtual MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const = 0;
+  /// With layers in 8 bits: by how many bytes those that ModelLoadOptions::kept_layers names, of type `dtype`, are
+  /// larger than in 8 bits. Throws Error(kUsage) for an entry that names no layer which would be in 8 bits, and for a
+  /// model that has none.
+  virtual uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const;
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;

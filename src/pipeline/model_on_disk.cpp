@@ -3,6 +3,7 @@
 #include "models/registry.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
+#include "pipeline/precision.h"
 
 namespace calibatt {
 
@@ -11,6 +12,8 @@ struct ModelOnDisk::Impl {
   ModelInfo info;
   std::vector<Lora> loras;
   std::map<std::string, std::string> parts;
+  std::optional<DType> dtype;  ///< where it is asked for by name
+  std::vector<std::string> kept_layers;
   std::string weights_dtype;
   FileHashes hashes;  ///< empty until somebody asks
 };
@@ -30,6 +33,9 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   impl->files = open_model(options.model_dir, parts_of(options));
   impl->loras = options.loras;
   impl->parts = names_of_parts(options);
+  check_precision(options, *impl->files);
+  impl->dtype = dtype_of(options.precision);
+  impl->kept_layers = options.kept_layers;
   impl->weights_dtype = weights_dtype_name(options);
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;
@@ -52,6 +58,7 @@ const ModelInfo& ModelOnDisk::info() const {
 }
 
 GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
+  if (impl_->dtype) check_attention_dtype(options.attention_dtype, *impl_->dtype);
   return resolve_options(options, impl_->files->description(),
                          allowed_eight_bits(options, !impl_->weights_dtype.empty()));
 }
@@ -82,12 +89,16 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
 
 MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision,
                                    WeightsPrecision weights) const {
-  const DType dtype = precision == Precision::kF32   ? DType::kF32
-                      : precision == Precision::kF16 ? DType::kF16
-                                                     : DType::kBF16;
+  const DType dtype = dtype_of(precision).value_or(DType::kBF16);
   const GenerateOptions run = resolved(options);
-  return impl_->files->memory(video_size(run),
-                              {dtype, weights == WeightsPrecision::kFP8, has_steps_without_8_bits(run)});
+  const VideoSize size = video_size(run);
+  const bool eight_bit_layers = weights == WeightsPrecision::kFP8;
+  MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run)});
+  if (eight_bit_layers) needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
+  if (options.attention_dtype == AttentionDtype::kFP8) {
+    needed.activations += eight_bit_attention_bytes(impl_->files->description(), size);
+  }
+  return needed;
 }
 
 }  // namespace calibatt

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <set>
 #include <string>
 
 #include "base/ceil_div.h"
@@ -100,7 +101,8 @@ FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& lor
 std::string weights_dtype_name(const LoadOptions& options) {
   if (options.weights != WeightsPrecision::kFP8) return "";
   std::string kept;
-  for (const std::string& layer : options.kept_layers) kept += (kept.empty() ? "fp8, but for " : ", ") + layer;
+  const std::set<std::string> layers(options.kept_layers.begin(), options.kept_layers.end());  // in one order
+  for (const std::string& layer : layers) kept += (kept.empty() ? "fp8, but for " : ", ") + layer;
   return kept.empty() ? "fp8" : kept;
 }
 

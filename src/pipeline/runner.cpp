@@ -15,6 +15,7 @@
 #include "pipeline/device_backends.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
+#include "pipeline/precision.h"
 #include "pipeline/stage_progress.h"
 #include "sampling/solver_weights.h"
 
@@ -46,14 +47,7 @@ void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, Mo
     backend.eight_bit_ops();  // throws where there are none
     return;
   }
-  if (options.weights == WeightsPrecision::kBF16 && dtype != DType::kBF16) {
-    throw Error(ErrorKind::kUsage, "--weights-dtype bf16: weights are of the arithmetic's type, which is " +
-                                       std::string(dtype == DType::kF32 ? "fp32" : "fp16") +
-                                       " here; leave it out, or add --dtype bf16");
-  }
-  if (!options.kept_layers.empty()) {
-    throw Error(ErrorKind::kUsage, "--keep-layers says which layers --weights-dtype fp8 leaves as they are; add that");
-  }
+  check_weights_dtype(options.weights, dtype);
 }
 
 /// What to do about values that are not finite.
@@ -74,6 +68,7 @@ Runner::Runner(const LoadOptions& options)
     : threads_(options.threads), loras_(options.loras), parts_(names_of_parts(options)), warn_(options.warn) {
   begin_job();
   files_ = open_model(options.model_dir, parts_of(options));  // what is wrong with it is said first
+  check_precision(options, *files_);
   warn(files_->description().scheduler.warning);
   for (const std::string& warning : files_->description().warnings) warn(warning);
   add_device_backends();
@@ -102,15 +97,17 @@ void Runner::warn_of_memory(const GenerateOptions& options) const {
   if (files_ == nullptr || !warn_) return;
   AvailableMemory available{available_host_memory(), {}};
   if (!backend_->in_host_memory()) available.device = backend_->available_memory_bytes();
-  const std::string warning =
-      memory_warning(options,
-                     files_->memory(video_size(options),
-                                    {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options)}),
-                     available);
+  MemoryEstimate needed = files_->memory(video_size(options),
+                                         {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options)});
+  if (options.attention_dtype == AttentionDtype::kFP8) {
+    needed.activations += eight_bit_attention_bytes(model(), video_size(options));
+  }
+  const std::string warning = memory_warning(options, needed, available);
   if (!warning.empty()) warn_(warning);
 }
 
 GenerateOptions Runner::resolved(const GenerateOptions& options) const {
+  check_attention_dtype(options.attention_dtype, model_->dtype());
   return resolve_options(options, model(), allowed_eight_bits(options));
 }
 

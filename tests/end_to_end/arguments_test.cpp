@@ -98,13 +98,14 @@ TEST_F(Arguments, LinearLayersAreIn8BitsWhereThatIsAskedFor) {
   EXPECT_TRUE(nlohmann::json::parse(report())["weights_dtype"].is_null());
   const CommandResult result = run_calibatt(command + "--weights-dtype fp8 --keep-layers ffn.net.2,blocks.0");
   ASSERT_EQ(result.exit_code, 0) << result.output;
-  EXPECT_EQ(nlohmann::json::parse(report())["weights_dtype"], "fp8, but for ffn.net.2, blocks.0");
-  EXPECT_THAT(result.output, HasSubstr("weights fp8, but for ffn.net.2, blocks.0"));
+  EXPECT_EQ(nlohmann::json::parse(report())["weights_dtype"], "fp8, but for blocks.0, ffn.net.2");
+  EXPECT_THAT(result.output, HasSubstr("weights fp8, but for blocks.0, ffn.net.2"));
 
   expect_usage(command + "--weights-dtype int8", "--weights-dtype int8: choose fp8 (e4m3), bf16 or auto");
   expect_usage(command + "--weights-dtype fp8 --keep-layers ffn,", "--keep-layers ffn,: give names between commas");
   expect_usage(command + "--weights-dtype fp8 --keep-layers proj_out", "no layer \"proj_out\" would be in 8 bits");
   expect_usage(command + "--keep-layers ffn", "--keep-layers says which layers --weights-dtype fp8 leaves");
+  expect_usage(command + "--weights-dtype fp8 --keep-layers 0", "no layer \"0\" would be in 8 bits");
   expect_usage(command + "--weights-dtype bf16 --dtype fp32", "which is fp32 here; leave it out");
 }
 
@@ -128,6 +129,42 @@ TEST_F(Arguments, ARunMayBeginWithout8Bits) {
 
   expect_usage(command + "--keep-steps 2" + output_, "add one of these");
   expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_, "--keep-steps 7: the run has 6 steps");
+}
+
+TEST_F(Arguments, LayersThatStayAreThoseWhateverTheirOrderAndKnownBeforeTheRun) {
+  const std::string many = "generate" + kSmall + "--steps 1 --video-frames 5 --weights-dtype fp8 --prompts " +
+                           folder_.file("prompts.txt") + " -o " + folder_.file("many.mp4") + " --keep-layers ";
+  write_file(folder_.file("prompts.txt"), "a\nb\n");
+  ASSERT_EQ(run_calibatt(many + "ffn.net.2,blocks.0").exit_code, 0);
+  const CommandResult again = run_calibatt(many + "blocks.0,ffn.net.2,blocks.0");
+  EXPECT_EQ(again.exit_code, 0);
+  EXPECT_THAT(again.output, Not(HasSubstr("denoise"))) << "all is made";
+  expect_usage(many + "blocks.0,ffn.net.2,blocks.99", "no layer \"blocks.99\" would be in 8 bits");
+}
+
+TEST_F(Arguments, InfoRefusesThePrecisionThatNoRunHas) {
+  const std::string info = "info --model " + kModel + " ", mochi = "info --model " CALIBATT_MODELS_DIR "/tiny-mochi ";
+  expect_usage(mochi + "--weights-dtype fp8", "not computed in 8 bits yet; use --weights-dtype bf16");
+  expect_usage(info + "--weights-dtype fp8 --keep-layers nothing", "no layer \"nothing\" would be in 8 bits");
+  expect_usage(info + "--keep-layers ffn", "--keep-layers says which layers");
+  expect_usage(info + "--dtype fp16 --backend cpu", "the backend cpu has no fp16 arithmetic");
+  expect_usage(info + "--weights-dtype bf16 --dtype fp32", "which is fp32 here");
+  expect_usage(info + "--attention-dtype bf16 --dtype fp32", "--attention-dtype bf16: self-attention is of");
+  const auto gigabytes = [&](const std::string& flags) {  // of a forward
+    const CommandResult result = run_calibatt(info + "-W 512 -H 512 " + flags);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    const size_t at = result.output.find("a forward ");
+    return at == std::string::npos ? 0 : std::stod(result.output.substr(at + 10));
+  };
+  EXPECT_GT(gigabytes("--attention-dtype fp8"), gigabytes("--attention-dtype auto"));
+}
+
+TEST_F(Arguments, AttentionInBf16IsThatOfARunInBf16) {
+  const std::string command = "generate" + kSmall + "-p a --steps 1 --video-frames 5" + output_ + "--attention-dtype ";
+  expect_usage(command + "bf16 --dtype fp32", "which is fp32 here; leave it out, or add --dtype bf16");
+  for (const char* sound : {"bf16 --dtype bf16", "auto --dtype fp32"}) {
+    EXPECT_EQ(run_calibatt(command + sound).exit_code, 0) << sound;
+  }
 }
 
 TEST_F(Arguments, MinusOneIsAnySeedAndIsSaid) {

@@ -359,17 +359,13 @@ TEST_F(Calibrate, KilledRunGoesOnAndEndsWithTheSamePlan) {
 
 TEST_F(Calibrate, ProfileOfSomethingElseIsRefused) {
   make_plan("plan.safetensors");
-  const CommandResult result = run_calibatt(arguments("plan.safetensors", "--flow-shift 1.5"));
-  EXPECT_EQ(result.exit_code, 5) << result.output;
-  EXPECT_THAT(result.output, HasSubstr("this calibration has --flow-shift 1.5"));
   // Whatever else would not fit such a run: its anchors, blocks and density.
-  for (const std::string other : {"-H 16 -W 128", "--block-q 64 --block-k 64", "-W 512 -H 512 --density .05"}) {
+  for (const std::string other :
+       {"--flow-shift 1.5", "--width 128 -H 16", "--block-q 64 --block-k 64", "--width 512 --density .05"}) {
     const CommandResult refused = run_calibatt(arguments("plan.safetensors", other));
     const std::string flag = other.substr(0, other.find(' '));
-    const std::string name = flag == "-H" || flag == "-W" ? "--width" : flag;
     EXPECT_EQ(refused.exit_code, 5) << refused.output;
-    EXPECT_THAT(refused.output, AllOf(HasSubstr("was measured with " + name), HasSubstr("this calibration has " + name),
-                                      HasSubstr("give another profile folder")));
+    EXPECT_THAT(refused.output, AllOf(HasSubstr("measured with " + flag), HasSubstr("this calibration has " + flag)));
   }
 }
 

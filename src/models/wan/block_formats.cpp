@@ -23,6 +23,11 @@ bool has_part(const std::string& name, const std::string& part) {
   return ("." + name + ".").find("." + part + ".") != std::string::npos;
 }
 
+/// An index alone says not of what.
+bool begins_with_index(const std::string& entry) {
+  return entry.find_first_not_of("0123456789") == entry.find('.');
+}
+
 std::string full_name(int block, std::string_view layer) {
   return "blocks." + std::to_string(block) + "." + std::string(layer);
 }
@@ -30,10 +35,15 @@ std::string full_name(int block, std::string_view layer) {
 }  // namespace
 
 WanBlockFormats::WanBlockFormats(const WanTransformerConfig& config, DType dtype, const ModelLoadOptions& options)
-    : dtype_(dtype), eight_bits_(options.eight_bit_layers), kept_layers_(options.kept_layers) {
+    : num_blocks_(config.num_layers),
+      dim_(static_cast<uint64_t>(config.dim())),
+      ffn_dim_(static_cast<uint64_t>(config.ffn_dim)),
+      dtype_(dtype),
+      eight_bits_(options.eight_bit_layers),
+      kept_layers_(options.kept_layers) {
   for (const std::string& entry : kept_layers_) {
     bool found = false;
-    for (int block = 0; block < config.num_layers && eight_bits_; ++block) {
+    for (int block = 0; block < config.num_layers && eight_bits_ && !begins_with_index(entry); ++block) {
       found = found || std::ranges::any_of(kLayers, [&](const BlockLayer& layer) {
                 return layer.bears_eight_bits && has_part(full_name(block, layer.name), entry);
               });
@@ -64,6 +74,22 @@ LinearFormat WanBlockFormats::of_all(int block, const std::vector<std::string>& 
     if (!format.is_e4m3()) return format;
   }
   return LinearFormat::e4m3();
+}
+
+uint64_t WanBlockFormats::kept_elements() const {
+  uint64_t elements = 0;
+  for (int block = 0; block < num_blocks_; ++block) {
+    for (const BlockLayer& layer : kLayers) {
+      if (!layer.bears_eight_bits) continue;
+      // As they are stacked.
+      const bool is_self = layer.name == "attn1.to_q" || layer.name == "attn1.to_k" || layer.name == "attn1.to_v";
+      const LinearFormat format =
+          is_self ? of_all(block, {"attn1.to_q", "attn1.to_k", "attn1.to_v"}) : of(block, layer.name);
+      if (format.is_e4m3()) continue;
+      elements += dim_ * (layer.name.starts_with("ffn") ? ffn_dim_ : dim_);
+    }
+  }
+  return elements;
 }
 
 }  // namespace calibatt

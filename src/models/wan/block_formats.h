@@ -21,8 +21,12 @@ class WanBlockFormats {
   LinearFormat of(int block, std::string_view layer) const;
   /// Of layers that are stacked: 8 bits where all of them have these.
   LinearFormat of_all(int block, const std::vector<std::string>& layers) const;
+  /// Elements of the matrices that would be in 8 bits and are not.
+  uint64_t kept_elements() const;
 
  private:
+  int num_blocks_;
+  uint64_t dim_, ffn_dim_;
   DType dtype_;
   bool eight_bits_;
   std::vector<std::string> kept_layers_;

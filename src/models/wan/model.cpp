@@ -12,6 +12,7 @@
 #include "models/prompt_embeddings.h"
 #include "models/prompt_reader.h"
 #include "models/t5/encoder.h"
+#include "models/wan/block_formats.h"
 #include "models/wan/experts.h"
 #include "models/wan/memory.h"
 #include "models/wan/vae.h"
@@ -277,6 +278,14 @@ class WanFiles final : public ModelFiles {
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;
+  }
+
+  uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const override {
+    ModelLoadOptions options;
+    options.eight_bit_layers = true;
+    options.kept_layers = kept_layers;
+    const WanBlockFormats formats(configs_.transformer, dtype, options);
+    return formats.kept_elements() * (dtype_size(dtype) - 1);
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {

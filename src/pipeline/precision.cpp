@@ -1,0 +1,61 @@
+#include "pipeline/precision.h"
+
+#include "base/error.h"
+
+namespace calibatt {
+namespace {
+
+Error other_type(const char* flag, const char* what, DType dtype) {
+  return {ErrorKind::kUsage, std::string(flag) + " bf16: " + what + " of the arithmetic's type, which is " +
+                                 (dtype == DType::kF32 ? "fp32" : "fp16") + " here; leave it out, or add --dtype bf16"};
+}
+
+}  // namespace
+
+std::optional<DType> dtype_of(Precision precision) {
+  switch (precision) {
+    case Precision::kF32:
+      return DType::kF32;
+    case Precision::kBF16:
+      return DType::kBF16;
+    case Precision::kF16:
+      return DType::kF16;
+    case Precision::kAuto:
+      break;
+  }
+  return std::nullopt;
+}
+
+void check_weights_dtype(WeightsPrecision asked, DType dtype) {
+  if (asked == WeightsPrecision::kBF16 && dtype != DType::kBF16)
+    throw other_type("--weights-dtype", "weights are", dtype);
+}
+
+void check_attention_dtype(AttentionDtype asked, DType dtype) {
+  if (asked == AttentionDtype::kBF16 && dtype != DType::kBF16) {
+    throw other_type("--attention-dtype", "self-attention is", dtype);
+  }
+}
+
+void check_precision(const LoadOptions& options, const ModelFiles& files) {
+  if (options.precision == Precision::kF16 && options.backend == "cpu") {
+    throw Error(ErrorKind::kUsage,
+                "--dtype fp16: the backend cpu has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
+  }
+  const std::optional<DType> dtype = dtype_of(options.precision);
+  if (dtype) check_weights_dtype(options.weights, *dtype);
+  if (options.weights == WeightsPrecision::kFP8) {
+    files.kept_layer_bytes(options.kept_layers, dtype.value_or(DType::kBF16));
+  } else if (!options.kept_layers.empty()) {
+    throw Error(ErrorKind::kUsage, "--keep-layers says which layers --weights-dtype fp8 leaves as they are; add that");
+  }
+}
+
+uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size) {
+  constexpr uint64_t kMatrices = 3;  // queries, keys, values
+  const auto tokens = static_cast<uint64_t>(model.geometry(size).num_tokens()),
+             heads = static_cast<uint64_t>(model.num_heads);
+  return tokens * heads * (kMatrices * static_cast<uint64_t>(model.head_dim) + sizeof(float));
+}
+
+}  // namespace calibatt

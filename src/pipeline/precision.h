@@ -1,0 +1,21 @@
+#pragma once
+
+#include "models/video_model.h"
+
+namespace calibatt {
+
+/// Refuses what no machine computes of this model, before its weights are read. Throws Error(kUsage).
+void check_precision(const LoadOptions& options, const ModelFiles& files);
+
+/// Throws Error(kUsage) where linear layers (options.weights) or self-attention are asked for in bf16 by name, and the
+/// run's arithmetic is of another type.
+void check_weights_dtype(WeightsPrecision asked, DType dtype);
+void check_attention_dtype(AttentionDtype asked, DType dtype);
+
+/// The type that is asked for by name; none for kAuto, which is chosen by the machine.
+std::optional<DType> dtype_of(Precision precision);
+
+/// What self-attention in 8 bits takes on a GPU beside its inputs, which it quantises first.
+uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size);
+
+}  // namespace calibatt
