@@ -1,6 +1,7 @@
 #include "plan/deal_balance.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <numeric>
 
@@ -49,8 +50,9 @@ std::string row(const std::string& title, const Imbalance& imbalance) {
 Imbalance quantile(const std::vector<Imbalance>& calls, double share) {
   const auto of = [&](double Imbalance::*column) {
     std::vector<double> values;
+    values.reserve(calls.size());
     for (const Imbalance& call : calls) values.push_back(call.*column);
-    const auto place = static_cast<ptrdiff_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+    const auto place = std::lround(share * static_cast<double>(values.size() - 1));
     std::nth_element(values.begin(), values.begin() + place, values.end());
     return values[static_cast<size_t>(place)];
   };
