@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/attention_call.h"
+#include "backend/communicator.h"
 #include "backend/timer.h"
 #include "base/tensor.h"
 
@@ -25,6 +26,11 @@ class Device {
   virtual ~Device() = default;
   virtual std::string_view name() const = 0;              ///< of the backend: "cpu", "cuda"
   virtual std::string device_name() const { return {}; }  ///< "NVIDIA H100 …"; empty: this machine's processor
+
+  /// This device's end of the group of ranks whose hosts meet in `hosts`: pieces are memory of this device. Every rank
+  /// of the group calls it. Null where memory is the host's, so that `hosts` itself will do. Throws Error(kDevice)
+  /// where devices cannot read each other's memory.
+  virtual std::unique_ptr<Communicator> join(Communicator& /*hosts*/) { return nullptr; }
 
   // ---- time --------------------------------------------------------------------------------------------------------
   virtual void synchronize() {}  ///< waits for all that was asked for; throws Error(kDevice) when any of it failed

@@ -11,6 +11,7 @@
 #include "backend/attention_backend.h"
 #include "backend/cuda/attention/schedule_stream.h"
 #include "backend/cuda/device/context.h"
+#include "backend/cuda/device/device_ranks.h"
 #include "backend/cuda/device/event_timer.h"
 
 namespace calibatt::cuda {
@@ -23,6 +24,9 @@ class CudaAttention : public AttentionBackend {
 
   std::string_view name() const override { return "cuda"; }
   std::string device_name() const override { return context_.device().name; }
+  std::unique_ptr<Communicator> join(Communicator& hosts) override {
+    return std::make_unique<DeviceRanks>(hosts, context_);
+  }
   void synchronize() override { context_.synchronize(); }
   std::unique_ptr<Timer> make_timer() override { return std::make_unique<EventTimer>(context_.stream()); }
   void limit_run_ahead() override { context_.limit_run_ahead(); }

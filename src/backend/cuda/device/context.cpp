@@ -51,6 +51,17 @@ cudaStream_t Context::stream() const {
   return pool_->stream.get();
 }
 
+std::shared_ptr<const void> Context::memory() const {
+  return pool_;
+}
+
+void Context::let_read(int other_device) {
+  cudaMemAccessDesc access{};
+  access.location = {.type = cudaMemLocationTypeDevice, .id = other_device};
+  access.flags = cudaMemAccessFlagsProtReadWrite;
+  check(cudaMemPoolSetAccess(pool_->pool, &access, 1), "letting another GPU read the memory pool");
+}
+
 std::shared_ptr<void> Context::try_allocate_bytes(size_t bytes) {
   void* data = nullptr;
   const auto allocate = [&] { return cudaMallocFromPoolAsync(&data, bytes > 0 ? bytes : 1, pool_->pool, stream()); };

@@ -31,6 +31,11 @@ class Context {
   std::shared_ptr<void> allocate_bytes(size_t bytes);
   std::shared_ptr<void> try_allocate_bytes(size_t bytes);  ///< null when memory is short
 
+  /// Keeps the memory of tensors mapped, as they do, whatever becomes of them.
+  std::shared_ptr<const void> memory() const;
+  /// Lets the kernels and copies of another GPU read and write it.
+  void let_read(int other_device);
+
   void copy_to_device(void* device, const void* host, size_t bytes);  ///< `host` may be changed on return
   void copy_to_host(void* host, const void* device, size_t bytes);    ///< `host` holds the data on return
   void synchronize();  ///< waits; throws Error(kDevice) when anything on the stream failed
