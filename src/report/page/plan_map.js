@@ -4,7 +4,7 @@
 function metricsOf(plan) {
   const metrics = [{ title: "Density", values: plan.density_map, text: (value) => percent(value), edge: (value) => percent(value, 0), short: (value) => value.toFixed(2).replace(/^0/, ""), ends: true }];
   for (const each of plan.measured || []) {
-    if (each.kind === "error") metrics.push({ title: each.title, values: each.map, text: (value) => percent(value, 2), edge: (value) => percent(value, 2), short: (value) => (100 * value).toPrecision(2).slice(0, 4) });
+    if (each.kind === "error") metrics.push({ title: each.title, values: each.map, text: (value) => percent(value, 2), edge: (value) => percent(value, 2), short: (value) => (100 * value).toFixed(2).replace(/^0/, "") });
     else metrics.push({ title: each.title, values: each.map, text: (value) => percent(value, 1), edge: (value) => percent(value, 0), short: (value) => (100 * value).toFixed(0), ends: true, fromLeast: true });
   }
   return metrics;
