@@ -159,7 +159,7 @@ class WanTransformer {
   const BlockLayers& layers_of(int layer) const { return wide_forward_ ? blocks_[layer].wide : blocks_[layer].layers; }
   /// Backend::project_values of each block.
   std::vector<std::shared_ptr<const LinearLayer>> project_values(const WanPrompt& prompt, BlockLayers Block::*layers,
-                                                                  const WorkProgress& progress) const;
+                                                                 const WorkProgress& progress) const;
   const Layout& layout_for(const AttentionGeometry& geometry, const TokenShard& shard);
   void prepare_workspace(int64_t num_tokens);
   /// The residual normed, as `layer` takes its input.
