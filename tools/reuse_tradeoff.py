@@ -146,7 +146,7 @@ def peer_rows(args, dense_forwards):
         for row in json.loads(path.read_text())["rows"]:
             if row["rule"] == "ours":  # the same plans as in --work
                 continue
-            masks = pathlib.Path(row.get("masks") or "").stem
+            masks = pathlib.PurePath(row.get("masks") or "").name.removesuffix(".safetensors")
             parts.setdefault((row["rule"], masks, row.get("speedup"), row.get("target_forwards")), []).append(row)
     best = {}
     for (rule, masks, speedup, target), of_prompts in parts.items():

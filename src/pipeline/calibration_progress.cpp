@@ -7,7 +7,7 @@ namespace calibatt {
 namespace {
 
 // In generations.
-constexpr double kGrowth = 2.3;    // HeldOutRun::growth
+constexpr double kGrowth = 2;      // HeldOutRun::growth
 constexpr int kGrowthRuns = 4;     // a whole one, two that begin later, and one of a few steps
 constexpr double kCheck = 1;       // HeldOutRun::check
 constexpr double kCompile = 0.03;  // for each prompt

@@ -18,7 +18,7 @@ namespace {
 
 // Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
 // (growth_of_steps).
-constexpr double kGrowthAt[] = {0.3, 0.55}, kMasksAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
+constexpr double kGrowthAt[] = {0.4, 0.7}, kMasksAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
 constexpr double kMaskDensity = 0.7;     // as plans have it that also reuse steps
 constexpr double kVisibleChange = 0.02;  // of latents: such that frames of 8 bits show it as it is
 

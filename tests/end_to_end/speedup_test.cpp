@@ -19,10 +19,11 @@ class Speedup : public ::testing::Test {
     write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n");
     ASSERT_EQ(calibrate("--speedup 1.6").exit_code, 0);
   }
-  CommandResult calibrate(const std::string& more) const {
-    return run_calibatt("calibrate" + kSmall + "--steps 6 --block-q 8 --block-k 8 --token-order tiles:2x2x2 " +
-                        "--anchors 2 --prompts " + folder_.file("prompts.txt") + " --profile " +
-                        folder_.file("profile") + " -o " + folder_.file("plan.safetensors") + " " + more);
+  CommandResult calibrate(const std::string& more, int steps = 6) const {
+    return run_calibatt("calibrate" + kSmall + "--steps " + std::to_string(steps) +
+                        " --block-q 8 --block-k 8 --token-order tiles:2x2x2 " + "--anchors 2 --prompts " +
+                        folder_.file("prompts.txt") + " --profile " + folder_.file("profile") + " -o " +
+                        folder_.file("plan.safetensors") + " " + more);
   }
   nlohmann::json growth() const { return nlohmann::json::parse(read_file(folder_.file("profile/step_growth.json"))); }
 
@@ -41,6 +42,18 @@ TEST_F(Speedup, HowErrorsGrowIsMeasuredTheSameForEveryPlan) {
     ASSERT_EQ(result.exit_code, 0) << result.output;
     EXPECT_EQ(growth(), usual) << other;
   }
+}
+
+// A dense run, one from behind each measured step on, and the forwards that masks are compared in: 1.98 generations of
+// 50 steps, which take long to search.
+TEST_F(Speedup, HowErrorsGrowIsMeasuredInTwoGenerations) {
+  constexpr int kSteps = 20;
+  std::filesystem::remove_all(folder_.file("profile"));
+  ASSERT_EQ(calibrate("--speedup 1.6", kSteps).exit_code, 0);
+  size_t forwards = kSteps + growth()["mask_changes"].size();
+  ASSERT_EQ(growth()["factors"].size(), 2);
+  for (const nlohmann::json& each : growth()["factors"]) forwards += kSteps - 1 - each["step"].get<size_t>();
+  EXPECT_LE(forwards, 2.1 * kSteps);
 }
 
 // Found before prompts are measured anew, here those of a folder that has lost its first.

@@ -50,7 +50,7 @@ def plot(count, rows, path):
 
     figure, axis = pyplot.subplots(figsize=(7.5, 4.8))
     for name, each in rows.items():
-        style = {"linewidth": 3, "color": "black"} if name == "ours" else {"linestyle": ":" if "bound" in name else "-"}
+        style = {"linestyle": "-", "linewidth": 3, "color": "black"} if name == "ours" else {"linestyle": ":" if "bound" in name else "-"}
         axis.plot([row[0] for row in each], [row[1] for row in each], "o", markersize=4, label=name, **style)
     axis.set_xlabel("density (computed query-key pairs)")
     axis.set_ylabel(f"PSNR to dense, dB (median of {count} prompts)")
