@@ -68,10 +68,10 @@ class PageModel {
   void add_report(const ReportFile& report) {
     switch (report.kind) {
       case ReportFile::Kind::kRun:
-        add_run(report.json, file_name(report.path));
+        add_run(report.json(), file_name(report.path));
         break;
       case ReportFile::Kind::kCalibration:
-        add_calibration(report.json, file_name(report.path));
+        add_calibration(report.json(), file_name(report.path));
         break;
       case ReportFile::Kind::kBench:
         add_bench(report);
@@ -109,7 +109,7 @@ class PageModel {
     const std::filesystem::path folder = std::filesystem::path(report.path).parent_path();
     const std::string file = file_name(report.path);
     size_t index = 0;
-    for (const json& each : report.json["runs"]) {
+    for (const json& each : report.json()["runs"]) {
       const json &dense = object_of(each, "dense"), &planned = object_of(each, "calibrated");
       if (dense.empty() || planned.empty()) {
         throw Error(ErrorKind::kFormat, report.path + ": its run " + std::to_string(index) +
@@ -127,9 +127,9 @@ class PageModel {
     }
     if (index == 0)
       throw Error(ErrorKind::kFormat, report.path + ": has no runs; write it again with `calibatt bench`");
-    const std::string plan = text_of(object_of(report.json["runs"][0], "calibrated"), "plan");
-    bench_medians_.push_back({{"name", plan.empty() ? report.path : plan}, {"report", report.json}});
-    if (const json& calibration = object_of(report.json, "calibration"); !calibration.empty()) {
+    const std::string plan = text_of(object_of(report.json()["runs"][0], "calibrated"), "plan");
+    bench_medians_.push_back({{"name", plan.empty() ? report.path : plan}, {"report", report.json()}});
+    if (const json& calibration = object_of(report.json(), "calibration"); !calibration.empty()) {
       add_calibration(calibration, "of " + plan);
       model_["calibrations"].back()["point"]["name"] = plan;
     }

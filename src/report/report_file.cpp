@@ -33,12 +33,12 @@ ReportFile read_report(const std::string& path) {
   ReportFile report;
   report.path = path;
   try {
-    report.json = parse_json(read_text_file(path), path);
+    report.content = std::make_shared<const json>(parse_json(read_text_file(path), path));
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kFormat) throw;
     throw Error(ErrorKind::kFormat, std::string(error.what()) + "; a report that is not whole must be written again");
   }
-  const json& content = report.json;
+  const json& content = report.json();
   if (content.is_object() && content.contains("runs") && content["runs"].is_array()) {
     report.kind = ReportFile::Kind::kBench;
   } else if (content.is_object() && content.contains("calibration_seconds")) {

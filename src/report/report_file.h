@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -10,7 +11,8 @@ namespace calibatt {
 struct ReportFile {
   enum class Kind { kRun, kCalibration, kBench } kind = Kind::kRun;
   std::string path;
-  nlohmann::json json;
+  std::shared_ptr<const nlohmann::json> content;
+  const nlohmann::json& json() const { return *content; }
 };
 
 /// The files of a page: reports, and plans by their paths.
