@@ -20,7 +20,6 @@ import contextlib
 import json
 import random
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from pathlib import Path
 
 import numpy
 import torch
-from attention import commit_of_checkout, describe_machine, quartiles
+from attention import commit_of_checkout, describe_machine
+from forward_figures import EIGHT_BITS, OURS, make_figures
 from forward_rivals import BLOCK, DEVICE, RIVALS
 from masks import make_mask
 from safetensors.torch import load_file, save_file
@@ -41,24 +41,25 @@ SMALLER = {**LARGE, "num_attention_heads": 12, "ffn_dim": 8960}
 TINY = {"num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 512, "text_dim": 64}
 MOCHI = {"num_attention_heads": 24, "attention_head_dim": 128, "text_embed_dim": 4096}
 TINY_MOCHI = {"num_attention_heads": 2, "attention_head_dim": 64, "pooled_projection_dim": 64, "text_embed_dim": 128}
-# rival, config, layers of the public model, latents (frames, rows, columns), density of the plan, targets: dense and planned over diffusers
+# rival, config, layers of the public model, latents (frames, rows, columns), density of the plan, targets: over diffusers dense, planned,
+# and planned in 8 bits
 Model = namedtuple("Model", "rival config layers latents density targets")
 MODELS = {
-    "14B-720p": Model("wan", LARGE, 40, (21, 90, 160), 0.375, (1.15, 2.2)),
-    "14B-480p": Model("wan", LARGE, 40, (21, 60, 104), 0.32, (1.15, 1.8)),
-    "1.3B-480p": Model("wan", SMALLER, 30, (21, 60, 104), 0.35, (1.2, 1.8)),
-    "small": Model("wan", TINY, 2, (5, 16, 24), 0.375, (None, None)),
-    "mochi": Model("mochi", MOCHI, 48, (28, 60, 106), 0.31, (1.25, 2.1)),
-    "mochi-small": Model("mochi", TINY_MOCHI, 2, (5, 16, 24), 0.375, (None, None)),
+    "14B-720p": Model("wan", LARGE, 40, (21, 90, 160), 0.375, (1.15, 2.25, 3.2)),
+    "14B-480p": Model("wan", LARGE, 40, (21, 60, 104), 0.32, (1.15, 1.8, 2.7)),
+    "1.3B-480p": Model("wan", SMALLER, 30, (21, 60, 104), 0.35, (1.2, 1.8, 2.8)),
+    "small": Model("wan", TINY, 2, (5, 16, 24), 0.375, (None, None, None)),
+    "mochi": Model("mochi", MOCHI, 48, (28, 60, 106), 0.31, (1.25, 2.1, None)),
+    "mochi-small": Model("mochi", TINY_MOCHI, 2, (5, 16, 24), 0.375, (None, None, None)),
 }
 CHECKED_SIZE = {"small": (5, 16, 24), "mochi-small": (5, 16, 24)}  # latents of the comparison with float32: 480 tokens; others: 1,950
 TIMESTEP = 500
-MAX_ERROR_RATIO = 1.1
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG = {"bf16": 0.1, "fp16": 0.0125}  # relative difference of two predictions; rounding alone makes some 0.01, in fp16 an eighth of it
+WRONG_8_BITS = 0.1  # the same in 8 bits, where rounding makes some .04
 WRONG_MASKS = 0.25  # the planned prediction's error over what the masks change; one head in 16 with other masks makes as much
+EIGHT_BIT_ARGUMENTS = ["--weights-dtype", "fp8", "--attention-dtype", "fp8"]
 REPLY_SECONDS = 300  # a server that says nothing for so long is ended
-OURS, DENSE, PLANNED = "ours, ", "ours, dense", "ours, planned"
 
 
 class Server:
@@ -175,7 +176,7 @@ def choose_backend(theirs, device_inputs, names, entry):
     for name in names:
         try:
             theirs.set_attention_backend(name)
-            times[name] = min(theirs.seconds(device_inputs) for _ in range(2))
+            times[name] = min(theirs.seconds(device_inputs) for _ in range(2 if len(names) > 1 else 1))
         except Exception as error:
             entry["left_out"][f"diffusers, {name}"] = one_line(error)
     if not times:
@@ -186,20 +187,22 @@ def choose_backend(theirs, device_inputs, names, entry):
     return best
 
 
-def competitors(theirs, server, inputs, folder, options, entry):
-    """{name: function → {"s": seconds, …}}, each checked and run; the rest of what is found out goes into entry."""
-    result, device_inputs, limit = {}, theirs.to_device(inputs), WRONG[options.dtype]
+def competitors(theirs, servers, inputs, folder, options, entry):
+    """{name: function → {"s": seconds, …}}, each checked and, but for those of --not-timed, run; what else is found out goes into entry."""
+    result, device_inputs = {}, theirs.to_device(inputs)
 
-    def check(label, found):
+    def check(label, found, limit):
         entry["errors"][label] = difference = relative_error(found, expected)
         print(f"{label}: {difference:.5f}", flush=True)
         if not difference <= limit:
             raise RuntimeError(f"{label}: {difference:.4f}, expected at most {limit}; times of a wrong result are worth nothing")
 
-    def add(name, run, predict=None):
+    def add(name, run, predict=None, limit=WRONG[options.dtype]):
         try:
             if predict is not None:
-                check(f"{name}, against diffusers eager at the timed size", predict())
+                check(f"{name}, against diffusers eager at the timed size", predict(), limit)
+            if name in options.not_timed:
+                return
             with Peak() as peak:
                 first, second = run(), run()
             entry["first_s"][name] = first["s"]
@@ -214,13 +217,17 @@ def competitors(theirs, server, inputs, folder, options, entry):
 
     entry["backend"] = choose_backend(theirs, device_inputs, options.backends, entry)
     expected = theirs.predict(inputs)
-    for kind in ("dense", "planned"):
+    for suffix, server in servers.items():
+        for kind in ("planned", "dense"):
 
-        def run_ours(kind=kind):
-            reply = server.run(kind)
-            return {**reply, "s": reply["seconds"]}
+            def run_ours(server=server, kind=kind):
+                reply = server.run(kind)
+                return {**reply, "s": reply["seconds"]}
 
-        add(OURS + kind, run_ours, (lambda: server.predict(inputs, folder)) if kind == "dense" else None)
+            predict = (lambda server=server: server.predict(inputs, folder)) if kind == "dense" else None
+            add(OURS + kind + suffix, run_ours, predict, WRONG_8_BITS if suffix else WRONG[options.dtype])
+            if OURS + kind + suffix in entry["left_out"] and kind == "dense":
+                result.pop(OURS + "planned" + suffix, None)  # of the same weights and size
     for how in theirs.compilations if options.compile else ():
         name, compiled = f"diffusers, compiled{how}", {"compiled": True}
         try:
@@ -235,16 +242,23 @@ def competitors(theirs, server, inputs, folder, options, entry):
     return result
 
 
-def check_precision(theirs, server, inputs, masks, expected, folder, dtype):
+def check_precision(theirs, servers, inputs, masks, expected, folder, dtype):
     """Errors against diffusers in float32, with the same masks where planned."""
     errors = {
         f"diffusers {dtype}": relative_error(theirs.predict(inputs), expected["dense"]),
-        "ours": relative_error(server.predict(inputs, folder), expected["dense"]),
         f"diffusers {dtype}, planned": relative_error(theirs.predict_masked(inputs, masks), expected["planned"]),
-        "ours, planned": relative_error(server.predict(inputs, folder, masks), expected["planned"]),
         "what the masks change": relative_error(expected["planned"], expected["dense"]),
     }
-    limits = {"ours": WRONG[dtype], "ours, planned": min(WRONG[dtype], WRONG_MASKS * errors["what the masks change"])}
+    limits = {}
+    for suffix, server in servers.items():
+        dense, planned = f"ours{suffix}", f"ours, planned{suffix}"
+        errors[dense] = relative_error(server.predict(inputs, folder), expected["dense"])
+        found = server.predict(inputs, folder, masks)
+        errors[planned] = relative_error(found, expected["planned"])
+        if suffix:  # rounding may exceed what masks change; but with other masks the prediction would not be nearest to these
+            limits[dense], limits[planned] = WRONG_8_BITS, min(WRONG_8_BITS, 0.99 * relative_error(found, expected["dense"]))
+        else:
+            limits[dense], limits[planned] = WRONG[dtype], min(WRONG[dtype], WRONG_MASKS * errors["what the masks change"])
     for what, limit in limits.items():
         if not errors[what] <= limit:
             raise RuntimeError(f"{what}: the error is {errors[what]:.5f}, expected at most {limit:.5f}: {json.dumps(errors)}")
@@ -268,13 +282,16 @@ def run_model(name, report, options, deadline):
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         weights = options.keep or folder
         theirs.model.save_pretrained(weights, max_shard_size="5GB")
-        server = Server(options.server, name, weights, options.dtype, latents, density, shlex.split(options.server_args))
+        servers = {}
         try:
-            entry["server"] = server.ready
-            entry["errors"] = check_precision(theirs, server, checked, masks, expected, folder, options.dtype)
+            for suffix, arguments in {"": [], EIGHT_BITS: EIGHT_BIT_ARGUMENTS}.items() if options.eight_bits else {"": []}.items():
+                arguments = [*shlex.split(options.server_args), *arguments]
+                servers[suffix] = Server(options.server, name, weights, options.dtype, latents, density, arguments)
+                entry["server" + suffix] = servers[suffix].ready
+            entry["errors"] = check_precision(theirs, servers, checked, masks, expected, folder, options.dtype)
             print(f"{name}: errors against diffusers in float32: {json.dumps(entry['errors'])}", flush=True)
             save(report, options)
-            runners = competitors(theirs, server, make_inputs(theirs, config, latents), folder, options, entry)
+            runners = competitors(theirs, servers, make_inputs(theirs, config, latents), folder, options, entry)
             order, names = random.Random(name), list(runners)
             while len(entry["rounds"]) < options.rounds and (not entry["rounds"] or time.monotonic() < deadline):
                 order.shuffle(names)
@@ -284,61 +301,13 @@ def run_model(name, report, options, deadline):
                 print(f"{name} round {len(entry['rounds'])}: {line}", flush=True)
                 save(report, options)
         finally:
-            server.close()
+            for server in servers.values():
+                server.close()
             save(report, options)
 
 
-def fastest_of_diffusers(times):
-    return min(time["s"] for name, time in times.items() if name.startswith("diffusers"))
-
-
-def make_figures(report):
-    result = []
-
-    def figure(name, value, unit, target=None, better="lower", **more):
-        ok = None if target is None else (value <= target if better == "lower" else value >= target)
-        value = round(value, 4)
-        result.append({"name": name, "value": value, "unit": unit, "target": target, "ok": ok, "better": better, **more})
-
-    for model, entry in report["models"].items():
-        errors, layers, dtype = entry["errors"], entry["layers"], report["dtype"]
-        for kind, label in (("", ""), (", planned", ", same masks")) if errors else ():
-            ratio = errors[f"ours{kind}"] / errors[f"diffusers {dtype}{kind}"]
-            figure(f"{dtype} error over diffusers' {dtype} error{label}, {model}", ratio, "ratio", MAX_ERROR_RATIO, layers=layers)
-        rounds = [r["times"] for r in entry["rounds"]]
-        rounds = [times for times in rounds if any(n.startswith("diffusers") for n in times)]
-        if not rounds:
-            continue
-        labels = ("dense over diffusers' fastest", "planned over diffusers' fastest dense")
-        for ours, label, target in zip((DENSE, PLANNED), labels, MODELS[model].targets, strict=True):
-            ratios = [fastest_of_diffusers(times) / times[ours]["s"] for times in rounds if ours in times]
-            if ratios:
-                low, value, high = quartiles(ratios)
-                spread = {"quartiles": [round(low, 4), round(high, 4)], "rounds": len(ratios), "layers": layers}
-                figure(f"{label}, {model}", value, "ratio", target, "higher", **spread)
-        if DENSE in rounds[0]:
-            shares = [1 - times[DENSE]["attention_seconds"] / times[DENSE]["s"] for times in rounds]
-            figure(f"dense: share outside attention, {model}", statistics.median(shares), "ratio", layers=layers)
-        for ours in (DENSE, PLANNED):
-            shares = [times[ours]["enqueue_seconds"] / times[ours]["s"] for times in rounds if ours in times]
-            if shares:
-                figure(f"share of the forward in which the host enqueues, {ours}, {model}", statistics.median(shares), "ratio", layers=layers)
-        if PLANNED in rounds[0]:
-            figure(f"density of the plan, {model}", rounds[0][PLANNED]["density"], "ratio")
-        for name in sorted(rounds[0]):
-            seconds = statistics.median(times[name]["s"] for times in rounds)
-            whole = seconds * entry["layers_of_public_model"] / layers
-            figure(f"seconds, {name}, {model}, {layers} layers", seconds, "s")
-            # What is outside the layers (embeddings, last projection) is scaled with them: below a hundredth of the forward.
-            if layers != entry["layers_of_public_model"]:
-                figure(f"seconds, {name}, {model}, scaled to {entry['layers_of_public_model']} layers", whole, "s")
-        for name, peak in entry["peak_gb"].items():
-            figure(f"peak memory, {name}, {model}, {layers} layers", peak, "GB")
-    return result
-
-
 def save(report, options):
-    report["figures"] = make_figures(report)
+    report["figures"] = make_figures(report, {name: MODELS[name].targets for name in report["models"]})
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     Path(options.output).write_text(json.dumps(report, indent=1) + "\n")
 
@@ -361,6 +330,8 @@ def parse_options():
     parser.add_argument("--server-args", default="", help="more options for it, as one string")
     parser.add_argument("--model", action="append", help=f"of {','.join(MODELS)}; several with commas or again (all three large ones)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both sides")
+    parser.add_argument("--eight-bits", action="store_true", help="ours with linear layers and attention in 8 bits, too, in a process of its own")
+    parser.add_argument("--not-timed", default="", help="competitors that are compared but not timed: names as printed, with ';' between")
     parser.add_argument("--layers", type=int, default=8, help="of both sides; 0: all, 40 (14B), 30 (1.3B) or 48 (Mochi)")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
     parser.add_argument("--seconds", type=float, default=200, help="for everything; a round that has begun is finished")
@@ -380,6 +351,7 @@ def parse_options():
     if options.keep and len(options.model) > 1:
         parser.error("--keep: is for one model")
     options.backends = options.backends.split(",")
+    options.not_timed = options.not_timed.split(";")
     if options.work is None and Path("/dev/shm").is_dir():
         options.work = "/dev/shm"
     return options

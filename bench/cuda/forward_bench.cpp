@@ -113,40 +113,55 @@ DType dtype_for(const std::string& flag, const Backend& backend) {
   return dtype;
 }
 
+struct Flags {
+  std::string backend = "cuda", model = "14B-720p", dtype = "bf16", weights_dtype = "auto", attention_dtype = "auto";
+  bench::ForwardsOptions options;
+  int runs = 5;
+  Sizes sizes;
+  bool serving = false;
+};
+
+void add_flags(CLI::App& app, Flags& flags) {
+  const CLI::IsMember eight_bits({"auto", "fp8"});
+  app.add_option("--backend", flags.backend);
+  app.add_option("--model", flags.model,
+                 "One of " + bench::forward_model_names() + ": sizes, and weights where none are given");
+  app.add_option("--dtype", flags.dtype, "Arithmetic: bf16, fp16 (on a GPU) or fp32")->check(CLI::IsMember(kDTypes));
+  app.add_option("--layers", flags.sizes.layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--weights", flags.options.weights, "A transformer folder, instead of making one");
+  app.add_option("--frames", flags.sizes.frames, "of the latents")->check(CLI::PositiveNumber);
+  app.add_option("--height", flags.sizes.height)->check(CLI::PositiveNumber);
+  app.add_option("--width", flags.sizes.width)->check(CLI::PositiveNumber);
+  app.add_option("--density", flags.sizes.density, "of the plan")->check(CLI::Range(0.01, 1.0));
+  app.add_option("--keep-plan", flags.options.plan_path, "Leave the plan that is timed in this file");
+  app.add_option("--runs", flags.runs, "0: none, for the plan alone")->check(CLI::NonNegativeNumber);
+  app.add_option("--weights-dtype", flags.weights_dtype,
+                 "Linear layers of the blocks: as --dtype has them, or fp8 (e4m3)")
+      ->check(eight_bits);
+  app.add_option("--attention-dtype", flags.attention_dtype,
+                 "Self-attention: as --dtype has it, or fp8 (int8 and e4m3)")
+      ->check(eight_bits);
+  app.add_flag("--offload", flags.options.offload, "Weights of the blocks stay in host memory");
+  app.add_flag("--serve", flags.serving, "Commands from the standard input");
+}
+
 }  // namespace
 }  // namespace calibatt
 
 int main(int argc, char** argv) {
   using namespace calibatt;
   CLI::App app("Forwards of Wan 2.1 and Mochi 1 with random weights, dense and planned.");
-  std::string backend_name = "cuda", model_name = "14B-720p", dtype_flag = "bf16", weights_dtype = "auto";
-  bench::ForwardsOptions options;
-  int runs = 5;
-  Sizes sizes;
-  bool serving = false;
-  app.add_option("--backend", backend_name);
-  app.add_option("--model", model_name,
-                 "One of " + bench::forward_model_names() + ": sizes, and weights where none are given");
-  app.add_option("--dtype", dtype_flag, "Arithmetic: bf16, fp16 (on a GPU) or fp32")->check(CLI::IsMember(kDTypes));
-  app.add_option("--layers", sizes.layers, "of the model that is made; default: all")->check(CLI::PositiveNumber);
-  app.add_option("--weights", options.weights, "A transformer folder, instead of making one");
-  app.add_option("--frames", sizes.frames, "of the latents")->check(CLI::PositiveNumber);
-  app.add_option("--height", sizes.height)->check(CLI::PositiveNumber);
-  app.add_option("--width", sizes.width)->check(CLI::PositiveNumber);
-  app.add_option("--density", sizes.density, "of the plan")->check(CLI::Range(0.01, 1.0));
-  app.add_option("--keep-plan", options.plan_path, "Leave the plan that is timed in this file");
-  app.add_option("--runs", runs, "0: none, for the plan alone")->check(CLI::NonNegativeNumber);
-  app.add_option("--weights-dtype", weights_dtype, "Linear layers of the blocks: as --dtype has them, or fp8 (e4m3)")
-      ->check(CLI::IsMember({"auto", "fp8"}));
-  app.add_flag("--offload", options.offload, "Weights of the blocks stay in host memory");
-  app.add_flag("--serve", serving, "Commands from the standard input");
+  Flags flags;
+  add_flags(app, flags);
   CLI11_PARSE(app, argc, argv);
   try {
-    const ForwardModel model = resized(bench::find_forward_model(model_name), sizes);
+    const ForwardModel model = resized(bench::find_forward_model(flags.model), flags.sizes);
     cuda::add_cuda_backend();
-    const auto backend = make_backend(backend_name);
-    options.dtype = dtype_for(dtype_flag, *backend);
-    options.eight_bit_layers = weights_dtype == "fp8";
+    const auto backend = make_backend(flags.backend);
+    bench::ForwardsOptions& options = flags.options;
+    options.dtype = dtype_for(flags.dtype, *backend);
+    options.eight_bit_layers = flags.weights_dtype == "fp8";
+    options.eight_bit_attention = flags.attention_dtype == "fp8";
     const std::string temporary = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
     const bool make = options.weights.empty();
     if (make) bench::write_transformer(model, options.weights = temporary);
@@ -154,21 +169,22 @@ int main(int argc, char** argv) {
     if (!options.keep_plan) options.plan_path = temporary + ".plan";
     const auto forwards = bench::make_forwards(*backend, model, options);
     if (make) fs::remove_all(temporary);
-    json about = {{"backend", backend->name()},
-                  {"device", backend->device_name()},
-                  {"dtype", dtype_flag},
-                  {"attention_kernel", backend->attention_kernel(options.dtype, model.head_dim)},
-                  {"model", model.name},
-                  {"offload", options.offload},
-                  {"weights_dtype", options.eight_bit_layers ? "fp8" : dtype_flag},
-                  {"load_seconds", forwards->load_seconds()}};
-    if (serving) {
+    json about = {
+        {"backend", backend->name()},
+        {"device", backend->device_name()},
+        {"dtype", flags.dtype},
+        {"attention_kernel", backend->attention_kernel(options.dtype, model.head_dim, options.eight_bit_attention)},
+        {"model", model.name},
+        {"offload", options.offload},
+        {"weights_dtype", options.eight_bit_layers ? "fp8" : flags.dtype},
+        {"load_seconds", forwards->load_seconds()}};
+    if (flags.serving) {
       about["ready"] = true;
       std::cout << about.dump() << std::endl;
       serve(*forwards);
       return 0;
     }
-    if (runs > 0) about.update(measure(*forwards, runs));
+    if (flags.runs > 0) about.update(measure(*forwards, flags.runs));
     std::cout << about.dump(2) << std::endl;
     return 0;
   } catch (const std::exception& error) {

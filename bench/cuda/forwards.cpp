@@ -101,7 +101,7 @@ template <class Transformer>
 class ForwardsOf final : public Forwards {
  public:
   ForwardsOf(Backend& backend, const ForwardModel& model, const ForwardsOptions& options)
-      : backend_(backend), transformer_(load(options)) {
+      : backend_(backend), eight_bit_attention_(options.eight_bit_attention), transformer_(load(options)) {
     const int64_t channels = transformer_.config().in_channels;
     latents_ = converted(random_tensor({channels, model.frames, model.height, model.width}, 1), DType::kF32);
     for (const int tokens : text_tokens_of_run(transformer_)) {
@@ -119,6 +119,10 @@ class ForwardsOf final : public Forwards {
                       [&](int step, int layer) { return layers.layer(step, layer); });
     dense_ = std::make_unique<DenseAttention>(backend, kPlanSteps, num_layers());
     planned_ = std::make_unique<PlannedAttention>(backend, plan_, run);
+    if (eight_bit_attention_) {
+      dense_->use_eight_bits(std::vector<bool>(kPlanSteps, true));
+      planned_->use_eight_bits(std::vector<bool>(kPlanSteps, true));
+    }
   }
 
   json run(bool planned) override {
@@ -171,6 +175,7 @@ class ForwardsOf final : public Forwards {
     } else {
       attention = std::make_unique<DenseAttention>(backend_, 1, run.num_layers);
     }
+    if (eight_bit_attention_) attention->use_eight_bits({true});
     attention->begin_forward(0, GuidanceBranch::kConditional);
     write_safetensors(out,
                       {{"prediction", forward(transformer_, latents, timestep, prompt, *attention, nullptr, [] {})}});
@@ -214,6 +219,7 @@ class ForwardsOf final : public Forwards {
   using Prompt = decltype(std::declval<const Transformer&>().prepare_prompt(std::declval<const Tensor&>()));
 
   Backend& backend_;
+  bool eight_bit_attention_;
   double load_seconds_ = 0;
   Transformer transformer_;
   Tensor latents_;

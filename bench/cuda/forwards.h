@@ -34,6 +34,7 @@ struct ForwardsOptions {
   std::string weights;  ///< the transformer's folder
   bool offload = false;
   bool eight_bit_layers = false;
+  bool eight_bit_attention = false;
   std::string plan_path;
   bool keep_plan = false;  ///< leave its file behind
 };

@@ -59,8 +59,11 @@ Limits limits_of_plain_run(const AttentionCase& attention_case, DType dtype, boo
                                  .head;
   // At most 1.1 times the error that any framework's attention of this type has. Where one key dominates a row, its
   // weight relative to the row's maximum is exactly 1, but relative to a reference that lags behind it is rounded like
-  // any other: that doubles the squared error.
-  const double factor = attention_case.values == ValueKind::kNormal ? 1.1 : 1.1 * std::sqrt(2.0);
+  // any other: that doubles the squared error. In 8 bits the reference follows the row's sum, and a last key that
+  // counts as many dominates.
+  const bool dominated =
+      attention_case.values != ValueKind::kNormal || (eight_bits && attention_case.key_bias == KeyBias::kLast);
+  const double factor = dominated ? 1.1 * std::sqrt(2.0) : 1.1;
   // Two runs that round n different numbers each have errors that differ by chance, by 1/√n of them.
   const double chance = 1 + 4 / std::sqrt(plain.num_roundings);
   // Logits are floats in log2 units: an ulp of one moves a weight by 2^-24 of it per unit of the logit.

@@ -61,6 +61,8 @@ void round_to_eight_bits(HeadRows& rows, int64_t num_keys) {
       x = rounded_to_e4m3(x / scale) * scale;
     }
   }
+  const std::vector<float> moved = column_means(rows.values, num_keys, dims);
+  for (size_t d = 0; d < moved.size(); ++d) rows.mean_value[d] -= moved[d];
 }
 
 }  // namespace calibatt

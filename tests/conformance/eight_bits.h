@@ -13,7 +13,7 @@ inline constexpr float kLargestE4m3 = 448.0f;
 /// block.
 struct HeadRows {
   std::vector<float> keys, values;
-  std::vector<float> mean_value;  ///< [head_dim]: was subtracted from the values, belongs to the output
+  std::vector<float> mean_value;  ///< [head_dim]: what the output lacks
 };
 
 /// The nearest number of e4m3 (four bits of exponent, three of mantissa; ties to even), 448 at most.
@@ -23,7 +23,8 @@ float rounded_to_e4m3(float value);
 void round_to_bytes(std::span<float> values);
 
 /// Keys, less the mean of the first num_keys rows: bytes, a scale for each 64 rows (summaries begin anew). Values, less
-/// their mean: e4m3, a scale for each column that makes the largest of the first num_keys rows 448.
+/// their mean: e4m3, a scale for each column that makes the largest of the first num_keys rows 448. The mean of the
+/// first num_keys rows stays what it was: what rounding moves it by is in mean_value.
 void round_to_eight_bits(HeadRows& rows, int64_t num_keys);
 
 }  // namespace calibatt

@@ -9,6 +9,7 @@ namespace calibatt {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::FloatEq;
 using ::testing::FloatNear;
 
 TEST(EightBits, E4m3IsRoundedToTheNearest) {
@@ -39,6 +40,14 @@ TEST(EightBits, MeansAreTakenOutAndOnlyThatOfValuesReturns) {
   EXPECT_THAT(rows.keys, ElementsAre(-1, 0, 1, 0));
   EXPECT_THAT(rows.values, ElementsAre(FloatNear(-2, 1e-5f), 0, FloatNear(2, 1e-5f), 0));
   EXPECT_THAT(rows.mean_value, ElementsAre(12));
+}
+
+TEST(EightBits, RoundingDoesNotMoveTheMeanOfValues) {
+  HeadRows rows{{0, 0, 0, 0}, {1.07f, 1.07f, 1.07f, -3.21f}, {0}};
+  round_to_eight_bits(rows, 4);
+  const float rounded = 144 * 3.21f / 448;  // 1.07 is 149.33 of 448 for 3.21; there, numbers are 16 apart
+  EXPECT_THAT(rows.values, ElementsAre(FloatEq(rounded), FloatEq(rounded), FloatEq(rounded), FloatEq(-3.21f)));
+  EXPECT_NEAR(rows.mean_value[0], -(3 * rounded - 3.21f) / 4, 1e-6f);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The inputs of a call in 8 bits: means and ranges of keys and values (two launches, the second small), then the bytes.
+// The inputs of a call in 8 bits: means and ranges of keys and values (two launches, the second small), the bytes, and
+// what their rounding did to the values' mean (small).
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -18,6 +19,7 @@ constexpr int kThreads = 256;
 constexpr int kUnit = 8;             ///< elements of 16 bytes
 constexpr int kTokensOfSplit = 768;  ///< at least, of what one block adds up
 constexpr int kMostSplits = 64;
+constexpr int kGroupsOfSums = 8;  ///< of threads that share a channel's chunks
 
 template <class Type>
 __device__ __forceinline__ void unpack(const uint4& unit, float (&x)[kUnit]) {
@@ -233,6 +235,24 @@ __device__ void quantize_keys(const Inputs& in, const Rows& rows, int64_t index,
   if (threadIdx.x == 0) in.to.k_scale[place] = make_float4(largest / kLargestByte, 0, 0, 0);
 }
 
+/// Per channel, the sum of a chunk's bytes: exact in a float, as 64 numbers of e4m3 are 2^24 of its smallest at most.
+template <int kHeadDim>
+__device__ __forceinline__ void sum_values(const uint8_t* staged, float* sums) {
+  constexpr int kThreadsOfRow = kThreads / kHeadDim, kPieces = kChunkKeys / 16 / kThreadsOfRow;
+  const int channel = static_cast<int>(threadIdx.x) / kThreadsOfRow,
+            part = static_cast<int>(threadIdx.x) % kThreadsOfRow;
+  const uint4* pieces = reinterpret_cast<const uint4*>(staged + channel * kChunkKeys) + part * kPieces;
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const uint4 piece = pieces[i];
+    for (const uint32_t four : {piece.x, piece.y, piece.z, piece.w}) sum += ptx::sum_e4m3(four);
+  }
+#pragma unroll
+  for (int lane = 1; lane < kThreadsOfRow; lane *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+  if (part == 0) sums[channel] = sum;
+}
+
 /// Transposes by way of shared memory. A thread makes, of 8 channels, the 4 keys that lie behind each other.
 template <int kHeadDim, class Type>
 __device__ void quantize_values(const Inputs& in, const Rows& rows, int64_t index, int chunk, int to_chunk) {
@@ -265,10 +285,31 @@ __device__ void quantize_values(const Inputs& in, const Rows& rows, int64_t inde
     }
   }
   __syncthreads();
+  if (to_chunk < in.to.key_chunks) {
+    sum_values<kHeadDim>(staged, in.to.v_sum + (index * in.to.key_chunks + to_chunk) * kHeadDim);
+  }
   uint4* to = reinterpret_cast<uint4*>(in.to.v + (index * in.to.num_chunks + to_chunk) * kBytes);
   for (int i = static_cast<int>(threadIdx.x); i < kBytes / 16; i += kThreads) {
     to[i] = reinterpret_cast<const uint4*>(staged)[i];
   }
+}
+
+/// Block: a head of a batch entry. What rounding has moved the values by in the mean goes into the mean that the output
+/// gets back.
+template <int kHeadDim>
+__global__ void __launch_bounds__(kHeadDim* kGroupsOfSums) center_kernel(const __grid_constant__ Inputs in) {
+  __shared__ float shared[kGroupsOfSums][kHeadDim];
+  const int channel = static_cast<int>(threadIdx.x) % kHeadDim, group = static_cast<int>(threadIdx.x) / kHeadDim;
+  const float* sums = in.to.v_sum + static_cast<int64_t>(blockIdx.x) * in.to.key_chunks * kHeadDim + channel;
+  float sum = 0;
+#pragma unroll 4
+  for (int chunk = group; chunk < in.to.key_chunks; chunk += kGroupsOfSums) sum += sums[int64_t{chunk} * kHeadDim];
+  shared[group][channel] = sum;
+  __syncthreads();
+  if (group != 0) return;
+  for (int g = 1; g < kGroupsOfSums; ++g) sum += shared[g][channel];
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * kHeadDim + channel;
+  in.to.v_mean[place] -= in.to.v_scale[place] * (sum / static_cast<float>(in.args.num_keys));
 }
 
 /// Block (head, job, batch entry): a chunk of queries, or of keys and their values, or of summaries. Heads first: in
@@ -301,6 +342,7 @@ void enqueue(const Inputs& in, cudaStream_t stream) {
   measure_kernel<kHeadDim, Type><<<dim3(heads, splits, batch), kThreads, 0, stream>>>(in);
   settle_kernel<kHeadDim><<<heads * batch, kHeadDim, 0, stream>>>(in);
   quantize_kernel<kHeadDim, Type><<<dim3(heads, jobs, batch), kThreads, 0, stream>>>(in);
+  center_kernel<kHeadDim><<<heads * batch, kHeadDim * kGroupsOfSums, 0, stream>>>(in);
   check(cudaGetLastError(), "attention in 8 bits: quantising");
 }
 
@@ -337,6 +379,7 @@ Quantized place(const AttentionArgs& args, Places& places) {
   q.v_scale = places.take<float>(heads * dim);
   q.k_mean = places.take<float>(heads * dim);
   q.v_mean = places.take<float>(heads * dim);
+  q.v_sum = places.take<float>(heads * q.key_chunks * dim);
   q.partial = places.take<float>(heads * q.num_splits * 4 * dim);
   return q;
 }

@@ -12,9 +12,11 @@
 /// Queries: signed bytes, a scale for each row. Keys, less their mean: signed bytes, a scale for each chunk of 64. The
 /// mean is a constant of the call's head: it moves all logits of a row alike, and a channel that is large for all keys
 /// does not coarsen the others. Values, less their mean: e4m3, a scale for each channel. Their mean is added back to
-/// the normalised output, so that the tensor core's short sum holds differences only. Summaries lie behind the keys as
-/// chunks of their own, with scales of their own; of values, a channel's scale serves both (a block's mean exceeds no
-/// value).
+/// the normalised output, so that the tensor core's short sum holds differences only. What is added is their mean less
+/// that of the rounded differences: inputs in 16 bits lie on a grid, so a channel's rounding errors do not cancel, and
+/// what is left of them in the mean does not shrink with the number of keys, as an average of values does. Summaries
+/// lie behind the keys as chunks of their own, with scales of their own; of values, a channel's scale serves both (a
+/// block's mean exceeds no value).
 ///
 /// Chunks are stored as they lie in shared memory, so that a copy is one run of bytes: rows in the swizzle of their
 /// length, values transposed with their keys in the order of ptx::key_slot.
@@ -32,7 +34,8 @@ struct Quantized {
   uint8_t* v = nullptr;       ///< [heads][num_chunks][head_dim][64 keys], swizzled
   float* v_scale = nullptr;   ///< [heads][head_dim]
   float* k_mean = nullptr;    ///< [heads][head_dim]
-  float* v_mean = nullptr;    ///< [heads][head_dim]
+  float* v_mean = nullptr;    ///< [heads][head_dim]: once all is quantised, what the output gets back (above)
+  float* v_sum = nullptr;     ///< [heads][key_chunks][head_dim]: sums of the bytes of v
   float* partial = nullptr;   ///< [heads][num_splits][4][head_dim]: sums of k and v, least and largest v
   int query_rows = 0;         ///< of a head, a multiple of 64
   int key_chunks = 0;         ///< of keys; then those of summaries

@@ -34,6 +34,18 @@ __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d
   return four;
 }
 
+/// The sum of four numbers of e4m3.
+__device__ __forceinline__ float sum_e4m3(uint32_t four) {
+  uint32_t low, high;
+  asm("{\n.reg .b16 first, second;\nmov.b32 {first, second}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, first;\ncvt.rn.f16x2.e4m3x2 %1, second;\n}\n"
+      : "=r"(low), "=r"(high)
+      : "r"(four));
+  const float2 a = __half22float2(reinterpret_cast<const __half2&>(low));
+  const float2 b = __half22float2(reinterpret_cast<const __half2&>(high));
+  return (a.x + a.y) + (b.x + b.y);
+}
+
 /// 2^x and log2(x) by the special-function unit: relative and absolute error about 2⁻²². Exact at −∞ and 0.
 __device__ __forceinline__ float exp2_unit(float x) {
   float y;
