@@ -9,10 +9,12 @@
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <set>
 #include <string_view>
 #include <thread>
+#include <utility>
 
 #include "calibatt/error.h"
 #include "serve/connection.h"
@@ -43,7 +45,19 @@ class ConnectionThreads : public httplib::TaskQueue {
  public:
   explicit ConnectionThreads(size_t limit) : limit_(limit) {}
 
-  void enqueue(std::function<void()> serve) override {
+  /// Returns whether it was taken, as newer versions of httplib ask, or nothing, as older ones do.
+  decltype(std::declval<httplib::TaskQueue&>().enqueue({})) enqueue(std::function<void()> serve) override {
+    serve_or_send_away(serve);
+    return decltype(enqueue({}))(true);
+  }
+
+  void shutdown() override {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [this] { return running_ == 0; });
+  }
+
+ private:
+  void serve_or_send_away(const std::function<void()>& serve) {
     {
       const std::lock_guard lock(mutex_);
       ++running_;
@@ -54,13 +68,6 @@ class ConnectionThreads : public httplib::TaskQueue {
     serve();
     busy = false;
   }
-
-  void shutdown() override {
-    std::unique_lock lock(mutex_);
-    ended_.wait(lock, [this] { return running_ == 0; });
-  }
-
- private:
   bool start(const std::function<void()>& serve) {
     try {
       std::thread([this, serve] {
@@ -140,10 +147,10 @@ class FileReader {
 
 void write_reply(const HttpReply& reply, httplib::Response& to) {
   to.status = reply.status;
-  for (const auto& [name, value] : reply.headers) to.set_header(name, value);
+  for (const auto& [name, value] : reply.headers) to.set_header(name.c_str(), value);
   to.set_header("X-Content-Type-Options", "nosniff");
   if (!reply.file || reply.file->length == 0) {
-    to.set_content(reply.body, reply.content_type);
+    to.set_content(reply.body, reply.content_type.c_str());
     return;
   }
   const auto file = std::make_shared<FileReader>(*reply.file);
@@ -152,7 +159,7 @@ void write_reply(const HttpReply& reply, httplib::Response& to) {
     return;
   }
   to.set_content_provider(
-      reply.file->length, reply.content_type,
+      reply.file->length, reply.content_type.c_str(),
       [file](size_t at, size_t length, httplib::DataSink& sink) { return file->send(at, length, sink); });
 }
 
@@ -196,7 +203,7 @@ class HttpServer::Impl : public httplib::Server {
 
   int take_address(const std::string& host, int port) {
     errno = 0;
-    const int taken = port == 0 ? bind_to_any_port(host) : bind_to_port(host, port) ? port : -1;
+    const int taken = port == 0 ? bind_to_any_port(host.c_str()) : bind_to_port(host.c_str(), port) ? port : -1;
     if (taken <= 0) {
       const std::string reason = errno == 0 ? "it is no address of this machine" : std::strerror(errno);
       throw Error(ErrorKind::kIo, "--host " + host + " --port " + std::to_string(port) +
@@ -252,9 +259,19 @@ class HttpServer::Impl : public httplib::Server {
     exchange = &now;
     bool closed = false;
     const bool answered =
-        process_request(connection, last, closed, [&](httplib::Request& request) { read_head(request, now); });
+        process(*this, connection, last, closed, [&](httplib::Request& request) { read_head(request, now); });
     exchange = nullptr;
     return answered && !closed && now.has_head && (!now.has_body || now.body_read) && !connection.broken();
+  }
+
+  /// Newer versions of httplib want the addresses, which nothing here reads.
+  static bool process(auto& server, Connection& connection, bool last, bool& closed,
+                      const std::function<void(httplib::Request&)>& read_head) {
+    if constexpr (requires { server.process_request(connection, last, closed, read_head); }) {
+      return server.process_request(connection, last, closed, read_head);
+    } else {
+      return server.process_request(connection, "", 0, "", 0, last, closed, read_head);
+    }
   }
 
   HandlerResponse answer_head(httplib::Response& reply) {

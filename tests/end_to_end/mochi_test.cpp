@@ -49,7 +49,7 @@ TEST_F(Mochi, SizesThatItCannotDoAreNamed) {
   EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --steps 1 -o " + folder_.file("v.mp4")).output,
               HasSubstr("linear-quadratic noise levels need 2 steps"));
   EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --weights-dtype fp8 -o " + folder_.file("v.mp4")).output,
-              HasSubstr("Mochi's linear layers are not computed in 8 bits yet"));
+              HasSubstr("MochiTransformer3DModel: its linear layers are not computed in 8 bits yet"));
 }
 
 TEST_F(Mochi, OnePlanServesPromptsOfEveryLength) {

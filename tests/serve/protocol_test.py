@@ -21,7 +21,7 @@ def test_a_video_is_what_generate_makes():
         assert status == 200 and headers["Content-Type"] == "video/mp4" and headers["Accept-Ranges"] == "bytes"
         path = os.path.join(folder, "v.mp4")
         subprocess.run([PROGRAM, "generate", "-m", MODEL, "-p", SMALL["prompt"], "-W", "64", "-H", "64", "--video-frames", "5", "--steps", "1",
-                        "--cfg-scale", "1", "-s", "1", "--threads", "2", "--backend", "cpu", "-o", path], check=True, capture_output=True)
+                        "--cfg-scale", "1", "-s", "1", "--threads", "1", "--backend", "cpu", "-o", path], check=True, capture_output=True)
         with open(path, "rb") as file:
             assert hashlib.sha256(file.read()).digest() == hashlib.sha256(content).digest()
 
@@ -103,7 +103,7 @@ def test_a_plan_is_applied():
         with open(prompts, "w", encoding="utf-8") as file:
             file.write("a red circle\na blue square\n")
         subprocess.run([PROGRAM, "calibrate", "-m", MODEL, "--prompts", prompts, "-o", plan, "-W", "128", "-H", "128", "--video-frames", "9",
-                        "--steps", "4", "--density", "0.5", "--threads", "2", "--backend", "cpu"], check=True, capture_output=True)
+                        "--steps", "4", "--density", "0.5", "--threads", "1", "--backend", "cpu"], check=True, capture_output=True)
         fields = {"prompt": "a red circle", "size": "128x128", "num_frames": 9, "num_inference_steps": 4, "seed": 1}
         with Service("--plan", plan) as service:
             planned = service.wait(service.create(fields)["id"])
@@ -143,7 +143,7 @@ def test_a_video_begins_with_a_picture():
             assert service.wait(video["id"])["status"] == "completed", service.wait(video["id"])
             made = service.ask("GET", f"/v1/videos/{video['id']}/content")[2]
         path = os.path.join(model, "v.mp4")
-        subprocess.run([PROGRAM, "generate", "-m", model, "-p", "a", "--image", picture, "--steps", "2", "-s", "3", "--dtype", "fp32", "--threads", "2",
+        subprocess.run([PROGRAM, "generate", "-m", model, "-p", "a", "--image", picture, "--steps", "2", "-s", "3", "--dtype", "fp32", "--threads", "1",
                         "--backend", "cpu", "-o", path], check=True, capture_output=True)
         with open(path, "rb") as file:
             assert file.read() == made

@@ -21,7 +21,7 @@ class Service:
     def __init__(self, *flags, folder=None, model=MODEL):
         self._own = tempfile.TemporaryDirectory() if folder is None else None
         self.folder = folder or self._own.name
-        command = [PROGRAM, "serve", "-m", model, "--port", "0", "-o", self.folder, "--threads", "2", "--backend", "cpu",
+        command = [PROGRAM, "serve", "-m", model, "--port", "0", "-o", self.folder, "--threads", "1", "--backend", "cpu",
                    "--max-megapixels", "10", *flags]
         self.started = time.monotonic()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
