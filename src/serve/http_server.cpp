@@ -146,11 +146,15 @@ class FileReader {
 };
 
 void write_reply(const HttpReply& reply, httplib::Response& to) {
+  const char* const type = reply.content_type.c_str();  // httplib 0.10 takes no strings for names
   to.status = reply.status;
-  for (const auto& [name, value] : reply.headers) to.set_header(name.c_str(), value);
+  for (const auto& header : reply.headers) {
+    const char* const name = header.first.c_str();
+    to.set_header(name, header.second);
+  }
   to.set_header("X-Content-Type-Options", "nosniff");
   if (!reply.file || reply.file->length == 0) {
-    to.set_content(reply.body, reply.content_type.c_str());
+    to.set_content(reply.body, type);
     return;
   }
   const auto file = std::make_shared<FileReader>(*reply.file);
@@ -158,9 +162,9 @@ void write_reply(const HttpReply& reply, httplib::Response& to) {
     write_reply(error_reply(500, "the video's file cannot be opened", "", "file_missing"), to);
     return;
   }
-  to.set_content_provider(
-      reply.file->length, reply.content_type.c_str(),
-      [file](size_t at, size_t length, httplib::DataSink& sink) { return file->send(at, length, sink); });
+  to.set_content_provider(reply.file->length, type, [file](size_t at, size_t length, httplib::DataSink& sink) {
+    return file->send(at, length, sink);
+  });
 }
 
 /// What is wrong with a body before it is read.
@@ -203,7 +207,8 @@ class HttpServer::Impl : public httplib::Server {
 
   int take_address(const std::string& host, int port) {
     errno = 0;
-    const int taken = port == 0 ? bind_to_any_port(host.c_str()) : bind_to_port(host.c_str(), port) ? port : -1;
+    const char* const name = host.c_str();
+    const int taken = port == 0 ? bind_to_any_port(name) : bind_to_port(name, port) ? port : -1;
     if (taken <= 0) {
       const std::string reason = errno == 0 ? "it is no address of this machine" : std::strerror(errno);
       throw Error(ErrorKind::kIo, "--host " + host + " --port " + std::to_string(port) +
