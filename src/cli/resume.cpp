@@ -20,11 +20,12 @@ using nlohmann::json;
 constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash",
                      *kImageHash = "image_hash", *kSettingsHash = "settings_hash";
 /// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
-constexpr const char* kMadeFrom[] = {"model",         "prompt",    "negative_prompt", "seed",      "steps",
-                                     "cfg_scale",     "scheduler", "flow_shift",      "width",     "height",
-                                     "video_frames",  "fps",       "sigmas",          "precision", "noise_levels",
-                                     "plan_checksum", "loras",     "cfg_scale_2",     "parts",     "attention_dtype",
-                                     "weights_dtype", kFilesHash,  kTokenizerHash,    kImageHash,  kSettingsHash};
+constexpr const char* kMadeFrom[] = {
+    "model",     "prompt",          "negative_prompt", "seed",          "steps",        "cfg_scale",
+    "scheduler", "flow_shift",      "width",           "height",        "video_frames", "fps",
+    "sigmas",    "precision",       "noise_levels",    "plan_checksum", "loras",        "cfg_scale_2",
+    "parts",     "attention_dtype", "weights_dtype",   "kept_steps",    kFilesHash,     kTokenizerHash,
+    kImageHash,  kSettingsHash};
 /// How a run's noise levels were asked for, which does not matter where they are the same.
 constexpr const char* kOfNoiseLevels[] = {"flow_shift", "sigmas", "noise_levels"};
 
@@ -53,6 +54,16 @@ bool same_noise_levels(const json& found, const json& wanted) {
     if (!(std::abs(theirs.get<double>() - wanted[key][step].get<double>()) <= tolerance)) return false;
   }
   return true;
+}
+
+/// Reports from before runs could begin without 8 bits do not say which steps were in 8 bits.
+void require_known_steps(const Made& made, const json& found, const json& wanted) {
+  if (wanted["weights_dtype"].is_null() && wanted["attention_dtype"].is_null()) return;
+  if (found.contains("eight_bit_parts")) return;
+  throw Error(ErrorKind::kMismatch,
+              made.output +
+                  " is there already and was made by an earlier version, which computed other steps in 8 bits" +
+                  kRemedy);
 }
 
 void require_same(const Made& made, const json& found, const json& wanted) {
@@ -85,6 +96,7 @@ void require_same(const Made& made, const json& found, const json& wanted) {
     throw Error(ErrorKind::kMismatch, made.output + " is there already and was made with " + key + " " + words(theirs) +
                                           ", and this command says " + words(ours) + kRemedy);
   }
+  require_known_steps(made, found, wanted);
 }
 
 }  // namespace

@@ -35,6 +35,17 @@ bool is_removed(const std::string& name) {
   return name.starts_with(kRemovedPrefix) && is_job_id(name.substr(std::strlen(kRemovedPrefix)));
 }
 
+/// Whether a job's folder without a record holds nothing but what a process that was killed in create() leaves.
+bool is_half_made(const fs::path& folder) {
+  std::error_code error;
+  if (fs::is_symlink(folder, error)) return false;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name != "picture" && !name.starts_with(".")) return false;
+  }
+  return !error;
+}
+
 }  // namespace
 
 std::string new_job_id() {
@@ -82,7 +93,11 @@ std::vector<Job> JobStore::load(const std::function<void(const std::string&)>& w
     const std::string record = (entry.path() / "job.json").string();
     std::error_code error;
     if (!fs::exists(record, error)) {
-      if (!error) leftovers.push_back(entry.path());
+      if (!error && is_half_made(entry.path())) {
+        leftovers.push_back(entry.path());
+      } else {
+        warn(record + ": is not there; the job is left out, and its folder left alone");
+      }
       continue;
     }
     try {

@@ -112,6 +112,20 @@ TEST(JobStore, WhatAKilledProcessLeftHalfMadeGoesAndWhatIsNotItsOwnStays) {
   for (const char* other : {"mine", ".removed_mine", "video_"}) EXPECT_TRUE(fs::exists(fs::path(folder.path) / other));
 }
 
+TEST(JobStore, AVideoWhoseRecordIsLostIsLeftAlone) {
+  const test::Folder folder;
+  const fs::path lost = fs::path(folder.path) / new_job_id(), link = fs::path(folder.path) / new_job_id();
+  fs::create_directory(lost);
+  write(lost / "video.mp4", "bytes");
+  fs::create_directory_symlink(lost, link);
+  JobStore store(folder.path);
+  std::vector<std::string> warnings;
+  EXPECT_TRUE(loaded(store, &warnings).empty());
+  EXPECT_EQ(warnings.size(), 2U);
+  EXPECT_TRUE(fs::exists(lost / "video.mp4"));
+  EXPECT_TRUE(fs::is_symlink(link));
+}
+
 TEST(JobStore, ARecordThatCannotBeReadIsToldAndLeftAlone) {
   const test::Folder folder;
   JobStore store(folder.path);

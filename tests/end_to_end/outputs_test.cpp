@@ -261,6 +261,20 @@ TEST_F(Outputs, FinishedVideosAreKnownByWhatTheyWereMadeFrom) {
   expect_refusal(many, 5, "no " + report + " says what it was made from");
 }
 
+TEST_F(Outputs, FinishedVideosAreOfTheSameStepsIn8Bits) {
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  const std::string many = "generate" + kSmall + "--weights-dtype fp8 --prompts " + folder_.file("prompts.txt") +
+                           " -o " + folder_.file("v.mp4") + " --keep-steps ";
+  ASSERT_EQ(run_calibatt(many + "1").exit_code, 0);
+  EXPECT_THAT(run_calibatt(many + "1").output, HasSubstr("passing over 1 of 1 video,"));
+  expect_refusal(many + "2", 5, "was made with kept_steps 1, and this command says 2");
+  const std::string report = folder_.file("v_0000.json");
+  auto earlier = nlohmann::json::parse(read_file(report));
+  ASSERT_EQ(earlier.erase("eight_bit_parts"), 1U);
+  write_file(report, earlier.dump());
+  expect_refusal(many + "1", 5, "was made by an earlier version");
+}
+
 TEST_F(Outputs, FinishedVideosAreOfTheSameNoiseLevelsHoweverTheyAreWritten) {
   write_file(folder_.file("prompts.txt"), "a red circle\n");
   const std::string many = "generate --model " + kModel +
