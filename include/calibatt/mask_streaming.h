@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace calibatt {
@@ -18,6 +19,19 @@ struct MaskStreaming {
   uint64_t peak_device_bytes = 0;  ///< most GPU memory that masks took at a time
   uint64_t device_bytes = 0;       ///< GPU memory that masks take now
 
+  /// And what happened on another GPU of the same run; peak and memory are of the one that has more.
+  void add(const MaskStreaming& other) {
+    calls += other.calls;
+    ready += other.ready;
+    late += other.late;
+    unannounced += other.unannounced;
+    stall_seconds += other.stall_seconds;
+    device_wait_seconds += other.device_wait_seconds;
+    work_seconds += other.work_seconds;
+    uploaded_bytes += other.uploaded_bytes;
+    peak_device_bytes = std::max(peak_device_bytes, other.peak_device_bytes);
+    device_bytes = std::max(device_bytes, other.device_bytes);
+  }
   /// What happened since `earlier`; the peak is that of all the time, and the memory that of now.
   MaskStreaming since(const MaskStreaming& earlier) const {
     return {calls - earlier.calls,

@@ -54,8 +54,10 @@ struct LoadOptions {
   int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
                     ///< its number is in force for whoever else computes with this library
   std::string backend =
-      "auto";      ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
-  int device = 0;  ///< index of the GPU, as CUDA counts
+      "auto";  ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
+  /// The GPUs that make each video together, by index as CUDA counts: a rank on each, with all weights. Some may share
+  /// one, and on the CPU all do (index 0): that is for tests, and brings nothing else.
+  std::vector<int> devices = {0};
   std::vector<Lora> loras = {};  ///< merged into the transformer's weights, in this order
   bool offload = false;  ///< keep the transformer's blocks in host memory and stream them to the GPU: less memory there
   ProgressCallback progress = {};                             ///< of the loading
@@ -135,8 +137,12 @@ struct RunReport {
   std::string image_hash;  ///< of the picture's pixels; empty without one
   /// Of the tokenizer's files, and of what the components' settings say; reports of earlier versions do not say them.
   std::string tokenizer_hash, settings_hash;
-  std::string device;              ///< name of the GPU; empty on the CPU
-  uint64_t peak_device_bytes = 0;  ///< most GPU memory in use at a time, weights included; 0 on the CPU
+  std::string device;        ///< name of the (first) GPU; empty on the CPU
+  std::vector<int> devices;  ///< LoadOptions::devices
+  int guidance_groups = 1;   ///< 2: each half of the devices computed one branch of guidance
+  /// Where devices shared self-attention by heads: work of the busiest over the mean of all, by what heads cost.
+  std::optional<double> deal_imbalance = {};
+  uint64_t peak_device_bytes = 0;  ///< most memory of a GPU in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;
   StageSeconds seconds;
   double density = 1;                            ///< computed query-key pairs of self-attention over all pairs
@@ -186,9 +192,9 @@ struct ModelInfo {
 /// here, before minutes of loading.
 class CALIBATT_API ModelOnDisk {
  public:
-  /// Of the options only which files there are is looked at, and of what precision. Throws Error(kNotFound / kFormat /
-  /// kMismatch) for what Pipeline::load would refuse the settings of, Error(kUsage) for a precision that it would
-  /// refuse on every machine.
+  /// Of the options only which files there are is looked at, of what precision, and how many devices. Throws
+  /// Error(kNotFound / kFormat / kMismatch) for what Pipeline::load would refuse the settings of, Error(kUsage) for a
+  /// precision that it would refuse on every machine.
   static ModelOnDisk open(const LoadOptions& options);
   static ModelOnDisk open(const std::string& model_dir);
   ModelOnDisk(ModelOnDisk&&) noexcept;
@@ -205,7 +211,8 @@ class CALIBATT_API ModelOnDisk {
   /// What a run's report will say as far as it is known before the run: its options, model, noise levels and plan.
   /// Throws as Pipeline::resolved, and for a plan that cannot be read.
   RunReport expected_report(const GenerateOptions& options) const;
-  /// Of a video with these options; kAuto counts as bf16, as on a GPU. Layers that stay as they are beside those in 8
+  /// Of a video with these options, on each of the devices that it was opened with; kAuto counts as bf16, as on a GPU.
+  /// Layers that stay as they are beside those in 8
   /// bits are those that it was opened with.
   MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto,
                         WeightsPrecision weights = WeightsPrecision::kAuto) const;
@@ -217,11 +224,12 @@ class CALIBATT_API ModelOnDisk {
 };
 
 class Runner;  // this library's own
+class RunnerGroup;
 
 /// A model, loaded. Not thread-safe; one run at a time.
 class CALIBATT_API Pipeline {
  public:
-  /// Throws Error(kNotFound / kFormat / kNumeric) naming file and tensor.
+  /// Throws Error(kNotFound / kFormat / kNumeric) naming file and tensor, Error(kUsage) for devices that are not there.
   static std::unique_ptr<Pipeline> load(const LoadOptions& options);
   ~Pipeline();
 
@@ -242,11 +250,11 @@ class CALIBATT_API Pipeline {
   /// `options` with every default filled in. Throws Error(kUsage) for what this model cannot do.
   GenerateOptions resolved(const GenerateOptions& options) const;
 
-  Runner& runner() { return *runner_; }  ///< for calibrate
+  RunnerGroup& runners() { return *runners_; }              ///< for calibrate
+  explicit Pipeline(std::unique_ptr<RunnerGroup> runners);  ///< of models that come from no folder
 
  private:
-  explicit Pipeline(std::unique_ptr<Runner> runner);
-  std::unique_ptr<Runner> runner_;
+  std::unique_ptr<RunnerGroup> runners_;
 };
 
 }  // namespace calibatt

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
+#include "plan/head_costs.h"
 #include "sparsity/token_shard.h"
 
 namespace calibatt {
@@ -72,6 +74,12 @@ ConstHeadsView as_const(const HeadsView& view) {
   return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
 }
 
+/// As plan/head_costs.h has dense heads.
+std::vector<double> dense_costs(int num_heads, int64_t num_tokens) {
+  const auto tokens = static_cast<double>(num_tokens);
+  return std::vector<double>(static_cast<size_t>(num_heads), tokens * (tokens + HeadCostModel().keys_per_query));
+}
+
 /// [tokens, heads, head_dim] as a view.
 HeadsView whole(Tensor& heads) {
   return {heads.raw(), heads.dtype(), heads.dim(0), heads.dim(1) * heads.dim(2), heads.dim(2)};
@@ -82,6 +90,12 @@ ConstHeadsView whole(const Tensor& heads) {
 
 }  // namespace
 
+SequenceParallelEngine::Work SequenceParallelEngine::Work::of(const HeadDeal& deal, const std::vector<double>& costs) {
+  const std::vector<double> work = work_of_ranks(deal, costs);
+  return {*std::ranges::max_element(work),
+          std::accumulate(work.begin(), work.end(), 0.0) / static_cast<double>(work.size())};
+}
+
 /// A schedule's heads of one rank.
 class SequenceParallelEngine::Share : public ScheduleSource {
  public:
@@ -89,10 +103,12 @@ class SequenceParallelEngine::Share : public ScheduleSource {
     std::vector<double> costs = all_->head_costs();
     if (costs.empty()) costs.assign(all_->heads().size(), 1.0);
     deal_ = deal_by_cost(costs, num_ranks);
+    work_ = Work::of(deal_, costs);
   }
 
   const ScheduleSource* all() const { return all_.get(); }
   const HeadDeal& deal() const { return deal_; }
+  const Work& work() const { return work_; }
   const std::vector<int>& my_heads() const { return deal_.heads_of_rank[static_cast<size_t>(rank_)]; }
 
   std::span<const HeadSchedule> heads() const override {
@@ -107,6 +123,7 @@ class SequenceParallelEngine::Share : public ScheduleSource {
  private:
   std::shared_ptr<const ScheduleSource> all_;
   HeadDeal deal_;
+  Work work_;
   int rank_;
   mutable std::mutex mutex_;
   mutable std::vector<HeadSchedule> heads_;  // empty until asked for
@@ -150,6 +167,9 @@ void SequenceParallelEngine::attention(const AttentionCall& call) {
   const HeadDeal deal = share != nullptr ? share->deal() : deal_in_order(call.num_heads, ranks_.size());
   const std::vector<int>& mine = deal.heads_of_rank[static_cast<size_t>(ranks_.rank())];
   const auto num_heads = static_cast<int>(mine.size());
+  const Work work = share != nullptr ? share->work() : Work::of(deal, dense_costs(call.num_heads, num_tokens_));
+  work_.busiest += work.busiest;
+  work_.mean += work.mean;
   const Tensor q = to_heads(call.q, deal, call.head_dim), k = to_heads(call.k, deal, call.head_dim),
                v = to_heads(call.v, deal, call.head_dim);
   Tensor out = device_.empty(call.out.dtype, {num_tokens_, num_heads, call.head_dim});

@@ -36,9 +36,16 @@ class SequenceParallelEngine : public AttentionEngine {
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override;
   Communicator* ranks() const override { return &ranks_; }
   MaskStreaming mask_streaming() const override { return engine_.mask_streaming(); }
+  /// Work of the busiest rank over the mean, of all calls so far, by what heads cost (plan/head_costs.h); 1: balanced.
+  double imbalance() const { return work_.mean > 0 ? work_.busiest / work_.mean : 1; }
 
  private:
   class Share;
+  /// Of ranks, in calls one after another.
+  struct Work {
+    double busiest = 0, mean = 0;
+    static Work of(const HeadDeal& deal, const std::vector<double>& costs);
+  };
 
   std::shared_ptr<const Share> share_of(const ScheduleSource* schedule) const;
   void check(const AttentionCall& call) const;
@@ -51,6 +58,7 @@ class SequenceParallelEngine : public AttentionEngine {
   AttentionEngine& engine_;
   Communicator& ranks_;
   int64_t num_tokens_;
+  Work work_;
   std::list<std::shared_ptr<const Share>> shares_;  // of the schedules that were announced last, the latest first
 };
 

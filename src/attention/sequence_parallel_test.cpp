@@ -152,6 +152,8 @@ TEST(SequenceParallel, HeadsAreDealtByCostAndTheBackendHearsOfItsOwn) {
                       rows(layer.view<ConstHeadsView>(layer.k)), rows(layer.view<ConstHeadsView>(layer.v)),
                       rows(layer.view<HeadsView>(layer.out)), {});
     calls[static_cast<size_t>(ranks.rank())] = listening.calls;
+    const std::vector<double> costs = head_costs(*plan, 1, 0);
+    EXPECT_DOUBLE_EQ(engine.imbalance(), imbalance(deal_by_cost(costs, 2), costs));
   });
   const HeadDeal deal = deal_by_cost(head_costs(*plan, 1, 0), 2);
   for (size_t rank = 0; rank < 2; ++rank) {

@@ -32,6 +32,8 @@ class Communicator {
   virtual void all_to_all(std::span<const ConstPiece> send, std::span<const Piece> receive) = 0;
   /// Returns when every rank is here.
   virtual void barrier() = 0;
+  /// Throws where the group has ended, as any call would: for whoever computes for long without one.
+  virtual void throw_if_ended() = 0;
   /// Ends the group for every rank. reason: one line, with what failed and where. The first reason stays.
   virtual void abort(const std::string& reason) = 0;
 

@@ -27,6 +27,9 @@ class Device {
   virtual std::string_view name() const = 0;              ///< of the backend: "cpu", "cuda"
   virtual std::string device_name() const { return {}; }  ///< "NVIDIA H100 …"; empty: this machine's processor
 
+  /// Makes this device the calling thread's. The thread that made it need not, unless it made another since; every
+  /// other one must, before it computes here.
+  virtual void make_current() {}
   /// This device's end of the group of ranks whose hosts meet in `hosts`: pieces are memory of this device. Every rank
   /// of the group calls it. Null where memory is the host's, so that `hosts` itself will do. Throws Error(kDevice)
   /// where devices cannot read each other's memory.

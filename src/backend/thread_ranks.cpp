@@ -49,6 +49,10 @@ class Meeting {
     const std::lock_guard lock(mutex_);
     end(reason);
   }
+  void throw_if_ended() {
+    const std::lock_guard lock(mutex_);
+    throw_if_over();
+  }
 
   /// The rank's body threw `error`.
   void fail(int rank, std::exception_ptr error, const std::string& what) {
@@ -126,6 +130,7 @@ class ThreadRank : public Communicator {
   void barrier() override {
     meeting_.exchange(rank_, {}, [] {});
   }
+  void throw_if_ended() override { meeting_.throw_if_ended(); }
   void abort(const std::string& reason) override { meeting_.abort(rank_text(rank_, size()) + ": " + reason); }
 
  private:
@@ -164,17 +169,24 @@ void run_rank(Meeting& meeting, int rank, const std::function<void(Communicator&
 void run_ranks(int num_ranks, const std::function<void(Communicator&)>& body) {
   CALIBATT_ASSERT(num_ranks >= 1);
   Meeting meeting(num_ranks);
+  if (num_ranks == 1) {  // nobody to end, and no rank to name
+    ThreadRank alone(meeting, 0);
+    return body(alone);
+  }
   {
     std::vector<std::jthread> threads;
-    threads.reserve(static_cast<size_t>(num_ranks));
+    threads.reserve(static_cast<size_t>(num_ranks) - 1);
+    bool all_started = true;
     try {
-      for (int rank = 0; rank < num_ranks; ++rank) {
+      for (int rank = 1; rank < num_ranks; ++rank) {
         threads.emplace_back([&meeting, &body, rank] { run_rank(meeting, rank, body); });
       }
     } catch (const std::system_error& error) {  // else those that run would wait for it
-      meeting.abort("only " + std::to_string(threads.size()) + " of " + std::to_string(num_ranks) +
+      all_started = false;
+      meeting.abort("only " + std::to_string(threads.size() + 1) + " of " + std::to_string(num_ranks) +
                     " ranks could start: " + error.what());
     }
+    if (all_started) run_rank(meeting, 0, body);
   }
   meeting.rethrow();
 }

@@ -6,11 +6,13 @@
 
 namespace calibatt {
 
-/// Runs `body` once for each of `num_ranks` ranks at the same time, each on a thread of its own, and returns when all
-/// have ended. Their pieces are host memory. Every rank is of this process, so that a lost one takes nobody by
-/// surprise: when a body throws, or returns while others wait for it, the others' calls throw and their bodies end.
+/// Runs `body` once for each of `num_ranks` ranks at the same time, rank 0 on this thread and each other on one of its
+/// own, and returns when all have ended. Their pieces are host memory. Every rank is of this process, so that a lost
+/// one takes nobody by surprise: when a body throws, or returns while others wait for it, the others' calls throw and
+/// their bodies end.
 ///
-/// Then throws what the first rank that failed threw; an Error says which rank it was. num_ranks ≥ 1.
+/// Then throws what the first rank that failed threw; where there are several, an Error says which it was. num_ranks ≥
+/// 1.
 void run_ranks(int num_ranks, const std::function<void(Communicator& ranks)>& body);
 
 }  // namespace calibatt

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -109,6 +110,15 @@ TEST(ThreadRanks, ARankThatThrowsEndsAllAndIsNamed) {
     }
     EXPECT_EQ(ended, 2);
   }
+}
+
+TEST(ThreadRanks, TheFirstIsOnTheCallersThread) {
+  const std::thread::id caller = std::this_thread::get_id();
+  run_ranks(3, [&](Communicator& ranks) { EXPECT_EQ(std::this_thread::get_id() == caller, ranks.rank() == 0); });
+}
+
+TEST(ThreadRanks, OneAloneIsNotNamed) {
+  EXPECT_EQ(error_of(1, [](Communicator&) { throw Error(ErrorKind::kDevice, "lost"); }), "lost");
 }
 
 TEST(ThreadRanks, OtherExceptionsArriveAsTheyAre) {

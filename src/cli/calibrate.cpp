@@ -127,6 +127,12 @@ void check(Flags& flags) {
   } else if (flags.output.empty()) {
     throw Error(ErrorKind::kUsage, "name the plan that is to be written: -o plan.safetensors");
   }
+  if (flags.load.devices.size() > 1) {
+    throw Error(
+        ErrorKind::kUsage,
+        "calibration runs on one GPU: leave --gpus out; several processes, each with a --device of its own, can "
+        "share the prompts (--prompt-range, calibatt merge)");
+  }
   if (calibration.profile_dir.empty()) calibration.profile_dir = flags.output + ".profile";
   calibration.prompts = read_prompts(flags.prompts);
   check_prompt({calibration.run.negative_prompt, "--negative-prompt"});

@@ -84,6 +84,18 @@ void print_eight_bits(const RunReport& report) {
               counted(*report.options.steps, "steps").c_str());
 }
 
+/// How several devices shared the run.
+void print_sharing(const RunReport& report) {
+  if (report.devices.size() < 2) return;
+  std::string devices, groups;
+  for (const int device : report.devices) devices += (devices.empty() ? "" : ", ") + std::to_string(device);
+  if (report.guidance_groups > 1) groups = "; each half computed one branch of guidance";
+  if (report.deal_imbalance) {
+    groups += format("; the busiest had %.3f times the mean work of self-attention", *report.deal_imbalance);
+  }
+  std::printf("devices %s%s\n", devices.c_str(), groups.c_str());
+}
+
 void print_summary(const RunReport& report, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
   std::printf("%s: %d×%d, %s, seed %llu, %s (%s, %s, %s)\n",
@@ -93,9 +105,11 @@ void print_summary(const RunReport& report, const std::string& output) {
               (report.precision + (report.weights_dtype.empty() ? "" : ", weights " + report.weights_dtype)).c_str(),
               report.attention_kernel.c_str(), counted(report.threads, "threads").c_str());
   if (!report.device.empty()) {
-    std::printf("%s on %s, %.2f GB of its memory at most\n", report.backend.c_str(), report.device.c_str(),
+    std::printf("%s on %s%s, %.2f GB of its memory at most\n", report.backend.c_str(),
+                report.devices.size() > 1 ? format("%zu × ", report.devices.size()).c_str() : "", report.device.c_str(),
                 static_cast<double>(report.peak_device_bytes) * 1e-9);
   }
+  print_sharing(report);
   std::printf("time: %.1f s = text %.1f + attention %.1f + other transformer work %.1f + VAE %.1f\n", seconds.total(),
               seconds.text, seconds.attention, seconds.transformer_other, seconds.vae);
   print_eight_bits(report);

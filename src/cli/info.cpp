@@ -30,10 +30,10 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
               listed ? ", steps as listed" : (" --sigmas " + *run.sigmas).c_str());
   const MemoryEstimate memory = model.memory(run, load.precision, load.weights);
   std::printf(
-      "memory for such a video: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
+      "memory for such a video%s: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
       "the frames take %.2f GB of host memory\n",
-      gigabytes(memory.peak()), gigabytes(memory.weights), gigabytes(memory.activations), gigabytes(memory.autoencoder),
-      gigabytes(memory.video));
+      load.devices.size() > 1 ? ", on each GPU" : "", gigabytes(memory.peak()), gigabytes(memory.weights),
+      gigabytes(memory.activations), gigabytes(memory.autoencoder), gigabytes(memory.video));
 }
 
 }  // namespace
@@ -51,9 +51,10 @@ void add_info(CLI::App& app) {
   add_eight_bit_flags(*command, flags->run);
   command->callback([flags, command] {
     const ModelOnDisk model = ModelOnDisk::open(flags->load);
-    warn_of_unread(*command,
-                   {"--lora", "--lora-high", "--lora-low", "--threads", "--backend", "--device", "--offload", "--seed",
-                    "--negative-prompt"},
+    std::vector<std::string> unread{"--lora",    "--lora-high", "--lora-low", "--threads",
+                                    "--backend", "--offload",   "--seed",     "--negative-prompt"};
+    if (flags->load.devices.size() == 1) unread.push_back("--device");  // which one it is
+    warn_of_unread(*command, unread,
                    "calibatt info tells what a model's settings say of a run with all weights where it computes");
     print_info(model, flags->load, flags->run);
   });

@@ -8,7 +8,8 @@ namespace {
 
 using enum KnownFlag::Meaning;
 
-constexpr std::string_view kOneGpu = "this version runs on one GPU";
+constexpr std::string_view kWholeWeights = "each GPU holds all weights";
+constexpr std::string_view kGpus = "several GPUs make a video together with --gpus N, and no launcher";
 constexpr std::string_view kOtherInputs =
     "this version makes videos from text, or from text and a first picture (--image)";
 constexpr std::string_view kFewFrames = "frames are decoded a few at a time anyway";
@@ -53,10 +54,10 @@ constexpr KnownFlag kKnown[] = {
     {"--enable_sequential_cpu_offload", kSwitch, "--offload"},
     {"--task", kTask, ""},
     {"--t5_cpu", kNotNeeded, "the text encoder is read block by block and takes little memory"},
-    {"--t5_fsdp", kNotNeeded, kOneGpu},
-    {"--dit_fsdp", kNotNeeded, kOneGpu},
-    {"--ulysses_size", kAnswered, kOneGpu, "1"},
-    {"--ring_size", kAnswered, kOneGpu, "1"},
+    {"--t5_fsdp", kNotNeeded, kWholeWeights},
+    {"--dit_fsdp", kNotNeeded, kWholeWeights},
+    {"--ulysses_size", kAnswered, kGpus, "1"},
+    {"--ring_size", kAnswered, kGpus, "1"},
     {"--convert_model_dtype", kNotNeeded, "weights are converted to --dtype as they are read"},
     {"--use_prompt_extend", kAnswered, "prompts are used as they are given; leave it out", "false"},
     {"--prompt_extend_method", kAnswered, "prompts are used as they are given", "*"},

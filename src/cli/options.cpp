@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <numeric>
 #include <random>
 #include <string_view>
 #include <vector>
@@ -15,6 +16,7 @@
 namespace calibatt::cli {
 namespace {
 
+constexpr int kMostDevices = 64;
 constexpr int kMaxInt = std::numeric_limits<int>::max();
 
 [[noreturn]] void refuse(const std::string& flag, const std::string& text, const std::string& what) {
@@ -59,15 +61,22 @@ std::vector<std::string> layers_of(const std::string& text) {
 
 // As PyTorch has it, a device is more than a number.
 int device_of(const std::string& text) {
-  if (text.find(',') != std::string::npos) {
-    refuse("--device", text, "a run is on one GPU; give its index, such as 0, and start other runs on the others");
-  }
   if (text.starts_with("cuda")) {
     const std::string index = text.starts_with("cuda:") ? text.substr(5) : "0";
     refuse("--device", text, "give the index alone, --device " + shown(index) + "; --backend cuda says what computes");
   }
   if (text == "cpu") refuse("--device", text, "is the index of a GPU; --backend cpu computes without one");
   return static_cast<int>(whole_number("--device", text, 0, 1024));
+}
+
+std::vector<int> devices_of(const std::string& text) {
+  std::vector<int> devices;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    devices.push_back(device_of(text.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return devices;
 }
 
 // By its own name here; other names say which is nearest.
@@ -250,12 +259,23 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
                   "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
       ->type_name("NAME")
       ->capture_default_str();
+  CLI::Option* device = command
+                            .add_option_function<std::string>(
+                                "--device", [&load](const std::string& text) { load.devices = devices_of(text); },
+                                "Index of the GPU, as CUDA counts them; of several that make each video together, such "
+                                "as 0,2")
+                            ->type_name("LIST")
+                            ->default_str("0");
   command
       .add_option_function<std::string>(
-          "--device", [&load](const std::string& text) { load.device = device_of(text); },
-          "Index of the GPU, as CUDA counts them")
+          "--gpus",
+          [&load](const std::string& text) {
+            load.devices.resize(static_cast<size_t>(whole_number("--gpus", text, 1, kMostDevices)));
+            std::iota(load.devices.begin(), load.devices.end(), 0);
+          },
+          "Make each video with so many GPUs together, the first ones of this machine [1]")
       ->type_name("NUMBER")
-      ->default_str("0");
+      ->excludes(device);
   command.add_flag("--offload", load.offload,
                    "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
   load.warn = warn;

@@ -64,6 +64,20 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   EXPECT_EQ(both.activations, eight_bits.activations);
 }
 
+TEST_F(Registry, MemoryIsThatOfOneOfTheRanksThatShareAForward) {
+  const std::unique_ptr<ModelFiles> files = open_model(kTiny);
+  const VideoSize size{33, 256, 256};
+  const auto of_ranks = [&](int num_ranks) { return files->memory(size, {DType::kBF16, false, false, num_ranks}); };
+  const MemoryEstimate alone = files->memory(size, DType::kBF16), two = of_ranks(2), four = of_ranks(4);
+  EXPECT_EQ(of_ranks(1).activations, alone.activations);
+  EXPECT_EQ(two.weights, alone.weights);
+  EXPECT_EQ(two.autoencoder, alone.autoencoder);
+  EXPECT_LT(two.activations, alone.activations);
+  EXPECT_LT(four.activations, two.activations);
+  // Less than a half goes: q, k, v and the output of the three heads (of four) that a rank may have are there beside.
+  EXPECT_GT(two.activations, alone.activations / 2);
+}
+
 TEST_F(Registry, LayersThatStayBesideThoseIn8BitsTakeTheirBytes) {
   const std::unique_ptr<ModelFiles> files = open_model(kTiny);
   constexpr uint64_t kSquare = 256 * 256, kFeedForward = 256 * 1024;

@@ -21,6 +21,7 @@
 #include "pipeline/held_out_run.h"
 #include "pipeline/options.h"
 #include "pipeline/runner.h"
+#include "pipeline/runner_group.h"
 
 namespace calibatt {
 
@@ -148,7 +149,10 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
 
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress) {
-  return calibrate(pipeline.runner(), options, plan_path, progress);
+  if (pipeline.runners().num_ranks() > 1) {
+    throw Error(ErrorKind::kUsage, "calibration runs on one device; load the pipeline with one");
+  }
+  return calibrate(pipeline.runners().first(), options, plan_path, progress);
 }
 
 CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, const std::string& plan_path,

@@ -4,6 +4,7 @@
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
+#include "pipeline/rank_layout.h"
 
 namespace calibatt {
 
@@ -16,6 +17,7 @@ struct ModelOnDisk::Impl {
   std::vector<std::string> kept_layers;
   std::string weights_dtype;
   FileHashes hashes;  ///< empty until somebody asks
+  int num_ranks = 1;
 };
 
 ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -29,9 +31,11 @@ ModelOnDisk ModelOnDisk::open(const std::string& model_dir) {
 }
 
 ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
+  check_devices(options);
   auto impl = std::make_unique<Impl>();
   impl->files = open_model(options.model_dir, parts_of(options));
   impl->loras = options.loras;
+  impl->num_ranks = static_cast<int>(options.devices.size());
   impl->parts = names_of_parts(options);
   check_precision(options, *impl->files);
   impl->dtype = dtype_of(options.precision);
@@ -59,8 +63,10 @@ const ModelInfo& ModelOnDisk::info() const {
 
 GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
   if (impl_->dtype) check_attention_dtype(options.attention_dtype, *impl_->dtype);
-  return resolve_options(options, impl_->files->description(),
-                         allowed_eight_bits(options, !impl_->weights_dtype.empty()));
+  GenerateOptions run =
+      resolve_options(options, impl_->files->description(), allowed_eight_bits(options, !impl_->weights_dtype.empty()));
+  rank_layout(impl_->num_ranks, run, impl_->files->description());  // throws
+  return run;
 }
 
 std::vector<std::string> ModelOnDisk::unread(const GenerateOptions& options) const {
@@ -93,10 +99,12 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const GenerateOptions run = resolved(options);
   const VideoSize size = video_size(run);
   const bool eight_bit_layers = weights == WeightsPrecision::kFP8;
-  MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run)});
+  const int num_ranks = rank_layout(impl_->num_ranks, run, impl_->files->description()).ranks_of_forward();
+  MemoryEstimate needed =
+      impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks});
   if (eight_bit_layers) needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
   if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations += eight_bit_attention_bytes(impl_->files->description(), size);
+    needed.activations += eight_bit_attention_bytes(impl_->files->description(), size, num_ranks);
   }
   return needed;
 }

@@ -1,10 +1,19 @@
 #include "calibatt/pipeline.h"
 
+#include <algorithm>
 #include <chrono>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <utility>
 
 #include "attention/run_attention.h"
+#include "attention/sequence_parallel.h"
+#include "backend/rank_subgroup.h"
+#include "pipeline/guidance_groups.h"
+#include "pipeline/rank_layout.h"
 #include "pipeline/runner.h"
+#include "pipeline/runner_group.h"
 #include "plan/plan.h"
 
 namespace calibatt {
@@ -25,87 +34,190 @@ void add_accounts(const AttentionReport& accounts, RunReport& run) {
   run.plan = accounts.plan;
 }
 
-void enter_eight_bits(std::vector<EightBitParts> steps, const std::vector<StepReuse>& reuse, RunAttention& attention,
-                      RunReport& run) {
-  std::vector<bool> attention_steps;
-  attention_steps.reserve(steps.size());
-  for (const EightBitParts step : steps) attention_steps.push_back(step.attention);
-  attention.use_eight_bits(std::move(attention_steps));
+void enter_eight_bits(std::vector<EightBitParts> steps, const std::vector<StepReuse>& reuse, RunReport& run) {
   for (size_t step = 0; step < reuse.size(); ++step) {
     if (reuse[step] != StepReuse::kNone) steps[step] = {};  // it computes nothing
   }
   run.eight_bit_parts = eight_bit_parts_names(steps);
 }
 
+/// The same run, whose fingerprints are taken once and then known to every rank.
+RunDescription with_known_fingerprints(RunDescription run) {
+  struct Known {
+    std::mutex mutex;
+    std::map<std::string, std::string> by_kind;
+  };
+  for (RunTransformer& each : run.transformers) {
+    each.fingerprint = [take = each.fingerprint, known = std::make_shared<Known>()](const std::string& like) {
+      const std::lock_guard lock(known->mutex);
+      const auto found = known->by_kind.find(like);
+      if (found != known->by_kind.end()) return found->second;
+      return known->by_kind[like] = take(like);
+    };
+  }
+  return run;
+}
+
+/// What all ranks of a run know of it.
+struct SharedRun {
+  GenerateOptions options;
+  RankLayout layout;
+  std::shared_ptr<const Plan> plan;  // null: dense
+  RunDescription description;
+  std::vector<StepReuse> reuse;
+  std::vector<EightBitParts> eight_bits;
+  bool any_eight_bits = false;  // are allowed
+
+  std::unique_ptr<RunAttention> attention_on(AttentionEngine& engine) const {
+    return make_run_attention(engine, plan, description, options.on_mismatch);
+  }
+};
+
+/// What a rank's part of a run gave.
+struct RankResult {
+  Tensor latents;  // the same on every rank, up to rounding
+  AttentionReport accounts;
+  std::optional<double> deal_imbalance;
+  MaskStreaming mask_streaming;
+  StageSeconds seconds;
+};
+
+/// A rank's self-attention, alone or with those that share its forwards.
+class RankAttention {
+ public:
+  RankAttention(const SharedRun& run, Backend& backend, Communicator& hosts) {
+    if (run.layout.ranks_of_forward() > 1) {
+      on_device_ = backend.join(hosts);
+      sharing_.emplace(on_device_ != nullptr ? *on_device_ : hosts, run.layout.num_groups);
+      engine_.emplace(backend, backend, *sharing_, run.description.geometry.num_tokens());
+    }
+    attention_ = run.attention_on(engine_ ? static_cast<AttentionEngine&>(*engine_) : backend);
+    if (!run.any_eight_bits) return;
+    std::vector<bool> steps;
+    steps.reserve(run.eight_bits.size());
+    for (const EightBitParts step : run.eight_bits) steps.push_back(step.attention);
+    attention_->use_eight_bits(std::move(steps));
+  }
+
+  RunAttention& operator*() { return *attention_; }
+  std::optional<double> deal_imbalance() const { return engine_ ? std::optional(engine_->imbalance()) : std::nullopt; }
+
+ private:
+  std::unique_ptr<Communicator> on_device_;  // null where memory is the host's
+  std::optional<RankSubgroup> sharing_;
+  std::optional<SequenceParallelEngine> engine_;
+  std::unique_ptr<RunAttention> attention_;
+};
+
+class Laps {
+ public:
+  double lap() {
+    const double previous = std::exchange(start_, now_seconds());
+    return start_ - previous;
+  }
+
+ private:
+  double start_ = now_seconds();
+};
+
+RankResult run_rank(const SharedRun& run, Runner& runner, Communicator& hosts, const ProgressCallback& progress) {
+  Backend& backend = runner.backend();
+  const MaskStreaming streamed_before = backend.mask_streaming();
+  RankAttention attention(run, backend, hosts);
+  std::optional<GuidanceGroups> groups;
+  if (run.layout.num_groups > 1) groups.emplace(hosts);
+  runner.expect_steps(run.options, progress, run.eight_bits);
+
+  RankResult result;
+  Laps laps;
+  const std::unique_ptr<Conditioning> conditioning = runner.encode(run.options, progress);
+  result.seconds.text = laps.lap() + conditioning->text_seconds_elsewhere;
+  TransformerTimes times;
+  result.latents = runner.denoise(run.options, *conditioning, *attention, times, progress, {.reuse = run.reuse},
+                                  run.eight_bits, groups ? &*groups : nullptr);
+  result.seconds.attention = times.self_attention;
+  result.seconds.transformer_other = laps.lap() - times.self_attention;  // scheduler and guidance included
+  result.accounts = (*attention).report();
+  result.deal_imbalance = attention.deal_imbalance();
+  result.mask_streaming = backend.mask_streaming().since(streamed_before);
+  return result;
+}
+
+/// The first rank's account, and what other ranks did that it does not know of.
+void add_accounts(const std::vector<RankResult>& ranks, const RankLayout& layout, RunReport& run) {
+  const RankResult& first = ranks.front();
+  run.seconds = first.seconds;
+  run.deal_imbalance = first.deal_imbalance;
+  add_accounts(first.accounts, run);
+  for (const RankResult& rank : ranks) run.mask_streaming.add(rank.mask_streaming);
+  if (layout.num_groups == 1) return;
+  const AttentionReport& other_branch = ranks[static_cast<size_t>(layout.ranks_of_forward())].accounts;
+  run.attention_calls += other_branch.calls;
+  run.dense_fallback_calls += other_branch.dense_fallback_calls;
+}
+
 }  // namespace
 
 std::unique_ptr<Pipeline> Pipeline::load(const LoadOptions& options) {
-  return std::unique_ptr<Pipeline>(new Pipeline(std::make_unique<Runner>(options)));
+  return std::unique_ptr<Pipeline>(new Pipeline(std::make_unique<RunnerGroup>(options)));
 }
 
-Pipeline::Pipeline(std::unique_ptr<Runner> runner) : runner_(std::move(runner)) {}
+Pipeline::Pipeline(std::unique_ptr<RunnerGroup> runners) : runners_(std::move(runners)) {}
 Pipeline::~Pipeline() = default;
 
 GenerateOptions Pipeline::resolved(const GenerateOptions& options) const {
-  return runner_->resolved(options);
+  return runners_->first().resolved(options);
 }
 
 void Pipeline::check_prompts(const std::vector<Prompt>& prompts) {
-  runner_->check_prompts(prompts);
+  runners_->first().check_prompts(prompts);
 }
 
 void Pipeline::expect_prompts(const std::vector<Prompt>& prompts) {
-  runner_->expect_prompts(prompts);
+  runners_->expect_prompts(prompts);
 }
 
 Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const ProgressCallback& progress) {
-  Runner& runner = *runner_;
-  Backend& backend = runner.backend();
+  Runner& runner = runners_->first();
   runner.begin_job();
-  const GenerateOptions options = runner.resolved(unresolved);
+  SharedRun shared;
+  const GenerateOptions& options = shared.options = runner.resolved(unresolved);
+  shared.layout = rank_layout(runners_->num_ranks(), options, runner.model());
   Result result{{}, runner.describe_run(options)};
   RunReport& run = result.report;
-  backend.reset_peak_memory();
-  const MaskStreaming streamed_before = backend.mask_streaming();
+  run.devices = runners_->devices();
+  run.guidance_groups = shared.layout.num_groups;
+  runners_->reset_peak_memory();
 
   // Prompts and plan are checked before anything slow starts.
   runner.check_prompts(options);
-  runner.warn_of_memory(options);
-  const auto attention = make_run_attention(backend, options.plan_path.empty() ? nullptr : load_plan(options.plan_path),
-                                            runner.describe_attention(options, progress), options.on_mismatch);
+  runners_->warn_of_memory(options, shared.layout);
+  if (!options.plan_path.empty()) shared.plan = load_plan(options.plan_path);
+  shared.description = with_known_fingerprints(runner.describe_attention(options, progress));
+  const std::unique_ptr<RunAttention> planned = shared.attention_on(runner.backend());
 
-  const std::vector<StepReuse> reuse = attention->step_reuse();
+  shared.reuse = planned->step_reuse();
   const EightBitParts allowed = runner.allowed_eight_bits(options);
-  const std::vector<EightBitParts> eight_bits = eight_bit_parts(options, allowed, attention->planned_eight_bits());
-  if (allowed.any()) enter_eight_bits(eight_bits, reuse, *attention, run);
-
-  if (const auto plan = attention->report().plan) {
+  shared.any_eight_bits = allowed.any();
+  shared.eight_bits = eight_bit_parts(options, allowed, planned->planned_eight_bits());
+  if (shared.any_eight_bits) enter_eight_bits(shared.eight_bits, shared.reuse, run);
+  run.step_reuse = step_reuse_names(shared.reuse);
+  if (const auto plan = planned->report().plan) {
     for (const std::string& warning : plan->warnings) runner.warn(warning);
   }
 
-  runner.expect_steps(options, progress, eight_bits);
-  double start = now_seconds();
-  const auto lap = [&start] {
-    const double previous = std::exchange(start, now_seconds());
-    return start - previous;
-  };
-  const std::unique_ptr<Conditioning> conditioning = runner.encode(options, progress);
-  run.seconds.text = lap() + conditioning->text_seconds_elsewhere;
-
-  TransformerTimes times;
-  run.step_reuse = step_reuse_names(reuse);
-  const Tensor latents =
-      runner.denoise(options, *conditioning, *attention, times, progress, {.reuse = reuse}, eight_bits);
-  run.seconds.attention = times.self_attention;
-  run.seconds.transformer_other = lap() - times.self_attention;  // scheduler and guidance included
-
-  result.video = runner.decode(latents, progress);
-  run.seconds.vae = lap();
-  run.peak_device_bytes = backend.peak_memory_bytes();
-  run.mask_streaming = backend.mask_streaming().since(streamed_before);
-  add_accounts(attention->report(), run);
-  if (run.plan) run.plan->eight_bits = eight_bit_parts_names(attention->planned_eight_bits());
+  std::vector<RankResult> ranks(static_cast<size_t>(runners_->num_ranks()));
+  runners_->run(progress, [&](Runner& each, Communicator& hosts, const ProgressCallback& told) {
+    ranks[static_cast<size_t>(hosts.rank())] = run_rank(shared, each, hosts, told);
+  });
+  add_accounts(ranks, shared.layout, run);
+  if (run.plan) run.plan->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
   run.forwards = run.attention_calls / run.num_layers;
+
+  Laps laps;
+  result.video = runner.decode(ranks.front().latents, progress);
+  run.seconds.vae = laps.lap();
+  run.peak_device_bytes = runners_->peak_memory_bytes();
   return result;
 }
 

@@ -1,6 +1,7 @@
 #include "pipeline/precision.h"
 
 #include "base/error.h"
+#include "sparsity/head_deal.h"
 
 namespace calibatt {
 namespace {
@@ -51,10 +52,11 @@ void check_precision(const LoadOptions& options, const ModelFiles& files) {
   }
 }
 
-uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size) {
+uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, int num_ranks) {
   constexpr uint64_t kMatrices = 3;  // queries, keys, values
   const auto tokens = static_cast<uint64_t>(model.geometry(size).num_tokens()),
-             heads = static_cast<uint64_t>(model.num_heads);
+             heads = static_cast<uint64_t>(num_ranks > 1 ? most_heads_of_a_rank(model.num_heads, num_ranks)
+                                                         : model.num_heads);
   return tokens * heads * (kMatrices * static_cast<uint64_t>(model.head_dim) + sizeof(float));
 }
 

@@ -64,15 +64,21 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 }  // namespace
 
-Runner::Runner(const LoadOptions& options)
-    : threads_(options.threads), loras_(options.loras), parts_(names_of_parts(options)), warn_(options.warn) {
+Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
+    : threads_(options.threads),
+      loras_(options.loras),
+      parts_(names_of_parts(options)),
+      warn_(options.warn),
+      backend_(std::move(backend)) {
   begin_job();
   files_ = open_model(options.model_dir, parts_of(options));  // what is wrong with it is said first
   check_precision(options, *files_);
   warn(files_->description().scheduler.warning);
   for (const std::string& warning : files_->description().warnings) warn(warning);
-  add_device_backends();
-  backend_ = make_backend(options.backend, options.device);
+  if (backend_ == nullptr) {
+    add_device_backends();
+    backend_ = make_backend(options.backend, options.devices.at(0));
+  }
   if (options.offload && backend_->in_host_memory()) {
     warn("--offload changes nothing with the backend " + std::string(backend_->name()) +
          ": all weights are in host memory already");
@@ -93,14 +99,18 @@ void Runner::begin_job() const {
   set_num_threads(threads_);
 }
 
-void Runner::warn_of_memory(const GenerateOptions& options) const {
-  if (files_ == nullptr || !warn_) return;
+AvailableMemory Runner::available_memory() const {
   AvailableMemory available{available_host_memory(), {}};
   if (!backend_->in_host_memory()) available.device = backend_->available_memory_bytes();
-  MemoryEstimate needed = files_->memory(video_size(options),
-                                         {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options)});
+  return available;
+}
+
+void Runner::warn_of_memory(const GenerateOptions& options, int num_ranks, const AvailableMemory& available) const {
+  if (files_ == nullptr || !warn_) return;
+  MemoryEstimate needed = files_->memory(
+      video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks});
   if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations += eight_bit_attention_bytes(model(), video_size(options));
+    needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }
   const std::string warning = memory_warning(options, needed, available);
   if (!warning.empty()) warn_(warning);
@@ -227,22 +237,34 @@ std::shared_ptr<const EncodedPicture> Runner::picture_of(const GenerateOptions& 
 
 Tensor Runner::denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
                        TransformerTimes& times, const ProgressCallback& progress, const StepControl& control,
-                       const std::vector<EightBitParts>& eight_bits) {
+                       const std::vector<EightBitParts>& eight_bits, GuidanceGroups* groups) {
   const std::unique_ptr<Scheduler> scheduler = make_scheduler(options, model());
   const std::vector<StepSettings> steps = steps_of(options, *scheduler, eight_bits);
   const auto num_steps = static_cast<int>(steps.size());
-  const auto predict = [&](const Tensor& latents, int step, GuidanceBranch branch) {
+  const auto run_forward = [&](const Tensor& latents, int step, GuidanceBranch branch, int forward, int forwards) {
     const StepSettings& settings = steps[static_cast<size_t>(step)];
-    const int forward = branch == GuidanceBranch::kConditional ? 0 : 1, forwards = settings.guided() ? 2 : 1;
     WorkProgress layers;
     if (progress) {
-      layers = [&, forward, forwards](int layer, int num_layers, double within) {
+      layers = [&, step, forward, forwards](int layer, int num_layers, double within) {
         report_stage(progress, "denoise", step, num_steps, (forward + (layer + within) / num_layers) / forwards);
       };
     }
     if (forward == 0) report_stage(progress, "denoise", step, num_steps);
     attention.begin_forward(step, branch);
     return model_->forward(latents, settings, branch, conditioning, attention, times, layers);
+  };
+  Tensor unconditional;  // of the present step, where another group computes one of its branches
+  const auto predict = [&](const Tensor& latents, int step, GuidanceBranch branch) {
+    const bool first = branch == GuidanceBranch::kConditional;
+    if (groups == nullptr) {
+      return run_forward(latents, step, branch, first ? 0 : 1, steps[static_cast<size_t>(step)].guided() ? 2 : 1);
+    }
+    CALIBATT_ASSERT(steps[static_cast<size_t>(step)].guided());
+    if (!first) return std::exchange(unconditional, {});
+    Tensor own = run_forward(latents, step, groups->own(), 0, 1), other = groups->exchange(own);
+    if (groups->own() != branch) std::swap(own, other);
+    unconditional = std::move(other);
+    return own;
   };
 
   const std::array<int, 3> latent = model().latent_size(video_size(options));

@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
+#include "pipeline/guidance_groups.h"
 #include "pipeline/options.h"
 #include "sampling/denoise.h"
 
@@ -19,7 +20,9 @@ namespace calibatt {
 /// `options` are resolved ones.
 class Runner {
  public:
-  explicit Runner(const LoadOptions& options);
+  explicit Runner(const LoadOptions& options) : Runner(options, nullptr) {}
+  /// On a backend that is there already; null: on that of the first of options.devices.
+  Runner(const LoadOptions& options, std::unique_ptr<Backend> backend);
   Runner(std::unique_ptr<Backend> backend, std::unique_ptr<VideoModel> model)
       : backend_(std::move(backend)), model_(std::move(model)) {}
 
@@ -29,8 +32,11 @@ class Runner {
   void check_prompts(const GenerateOptions& options);
   void expect_prompts(const std::vector<Prompt>& prompts) { model_->expect_prompts(prompts); }
 
-  /// Tells LoadOptions::warn where the video takes more memory than there is.
-  void warn_of_memory(const GenerateOptions& options) const;
+  AvailableMemory available_memory() const;
+  /// Tells LoadOptions::warn where the video takes more memory than is available.
+  void warn_of_memory(const GenerateOptions& options) const { warn_of_memory(options, 1, available_memory()); }
+  /// The same for one of num_ranks that share a forward.
+  void warn_of_memory(const GenerateOptions& options, int num_ranks, const AvailableMemory& available) const;
 
   /// What a plan must have been made for to be used in this run, and what calibration makes it for. progress: of
   /// reading every weight, where a fingerprint is asked for.
@@ -46,10 +52,11 @@ class Runner {
                     const std::vector<EightBitParts>& eight_bits = {});
   std::unique_ptr<Conditioning> encode(const GenerateOptions& options, const ProgressCallback& progress);
   /// The whole denoising run → latents. Adds the transformer's seconds to `times`. eight_bits: as expect_steps; of
-  /// self-attention, `attention` decides.
+  /// self-attention, `attention` decides. groups: where other ranks compute the other branch of guidance, of a run
+  /// whose every step is guided; each of them then has the same latents.
   Tensor denoise(const GenerateOptions& options, const Conditioning& conditioning, SelfAttention& attention,
                  TransformerTimes& times, const ProgressCallback& progress, const StepControl& control = {},
-                 const std::vector<EightBitParts>& eight_bits = {});
+                 const std::vector<EightBitParts>& eight_bits = {}, GuidanceGroups* groups = nullptr);
   /// Of a run's solver: solver_weights.h.
   Tensor solver_weights_of(const GenerateOptions& options) const;
   VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);

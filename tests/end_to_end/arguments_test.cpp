@@ -82,7 +82,11 @@ TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
   expect_usage(command + "--dtype float16", "the backend cpu has no fp16 arithmetic");
   expect_usage(command + "--dtype half", "--dtype half: choose bf16, fp16 (on a GPU), fp32 or auto");
   expect_usage(command + "--dtype fp8_e4m3fn", "--weights-dtype fp8");
-  expect_usage(command + "--device 0,1", "--device 0,1: a run is on one GPU");
+  expect_usage(command + "--device 0,1", "there is no GPU 1");
+  expect_usage(command + "--device 0,", "must be a whole number from 0 to 1024");
+  expect_usage(command + "--gpus 2", "there is no GPU 1");
+  expect_usage(command + "--gpus 0", "must be a whole number from 1 to 64");
+  expect_usage(command + "--gpus 1 --device 0", "--gpus excludes --device");
   expect_usage(command + "--device cuda:1", "give the index alone, --device 1");
   expect_usage(command + "--device cpu", "--backend cpu");
   expect_usage(command + "--device one", "--device one: must be a whole number from 0 to 1024");
@@ -214,7 +218,7 @@ TEST_F(Arguments, FlagsOfOtherProgramsAreUnderstood) {
 
   expect_usage("generate --task vace-14B -p a" + output_, "from text, or from text and a first picture");
   expect_usage("generate --size 832 -p a" + output_, "-W WIDTH -H HEIGHT");
-  expect_usage("generate --ulysses_size 8 -p a" + output_, "one GPU");
+  expect_usage("generate --ulysses_size 8 -p a" + output_, "--gpus N");
   expect_usage("compare --sample_steps 3 a b", "there is no flag --sample_steps");
 }
 

@@ -219,7 +219,7 @@ struct RanksVideo : testing::TestWithParam<std::string> {
     load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
     load.precision = Precision::kF32;
     load.backend = GetParam();
-    if (hosts != nullptr && GetParam() != "cpu") load.device = device_of(hosts->rank());
+    if (hosts != nullptr && GetParam() != "cpu") load.devices = {device_of(hosts->rank())};
     Runner runner(load);
     const GenerateOptions resolved = runner.resolved(options());
     const RunDescription run = runner.describe_attention(resolved);

@@ -44,7 +44,8 @@ std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
   if (name == "cpu" || name == "auto") {
     if (device == 0) return cpu::make_cpu_backend();
     throw Error(ErrorKind::kUsage,
-                "--device " + std::to_string(device) + ": there is no GPU to choose from (backend cpu); leave it out");
+                "there is no GPU " + std::to_string(device) +
+                    " (--device, --gpus): this machine or build has none, and the backend is cpu; leave it out");
   }
   std::string message = "backend: there is no \"" + std::string(name) + "\"; this build has: " + known;
   if (name == "cuda") message += ". A build with it needs nvcc 13: cmake --preset cuda";

@@ -2,13 +2,30 @@
 
 #include <algorithm>
 
+#include "base/ceil_div.h"
+#include "sparsity/head_deal.h"
+
 namespace calibatt {
+
+namespace {
+// As SequenceParallelEngine has them: q, k, v and the output of a rank's heads for all tokens, and one of them as it is
+// sent.
+uint64_t shared_attention_bytes(const WanTransformerConfig& config, uint64_t all_tokens, uint64_t own_tokens,
+                                const Arithmetic& arithmetic) {
+  if (arithmetic.num_ranks == 1) return 0;
+  const int heads = most_heads_of_a_rank(config.num_attention_heads, arithmetic.num_ranks);
+  const uint64_t of_heads =
+      all_tokens * static_cast<uint64_t>(heads) * static_cast<uint64_t>(config.attention_head_dim);
+  return (4 * of_heads + own_tokens * static_cast<uint64_t>(config.dim())) * dtype_size(arithmetic.dtype);
+}
+}  // namespace
 
 // As WanTransformer::prepare_workspace lays them out, and what is made beside them in each forward.
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
                               const Arithmetic& arithmetic) {
-  const auto tokens = static_cast<uint64_t>(num_tokens), dim = static_cast<uint64_t>(config.dim()),
-             bytes = static_cast<uint64_t>(dtype_size(arithmetic.dtype));
+  const auto all_tokens = static_cast<uint64_t>(num_tokens),
+             tokens = static_cast<uint64_t>(ceil_div(num_tokens, int64_t{arithmetic.num_ranks})),
+             dim = static_cast<uint64_t>(config.dim()), bytes = static_cast<uint64_t>(dtype_size(arithmetic.dtype));
   const uint64_t residual = tokens * dim * sizeof(float),
                  normed_in_8_bits = arithmetic.eight_bit_layers ? tokens * dim : 0,
                  query_attended = 2 * tokens * dim * bytes, qkv = 3 * tokens * dim * bytes;
@@ -18,7 +35,8 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   constexpr uint64_t kBranches = 2, kKeysAndValues = 2;
   const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
                            static_cast<uint64_t>(config.num_layers);
-  return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * tokens * patches * sizeof(float) + prompts;
+  return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * all_tokens * patches * sizeof(float) +
+         prompts + shared_attention_bytes(config, all_tokens, tokens, arithmetic);
 }
 
 namespace {

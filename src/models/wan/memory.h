@@ -7,7 +7,7 @@
 namespace calibatt {
 
 /// Bytes of the transformer's activations in a forward of so many tokens, and of both prompts' keys and values, of
-/// prompt_tokens each.
+/// prompt_tokens each; of one rank, where arithmetic.num_ranks share the forward.
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
                               const Arithmetic& arithmetic);
 

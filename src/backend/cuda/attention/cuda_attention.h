@@ -24,6 +24,7 @@ class CudaAttention : public AttentionBackend {
 
   std::string_view name() const override { return "cuda"; }
   std::string device_name() const override { return context_.device().name; }
+  void make_current() override { use_device(context_.device().index); }
   std::unique_ptr<Communicator> join(Communicator& hosts) override {
     return std::make_unique<DeviceRanks>(hosts, context_);
   }

@@ -103,7 +103,8 @@ void use_device(int index) {
       known += (i == 0 ? "" : ", ") + std::to_string(i) + " (" + device.name + ", " +
                std::to_string(device.memory_bytes >> 30) + " GiB)";
     }
-    throw Error(ErrorKind::kUsage, "--device " + std::to_string(index) + ": there is no such GPU; there are " + known);
+    throw Error(ErrorKind::kUsage, "there is no GPU " + std::to_string(index) +
+                                       " (--device, --gpus): this machine has " + std::to_string(count) + ": " + known);
   }
   check(cudaSetDevice(index), "choosing a GPU");
 }

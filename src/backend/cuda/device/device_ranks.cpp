@@ -73,7 +73,9 @@ void DeviceRanks::all_to_all(std::span<const ConstPiece> send, std::span<const P
   }
   own_->read.record(context_.stream());
   hosts_.barrier();  // every rank's event is recorded; and recorded anew in the next call, when all have come here
-  for (size_t other = 0; other < send.size(); ++other) peer(other).read.hold_back(context_.stream());
+  for (size_t other = 0; other < send.size(); ++other) {
+    if (send[other].size_bytes > 0) peer(other).read.hold_back(context_.stream());
+  }
 }
 
 }  // namespace calibatt::cuda

@@ -26,6 +26,7 @@ class DeviceRanks : public Communicator {
   void all_to_all(std::span<const ConstPiece> send, std::span<const Piece> receive) override;
   /// Of the hosts: their GPUs may be behind.
   void barrier() override { hosts_.barrier(); }
+  void throw_if_ended() override { hosts_.throw_if_ended(); }
   void abort(const std::string& reason) override { hosts_.abort(reason); }
 
  private:

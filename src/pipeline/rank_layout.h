@@ -1,0 +1,24 @@
+#pragma once
+
+#include "calibatt/pipeline.h"
+#include "models/video_model.h"
+
+namespace calibatt {
+
+/// How the ranks of a pipeline share one run (docs/decisions/0009…).
+struct RankLayout {
+  int num_ranks = 1;
+  /// 2: the first half of the ranks computes the conditional branch of guidance, the second half the other. 1: all of
+  /// them share every forward.
+  int num_groups = 1;
+  int ranks_of_forward() const { return num_ranks / num_groups; }
+};
+
+/// Refuses devices that cannot be one pipeline's, whatever the model: Error(kUsage).
+void check_devices(const LoadOptions& options);
+
+/// Two groups where their number is even and every step is guided: nothing but predictions then moves between the two.
+/// `options` are resolved. Throws Error(kUsage) where the model or the video cannot be shared like this.
+RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model);
+
+}  // namespace calibatt

@@ -1,0 +1,122 @@
+#include "pipeline/runner_group.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "backend/cpu/make_backend.h"
+#include "backend/thread_ranks.h"
+#include "models/registry.h"
+#include "pipeline/device_backends.h"
+#include "pipeline/options.h"
+#include "pipeline/precision.h"
+
+namespace calibatt {
+namespace {
+
+/// Runs `body` as ranks. What the caller's own callback throws is thrown as it is, whichever rank's error came first.
+void run_heard(int num_ranks, const ProgressCallback& progress,
+               const std::function<void(Communicator& hosts, const ProgressCallback& progress)>& body) {
+  if (num_ranks == 1) {
+    run_ranks(1, [&](Communicator& hosts) { body(hosts, progress); });
+    return;
+  }
+  std::exception_ptr stopped;  // by the caller; the first rank's thread is the caller's
+  try {
+    run_ranks(num_ranks, [&](Communicator& hosts) {
+      const bool heard = hosts.rank() == 0 && progress;
+      body(hosts, [&, heard](const Progress& state) {
+        hosts.throw_if_ended();
+        if (!heard) return;
+        try {
+          progress(state);
+        } catch (...) {
+          stopped = std::current_exception();
+          throw;
+        }
+      });
+    });
+  } catch (...) {
+    if (stopped) std::rethrow_exception(stopped);
+    throw;
+  }
+}
+
+}  // namespace
+
+void RunnerGroup::DeleteOnItsDevice::operator()(Runner* runner) const {
+  try {
+    runner->backend().make_current();
+  } catch (const std::exception&) {  // it is lost, and its memory with it
+  }
+  delete runner;
+}
+
+RunnerGroup::RunnerGroup(std::vector<std::unique_ptr<Runner>> runners) {
+  for (std::unique_ptr<Runner>& runner : runners) runners_.emplace_back(runner.release());
+}
+
+RunnerGroup::RunnerGroup(const LoadOptions& options) : devices_(options.devices) {
+  check_devices(options);
+  if (devices_.size() == 1) {
+    runners_.emplace_back(new Runner(options));
+  } else {
+    load(options);
+  }
+}
+
+void RunnerGroup::load(const LoadOptions& options) {
+  check_precision(options, *open_model(options.model_dir, parts_of(options)));  // what is wrong is said first, and once
+  add_device_backends();
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (const int device : devices_) backends.push_back(make_backend(options.backend, device));
+  runners_.resize(devices_.size());
+  run_heard(num_ranks(), options.progress, [&](Communicator& hosts, const ProgressCallback& progress) {
+    const auto rank = static_cast<size_t>(hosts.rank());
+    LoadOptions own = options;
+    own.progress = progress;
+    if (rank > 0) own.warn = {};
+    backends[rank]->make_current();
+    runners_[rank].reset(new Runner(own, std::move(backends[rank])));
+  });
+}
+
+void RunnerGroup::expect_prompts(const std::vector<Prompt>& prompts) {
+  for (const OwnedRunner& runner : runners_) runner->expect_prompts(prompts);
+}
+
+AvailableMemory RunnerGroup::available_memory() const {
+  AvailableMemory least = first().available_memory();
+  if (!least.device) return least;
+  for (size_t rank = 0; rank < runners_.size(); ++rank) {
+    runners_[rank]->backend().make_current();
+    const auto sharing = devices_.empty() ? 1 : std::ranges::count(devices_, devices_[rank]);
+    least.device = std::min(*least.device, *runners_[rank]->available_memory().device / static_cast<uint64_t>(sharing));
+  }
+  first().backend().make_current();
+  return least;
+}
+
+void RunnerGroup::warn_of_memory(const GenerateOptions& options, const RankLayout& layout) {
+  first().warn_of_memory(options, layout.ranks_of_forward(), available_memory());
+}
+
+void RunnerGroup::reset_peak_memory() {
+  for (const OwnedRunner& runner : runners_) runner->backend().reset_peak_memory();
+}
+
+uint64_t RunnerGroup::peak_memory_bytes() const {
+  uint64_t most = 0;
+  for (const OwnedRunner& runner : runners_) most = std::max<uint64_t>(most, runner->backend().peak_memory_bytes());
+  return most;
+}
+
+void RunnerGroup::run(const ProgressCallback& progress, const Body& body) {
+  run_heard(num_ranks(), progress, [&](Communicator& hosts, const ProgressCallback& told) {
+    Runner& runner = *runners_[static_cast<size_t>(hosts.rank())];
+    runner.backend().make_current();
+    body(runner, hosts, told);
+  });
+}
+
+}  // namespace calibatt

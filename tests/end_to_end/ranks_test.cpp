@@ -1,0 +1,167 @@
+// Videos that several devices make together, here ranks that share the processor, beside those of one.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <nlohmann/json.hpp>
+
+#include "calibatt/video.h"
+#include "command.h"
+
+namespace calibatt::test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class RanksOfTheCpu : public ::testing::Test {
+ protected:
+  std::string command(const std::string& more) const {
+    return "generate" + kSmall + "--dtype fp32 -p 'a red circle moves left' --report " + folder_.file("r.json") + " " +
+           more;
+  }
+  /// "0,0,0" of three.
+  static std::string devices(int num_ranks) {
+    std::string list = "0";
+    for (int rank = 1; rank < num_ranks; ++rank) list += ",0";
+    return list;
+  }
+  VideoFrames video(int num_ranks, const std::string& more) {
+    const CommandResult result =
+        run_calibatt(command("--device " + devices(num_ranks) + " -o " + folder_.file("v.png") + " " + more));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    output_ = result.output;
+    report_ = nlohmann::json::parse(read_file(folder_.file("r.json")));
+    return read_video(folder_.file("v.png"));
+  }
+  std::string plan(const std::string& more) const {
+    write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n");
+    const std::string plan = folder_.file("plan.safetensors");
+    const CommandResult result =
+        run_calibatt("calibrate" + kSmall + "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " +
+                     folder_.file("prompts.txt") + " -o " + plan + " " + more);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return plan;
+  }
+  /// Every number of ranks makes the video of one.
+  void expect_same(const std::string& more) {
+    const VideoFrames alone = video(1, more);
+    const nlohmann::json expected = report_;
+    for (const int num_ranks : {2, 3, 4}) {
+      EXPECT_GE(compare_videos(video(num_ranks, more), alone).psnr_db, 50) << num_ranks << " ranks: " << more;
+      EXPECT_EQ(report_["devices"].size(), num_ranks);
+      for (const char* key : {"forwards", "attention_calls", "density", "density_map", "step_reuse", "eight_bit_parts",
+                              "plan_use", "dense_fallback_calls"}) {
+        EXPECT_EQ(report_[key], expected[key]) << key << ", " << num_ranks << " ranks: " << more;
+      }
+    }
+  }
+
+  TemporaryFolder folder_;
+  std::string output_;
+  nlohmann::json report_;
+};
+
+TEST_F(RanksOfTheCpu, MakeADenseVideoAsOneDoes) {
+  expect_same("");
+  expect_same("--cfg-scale 1");
+}
+
+TEST_F(RanksOfTheCpu, MakeAPlannedVideoAsOneDoes) {
+  const std::string planned = "--plan " + plan("--density .5");
+  expect_same(planned);
+  EXPECT_LT(report_["density"].get<double>(), 0.9);
+  expect_same(planned + " --cfg-scale 1 --seed 5");
+}
+
+TEST_F(RanksOfTheCpu, ReuseStepsAsOneDoes) {
+  const std::string steps = "--steps 6 ";
+  expect_same(steps + "--plan " + plan(steps + "--speedup 1.6"));
+  EXPECT_LT(report_["forwards"], 12);
+}
+
+TEST_F(RanksOfTheCpu, ComputeIn8BitsAsOneDoes) {
+  expect_same("--weights-dtype fp8 --keep-steps 1");
+}
+
+TEST_F(RanksOfTheCpu, SayHowTheyShareARun) {
+  video(4, "");
+  EXPECT_EQ(report_["devices"], (std::vector<int>{0, 0, 0, 0}));
+  EXPECT_EQ(report_["guidance_groups"], 2);
+  EXPECT_EQ(report_["deal_imbalance"], 1.0);  // two dense heads each
+  EXPECT_THAT(output_, HasSubstr("devices 0, 0, 0, 0; each half computed one branch of guidance; the busiest had 1.000 "
+                                 "times the mean work"));
+  video(3, "--cfg-scale 1");
+  EXPECT_EQ(report_["guidance_groups"], 1);
+  EXPECT_NEAR(report_["deal_imbalance"].get<double>(), 1.5, 1e-9);  // two, one and one
+  video(2, "");
+  EXPECT_EQ(report_["guidance_groups"], 2);
+  EXPECT_TRUE(report_["deal_imbalance"].is_null());  // nothing is shared but predictions
+  video(1, "");
+  EXPECT_THAT(output_, Not(HasSubstr("devices")));
+}
+
+TEST_F(RanksOfTheCpu, MakeManyVideosOneAfterAnother) {
+  write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n");
+  for (const std::string name : {"one", "two"}) {
+    const CommandResult result =
+        run_calibatt("generate" + kSmall + "--dtype fp32 --prompts " + folder_.file("prompts.txt") + " --device " +
+                     (name == "one" ? "0" : "0,0,0") + " -o " + folder_.file(name + ".png"));
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+  }
+  for (const std::string number : {"_0000", "_0001"}) {
+    EXPECT_GE(compare_videos(read_video(folder_.file("one" + number + ".png")),
+                             read_video(folder_.file("two" + number + ".png")))
+                  .psnr_db,
+              50);
+  }
+}
+
+TEST_F(RanksOfTheCpu, EndWithinAStepWhenInterrupted) {
+  const CommandResult result = interrupt_calibatt("generate --model " + kModel +
+                                                      " --backend cpu --threads 1 --steps 1 "
+                                                      "-p a --device 0,0 -o " +
+                                                      folder_.file("x.mp4"),
+                                                  "denoise", SIGINT);
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output,
+              AllOf(HasSubstr("interrupted after step 0 of 1; nothing was written"), Not(HasSubstr("rank"))));
+}
+
+TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
+  const auto expect_refusal = [](const std::string& arguments, const std::string& what) {
+    const CommandResult result = run_calibatt(arguments);
+    EXPECT_EQ(result.exit_code, 2) << result.output;
+    EXPECT_THAT(result.output, HasSubstr(what));
+  };
+  const std::string output = "-o " + folder_.file("v.mp4");
+  expect_refusal(command("--device 0,0 --offload " + output), "--offload is for one GPU");
+  write_file(folder_.file("prompts.txt"), "a red circle\n");
+  expect_refusal("calibrate" + kSmall + "--device 0,0 --prompts " + folder_.file("prompts.txt") + " -o " +
+                     folder_.file("p.safetensors"),
+                 "calibration runs on one GPU");
+  const std::string mochi = "generate --backend cpu -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
+                            "/tiny-mochi " +
+                            output;
+  expect_refusal(mochi + " --device 0,0,0", "--gpus 3: MochiTransformer3DModel cannot share a forward among GPUs yet");
+  expect_refusal(mochi + " --device 0,0 --cfg-scale 1", "--gpus 2: MochiTransformer3DModel");
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("v.mp4")));
+}
+
+// It needs nothing of the transformer but its forwards.
+TEST_F(RanksOfTheCpu, OfMochiComputeABranchOfGuidanceEach) {
+  const auto made = [&](const std::string& devices) {
+    const CommandResult result = run_calibatt(
+        "generate --backend cpu --dtype fp32 -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
+        "/tiny-mochi --device " +
+        devices + " -o " + folder_.file("m.png"));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return read_video(folder_.file("m.png"));
+  };
+  const VideoFrames alone = made("0");
+  EXPECT_GE(compare_videos(made("0,0"), alone).psnr_db, 50);
+}
+
+}  // namespace
+}  // namespace calibatt::test
