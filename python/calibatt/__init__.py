@@ -28,7 +28,7 @@ from ._errors import (
     UsageError,
     WriteError,
 )
-from ._plan import Plan, compile
+from ._plan import Plan, compile, merge
 
 if TYPE_CHECKING:
     from ._apply import Summary, apply, disabled, restore, summary
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibattWarning", "Cancelled", "DeviceError", "Error", "FormatError", "InternalError", "Mismatch", "NotFound", "NumericError", "Plan",
     "Summary", "Unreadable", "Unsupported", "UsageError", "WriteError", "apply", "calibrate", "compile", "cuda_available", "disabled",
-    "restore", "summary",
+    "merge", "restore", "summary",
 ]  # fmt: skip
 
 _NEED_TORCH = {"Summary": "_apply", "apply": "_apply", "disabled": "_apply", "restore": "_apply", "summary": "_apply", "calibrate": "_calibrate"}

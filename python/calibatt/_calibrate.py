@@ -8,12 +8,12 @@ import inspect
 import operator
 import os
 import time
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from tqdm.auto import tqdm
 
-from . import _errors, _families, _library, _reuse, _weights
+from . import _arguments, _errors, _families, _library, _reuse, _weights
 from ._apply import _attach, detach, runtime_of
 from ._plan import PathLike, Plan
 from ._record import Calibration, PromptFacts
@@ -73,8 +73,8 @@ def calibrate(
     """
     output = os.fsdecode(output)
     profile = output + ".profile" if profile is None else os.fsdecode(profile)
-    prompts = _texts(prompts)
-    seed, settings = _checked_seed(seed, len(prompts)), _with_density(settings, density)
+    prompts = _arguments.texts(prompts)
+    seed, settings = _arguments.first_seed(seed, len(prompts)), _arguments.with_density(settings, density)
     prompt_range = None if prompt_range is None else _checked_range(prompt_range)
     _require_sound(pipe, call)
     family = _families.family_of(pipe)
@@ -98,21 +98,6 @@ def calibrate(
     return None if prompt_range else calibration.compile(profile, output)
 
 
-def _texts(prompts: Any) -> List[str]:
-    listed = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, (str, bytes)) else []
-    if not listed or not all(isinstance(prompt, str) for prompt in listed):
-        raise _errors.UsageError("prompts is to be a list of texts, one or more; for a file of prompts: Path('prompts.txt').read_text().splitlines()")
-    return [str(prompt) for prompt in listed]
-
-
-def _checked_seed(seed: Any, num_prompts: int) -> int:
-    with contextlib.suppress(TypeError):
-        seed = operator.index(seed)
-        if 0 <= seed <= 2**64 - num_prompts:
-            return seed
-    raise _errors.UsageError(f"seed is {seed!r}, and is to be a whole number from 0; prompt i has the noise of seed + i, which is less than 2^64")
-
-
 def _checked_range(prompt_range: Any) -> Tuple[int, int]:
     with contextlib.suppress(TypeError, ValueError):
         first, end = prompt_range
@@ -120,16 +105,6 @@ def _checked_range(prompt_range: Any) -> Tuple[int, int]:
         if 0 <= first < end < 2**31:
             return first, end
     raise _errors.UsageError(f"prompt_range is {prompt_range!r}, and is to be (first, end): the first prompt, from 0, and the one after the last")
-
-
-def _with_density(settings: Any, density: Any) -> Dict[str, Any]:
-    if not isinstance(settings, Mapping):
-        raise _errors.UsageError(f"settings is {settings!r}, and is to be a dictionary: settings={{'token_order': 'raster'}}")
-    if density is None:
-        return dict(settings)
-    if settings.get("density") is not None:
-        raise _errors.UsageError("the density is given twice, as density and in settings; leave one out")
-    return {**settings, "density": density}
 
 
 def _require_sound(pipe: Any, call: Mapping[str, Any]) -> None:

@@ -171,6 +171,24 @@ def compile(  # noqa: A001 - the name that people expect
     return compiled(output, progress, run)
 
 
+def merge(folders: Sequence[PathLike], output: PathLike) -> int:
+    """Joins profile folders of one calibration whose prompts were run by several processes (prompt_range of `calibrate`).
+
+    Args:
+        folders: each with other prompts; together they have all of them.
+        output: the folder to make. Files are linked, or copied to another file system.
+
+    Returns the number of prompts. Raises Mismatch naming both values where folders were measured differently, UsageError naming prompts that
+    are missing or there twice, or when `output` already holds prompts, NotFound, FormatError, WriteError.
+    """
+    if isinstance(folders, (str, bytes, os.PathLike)) or not folders:
+        raise _errors.UsageError(f"folders is {folders!r}, and is to be a list of profile folders, one or more")
+    listed = [os.fsencode(folder) for folder in folders]
+    prompts = ctypes.c_int32()
+    _library.loaded().merge_profiles((ctypes.c_char_p * len(listed))(*listed), len(listed), os.fsencode(output), ctypes.byref(prompts))
+    return prompts.value
+
+
 def compiled(output: PathLike, progress: Optional[ProgressCallback], run: Callable[[bytes, Any], str]) -> Plan:
     """The plan that run(path, C progress callback) writes; it gives the JSON of calibatt_compile."""
     raised: List[BaseException] = []
