@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
@@ -22,6 +22,7 @@ PlanType = io.Custom("CALIBATT_PLAN")
 
 BY_NOISE_LEVEL, HIGH_NOISE, LOW_NOISE = "by noise level", "high noise", "low noise"
 TRANSFORMERS: dict[str, Optional[int]] = {BY_NOISE_LEVEL: None, HIGH_NOISE: 0, LOW_NOISE: 1}
+MISMATCH_CHOICES = ["refuse", "dense"]  # not "warn": weights are not compared here
 
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 
@@ -121,12 +122,17 @@ class ApplyPlan(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "on_mismatch",
-                    options=["error", "dense"],
-                    default="error",
+                    options=MISMATCH_CHOICES,
+                    default=MISMATCH_CHOICES[0],
                     tooltip="What to do when the video has another size than the plan: stop, or sample without it.",
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, on_mismatch=MISMATCH_CHOICES[0]) -> Union[bool, str]:
+        """In place of ComfyUI's own look at the list: older workflows have "error" for what is "refuse" now."""
+        return on_mismatch in ("error", *MISMATCH_CHOICES) or f"{on_mismatch!r} is none of {', '.join(MISMATCH_CHOICES)}"
 
     @classmethod
     def execute(cls, model, plan, transformer, on_mismatch) -> io.NodeOutput:

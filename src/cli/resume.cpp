@@ -19,13 +19,13 @@ using nlohmann::json;
 
 constexpr const char *kVideoBytes = "video_bytes", *kFilesHash = "files_hash", *kTokenizerHash = "tokenizer_hash",
                      *kImageHash = "image_hash", *kSettingsHash = "settings_hash";
-/// What a video depends on, by its name in a report; the plan by what it holds, not by its path.
+/// What a video depends on, by its name in a report; the plan by what it holds, not by its path. A picture
+/// comes before the video's size, which follows from its shape.
 constexpr const char* kMadeFrom[] = {
-    "model",     "prompt",          "negative_prompt", "seed",          "steps",        "cfg_scale",
-    "scheduler", "flow_shift",      "width",           "height",        "video_frames", "fps",
-    "sigmas",    "precision",       "noise_levels",    "plan_checksum", "loras",        "cfg_scale_2",
-    "parts",     "attention_dtype", "weights_dtype",   "kept_steps",    kFilesHash,     kTokenizerHash,
-    kImageHash,  kSettingsHash};
+    "model",         "prompt",       "negative_prompt", "seed",         kImageHash,     "steps", "cfg_scale",
+    "scheduler",     "flow_shift",   "width",           "height",       "video_frames", "fps",   "sigmas",
+    "precision",     "noise_levels", "plan_checksum",   "loras",        "cfg_scale_2",  "parts", "attention_dtype",
+    "weights_dtype", "kept_steps",   kFilesHash,        kTokenizerHash, kSettingsHash};
 /// How a run's noise levels were asked for, which does not matter where they are the same.
 constexpr const char* kOfNoiseLevels[] = {"flow_shift", "sigmas", "noise_levels"};
 

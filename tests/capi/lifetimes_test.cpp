@@ -187,6 +187,17 @@ TEST(CApiLifetimes, OtherConditionsAreAnotherCalibration) {
   expect_refusal(before.record(), CALIBATT_USAGE, "calibration.struct_size");
 }
 
+TEST(CApiLifetimes, OtherWeightsAreToldBeforeConditionsThatFollowFromThem) {
+  Recorder recorder;
+  const char* const fingerprints[] = {"values1:f00d"};
+  recorder.run.fingerprints = fingerprints;
+  ASSERT_EQ(recorder.record(), CALIBATT_OK) << calibatt_last_error();
+  recorder.run.fingerprints = nullptr;
+  recorder.calibration.conditions = "weights of transformer: cafe";
+  expect_refusal(recorder.record(), CALIBATT_MISMATCH,
+                 "was measured with model_fingerprint = values1:f00d, this calibration has none that is known");
+}
+
 TEST(CApiLifetimes, GuidanceThatIsNotThereIsKnown) {
   Recorder recorder;
   recorder.run.guidance_scale = 5;

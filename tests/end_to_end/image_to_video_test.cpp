@@ -76,9 +76,11 @@ TEST(ImageToVideo, RunsFromAPictureToAVideo) {
   EXPECT_THAT(run_calibatt(many + " --image " + kPictures + "picture.png").output, HasSubstr("passing over 2 of 2"));
   EXPECT_THAT(run_calibatt(many + " --image " + kPictures + "with_alpha.png").output, HasSubstr("passing over 2 of 2"))
       << "the same colours";
-  const CommandResult other = run_calibatt(many + " --image " + kPictures + "grey.jpg");
-  EXPECT_EQ(other.exit_code, 5);
-  EXPECT_THAT(other.output, AllOf(HasSubstr("m_0000.mp4"), HasSubstr("another picture (--image)")));
+  for (const char* picture : {"grey.jpg", "photo6.jpg"}) {  // the second one of another shape, and so of another size
+    const CommandResult other = run_calibatt(many + " --image " + kPictures + picture);
+    EXPECT_EQ(other.exit_code, 5);
+    EXPECT_THAT(other.output, AllOf(HasSubstr("m_0000.mp4"), HasSubstr("another picture (--image)")));
+  }
 
   const CommandResult of_text =
       run_calibatt("generate" + kSmall + "-p a --image " + folder.file("p.png") + " -o " + folder.file("x.mp4"));

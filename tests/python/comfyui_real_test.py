@@ -129,7 +129,7 @@ def masked(sampling, monkeypatch):
     def apply(patcher, order_seed=5):
         told = []
         orders.append(order_seed)
-        return sampling.apply_plan(patcher, stand_in.make_plan(), None, "error", told.append), opened, told
+        return sampling.apply_plan(patcher, stand_in.make_plan(), None, "refuse", told.append), opened, told
 
     return apply
 
@@ -343,7 +343,7 @@ def test_a_plan_of_the_command_line_on_tiny_wan(comfy, sampling, loaded, plans, 
     everything = calibatt.compile(f"{plan.path}.profile", tmp_path / "everything.safetensors", density=1.0, progress=lambda *_: None)
     reusing = calibatt.Plan(with_reuse(everything.path, tmp_path / "reusing.safetensors", ["forward", "forward", "linear", "residual"]))
     told = []
-    made = run(sampling.apply_plan(patcher, reusing, None, "error", told.append))
+    made = run(sampling.apply_plan(patcher, reusing, None, "refuse", told.append))
     x, kept = noise, []
     for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:])):
         if step < 2:
@@ -356,10 +356,10 @@ def test_a_plan_of_the_command_line_on_tiny_wan(comfy, sampling, loaded, plans, 
     assert "steps: 2 of 4 without a forward (1 linear, 1 residual)" in told.pop()
     assert distance(made, model.process_latent_out(x)) < 1e-4
 
-    planned = run(sampling.apply_plan(patcher, plan, None, "error", told.append))
+    planned = run(sampling.apply_plan(patcher, plan, None, "refuse", told.append))
     assert f"density {plan.density:.3f}" in told[0]
     monkeypatch.setattr(sampling.Session, "open", StandInSession.open)
-    by_masks = run(sampling.apply_plan(patcher, StandInPlan(plan.path), None, "error", told.append))
+    by_masks = run(sampling.apply_plan(patcher, StandInPlan(plan.path), None, "refuse", told.append))
     assert distance(planned, by_masks) < 1e-4  # measured: 8e-7
     assert 1e-3 < distance(planned, dense) < 0.3
 
@@ -408,15 +408,15 @@ def test_calibrate_and_apply_with_the_library(comfy, sampling, models, tmp_path,
         "frames": 13 if name == "mochi" else 9,
         **({"height": 128, "width": 192} if name == "ti2v" else {"height": 64, "width": 96}),
     }
-    planned = sample(comfy, name, sampling.apply_plan(patcher, plan, None, "error", told.append))
+    planned = sample(comfy, name, sampling.apply_plan(patcher, plan, None, "refuse", told.append))
     everything = calibatt.compile(tmp_path / "plan.safetensors.profile", tmp_path / "all.safetensors", density=1.0, progress=lambda *_: None)
-    kept = sample(comfy, name, sampling.apply_plan(patcher, everything, None, "error", told.append))
+    kept = sample(comfy, name, sampling.apply_plan(patcher, everything, None, "refuse", told.append))
     assert "density 0.5" in told[3] and "density 1.000" in told[4]
     # float32 sums in another order; measured: 1e-6. Half of attention at random weights: 0.007 to 0.07.
     assert all(distance(each, dense) < 2e-5 for each in (measured, kept))
     assert 2e-3 < distance(planned, dense) < 0.3
 
     monkeypatch.setattr(sampling.Session, "open", StandInSession.open)
-    by_masks = sample(comfy, name, sampling.apply_plan(patcher, StandInPlan(plan.path), None, "error", told.append))
+    by_masks = sample(comfy, name, sampling.apply_plan(patcher, StandInPlan(plan.path), None, "refuse", told.append))
     assert distance(planned, by_masks) < 2e-5
     assert torch.equal(sample(comfy, name, patcher), dense)

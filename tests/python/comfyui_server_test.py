@@ -194,7 +194,7 @@ def test_calibrate_then_apply_then_remove(server):
     assert "small.safetensors is made of 2 runs" in server.run(server.prompt("wan2.1_calibrate.json", another))[1]
 
     server.nodes = server.get("object_info")  # the browser's list of plans has it now
-    planned = server.prompt("wan2.1_apply_plan.json", SMALL)
+    planned = server.prompt("wan2.1_apply_plan.json", {**SMALL, "CalibattApplyPlan": {"on_mismatch": "error"}})  # as older workflows have it
     outputs, logged = server.run(planned)
     density, calls = DENSITY.search(logged).groups()
     assert float(density) == pytest.approx(0.4, abs=0.03) and int(calls) in (4 * 3, 4 * 2 * 3)  # both branches in one batch, or not

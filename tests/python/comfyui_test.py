@@ -105,7 +105,7 @@ def sample(patcher, **options):
         return host.Guider(patcher, positive, negative, **options).sample(noise, options.pop("sigmas", SIGMAS))
 
 
-def applied(sampling, patcher, plan=None, transformer=None, on_mismatch="error", told=None):
+def applied(sampling, patcher, plan=None, transformer=None, on_mismatch="refuse", told=None):
     return sampling.apply_plan(patcher, plan or make_plan(), transformer, on_mismatch, (told if told is not None else []).append)
 
 
@@ -372,6 +372,11 @@ def test_nodes_and_names(nodes, tmp_path):
     extension = asyncio.run(nodes.comfy_entrypoint())
     schemas = [node.define_schema() for node in asyncio.run(extension.get_node_list())]
     assert [schema.node_id for schema in schemas] == ["CalibattLoadPlan", "CalibattApplyPlan", "CalibattCalibrate"]
+    (choice,) = [each for each in schemas[1].inputs if each.id == "on_mismatch"]
+    assert choice.options["options"] == ["refuse", "dense"] and choice.options["default"] == "refuse"
+    for value in ("refuse", "dense", "error"):  # the last: what workflows from before have
+        assert module.ApplyPlan.validate_inputs(on_mismatch=value) is True
+    assert "'never' is none of refuse, dense" in module.ApplyPlan.validate_inputs(on_mismatch="never")
     folder = tmp_path / "models/calibatt"
     (folder / "a.safetensors.profile").mkdir(parents=True)
     (folder / "a.safetensors").touch()

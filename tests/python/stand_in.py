@@ -61,7 +61,7 @@ class StandInSession:
             self.dense = True
 
     @classmethod
-    def open(cls, plan, run, device, on_mismatch="error", reuses_steps=False):
+    def open(cls, plan, run, device, on_mismatch="refuse", reuses_steps=False):
         return cls(plan, run, on_mismatch)
 
     def close(self):

@@ -3,8 +3,11 @@
 It needs Debian's chromium. SCREENSHOTS=FOLDER keeps pictures of what it saw, for people to look at.
 """
 import os
+import sys
+from pathlib import Path
 
-from browser import Browser
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+from browser import Browser  # noqa: E402
 from service import LONG, SMALL, Service, run
 
 KEEP = os.environ.get("SCREENSHOTS")

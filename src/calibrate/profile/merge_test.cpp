@@ -150,6 +150,22 @@ TEST_F(Merge, FoldersOfDifferentCalibrationsAreRefusedNamingBothValues) {
   EXPECT_FALSE(std::filesystem::exists(c / "merged"));
 }
 
+TEST_F(Merge, AnotherSizeIsToldBeforeHowItIsMeasured) {
+  header.provenance.video_height = 96;
+  record(a.path(), 0, 2);
+  header.provenance.video_height = 192;
+  header.measured = Measured::kLevels;
+  header.recorded_steps = {0, 1};
+  header.anchor_rows.clear();
+  record(b.path(), 2, 4);
+  EXPECT_THAT(message(ErrorKind::kMismatch, {a.path(), b.path()}, c / "merged"),
+              AllOf(HasSubstr("was measured with --height 192,"), HasSubstr("has --height 96;")));
+  header.provenance.video_height = 96;
+  record(c.path(), 2, 4);
+  EXPECT_THAT(message(ErrorKind::kMismatch, {a.path(), c.path()}, b / "merged"),
+              HasSubstr("was measured with measured = levels,"));
+}
+
 TEST_F(Merge, NoiseLevelsThatDifferByRoundingAreTheSame) {
   record(a.path(), 0, 2);
   header.sigmas[1] += 3e-8;  // 1 − σ in float, and 1 minus that

@@ -12,10 +12,12 @@
 namespace calibatt {
 namespace {
 
+constexpr const char* kAnchorRows = "anchor_rows";
 constexpr const char* kMeasured = "measured";                 // absent: maps
 constexpr const char* kCodeRanking = "code_ranking";          // absent: energy
 constexpr const char* kPrecision = "precision";               // absent: not known, as before version 3
 constexpr const char* kStepTransformer = "step_transformer";  // absent: there is one
+constexpr const char* kConditions = "setting.conditions";
 constexpr std::string_view kSettingPrefix = "setting.", kFingerprint = "model_fingerprint";
 
 bool must_agree(const std::string& name, Comparison comparison) {
@@ -90,7 +92,7 @@ ProfileMetadata to_metadata(const ProfileHeader& header) {
       {"sigmas", joined(header.sigmas)},
       {"output_errors", header.output_errors ? "1" : "0"},
       {"samples_per_block", number_text(header.samples_per_block)},
-      {"anchor_rows", joined(header.anchor_rows)},
+      {kAnchorRows, joined(header.anchor_rows)},
       {"energy_levels", joined(kEnergyLevels)},
       {"density_levels", joined(kDensityLevels)},
       {"model_name", p.transformers.at(0).name},
@@ -184,7 +186,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
   header.sigmas = fields.list<double>("sigmas");
   header.output_errors = fields.text("output_errors") == "1";
   header.samples_per_block = fields.integer("samples_per_block");
-  header.anchor_rows = fields.list<int>("anchor_rows");
+  header.anchor_rows = fields.list<int>(kAnchorRows);
   PlanProvenance& p = header.provenance;
   p.tool_version = fields.text("tool_version");
   p.prompts_hash = fields.text("prompts_hash");
@@ -208,7 +210,7 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
     throw fields.wrong("energy_levels", "or \"density_levels\" is not this version's");
   }
   for (const int rows : header.anchor_rows) {
-    if (rows < 1 || rows > g.height) throw fields.wrong("anchor_rows", "is out of range");
+    if (rows < 1 || rows > g.height) throw fields.wrong(kAnchorRows, "is out of range");
   }
   if (metadata.contains(kMeasured)) {
     if (fields.text(kMeasured) != "levels") throw fields.wrong(kMeasured, "is not known to this version");
@@ -234,7 +236,7 @@ constexpr std::pair<const char*, const char*> kFlagged[] = {
     {"block_q", "--block-q"},
     {"block_k", "--block-k"},
     {"token_order", "--token-order"},
-    {"anchor_rows", "--anchors"},
+    {kAnchorRows, "--anchors"},
     {"setting.seed", "--seed"},
 };
 
@@ -260,7 +262,10 @@ std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& othe
     return std::to_string(1 + std::ranges::count(sigmas, ','));
   };
   if (steps(of) != steps(other)) tell("--steps", steps(of));
+  const bool measured_alike = field_of(of, kMeasured) == field_of(other, kMeasured) &&
+                              field_of(of, kCodeRanking) == field_of(other, kCodeRanking);
   for (const auto& [field, flag] : kFlagged) {
+    if (std::string_view(field) == kAnchorRows && !measured_alike) continue;  // follows from it
     if (!must_agree(field, comparison) || field_of(of, field) == field_of(other, field)) continue;
     tell(flag, field_of(of, field));
   }
@@ -284,10 +289,11 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
     const bool is_setting = name.starts_with(kSettingPrefix);
     throw refuse((is_setting ? name.substr(kSettingPrefix.size()) : name) + " = " + shortened(theirs), shortened(ours));
   };
-  require(kMeasured);
-  require(kCodeRanking);
+  // What is told first is what the user changed; how it is measured can follow from the size, conditions from weights.
   const std::string theirs = changed_flags(found, expected, comparison);
   if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison));
+  require(kMeasured);
+  require(kCodeRanking);
   if (expected.contains(kPrecision) && found.contains(kPrecision)) require(kPrecision);
   for (const auto& [name, value] : expected) {
     if (must_agree(name, comparison)) require(name);
@@ -306,7 +312,9 @@ void require_same_run(const ProfileHeader& expected, const ProfileHeader& found,
   likened.output_errors = found.output_errors;
   likened.anchor_rows = found.anchor_rows;
   likened.provenance.transformers = found.provenance.transformers;
-  require_same(to_metadata(likened), to_metadata(found), path, Comparison::kOneRun);
+  ProfileMetadata ours = to_metadata(likened), theirs = to_metadata(found);
+  for (ProfileMetadata* each : {&ours, &theirs}) each->erase(kConditions);
+  require_same(ours, theirs, path, Comparison::kOneRun);
 }
 
 void validate(const ProfileHeader& header) {

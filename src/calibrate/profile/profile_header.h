@@ -48,8 +48,8 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
                   Comparison comparison, const std::string& ours_name = "this calibration",
                   const std::string& advice = "");
 
-/// The same of what a header says before it is chosen what is measured (choose_measurements), weights left out: other
-/// questions about the file would be asked of the wrong run.
+/// The same of what a header says before it is chosen what is measured (choose_measurements): other questions about the
+/// file would be asked of the wrong run. Left out: weights, and conditions, which tell of weights in memory.
 void require_same_run(const ProfileHeader& expected, const ProfileHeader& found, const std::string& path);
 
 std::string number_text(double value);  ///< the shortest text that reads back as the same value

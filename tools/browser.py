@@ -1,4 +1,4 @@
-"""Chromium without a window, by its DevTools protocol over two pipes: what page_test.py needs of it, with Python alone."""
+"""Chromium without a window, by its DevTools protocol over two pipes: what tests/serve/page_test.py and check_page.py need of it, with Python alone."""
 import base64
 import json
 import os
@@ -12,7 +12,7 @@ class Browser:
     def __init__(self):
         program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if program is None:
-            raise SystemExit("page_test.py needs chromium (Debian: apt-get install chromium)")
+            raise SystemExit("this needs chromium (Debian: apt-get install chromium)")
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
