@@ -51,10 +51,10 @@ void add_info(CLI::App& app) {
   add_eight_bit_flags(*command, flags->run);
   command->callback([flags, command] {
     const ModelOnDisk model = ModelOnDisk::open(flags->load);
-    warn_of_unread(*command,
-                   {"--lora", "--lora-high", "--lora-low", "--threads", "--backend", "--device", "--offload", "--seed",
-                    "--negative-prompt"},
-                   "calibatt info tells what a model's settings say of a run with all weights where it computes");
+    warn_of_unread(
+        *command,
+        {"--lora", "--lora-high", "--lora-low", "--threads", "--device", "--offload", "--seed", "--negative-prompt"},
+        "calibatt info tells what a model's settings say of a run with all weights where it computes");
     print_info(model, flags->load, flags->run);
   });
 }
