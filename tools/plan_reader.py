@@ -192,7 +192,8 @@ class Plan:
 
     def _reuse(self):
         """How each step gets its prediction: "forward", or from so many of the latest steps of its transformer that ran."""
-        reuse = self.info.get("step_reuse") or ["forward"] * len(self.sigmas)
+        reuse = self.info.get("step_reuse")
+        reuse = ["forward"] * len(self.sigmas) if reuse is None else reuse
         if not isinstance(reuse, list) or len(reuse) != len(self.sigmas):
             raise PlanError("step_reuse does not fit the steps")
         ran = 0
@@ -412,7 +413,8 @@ def summary(plan):
     reused = len(plan.step_reuse) - plan.step_reuse.count("forward")
     lines += [f"reused steps: {reused} of {len(plan.sigmas)}"] if reused else []
     for part in ("attention", "layers") if plan.eight_bits else ():
-        lines.append(f"{part} in 8 bits: {sum(part in parts for parts in plan.eight_bits)} of {len(plan.sigmas)} steps")
+        count = sum(part in parts for parts, how in zip(plan.eight_bits, plan.step_reuse) if how == "forward")
+        lines.append(f"{part} in 8 bits: {count} of {len(plan.sigmas) - reused} steps that run")
     lines.append(f"density: {plan.density():.4f}")
     lines.append("checksum: " + ("right" if plan.checksum_verified else "not verified (install libxxhash)"))
     return "\n".join(lines) + "\n"

@@ -168,8 +168,9 @@ CALIBATT_API int eight_bit_steps(const RunReport& report, const std::string& par
 CALIBATT_API std::map<std::string, int> reused_steps(const RunReport& report);
 
 /// About how much memory a video takes, in bytes. `weights`, `activations` and `autoencoder` are where the model
-/// computes, `video` is in host memory: its frames, or, where that is more, what a picture encoder takes before there
-/// are any. Activations are given back before the video is decoded.
+/// computes (of a model's two transformers both on a CPU, else one), `video` is in host memory: its frames, or, where
+/// that is more, what a picture encoder takes before there are any. Activations are given back before the video is
+/// decoded.
 struct MemoryEstimate {
   uint64_t weights = 0, activations = 0, autoencoder = 0, video = 0;
   /// The most at a time where the model computes.

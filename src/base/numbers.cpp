@@ -38,8 +38,11 @@ int64_t whole_number(const std::string& flag, const std::string& text, int64_t m
   const char *begin = text.data(), *end = begin + text.size();
   const auto [rest, failed] = std::from_chars(begin, end, value);
   if (failed == std::errc() && rest == end && !has_leading_zero(text) && value >= min && value <= max) return value;
+  // A bound that nobody means is told to those alone who are beyond it.
+  const bool too_large = failed == std::errc::result_out_of_range || value > max;
   refuse(flag, text,
-         "must be a whole number from " + std::to_string(min) + (max >= kMaxInt ? "" : " to " + std::to_string(max)));
+         "must be a whole number from " + std::to_string(min) +
+             (max >= kMaxInt && !too_large ? "" : " to " + std::to_string(max)));
 }
 
 double real_number(const std::string& flag, const std::string& text, double min, double max) {

@@ -51,8 +51,8 @@ void add_info(CLI::App& app) {
   add_eight_bit_flags(*command, flags->run);
   command->callback([flags, command] {
     const ModelOnDisk model = ModelOnDisk::open(flags->load);
-    std::vector<std::string> unread{"--lora",    "--lora-high", "--lora-low", "--threads",
-                                    "--backend", "--offload",   "--seed",     "--negative-prompt"};
+    std::vector<std::string> unread{"--lora",    "--lora-high", "--lora-low",       "--threads",
+                                    "--offload", "--seed",      "--negative-prompt"};
     if (flags->load.devices.size() == 1) unread.push_back("--device");  // which one it is
     warn_of_unread(*command, unread,
                    "calibatt info tells what a model's settings say of a run with all weights where it computes");

@@ -87,6 +87,10 @@ TEST_F(Registry, LayersThatStayBesideThoseIn8BitsTakeTheirBytes) {
   EXPECT_EQ(files->kept_layer_bytes({"blocks.1"}, DType::kBF16), 6 * kSquare + 2 * kFeedForward);
   EXPECT_EQ(files->kept_layer_bytes({"to_k"}, DType::kBF16), 8 * 3 * kSquare) << "stacked with queries and values";
   EXPECT_EQ(files->kept_layer_bytes({"blocks"}, DType::kBF16), 8 * (6 * kSquare + 2 * kFeedForward));
+  EXPECT_TRUE(files->keeps_all_layers({"blocks"}));
+  EXPECT_TRUE(files->keeps_all_layers({"attn2.to_q", "attn1.to_q", "to_out", "ffn"}))
+      << "keys, values: as they are stacked";
+  EXPECT_FALSE(files->keeps_all_layers({"attn1", "ffn"}));
   for (const char* none : {"0", "2", "0.proj", "proj_out", "net.1", "blocks.8", "ff", "attn2.to_k", ""}) {
     try {
       files->kept_layer_bytes({none}, DType::kBF16);

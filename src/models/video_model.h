@@ -167,6 +167,8 @@ class ModelFiles {
   /// larger than in 8 bits. Throws Error(kUsage) for an entry that names no layer which would be in 8 bits, and for a
   /// model that has none.
   virtual uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const;
+  /// Whether no layer would be in 8 bits: of a model that has none which bears them, or where all of them are named.
+  virtual bool keeps_all_layers(const std::vector<std::string>&) const { return true; }
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;

@@ -1,6 +1,8 @@
+#include "backend/cpu/make_backend.h"
 #include "calibatt/pipeline.h"
 #include "calibatt/plan.h"
 #include "models/registry.h"
+#include "pipeline/device_backends.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
@@ -16,7 +18,8 @@ struct ModelOnDisk::Impl {
   std::optional<DType> dtype;  ///< where it is asked for by name
   std::vector<std::string> kept_layers;
   std::string weights_dtype;
-  FileHashes hashes;  ///< empty until somebody asks
+  bool on_host = false;  ///< where all transformers of a model stay
+  FileHashes hashes;     ///< empty until somebody asks
   int num_ranks = 1;
 };
 
@@ -40,7 +43,9 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   check_precision(options, *impl->files);
   impl->dtype = dtype_of(options.precision);
   impl->kept_layers = options.kept_layers;
-  impl->weights_dtype = weights_dtype_name(options);
+  if (has_eight_bit_layers(options, *impl->files)) impl->weights_dtype = weights_dtype_name(options);
+  add_device_backends();
+  impl->on_host = computes_on_host(options.backend);
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;
   info.name = model.name;
@@ -98,11 +103,13 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const DType dtype = dtype_of(precision).value_or(DType::kBF16);
   const GenerateOptions run = resolved(options);
   const VideoSize size = video_size(run);
-  const bool eight_bit_layers = weights == WeightsPrecision::kFP8;
+  const bool eight_bit_layers =
+      weights == WeightsPrecision::kFP8 && !impl_->files->keeps_all_layers(impl_->kept_layers);
   const int num_ranks = rank_layout(impl_->num_ranks, run, impl_->files->description()).ranks_of_forward();
   MemoryEstimate needed =
       impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks});
   if (eight_bit_layers) needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
+  if (impl_->on_host) needed.weights *= impl_->files->description().experts.size();
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(impl_->files->description(), size, num_ranks);
   }

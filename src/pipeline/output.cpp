@@ -51,6 +51,16 @@ void check_extension(const Output& output) {
               output.flag + " " + output.path + ": the name must end in " + (known.size() > 1 ? "one of " : "") + text);
 }
 
+// What is written into a model's folder, or that of one of its parts, would be taken for files of the model.
+void check_no_model(const Output& output) {
+  for (const char* settings : {"model_index.json", "config.json", "tokenizer_config.json", "scheduler_config.json"}) {
+    std::error_code ignored;
+    if (!fs::exists(fs::path(output.path) / settings, ignored)) continue;
+    throw Error(ErrorKind::kUsage, output.flag + " " + output.path + ": is a model's folder, with its " + settings +
+                                       "; give a folder of its own");
+  }
+}
+
 // The folder is there, or the nearest one above it that is there can take it.
 void check_folder(const Output& output) {
   fs::path folder = fs::path(output.path) / "";
@@ -98,6 +108,7 @@ Place place_of(const Output& output) {
   Place place{&output, "", {}, {}};
   if (output.kind == OutputKind::kFolder) {
     check_folder(output);
+    check_no_model(output);
     std::error_code error;
     const fs::path folder = fs::absolute(fs::path(output.path) / "", error).parent_path();
     const fs::path canonical = fs::weakly_canonical(folder, error);

@@ -121,5 +121,21 @@ TEST_F(CheckOutputs, WhatCannotBeWrittenIsKnownAtOnce) {
               HasSubstr("/proc/no/such"));
 }
 
+TEST_F(CheckOutputs, AFolderForOutputsIsNoModels) {
+  const auto folder = [&](const std::string& name) { return Output{OutputKind::kFolder, "-o", folder_ / name}; };
+  for (const char* settings : {"model/model_index.json", "model/transformer/config.json"}) {
+    fs::create_directories(fs::path(folder_ / settings).parent_path());
+    write(settings, "{}");
+  }
+  fs::create_directory_symlink(folder_ / "model", folder_ / "link");
+  for (const char* name : {"model", "model/", "model/transformer", "link"}) {
+    EXPECT_THAT(refusal(ErrorKind::kUsage, {folder(name)}), HasSubstr("is a model's folder")) << name;
+  }
+  // Beside the model's files, and in what an earlier run left.
+  EXPECT_EQ(refusal(ErrorKind::kUsage, {folder("model/plan.safetensors.profile")}), "accepted");
+  fs::create_directories(folder_ / "model/plan.safetensors.profile");
+  EXPECT_EQ(refusal(ErrorKind::kUsage, {folder("model/plan.safetensors.profile")}), "accepted");
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -52,6 +52,10 @@ void check_precision(const LoadOptions& options, const ModelFiles& files) {
   }
 }
 
+bool has_eight_bit_layers(const LoadOptions& options, const ModelFiles& files) {
+  return options.weights == WeightsPrecision::kFP8 && !files.keeps_all_layers(options.kept_layers);
+}
+
 uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, int num_ranks) {
   constexpr uint64_t kMatrices = 3;  // queries, keys, values
   const auto tokens = static_cast<uint64_t>(model.geometry(size).num_tokens()),

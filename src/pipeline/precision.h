@@ -7,6 +7,9 @@ namespace calibatt {
 /// Refuses what no machine computes of this model, before its weights are read. Throws Error(kUsage).
 void check_precision(const LoadOptions& options, const ModelFiles& files);
 
+/// Whether linear layers are in 8 bits: that is asked for, and --keep-layers leaves some.
+bool has_eight_bit_layers(const LoadOptions& options, const ModelFiles& files);
+
 /// Throws Error(kUsage) where linear layers (options.weights) or self-attention are asked for in bf16 by name, and the
 /// run's arithmetic is of another type.
 void check_weights_dtype(WeightsPrecision asked, DType dtype);

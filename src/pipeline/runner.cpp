@@ -24,26 +24,16 @@ namespace calibatt {
 namespace {
 
 DType choose_dtype(Precision precision, const Backend& backend) {
-  switch (precision) {
-    case Precision::kF32:
-      return DType::kF32;
-    case Precision::kBF16:
-      return DType::kBF16;
-    case Precision::kF16:
-      if (backend.has_fp16()) return DType::kF16;
-      throw Error(ErrorKind::kUsage, "--dtype fp16: the backend " + std::string(backend.name()) +
-                                         " has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
-    case Precision::kAuto:
-      break;
-  }
-  return backend.has_fast_bf16() ? DType::kBF16 : DType::kF32;
+  const DType usual = backend.has_fast_bf16() ? DType::kBF16 : DType::kF32, dtype = dtype_of(precision).value_or(usual);
+  if (dtype != DType::kF16 || backend.has_fp16()) return dtype;
+  throw Error(ErrorKind::kUsage, "--dtype fp16: the backend " + std::string(backend.name()) +
+                                     " has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
 }
 
 /// Throws Error(kUsage) for what this run cannot do.
 void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, ModelLoadOptions& load) {
-  load.eight_bit_layers = options.weights == WeightsPrecision::kFP8;
-  load.kept_layers = options.kept_layers;
   if (load.eight_bit_layers) {
+    load.kept_layers = options.kept_layers;
     backend.eight_bit_ops();  // throws where there are none
     return;
   }
@@ -89,8 +79,13 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
   const DType dtype = choose_dtype(options.precision, *backend_);
+  load.eight_bit_layers = has_eight_bit_layers(options, *files_);
   enter_weights(options, dtype, *backend_, load);
-  weights_dtype_ = weights_dtype_name(options);
+  if (load.eight_bit_layers) {
+    weights_dtype_ = weights_dtype_name(options);
+  } else if (options.weights == WeightsPrecision::kFP8) {
+    warn("--keep-layers leaves every layer as it is: none is in 8 bits");
+  }
   hashes_ = hashes_of(files_->description(), loras_);
   model_ = files_->load(*backend_, dtype, load);
 }

@@ -97,23 +97,28 @@ std::string ranges_of(const std::vector<int>& steps) {
   return text;
 }
 
-/// "self-attention in 3 of 7 steps: 1, 3, 5", of parts that some step has in 8 bits.
+/// "self-attention in 3 of 7 steps: 1, 3, 5", of the steps that run a forward, where the plan says anything of 8 bits.
 std::string eight_bits_text(const PlanInfo& info) {
   struct Part {
     const char* name;
     bool EightBitParts::*has;
   };
   std::string text;
+  if (info.eight_bits.empty()) return text;
+  const int forwards = static_cast<int>(info.sigmas.size()) - info.num_reused_steps();
   for (const Part& part :
        {Part{"self-attention", &EightBitParts::attention}, {"linear layers", &EightBitParts::layers}}) {
     std::vector<int> steps;
     for (size_t step = 0; step < info.eight_bits.size(); ++step) {
-      if (info.eight_bits[step].*part.has) steps.push_back(static_cast<int>(step));
+      const int number = static_cast<int>(step);
+      if (info.eight_bits[step].*part.has && info.reuse_of(number) == StepReuse::kNone) steps.push_back(number);
     }
-    if (steps.empty()) continue;
-    text += line(text.empty() ? "8 bits" : "", format("%s in %zu of %zu steps, where a run allows it: ", part.name,
-                                                      steps.size(), info.sigmas.size()) +
-                                                   ranges_of(steps));
+    const std::string where = steps.empty()
+                                  ? " in no step"
+                                  : format(" in %zu of %d %s, where a run allows it: ", steps.size(), forwards,
+                                           info.num_reused_steps() > 0 ? "steps with a forward" : "steps") +
+                                        ranges_of(steps);
+    text += line(text.empty() ? "8 bits" : "", part.name + where);
   }
   return text;
 }

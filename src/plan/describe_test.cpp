@@ -36,10 +36,21 @@ TEST(Describe, StepsWithoutAForwardAreNamed) {
 }
 
 TEST(Describe, StepsIn8BitsAreNamed) {
-  const std::string text = describe(Plan(test::eight_bit_plan_parts()));
+  Plan::Parts parts = test::eight_bit_plan_parts();  // steps 2, 3 and 6 run no forward
+  const std::string reusing = describe(Plan(parts));
+  EXPECT_THAT(reusing,
+              HasSubstr("8 bits          self-attention in 2 of 4 steps with a forward, where a run allows it: "
+                        "1, 5\n"));
+  EXPECT_THAT(reusing, HasSubstr("                linear layers in 1 of 4 steps with a forward, where a run allows it: "
+                                 "5\n"));
+  parts.step_reuse.clear();
+  const std::string text = describe(Plan(parts));
   EXPECT_THAT(text, HasSubstr("8 bits          self-attention in 3 of 7 steps, where a run allows it: 1, 3, 5\n"));
   EXPECT_THAT(text,
               HasSubstr("                linear layers in 4 of 7 steps, where a run allows it: 2 to 3, 5 to 6\n"));
+  parts.eight_bits.assign(7, {});  // a plan may say: never
+  EXPECT_THAT(describe(Plan(parts)), ::testing::AllOf(HasSubstr("8 bits          self-attention in no step\n"),
+                                                      HasSubstr("                linear layers in no step\n")));
   EXPECT_THAT(describe(Plan(test::reuse_parts())), ::testing::Not(HasSubstr("8 bits")));
 }
 

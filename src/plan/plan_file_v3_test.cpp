@@ -99,6 +99,10 @@ TEST(PlanFileV3, PartsIn8BitsComeBackAndOthersTakeNoPlace) {
               ::testing::AllOf(HasSubstr("eight_bits: text"), HasSubstr("newer calibatt")));
   EXPECT_THAT(refusal({8, 8, 16}), ::testing::AllOf(HasSubstr("eight_bits"), HasSubstr("list of texts")));
   EXPECT_THAT(refusal({"none", "layers"}), HasSubstr("2 steps"));
+  for (const char* key : {"eight_bits", "step_reuse"}) {
+    EXPECT_THAT(json_refusal([&](Json& j) { j[key] = Json::array(); }),
+                ::testing::AllOf(HasSubstr(key), HasSubstr("a text for each step")));
+  }
 }
 
 TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {

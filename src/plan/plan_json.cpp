@@ -99,12 +99,13 @@ void refuse_unknown_features(const JsonConfig& json) {
   if (json.has("head_precision")) refuse_feature(json, "head_precision");
 }
 
-/// What the key says of each step; empty: it is not there.
+/// What the key says of each step; empty: it is not there, since an empty list would be of no plan's steps.
 std::vector<std::string> texts_of_steps(const JsonConfig& json, const char* key) {
   if (!json.has(key)) return {};
   const Json& list = json.json().at(key);
   const auto is_text = [](const Json& each) { return each.is_string(); };
   if (!list.is_array() || !std::ranges::all_of(list, is_text)) json.fail(key, "expected a list of texts");
+  if (list.empty()) json.fail(key, "expected a text for each step, or null");
   return list.get<std::vector<std::string>>();
 }
 

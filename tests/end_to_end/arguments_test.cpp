@@ -129,10 +129,15 @@ TEST_F(Arguments, ARunMayBeginWithout8Bits) {
   EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-steps 0", "all"), List(6, "layers"));
   EXPECT_EQ(frame("none"), frame("plain")) << "no step is in 8 bits";
   EXPECT_NE(frame("usual"), frame("plain"));
+  EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-layers blocks", "kept"), List()) << "nothing is left in 8 bits";
+  EXPECT_EQ(frame("kept"), frame("plain"));
+  EXPECT_TRUE(nlohmann::json::parse(read_file(folder_.file("r.json")))["weights_dtype"].is_null());
   EXPECT_NE(frame("all"), frame("usual"));
 
   expect_usage(command + "--keep-steps 2" + output_, "add one of these");
   expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_, "--keep-steps 7: the run has 6 steps");
+  expect_usage(command + "--weights-dtype fp8 --keep-steps 99999999999" + output_, "whole number from 0 to 2147483647");
+  expect_usage(command + "--weights-dtype fp8 --keep-steps -1" + output_, "must be a whole number from 0\n");
 }
 
 TEST_F(Arguments, LayersThatStayAreThoseWhateverTheirOrderAndKnownBeforeTheRun) {

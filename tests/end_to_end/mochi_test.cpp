@@ -52,6 +52,15 @@ TEST_F(Mochi, SizesThatItCannotDoAreNamed) {
               HasSubstr("MochiTransformer3DModel: its linear layers are not computed in 8 bits yet"));
 }
 
+TEST_F(Mochi, APlanWithLayersIn8BitsIsRefusedBeforeItIsMeasured) {
+  write_file(folder_.file("prompts.txt"), "a star\n");
+  const CommandResult refused = run_calibatt("calibrate" + kRun + "--prompts " + folder_.file("prompts.txt") +
+                                             " --eight-bit-layers-from 0 -o " + folder_.file("plan.safetensors"));
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.output, HasSubstr("--eight-bit-layers-from: the linear layers of a MochiTransformer3DModel"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.file("plan.safetensors.profile")));
+}
+
 TEST_F(Mochi, OnePlanServesPromptsOfEveryLength) {
   write_file(folder_.file("prompts.txt"),
              "a red circle\na blue square moves up over bricks, and the camera pans to the left\na star\n");

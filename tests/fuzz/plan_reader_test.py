@@ -46,7 +46,7 @@ class PlanReader(unittest.TestCase):
 
     def test_what_the_reader_does_not_know_is_refused_by_name(self):
         tensors, metadata = plan_reader.read_safetensors(GOLDEN / "plan_v3_example.safetensors")
-        for change in {"required_features": ["teleportation"]}, {"step_reuse": ["forward", "teleport", "forward"]}, {"eight_bits": ["none", "text", "none"]}, {"head_precision": "e4m3"}:
+        for change in {"required_features": ["teleportation"]}, {"step_reuse": ["forward", "teleport", "forward"]}, {"eight_bits": ["none", "text", "none"]}, {"step_reuse": []}, {"eight_bits": []}, {"head_precision": "e4m3"}:
             changed = metadata | {"plan": json.dumps(json.loads(metadata["plan"]) | change)}
             with unittest.mock.patch.object(plan_reader, "read_safetensors", lambda path: (tensors, changed)), \
                  unittest.mock.patch.object(plan_reader, "xxh3_128", lambda content: None):

@@ -39,6 +39,19 @@ TEST_P(Experts, FramesEqualDiffusers) {
   EXPECT_LT(compare_videos(result.video, pipeline->generate(other).video).psnr_db, 45);
 }
 
+TEST_P(Experts, AreBothCountedWhereBothStay) {
+  const auto weights = [&](const std::string& model) {
+    const ModelOnDisk files = ModelOnDisk::open(load_options(model));
+    return files.memory({}).weights;
+  };
+  const uint64_t both = weights(model_);
+  auto index = nlohmann::json::parse(read_text_file(model_ + "/model_index.json"));
+  index.erase("transformer_2");
+  index.erase("boundary_ratio");
+  write_text_file(model_ + "/model_index.json", index.dump());
+  EXPECT_EQ(both, weights(model_) * (GetParam() == "cpu" ? 2 : 1));
+}
+
 TEST_P(Experts, OnePlanIsForBoth) {
   const auto pipeline = load(model_);
   const std::string path = folder_ / "plan.safetensors";

@@ -35,6 +35,12 @@ void add_backend(const BackendChoice& choice) {
   if (std::ranges::none_of(added, same_name)) added.insert(added.begin(), choice);
 }
 
+bool computes_on_host(std::string_view name) {
+  const std::vector<BackendChoice> added = added_choices();
+  return name == "cpu" ||
+         (name == "auto" && std::ranges::none_of(added, [](const auto& each) { return each.usable(); }));
+}
+
 std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
   std::string known = "cpu";
   for (const BackendChoice& choice : added_choices()) {

@@ -20,4 +20,7 @@ void add_backend(const BackendChoice& choice);
 /// several. Throws Error(kUsage) naming those there are.
 std::unique_ptr<Backend> make_backend(std::string_view name, int device = 0);
 
+/// Whether make_backend's would be the CPU's.
+bool computes_on_host(std::string_view name);
+
 }  // namespace calibatt

@@ -76,7 +76,7 @@ LinearFormat WanBlockFormats::of_all(int block, const std::vector<std::string>& 
   return LinearFormat::e4m3();
 }
 
-uint64_t WanBlockFormats::kept_elements() const {
+uint64_t WanBlockFormats::elements(bool kept) const {
   uint64_t elements = 0;
   for (int block = 0; block < num_blocks_; ++block) {
     for (const BlockLayer& layer : kLayers) {
@@ -85,7 +85,7 @@ uint64_t WanBlockFormats::kept_elements() const {
       const bool is_self = layer.name == "attn1.to_q" || layer.name == "attn1.to_k" || layer.name == "attn1.to_v";
       const LinearFormat format =
           is_self ? of_all(block, {"attn1.to_q", "attn1.to_k", "attn1.to_v"}) : of(block, layer.name);
-      if (format.is_e4m3()) continue;
+      if (format.is_e4m3() == kept) continue;
       elements += dim_ * (layer.name.starts_with("ffn") ? ffn_dim_ : dim_);
     }
   }

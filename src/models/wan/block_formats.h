@@ -21,8 +21,8 @@ class WanBlockFormats {
   LinearFormat of(int block, std::string_view layer) const;
   /// Of layers that are stacked: 8 bits where all of them have these.
   LinearFormat of_all(int block, const std::vector<std::string>& layers) const;
-  /// Elements of the matrices that would be in 8 bits and are not.
-  uint64_t kept_elements() const;
+  /// Elements of the matrices that would be in 8 bits and are not; else of those that are.
+  uint64_t elements(bool kept) const;
 
  private:
   int num_blocks_;

@@ -282,11 +282,10 @@ class WanFiles final : public ModelFiles {
   }
 
   uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const override {
-    ModelLoadOptions options;
-    options.eight_bit_layers = true;
-    options.kept_layers = kept_layers;
-    const WanBlockFormats formats(configs_.transformer, dtype, options);
-    return formats.kept_elements() * (dtype_size(dtype) - 1);
+    return formats_with(kept_layers, dtype).elements(true) * (dtype_size(dtype) - 1);
+  }
+  bool keeps_all_layers(const std::vector<std::string>& kept_layers) const override {
+    return formats_with(kept_layers, DType::kBF16).elements(false) == 0;
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
@@ -297,6 +296,13 @@ class WanFiles final : public ModelFiles {
   }
 
  private:
+  WanBlockFormats formats_with(const std::vector<std::string>& kept_layers, DType dtype) const {
+    ModelLoadOptions options;
+    options.eight_bit_layers = true;
+    options.kept_layers = kept_layers;
+    return {configs_.transformer, dtype, options};
+  }
+
   /// Of a transformer that sees a picture in its blocks.
   void check_picture_encoder(const std::string& path) const {
     const int width = configs_.transformer.image_dim;
