@@ -155,8 +155,9 @@ void run_rank(Meeting& meeting, int rank, const std::function<void(Communicator&
     body(communicator);
     meeting.leave(rank);
   } catch (const Error& error) {
+    const bool of_this_rank = error.kind() == ErrorKind::kDevice || error.kind() == ErrorKind::kNumeric;
     const Error named(error.kind(), rank_text(rank, meeting.size()) + ": " + error.what());
-    meeting.fail(rank, std::make_exception_ptr(named), error.what());
+    meeting.fail(rank, of_this_rank ? std::make_exception_ptr(named) : std::current_exception(), error.what());
   } catch (const std::exception& error) {
     meeting.fail(rank, std::current_exception(), error.what());
   } catch (...) {

@@ -11,8 +11,8 @@ namespace calibatt {
 /// one takes nobody by surprise: when a body throws, or returns while others wait for it, the others' calls throw and
 /// their bodies end.
 ///
-/// Then throws what the first rank that failed threw; where there are several, an Error says which it was. num_ranks ≥
-/// 1.
+/// Then throws what the first rank that failed threw. Where there are several, an Error of a device or of numbers says
+/// which it was; others, such as of a file, are the same on all. num_ranks ≥ 1.
 void run_ranks(int num_ranks, const std::function<void(Communicator& ranks)>& body);
 
 }  // namespace calibatt

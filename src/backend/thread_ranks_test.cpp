@@ -117,6 +117,10 @@ TEST(ThreadRanks, TheFirstIsOnTheCallersThread) {
   run_ranks(3, [&](Communicator& ranks) { EXPECT_EQ(std::this_thread::get_id() == caller, ranks.rank() == 0); });
 }
 
+TEST(ThreadRanks, WhatIsTheSameOnAllNamesNone) {
+  EXPECT_EQ(error_of(3, [](Communicator&) { throw Error(ErrorKind::kNotFound, "no such file"); }), "no such file");
+}
+
 TEST(ThreadRanks, OneAloneIsNotNamed) {
   EXPECT_EQ(error_of(1, [](Communicator&) { throw Error(ErrorKind::kDevice, "lost"); }), "lost");
 }

@@ -35,7 +35,7 @@ class RunnerGroup {
   using Body = std::function<void(Runner& runner, Communicator& hosts, const ProgressCallback& progress)>;
   /// Calls `body` once for each rank, all at a time, the first on this thread; returns when all have ended. The first
   /// rank's progress is told to `progress`. When one throws, all end, and what it threw is thrown: what `progress`
-  /// throws as it is, an Error with the rank's number where there are several.
+  /// throws as it is, an Error of a device with the rank's number where there are several.
   void run(const ProgressCallback& progress, const Body& body);
 
  private:

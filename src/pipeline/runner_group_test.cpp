@@ -217,6 +217,16 @@ TEST_F(Ranks, WhoeverListensEndsAllByWhatItThrows) {
   }
 }
 
+TEST_F(Ranks, AnErrorOfWhoeverListensIsNoRanks) {
+  const auto ranks = pipeline(std::vector<Behaviour>(2));
+  try {
+    ranks->generate(options_, [](const Progress&) { throw Error(ErrorKind::kDevice, "the caller's own"); });
+    ADD_FAILURE() << "it was made";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "the caller's own");
+  }
+}
+
 TEST_F(Ranks, WhatCannotBeSharedIsRefusedBeforeAnythingRuns) {
   std::vector<Behaviour> behaviours(4);
   for (Behaviour& each : behaviours) each.shares_tokens = false;

@@ -86,7 +86,7 @@ TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
   expect_usage(command + "--device 0,", "must be a whole number from 0 to 1024");
   expect_usage(command + "--gpus 2", "there is no GPU 1");
   expect_usage(command + "--gpus 0", "must be a whole number from 1 to 64");
-  expect_usage(command + "--gpus 1 --device 0", "--gpus excludes --device");
+  expect_usage(command + "--gpus 1 --device 0", "--device excludes --gpus");
   expect_usage(command + "--device cuda:1", "give the index alone, --device 1");
   expect_usage(command + "--device cpu", "--backend cpu");
   expect_usage(command + "--device one", "--device one: must be a whole number from 0 to 1024");

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,25 @@ void make_model(const fs::path& model, const std::string& data, const std::vecto
   index.update(settings);
   write_file((model / "model_index.json").string(), index.dump());
   write_file((model / "generation_config.json").string(), R"({"width": 64, "height": 64, "num_frames": 5})");
+}
+
+TEST(ImageToVideo, IsTheSameFromSeveralRanks) {
+  const TemporaryFolder folder;
+  const fs::path two = folder.path / "two_transformers", clip = folder.path / "sees_it_in_its_blocks";
+  make_model(two, "i2v", {"transformer", "transformer_2"}, {{"boundary_ratio", 0.9}});
+  make_model(clip, "i2v_clip", {"transformer", "image_encoder", "image_processor"}, nlohmann::json::object());
+  for (const fs::path& model : {two, clip}) {
+    std::optional<VideoFrames> alone;
+    for (const std::string devices : {"0", "0,0", "0,0,0"}) {
+      const CommandResult result = run_calibatt(
+          "generate -m " + model.string() + " --backend cpu --threads 2 --steps 3 --dtype fp32 -p a --image " +
+          kPictures + "photo6.jpg --device " + devices + " -o " + folder.file("v.png"));
+      ASSERT_EQ(result.exit_code, 0) << result.output;
+      const VideoFrames video = read_video(folder.file("v.png"));
+      if (!alone) alone = video;
+      EXPECT_GE(compare_videos(video, *alone).psnr_db, 50) << model << " on " << devices;
+    }
+  }
 }
 
 TEST(ImageToVideo, RunsFromAPictureToAVideo) {
