@@ -11,9 +11,9 @@ namespace calibatt {
 
 /// What a page is made from. Everything in it may come from elsewhere, prompts above all: it is shown as text.
 struct ReportInputs {
-  /// Plans, and the JSON reports of `generate`, `calibrate` and `bench`, in any order; each is known by its content.
-  /// A plan that a report names is drawn without being listed, where it is still there and unchanged. Videos that a
-  /// report of `bench` names are taken from the report's own folder.
+  /// Plans, and the JSON reports of `generate`, `calibrate`, `compare` and `bench`, in any order; each is known by its
+  /// content. A plan that a report names is drawn without being listed, where it is still there and unchanged. Videos
+  /// that a report of `bench` or `compare` names are taken from the report's own folder.
   std::vector<std::string> files;
   /// A video and the one to compare it with, .mp4 or .webm; both, the first alone, or none.
   std::string video, reference;

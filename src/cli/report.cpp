@@ -33,9 +33,10 @@ void add_report(CLI::App& app) {
   };
   const auto flags = std::make_shared<Flags>();
   command->footer(
-      "Files are known by their content: JSON as `generate --report`, `calibrate --report` and `bench` (report.json) "
-      "write\n"
-      "it, and plans. Reports of a dense run and of a planned one of the same video are compared. The page is one file "
+      "Files are known by their content: JSON as --report of `generate`, `calibrate` and `compare` and as `bench` "
+      "(report.json)\n"
+      "write it, and plans. Reports of a dense run and of a planned one of the same video are compared. The page is "
+      "one file "
       "that\n"
       "loads nothing from elsewhere; docs/report.md says what it shows.");
   command->add_option("files", flags->inputs.files, "Reports (JSON) and plans, in any order")->type_name("FILE");

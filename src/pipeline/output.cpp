@@ -173,6 +173,17 @@ void check_replaceable(const Place& place) {
   }
 }
 
+/// A folder that is written into may be one that is read where the same flag names it: a profile that is gone on with.
+void check_no_input_folder(const Place& place, const std::vector<Input>& inputs) {
+  if (place.output->kind != OutputKind::kFolder) return;
+  const std::optional<FileId> folder = id_of(place.path);
+  for (const Input& input : inputs) {
+    if (!folder || input.flag == place.output->flag || id_of(input.path) != folder) continue;
+    throw Error(ErrorKind::kUsage, place.output->flag + " " + place.output->path + ": is the folder of " + input.flag +
+                                       " " + input.path + ", where nothing else should be; give a folder of its own");
+  }
+}
+
 bool same_place(const Place& a, const Place& b) {
   if (a.path.empty() || b.path.empty()) return false;
   if (a.path == b.path || (a.frames && a.frames->is_frame(b.path)) || (b.frames && b.frames->is_frame(a.path))) {
@@ -216,6 +227,7 @@ void check_outputs(const std::vector<Output>& outputs, const std::vector<Input>&
   for (const Output& output : outputs) {
     if (!output.path.empty()) places.push_back(place_of(output));
   }
+  for (const Place& place : places) check_no_input_folder(place, inputs);
   const std::map<FileId, std::string> read = files_read(inputs);
   for (const Place& place : places) {
     for (const auto& [id, path] : place.replaceable) {

@@ -79,6 +79,24 @@ TEST_F(CheckOutputs, InputsAreNotOverwritten) {
             "accepted");
 }
 
+TEST_F(CheckOutputs, AFolderIsNotThatOfAnotherFlag) {
+  fs::create_directories(folder_ / "model/transformer");
+  fs::create_directory_symlink(folder_ / "model", folder_ / "link");
+  for (const char* name : {"model", "model/", "link", "model/transformer/.."}) {
+    EXPECT_THAT(
+        refusal(ErrorKind::kUsage, {{OutputKind::kFolder, "-o", folder_ / name}}, {{"--model", folder_ / "model"}}),
+        HasSubstr("is the folder of --model"))
+        << name;
+  }
+  EXPECT_EQ(refusal(ErrorKind::kUsage, {{OutputKind::kFolder, "-o", folder_ / "model/new"}},
+                    {{"--model", folder_ / "model"}}),
+            "accepted");
+  EXPECT_EQ(refusal(ErrorKind::kUsage, {{OutputKind::kFolder, "--profile", folder_ / "model"}},
+                    {{"--profile", folder_ / "model"}}),
+            "accepted")
+      << "a profile is gone on with";
+}
+
 TEST_F(CheckOutputs, OnlyFilesOfItsKindAreReplaced) {
   write("prompts.txt", "a red circle");
   write("report.json", "{}\n");

@@ -45,6 +45,7 @@ class PageModel {
                                  [](const ReportFile& report) { return report.kind == ReportFile::Kind::kBench; });
     for (const ReportFile& report : files.reports) add_report(report);
     pair_runs();
+    add_compared();
     add_videos();
     add_plans();
     add_measured();
@@ -75,6 +76,9 @@ class PageModel {
         break;
       case ReportFile::Kind::kBench:
         add_bench(report);
+        break;
+      case ReportFile::Kind::kComparison:
+        compared_.push_back(report);  // runs are paired first
         break;
     }
   }
@@ -158,6 +162,30 @@ class PageModel {
         model_["comparisons"].push_back(comparison_of_runs(runs[dense], runs[run], dense, run));
         break;
       }
+    }
+  }
+
+  /// What `compare` measured, of the two runs that there are or of two videos alone.
+  void add_compared() {
+    json& comparisons = model_["comparisons"];
+    for (const ReportFile& report : compared_) {
+      const std::string reference = file_name(text_of(report.json(), "reference"));
+      const std::string video = file_name(text_of(report.json(), "video"));
+      json measured = comparison_model(report.json(), video);
+      const bool paired = comparisons.size() == 1 && compared_.size() == 1 && comparisons[0]["psnr_db"].is_null();
+      if (paired) {
+        for (const char* key : {"psnr_db", "ssim", "flicker_difference", "psnr_frames", "psnr_of", "identical"}) {
+          comparisons[0][key] = measured[key];
+        }
+      } else {
+        measured["labels"] = {reference, video};
+        comparisons.push_back(std::move(measured));
+      }
+      if (!inputs_.video.empty()) continue;  // these are shown
+      const std::filesystem::path folder = std::filesystem::path(report.path).parent_path();
+      json& comparison = comparisons.back();
+      comparison["reference"] = video_beside(folder, reference, file_name(report.path));
+      comparison["video"] = video_beside(folder, video, file_name(report.path));
     }
   }
 
@@ -345,6 +373,7 @@ class PageModel {
   std::vector<std::string> plan_paths_;
   std::vector<WantedPlan> wanted_plans_;
   int64_t num_benches_ = 0;
+  std::vector<ReportFile> compared_;
   std::vector<json> calibrated_maps_, bench_medians_;
 };
 

@@ -13,7 +13,8 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kExpected =
-    "give plans (.safetensors), and reports as `generate --report`, `calibrate --report` and `bench` write them";
+    "give plans (.safetensors), and reports as `bench` and --report of `generate`, `calibrate` and `compare` write "
+    "them";
 
 /// By the first bytes. Whole reports are read as text later; a plan is not.
 bool looks_like_json(const std::string& path) {
@@ -45,6 +46,8 @@ ReportFile read_report(const std::string& path) {
     report.kind = ReportFile::Kind::kCalibration;
   } else if (content.is_object() && content.contains("model") && content.contains("seconds")) {
     report.kind = ReportFile::Kind::kRun;
+  } else if (content.is_object() && content.contains("reference") && content.contains("psnr_db_per_frame")) {
+    report.kind = ReportFile::Kind::kComparison;
   } else {
     throw Error(ErrorKind::kFormat, path + ": is JSON, but no report of this program; " + kExpected);
   }

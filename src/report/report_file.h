@@ -9,7 +9,7 @@ namespace calibatt {
 
 /// A JSON report of the command line, known by what is in it.
 struct ReportFile {
-  enum class Kind { kRun, kCalibration, kBench } kind = Kind::kRun;
+  enum class Kind { kRun, kCalibration, kBench, kComparison } kind = Kind::kRun;
   std::string path;
   std::shared_ptr<const nlohmann::json> content;
   const nlohmann::json& json() const { return *content; }

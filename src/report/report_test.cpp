@@ -171,6 +171,30 @@ TEST_F(Report, AsksNobodyForAnything) {
   EXPECT_THAT(html, HasSubstr("default-src 'none'"));
 }
 
+TEST_F(Report, TakesWhatCompareMeasured) {
+  const json measured = {{"reference", "elsewhere/d.mp4"},
+                         {"video", "c.mp4"},
+                         {"psnr_db", nullptr},
+                         {"ssim", 1.0},
+                         {"flicker_difference", 0.0},
+                         {"psnr_db_per_frame", {nullptr}},
+                         {"frames", 1}};
+  save_video("d.mp4", 100);
+  const json alone = model({write("compared.json", measured)});
+  EXPECT_EQ(alone["comparisons"][0]["labels"], json({"d.mp4", "c.mp4"}));
+  EXPECT_TRUE(alone["comparisons"][0]["identical"]);
+  EXPECT_EQ(alone["comparisons"][0]["reference"]["name"], "d.mp4");
+  EXPECT_EQ(alone["comparisons"][0]["video"], nullptr) << "it is not there";
+  // Beside two runs it is of these.
+  json worse = measured;
+  worse["psnr_db"] = 31.5;
+  const json runs =
+      model({write("a.json", run()), write("b.json", run("p.safetensors")), write("compared.json", worse)});
+  ASSERT_EQ(runs["comparisons"].size(), 1U);
+  EXPECT_EQ(runs["comparisons"][0]["psnr_db"], 31.5);
+  EXPECT_EQ(runs["comparisons"][0]["speedup_total"], 1.75);
+}
+
 TEST_F(Report, ComparesTheVideosOfABenchmark) {
   save_video("d.mp4", 100);
   save_video("c.mp4", 101);

@@ -183,11 +183,16 @@ HttpReply Api::route(const HttpRequest& request) {
 HttpReply Api::health() const {
   const JobCounts counts = jobs_.counts();
   const bool stopping = jobs_.stopping();
-  HttpReply reply = json_reply(dumped({{"status", stopping ? "stopping" : "ok"},
+  const std::string problem = store_.problem();
+  HttpReply reply = json_reply(dumped({{"status", stopping          ? "stopping"
+                                                  : problem.empty() ? "ok"
+                                                                    : "failing"},
                                        {"version", CALIBATT_VERSION},
+                                       {"problem", problem.empty() ? Json(nullptr) : Json(problem)},
                                        {"queued", counts.queued},
+                                       {"held", counts.held},
                                        {"in_progress", counts.in_progress}}));
-  if (stopping) reply.status = 503;
+  if (stopping || !problem.empty()) reply.status = 503;
   return reply;
 }
 

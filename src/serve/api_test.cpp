@@ -201,6 +201,19 @@ TEST_F(ApiTest, DescribesItself) {
   EXPECT_EQ(ask("GET", "/health").status, 503);
 }
 
+TEST_F(ApiTest, IsNotHealthyWithoutItsFolder) {
+  EXPECT_EQ(Json::parse(ask("GET", "/health").body)["problem"], nullptr);
+  std::filesystem::rename(folder.path, folder.path + ".away");
+  std::filesystem::create_directory(folder.path);
+  EXPECT_EQ(ask("GET", "/health").status, 503);
+  EXPECT_EQ(Json::parse(ask("GET", "/health").body)["status"], "failing");
+  EXPECT_THAT(Json::parse(ask("GET", "/health").body)["problem"].get<std::string>(), HasSubstr("removed or replaced"));
+  std::filesystem::remove(folder.path);
+  EXPECT_EQ(ask("GET", "/health").status, 503);
+  std::filesystem::rename(folder.path + ".away", folder.path);
+  EXPECT_EQ(ask("GET", "/health").status, 200);
+}
+
 TEST_F(ApiTest, AKeyIsAskedForWhereThereIsOne) {
   serve_with({"secret", true, "the page"});
   EXPECT_EQ(ask("GET", "/v1/videos").status, 401);

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 #include "calibatt/numbers.h"
 #include "calibatt/plan.h"
 #include "calibatt/prompts.h"
@@ -122,6 +123,10 @@ OnMismatch read_mismatch(const FormFields& form, OnMismatch otherwise) {
   refuse("on_mismatch", "must be refuse, warn or dense");
 }
 
+int64_t pixels_of(const GenerateOptions& resolved) {
+  return int64_t{*resolved.width} * *resolved.height * *resolved.video_frames;
+}
+
 template <class Named>
 void require_different_names(const std::string& flag, const std::vector<Named>& all) {
   for (size_t i = 0; i < all.size(); ++i) {
@@ -154,7 +159,7 @@ Catalog::Catalog(std::vector<ServedModel> models, std::vector<ServedPlan> plans,
     : plans_(std::move(plans)), defaults_(std::move(defaults)), limits_(limits) {
   if (models.empty()) throw Error(ErrorKind::kUsage, "--model: name at least one model to serve");
   for (ServedModel& served : models) {
-    Model model{served.name, std::move(served.load), nullptr, {}};
+    Model model{served.name, std::move(served.load), nullptr, {}, {}};
     model.files = std::make_unique<ModelOnDisk>(ModelOnDisk::open(model.load));
     if (model.name.empty()) model.name = model.files->info().name;
     model.defaults = model.files->resolved(defaults_);
@@ -164,8 +169,54 @@ Catalog::Catalog(std::vector<ServedModel> models, std::vector<ServedPlan> plans,
   require_different_names("--plan", plans_);
   for (const ServedPlan& plan : plans_) {
     if (plan.name == "none") throw Error(ErrorKind::kUsage, "--plan: \"none\" means dense; name it otherwise");
-    (void)plan_checksum_of(plan.path);  // it can be read
   }
+  for (const Model& model : models_) check_defaults(model);
+  check_plans();
+}
+
+void Catalog::check_defaults(const Model& model) const {
+  check_attention_kernel(model.load, model.defaults);
+  if (*model.defaults.steps > limits_.max_steps) {
+    throw Error(ErrorKind::kUsage, "--max-steps " + std::to_string(limits_.max_steps) + ": " + model.name + " makes " +
+                                       std::to_string(*model.defaults.steps) +
+                                       " steps where a request says nothing; allow as many, or give --steps");
+  }
+  const int64_t pixels = pixels_of(model.defaults);
+  if (limits_.max_pixels > 0 && pixels > limits_.max_pixels) {
+    throw Error(ErrorKind::kUsage, "--max-megapixels: " + model.name + " makes a video of " + std::to_string(pixels) +
+                                       " pixels where a request says nothing, and " +
+                                       std::to_string(limits_.max_pixels) +
+                                       " are allowed; allow as many, or give --width, --height and --video-frames");
+  }
+}
+
+void Catalog::check_plans() {
+  for (const ServedPlan& plan : plans_) {
+    std::string mismatch;
+    for (Model& model : models_) {
+      mismatch = plan_mismatch(model.load, plan.path);
+      if (mismatch.empty()) model.plans.push_back(plan.name);
+    }
+    const auto has = [&](const Model& model) { return std::ranges::count(model.plans, plan.name) > 0; };
+    if (defaults_.on_mismatch == OnMismatch::kDense || std::ranges::any_of(models_, has)) continue;
+    throw Error(ErrorKind::kMismatch, "--plan " + plan.path + ": fits no model here: " + mismatch);
+  }
+  if (models_.size() > 1 || plans_.empty() || defaults_.on_mismatch == OnMismatch::kDense) return;
+  // The one that is meant where a request says nothing is for the video that is made where it says nothing.
+  const std::string mismatch = plan_mismatch(models_.front().load, plans_.front().path, &models_.front().defaults);
+  if (mismatch.empty()) return;
+  throw Error(ErrorKind::kMismatch, "--plan " + plans_.front().path +
+                                        ": requests that say nothing would use it: " + mismatch +
+                                        "; give the plan's size by --width, --height and --video-frames, name another "
+                                        "plan first, or give --on-mismatch dense");
+}
+
+std::string Catalog::why_not(const VideoRequest& request) const {
+  const std::string advice = " is not served now; it waits for a start with it, or may be deleted";
+  if (std::ranges::find(models_, request.model, &Model::name) == models_.end()) {
+    return "the model " + request.model + advice;
+  }
+  return request.plan.empty() || find_plan(request.plan) ? "" : "the plan " + request.plan + advice;
 }
 
 const Catalog::Model& Catalog::model_named(const std::string& name) const {
@@ -217,9 +268,8 @@ GenerateOptions Catalog::with_fields(const Model& model, const FormFields& form)
 }
 
 void Catalog::check_limits(const Model& model, const GenerateOptions& resolved) const {
-  const auto pixels = [](const GenerateOptions& run) { return int64_t{*run.width} * *run.height * *run.video_frames; };
-  const int64_t most = limits_.max_pixels > 0 ? limits_.max_pixels : 4 * pixels(model.defaults);
-  const int64_t wanted = pixels(resolved);
+  const int64_t most = limits_.max_pixels > 0 ? limits_.max_pixels : 4 * pixels_of(model.defaults);
+  const int64_t wanted = pixels_of(resolved);
   if (wanted > most) {
     refuse("size", std::to_string(*resolved.width) + "x" + std::to_string(*resolved.height) + ", " +
                        std::to_string(*resolved.video_frames) + " frames: " + std::to_string(wanted) +
@@ -310,8 +360,6 @@ std::string Catalog::model_reply(const std::string& name) const {
   const Model& model = model_named(name);
   const ModelInfo& info = model.files->info();
   const GenerateOptions& defaults = model.defaults;
-  Json plans = Json::array();
-  for (const ServedPlan& plan : plans_) plans.push_back(plan.name);
   return Json({{"id", model.name},
                {"object", "model"},
                {"created", 0},
@@ -321,7 +369,7 @@ std::string Catalog::model_reply(const std::string& name) const {
                {"width_multiple", info.width_multiple},
                {"height_multiple", info.height_multiple},
                {"frames_multiple", info.frames_multiple},
-               {"plans", plans},
+               {"plans", model.plans},
                {"default_plan", models_.size() == 1 && !plans_.empty() ? Json(plans_.front().name) : Json(nullptr)},
                {"defaults",
                 {{"width", *defaults.width},

@@ -32,7 +32,8 @@ struct VideoLimits {
 class Catalog {
  public:
   /// defaults: what requests do not say. Throws Error for a model or plan that cannot be read, for defaults that a
-  /// model cannot run with, and for two of one name.
+  /// model, this machine or the limits do not allow, for a plan that fits no model or not the video that is made where
+  /// a request says nothing, and for two of one name.
   Catalog(std::vector<ServedModel> models, std::vector<ServedPlan> plans, GenerateOptions defaults,
           const VideoLimits& limits);
 
@@ -43,6 +44,8 @@ class Catalog {
   /// Throws Error(kNotFound).
   const LoadOptions& load_options(const std::string& model) const;
   const std::string& first_model() const { return models_.front().name; }
+  /// Why a request of an earlier start cannot be made by this one, in one line; empty: it can.
+  std::string why_not(const VideoRequest& request) const;
 
   /// As GET /v1/models answers: one JSON object, or of one model. Throws ApiError(404).
   std::string list_reply() const;
@@ -53,13 +56,16 @@ class Catalog {
     std::string name;
     LoadOptions load;
     std::unique_ptr<ModelOnDisk> files;
-    GenerateOptions defaults;  ///< resolved
+    GenerateOptions defaults;        ///< resolved
+    std::vector<std::string> plans;  ///< those that were made for a model of its shape
   };
 
   const Model& model_named(const std::string& name) const;  ///< throws ApiError
   const ServedPlan* find_plan(const std::string& name) const;
   GenerateOptions with_fields(const Model& model, const FormFields& form) const;
   void choose_plan(VideoRequest& request, const FormFields& form) const;
+  void check_defaults(const Model& model) const;
+  void check_plans();
   void check_limits(const Model& model, const GenerateOptions& resolved) const;
 
   std::vector<Model> models_;

@@ -20,7 +20,14 @@ LoadOptions load(const std::string& folder) {
   return options;
 }
 
-Catalog tiny(std::vector<ServedPlan> plans = {}, const GenerateOptions& defaults = {}) {
+/// Plans that do not fit are refused at the start unless they may then run dense, which kPlan would.
+GenerateOptions lenient() {
+  GenerateOptions options;
+  options.on_mismatch = OnMismatch::kDense;
+  return options;
+}
+
+Catalog tiny(std::vector<ServedPlan> plans = {}, const GenerateOptions& defaults = lenient()) {
   return Catalog({{"", load(kTinyWan)}}, std::move(plans), defaults, {});
 }
 
@@ -117,7 +124,11 @@ TEST(Catalog, RefusesWhatCannotBeInTheWordsOfRequests) {
 
 TEST(Catalog, VideosHaveALargestSize) {
   EXPECT_THAT(refusal(tiny(), form({{"size", "2048x2048"}})), HasSubstr("this service makes videos of up to"));
-  const Catalog small({{"", load(kTinyWan)}}, {}, {}, {64 * 64 * 9, 5});
+  GenerateOptions defaults;
+  defaults.width = defaults.height = 64;
+  defaults.video_frames = 5;
+  defaults.steps = 5;
+  const Catalog small({{"", load(kTinyWan)}}, {}, defaults, {64 * 64 * 9, 5});
   EXPECT_EQ(refusal(small, form({{"size", "64x64"}, {"num_frames", "9"}, {"num_inference_steps", "5"}})), "taken");
   EXPECT_THAT(refusal(small, form({{"size", "64x64"}, {"num_frames", "13"}, {"num_inference_steps", "5"}})),
               HasSubstr("up to 36864"));
@@ -128,7 +139,7 @@ TEST(Catalog, ThePlanOfOneModelIsItsDefault) {
   EXPECT_EQ(one.job_of(form({})).request.plan, "fast");
   EXPECT_EQ(one.job_of(form({{"plan", "other"}})).request.plan, "other");
   EXPECT_EQ(one.job_of(form({{"plan", "none"}})).request.plan, "");
-  const Catalog two({{"", load(kTinyWan)}, {"again", load(kTinyWan)}}, {{"fast", kPlan}}, {}, {});
+  const Catalog two({{"", load(kTinyWan)}, {"again", load(kTinyWan)}}, {{"fast", kPlan}}, lenient(), {});
   EXPECT_EQ(two.job_of(form({})).request.plan, "");
   EXPECT_EQ(two.job_of(form({{"model", "again"}, {"plan", "fast"}})).request.model, "again");
   EXPECT_THAT(two.list_reply(), HasSubstr("\"id\":\"again\""));
@@ -176,6 +187,41 @@ TEST(Catalog, RefusesToServeWhatItCannotNameOrRead) {
                 catalog.options_of(request);
               }),
               HasSubstr("not served any more"));
+}
+
+std::string start_refusal(const std::vector<ServedPlan>& plans, const GenerateOptions& defaults,
+                          const VideoLimits& limits = {}) {
+  LoadOptions model = load(kTinyWan);
+  model.backend = "cpu";
+  try {
+    const Catalog catalog({{"", model}}, plans, defaults, limits);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "taken";
+}
+
+TEST(Catalog, WhatNoRequestCouldRunWithIsRefusedAtTheStart) {
+  EXPECT_THAT(start_refusal({{"fast", kPlan}}, {}),
+              testing::AllOf(HasSubstr("plan_v3_example.safetensors: fits no model here"), HasSubstr("2 heads × 64")));
+  EXPECT_EQ(start_refusal({{"fast", kPlan}}, lenient()), "taken");
+  EXPECT_THAT(start_refusal({}, {}, {0, 10}), HasSubstr("--max-steps 10: tiny-wan makes 20 steps where"));
+  EXPECT_THAT(start_refusal({}, {}, {1'000'000, 100}),
+              HasSubstr("--max-megapixels: tiny-wan makes a video of 4259840"));
+  GenerateOptions eight_bits;
+  eight_bits.attention_dtype = AttentionDtype::kFP8;
+  EXPECT_THAT(start_refusal({}, eight_bits), HasSubstr("the CPU computes in 16 or 32 bits"));
+}
+
+TEST(Catalog, SaysWhyAnEarlierStartsRequestIsNotMade) {
+  const Catalog catalog = tiny({{"fast", kPlan}});
+  VideoRequest request = catalog.job_of(form({})).request;
+  EXPECT_EQ(catalog.why_not(request), "");
+  request.plan = "gone";
+  EXPECT_THAT(catalog.why_not(request), HasSubstr("the plan gone is not served now; it waits for a start with it"));
+  request.plan = "";
+  request.model = "large";
+  EXPECT_THAT(catalog.why_not(request), HasSubstr("the model large is not served now"));
 }
 
 }  // namespace

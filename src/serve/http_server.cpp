@@ -198,8 +198,9 @@ class HttpServer::Impl : public httplib::Server {
     Post("/v1/videos", [this](const httplib::Request&, httplib::Response& reply, const httplib::ContentReader& body) {
       answer_with_body(reply, body);
     });
-    set_error_handler(Handler([](const httplib::Request&, httplib::Response& reply) {
+    set_error_handler(Handler([this](const httplib::Request& request, httplib::Response& reply) {
       if (!reply.body.empty()) return;
+      if (reply.status == 416) return answer_without_range(request, reply);
       write_reply(error_reply(reply.status, "the request cannot be read as HTTP/1.1, or is too long"), reply);
     }));
     set_logger([this](const httplib::Request&, const httplib::Response& reply) { metrics_.count_reply(reply.status); });
@@ -289,6 +290,14 @@ class HttpServer::Impl : public httplib::Server {
     write_reply(*known, reply);
     exchange->connection->begin_reply();
     return HandlerResponse::Handled;
+  }
+
+  /// httplib refuses a Range that it cannot read before anybody is asked, and RFC 9110 (14.2) has it ignored.
+  void answer_without_range(const httplib::Request& refused, httplib::Response& reply) {
+    read_head(const_cast<httplib::Request&>(refused), *exchange);  // its own, which it goes on with: without ranges
+    if (answer_head(reply) == HandlerResponse::Handled) return;
+    reply.set_header("Connection", "close");  // the body cannot be read from here
+    write_reply(error_reply(400, "a request to make a video has no Range; leave that header out"), reply);
   }
 
   void answer_with_body(httplib::Response& reply, const httplib::ContentReader& body) {

@@ -149,6 +149,7 @@ std::string to_reply(const Job& job) {
   reply["inference_time_s"] = completed ? Json(job.inference_seconds) : Json(nullptr);
   reply["density"] = completed ? Json(job.density) : Json(nullptr);
   reply["warnings"] = job.warnings;
+  if (!job.held.empty()) reply["warnings"].push_back(job.held);
   return dumped(reply);
 }
 

@@ -48,6 +48,7 @@ struct Job {
   // Of the run; not kept on disk.
   std::string stage;    ///< Progress::stage; "load" while the model is loaded
   double progress = 0;  ///< 0 … 1
+  std::string held;     ///< why a queued one is not made by this process; empty: it is
 
   bool finished() const { return state == JobState::kCompleted || state == JobState::kFailed; }
 };

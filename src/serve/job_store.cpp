@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -81,6 +82,16 @@ JobStore::JobStore(std::string folder) : folder_(std::move(folder)) {
 
 JobStore::~JobStore() {
   ::close(lock_);
+}
+
+std::string JobStore::problem() const {
+  struct stat ours {
+  }, there{};
+  if (::fstat(lock_, &ours) == 0 && ::stat((folder_ + "/.lock").c_str(), &there) == 0 && ours.st_ino == there.st_ino &&
+      ours.st_dev == there.st_dev) {
+    return "";
+  }
+  return folder_ + ": the folder of the videos was removed or replaced; restart the service";
 }
 
 std::vector<Job> JobStore::load(const std::function<void(const std::string&)>& warn) {

@@ -31,6 +31,9 @@ class JobStore {
   void remove(const std::string& id);
   void purge(const std::string& id);
 
+  /// Why jobs cannot be kept any more, in one line: the folder was removed or replaced. Empty: they can.
+  std::string problem() const;
+
   const std::string& folder() const { return folder_; }
   std::string video_path(const std::string& id) const { return path(id, "video.mp4"); }
   std::string report_path(const std::string& id) const { return path(id, "report.json"); }

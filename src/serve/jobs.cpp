@@ -10,15 +10,19 @@
 namespace calibatt::serve {
 
 Jobs::Jobs(JobStore& store, const JobLimits& limits, std::function<int64_t()> clock,
-           const std::function<void(const std::string&)>& warn)
+           const std::function<void(const std::string&)>& warn, const WhyNot& why_not)
     : store_(store), limits_(limits), clock_(std::move(clock)) {
+  std::map<std::string, int64_t> held;
   for (Job& job : store_.load(warn)) {
     const uint64_t number = job.number;
     last_number_ = std::max(last_number_, number);
-    (job.finished() ? kept_ : queued_).insert(number);
+    if (!job.finished() && why_not) job.held = why_not(job.request);
+    if (!job.held.empty()) ++held[job.held];
+    (job.finished() ? kept_ : job.held.empty() ? queued_ : held_).insert(number);
     numbers_[job.id] = number;
     jobs_.emplace(number, std::move(job));
   }
+  for (const auto& [reason, number] : held) warn(counted(number, "jobs") + " of an earlier start: " + reason);
 }
 
 Job Jobs::create(const NewJob& wanted) {
@@ -88,6 +92,7 @@ void Jobs::erase(uint64_t number) {
   numbers_.erase(jobs_.at(number).id);
   jobs_.erase(number);
   queued_.erase(number);
+  held_.erase(number);
   kept_.erase(number);
 }
 
@@ -220,8 +225,9 @@ JobCounts Jobs::counts() const {
   const std::lock_guard lock(mutex_);
   JobCounts counts = totals_;
   counts.queued = queued_.size();
+  counts.held = held_.size();
   counts.kept = kept_.size();
-  counts.in_progress = jobs_.size() - queued_.size() - kept_.size();
+  counts.in_progress = jobs_.size() - queued_.size() - held_.size() - kept_.size();
   return counts;
 }
 

@@ -31,7 +31,7 @@ struct NewJob {
 
 /// How many jobs there are, and how many there were since the start.
 struct JobCounts {
-  size_t queued = 0, in_progress = 0, kept = 0;
+  size_t queued = 0, held = 0, in_progress = 0, kept = 0;  ///< held: Job::held, beside those that are queued
   uint64_t created = 0, completed = 0, failed = 0, removed = 0, expired = 0;
   double inference_seconds = 0;
 };
@@ -42,13 +42,17 @@ struct RunFigures {
   std::vector<std::string> warnings;
 };
 
+/// Why a request cannot be made by this process; empty: it can.
+using WhyNot = std::function<std::string(const VideoRequest&)>;
+
 /// The jobs of a service: a queue in the order of creation, and what became of them. Every change that a client was
 /// told of is on disk before. Any thread may call any function.
 class Jobs {
  public:
-  /// Takes up the jobs of the store; `clock` gives seconds since 1970.
+  /// Takes up the jobs of the store; `clock` gives seconds since 1970. Those that wait for what `why_not` says stay in
+  /// the queue, whose bound does not count them, and are not taken: they are for another process.
   Jobs(JobStore& store, const JobLimits& limits, std::function<int64_t()> clock,
-       const std::function<void(const std::string&)>& warn);
+       const std::function<void(const std::string&)>& warn, const WhyNot& why_not = {});
 
   /// Throws ApiError(429) where the queue is full, (503) while the service stops, Error(kIo) where it cannot be kept.
   Job create(const NewJob& wanted);
@@ -89,7 +93,7 @@ class Jobs {
   std::condition_variable changed_;
   std::map<uint64_t, Job> jobs_;  ///< by number
   std::map<std::string, uint64_t> numbers_;
-  std::set<uint64_t> queued_, kept_;
+  std::set<uint64_t> queued_, held_, kept_;
   size_t being_created_ = 0;  ///< places in the queue whose jobs are on their way to the disk
   uint64_t last_number_ = 0;
   JobCounts totals_;  ///< what there was since the start

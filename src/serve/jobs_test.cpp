@@ -14,6 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 using test::example_job;
 using testing::ElementsAre;
+using testing::HasSubstr;
 
 std::vector<std::string> prompts(const std::vector<Job>& jobs) {
   std::vector<std::string> list;
@@ -202,6 +203,41 @@ TEST(Jobs, WhatCannotBeWrittenHasFailed) {
   service.jobs.complete(id, {});
   EXPECT_EQ(service.jobs.find(id)->state, JobState::kFailed);
   EXPECT_EQ(service.jobs.find(id)->error.code, "not_written");
+}
+
+TEST(Jobs, ThoseThatThisStartCannotMakeWaitForAnotherOne) {
+  const test::Folder folder;
+  std::vector<std::string> ids;
+  {
+    test::Service before(folder.path);
+    for (const char* plan : {"fast", "", "fast"}) {
+      NewJob wanted = example_job();
+      wanted.request.plan = plan;
+      ids.push_back(before.jobs.create(wanted).id);
+    }
+  }
+  {
+    JobStore store(folder.path);
+    std::vector<std::string> warnings;
+    Jobs jobs(
+        store, {.max_queue = 2}, [] { return 1; }, [&](const std::string& line) { warnings.push_back(line); },
+        [](const VideoRequest& request) { return request.plan.empty() ? "" : "the plan fast is not served now"; });
+    EXPECT_EQ(warnings, std::vector<std::string>{"2 jobs of an earlier start: the plan fast is not served now"});
+    EXPECT_EQ(jobs.counts().held, 2U);
+    EXPECT_EQ(jobs.counts().queued, 1U);
+    EXPECT_THAT(to_reply(*jobs.find(ids[0])), HasSubstr("\"warnings\":[\"the plan fast is not served now\"]"));
+    EXPECT_THAT(to_reply(*jobs.find(ids[0])), HasSubstr("\"status\":\"queued\""));
+    EXPECT_EQ(jobs.take()->id, ids[1]);
+    jobs.complete(ids[1], {});
+    EXPECT_EQ(jobs.counts().in_progress, 0U);
+    jobs.create(example_job());
+    jobs.create(example_job());
+    EXPECT_EQ(status_of([&] { jobs.create(example_job()); }), 429) << "those that are held take no place";
+    EXPECT_TRUE(jobs.remove(ids[2]));
+    EXPECT_EQ(jobs.counts().held, 1U);
+  }
+  test::Service after(folder.path);
+  EXPECT_EQ(after.jobs.take()->id, ids[0]) << "the first of all, and it can be made again";
 }
 
 TEST(Jobs, StoppingEndsWaitingAndCreating) {

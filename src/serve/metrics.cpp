@@ -37,8 +37,9 @@ std::string Metrics::text(const JobCounts& jobs) const {
   head(text, "calibatt_build_info", "gauge", "Always 1; the version is its label.");
   text << "calibatt_build_info{version=\"" CALIBATT_VERSION "\"} 1\n";
   head(text, "calibatt_jobs", "gauge", "Videos that are there, by state; kept: completed or failed.");
-  text << "calibatt_jobs{state=\"queued\"} " << jobs.queued << "\ncalibatt_jobs{state=\"in_progress\"} "
-       << jobs.in_progress << "\ncalibatt_jobs{state=\"kept\"} " << jobs.kept << '\n';
+  text << "calibatt_jobs{state=\"queued\"} " << jobs.queued << "\ncalibatt_jobs{state=\"held\"} " << jobs.held
+       << "\ncalibatt_jobs{state=\"in_progress\"} " << jobs.in_progress << "\ncalibatt_jobs{state=\"kept\"} "
+       << jobs.kept << '\n';
   single(text, "calibatt_jobs_created_total", "counter", "Videos that were asked for since the start.", jobs.created);
   head(text, "calibatt_jobs_ended_total", "counter", "How videos ended since the start.");
   text << "calibatt_jobs_ended_total{outcome=\"completed\"} " << jobs.completed

@@ -81,7 +81,8 @@ size_t serve(const ServeOptions& options, const std::function<bool()>& should_st
   check_key(options.api_key);
   const Catalog catalog(options.models, options.plans, options.defaults, options.video_limits);
   JobStore store(options.folder);
-  Jobs jobs(store, options.job_limits, seconds_now, options.log);
+  Jobs jobs(store, options.job_limits, seconds_now, options.log,
+            [&catalog](const VideoRequest& request) { return catalog.why_not(request); });
   Metrics metrics(seconds_now());
   Api api(jobs, store, catalog, metrics, {options.api_key, is_loopback(options.host), std::string(kServePage)});
   HttpServer server(api, metrics, {});
@@ -100,7 +101,8 @@ size_t serve(const ServeOptions& options, const std::function<bool()>& should_st
       }
     }
   }
-  return jobs.counts().queued;
+  const JobCounts counts = jobs.counts();
+  return counts.queued + counts.held;
 }
 
 }  // namespace calibatt::serve

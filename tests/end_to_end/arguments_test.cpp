@@ -305,6 +305,15 @@ TEST_F(Arguments, FlagsThatNothingReadsAreNamed) {
                                               " --fps 8 --side-by-side " + folder_.file("s.png"));
   EXPECT_EQ(compared.exit_code, 0) << compared.output;
   EXPECT_THAT(compared.output, warning("--fps is not read"));
+  const std::string both = "compare " + folder_.file("f.png") + " " + folder_.file("v.mp4");
+  expect_usage(both + " --report " + folder_.file("v.mp4"), "would overwrite");
+  ASSERT_EQ(run_calibatt(both + " --report " + folder_.file("c.json")).exit_code, 0);
+  const auto report = nlohmann::json::parse(read_file(folder_.file("c.json")));
+  EXPECT_EQ(report["video"], folder_.file("v.mp4"));
+  EXPECT_EQ(report["frames"], 5);
+  EXPECT_EQ(report["psnr_db_per_frame"].size(), 5U);
+  EXPECT_GT(report["psnr_db"], 20);
+  EXPECT_FALSE(report["identical"]);
 
   write_file(folder_.file("prompts.txt"), "a\n");
   const CommandResult calibrated =

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -47,7 +48,13 @@ def test_ranges():
             assert status == 206 and got == part, (header, status, len(got))
             assert headers["Content-Range"].endswith(f"/{len(whole)}") and int(headers["Content-Length"]) == len(part)
         assert service.ask("GET", path, headers={"Range": f"bytes={len(whole)}-"})[0] == 416
-        assert service.ask("GET", path, headers={"Range": "bytes=0-1,5-6"})[2] == whole
+        # RFC 9110, 14.2: what is no range in bytes is not looked at.
+        for header in ("bytes=0-1,5-6", "items=0-5", "bytes=5-2", "bytes=0-1,5-2", "bytes", "bytes=x"):
+            status, headers, got = service.ask("GET", path, headers={"Range": header})
+            assert status == 200 and got == whole and "Content-Range" not in headers, (header, status, len(got))
+        assert service.ask("GET", "/v1/videos", headers={"Range": "items=0-5"})[0] == 200
+        assert service.ask("POST", "/v1/videos", SMALL, {"Range": "items=0-5"})[0] == 400
+        assert service.ask("GET", path)[2] == whole, "and the service goes on"
         status, headers, got = service.ask("HEAD", path)
         assert status == 200 and got == b"" and int(headers["Content-Length"]) == len(whole)
 
@@ -96,6 +103,53 @@ def test_several_models_and_plans():
         assert service.json("POST", "/v1/videos", {**SMALL, "model": "third"}, status=404)["error"]["code"] == "model_not_found"
 
 
+def refused_start(*flags):
+    try:
+        with Service(*flags):
+            return "started"
+    except AssertionError as error:
+        return str(error)
+
+
+def test_what_no_request_could_run_with_is_refused_at_the_start():
+    assert "--max-steps 10: tiny-wan makes 20 steps" in refused_start("--max-steps", "10")
+    assert "the CPU computes in 16 or 32 bits" in refused_start("--attention-dtype", "fp8")
+    with tempfile.TemporaryDirectory() as folder:
+        model = os.path.join(folder, "model")
+        shutil.copytree(MODEL, model)
+        try:
+            with Service(folder=model, model=model):
+                raise SystemExit("the model's folder was taken for videos")
+        except AssertionError as error:
+            assert "is the folder of --model" in str(error), error
+
+
+def test_videos_of_another_start_wait():
+    with tempfile.TemporaryDirectory() as folder:
+        with Service("-m", f"other={MODEL}", folder=folder) as service:
+            running = service.create(LONG)["id"]
+            service.wait(running, ("in_progress",))
+            waiting = service.create(model="other")["id"]
+        with Service(folder=folder) as service:
+            service.json("DELETE", f"/v1/videos/{running}")
+            assert service.wait(service.create()["id"])["status"] == "completed", "others are made"
+            video = service.json("GET", f"/v1/videos/{waiting}")
+            assert video["status"] == "queued" and "the model other is not served now" in video["warnings"][0], video
+            assert service.json("GET", "/health")["held"] == 1
+            assert "1 job of an earlier start: the model other" in service.stop()[1]
+        with Service("-m", f"other={MODEL}", folder=folder) as service:
+            assert service.wait(waiting)["status"] == "completed"
+
+
+def test_a_folder_that_is_removed_is_told():
+    with tempfile.TemporaryDirectory() as above:
+        folder = os.path.join(above, "videos")
+        with Service(folder=folder) as service:
+            assert service.json("GET", "/health")["status"] == "ok"
+            shutil.rmtree(folder)
+            assert service.json("GET", "/health", status=503)["status"] == "failing"
+
+
 def test_a_plan_is_applied():
     with tempfile.TemporaryDirectory() as folder:
         plan = os.path.join(folder, "fast.safetensors")
@@ -105,7 +159,14 @@ def test_a_plan_is_applied():
         subprocess.run([PROGRAM, "calibrate", "-m", MODEL, "--prompts", prompts, "-o", plan, "-W", "128", "-H", "128", "--video-frames", "9",
                         "--steps", "4", "--density", "0.5", "--threads", "1", "--backend", "cpu"], check=True, capture_output=True)
         fields = {"prompt": "a red circle", "size": "128x128", "num_frames": 9, "num_inference_steps": 4, "seed": 1}
-        with Service("--plan", plan) as service:
+        # Requests that say nothing would use it, and make another video than it was made for.
+        assert "was made for 9 frames of 128×128, this run makes 65 frames of 256×256" in refused_start("--plan", plan)
+        with Service("--plan", plan, "--on-mismatch", "dense"):
+            pass
+        with Service("-m", f"mochi={MODEL}/../tiny-mochi", "--plan", plan, "-W", "128", "-H", "128") as service:
+            models = {each["id"]: each["plans"] for each in service.json("GET", "/v1/models")["data"]}
+            assert models == {"tiny-wan": ["fast"], "mochi": []}, models
+        with Service("--plan", plan, "-W", "128", "-H", "128", "--video-frames", "9") as service:
             planned = service.wait(service.create(fields)["id"])
             dense = service.wait(service.create(fields, plan="none")["id"])
             assert planned["plan"] == "fast" and planned["density"] < 0.75, planned
