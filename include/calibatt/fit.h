@@ -9,8 +9,8 @@ namespace calibatt {
 
 // What can be known of a model, a machine and a plan before any weight is read. Both open the model's settings.
 
-/// Throws Error(kUsage, kDevice) where the machine (LoadOptions::backend, devices) has no kernel for the 8 bits that the
-/// options want in self-attention.
+/// Throws Error(kUsage, kDevice) where the machine (LoadOptions::backend, devices) has no kernel for the 8 bits that
+/// the options want in self-attention.
 CALIBATT_API void check_attention_kernel(const LoadOptions& load, const GenerateOptions& options);
 
 /// Why a plan cannot be used with this model or, with `resolved` options, for their video, in one line that names both;
