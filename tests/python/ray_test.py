@@ -21,7 +21,7 @@ import calibatt  # noqa: E402
 from calibatt import ray as cluster  # noqa: E402
 
 MODEL = ROOT / "models/tiny-wan"
-# One thread: MP4s of several encoding threads differ from run to run.
+# One thread, as `generate` beside it has: another number makes another MP4 of the same frames.
 FLAGS = ["-W", 128, "-H", 64, "--video-frames", 5, "--steps", 3, "--dtype", "fp32", "--threads", 1]
 PROMPTS = [f"a red circle moves over {number} stripes" for number in range(16)]
 
