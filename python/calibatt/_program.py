@@ -29,6 +29,7 @@ if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])
 """
 _SLOWEST_POLL_SECONDS = 0.25
 _REPLY_SECONDS = 60.0
+_END_SECONDS = 2.0  # from the end of a process's connections to its own
 _OF_EXIT_CODE = {2: _errors.UsageError, 3: _errors.NotFound, 4: _errors.FormatError, 5: _errors.Mismatch, 6: _errors.WriteError,
                  7: _errors.DeviceError}  # fmt: skip
 _OF_CODE = {"plan_mismatch": _errors.Mismatch, "invalid_request": _errors.UsageError, "not_found": _errors.NotFound,
@@ -207,6 +208,8 @@ class _Service(_Run):
             reply = connection.getresponse()
             content = reply.read()
         except (OSError, http.client.HTTPException) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_SECONDS)
             if self.runs():
                 raise _errors.Error(f"calibatt serve does not answer: {error}") from None
             self.fail()

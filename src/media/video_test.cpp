@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -11,6 +12,8 @@
 #include <functional>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
+#include "calibatt/output.h"
 #include "io/atomic_file.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
@@ -76,6 +79,22 @@ TEST_P(LossyVideoTest, ComesBackNearlyTheSame) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Containers, LossyVideoTest, testing::Values(".mp4", ".webm", ".MP4"));
+
+TEST(Video, AnMp4IsTheSameFileWhateverLayInMemory) {
+  set_num_threads(1);
+  const TestFolder folder;
+  const VideoFrames video = moving_disc(6, 96, 160);
+  std::vector<std::string> contents;
+  for (const int litter : {1, 100, 200}) {
+    mallopt(M_PERTURB, litter);
+    const std::string path = folder / (std::to_string(litter) + ".mp4");
+    write_video(video, 16, path);
+    contents.push_back(read_text_file(path));
+  }
+  mallopt(M_PERTURB, 0);
+  set_num_threads(0);
+  EXPECT_TRUE(contents[0] == contents[1] && contents[0] == contents[2]);
+}
 
 TEST(Video, ColoursDoNotShift) {
   // Flat colours show a wrong matrix or range at once.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <deque>
 #include <new>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -107,6 +108,11 @@ ffmpeg::CodecContext open_encoder(const Container& container, int height, int wi
   }
   if (global_header) context->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
   Dictionary options(container.options);
+  // Where rows are no multiple of 128 pixels, libx264's AVX-512 code for its rate control reads memory that nobody
+  // wrote (seen in core 164): the same frames then give other files. Without it they give those of other machines.
+  if (container.encoder == std::string_view("libx264") && __builtin_cpu_supports("avx512f")) {
+    av_dict_set(&options.entries, "x264-params", "asm=AVX2", 0);
+  }
   const int code = avcodec_open2(context.get(), codec, &options.entries);
   if (code < 0) {
     throw Error(ErrorKind::kUsage, path + ": " + std::to_string(width) + "×" + std::to_string(height) + " at " +
