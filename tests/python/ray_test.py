@@ -272,6 +272,23 @@ def test_what_no_machine_could_do_is_not_tried_again(tmp_path):
         program(request={"seed": 1})
 
 
+def test_what_goes_on_failing_ends_all():
+    class Failing:
+        def generate(self, prompt, seed):
+            raise RuntimeError("no memory")
+
+    def broken():
+        raise OSError("no disk")
+
+    again = pytest.warns(calibatt.CalibattWarning, match="prompt 0 is run again: RuntimeError: no memory")
+    with again, pytest.raises(calibatt.Error, match="prompt 0 failed 2 times, lastly: RuntimeError: no memory"):
+        cluster.generate(lambda: Failing(), PROMPTS[:1], retries=1)
+    with pytest.raises(calibatt.Error, match="actors failed to start 2 times in succession, lastly: OSError: no disk"):
+        cluster.generate(broken, PROMPTS[:1], retries=1)
+    with pytest.raises(calibatt.UsageError, match="/nowhere is not on .*; write the plan into a folder that all machines share"):
+        cluster._InSharedFolder(program(), "/nowhere")()
+
+
 def test_no_room_for_an_actor_is_said():
     with pytest.raises(calibatt.DeviceError, match="no actor with .*'num_gpus': 1.* has started within 1 s; the cluster has 2 CPU, 0 GPU"):
         cluster.generate(program(), PROMPTS, num_gpus=1, start_timeout_s=1)
