@@ -17,6 +17,7 @@ FROM ${CPU_IMAGE} AS cpu
 COPY --from=build-cpu /opt/calibatt /opt/calibatt
 COPY models /opt/calibatt/models
 RUN apt-get update -qq && xargs apt-get install -y -qq --no-install-recommends < /opt/calibatt/packages && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/calibatt/bin:$PATH
 WORKDIR /work
 ENTRYPOINT ["/opt/calibatt/bin/calibatt"]
 
@@ -30,5 +31,6 @@ FROM nvidia/cuda:${CUDA_VERSION}-cudnn-runtime-${CUDA_SYSTEM} AS cuda
 COPY --from=build-cuda /opt/calibatt /opt/calibatt
 COPY models /opt/calibatt/models
 RUN apt-get update -qq && xargs apt-get install -y -qq --no-install-recommends < /opt/calibatt/packages && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/calibatt/bin:$PATH
 WORKDIR /work
 ENTRYPOINT ["/opt/calibatt/bin/calibatt"]

@@ -11,7 +11,7 @@ what=$1 model=$2 prompts=$3 plan=$4 length=$5
 shift 5
 program=${CALIBATT:-calibatt}
 calibrate=("$program" calibrate -m "$model" --prompts "$prompts" --threads "${SLURM_CPUS_PER_TASK:-1}" "$@")
-number=$(grep -cvE '^(#|[[:space:]]*$)' "$prompts")
+number=$(grep -cvE '^[[:space:]]*(#|$)' "$prompts")
 case $what in
 measure)
   first=$((SLURM_ARRAY_TASK_ID * length))
@@ -20,7 +20,11 @@ measure)
   exec "${calibrate[@]}" --prompt-range "$first:$end" --profile "$plan.parts/$(printf %06d "$first")"
   ;;
 plan)
-  [ -d "$plan.profile" ] || "$program" merge -o "$plan.profile" "$plan.parts"/*
+  if [ ! -d "$plan.profile" ]; then # under its name when it is whole
+    rm -rf "$plan.joined"
+    "$program" merge -o "$plan.joined" "$plan.parts"/*
+    mv "$plan.joined" "$plan.profile"
+  fi
   exec "${calibrate[@]}" --profile "$plan.profile" -o "$plan"
   ;;
 *)

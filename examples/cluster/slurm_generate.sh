@@ -11,6 +11,6 @@ shift 3
 task=$SLURM_ARRAY_TASK_ID first=$SLURM_ARRAY_TASK_MIN tasks=$SLURM_ARRAY_TASK_COUNT
 out=$folder/$(printf 'task_%04d' "$task")
 mkdir -p "$out"
-grep -vE '^(#|[[:space:]]*$)' "$prompts" | awk -v share=$((task - first)) -v tasks="$tasks" 'NR % tasks == (share + 1) % tasks' >"$out/prompts.txt"
+grep -vE '^[[:space:]]*(#|$)' "$prompts" | awk -v share=$((task - first)) -v tasks="$tasks" 'NR % tasks == (share + 1) % tasks' >"$out/prompts.txt"
 [ -s "$out/prompts.txt" ] || exit 0 # more tasks than prompts
 exec "${CALIBATT:-calibatt}" generate -m "$model" --prompts "$out/prompts.txt" -o "$out/v.mp4" --threads "${SLURM_CPUS_PER_TASK:-1}" "$@"

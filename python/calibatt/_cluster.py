@@ -48,7 +48,7 @@ class Pool:
         self._pending: Dict[Any, Tuple[Any, Optional[int]]] = {}  #: reference → actor and its task; None: it starts
         self._idle: List[Any] = []
         self._failures_to_start = 0
-        self._none_since = time.monotonic()
+        self._none_since = 0.0
         self._num_actors = actors
 
     def run(self, tasks: Sequence[Tuple[Any, ...]], done: Callable[[int, Any], None]) -> None:
@@ -59,6 +59,7 @@ class Pool:
         """
         waiting: Deque[int] = collections.deque(range(len(tasks)))
         attempts, left = [0] * len(tasks), len(tasks)
+        self._none_since = time.monotonic()  # not since the pool was made, which may be hours ago
         try:
             for _ in range(min(self._num_actors, len(tasks))):
                 self._add_actor()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +19,7 @@ from conftest import DENSITY, PROGRAM, ROOT, SETTINGS, run_program, setting_flag
 ray = pytest.importorskip("ray")
 
 import calibatt  # noqa: E402
+from calibatt import _cluster  # noqa: E402
 from calibatt import ray as cluster  # noqa: E402
 
 MODEL = ROOT / "models/tiny-wan"
@@ -315,9 +317,36 @@ def test_what_no_machine_could_do_is_not_tried_again(tmp_path):
         program(request={"seed": 1})
 
 
+def test_what_goes_on_failing_ends_all():
+    class Failing:
+        def generate(self, prompt, seed):
+            raise RuntimeError("no memory")
+
+    def broken():
+        raise OSError("no disk")
+
+    again = pytest.warns(calibatt.CalibattWarning, match="prompt 0 is run again: RuntimeError: no memory")
+    with again, pytest.raises(calibatt.Error, match="prompt 0 failed 2 times, lastly: RuntimeError: no memory"):
+        cluster.generate(lambda: Failing(), PROMPTS[:1], retries=1)
+    with pytest.raises(calibatt.Error, match="actors failed to start 2 times in succession, lastly: OSError: no disk"):
+        cluster.generate(broken, PROMPTS[:1], retries=1)
+    with pytest.raises(calibatt.UsageError, match="/nowhere is not on .*; write the plan into a folder that all machines share"):
+        cluster._InSharedFolder(program(), "/nowhere")()
+
+
 def test_no_room_for_an_actor_is_said():
     with pytest.raises(calibatt.DeviceError, match="no actor with .*'num_gpus': 1.* has started within 1 s; the cluster has 2 CPU, 0 GPU"):
         cluster.generate(program(), PROMPTS, num_gpus=1, start_timeout_s=1)
+
+
+def test_a_pool_that_was_made_hours_ago_waits_for_its_actors(monkeypatch):
+    """As the one that makes the plan, while others measured."""
+    pool = _cluster.Pool(lambda: time.sleep(3) or "text", "upper", 1, {"num_cpus": 1}, 0, 60, "task {}")
+    later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+    monkeypatch.setattr(_cluster, "time", later)
+    results = []
+    pool.run([()], lambda index, result: results.append(result))
+    assert results == ["TEXT"]
 
 
 def test_ranges_do_not_depend_on_the_cluster():
