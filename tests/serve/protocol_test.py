@@ -121,7 +121,7 @@ def test_what_no_request_could_run_with_is_refused_at_the_start():
             with Service(folder=model, model=model):
                 raise SystemExit("the model's folder was taken for videos")
         except AssertionError as error:
-            assert "is the folder of --model" in str(error), error
+            assert "give a folder of its own" in str(error), error
 
 
 def test_videos_of_another_start_wait():
