@@ -14,6 +14,7 @@
 #include "calibrate/profile/profile_header.h"
 #include "pipeline/options.h"
 #include "pipeline/runner.h"
+#include "pipeline/runner_group.h"
 #include "plan/test_plans.h"
 
 namespace calibatt::test {
@@ -289,7 +290,7 @@ class CApiCalibration : public ::testing::Test {
 
   /// The same by the C interface, with the model of the pipeline behind the callback.
   calibatt_status record(const std::string& profile, const char* measure, int first = 0, int end = 0) {
-    Runner& runner = pipeline_->runner();
+    Runner& runner = pipeline_->runners().first();
     const GenerateOptions run = runner.resolved(options_.run);
     const RunDescription facts = runner.describe_attention(run);
     const std::string fingerprint = facts.transformers[0].fingerprint("");
@@ -326,7 +327,7 @@ class CApiCalibration : public ::testing::Test {
   }
   static int32_t run_prompt(void* user, int32_t prompt, calibatt_session* session, double*) {
     auto& self = *static_cast<CApiCalibration*>(user);
-    Runner& runner = self.pipeline_->runner();
+    Runner& runner = self.pipeline_->runners().first();
     GenerateOptions run = runner.resolved(self.options_.run);
     run.prompt = self.options_.prompts[static_cast<size_t>(prompt)].text;
     run.seed += static_cast<uint64_t>(prompt);
@@ -402,7 +403,7 @@ TEST_F(CApiCalibration, GoesOnWithWhatTheCommandLineBeganAndTheOtherWayRound) {
 }
 
 TEST_F(CApiCalibration, FingerprintsAreThePipelines) {
-  Runner& runner = pipeline_->runner();
+  Runner& runner = pipeline_->runners().first();
   const RunDescription run = runner.describe_attention(runner.resolved(options_.run));
   for (const char* like : {"", "00112233445566778899aabbccddeeff"}) {
     char* fingerprint = nullptr;
@@ -418,7 +419,7 @@ TEST(CApiFingerprint, OfMochi) {
   load.model_dir = CALIBATT_MODELS_DIR "/tiny-mochi";
   load.backend = "cpu";
   const auto pipeline = Pipeline::load(load);
-  Runner& runner = pipeline->runner();
+  Runner& runner = pipeline->runners().first();
   const RunDescription run = runner.describe_attention(runner.resolved({}));
   char* fingerprint = nullptr;
   ASSERT_EQ(calibatt_fingerprint((load.model_dir + "/transformer").c_str(), nullptr, &fingerprint), CALIBATT_OK)
