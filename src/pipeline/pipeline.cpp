@@ -87,9 +87,10 @@ class RankAttention {
  public:
   RankAttention(const SharedRun& run, Backend& backend, Communicator& hosts) {
     if (run.layout.ranks_of_forward() > 1) {
-      on_device_ = backend.join(hosts);
-      sharing_.emplace(on_device_ != nullptr ? *on_device_ : hosts, run.layout.num_groups);
-      engine_.emplace(backend, backend, *sharing_, run.description.geometry.num_tokens());
+      sharing_.emplace(hosts, run.layout.num_groups);
+      on_device_ = backend.join(*sharing_);  // devices of two groups need not read each other's memory
+      Communicator& ranks = on_device_ != nullptr ? *on_device_ : *sharing_;
+      engine_.emplace(backend, backend, ranks, run.description.geometry.num_tokens());
     }
     attention_ = run.attention_on(engine_ ? static_cast<AttentionEngine&>(*engine_) : backend);
     if (!run.any_eight_bits) return;
@@ -103,8 +104,8 @@ class RankAttention {
   std::optional<double> deal_imbalance() const { return engine_ ? std::optional(engine_->imbalance()) : std::nullopt; }
 
  private:
-  std::unique_ptr<Communicator> on_device_;  // null where memory is the host's
   std::optional<RankSubgroup> sharing_;
+  std::unique_ptr<Communicator> on_device_;  // null where memory is the host's
   std::optional<SequenceParallelEngine> engine_;
   std::unique_ptr<RunAttention> attention_;
 };

@@ -92,6 +92,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
 
 void Runner::begin_job() const {
   set_num_threads(threads_);
+  if (backend_ != nullptr) backend_->make_current();
 }
 
 AvailableMemory Runner::available_memory() const {

@@ -69,7 +69,8 @@ class Runner {
   void warn(const std::string& message) const {
     if (warn_ && !message.empty()) warn_(message);
   }
-  /// To be called where a job begins: the threads of this pipeline are those of the process from here on.
+  /// To be called where a job begins, on whichever thread: this pipeline's device is that thread's, and its threads are
+  /// those of the process from here on.
   void begin_job() const;
 
  private:

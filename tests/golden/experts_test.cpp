@@ -39,6 +39,13 @@ TEST_P(Experts, FramesEqualDiffusers) {
   EXPECT_LT(compare_videos(result.video, pipeline->generate(other).video).psnr_db, 45);
 }
 
+TEST_P(Experts, AreThoseOfEachRank) {
+  expect_same_of_ranks(options());  // a branch of guidance for each half, where their number is even
+  GenerateOptions shared = options();
+  shared.cfg_scale_2 = 1;
+  expect_same_of_ranks(shared);
+}
+
 TEST_P(Experts, AreBothCountedWhereBothStay) {
   const auto weights = [&](const std::string& model) {
     const ModelOnDisk files = ModelOnDisk::open(load_options(model));

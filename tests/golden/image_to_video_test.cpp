@@ -63,6 +63,10 @@ TEST_P(ImageToVideo, FramesEqualDiffusers) {
   EXPECT_GE(psnr_to_diffusers(pipeline->generate(options()).video), 45);
 }
 
+TEST_P(ImageToVideo, IsThatOfOneDeviceOnSeveral) {
+  expect_same_of_ranks(options());
+}
+
 TEST_P(ImageToVideo, DefaultsAreTheModelsAndThePictures) {
   const auto pipeline = load(model_);
   GenerateOptions run;
@@ -148,6 +152,10 @@ TEST_P(ImageThroughClip, FramesEqualDiffusers) {
   }
   EXPECT_EQ(pipeline->resolved({}).steps, 40);
   EXPECT_EQ(pipeline->resolved({}).cfg_scale, 5);
+}
+
+TEST_P(ImageThroughClip, IsThatOfOneDeviceOnSeveral) {
+  expect_same_of_ranks(options());
 }
 
 TEST_P(ImageThroughClip, IsReadFromOneFileWithAuthorsNamesBesideTheModel) {

@@ -71,6 +71,15 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
   double psnr_to_diffusers(const VideoFrames& video) const {
     return compare_videos(golden_frames(data_ + "/golden.safetensors"), video).psnr_db;
   }
+  /// Ranks that share one device make the video of one.
+  void expect_same_of_ranks(const GenerateOptions& run) {
+    const VideoFrames alone = load(model_)->generate(run).video;
+    for (const size_t num_ranks : {2, 3, 4}) {
+      LoadOptions load = load_options(model_);
+      load.devices.assign(num_ranks, 0);
+      EXPECT_GE(compare_videos(Pipeline::load(load)->generate(run).video, alone).psnr_db, 60) << num_ranks << " ranks";
+    }
+  }
   /// To a plan in folder_, for `run`: of half the density where blocks can be small; a GPU's hold the whole video.
   CalibrateOptions calibration(const GenerateOptions& run) const {
     CalibrateOptions calibration;
