@@ -105,7 +105,7 @@ class JointChoice {
 
   // With it weighted errors of masks are mean squares of the final latents' change.
   std::vector<double> measured_over_usual() const {
-    const std::vector<double> usual = step_weights(options_, profile_.header.sigmas), at_end = errors_.end_weights();
+    const std::vector<double> usual = step_weights(options_, profile_.header.sigmas), at_end = errors_.mask_weights();
     const std::vector<double> changes = mask_changes_of_steps(*options_.growth, errors_.num_steps());
     std::vector<double> ratios;
     for (size_t step = 0; step < usual.size(); ++step) {

@@ -42,9 +42,12 @@ StepErrors::StepErrors(const Profile& profile, const StepGrowth& growth, std::op
     const double share = 1 / (latents_of(profile.prompts[p]) * static_cast<double>(count));
     for (size_t i = 0; i < mean_.size(); ++i) mean_[i] += share * products[i];
   }
-  at_end_ = growth_of_steps(growth, header_.sigmas);
+  at_end_ = growth_of_steps(growth, header_.sigmas, ErrorOf::kReuse);
+  masks_at_end_ = growth_of_steps(growth, header_.sigmas, ErrorOf::kMasks);
   for (size_t step = 0; step < at_end_.size(); ++step) {
-    at_end_[step] *= solver_[static_cast<size_t>(num_steps_) * size_ + step + 1];
+    const double weight = solver_[static_cast<size_t>(num_steps_) * size_ + step + 1];
+    at_end_[step] *= weight;
+    masks_at_end_[step] *= weight;
   }
 }
 
@@ -145,10 +148,10 @@ std::vector<double> StepErrors::forward_weights(const std::vector<StepReuse>& re
   return sums;
 }
 
-std::vector<double> StepErrors::end_weights() const {
+std::vector<double> StepErrors::mask_weights() const {
   std::vector<double> weights;
-  weights.reserve(at_end_.size());
-  for (const double each : at_end_) weights.push_back(each * each);
+  weights.reserve(masks_at_end_.size());
+  for (const double each : masks_at_end_) weights.push_back(each * each);
   return weights;
 }
 
@@ -176,7 +179,7 @@ std::vector<double> along(const Curve& curve, int num_steps) {
 
 }  // namespace
 
-std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas) {
+std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas, ErrorOf errors) {
   constexpr double kUndecided = 0.995;
   const auto num_steps = static_cast<int>(sigmas.size());
   const auto data_share = [&](int step) {  // behind the step
@@ -186,6 +189,12 @@ std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const do
   while (first + 1 < num_steps && 1 - data_share(first) >= kUndecided) ++first;
   Curve shares;
   if (growth.factors.empty() || growth.factors.front().step > first) shares.emplace_back(first, 1);
+  if (!growth.factors.empty()) {
+    const StepGrowth::Factor& next = growth.factors.front();
+    const int middle = (first + next.step) / 2;
+    const double fallen = errors == ErrorOf::kReuse ? next.factor * data_share(next.step) : 1;
+    if (middle > first) shares.emplace_back(middle, fallen);
+  }
   for (const StepGrowth::Factor& each : growth.factors) {
     shares.emplace_back(each.step, each.factor * data_share(each.step));
   }
@@ -213,10 +222,11 @@ struct Found {
   double error = std::numeric_limits<double>::infinity();
 };
 
-/// Calls visit(set, error) for each way to reuse one step more than `from` does.
+/// Calls visit(set, error) for each way to reuse one step more than `from` does. The last step runs: its forward takes
+/// back part of what all steps before it erred, which the growth of single steps counts on.
 template <class Visit>
 void for_each_with_one_more(const StepErrors& errors, const Reuse& from, const Visit& visit) {
-  for (size_t step = 1; step < from.size(); ++step) {
+  for (size_t step = 1; step + 1 < from.size(); ++step) {
     if (from[step] != StepReuse::kNone) continue;
     for (const StepReuse way : kWays) {
       Reuse reuse = from;
@@ -255,6 +265,12 @@ std::vector<Found> widened(const StepErrors& errors, const std::vector<Found>& s
   return more;
 }
 
+/// A line needs two steps that ran: where no step more can be reused, one can without lines.
+std::vector<Found> without_lines(std::vector<Found> sets) {
+  for (Found& each : sets) std::ranges::replace(each.reuse, StepReuse::kLinear, StepReuse::kHold);
+  return sets;
+}
+
 /// Exchanges single steps, and ways, while that helps.
 Found exchanged(const StepErrors& errors, Found found, const Poll& poll) {
   constexpr int kMostRounds = 20;
@@ -291,8 +307,10 @@ std::vector<std::vector<StepReuse>> best_reuse(const StepErrors& errors, int mos
   const Poll heard = poll ? poll : [] {};
   std::vector<Found> best{{Reuse(static_cast<size_t>(errors.num_steps()), StepReuse::kNone), 0}}, sets = best;
   while (static_cast<int>(best.size()) <= most) {
-    sets = widened(errors, sets, heard);
-    if (sets.empty()) break;
+    std::vector<Found> more = widened(errors, sets, heard);
+    if (more.empty()) more = widened(errors, without_lines(std::move(sets)), heard);
+    if (more.empty()) break;
+    sets = std::move(more);
     best.push_back(exchanged(errors, sets.front(), heard));
     sets.push_back(best.back());
   }

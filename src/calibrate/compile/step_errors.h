@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <span>
@@ -33,8 +34,8 @@ class StepErrors {
   /// How much more a change of each step's forward counts at the end, squared, since other steps are made from it: 1
   /// where none is, 0 where the step itself has none.
   std::vector<double> forward_weights(const std::vector<StepReuse>& reuse) const;
-  /// Of each step: what one unit of the mean square of its prediction's change does to the final latents'.
-  std::vector<double> end_weights() const;
+  /// Of each step: what one unit of the mean square of its prediction's change by masks does to the final latents'.
+  std::vector<double> mask_weights() const;
 
  private:
   /// A vector in terms of the first latents (0) and the predictions of all steps (1 + step): those that are not 0.
@@ -51,17 +52,20 @@ class StepErrors {
   const Profile& profile_;
   const ProfileHeader& header_;
   int num_steps_;
-  size_t size_;                 // S + 1
-  const double* solver_;        // [S + 1, S + 1]
-  std::vector<double> at_end_;  // of a change of each step's prediction: solver's weight times growth
-  std::vector<double> mean_;    // [S + 1, S + 1]: products over latents_of, mean over the prompts
+  size_t size_;                                // S + 1
+  const double* solver_;                       // [S + 1, S + 1]
+  std::vector<double> at_end_, masks_at_end_;  // of a change of each step's prediction: solver's weight times growth
+  std::vector<double> mean_;                   // [S + 1, S + 1]: products over latents_of, mean over the prompts
 };
 
+enum class ErrorOf : uint8_t { kReuse, kMasks };
 /// Growth factors of all steps, from those that were measured. What a step at σ changes of the video that is becoming
 /// is at most 1/(1 − σ') of what it changes of the latents, σ' being the next noise level. The share of that which is
 /// left at the end falls from 1, where nothing of the video is decided yet (σ' ≥ .995), to the measured ones, and rises
-/// to 1 at the last step: its logarithm is linear between these steps. Earlier steps grow like the first of these.
-std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas);
+/// to 1 at the last step: its logarithm is linear between these steps. Half way to the first measured step it has
+/// fallen to that one's for errors of reuse, as on most prompts, and not at all for those of masks, as on the hardest.
+/// Earlier steps grow like the first of these.
+std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas, ErrorOf errors);
 /// MaskChange::per_error of all steps: its logarithm is linear between those that were measured, and constant outside.
 std::vector<double> mask_changes_of_steps(const StepGrowth& growth, int num_steps);
 
