@@ -160,7 +160,7 @@ void add_accounts(const std::vector<RankResult>& ranks, const RankLayout& layout
 }  // namespace
 
 std::unique_ptr<Pipeline> Pipeline::load(const LoadOptions& options) {
-  return std::unique_ptr<Pipeline>(new Pipeline(std::make_unique<RunnerGroup>(options)));
+  return std::make_unique<Pipeline>(std::make_unique<RunnerGroup>(options));
 }
 
 Pipeline::Pipeline(std::unique_ptr<RunnerGroup> runners) : runners_(std::move(runners)) {}

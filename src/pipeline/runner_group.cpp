@@ -90,8 +90,11 @@ AvailableMemory RunnerGroup::available_memory() const {
   if (!least.device) return least;
   for (size_t rank = 0; rank < runners_.size(); ++rank) {
     runners_[rank]->backend().make_current();
-    const auto sharing = devices_.empty() ? 1 : std::ranges::count(devices_, devices_[rank]);
-    least.device = std::min(*least.device, *runners_[rank]->available_memory().device / static_cast<uint64_t>(sharing));
+    uint64_t sharing = 1;  // ranks of the same device
+    for (size_t other = 0; other < devices_.size(); ++other) {
+      if (other != rank && devices_[other] == devices_[rank]) ++sharing;
+    }
+    least.device = std::min(*least.device, *runners_[rank]->available_memory().device / sharing);
   }
   first().backend().make_current();
   return least;
