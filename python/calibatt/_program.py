@@ -119,7 +119,7 @@ class ProgramWorker:
         command = [self._program, "calibrate", "-m", self._description.model, "--prompts", listed, "--seed", str(seed), "--profile", profile]
         command += ["-o", str(output)] if prompt_range is None else ["--prompt-range", "{}:{}".format(*prompt_range)]
         for name, value in settings.items():
-            command += ["--" + name.replace("_", "-"), str(value)]
+            command += [] if value is None else ["--" + name.replace("_", "-"), str(value)]
         run = _Run([*command, *self._flags])
         if run.wait() != 0:
             run.fail()
