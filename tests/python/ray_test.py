@@ -140,6 +140,33 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert ended(int(done.stdout))
 
 
+def left_in(folder, seconds=10):
+    """What is there, once nothing of calibatt's is or the time is over."""
+    end = time.monotonic() + seconds
+    while list(folder.glob("calibatt-*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    return sorted(each.name for each in folder.glob("calibatt-*"))
+
+
+def test_actors_leave_no_folders(tmp_path):
+    environment = {"runtime_env": {"env_vars": {"TMPDIR": str(tmp_path)}}}
+    made = []
+    cluster.generate(program(), PROMPTS[:2], actors=2, ray_options=environment, on_result=lambda *_: made.extend(tmp_path.glob("calibatt-*")))
+    assert made, "there were some"
+    assert left_in(tmp_path) == []
+    script = f"""
+import os, signal, tempfile
+from calibatt._program import Program
+make = Program({str(MODEL)!r}, program={PROGRAM!r})
+one, other = make(), make()
+assert len(os.listdir(tempfile.gettempdir())) == 2
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == -signal.SIGKILL
+    assert left_in(tmp_path) == []
+
+
 class Slow:
     def generate(self, prompt, seed):
         time.sleep(0.5)
