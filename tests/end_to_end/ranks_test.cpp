@@ -127,6 +127,9 @@ TEST_F(RanksOfTheCpu, CompareDenseAndCalibrated) {
     ASSERT_EQ(result.exit_code, 0) << result.output;
     EXPECT_THAT(result.output, HasSubstr("median: transformer "));
     reports.push_back(nlohmann::json::parse(read_file(folder_.file("bench" + list + "/report.json"))));
+    for (const char* run : {"dense", "calibrated"}) {
+      EXPECT_EQ(reports.back()["runs"][0][run]["devices"].size(), list == "0" ? 1u : 2u) << run;
+    }
   }
   EXPECT_LT(reports[0]["density"].get<double>(), 0.9);
   EXPECT_EQ(reports[1]["density"], reports[0]["density"]);
