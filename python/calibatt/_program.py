@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, Deque, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
@@ -26,6 +27,11 @@ _START_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]): os.execv(sys.argv[2], sys.argv[2:])
+"""
+#: Reads until the process that started it has ended, then removes a folder. It is no child of that process: Ray kills those of an actor.
+_REMOVE_AFTER_PARENT = """
+exec 3<&0
+(cat <&3; rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }) >/dev/null 2>&1 &
 """
 _SLOWEST_POLL_SECONDS = 0.25
 _REPLY_SECONDS = 60.0
@@ -89,7 +95,7 @@ class ProgramWorker:
         threads = os.environ.get("OMP_NUM_THREADS", "")
         if not os.environ.get("CUDA_VISIBLE_DEVICES") and threads.isdigit() and not any(re.match(r"(-t|--threads)", flag) for flag in self._flags):
             self._flags += ["--threads", threads]
-        self._folder = tempfile.TemporaryDirectory(prefix="calibatt-")
+        self._folder = _Folder()
         self._service: Optional[_Service] = None
 
     def generate(self, prompt: str, seed: int) -> bytes:
@@ -119,10 +125,23 @@ class ProgramWorker:
         command = [self._program, "calibrate", "-m", self._description.model, "--prompts", listed, "--seed", str(seed), "--profile", profile]
         command += ["-o", str(output)] if prompt_range is None else ["--prompt-range", "{}:{}".format(*prompt_range)]
         for name, value in settings.items():
-            command += ["--" + name.replace("_", "-"), str(value)]
+            command += [] if value is None else ["--" + name.replace("_", "-"), str(value)]
         run = _Run([*command, *self._flags])
         if run.wait() != 0:
             run.fail()
+
+
+class _Folder:
+    """A temporary folder that goes with this object or its process, however that ends: pools kill their actors."""
+
+    def __init__(self) -> None:
+        self.name = tempfile.mkdtemp(prefix="calibatt-")
+        read, write = os.pipe()
+        self._close = weakref.finalize(self, os.close, write)
+        try:
+            subprocess.run(["/bin/sh", "-c", _REMOVE_AFTER_PARENT, self.name], stdin=read, start_new_session=True, cwd="/", check=True)
+        finally:
+            os.close(read)
 
 
 class _Run:

@@ -174,6 +174,8 @@ def calibrate(
     seed, settings = _arguments.first_seed(seed, len(prompts)), _arguments.with_density(settings, density)
     _arguments.whole("prompts_per_range", prompts_per_range, LEAST_RANGE)
     output = os.path.abspath(os.fsdecode(output))
+    if os.path.splitext(output)[1].lower() != ".safetensors":
+        raise _errors.UsageError(f"output {output}: the name must end in .safetensors")
     profile, parts = output + ".profile", output + ".parts"
 
     def pool(number: int, what: str) -> Pool:

@@ -52,9 +52,10 @@ struct AvailableMemory {
   uint64_t host = 0;
   std::optional<uint64_t> device;  ///< absent: the model computes on the host
 };
-/// What to tell of a video that takes more memory than is available; empty: nothing. The weights are loaded already.
+/// What to tell of a video that takes more memory than is available; empty: nothing. The weights are loaded already,
+/// all of them by each of num_ranks.
 std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
-                           const AvailableMemory& available);
+                           const AvailableMemory& available, int num_ranks);
 
 /// Which parts of each step's forwards are computed in 8 bits in a run with these resolved options: what `allowed` has,
 /// but for the first GenerateOptions::kept_steps; where these are not given and a plan says it (`planned`, of each

@@ -69,14 +69,18 @@ TEST(Options, AVideoThatTakesMoreMemoryThanThereIsIsSaid) {
   const MemoryEstimate needed{
       .weights = 5'000'000, .activations = 7'000'000, .autoencoder = 9'000'000, .video = 1'000'000};
   EXPECT_EQ(needed.peak(), 14'000'000u);  // activations are gone when the video is decoded
-  EXPECT_EQ(memory_warning(options, needed, {.host = 10'000'000, .device = {}}), "");
-  EXPECT_THAT(memory_warning(options, needed, {.host = 9'999'999, .device = {}}),
+  EXPECT_EQ(memory_warning(options, needed, {.host = 10'000'000, .device = {}}, 1), "");
+  EXPECT_THAT(memory_warning(options, needed, {.host = 9'999'999, .device = {}}, 1),
               AllOf(HasSubstr("832×480"), HasSubstr("81 frames"), HasSubstr("10 MB"), HasSubstr("9 MB are available")));
   // On a GPU: what a run takes there, and the frames on the host.
-  EXPECT_EQ(memory_warning(options, needed, {1'000'000, 9'000'000}), "");
-  EXPECT_THAT(memory_warning(options, needed, {1'000'000, 8'999'999}),
+  EXPECT_EQ(memory_warning(options, needed, {1'000'000, 9'000'000}, 1), "");
+  EXPECT_THAT(memory_warning(options, needed, {1'000'000, 8'999'999}, 1),
               AllOf(HasSubstr("9 MB of the GPU's memory"), HasSubstr("8 MB are available"), HasSubstr("--offload")));
-  EXPECT_THAT(memory_warning(options, needed, {999'999, 9'000'000}), HasSubstr("1 MB of host memory"));
+  EXPECT_THAT(memory_warning(options, needed, {999'999, 9'000'000}, 1), HasSubstr("1 MB of host memory"));
+  // Several GPUs refuse --offload.
+  EXPECT_THAT(memory_warning(options, needed, {1'000'000, 8'999'999}, 2),
+              AllOf(HasSubstr("--weights-dtype fp8"), HasSubstr("on one GPU with --offload"),
+                    HasSubstr("each of several GPUs holds all weights")));
 }
 
 // A folder whose own scheduler cannot be run is usable by whoever names one that can.

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
@@ -51,11 +52,20 @@ void check_extension(const Output& output) {
               output.flag + " " + output.path + ": the name must end in " + (known.size() > 1 ? "one of " : "") + text);
 }
 
+// Other programs have a config.json as well; those of diffusers, transformers and Wan-AI say what they configure.
+bool is_model_settings(const fs::path& file) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(file, ignored)) return false;
+  if (file.filename() != "config.json") return true;
+  std::ifstream stream(file);
+  const nlohmann::json config = nlohmann::json::parse(stream, nullptr, /*allow_exceptions=*/false);
+  return config.is_object() && (config.contains("_class_name") || config.contains("model_type"));
+}
+
 // What is written into a model's folder, or that of one of its parts, would be taken for files of the model.
 void check_no_model(const Output& output) {
   for (const char* settings : {"model_index.json", "config.json", "tokenizer_config.json", "scheduler_config.json"}) {
-    std::error_code ignored;
-    if (!fs::exists(fs::path(output.path) / settings, ignored)) continue;
+    if (!is_model_settings(fs::path(output.path) / settings)) continue;
     throw Error(ErrorKind::kUsage, output.flag + " " + output.path + ": is a model's folder, with its " + settings +
                                        "; give a folder of its own");
   }

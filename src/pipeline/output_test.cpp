@@ -141,13 +141,21 @@ TEST_F(CheckOutputs, WhatCannotBeWrittenIsKnownAtOnce) {
 
 TEST_F(CheckOutputs, AFolderForOutputsIsNoModels) {
   const auto folder = [&](const std::string& name) { return Output{OutputKind::kFolder, "-o", folder_ / name}; };
-  for (const char* settings : {"model/model_index.json", "model/transformer/config.json"}) {
+  const auto make = [&](const std::string& settings, const std::string& text) {
     fs::create_directories(fs::path(folder_ / settings).parent_path());
-    write(settings, "{}");
-  }
+    write(settings, text);
+  };
+  make("model/model_index.json", "{}");
+  make("model/transformer/config.json", R"({"_class_name": "WanTransformer3DModel"})");
+  make("model/text_encoder/config.json", R"({"model_type": "umt5"})");
   fs::create_directory_symlink(folder_ / "model", folder_ / "link");
-  for (const char* name : {"model", "model/", "model/transformer", "link"}) {
+  for (const char* name : {"model", "model/", "model/transformer", "model/text_encoder", "link"}) {
     EXPECT_THAT(refusal(ErrorKind::kUsage, {folder(name)}), HasSubstr("is a model's folder")) << name;
+  }
+  // Another program's settings.
+  for (const char* text : {"{}", R"({"theme": "dark"})", "[1]", "no JSON"}) {
+    make("own/config.json", text);
+    EXPECT_EQ(refusal(ErrorKind::kUsage, {folder("own")}), "accepted") << text;
   }
   // Beside the model's files, and in what an earlier run left.
   EXPECT_EQ(refusal(ErrorKind::kUsage, {folder("model/plan.safetensors.profile")}), "accepted");

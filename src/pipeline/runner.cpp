@@ -108,7 +108,7 @@ void Runner::warn_of_memory(const GenerateOptions& options, int num_ranks, const
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }
-  const std::string warning = memory_warning(options, needed, available);
+  const std::string warning = memory_warning(options, needed, available, num_ranks);
   if (!warning.empty()) warn_(warning);
 }
 

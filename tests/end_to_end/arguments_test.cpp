@@ -82,9 +82,9 @@ TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
   expect_usage(command + "--dtype float16", "the backend cpu has no fp16 arithmetic");
   expect_usage(command + "--dtype half", "--dtype half: choose bf16, fp16 (on a GPU), fp32 or auto");
   expect_usage(command + "--dtype fp8_e4m3fn", "--weights-dtype fp8");
-  expect_usage(command + "--device 0,1", "there is no GPU 1");
+  expect_usage(command + "--device 0,1", "the backend cpu has no device 1");
   expect_usage(command + "--device 0,", "must be a whole number from 0 to 1024");
-  expect_usage(command + "--gpus 2", "there is no GPU 1");
+  expect_usage(command + "--gpus 2", "leave --backend cpu out");
   expect_usage(command + "--gpus 0", "must be a whole number from 1 to 64");
   expect_usage(command + "--gpus 1 --device 0", "--device excludes --gpus");
   expect_usage(command + "--device cuda:1", "give the index alone, --device 1");

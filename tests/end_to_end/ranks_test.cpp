@@ -118,6 +118,42 @@ TEST_F(RanksOfTheCpu, MakeManyVideosOneAfterAnother) {
   }
 }
 
+TEST_F(RanksOfTheCpu, CompareDenseAndCalibrated) {
+  const std::string bench = "bench" + kSmall + "--dtype fp32 --max-prompts 1 --plan " + plan("--density .5") +
+                            " --prompts " + folder_.file("prompts.txt");
+  std::vector<nlohmann::json> reports;
+  for (const std::string list : {"0", "0,0"}) {
+    const CommandResult result = run_calibatt(bench + " --device " + list + " -o " + folder_.file("bench" + list));
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+    EXPECT_THAT(result.output, HasSubstr("median: transformer "));
+    reports.push_back(nlohmann::json::parse(read_file(folder_.file("bench" + list + "/report.json"))));
+    for (const char* run : {"dense", "calibrated"}) {
+      EXPECT_EQ(reports.back()["runs"][0][run]["devices"].size(), list == "0" ? 1u : 2u) << run;
+    }
+  }
+  EXPECT_LT(reports[0]["density"].get<double>(), 0.9);
+  EXPECT_EQ(reports[1]["density"], reports[0]["density"]);
+  EXPECT_NEAR(reports[1]["psnr_db"].get<double>(), reports[0]["psnr_db"].get<double>(), 0.5);
+  const std::string name = "/prompt_0_side_by_side.mp4";
+  EXPECT_GE(
+      compare_videos(read_video(folder_.file("bench0,0" + name)), read_video(folder_.file("bench0" + name))).psnr_db,
+      35);
+}
+
+TEST_F(RanksOfTheCpu, AreToldTheirMemory) {
+  const auto info = [](const std::string& more) {
+    const CommandResult result = run_calibatt("info --model " + kModel + " " + more);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return result.output;
+  };
+  EXPECT_THAT(info(""), AllOf(HasSubstr("memory for such a video: about "), Not(HasSubstr("each GPU"))));
+  for (const std::string each : {"--gpus 2", "--device 0,0"}) {
+    EXPECT_THAT(info(each), HasSubstr("memory for such a video, on each GPU: about ")) << each;
+  }
+  EXPECT_EQ(info("--gpus 1"), info(""));
+  EXPECT_EQ(run_calibatt("info --model " + kModel + " --gpus 0").exit_code, 2);
+}
+
 TEST_F(RanksOfTheCpu, EndWithinAStepWhenInterrupted) {
   const CommandResult result = interrupt_calibatt("generate --model " + kModel +
                                                       " --backend cpu --threads 1 --steps 1 "

@@ -47,6 +47,18 @@ def pod(name, folder, job=0):
     return [*container["command"], *(text.replace("/data", str(folder)) for text in container["args"])], variables
 
 
+@pytest.mark.parametrize("name", ["generate", "calibrate"])
+def test_what_the_program_refuses_is_not_tried_again(name):
+    yaml = pytest.importorskip("yaml")
+    for job in yaml.safe_load_all((RECIPES / f"kubernetes_{name}.yaml").read_text()):
+        spec = job["spec"]
+        refused, taken_away = spec["podFailurePolicy"]["rules"]
+        assert refused["action"] == "FailJob" and refused["onExitCodes"]["values"] == [2, 3, 4, 5]
+        assert [refused["onExitCodes"]["containerName"]] == [each["name"] for each in spec["template"]["spec"]["containers"]]
+        assert taken_away == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+        assert spec["template"]["spec"]["restartPolicy"] == "Never", "as a podFailurePolicy needs"
+
+
 def variables_of(task, tasks):
     number = str(task)
     return {"SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": str(tasks), "JOB_COMPLETION_INDEX": number}

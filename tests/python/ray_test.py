@@ -140,6 +140,33 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert ended(int(done.stdout))
 
 
+def left_in(folder, seconds=10):
+    """What is there, once nothing of calibatt's is or the time is over."""
+    end = time.monotonic() + seconds
+    while list(folder.glob("calibatt-*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    return sorted(each.name for each in folder.glob("calibatt-*"))
+
+
+def test_actors_leave_no_folders(tmp_path):
+    environment = {"runtime_env": {"env_vars": {"TMPDIR": str(tmp_path)}}}
+    made = []
+    cluster.generate(program(), PROMPTS[:2], actors=2, ray_options=environment, on_result=lambda *_: made.extend(tmp_path.glob("calibatt-*")))
+    assert made, "there were some"
+    assert left_in(tmp_path) == []
+    script = f"""
+import os, signal, tempfile
+from calibatt._program import Program
+make = Program({str(MODEL)!r}, program={PROGRAM!r})
+one, other = make(), make()
+assert len(os.listdir(tempfile.gettempdir())) == 2
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == -signal.SIGKILL
+    assert left_in(tmp_path) == []
+
+
 class Slow:
     def generate(self, prompt, seed):
         time.sleep(0.5)
@@ -195,7 +222,7 @@ def test_calibration_is_that_of_one_process(tmp_path, killed):
     watched = Watched(program(), tmp_path / "log")
     if killed:
         watched = KillsFirst(program(), tmp_path / "log")
-    plan = cluster.calibrate(watched, prompts, tmp_path / "shared.safetensors", DENSITY, settings=SETTINGS, prompts_per_range=3, actors=2)
+    plan = cluster.calibrate(watched, prompts, tmp_path / "shared.safetensors", DENSITY, settings={**SETTINGS, "anchors": None}, prompts_per_range=3, actors=2)
     assert plan.density == calibatt.Plan(tmp_path / "alone.safetensors").density
     both = [plan_reader.read_safetensors(tmp_path / name)[0] for name in ("shared.safetensors", "alone.safetensors")]
     assert both[0].keys() == both[1].keys()
@@ -311,6 +338,9 @@ def test_what_no_machine_could_do_is_not_tried_again(tmp_path):
         cluster.generate(program(request={"width": 50}), PROMPTS[:1])
     with pytest.raises(calibatt.UsageError, match="prompt 1: is to be one line"):
         cluster.calibrate(program(), ["a", "b\nc"], tmp_path / "plan.safetensors")
+    with pytest.raises(calibatt.UsageError, match="plan.json: the name must end in .safetensors"):
+        cluster.calibrate(program(), PROMPTS, tmp_path / "plan.json")
+    assert not list(tmp_path.iterdir()), "before anything is measured"
     with pytest.raises(calibatt.UsageError, match="prompts_per_range is 2"):
         cluster.calibrate(program(), PROMPTS, tmp_path / "plan.safetensors", prompts_per_range=2)
     with pytest.raises(calibatt.UsageError, match="seed is no field of request"):

@@ -28,7 +28,15 @@ TEST(MakeBackend, NamesThoseThereAre) {
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-    EXPECT_THAT(error.what(), testing::HasSubstr("--device 1"));
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("there is no GPU 1"), testing::HasSubstr("has none")));
+  }
+  try {
+    make_backend("cpu", 1);  // asked for by name: there may be GPUs
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("cpu has no device 1"), testing::HasSubstr("0,0"),
+                                             testing::Not(testing::HasSubstr("has none"))));
   }
   try {
     make_backend("cuda");  // no floor that links it has added it here

@@ -47,8 +47,14 @@ std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
     if (name == choice.name || (name == "auto" && choice.usable())) return choice.make(device);
     known += ", " + std::string(choice.name);
   }
-  if (name == "cpu" || name == "auto") {
-    if (device == 0) return cpu::make_cpu_backend();
+  if ((name == "cpu" || name == "auto") && device == 0) return cpu::make_cpu_backend();
+  if (name == "cpu") {
+    throw Error(ErrorKind::kUsage,
+                "the backend cpu has no device " + std::to_string(device) +
+                    " (--device, --gpus): its only one is 0, which ranks can share to be tested: --device 0,0. To run "
+                    "on GPUs, leave --backend cpu out");
+  }
+  if (name == "auto") {
     throw Error(ErrorKind::kUsage,
                 "there is no GPU " + std::to_string(device) +
                     " (--device, --gpus): this machine or build has none, and the backend is cpu; leave it out");

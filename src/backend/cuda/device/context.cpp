@@ -85,11 +85,9 @@ std::shared_ptr<void> Context::allocate_bytes(size_t bytes) {
   check(cudaMemGetInfo(&free, &total), "asking for free memory");
   const size_t used = pool_->attribute(cudaMemPoolAttrUsedMemCurrent);
   const size_t kept = pool_->attribute(cudaMemPoolAttrReservedMemCurrent) - used;
-  throw Error(ErrorKind::kDevice,
-              "GPU: out of memory: " + gigabytes(bytes) + " more are needed, " + gigabytes(free + kept) + " of " +
-                  gigabytes(total) + " are free, " + gigabytes(used) +
-                  " are in use by this run. Use --offload, a smaller size or fewer frames, or close other programs "
-                  "on the GPU");
+  throw Error(ErrorKind::kDevice, "GPU: out of memory: " + gigabytes(bytes) + " more are needed, " +
+                                      gigabytes(free + kept) + " of " + gigabytes(total) + " are free, " +
+                                      gigabytes(used) + " are in use by this run. " + kMemoryAdvice);
 }
 
 Tensor Context::allocate(DType dtype, std::vector<int64_t> shape) {

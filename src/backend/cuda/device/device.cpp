@@ -71,9 +71,7 @@ void throw_out_of_memory(const std::string& what) {
   } else {
     static_cast<void>(cudaGetLastError());
   }
-  throw Error(ErrorKind::kDevice,
-              "GPU: out of memory: " + what + state +
-                  ". Use --offload, a smaller size or fewer frames, or close other programs on the GPU");
+  throw Error(ErrorKind::kDevice, "GPU: out of memory: " + what + state + ". " + kMemoryAdvice);
 }
 
 int num_devices() {

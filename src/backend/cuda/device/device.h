@@ -11,6 +11,10 @@ namespace calibatt::cuda {
 /// Throws Error(kDevice) when a CUDA call failed: what was tried, CUDA's own message, and what to do about it.
 void check(cudaError_t status, const char* what);
 
+/// What to do where the GPU's memory is too small.
+inline constexpr char kMemoryAdvice[] =
+    "Use a smaller size or fewer frames, --weights-dtype fp8, or --offload, which is for one GPU, as each of several "
+    "holds all weights; or close other programs on the GPU";
 /// Error(kDevice): what could not be had, what is free, and which flags help.
 [[noreturn]] void throw_out_of_memory(const std::string& what);
 
