@@ -48,14 +48,14 @@ def plot(count, rows, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7.5, 4.8))
+    figure, axis = pyplot.subplots(figsize=(8.6, 4.8))
     for name, each in rows.items():
         style = {"linestyle": "-", "linewidth": 3, "color": "black"} if name == "ours" else {"linestyle": ":" if "bound" in name else "-"}
         axis.plot([row[0] for row in each], [row[1] for row in each], "o", markersize=4, label=name, **style)
     axis.set_xlabel("density (computed query-key pairs)")
     axis.set_ylabel(f"PSNR to dense, dB (median of {count} prompts)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
