@@ -41,6 +41,8 @@ _OF_EXIT_CODE = {2: _errors.UsageError, 3: _errors.NotFound, 4: _errors.FormatEr
 _OF_CODE = {"plan_mismatch": _errors.Mismatch, "invalid_request": _errors.UsageError, "not_found": _errors.NotFound,
             "unreadable_file": _errors.FormatError, "not_written": _errors.WriteError, "not_a_number": _errors.NumericError,
             "device_error": _errors.DeviceError, "out_of_memory": _errors.DeviceError}  # fmt: skip
+#: What the worker says itself: another one would win, and its files stay behind.
+_OWN_FLAGS = {"--model", "--output", "--plan", "--port", "--host", "--prompts", "--prompt-range", "--profile"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Program:
     def __post_init__(self) -> None:
         if isinstance(self.flags, (str, bytes)):
             raise _errors.UsageError(f"flags is {self.flags!r}, and is to be a list with each flag and value by itself: ['--steps', 30]")
+        for flag in map(str, self.flags):
+            name = flag.split("=", 1)[0]
+            if name in _OWN_FLAGS or name[:2] in ("-m", "-o") and not name.startswith("--"):
+                raise _errors.UsageError(f"{flag} is no flag to give here: Program says it itself (model, plan, prompts, and where it writes and listens)")
         for reserved in ("prompt", "seed", "model", "plan"):
             if reserved in self.request:
                 raise _errors.UsageError(f"{reserved} is no field of request here; each prompt and seed is given by itself, model and plan to Program")

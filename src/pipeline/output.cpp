@@ -20,6 +20,7 @@
 #include "media/frame_names.h"
 #include "media/kept_frames.h"
 #include "media/video_writer.h"
+#include "pipeline/report_kind.h"
 #include "plan/plan_heads.h"
 
 namespace calibatt {
@@ -150,11 +151,14 @@ Place place_of(const Output& output) {
   return place;
 }
 
-bool starts_like(OutputKind kind, const std::string& path, const std::string& head) {
-  if (kind == OutputKind::kReport) {
-    const size_t first = head.find_first_not_of(" \t\r\n");
-    return first != std::string::npos && (head[first] == '{' || head[first] == '[');
-  }
+// A model's settings are JSON too.
+bool is_report(const std::string& path) {
+  std::ifstream file(path);
+  return report_kind_of(nlohmann::json::parse(file, nullptr, false)).has_value();
+}
+
+bool is_like(OutputKind kind, const std::string& path, const std::string& head) {
+  if (kind == OutputKind::kReport) return is_report(path);
   if (kind == OutputKind::kPage) return head.starts_with("<!doctype html>");
   if (kind == OutputKind::kPlan) return head.find('"' + std::string(kPlanFormatName) + '"') != std::string::npos;
   if (kind == OutputKind::kFrames) return head.find('"' + std::string(kKeptFramesFormat) + '"') != std::string::npos;
@@ -174,7 +178,7 @@ void check_replaceable(const Place& place) {
     std::ifstream file(path, std::ios::binary);
     file.read(head.data(), static_cast<std::streamsize>(head.size()));
     head.resize(static_cast<size_t>(std::max<std::streamsize>(file.gcount(), 0)));
-    if (file.is_open() && (head.empty() || starts_like(place.output->kind, path, head.append(16, '\0')))) continue;
+    if (file.is_open() && (head.empty() || is_like(place.output->kind, path, head.append(16, '\0')))) continue;
     constexpr const char* kKinds[] = {"video",       "picture",   "plan",  "file of kept frames",
                                       "JSON report", "HTML page", "folder"};
     throw Error(ErrorKind::kUsage, place.output->flag + " " + path + ": there is a file of that name that is no " +

@@ -99,7 +99,10 @@ TEST_F(CheckOutputs, AFolderIsNotThatOfAnotherFlag) {
 
 TEST_F(CheckOutputs, OnlyFilesOfItsKindAreReplaced) {
   write("prompts.txt", "a red circle");
-  write("report.json", "{}\n");
+  write("run.json", R"({"model": "m", "seconds": {"total": 1}})");
+  write("comparison.json", R"({"reference": "a.mp4", "psnr_db_per_frame": [null]})");
+  write("bench.json", R"({"runs": []})");
+  write("calibration.json", R"({"calibration_seconds": 1})");
   write("empty", "");
   write_safetensors(folder_ / "weights.safetensors", {{"a", Tensor::zeros(DType::kF32, {4})}});
   write_safetensors(folder_ / "plan.safetensors", {{"a", Tensor::zeros(DType::kF32, {4})}},
@@ -107,8 +110,16 @@ TEST_F(CheckOutputs, OnlyFilesOfItsKindAreReplaced) {
   EXPECT_THAT(refusal(ErrorKind::kUsage, {report(folder_ / "prompts.txt")}), HasSubstr("is no JSON report"));
   EXPECT_THAT(refusal(ErrorKind::kUsage, {report(folder_ / "plan.safetensors")}), HasSubstr("is no JSON report"));
   EXPECT_THAT(refusal(ErrorKind::kUsage, {plan(folder_ / "weights.safetensors")}), HasSubstr("is no plan"));
-  EXPECT_EQ(refusal(ErrorKind::kUsage, {report(folder_ / "report.json")}), "accepted");
-  EXPECT_EQ(refusal(ErrorKind::kUsage, {report(folder_ / "empty")}), "accepted");
+  for (const char* name : {"run.json", "comparison.json", "bench.json", "calibration.json", "empty"}) {
+    EXPECT_EQ(refusal(ErrorKind::kUsage, {report(folder_ / name)}), "accepted") << name;
+  }
+  // Of a model that this run does not read, too.
+  for (const char* foreign :
+       {R"({"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]})", "{}", "[1]", R"({"model": )"}) {
+    write("model_index.json", foreign);
+    EXPECT_THAT(refusal(ErrorKind::kUsage, {report(folder_ / "model_index.json")}), HasSubstr("is no JSON report"))
+        << foreign;
+  }
   EXPECT_EQ(refusal(ErrorKind::kUsage, {plan(folder_ / "plan.safetensors")}), "accepted");
   for (const char* extension : {".mp4", ".webm", ".webp", ".png", ".MP4"}) {
     const std::string path = folder_ / (std::string("v") + extension);

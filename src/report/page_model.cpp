@@ -42,7 +42,7 @@ class PageModel {
     const SortedFiles files = sort_files(inputs_.files);
     plan_paths_ = files.plans;
     num_benches_ = std::count_if(files.reports.begin(), files.reports.end(),
-                                 [](const ReportFile& report) { return report.kind == ReportFile::Kind::kBench; });
+                                 [](const ReportFile& report) { return report.kind == ReportKind::kBench; });
     for (const ReportFile& report : files.reports) add_report(report);
     pair_runs();
     add_compared();
@@ -68,16 +68,16 @@ class PageModel {
 
   void add_report(const ReportFile& report) {
     switch (report.kind) {
-      case ReportFile::Kind::kRun:
+      case ReportKind::kRun:
         add_run(report.json(), file_name(report.path));
         break;
-      case ReportFile::Kind::kCalibration:
+      case ReportKind::kCalibration:
         add_calibration(report.json(), file_name(report.path));
         break;
-      case ReportFile::Kind::kBench:
+      case ReportKind::kBench:
         add_bench(report);
         break;
-      case ReportFile::Kind::kComparison:
+      case ReportKind::kComparison:
         compared_.push_back(report);  // runs are paired first
         break;
     }

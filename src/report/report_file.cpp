@@ -39,18 +39,9 @@ ReportFile read_report(const std::string& path) {
     if (error.kind() != ErrorKind::kFormat) throw;
     throw Error(ErrorKind::kFormat, std::string(error.what()) + "; a report that is not whole must be written again");
   }
-  const json& content = report.json();
-  if (content.is_object() && content.contains("runs") && content["runs"].is_array()) {
-    report.kind = ReportFile::Kind::kBench;
-  } else if (content.is_object() && content.contains("calibration_seconds")) {
-    report.kind = ReportFile::Kind::kCalibration;
-  } else if (content.is_object() && content.contains("model") && content.contains("seconds")) {
-    report.kind = ReportFile::Kind::kRun;
-  } else if (content.is_object() && content.contains("reference") && content.contains("psnr_db_per_frame")) {
-    report.kind = ReportFile::Kind::kComparison;
-  } else {
-    throw Error(ErrorKind::kFormat, path + ": is JSON, but no report of this program; " + kExpected);
-  }
+  const std::optional<ReportKind> kind = report_kind_of(report.json());
+  if (!kind) throw Error(ErrorKind::kFormat, path + ": is JSON, but no report of this program; " + kExpected);
+  report.kind = *kind;
   return report;
 }
 

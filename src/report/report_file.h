@@ -5,11 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/report_kind.h"
+
 namespace calibatt {
 
 /// A JSON report of the command line, known by what is in it.
 struct ReportFile {
-  enum class Kind { kRun, kCalibration, kBench, kComparison } kind = Kind::kRun;
+  ReportKind kind = ReportKind::kRun;
   std::string path;
   std::shared_ptr<const nlohmann::json> content;
   const nlohmann::json& json() const { return *content; }

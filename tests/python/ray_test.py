@@ -343,6 +343,9 @@ def test_what_no_machine_could_do_is_not_tried_again(tmp_path):
     assert not list(tmp_path.iterdir()), "before anything is measured"
     with pytest.raises(calibatt.UsageError, match="prompts_per_range is 2"):
         cluster.calibrate(program(), PROMPTS, tmp_path / "plan.safetensors", prompts_per_range=2)
+    for flags in (["--steps", 2, "-o", "elsewhere"], ["--output=elsewhere"], ["--port", 1], ["-mother"]):
+        with pytest.raises(calibatt.UsageError, match="is no flag to give here"):
+            cluster.Program(str(MODEL), flags=flags)
     with pytest.raises(calibatt.UsageError, match="seed is no field of request"):
         program(request={"seed": 1})
 
