@@ -53,6 +53,15 @@ def test_killed_in_every_state():
         assert sorted(ids) == sorted(name for name in os.listdir(folder) if not name == ".lock"), os.listdir(folder)
 
 
+def test_what_waits_is_told_where_it_is_stopped():
+    with tempfile.TemporaryDirectory() as folder:
+        for text in ("1 video waits in", "2 videos wait in"):
+            service = Service(folder=folder)
+            service.create(LONG)
+            code, said = service.stop()
+            assert code == 130 and text in said and said.endswith(f"goes on with {'it' if text[0] == '1' else 'them'}\n"), (code, said)
+
+
 def test_killed_at_random_moments():
     chance = random.Random(1)
     with tempfile.TemporaryDirectory() as folder:
