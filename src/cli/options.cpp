@@ -16,7 +16,6 @@
 namespace calibatt::cli {
 namespace {
 
-constexpr int kMostDevices = 64;
 constexpr int kMaxInt = std::numeric_limits<int>::max();
 
 [[noreturn]] void refuse(const std::string& flag, const std::string& text, const std::string& what) {
@@ -73,6 +72,10 @@ std::vector<int> devices_of(const std::string& text) {
   std::vector<int> devices;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
+    if (end == begin && !text.empty()) {
+      refuse("--device", text,
+             "item " + std::to_string(devices.size() + 1) + " is empty; give numbers between commas, such as 0,2");
+    }
     devices.push_back(device_of(text.substr(begin, end - begin)));
     begin = end + 1;
   }
@@ -179,6 +182,30 @@ void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load
       ->type_name("FILE[:SCALE]");
 }
 
+void add_device_flags(CLI::App& command, LoadOptions& load) {
+  CLI::Option* device = command
+                            .add_option_function<std::string>(
+                                "--device",
+                                [&load](const std::string& text) {
+                                  load.devices = devices_of(text);
+                                  load.devices_source = "--device " + shown(text);
+                                },
+                                "Index of the GPU, as CUDA counts them; of several that make each video together, such "
+                                "as 0,2")
+                            ->type_name("LIST")
+                            ->default_str("0");
+  command
+      .add_option_function<std::string>(
+          "--gpus",
+          [&load](const std::string& text) {
+            load.devices.resize(static_cast<size_t>(whole_number("--gpus", text, 1, kMostDevices)));
+            std::iota(load.devices.begin(), load.devices.end(), 0);
+          },
+          "Make each video with so many GPUs together, the first ones of this machine [1]")
+      ->type_name("NUMBER")
+      ->excludes(device);
+}
+
 }  // namespace
 
 void warn(const std::string& message) {
@@ -259,23 +286,7 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
                   "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
       ->type_name("NAME")
       ->capture_default_str();
-  CLI::Option* device = command
-                            .add_option_function<std::string>(
-                                "--device", [&load](const std::string& text) { load.devices = devices_of(text); },
-                                "Index of the GPU, as CUDA counts them; of several that make each video together, such "
-                                "as 0,2")
-                            ->type_name("LIST")
-                            ->default_str("0");
-  command
-      .add_option_function<std::string>(
-          "--gpus",
-          [&load](const std::string& text) {
-            load.devices.resize(static_cast<size_t>(whole_number("--gpus", text, 1, kMostDevices)));
-            std::iota(load.devices.begin(), load.devices.end(), 0);
-          },
-          "Make each video with so many GPUs together, the first ones of this machine [1]")
-      ->type_name("NUMBER")
-      ->excludes(device);
+  add_device_flags(command, load);
   command.add_flag("--offload", load.offload,
                    "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
   load.warn = warn;

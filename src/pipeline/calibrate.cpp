@@ -136,6 +136,7 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
 void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& compile, const std::string& plan_path,
                HeldOutRun& other, CalibrationProgress& told, CalibrationSummary& summary) {
   take_measured_share(recorded.profile, compile);
+  runner.warn(doubt_about_share(recorded.profile, compile));
   require_possible_speedup(compile, recorded.profile.header, true);  // before more is measured
   const double begin = now_seconds();
   if (compile.may_reuse_steps()) compile.growth = other.growth(told.of_growth());

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "plan/plan.h"
 
 namespace calibatt::test {
 namespace {
@@ -50,6 +51,24 @@ TEST_F(Mochi, SizesThatItCannotDoAreNamed) {
               HasSubstr("linear-quadratic noise levels need 2 steps"));
   EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --weights-dtype fp8 -o " + folder_.file("v.mp4")).output,
               HasSubstr("MochiTransformer3DModel: its linear layers are not computed in 8 bits yet"));
+}
+
+// Plans of earlier versions have such layers where no calibration would write them now.
+TEST_F(Mochi, IsAdvisedToTakeWhatItCanDoOfAPlanIn8Bits) {
+  write_file(folder_.file("prompts.txt"), "a star\n");
+  const std::string plan = folder_.file("plan.safetensors");
+  ASSERT_EQ(run_calibatt("calibrate" + kRun + "--prompts " + folder_.file("prompts.txt") + " -o " + plan).exit_code, 0);
+  Plan::Parts parts = load_plan(plan)->to_parts();
+  parts.eight_bits.assign(parts.step_entry.size(), {true, true});
+  save_plan(Plan(std::move(parts)), plan);
+  const bool bears = run_calibatt("info --weights-dtype fp8 --model " + kMochi).exit_code == 0;
+  const CommandResult made =
+      run_calibatt("generate" + kRun + "-p 'a star' --plan " + plan + " -o " + folder_.file("v.mp4"));
+  ASSERT_EQ(made.exit_code, 0) << made.output;
+  EXPECT_THAT(made.output, HasSubstr("self-attention in 8 bits in 3 of the steps: --attention-dtype fp8 allows it"));
+  EXPECT_THAT(made.output,
+              HasSubstr(bears ? "linear layers in 8 bits in 3 of the steps: --weights-dtype fp8 allows it"
+                              : "linear layers in 8 bits in 3 of the steps: those of a MochiTransformer3DModel"));
 }
 
 TEST_F(Mochi, APlanWithLayersIn8BitsIsRefusedBeforeItIsMeasured) {

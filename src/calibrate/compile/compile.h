@@ -50,6 +50,8 @@ CompileSummary summarize(const Plan& plan, double attention_share);
 double forward_cost(double density, double summary_pairs, double attention_share);
 /// Gives the options the share of attention that the profile measured, unless one was asked for or none is known.
 void take_measured_share(const Profile& profile, CompileOptions& options);
+/// In words, where options.attention_share decides about a plan and the prompts do not agree on it; else empty.
+std::string doubt_about_share(const Profile& profile, const CompileOptions& options);
 /// The density at which a forward costs so much.
 double density_of_cost(double cost, double summary_pairs, double attention_share);
 

@@ -277,6 +277,29 @@ TEST_P(JointChoices, WhatCannotBeIsRefused) {
   EXPECT_THAT(refusal(), HasSubstr("--budget energy"));
 }
 
+TEST(AttentionShare, ThatPromptsDoNotAgreeOnIsDoubted) {
+  CompileOptions options;
+  const auto doubt = [&](double one, double other) {
+    Profile profile;
+    for (const double share : {one, 0.66, other}) {
+      profile.prompts.emplace_back();
+      profile.prompts.back().attention_seconds = 10 * share;
+      profile.prompts.back().run_seconds = 10;
+    }
+    take_measured_share(profile, options);
+    return doubt_about_share(profile, options);
+  };
+  options.speedup = 2;
+  EXPECT_EQ(doubt(0.62, 0.7), "");
+  EXPECT_THAT(doubt(0.42, 0.67), AllOf(HasSubstr("between 0.42 and 0.67 of the transformer's time"),
+                                       HasSubstr("their median, 0.66, is taken"), HasSubstr("--attention-share")));
+  options.attention_share_is_asked = true;
+  EXPECT_EQ(doubt(0.42, 0.67), "");
+  options.attention_share_is_asked = false;
+  options.speedup.reset();
+  EXPECT_EQ(doubt(0.42, 0.67), "") << "no plan depends on it";
+}
+
 INSTANTIATE_TEST_SUITE_P(Sources, JointChoices,
                          ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes));
 

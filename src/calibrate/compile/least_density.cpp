@@ -36,7 +36,7 @@ double least_density(const CompileOptions& options, const ProfileHeader& header)
 }
 
 void require_possible_density(const CompileOptions& options, const ProfileHeader& header) {
-  const std::optional<double> target = options.target_density();
+  const std::optional<double> target = options.density ? options.density : options.target_density();
   if (!target) return;
   const double least = least_density(options, header);
   if (is_near_density(least, *target)) return;
