@@ -1,5 +1,6 @@
 // Mochi's denoiser with linear layers in 8 bits, against diffusers in float32: small random models
 // (tools/golden/mochi.py) and models/tiny-mochi on what it sees in a run (tools/golden/tiny_mochi.py).
+#include "base/random.h"
 #include "eight_bits_golden.h"
 #include "models/mochi/transformer.h"
 
@@ -104,6 +105,21 @@ struct TinyMochiEightBits : MochiEightBitsGolden {
   TinyMochiEightBits() : MochiEightBitsGolden("") {}
   std::string folder() const override { return std::string(CALIBATT_MODELS_DIR) + "/tiny-mochi/transformer"; }
 };
+
+/// More tokens than a CPU takes at a time in the feed-forward.
+TEST(MochiEightBits, RowsOfALaterPartAreTheirOwn) {
+  const std::string folder = std::string(CALIBATT_GOLDEN_DATA) + "/mochi/tiny";
+  const std::unique_ptr<Backend> backend = make_backend("cpu");
+  const Tensor latents = TorchGenerator(1).randn({12, 4, 64, 68}), text = TorchGenerator(2).randn({5, 72});
+  ASSERT_LT(backend->rows_at_a_time(), 4 * 32 * 34);
+  const auto output_with = [&](DType dtype, const ModelLoadOptions& options) {
+    MochiTransformer model = MochiTransformer::load(*backend, folder, dtype, options);
+    GoldenDenseAttention attention(*backend);
+    return model.forward(latents, 500, model.prepare_prompt(text), attention).clone();
+  };
+  EXPECT_LT(relative_error(output_with(DType::kBF16, {.eight_bit_layers = true}), output_with(DType::kF32, {})),
+            1.4 * 0.037);
+}
 
 /// Issue 18's bar for e4m3 linear layers; bfloat16 is diffusers' (docs/decisions/0007).
 TEST_P(TinyMochiEightBits, AForwardErrsAtMostSoManyTimesAsMuchAsInBfloat16) {

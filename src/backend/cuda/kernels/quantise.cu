@@ -49,9 +49,10 @@ __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __gr
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
-    if (unit >= units) break;
-    load<Reuse::kStream>(x + unit * n, values[i]);
-    if constexpr (kSwiGlu) load<Reuse::kStream>(x + call.channels + unit * n, gates[i]);
+    if (unit < units) {
+      load<Reuse::kStream>(x + unit * n, values[i]);
+      if constexpr (kSwiGlu) load<Reuse::kStream>(x + call.channels + unit * n, gates[i]);
+    }
   }
   if constexpr (kSwiGlu) {
 #pragma unroll
