@@ -271,7 +271,7 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option_function<std::string>(
           "--weights-dtype", [&load](const std::string& name) { load.weights = weights_precision_of(name); },
-          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; Wan, on Hopper GPUs, and on the "
+          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; on Hopper GPUs, and on the "
           "CPU for comparison), bf16, or auto (as --dtype)")
       ->type_name("auto|bf16|fp8")
       ->default_str("auto");

@@ -160,10 +160,6 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
                              const ProgressCallback& progress) {
   runner.begin_job();
   validate(options);  // refused before anything slow starts
-  if (options.eight_bit_layers_from && !runner.bears_eight_bit_layers()) {
-    throw Error(ErrorKind::kUsage, "--eight-bit-layers-from: the linear layers of a " + runner.model().kind +
-                                       " are not computed in 8 bits yet; leave it out");
-  }
   CompileOptions compile = compile_options_of(options);
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);

@@ -39,23 +39,6 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
          prompts + shared_attention_bytes(config, all_tokens, tokens, arithmetic);
 }
 
-namespace {
-// Of a block's matrices that wan/block_formats has in 8 bits: q, k, v and the output of self-attention, two of
-// cross-attention, and the feed-forward.
-uint64_t eight_bit_elements(const WanTransformerConfig& config) {
-  const auto dim = static_cast<uint64_t>(config.dim()), ffn = static_cast<uint64_t>(config.ffn_dim);
-  return 6 * dim * dim + 2 * dim * ffn;
-}
-}  // namespace
-
-uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, const Arithmetic& arithmetic) {
-  if (!arithmetic.eight_bit_layers) return 0;
-  const uint64_t block = eight_bit_elements(config), bytes = dtype_size(arithmetic.dtype),
-                 all = static_cast<uint64_t>(config.num_layers) * block * (bytes - 1);
-  constexpr uint64_t kStreamedBlocks = 2;  // at a time, of steps without 8 bits
-  return all - std::min(all, arithmetic.wide_steps ? kStreamedBlocks * block * bytes : 0);
-}
-
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of
 // frames, and two frames of every causal convolution's input, which are kept from group to group.
 uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype) {
