@@ -211,7 +211,7 @@ def plot(table, path):
         axis.set_xlabel("cost of the transformer, dense = 1")
         axis.set_title(f"PSNR against dense, dB: {title}")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

@@ -24,7 +24,7 @@ enum class Precision { kAuto, kF32, kBF16, kF16 };
 /// What the linear layers of the transformer's blocks are computed with. kAuto: Precision's type. kBF16: the same, and
 /// a run of another type is refused. kFP8: weights and inputs in 8 bits (e4m3), a scale for each output channel and
 /// each token, in all steps but the first ones (GenerateOptions::kept_steps); layers that lose by it stay as they are
-/// (docs/decisions/0007-eight-bit-linear-layers.md). Wan, on the CPU (as a reference, not fast) and on Hopper GPUs.
+/// (docs/decisions/0007-eight-bit-linear-layers.md). On the CPU (as a reference, not fast) and on Hopper GPUs.
 enum class WeightsPrecision { kAuto, kBF16, kFP8 };
 
 /// Arithmetic of self-attention: the run's own (Precision), or 8 bits (int8 queries and keys, e4m3 weights and values)

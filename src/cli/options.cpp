@@ -271,8 +271,8 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option_function<std::string>(
           "--weights-dtype", [&load](const std::string& name) { load.weights = weights_precision_of(name); },
-          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; Wan, on Hopper GPUs, and on the "
-          "CPU for comparison), bf16, or auto (as --dtype)")
+          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; on Hopper GPUs, and on the CPU "
+          "for comparison; calibrate: what a plan may have), bf16, or auto (as --dtype)")
       ->type_name("auto|bf16|fp8")
       ->default_str("auto");
   command
@@ -369,7 +369,7 @@ void add_sampling_flags(CLI::App& command, GenerateOptions& run) {
       ->type_name("LIST");
 }
 
-void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
+void add_attention_dtype_flag(CLI::App& command, GenerateOptions& run, const std::string& description) {
   command
       .add_option_function<std::string>(
           "--attention-dtype",
@@ -378,12 +378,16 @@ void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
                                   : name == "bf16" ? AttentionDtype::kBF16
                                                    : AttentionDtype::kModel;
           },
-          "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) in all but the "
-          "first "
-          "steps; on Hopper GPUs")
+          description)
       ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
       ->type_name("auto|bf16|fp8")
       ->default_str("auto");
+}
+
+void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
+  add_attention_dtype_flag(command, run,
+                           "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) "
+                           "in all but the first steps; on Hopper GPUs");
   add_whole_number(command, "--keep-steps", run.kept_steps, 0, kMaxInt,
                    "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them "
                    "[as the plan says, where it does, else a quarter of all]");

@@ -7,23 +7,28 @@ namespace calibatt {
 namespace {
 
 // In generations.
-constexpr double kGrowth = 2;      // HeldOutRun::growth
-constexpr int kGrowthRuns = 4;     // a whole one, two that begin later, and one of a few steps
-constexpr double kCheck = 1;       // HeldOutRun::check
-constexpr double kCompile = 0.03;  // for each prompt
+constexpr double kGrowth = 2;       // HeldOutRun::growth
+constexpr int kGrowthRuns = 4;      // a whole one, two that begin later, and one of a few steps
+constexpr double kEightBits = 0.3;  // of it, for each part in 8 bits: another one of a few steps
+constexpr double kCheck = 1;        // HeldOutRun::check
+constexpr double kCompile = 0.03;   // for each prompt
 
 }  // namespace
 
-CalibrationProgress::CalibrationProgress(const ProgressCallback& tell, int num_prompts, bool held_out_runs)
-    : tell_(tell), held_out_runs_(held_out_runs) {
+CalibrationProgress::CalibrationProgress(const ProgressCallback& tell, int num_prompts, bool held_out_runs,
+                                         int eight_bit_parts)
+    : tell_(tell),
+      held_out_runs_(held_out_runs),
+      growth_runs_(kGrowthRuns + eight_bit_parts),
+      growth_cost_(kGrowth + kEightBits * eight_bit_parts) {
   state_.num_prompts = num_prompts;
-  const double rest = kCompile * num_prompts + (held_out_runs ? kGrowth + kCheck : 0);
+  const double rest = kCompile * num_prompts + (held_out_runs ? growth_cost_ + kCheck : 0);
   prompts_end_ = num_prompts / (num_prompts + rest);
 }
 
 void CalibrationProgress::begin_rest(bool prompts_were_recorded, bool growth_is_known) {
   const double begin = prompts_were_recorded ? prompts_end_ : 0;
-  const double growth = held_out_runs_ && !growth_is_known ? kGrowth : 0, check = held_out_runs_ ? kCheck : 0;
+  const double growth = held_out_runs_ && !growth_is_known ? growth_cost_ : 0, check = held_out_runs_ ? kCheck : 0;
   const double unit = (1 - begin) / (growth + kCompile * state_.num_prompts + check);
   growth_ = {begin, begin + unit * growth};
   check_ = {1 - unit * check, 1};
@@ -38,7 +43,7 @@ ProgressCallback CalibrationProgress::of_prompt(int prompt) {
 }
 
 ProgressCallback CalibrationProgress::of_growth() {
-  return of_held_out_runs(growth_, kGrowthRuns);
+  return of_held_out_runs(growth_, growth_runs_);
 }
 
 ProgressCallback CalibrationProgress::of_compiler() {

@@ -8,8 +8,9 @@ namespace calibatt {
 /// whole's share never falls. `tell` must outlive the object, and the object what it hands out.
 class CalibrationProgress {
  public:
-  /// held_out_runs: there will be some behind the prompts, since steps may be reused.
-  CalibrationProgress(const ProgressCallback& tell, int num_prompts, bool held_out_runs);
+  /// held_out_runs: there will be some behind the prompts, since steps may be reused; eight_bit_parts: so many parts
+  /// are measured in 8 bits there.
+  CalibrationProgress(const ProgressCallback& tell, int num_prompts, bool held_out_runs, int eight_bit_parts = 0);
 
   ProgressCallback of_prompt(int prompt);
   /// Behind the last prompt: what is left is shared out anew, since less of it may be to do than was thought.
@@ -35,6 +36,8 @@ class CalibrationProgress {
   const ProgressCallback& tell_;
   Progress state_;
   bool held_out_runs_;
+  int growth_runs_;
+  double growth_cost_;
   double prompts_end_;
   Part growth_, compile_, check_;
 };

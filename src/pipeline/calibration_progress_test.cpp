@@ -36,12 +36,14 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
     for (const bool recorded : {false, true}) {
       for (const bool growth_is_known : {false, true}) {
         seen_.clear();
-        CalibrationProgress told(tell_, kPrompts, held_out_runs);
+        const int eight_bit_parts = recorded ? 2 : 0;
+        CalibrationProgress told(tell_, kPrompts, held_out_runs, eight_bit_parts);
         for (int prompt = 0; recorded && prompt < kPrompts; ++prompt) run(told.of_prompt(prompt));
         told.begin_rest(recorded, growth_is_known);
         if (held_out_runs && !growth_is_known) {
           const ProgressCallback growth = told.of_growth();
           for (const int first_step : {0, 3, 5, 0}) run(growth, first_step);
+          for (int part = 0; part < eight_bit_parts; ++part) run(growth);
           decode(growth);
         }
         compile(told.of_compiler());

@@ -18,7 +18,7 @@ namespace {
 
 // Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
 // (growth_of_steps).
-constexpr double kGrowthAt[] = {0.4, 0.7}, kMasksAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
+constexpr double kGrowthAt[] = {0.4, 0.7}, kComparedAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
 constexpr double kMaskDensity = 0.7;     // as plans have it that also reuse steps
 constexpr double kVisibleChange = 0.02;  // of latents: such that frames of 8 bits show it as it is
 
@@ -112,11 +112,19 @@ struct HeldOutRun::Parts {
         conditioning(runner.encode(run, progress)),
         description(runner.describe_attention(run)) {}
 
-  Tensor denoise(std::shared_ptr<const Plan> plan, StepControl control) {
-    const auto attention = make_run_attention(runner.backend(), std::move(plan), description);
+  std::unique_ptr<RunAttention> attention(std::shared_ptr<const Plan> plan = nullptr) const {
+    return make_run_attention(runner.backend(), std::move(plan), description);
+  }
+  /// In 8 bits what of each step is told; nothing: none.
+  Tensor denoise(RunAttention& attention, StepControl control, std::vector<EightBitParts> eight_bits = {}) {
+    eight_bits.resize(description.sigmas.size());
+    std::vector<bool> of_attention;
+    of_attention.reserve(eight_bits.size());
+    for (const EightBitParts step : eight_bits) of_attention.push_back(step.attention);
+    attention.use_eight_bits(std::move(of_attention));
     TransformerTimes times;
-    if (control.reuse.empty()) control.reuse = attention->step_reuse();
-    return runner.denoise(run, *conditioning, *attention, times, progress, control);
+    if (control.reuse.empty()) control.reuse = attention.step_reuse();
+    return runner.denoise(run, *conditioning, attention, times, progress, control, eight_bits);
   }
 
   Runner& runner;
@@ -127,8 +135,9 @@ struct HeldOutRun::Parts {
   StepRecorder dense;  // empty until a dense run was made
 };
 
-HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run)
-    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run) {}
+HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
+                       EightBits measured)
+    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run), measured_(std::move(measured)) {}
 
 HeldOutRun::~HeldOutRun() = default;
 
@@ -152,7 +161,7 @@ void HeldOutRun::run_dense() {
   const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
     dense.observe(step, latents, prediction);
   };
-  dense_latents_ = parts().denoise(nullptr, {.observe = observe});
+  dense_latents_ = parts().denoise(*parts().attention(), {.observe = observe});
   save_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed}, dense_latents_);
 }
 
@@ -162,8 +171,9 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
   const StepRecorder& dense = parts().dense;
   std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
   reuse[static_cast<size_t>(step)] = StepReuse::kHold;
-  latents_at_end = parts().denoise(
-      nullptr, {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense.prediction(known); }});
+  latents_at_end = parts().denoise(*parts().attention(), {.reuse = reuse, .first_step = step, .known = [&](int known) {
+                                                            return dense.prediction(known);
+                                                          }});
   const Tensor solver = runner_.solver_weights_of(run_);
   const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
   const double at_once = weight * weight * mean_square_change(dense.prediction(step - 1), dense.prediction(step));
@@ -171,13 +181,17 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
   return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
 }
 
-std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
-  const MaskPlan masks(profile_, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string());
+std::vector<int> HeldOutRun::compared_steps() const {
   const int num_steps = profile_.header.num_steps();
   std::vector<int> steps;
-  for (const double share : kMasksAt) {
+  for (const double share : kComparedAt) {
     if (const int step = step_at(num_steps, share); steps.empty() || step > steps.back()) steps.push_back(step);
   }
+  return steps;
+}
+
+std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
+  const MaskPlan masks(profile_, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string());
   const double latents = mean_square(dense_latents_);
   const StepRecorder& dense = parts().dense;
   std::vector<StepGrowth::MaskChange> changes;
@@ -187,11 +201,31 @@ std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
     // Masks that keep all of a step say nothing of it.
     if (change > 0 && error > 0) changes.push_back({step, std::sqrt(change) / error});
   };
-  parts().denoise(masks.plan(), {.first_step = num_steps,
-                                 .known = [&](int known) { return dense.prediction(known); },
-                                 .compared_steps = steps,
-                                 .compare = compare});
+  parts().denoise(*parts().attention(masks.plan()), {.first_step = profile_.header.num_steps(),
+                                                     .known = [&](int known) { return dense.prediction(known); },
+                                                     .compared_steps = compared_steps(),
+                                                     .compare = compare});
   if (changes.empty()) changes.push_back({0, 1});
+  return changes;
+}
+
+/// In every compared step, with everything else as in the dense run.
+std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitParts part) {
+  constexpr double kLeast = 1e-9;  // where nothing was changed that a float shows
+  const auto num_steps = static_cast<size_t>(profile_.header.num_steps());
+  const double latents = mean_square(dense_latents_);
+  const StepRecorder& dense = parts().dense;
+  std::vector<StepGrowth::EightBitChange> changes;
+  const auto compare = [&](int step, const Tensor& prediction) {
+    const double change = mean_square_change(prediction, dense.prediction(step)) / latents;
+    changes.push_back({step, std::max(std::sqrt(change), kLeast)});
+  };
+  parts().denoise(*parts().attention(),
+                  {.first_step = profile_.header.num_steps(),
+                   .known = [&](int known) { return dense.prediction(known); },
+                   .compared_steps = compared_steps(),
+                   .compare = compare},
+                  std::vector<EightBitParts>(num_steps, part));
   return changes;
 }
 
@@ -199,18 +233,17 @@ double HeldOutRun::psnr(const Tensor& latents) {
   return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
 }
 
-bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run) {
+bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
+                            const EightBits& measured) {
   require_enough_steps(header);
-  if (!load_growth(folder, header)) return false;
+  const std::optional<StepGrowth> known = load_growth(folder, header);
+  if (!known || !known->knows(measured.parts, measured.layers)) return false;
   load_held_out_latents(folder, {header, run.prompt, run.seed});
   return true;
 }
 
-StepGrowth HeldOutRun::growth(const ProgressCallback& progress) {
-  progress_ = progress;
-  if (std::optional<StepGrowth> known = load_growth(folder_, profile_.header)) return *std::move(known);
-  require_enough_steps(profile_.header);
-  run_dense();  // whatever is kept of it: that is its end alone
+/// Behind a dense run.
+StepGrowth HeldOutRun::grown() {
   StepGrowth growth;
   Tensor changed;
   for (const double share : kGrowthAt) {
@@ -224,14 +257,38 @@ StepGrowth HeldOutRun::growth(const ProgressCallback& progress) {
   const double scale = error > 0 ? kVisibleChange / error : 0;
   growth.latents_error = kVisibleChange;
   growth.psnr_db = psnr(weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed}}));
-  save_growth(folder_, profile_.header, growth);
   return growth;
+}
+
+StepGrowth HeldOutRun::growth(const ProgressCallback& progress) {
+  progress_ = progress;
+  const auto& [asked, layers] = measured_;
+  std::optional<StepGrowth> growth = load_growth(folder_, profile_.header);
+  if (growth && growth->knows(asked, layers)) return *std::move(growth);
+  require_enough_steps(profile_.header);
+  run_dense();  // whatever is kept of it: that is its end alone
+  if (!growth) growth = grown();
+  if (asked.layers && !growth->knows({.layers = true}, layers)) {
+    growth->layer_changes = eight_bit_changes({.layers = true});
+    growth->layers = layers;
+  }
+  if (asked.attention && !growth->knows({.attention = true}, layers)) {
+    growth->attention_changes = eight_bit_changes({.attention = true});
+  }
+  save_growth(folder_, profile_.header, *growth);
+  return *std::move(growth);
 }
 
 HeldOutRun::Check HeldOutRun::check(const std::string& plan_path, const ProgressCallback& progress) {
   progress_ = progress;
   dense_latents();
-  const Tensor latents = parts().denoise(load_plan(plan_path), {});
+  const std::unique_ptr<RunAttention> attention = parts().attention(load_plan(plan_path));
+  std::vector<EightBitParts> eight_bits = attention->planned_eight_bits();
+  const EightBitParts allowed = runner_.allowed_eight_bits(run_);
+  for (EightBitParts& step : eight_bits) {
+    step = {.attention = step.attention && allowed.attention, .layers = step.layers && allowed.layers};
+  }
+  const Tensor latents = parts().denoise(*attention, {}, std::move(eight_bits));
   return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)), psnr(latents)};
 }
 

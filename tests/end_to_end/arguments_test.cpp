@@ -158,7 +158,7 @@ TEST_F(Arguments, LayersThatStayAreThoseWhateverTheirOrderAndKnownBeforeTheRun) 
 
 TEST_F(Arguments, InfoRefusesThePrecisionThatNoRunHas) {
   const std::string info = "info --model " + kModel + " ", mochi = "info --model " CALIBATT_MODELS_DIR "/tiny-mochi ";
-  expect_usage(mochi + "--weights-dtype fp8", "not computed in 8 bits yet; use --weights-dtype bf16");
+  expect_usage(mochi + "--weights-dtype fp8 --keep-layers to_add_out", "no layer \"to_add_out\" would be in 8 bits");
   expect_usage(info + "--weights-dtype fp8 --keep-layers nothing", "no layer \"nothing\" would be in 8 bits");
   expect_usage(info + "--keep-layers ffn", "--keep-layers says which layers");
   expect_usage(info + "--dtype fp16 --backend cpu", "the backend cpu has no fp16 arithmetic");

@@ -20,6 +20,7 @@ struct CompileSummary {
   std::vector<std::vector<double>> error_map, energy_map;
   std::vector<double> step_error;             ///< held_out_error of each step alone; empty when not measured
   std::vector<StepReuse> step_reuse;          ///< as in the plan
+  std::vector<EightBitParts> eight_bits;      ///< as in the plan
   std::optional<double> latents_error;        ///< PlanAccuracy::latents_predicted
   std::optional<double> psnr_db;              ///< what that is expected to be for the video
   int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
