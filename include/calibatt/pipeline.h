@@ -190,8 +190,7 @@ struct ModelInfo {
   int frames_multiple = 0;                      ///< video frames are a multiple of it, plus 1
   int num_layers = 0, num_heads = 0, head_dim = 0;
   int max_prompt_tokens = 0;
-  bool takes_image = false;             ///< its videos begin with a picture (GenerateOptions::image)
-  bool bears_eight_bit_layers = false;  ///< WeightsPrecision::kFP8 is there for it
+  bool takes_image = false;  ///< its videos begin with a picture (GenerateOptions::image)
 };
 
 /// A model on disk, its settings read and nothing else: quick, and with nothing computed. What cannot be made is found

@@ -65,7 +65,6 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   info.head_dim = model.head_dim;
   info.takes_image = model.takes_image;
   info.max_prompt_tokens = model.max_prompt_tokens;
-  info.bears_eight_bit_layers = !impl->files->keeps_all_layers({});
   return ModelOnDisk(std::move(impl));
 }
 
