@@ -2,7 +2,7 @@
 
     python tools/golden/tiny_mochi.py [--full]
 
-Writes tests/golden/data/tiny_mochi/golden.safetensors: of some steps of a run, guided, of a held-out prompt, <case>.latents,
+Writes tests/golden/data/mochi/tiny_mochi/golden.safetensors: of some steps of a run, guided, of a held-out prompt, <case>.latents,
 .timestep (Mochi's own: 0 is noise), .text (the prompt's real tokens), .output of the float32 run, and .bf16_error, the relative
 error of diffusers' own bfloat16 forward of the same inputs, the yardstick for ours. Deterministic; to be run again when
 models/tiny-mochi changes. --full: a run of the size that the model was trained for, which is written to the present folder.
@@ -58,7 +58,7 @@ def main():
                        f"{case}.text": text[0][mask[0].bool()].clone(), f"{case}.output": output[0].clone(),
                        f"{case}.bf16_error": error.reshape(1)}  # fmt: skip
             print(f"{case}: time {timestep.item():.1f}, {int(mask.sum())} tokens, bfloat16 error {error:.2e}", flush=True)
-    folder = pathlib.Path() if full else ROOT / "tests/golden/data/tiny_mochi"
+    folder = pathlib.Path() if full else ROOT / "tests/golden/data/mochi/tiny_mochi"
     folder.mkdir(exist_ok=True)
     save_file({key: value.contiguous() for key, value in golden.items()}, folder / "golden.safetensors")
 
