@@ -309,6 +309,10 @@ TEST_P(EightBitChoices, TakeFromMasksAndReuseWhatTheySave) {
   EXPECT_GT(with.summary.density * (kSteps - Plan(with.parts).info().num_reused_steps()),
             without.summary.density * (kSteps - Plan(without.parts).info().num_reused_steps()));
   EXPECT_LT(*with.summary.latents_error, *without.summary.latents_error);
+  for (size_t step = 1; step < kSteps; ++step) {
+    if (with.parts.step_reuse[step] == StepReuse::kNone) continue;
+    EXPECT_EQ(with.parts.eight_bits[step], with.parts.eight_bits[step - 1]) << "as masks, for runs with other steps";
+  }
 }
 
 TEST_P(EightBitChoices, TheErrorThatIsSaidHasTheirs) {
