@@ -10,7 +10,6 @@
 #include "calibatt/output.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/profile/held_out_latents.h"
-#include "calibrate/record/step_recorder.h"
 #include "sampling/scheduler.h"
 
 namespace calibatt {
@@ -68,11 +67,11 @@ CompileOptions mask_options(const ProfileHeader& header) {
 /// A plan of that density, on disk while it is used: it may be larger than memory.
 class MaskPlan {
  public:
-  MaskPlan(const Profile& profile, std::string path) : path_(std::move(path)) {
+  MaskPlan(const Profile& profile, std::string path, const ProgressCallback& tell) : path_(std::move(path)) {
     CompileOptions masks = mask_options(profile.header);
     while (!plan_) {
       try {
-        summary_ = compile_to_file(profile, masks, path_);
+        summary_ = compile_to_file(profile, masks, path_, tell);
         plan_ = load_plan(path_);
       } catch (const Error& error) {  // a video of few blocks: none so low
         if (error.kind() != ErrorKind::kUsage || *masks.density >= 1) throw;
@@ -104,99 +103,98 @@ void require_enough_steps(const ProfileHeader& header) {
 
 }  // namespace
 
-struct HeldOutRun::Parts {
-  Parts(Runner& runner_of_model, const GenerateOptions& options, const ProgressCallback& callback)
-      : runner(runner_of_model),
-        run(options),
-        progress(callback),
-        conditioning(runner.encode(run, progress)),
-        description(runner.describe_attention(run)) {}
-
-  Tensor denoise(std::shared_ptr<const Plan> plan, StepControl control) {
-    const auto attention = make_run_attention(runner.backend(), std::move(plan), description);
-    TransformerTimes times;
-    if (control.reuse.empty()) control.reuse = attention->step_reuse();
-    return runner.denoise(run, *conditioning, *attention, times, progress, control);
-  }
-
-  Runner& runner;
-  const GenerateOptions& run;
-  const ProgressCallback& progress;
+/// What a rank keeps from run to run, in its device's memory.
+struct HeldOutRun::RankParts {
   std::unique_ptr<Conditioning> conditioning;
   RunDescription description;
-  StepRecorder dense;  // empty until a dense run was made
 };
 
-HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run)
-    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run) {}
+HeldOutRun::HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder,
+                       const GenerateOptions& run, CalibrationProgress& told)
+    : runners_(runners), header_(header), folder_(std::move(folder)), run_(run), told_(told) {}
 
-HeldOutRun::~HeldOutRun() = default;
-
-HeldOutRun::Parts& HeldOutRun::parts() {
-  if (!parts_) parts_ = std::make_unique<Parts>(runner_, run_, progress_);
-  return *parts_;
+HeldOutRun::~HeldOutRun() {
+  for (auto& [runner, parts] : rank_parts_) RunnerGroup::on_its_device(*runner, [&] { parts.reset(); });
+  RunnerGroup::on_its_device(runners_.first(), [] {});
 }
 
-Tensor HeldOutRun::dense_latents() {
-  if (!dense_latents_.empty()) return dense_latents_;
-  if (std::optional<Tensor> kept = load_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed})) {
-    return dense_latents_ = *std::move(kept);
+HeldOutRun::RankParts& HeldOutRun::parts_of(Runner& runner, const ProgressCallback& tell) {
+  std::unique_lock lock(mutex_);
+  std::unique_ptr<RankParts>& parts = rank_parts_[&runner];
+  lock.unlock();
+  if (parts == nullptr) {
+    runner.expect_steps(run_, tell);
+    parts = std::make_unique<RankParts>(RankParts{runner.encode(run_, tell), runner.describe_attention(run_)});
   }
-  run_dense();
-  return dense_latents_;
+  return *parts;
 }
 
-void HeldOutRun::run_dense() {
-  StepRecorder& dense = parts().dense;
-  dense = {};
+Tensor HeldOutRun::denoise(Runner& runner, std::shared_ptr<const Plan> plan, StepControl control,
+                           const ProgressCallback& tell) {
+  const RankParts& parts = parts_of(runner, tell);
+  const auto attention = make_run_attention(runner.backend(), std::move(plan), parts.description);
+  TransformerTimes times;
+  if (control.reuse.empty()) control.reuse = attention->step_reuse();
+  return runner.denoise(run_, *parts.conditioning, *attention, times, tell, control);
+}
+
+bool HeldOutRun::has_dense_latents() {
+  if (dense_latents_.empty()) {
+    if (std::optional<Tensor> kept = load_held_out_latents(folder_, {header_, run_.prompt, run_.seed})) {
+      dense_latents_ = *std::move(kept);
+    }
+  }
+  return !dense_latents_.empty();
+}
+
+void HeldOutRun::run_dense(Runner& runner, const ProgressCallback& tell) {
+  StepRecorder dense;
   const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
     dense.observe(step, latents, prediction);
   };
-  dense_latents_ = parts().denoise(nullptr, {.observe = observe});
-  save_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed}, dense_latents_);
+  dense_latents_ = denoise(runner, nullptr, {.observe = observe}, tell);
+  dense_ = std::move(dense);
+  save_held_out_latents(folder_, {header_, run_.prompt, run_.seed}, dense_latents_);
 }
 
-/// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
-double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
-  const int num_steps = profile_.header.num_steps();
-  const StepRecorder& dense = parts().dense;
+double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell) {
+  const int num_steps = header_.num_steps();
   std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
   reuse[static_cast<size_t>(step)] = StepReuse::kHold;
-  latents_at_end = parts().denoise(
-      nullptr, {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense.prediction(known); }});
-  const Tensor solver = runner_.solver_weights_of(run_);
+  latents_at_end =
+      denoise(runner, nullptr,
+              {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense_.prediction(known); }}, tell);
+  const Tensor solver = runner.solver_weights_of(run_);
   const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
-  const double at_once = weight * weight * mean_square_change(dense.prediction(step - 1), dense.prediction(step));
+  const double at_once = weight * weight * mean_square_change(dense_.prediction(step - 1), dense_.prediction(step));
   const double at_end = mean_square_change(latents_at_end, dense_latents_);
   return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
 }
 
-std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
-  const MaskPlan masks(profile_, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string());
-  const int num_steps = profile_.header.num_steps();
+std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& profile, Runner& runner,
+                                                             const ProgressCallback& tell) {
+  const MaskPlan masks(profile, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string(), tell);
+  const int num_steps = header_.num_steps();
   std::vector<int> steps;
   for (const double share : kMasksAt) {
     if (const int step = step_at(num_steps, share); steps.empty() || step > steps.back()) steps.push_back(step);
   }
   const double latents = mean_square(dense_latents_);
-  const StepRecorder& dense = parts().dense;
   std::vector<StepGrowth::MaskChange> changes;
   const auto compare = [&](int step, const Tensor& prediction) {
-    const double change = mean_square_change(prediction, dense.prediction(step)) / latents,
+    const double change = mean_square_change(prediction, dense_.prediction(step)) / latents,
                  error = masks.summary().step_error[static_cast<size_t>(step)];
     // Masks that keep all of a step say nothing of it.
     if (change > 0 && error > 0) changes.push_back({step, std::sqrt(change) / error});
   };
-  parts().denoise(masks.plan(), {.first_step = num_steps,
-                                 .known = [&](int known) { return dense.prediction(known); },
-                                 .compared_steps = steps,
-                                 .compare = compare});
+  denoise(runner, masks.plan(),
+          {.first_step = num_steps,
+           .known = [&](int known) { return dense_.prediction(known); },
+           .compared_steps = steps,
+           .compare = compare},
+          tell);
   if (changes.empty()) changes.push_back({0, 1});
   return changes;
-}
-
-double HeldOutRun::psnr(const Tensor& latents) {
-  return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
 }
 
 bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run) {
@@ -206,33 +204,73 @@ bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& fold
   return true;
 }
 
-StepGrowth HeldOutRun::growth(const ProgressCallback& progress) {
-  progress_ = progress;
-  if (std::optional<StepGrowth> known = load_growth(folder_, profile_.header)) return *std::move(known);
-  require_enough_steps(profile_.header);
-  run_dense();  // whatever is kept of it: that is its end alone
-  StepGrowth growth;
-  Tensor changed;
+// Where growth is not known, whatever is kept of a dense run is too little: that is its end alone.
+std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
+  if (load_growth(folder_, header_) && has_dense_latents()) return {};
+  return {[this](Runner& runner, const ProgressCallback& tell) {
+    run_dense(runner, told_.of_growth(0, tell));
+    told_.finished_growth(0);
+  }};
+}
+
+StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
+  if (std::optional<StepGrowth> known = load_growth(folder_, header_)) return *std::move(known);
+  require_enough_steps(header_);
+  if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
+  std::vector<int> held;
   for (const double share : kGrowthAt) {
-    const int step = held_step_at(profile_.header, share);
-    if (!growth.factors.empty() && step <= growth.factors.back().step) continue;
-    growth.factors.push_back({step, factor_at(step, changed)});
+    if (const int step = held_step_at(header_, share); held.empty() || step > held.back()) held.push_back(step);
   }
-  growth.mask_changes = mask_changes();
+  StepGrowth growth;
+  growth.factors.resize(held.size());
+  std::vector<Tensor> changed(held.size());
+  std::vector<CalibrationJob> jobs;
+  for (size_t i = 0; i < held.size(); ++i) {
+    jobs.emplace_back([&, i, run = static_cast<int>(1 + i)](Runner& runner, const ProgressCallback& tell) {
+      growth.factors[i] = {held[i], factor_at(held[i], changed[i], runner, told_.of_growth(run, tell))};
+      told_.finished_growth(run);
+    });
+  }
+  constexpr int kOfMasks = CalibrationProgress::kGrowthRuns - 1;
+  jobs.emplace_back([&](Runner& runner, const ProgressCallback& tell) {
+    growth.mask_changes = mask_changes(profile, runner, told_.of_growth(kOfMasks, tell));
+    told_.finished_growth(kOfMasks);
+  });
+  do_jobs(runners_, jobs, told_, progress);
+
   // The last change, made as large as is seen.
-  const double error = std::sqrt(mean_square_change(changed, dense_latents_) / mean_square(dense_latents_));
+  const double error = std::sqrt(mean_square_change(changed.back(), dense_latents_) / mean_square(dense_latents_));
   const double scale = error > 0 ? kVisibleChange / error : 0;
   growth.latents_error = kVisibleChange;
-  growth.psnr_db = psnr(weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed}}));
-  save_growth(folder_, profile_.header, growth);
+  const Tensor visible = weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed.back()}});
+  VideoFrames dense_video, changed_video;
+  const auto decoding = [&](const Tensor& latents, VideoFrames& video) -> CalibrationJob {
+    return [&](Runner& runner, const ProgressCallback& tell) {
+      video = runner.decode(latents, told_.of_growth(kOfMasks, tell));
+    };
+  };
+  do_jobs(runners_, {decoding(dense_latents_, dense_video), decoding(visible, changed_video)}, told_, progress);
+  growth.psnr_db = compare_videos(dense_video, changed_video).psnr_db;
+  save_growth(folder_, header_, growth);
   return growth;
 }
 
 HeldOutRun::Check HeldOutRun::check(const std::string& plan_path, const ProgressCallback& progress) {
-  progress_ = progress;
-  dense_latents();
-  const Tensor latents = parts().denoise(load_plan(plan_path), {});
-  return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)), psnr(latents)};
+  Tensor latents;
+  VideoFrames dense_video, video;
+  const auto of_plan = [&](Runner& runner, const ProgressCallback& tell) {
+    const ProgressCallback own = told_.of_check(tell);
+    latents = denoise(runner, load_plan(plan_path), {}, own);
+    video = runner.decode(latents, own);
+  };
+  const auto of_dense = [&](Runner& runner, const ProgressCallback& tell) {
+    const ProgressCallback own = told_.of_check(tell);
+    if (!has_dense_latents()) run_dense(runner, own);
+    dense_video = runner.decode(dense_latents_, own);
+  };
+  do_jobs(runners_, {of_plan, of_dense}, told_, progress);
+  return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)),
+          compare_videos(dense_video, video).psnr_db};
 }
 
 }  // namespace calibatt
