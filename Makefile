@@ -49,7 +49,6 @@ format-check:
 # clang-tidy over every source; `make test` looks only at what a branch changed.
 tidy:
 	@tools/install_dependencies.sh tests
-	@cmake --preset cpu >/dev/null
 	@JOBS=$(JOBS) tools/style.sh tidy --all
 
 # Kernel and end-to-end figures against their targets; torch, for the comparison with its CPU kernel, goes to .venv.

@@ -33,6 +33,17 @@ if(CALIBATT_SANITIZE)
   target_link_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE})
 endif()
 
+# Headers of the standard library that most sources include, compiled once: that saves a quarter of what a source takes to compile. Each
+# source includes what it uses all the same; the presets with sanitizers, which have none of this, would find it out. Nor has a build with
+# ccache, which keeps no object that was made with it, or the wheel's, which includes a header of its own before all others.
+if(CMAKE_CXX_COMPILER_LAUNCHER OR CALIBATT_PARTS STREQUAL "attention")
+  set(CMAKE_DISABLE_PRECOMPILE_HEADERS ON)
+endif()
+file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp CONTENT "// Headers alone.\n")
+add_library(calibatt_precompiled OBJECT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp)
+target_link_libraries(calibatt_precompiled PRIVATE calibatt_options)
+target_precompile_headers(calibatt_precompiled PRIVATE <algorithm> <cmath> <filesystem> <functional> <map> <memory> <optional> <span> <string> <vector>)
+
 # calibatt_floor_headers(name dir nested): the folder build/…/floors/<name>, through which a target sees the headers of this floor, and of no
 # other: links to the sources, so that `#include "io/x.h"` finds io/ only where the floor io is linked. `nested`: subfolders that are floors
 # of their own.
@@ -82,6 +93,7 @@ function(calibatt_library name dir)
   if(sources)
     set(scope PUBLIC)
     add_library(calibatt_${name} STATIC ${sources})
+    target_precompile_headers(calibatt_${name} REUSE_FROM calibatt_precompiled)
   else()
     add_library(calibatt_${name} INTERFACE)
   endif()
@@ -154,6 +166,7 @@ function(calibatt_cli dir)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
   add_executable(calibatt ${sources})
+  target_compile_options(calibatt PRIVATE $<$<CONFIG:Release>:-O1>)  # it reads flags and prints; -O3 would take half as long again
   list(TRANSFORM ARGN PREPEND calibatt_ OUTPUT_VARIABLE floors)
   target_link_libraries(calibatt PRIVATE calibatt_options ${floors} libcalibatt CLI11::CLI11)
   set_target_properties(calibatt PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")

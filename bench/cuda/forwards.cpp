@@ -50,7 +50,7 @@ Tensor forward(WanTransformer& transformer, const Tensor& latents, double timest
 }
 Tensor forward(MochiTransformer& transformer, const Tensor& latents, double timestep, const MochiPrompt& prompt,
                SelfAttention& attention, TransformerTimes* times, const AfterLayer& after_layer) {
-  return transformer.forward(latents, static_cast<float>(timestep), prompt, attention, times,
+  return transformer.forward(latents, timestep, prompt, attention, times,
                              [&](int, const Tensor&, const Tensor&) { after_layer(); });
 }
 

@@ -263,6 +263,10 @@ typedef struct calibatt_calibration {
   const char* conditions;
 } calibatt_calibration;
 
+/// Whether the settings are known, in their ranges, and go together, whatever the model and the run: what can be asked
+/// before either is there. USAGE.
+CALIBATT_API calibatt_status calibatt_settings_check(const calibatt_setting* settings, int32_t num_settings);
+
 /// Your part of a calibration: denoise prompt `prompt` from its first step to its last, every self-attention through
 /// `session`, which is opened and closed for you. seconds: the time that the transformer took, or 0. Anything but 0 to
 /// stop: nothing of the prompt is kept, and calibatt_record returns CANCELLED, or the error that ended the session.

@@ -13,7 +13,9 @@ namespace calibatt {
 /// The knobs of calibration (docs: method). Those of the first group change what is measured, and with it the saved
 /// profile; those of the second only how a plan is compiled from it, without running the model again.
 struct CalibrateOptions {
-  GenerateOptions run;          ///< size, steps, guidance, scheduler; prompt and plan are ignored
+  /// Size, steps, guidance, scheduler; prompt and plan are ignored. attention_dtype, and LoadOptions::weights of the
+  /// pipeline: what a plan with speedup or psnr may have in 8 bits; prompts run without.
+  GenerateOptions run;
   std::vector<Prompt> prompts;  ///< at least one; read_prompts
   std::string profile_dir;      ///< where the profile is kept, one file per prompt
   /// Only these prompts, [first, second), are run, and no plan is compiled: several processes calibrate, then
@@ -55,7 +57,8 @@ struct CalibrateOptions {
   int merge_gap = 0;
   double share_steps_iou = 0;  ///< merge adjacent steps whose masks agree at least so much; 0: off
   /// The plan has self-attention, and linear layers, in 8 bits from this step on, where a run allows it (the number of
-  /// steps: never). With one of the two given, the other is never. Default: the plan does not say, and runs decide.
+  /// steps: never). With one of the two given, the other is never. Default: chosen with speedup or psnr from what the
+  /// run allows; else the plan does not say, and runs decide.
   std::optional<int> eight_bit_attention_from, eight_bit_layers_from;
 };
 
@@ -68,10 +71,12 @@ struct CalibrationSummary {
   /// the layer's attention, as predicted; and the share of attention's energy that the kept blocks hold.
   std::vector<std::vector<double>> error_map, energy_map;
   int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
-  double predicted_speedup = 1;               ///< of the transformer, from density and the measured share of attention
+  double predicted_speedup = 1;               ///< of the transformer, by density, share of attention, 8 bits
   std::optional<double> expected_error;       ///< predicted, as PlanUse::expected_error; absent: not measured
   std::string error_basis;              ///< "held out", or "not held out": of the very prompt that chose the blocks
   std::vector<std::string> step_reuse;  ///< as RunReport::step_reuse; empty: no step is reused
+  /// Of each step what the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it leaves that to runs.
+  std::vector<std::string> eight_bits = {};
   std::optional<double> latents_error;  ///< with speedup or psnr: expected relative change of the final latents,
   std::optional<double> psnr_db;        ///< and what that is for a video against the dense one
   std::optional<double> latents_measured, psnr_measured;  ///< both in a run with the plan that was not calibrated on

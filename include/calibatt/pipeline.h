@@ -24,7 +24,7 @@ enum class Precision { kAuto, kF32, kBF16, kF16 };
 /// What the linear layers of the transformer's blocks are computed with. kAuto: Precision's type. kBF16: the same, and
 /// a run of another type is refused. kFP8: weights and inputs in 8 bits (e4m3), a scale for each output channel and
 /// each token, in all steps but the first ones (GenerateOptions::kept_steps); layers that lose by it stay as they are
-/// (docs/decisions/0007-eight-bit-linear-layers.md). Wan, on the CPU (as a reference, not fast) and on Hopper GPUs.
+/// (docs/decisions/0007-eight-bit-linear-layers.md). On the CPU (as a reference, not fast) and on Hopper GPUs.
 enum class WeightsPrecision { kAuto, kBF16, kFP8 };
 
 /// Arithmetic of self-attention: the run's own (Precision), or 8 bits (int8 queries and keys, e4m3 weights and values)
@@ -38,6 +38,9 @@ enum class OnMismatch {
   kDense,   ///< run those calls dense, count them, and report them
   kWarn,    ///< of other weights (a fine-tune): apply it and say so; of another size or shape: as kRefuse
 };
+
+/// Of one pipeline.
+inline constexpr int kMostDevices = 64;
 
 struct LoadOptions {
   std::string model_dir;  ///< a diffusers WanPipeline or MochiPipeline folder (model_index.json, tokenizer/,
@@ -58,7 +61,8 @@ struct LoadOptions {
   /// The GPUs that make each video together, by index as CUDA counts: a rank on each, with all weights. Some may share
   /// one, and on the CPU all do (index 0): that is for tests, and brings nothing else.
   std::vector<int> devices = {0};
-  std::vector<Lora> loras = {};  ///< merged into the transformer's weights, in this order
+  std::string devices_source = {};  ///< how they were named, for messages ("--device 0,2"); empty: "--gpus N"
+  std::vector<Lora> loras = {};     ///< merged into the transformer's weights, in this order
   bool offload = false;  ///< keep the transformer's blocks in host memory and stream them to the GPU: less memory there
   ProgressCallback progress = {};                             ///< of the loading
   std::function<void(const std::string& message)> warn = {};  ///< about something odd in the files that does no harm
@@ -186,7 +190,8 @@ struct ModelInfo {
   int frames_multiple = 0;                      ///< video frames are a multiple of it, plus 1
   int num_layers = 0, num_heads = 0, head_dim = 0;
   int max_prompt_tokens = 0;
-  bool takes_image = false;  ///< its videos begin with a picture (GenerateOptions::image)
+  bool takes_image = false;             ///< its videos begin with a picture (GenerateOptions::image)
+  bool bears_eight_bit_layers = false;  ///< WeightsPrecision::kFP8 is there for it
 };
 
 /// A model on disk, its settings read and nothing else: quick, and with nothing computed. What cannot be made is found

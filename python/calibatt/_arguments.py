@@ -43,10 +43,10 @@ def whole(name: str, value: Any, lowest: int) -> int:
     raise _errors.UsageError(f"{name} is {value!r}, and is to be a whole number from {lowest}")
 
 
-def amount(name: str, value: Any) -> float:
-    if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
+def amount(name: str, value: Any, positive: bool = False) -> float:
+    if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 if positive else value >= 0):
         return value
-    raise _errors.UsageError(f"{name} is {value!r}, and is to be a number from 0")
+    raise _errors.UsageError(f"{name} is {value!r}, and is to be a number {'above' if positive else 'from'} 0")
 
 
 def seeds(seed: Any, number: int) -> List[int]:

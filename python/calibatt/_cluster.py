@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import pickle
 import time
 import warnings
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -16,7 +18,22 @@ REFUSALS = (_errors.UsageError, _errors.NotFound, _errors.Unreadable, _errors.Fo
 #: An actor's process or machine is gone, or the result that was kept there.
 LOST = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError,
         ray.exceptions.OutOfMemoryError)  # fmt: skip
+#: No actor with these options starts, whichever machine is asked.
+UNSTARTABLE = (ray.exceptions.RuntimeEnvSetupError, ray.exceptions.ActorUnschedulableError)
 LOOK_AGAIN_SECONDS = 1.0
+
+
+def connect() -> None:
+    """To the cluster of ray.init or RAY_ADDRESS, or to one that is started on this machine. Raises DeviceError where there is none."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(log_to_driver=False)
+    except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        address = os.environ.get("RAY_ADDRESS")
+        where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        instead = "unset RAY_ADDRESS to run on this machine alone" if address else "call ray.init with what yours needs"
+        raise _errors.DeviceError(f"there is no Ray cluster {where}: {_line(error)}; start one (ray start --head), or {instead}") from error
 
 
 class Host:
@@ -43,8 +60,16 @@ class Pool:
 
     def __init__(self, factory: Callable[[], Any], method: str, actors: int, options: Mapping[str, Any], retries: int, start_timeout_s: float, what: str):
         self._method, self._options, self._retries, self._start_timeout_s, self._what = method, dict(options), retries, start_timeout_s, what
-        self._factory = ray.put(factory)
-        self._host = ray.remote(Host).options(max_restarts=0, max_task_retries=0, **self._options)
+        try:
+            self._host = ray.remote(Host).options(max_restarts=0, max_task_retries=0, **self._options)
+        except (TypeError, ValueError) as error:
+            raise _errors.UsageError(f"ray_options: {_line(error)}; give options that ray.remote has for actors, but for max_restarts and max_task_retries, "
+                                     "which are retries here") from error  # fmt: skip
+        try:
+            self._factory = ray.put(factory)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise _errors.UsageError(f"factory cannot be sent to actors: {_line(error)}; it travels by pickle: let it make in the actor, when it is called, "
+                                     "what cannot be pickled") from error  # fmt: skip
         self._pending: Dict[Any, Tuple[Any, Optional[int]]] = {}  #: reference → actor and its task; None: it starts
         self._idle: List[Any] = []
         self._failures_to_start = 0
@@ -72,7 +97,7 @@ class Pool:
                     actor, task = self._pending.pop(reference)
                     try:
                         result = ray.get(reference)
-                    except (ray.exceptions.RayTaskError, *LOST) as error:
+                    except ray.exceptions.RayError as error:
                         ray.kill(actor)  # another one may stand on a sound GPU or machine
                         if task is None:
                             self._count_failure_to_start(error)
@@ -100,6 +125,8 @@ class Pool:
     def _count_failure_to_start(self, error: Exception) -> None:
         self._failures_to_start += 1
         _raise_refusal(error, "")
+        if isinstance(error, UNSTARTABLE):
+            raise _errors.UsageError(f"no actor can be started: {_line(error)}; look at ray_options: the next one would not start either") from error
         if self._failures_to_start > self._retries:
             raise _errors.Error(f"actors failed to start {self._failures_to_start} times in succession, lastly: {_described(error)}") from error
 
@@ -130,7 +157,12 @@ def _described(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, BaseException):
         return f"{type(cause).__name__}: {cause}"
-    return "its actor is lost: " + " ".join(str(error).split())[:300]
+    return ("its actor is lost: " if isinstance(error, LOST) else f"{type(error).__name__} of Ray: ") + _line(error)
+
+
+def _line(error: BaseException) -> str:
+    """Ray's messages are of many lines."""
+    return " ".join(str(error).split())[:300]
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

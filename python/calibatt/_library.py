@@ -195,6 +195,7 @@ FUNCTIONS = {
     "session_prefetch": (c_int32, [c_void_p, c_int32, c_int32]),
     "session_wants_output": (c_int32, [c_void_p]),
     "session_json": (c_int32, [c_void_p, POINTER(c_void_p)]),
+    "settings_check": (c_int32, [POINTER(Setting), c_int32]),
     "record": (c_int32, [c_char_p, POINTER(Calibration), RunPrompt, c_void_p, POINTER(c_void_p)]),
     "compile": (c_int32, [c_char_p, c_char_p, POINTER(Setting), c_int32, Progress, c_void_p, POINTER(c_void_p)]),
     "compile_prompts": (c_int32, [c_char_p, c_char_p, POINTER(Calibration), Progress, c_void_p, POINTER(c_void_p)]),

@@ -137,6 +137,11 @@ def setting_list(settings: Mapping[str, Any]) -> Tuple[Any, int]:
     return array, len(given)
 
 
+def require_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for those that no calibration could have, whatever its model."""
+    _library.loaded().settings_check(*setting_list(settings))
+
+
 def _setting_text(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"

@@ -12,11 +12,12 @@ object with `generate(prompt, seed)`. docs/clusters.md is the guide, also for Sl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 try:
     import ray
@@ -26,8 +27,8 @@ except ModuleNotFoundError as missing:
     raise ImportError("calibatt.ray needs Ray: pip install 'calibatt[ray]'") from None
 
 from . import _arguments, _errors
-from ._cluster import Pool
-from ._plan import PathLike, Plan, merge
+from ._cluster import Pool, connect
+from ._plan import PathLike, Plan, merge, require_settings
 from ._program import Program
 
 __all__ = ["Pipe", "Program", "calibrate", "deployment", "generate"]
@@ -172,6 +173,8 @@ def calibrate(
         if not prompt.strip() or prompt.startswith("#") or len(prompt.splitlines()) != 1:
             raise _errors.UsageError(f"prompt {index}: is to be one line that is not empty and does not begin with #, as in files of prompts")
     seed, settings = _arguments.first_seed(seed, len(prompts)), _arguments.with_density(settings, density)
+    require_settings(settings)
+    _require_calibration(factory, settings)
     _arguments.whole("prompts_per_range", prompts_per_range, LEAST_RANGE)
     output = os.path.abspath(os.fsdecode(output))
     if os.path.splitext(output)[1].lower() != ".safetensors":
@@ -182,18 +185,18 @@ def calibrate(
         return _pool(_InSharedFolder(factory, parts), "calibrate", what, number, num_cpus, num_gpus, ray_options, retries, start_timeout_s)
 
     record, compile_ = pool(actors, "range {}"), pool(1, "the plan")
-    os.makedirs(parts, exist_ok=True)
-    if not os.path.isdir(profile):
-        ranges = _ranges(len(prompts), prompts_per_range)
-        folders = [os.path.join(parts, f"{first:06}-{end:06}") for first, end in ranges]
-        with _Bar("calibrate", "prompt", len(prompts)) as bar:
-            record.run([(prompts, seed, folder, each, None, settings) for folder, each in zip(folders, ranges)],
-                       lambda index, _: bar.update(ranges[index][1] - ranges[index][0]))  # fmt: skip
-        joined = os.path.join(parts, "joined")
-        shutil.rmtree(joined, ignore_errors=True)  # of a call that was killed
-        merge(folders, joined)
-        os.rename(joined, profile)
-    compile_.run([(prompts, seed, profile, None, output, settings)], lambda *_: None)
+    with _parts_folder(parts):
+        if not os.path.isdir(profile):
+            ranges = _ranges(len(prompts), prompts_per_range)
+            folders = [os.path.join(parts, f"{first:06}-{end:06}") for first, end in ranges]
+            with _Bar("calibrate", "prompt", len(prompts)) as bar:
+                record.run([(prompts, seed, folder, each, None, settings) for folder, each in zip(folders, ranges)],
+                           lambda index, _: bar.update(ranges[index][1] - ranges[index][0]))  # fmt: skip
+            joined = os.path.join(parts, "joined")
+            shutil.rmtree(joined, ignore_errors=True)  # of a call that was killed
+            merge(folders, joined)
+            os.rename(joined, profile)
+        compile_.run([(prompts, seed, profile, None, output, settings)], lambda *_: None)
     shutil.rmtree(parts, ignore_errors=True)  # what they held is linked in the profile
     return Plan(output)
 
@@ -263,6 +266,21 @@ class _InSharedFolder:
         return self._factory()
 
 
+@contextlib.contextmanager
+def _parts_folder(path: str) -> Iterator[None]:
+    """A folder for what is measured, which goes again where nothing was."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise _errors.WriteError(f"{path}, which keeps what is measured, cannot be made: {error.strerror}; write the plan into another folder") from None
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty
+            os.rmdir(path)
+        raise
+
+
 class _Bar:
     """Progress by tqdm, where it is installed."""
 
@@ -294,6 +312,15 @@ def _ranges(num_prompts: int, length: int) -> List[Tuple[int, int]]:
     return list(zip(firsts, [*firsts[1:], num_prompts]))
 
 
+def _require_calibration(factory: Any, settings: Mapping[str, Any]) -> None:
+    """What the workers of these factories would refuse."""
+    if isinstance(factory, (Pipe, Program)) and factory.plan is not None:
+        raise _errors.UsageError(f"a calibration measures dense runs; leave the plan out of {type(factory).__name__}")
+    targets = [name for name in ("speedup", "psnr") if settings.get(name) is not None]
+    if isinstance(factory, Pipe) and targets:
+        raise _errors.UsageError(f"{targets[0]}: what the steps of a pipe's run predict is not seen; ask for a density, or calibrate with Program")
+
+
 def _require_actor(factory: Any, num_cpus: Any, num_gpus: Any, ray_options: Any) -> None:
     if not callable(factory):
         raise _errors.UsageError(f"factory is {factory!r}, and is to be called in each actor without arguments: Program(…), Pipe(…), or a function")
@@ -311,7 +338,6 @@ def _pool(factory: Any, method: str, what: str, actors: int, num_cpus: float, nu
     _require_actor(factory, num_cpus, num_gpus, ray_options)
     _arguments.whole("actors", actors, 1)
     _arguments.whole("retries", retries, 0)
-    _arguments.amount("start_timeout_s", start_timeout_s)
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    _arguments.amount("start_timeout_s", start_timeout_s, positive=True)
+    connect()
     return Pool(factory, method, actors, {**ray_options, "num_cpus": num_cpus, "num_gpus": num_gpus}, retries, start_timeout_s, what)

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <mutex>
 #include <numeric>
-#include <type_traits>
 #include <utility>
 
 #include "plan/head_costs.h"
@@ -15,77 +14,27 @@ namespace {
 // A run announces the layer that comes next; so the present one, the next, and one to spare.
 constexpr size_t kMaxShares = 3;
 
-/// The heads from `head` on.
-template <class Void>
-BasicHeadsView<Void> from_head(BasicHeadsView<Void> view, int64_t head) {
-  using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
-  view.data = static_cast<Byte*>(view.data) + head * view.head_stride * static_cast<int64_t>(dtype_size(view.dtype));
-  return view;
-}
-
-/// Calls body(first head, how many, how many of the list are before it) for each run of consecutive heads.
-template <class Body>
-void for_runs(const std::vector<int>& heads, const Body& body) {
-  for (size_t begin = 0; begin < heads.size();) {
-    size_t end = begin + 1;
-    while (end < heads.size() && heads[end] == heads[end - 1] + 1) ++end;
-    body(heads[begin], static_cast<int>(end - begin), static_cast<int64_t>(begin));
-    begin = end;
-  }
-}
-
-/// A buffer [tokens, heads, head_dim] cut into one array for each rank, of its heads of these tokens, one behind
-/// another.
-struct Packed {
-  std::vector<HeadsView> of_rank;
-  std::vector<Piece> pieces;
-
-  Packed(Tensor& buffer, const HeadDeal& deal) {
-    const auto head_dim = buffer.dim(2);
-    char* data = static_cast<char*>(buffer.raw());
-    for (const std::vector<int>& heads : deal.heads_of_rank) {
-      const int64_t row = static_cast<int64_t>(heads.size()) * head_dim;
-      of_rank.push_back({data, buffer.dtype(), buffer.dim(0), row, head_dim});
-      pieces.push_back({data, static_cast<size_t>(buffer.dim(0) * row) * dtype_size(buffer.dtype())});
-      data += pieces.back().size_bytes;
-    }
-  }
-};
-
-/// Where each rank's tokens are in [all tokens, heads, head_dim].
-std::vector<Piece> token_pieces(Tensor& heads, int num_ranks) {
-  const size_t row_bytes = static_cast<size_t>(heads.dim(1) * heads.dim(2)) * dtype_size(heads.dtype());
-  std::vector<Piece> pieces;
-  for (int rank = 0; rank < num_ranks; ++rank) {
-    const TokenShard shard = token_shard(heads.dim(0), rank, num_ranks);
-    pieces.push_back({static_cast<char*>(heads.raw()) + static_cast<size_t>(shard.begin) * row_bytes,
-                      static_cast<size_t>(shard.count) * row_bytes});
-  }
-  return pieces;
-}
-
-std::vector<ConstPiece> to_send(const std::vector<Piece>& pieces) {
-  std::vector<ConstPiece> result;
-  result.reserve(pieces.size());
-  for (const Piece& piece : pieces) result.push_back({piece.data, piece.size_bytes});
+/// Each rank, the caller's own last: so that not all of them begin with the same one.
+std::vector<int> ranks_after(const Communicator& ranks) {
+  std::vector<int> result;
+  for (int i = 1; i <= ranks.size(); ++i) result.push_back((ranks.rank() + i) % ranks.size());
   return result;
 }
-ConstHeadsView as_const(const HeadsView& view) {
-  return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
+
+/// [tokens, heads, head_dim] as a view, or some of its tokens.
+HeadsView tokens_of(Tensor& heads, const TokenShard& shard) {
+  const int64_t row = heads.dim(1) * heads.dim(2);
+  return {static_cast<char*>(heads.raw()) + shard.begin * row * static_cast<int64_t>(dtype_size(heads.dtype())),
+          heads.dtype(), shard.count, row, heads.dim(2)};
+}
+ConstHeadsView whole(const Tensor& heads) {
+  return {heads.raw(), heads.dtype(), heads.dim(0), heads.dim(1) * heads.dim(2), heads.dim(2)};
 }
 
 /// As plan/head_costs.h has dense heads.
 std::vector<double> dense_costs(int num_heads, int64_t num_tokens) {
   const auto tokens = static_cast<double>(num_tokens);
   return std::vector<double>(static_cast<size_t>(num_heads), tokens * (tokens + HeadCostModel().keys_per_query));
-}
-
-/// [tokens, heads, head_dim] as a view.
-HeadsView whole(Tensor& heads) {
-  return {heads.raw(), heads.dtype(), heads.dim(0), heads.dim(1) * heads.dim(2), heads.dim(2)};
-}
-ConstHeadsView whole(const Tensor& heads) {
-  return {heads.raw(), heads.dtype(), heads.dim(0), heads.dim(1) * heads.dim(2), heads.dim(2)};
 }
 
 }  // namespace
@@ -170,16 +119,16 @@ void SequenceParallelEngine::attention(const AttentionCall& call) {
   const Work work = share != nullptr ? share->work() : Work::of(deal, dense_costs(call.num_heads, num_tokens_));
   work_.busiest += work.busiest;
   work_.mean += work.mean;
-  const Tensor q = to_heads(call.q, deal, call.head_dim), k = to_heads(call.k, deal, call.head_dim),
-               v = to_heads(call.v, deal, call.head_dim);
-  Tensor out = device_.empty(call.out.dtype, {num_tokens_, num_heads, call.head_dim});
+  const std::array<Tensor, 3> heads_of_all = take_heads(call, mine);
+  output_ = {};  // the others have read the last call's
+  output_ = device_.empty(call.out.dtype, {num_tokens_, num_heads, call.head_dim});
   if (num_heads > 0) {
     std::vector<HeadSchedule> heads;
     AttentionCall part = call;
-    part.q = whole(q);
-    part.k = whole(k);
-    part.v = whole(v);
-    part.out = whole(out);
+    part.q = whole(heads_of_all[0]);
+    part.k = whole(heads_of_all[1]);
+    part.v = whole(heads_of_all[2]);
+    part.out = tokens_of(output_, {0, num_tokens_});
     part.num_heads = num_heads;
     part.schedule = share.get();
     if (share != nullptr) {
@@ -190,32 +139,40 @@ void SequenceParallelEngine::attention(const AttentionCall& call) {
     }
     engine_.attention(part);
   }
-  to_tokens(out, deal, call.out, call.head_dim);
+  take_outputs(call, deal);
 }
 
-Tensor SequenceParallelEngine::to_heads(const ConstHeadsView& tokens, const HeadDeal& deal, int head_dim) {
-  Tensor packed = device_.empty(tokens.dtype, {tokens.num_tokens, deal.num_heads(), head_dim});
-  const Packed to(packed, deal);
-  for (size_t rank = 0; rank < to.of_rank.size(); ++rank) {
-    for_runs(deal.heads_of_rank[rank], [&](int head, int count, int64_t place) {
-      device_.copy_heads(from_head(tokens, head), from_head(to.of_rank[rank], place), count, head_dim);
-    });
+std::array<Tensor, 3> SequenceParallelEngine::take_heads(const AttentionCall& call, const std::vector<int>& mine) {
+  std::vector<HeadMove> moves;
+  moves.reserve(mine.size());
+  for (const int head : mine) moves.push_back({head, static_cast<int>(moves.size())});
+  std::array<Tensor, 3> heads;
+  for (Tensor& each : heads) {
+    each = device_.empty(call.q.dtype, {num_tokens_, static_cast<int64_t>(mine.size()), call.head_dim});
   }
-  const auto mine = static_cast<int64_t>(deal.heads_of_rank[static_cast<size_t>(ranks_.rank())].size());
-  Tensor heads = device_.empty(tokens.dtype, {num_tokens_, mine, head_dim});
-  ranks_.all_to_all(to_send(to.pieces), token_pieces(heads, ranks_.size()));
+  std::vector<HeadRows> taken;
+  for (const int other : ranks_after(ranks_)) {
+    const TokenShard shard = token_shard(num_tokens_, other, ranks_.size());
+    for (int view = 0; view < 3; ++view) {
+      taken.push_back({other, view, 0, tokens_of(heads[static_cast<size_t>(view)], shard), moves});
+    }
+  }
+  ranks_.take_heads(std::array{call.q, call.k, call.v}, taken, call.head_dim);
   return heads;
 }
 
-void SequenceParallelEngine::to_tokens(Tensor& heads, const HeadDeal& deal, const HeadsView& tokens, int head_dim) {
-  Tensor packed = device_.empty(tokens.dtype, {tokens.num_tokens, deal.num_heads(), head_dim});
-  const Packed from(packed, deal);
-  ranks_.all_to_all(to_send(token_pieces(heads, ranks_.size())), from.pieces);
-  for (size_t rank = 0; rank < from.of_rank.size(); ++rank) {
-    for_runs(deal.heads_of_rank[rank], [&](int head, int count, int64_t place) {
-      device_.copy_heads(as_const(from_head(from.of_rank[rank], place)), from_head(tokens, head), count, head_dim);
-    });
+void SequenceParallelEngine::take_outputs(const AttentionCall& call, const HeadDeal& deal) {
+  const TokenShard mine = token_shard(num_tokens_, ranks_.rank(), ranks_.size());
+  std::vector<std::vector<HeadMove>> moves(deal.heads_of_rank.size());
+  std::vector<HeadRows> taken;
+  for (const int other : ranks_after(ranks_)) {
+    std::vector<HeadMove>& of_rank = moves[static_cast<size_t>(other)];
+    for (const int head : deal.heads_of_rank[static_cast<size_t>(other)]) {
+      of_rank.push_back({static_cast<int>(of_rank.size()), head});
+    }
+    taken.push_back({other, 0, mine.begin, call.out, of_rank});
   }
+  ranks_.take_heads(std::array{whole(output_)}, taken, call.head_dim);
 }
 
 }  // namespace calibatt

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <list>
 #include <memory>
 #include <string>
@@ -49,16 +50,17 @@ class SequenceParallelEngine : public AttentionEngine {
 
   std::shared_ptr<const Share> share_of(const ScheduleSource* schedule) const;
   void check(const AttentionCall& call) const;
-  /// This rank's tokens of all heads → all tokens of this rank's heads, [tokens, heads of the rank, head_dim].
-  Tensor to_heads(const ConstHeadsView& tokens, const HeadDeal& deal, int head_dim);
-  /// And back.
-  void to_tokens(Tensor& heads, const HeadDeal& deal, const HeadsView& tokens, int head_dim);
+  /// q, k and v: every rank's tokens of this rank's heads, [all tokens, heads of the rank, head_dim].
+  std::array<Tensor, 3> take_heads(const AttentionCall& call, const std::vector<int>& mine);
+  /// This rank's tokens of every rank's output_, to call.out.
+  void take_outputs(const AttentionCall& call, const HeadDeal& deal);
 
   Device& device_;
   AttentionEngine& engine_;
   Communicator& ranks_;
   int64_t num_tokens_;
   Work work_;
+  Tensor output_;  // of this rank's heads, all tokens; kept until the others are known to have read it
   std::list<std::shared_ptr<const Share>> shares_;  // of the schedules that were announced last, the latest first
 };
 

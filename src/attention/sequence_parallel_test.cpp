@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -29,6 +30,7 @@ class Rank {
         shard_(token_shard(geometry.num_tokens(), ranks.rank(), ranks.size())) {}
 
   AttentionEngine& engine() { return engine_; }
+  const TokenShard& shard() const { return shard_; }
   /// The other rows of `layer` are not looked at, and no other rows of its out are written.
   void run(SelfAttention& attention, int layer, test::Layer& all) {
     attention.attend(layer, geometry_, rows<ConstHeadsView>(all, all.q), rows<ConstHeadsView>(all, all.k),
@@ -104,6 +106,40 @@ TEST(SequenceParallel, OneRankIsTheBackendsOwnAttention) {
   test::Layer layer(run.geometry, 0);
   layer.run(*attention, 0);
   EXPECT_EQ(layer.out, by_ranks[0].out);
+}
+
+// As a transformer has them: q, k and v are thirds of one matrix.
+TEST(SequenceParallel, ViewsMayBePartsOfLargerTensors) {
+  const auto plan = test::example();
+  const RunDescription run = test::run_of(*plan);
+  const std::vector<test::Layer> alone = run_by(1, plan, run);
+  test::Layer layer(run.geometry, 0);
+  const size_t row = layer.row();
+  const auto num_tokens = static_cast<size_t>(run.geometry.num_tokens());
+  std::vector<float> thirds(3 * layer.q.size()), halves(2 * layer.q.size(), -7);
+  for (size_t token = 0; token < num_tokens; ++token) {
+    float* to = thirds.data() + token * 3 * row;
+    for (const auto* from : {&layer.q, &layer.k, &layer.v}) to = std::copy_n(from->data() + token * row, row, to);
+  }
+  run_ranks(3, [&](Communicator& ranks) {
+    Rank rank(ranks, run.geometry);
+    const auto attention = make_run_attention(rank.engine(), plan, run);
+    attention->begin_forward(0, GuidanceBranch::kConditional);
+    const auto part = [&](auto view, auto& of, size_t parts, size_t index) {
+      view.data = of.data() + (static_cast<size_t>(rank.shard().begin) * parts + index) * row;
+      view.num_tokens = rank.shard().count;
+      view.token_stride = static_cast<int64_t>(parts * row);
+      view.head_stride = run.geometry.head_dim;
+      return view;
+    };
+    attention->attend(0, run.geometry, part(ConstHeadsView(), thirds, 3, 0), part(ConstHeadsView(), thirds, 3, 1),
+                      part(ConstHeadsView(), thirds, 3, 2), part(HeadsView(), halves, 2, 1), {});
+  });
+  for (size_t i = 0; i < halves.size(); ++i) {
+    const size_t token = i / (2 * row), of_token = i % (2 * row);
+    const float expected = of_token < row ? -7 : alone[0].out[token * row + of_token - row];
+    EXPECT_NEAR(halves[i], expected, 1e-6) << i;
+  }
 }
 
 /// Computes nothing, and writes down what it is told and asked.

@@ -4,6 +4,8 @@
 #include <span>
 #include <string>
 
+#include "backend/head_rows.h"
+
 namespace calibatt {
 
 /// Memory of the backend that a rank sends or receives; null where size_bytes is 0.
@@ -30,6 +32,10 @@ class Communicator {
   /// send[r] goes to rank r, and what rank r sends to this one arrives in receive[r]: size() pieces each, of any sizes
   /// that the two ranks agree on. No piece of one overlaps a piece of the other.
   virtual void all_to_all(std::span<const ConstPiece> send, std::span<const Piece> receive) = 0;
+  /// Every rank offers views of heads, as many as each other, and takes rows out of everybody's: all of it at once, and
+  /// straight to where it is wanted. What a rank offers stays as it is until its next call of this, all_to_all or
+  /// barrier has returned (in stream order); nothing is taken into it.
+  virtual void take_heads(std::span<const ConstHeadsView> offered, std::span<const HeadRows> taken, int head_dim) = 0;
   /// Returns when every rank is here.
   virtual void barrier() = 0;
   /// Throws where the group has ended, as any call would: for whoever computes for long without one.

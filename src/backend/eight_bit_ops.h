@@ -31,6 +31,13 @@ class EightBitOps {
 
   /// The norm of x [rows, channels] F32, quantised in the pass that makes it.
   virtual void layer_norm(const Tensor& x, const LayerNorm& terms, EightBitRows& out) = 0;
+  /// TransformerOps::rms_norm of x [rows, channels] F32, quantised in the pass that makes it.
+  virtual void rms_norm(const Tensor& x, const Tensor& weight, float eps, EightBitRows& out) = 0;
+  /// TransformerOps::add_rms_norm with a norm that follows, which is quantised in the same pass. x: of F32 or 16 bits.
+  virtual void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
+                            const Tensor& following_weight, EightBitRows& following) = 0;
+  /// TransformerOps::swiglu of x [rows, 2·channels] F32 or of 16 bits, quantised in one pass.
+  virtual void swiglu(const Tensor& x, EightBitRows& out) = 0;
   /// activation(x), quantised in one pass. x [rows, channels] F32 or of 16 bits.
   virtual void quantise(const Tensor& x, Activation activation, EightBitRows& out) = 0;
   /// As LinearOps::linear, of a layer with e4m3 weights.

@@ -21,4 +21,10 @@ void RankSubgroup::all_to_all(std::span<const ConstPiece> send, std::span<const 
   all_.all_to_all(to_all, from_all);
 }
 
+void RankSubgroup::take_heads(std::span<const ConstHeadsView> offered, std::span<const HeadRows> taken, int head_dim) {
+  std::vector<HeadRows> of_all(taken.begin(), taken.end());
+  for (HeadRows& rows : of_all) rows.rank += first_;
+  all_.take_heads(offered, of_all, head_dim);
+}
+
 }  // namespace calibatt

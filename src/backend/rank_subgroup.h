@@ -17,6 +17,7 @@ class RankSubgroup : public Communicator {
   int rank() const override { return all_.rank() - first_; }
   int size() const override { return size_; }
   void all_to_all(std::span<const ConstPiece> send, std::span<const Piece> receive) override;
+  void take_heads(std::span<const ConstHeadsView> offered, std::span<const HeadRows> taken, int head_dim) override;
   void barrier() override { all_.barrier(); }
   void throw_if_ended() override { all_.throw_if_ended(); }
   void abort(const std::string& reason) override { all_.abort(reason); }

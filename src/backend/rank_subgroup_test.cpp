@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "backend/test_take_heads.h"
 #include "backend/thread_ranks.h"
 #include "base/error.h"
 
@@ -27,6 +28,16 @@ TEST(RankSubgroup, SendsWithinItselfAlone) {
       for (int rank = 0; rank < size; ++rank) expected.push_back(all.rank() / size * size + rank);
       EXPECT_EQ(found, expected) << num_groups << " groups";
     }
+  });
+}
+
+TEST(RankSubgroup, TakesHeadsWithinItselfAlone) {
+  const test::TakenHeads heads{"a group's own", {{1, 4}, {0, 2, 3}}, 37, 16};
+  run_ranks(6, [&](Communicator& all) {
+    RankSubgroup group(all, 3);
+    test::TakenHeads own = heads;
+    own.seed = all.rank() / 2;
+    test::HeadTaker(group, test::host_memory(), own).run();
   });
 }
 

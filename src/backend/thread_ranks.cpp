@@ -127,6 +127,12 @@ class ThreadRank : public Communicator {
       for (int from = 0; from < size(); ++from) take(from, receive[static_cast<size_t>(from)]);
     });
   }
+  void take_heads(std::span<const ConstHeadsView> offered, std::span<const HeadRows> taken, int head_dim) override {
+    const ConstPiece views{offered.data(), offered.size_bytes()};
+    meeting_.exchange(rank_, {&views, 1}, [&] {
+      for (const HeadRows& rows : taken) copy_on_host(rows, source_of(rows, offered_by(rows.rank)), head_dim);
+    });
+  }
   void barrier() override {
     meeting_.exchange(rank_, {}, [] {});
   }
@@ -134,6 +140,12 @@ class ThreadRank : public Communicator {
   void abort(const std::string& reason) override { meeting_.abort(rank_text(rank_, size()) + ": " + reason); }
 
  private:
+  std::span<const ConstHeadsView> offered_by(int rank) const {
+    CALIBATT_ASSERT(rank >= 0 && rank < size());
+    const std::span<const ConstPiece> sent = meeting_.sent_by(rank);
+    if (sent.empty()) return {};
+    return {static_cast<const ConstHeadsView*>(sent[0].data), sent[0].size_bytes / sizeof(ConstHeadsView)};
+  }
   void take(int from, const Piece& piece) {
     const std::span<const ConstPiece> sent = meeting_.sent_by(from);
     const ConstPiece source = sent.empty() ? ConstPiece{} : sent[static_cast<size_t>(rank_)];

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "backend/test_take_heads.h"
 #include "base/error.h"
 
 namespace calibatt {
@@ -71,6 +72,12 @@ TEST(ThreadRanks, AllGatherAndBroadcast) {
     ranks.broadcast({&number, 4}, 2);
     EXPECT_EQ(number, 9);
   });
+}
+
+TEST(ThreadRanks, HeadsAreTakenAndGivenBack) {
+  for (const test::TakenHeads& each : test::taken_heads_cases()) {
+    run_ranks(each.num_ranks(), [&](Communicator& ranks) { test::HeadTaker(ranks, test::host_memory(), each).run(); });
+  }
 }
 
 TEST(ThreadRanks, NobodyPassesABarrierBeforeTheLastIsThere) {
@@ -159,6 +166,24 @@ TEST(ThreadRanks, AbortEndsAllWithItsReason) {
                          while (true) ranks.barrier();
                        }),
               HasSubstr("rank 2 of 4: its device is lost"));
+}
+
+TEST(ThreadRanks, HeadsThatNobodyOffersAreAFault) {
+  const auto error_of_taking = [](const HeadRows& wanted) {
+    return error_of(2, [&](Communicator& ranks) {
+      std::vector<float> row(4), taken(4);
+      const ConstHeadsView offered{row.data(), DType::kF32, 1, 4, 4};
+      const std::vector<HeadMove> moves{{0, 0}};
+      HeadRows rows = wanted;
+      rows.to.data = taken.data();
+      rows.moves = moves;
+      ranks.take_heads({&offered, 1}, {&rows, 1}, 4);
+    });
+  };
+  EXPECT_THAT(error_of_taking({1, 1, 0, {nullptr, DType::kF32, 1, 4, 4}, {}}), HasSubstr("offers 1 views"));
+  EXPECT_THAT(error_of_taking({1, 0, 1, {nullptr, DType::kF32, 1, 4, 4}, {}}), HasSubstr("tokens 1 to 2"));
+  EXPECT_THAT(error_of_taking({1, 0, 0, {nullptr, DType::kBF16, 1, 4, 4}, {}}), HasSubstr("asked for in BF16"));
+  EXPECT_EQ(error_of_taking({1, 0, 0, {nullptr, DType::kF32, 1, 4, 4}, {}}), "");
 }
 
 TEST(ThreadRanks, SizesThatDisagreeAreAFault) {

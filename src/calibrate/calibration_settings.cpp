@@ -108,16 +108,16 @@ std::vector<CalibrationSetting> eight_bit_settings() {
       {"eight-bit-attention-from",
        Group::kCompiled,
        &O::eight_bit_attention_from,
-       "The plan has self-attention in 8 bits from this step on, where a run allows it (--attention-dtype fp8) [runs "
-       "decide; with --eight-bit-layers-from: never]",
+       "The plan has self-attention in 8 bits from this step on, where a run allows it (--attention-dtype fp8) [with "
+       "--speedup or --psnr and that flag here: chosen; else runs decide; with --eight-bit-layers-from: never]",
        {},
        0,
        1000},
       {"eight-bit-layers-from",
        Group::kCompiled,
        &O::eight_bit_layers_from,
-       "The plan has linear layers in 8 bits from this step on, where a run allows it (--weights-dtype fp8) [runs "
-       "decide; with --eight-bit-attention-from: never]",
+       "The plan has linear layers in 8 bits from this step on, where a run allows it (--weights-dtype fp8) [with "
+       "--speedup or --psnr and that flag here: chosen; else runs decide; with --eight-bit-attention-from: never]",
        {},
        0,
        1000},

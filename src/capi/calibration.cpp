@@ -187,6 +187,14 @@ void compile_profile(const std::string& folder, const Profile& profile, Compilat
 
 }  // namespace
 
+calibatt_status calibatt_settings_check(const calibatt_setting* settings, int32_t num_settings) {
+  return guarded([&] {
+    CalibrateOptions options = options_of(settings, num_settings);
+    options.prompts = {{"", ""}};  // those are not looked at here
+    validate(options);
+  });
+}
+
 calibatt_status calibatt_record(const char* profile_dir, const calibatt_calibration* calibration,
                                 calibatt_run_prompt run_prompt, void* user, char** json) {
   return guarded([&] {

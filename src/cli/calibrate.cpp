@@ -44,6 +44,20 @@ void print_reuse(const CalibrationSummary& summary) {
   std::printf("\n");
 }
 
+/// Steps with a forward.
+void print_eight_bits(const CalibrationSummary& summary) {
+  const auto runs = [&](size_t step) { return summary.step_reuse.empty() || summary.step_reuse[step] == "forward"; };
+  for (const std::string name : {"attention", "layers"}) {
+    std::string steps;
+    for (size_t step = 0; step < summary.eight_bits.size(); ++step) {
+      if (runs(step) && summary.eight_bits[step].find(name) != std::string::npos) steps += " " + std::to_string(step);
+    }
+    if (steps.empty()) continue;
+    std::printf("%s in 8 bits, where a run allows it: steps%s\n", name == "layers" ? "linear layers" : "self-attention",
+                steps.c_str());
+  }
+}
+
 void print_summary(const CalibrationSummary& summary, const std::string& output) {
   if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
   std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
@@ -52,6 +66,7 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
               summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
               expected_error_text(summary.expected_error, summary.error_basis).c_str());
   print_reuse(summary);
+  print_eight_bits(summary);
   std::printf("%s (%d from the saved profile), %.1f s",
               counted(summary.prompts_recorded + summary.prompts_resumed, "prompts").c_str(), summary.prompts_resumed,
               summary.calibration_seconds);
@@ -92,6 +107,7 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"expected_error", or_null(summary.expected_error)},
           {"error_basis", summary.error_basis},
           {"step_reuse", summary.step_reuse},
+          {"eight_bits", summary.eight_bits},
           {"latents_error", or_null(summary.latents_error)},
           {"psnr_db", or_null(summary.psnr_db)},
           {"latents_measured", or_null(summary.latents_measured)},
@@ -256,6 +272,9 @@ void add_calibrate(CLI::App& app) {
                       "processes can do their part, calibatt merge joins them");
   command->add_option("--report", flags->report, "Write the summary to this JSON file");
   add_run_flags(*command, knobs.run, false);
+  add_attention_dtype_flag(*command, knobs.run,
+                           "fp8: a plan with --speedup or --psnr may have self-attention in 8 bits, and what that does "
+                           "is measured; on Hopper GPUs");
 
   add_setting_flags(*command, knobs);
   command->callback([flags] { run(*flags); });

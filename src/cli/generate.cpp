@@ -52,8 +52,8 @@ void print_reuse(const RunReport& report) {
               counted(report.forwards, "forwards").c_str());
 }
 
-/// A plan may mean more in 8 bits than the run allows.
-void print_planned_eight_bits(const RunReport& report) {
+/// A plan may mean more in 8 bits than the run allows, or the model can do.
+void print_planned_eight_bits(const RunReport& report, const ModelInfo& model) {
   if (!report.plan) return;
   const auto steps = [&](const char* part) {
     return std::ranges::count_if(report.plan->eight_bits,
@@ -65,13 +65,14 @@ void print_planned_eight_bits(const RunReport& report) {
                 static_cast<int>(planned));
   }
   if (const auto planned = steps("layers"); planned > 0 && !layers) {
-    std::printf("the plan would have linear layers in 8 bits in %d of the steps: --weights-dtype fp8 allows it\n",
-                static_cast<int>(planned));
+    std::printf("the plan would have linear layers in 8 bits in %d of the steps: %s\n", static_cast<int>(planned),
+                model.bears_eight_bit_layers ? "--weights-dtype fp8 allows it"
+                                             : ("those of a " + model.kind + " are not computed in 8 bits").c_str());
   }
 }
 
-void print_eight_bits(const RunReport& report) {
-  print_planned_eight_bits(report);
+void print_eight_bits(const RunReport& report, const ModelInfo& model) {
+  print_planned_eight_bits(report, model);
   if (report.eight_bit_parts.empty()) return;
   std::string parts;
   if (report.options.attention_dtype == AttentionDtype::kFP8) {
@@ -96,7 +97,7 @@ void print_sharing(const RunReport& report) {
   std::printf("devices %s%s\n", devices.c_str(), groups.c_str());
 }
 
-void print_summary(const RunReport& report, const std::string& output) {
+void print_summary(const RunReport& report, const ModelInfo& model, const std::string& output) {
   const StageSeconds& seconds = report.seconds;
   std::printf("%s: %d×%d, %s, seed %llu, %s (%s, %s, %s)\n",
               printable(written_names(output, *report.options.video_frames)).c_str(), *report.options.width,
@@ -112,7 +113,7 @@ void print_summary(const RunReport& report, const std::string& output) {
   print_sharing(report);
   std::printf("time: %.1f s = text %.1f + attention %.1f + other transformer work %.1f + VAE %.1f\n", seconds.total(),
               seconds.text, seconds.attention, seconds.transformer_other, seconds.vae);
-  print_eight_bits(report);
+  print_eight_bits(report, model);
   if (report.options.plan_path.empty()) {
     std::printf("self-attention: dense (no --plan)\n");
   } else {
@@ -190,7 +191,7 @@ void check(const Flags& flags, const std::vector<Job>& jobs) {
   check_outputs(outputs, inputs);
 }
 
-void run_job(Pipeline& pipeline, const GenerateOptions& run, const Job& job, bool many,
+void run_job(Pipeline& pipeline, const ModelInfo& model, const GenerateOptions& run, const Job& job, bool many,
              const ProgressCallback& progress) {
   GenerateOptions options = run;
   options.prompt = job.prompt.text;
@@ -204,11 +205,12 @@ void run_job(Pipeline& pipeline, const GenerateOptions& run, const Job& job, boo
   } else if (!job.report.empty()) {
     write_text_file(job.report, to_json(result.report));
   }
-  print_summary(result.report, job.output);
+  print_summary(result.report, model, job.output);
 }
 
 /// One video after another; one that fails does not stop the others.
-void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vector<Job>& jobs, ProgressBar& bar) {
+void run_jobs(Pipeline& pipeline, const ModelInfo& model, const GenerateOptions& options, const std::vector<Job>& jobs,
+              ProgressBar& bar) {
   const size_t count = jobs.size();
   const GenerateOptions resolved = pipeline.resolved(options);  // what no prompt could run with is said once
   std::vector<Prompt> prompts;
@@ -219,7 +221,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
   size_t failed = 0;
   for (size_t i = 0; i < count; ++i) {
     try {
-      run_job(pipeline, resolved, jobs[i], true, [&](const Progress& state) {
+      run_job(pipeline, model, resolved, jobs[i], true, [&](const Progress& state) {
         stop_if_interrupted(state, format(" of video %zu of %zu; the finished ones are kept, and the same command goes "
                                           "on from there",
                                           i + 1, count));
@@ -263,8 +265,8 @@ void run(Flags& flags) {
   };
   flags.load.progress = progress;
   const auto pipeline = Pipeline::load(flags.load);
-  if (!flags.prompts.empty()) return run_jobs(*pipeline, flags.run, jobs, bar);
-  run_job(*pipeline, flags.run, jobs[0], false, progress);
+  if (!flags.prompts.empty()) return run_jobs(*pipeline, model.info(), flags.run, jobs, bar);
+  run_job(*pipeline, model.info(), flags.run, jobs[0], false, progress);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "calibatt/output.h"
+#include "calibatt/pipeline.h"
 #include "calibatt/plan.h"
 #include "commands.h"
 #include "options.h"
@@ -44,7 +45,7 @@ void add_inspect(CLI::App& app) {
                    "Write a picture of the density (share of attention that is computed) of every step and layer")
       ->type_name("FILE");
   add_whole_number(
-      *command, "--gpus", flags->gpus, 1, 64,
+      *command, "--gpus", flags->gpus, 1, kMostDevices,
       "Show how evenly that many GPUs would share the plan's work, if each took some heads of every layer");
   command->callback([flags] {
     check_outputs({{OutputKind::kPicture, "--head-png", flags->head_png},

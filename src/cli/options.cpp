@@ -16,7 +16,6 @@
 namespace calibatt::cli {
 namespace {
 
-constexpr int kMostDevices = 64;
 constexpr int kMaxInt = std::numeric_limits<int>::max();
 
 [[noreturn]] void refuse(const std::string& flag, const std::string& text, const std::string& what) {
@@ -73,6 +72,10 @@ std::vector<int> devices_of(const std::string& text) {
   std::vector<int> devices;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
+    if (end == begin && !text.empty()) {
+      refuse("--device", text,
+             "item " + std::to_string(devices.size() + 1) + " is empty; give numbers between commas, such as 0,2");
+    }
     devices.push_back(device_of(text.substr(begin, end - begin)));
     begin = end + 1;
   }
@@ -179,6 +182,30 @@ void add_lora_flag(CLI::App& command, const std::string& flag, LoadOptions& load
       ->type_name("FILE[:SCALE]");
 }
 
+void add_device_flags(CLI::App& command, LoadOptions& load) {
+  CLI::Option* device = command
+                            .add_option_function<std::string>(
+                                "--device",
+                                [&load](const std::string& text) {
+                                  load.devices = devices_of(text);
+                                  load.devices_source = "--device " + shown(text);
+                                },
+                                "Index of the GPU, as CUDA counts them; of several that make each video together, such "
+                                "as 0,2")
+                            ->type_name("LIST")
+                            ->default_str("0");
+  command
+      .add_option_function<std::string>(
+          "--gpus",
+          [&load](const std::string& text) {
+            load.devices.resize(static_cast<size_t>(whole_number("--gpus", text, 1, kMostDevices)));
+            std::iota(load.devices.begin(), load.devices.end(), 0);
+          },
+          "Make each video with so many GPUs together, the first ones of this machine [1]")
+      ->type_name("NUMBER")
+      ->excludes(device);
+}
+
 }  // namespace
 
 void warn(const std::string& message) {
@@ -244,8 +271,8 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option_function<std::string>(
           "--weights-dtype", [&load](const std::string& name) { load.weights = weights_precision_of(name); },
-          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; Wan, on Hopper GPUs, and on the "
-          "CPU for comparison), bf16, or auto (as --dtype)")
+          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; on Hopper GPUs, and on the CPU "
+          "for comparison; calibrate: what a plan may have), bf16, or auto (as --dtype)")
       ->type_name("auto|bf16|fp8")
       ->default_str("auto");
   command
@@ -259,23 +286,7 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
                   "Where to compute: cpu, cuda, or auto (cuda where this build has it and a GPU is there)")
       ->type_name("NAME")
       ->capture_default_str();
-  CLI::Option* device = command
-                            .add_option_function<std::string>(
-                                "--device", [&load](const std::string& text) { load.devices = devices_of(text); },
-                                "Index of the GPU, as CUDA counts them; of several that make each video together, such "
-                                "as 0,2")
-                            ->type_name("LIST")
-                            ->default_str("0");
-  command
-      .add_option_function<std::string>(
-          "--gpus",
-          [&load](const std::string& text) {
-            load.devices.resize(static_cast<size_t>(whole_number("--gpus", text, 1, kMostDevices)));
-            std::iota(load.devices.begin(), load.devices.end(), 0);
-          },
-          "Make each video with so many GPUs together, the first ones of this machine [1]")
-      ->type_name("NUMBER")
-      ->excludes(device);
+  add_device_flags(command, load);
   command.add_flag("--offload", load.offload,
                    "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
   load.warn = warn;
@@ -358,7 +369,7 @@ void add_sampling_flags(CLI::App& command, GenerateOptions& run) {
       ->type_name("LIST");
 }
 
-void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
+void add_attention_dtype_flag(CLI::App& command, GenerateOptions& run, const std::string& description) {
   command
       .add_option_function<std::string>(
           "--attention-dtype",
@@ -367,12 +378,16 @@ void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
                                   : name == "bf16" ? AttentionDtype::kBF16
                                                    : AttentionDtype::kModel;
           },
-          "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) in all but the "
-          "first "
-          "steps; on Hopper GPUs")
+          description)
       ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
       ->type_name("auto|bf16|fp8")
       ->default_str("auto");
+}
+
+void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
+  add_attention_dtype_flag(command, run,
+                           "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) "
+                           "in all but the first steps; on Hopper GPUs");
   add_whole_number(command, "--keep-steps", run.kept_steps, 0, kMaxInt,
                    "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them "
                    "[as the plan says, where it does, else a quarter of all]");

@@ -101,8 +101,9 @@ void run(Flags& flags) {
     std::fflush(stdout);
   });
   throw Interrupted(left == 0 ? "interrupted; every video that was asked for is made"
-                              : "interrupted; " + counted(static_cast<int64_t>(left), "videos") + " wait in " +
-                                    service.folder + ", and the same command goes on with them");
+                              : "interrupted; " + counted(static_cast<int64_t>(left), "videos") +
+                                    (left == 1 ? " waits in " : " wait in ") + service.folder +
+                                    ", and the same command goes on with " + (left == 1 ? "it" : "them"));
 }
 
 void add_limits(CLI::App& command, Flags& flags) {

@@ -96,6 +96,20 @@ TEST(Video, AnMp4IsTheSameFileWhateverLayInMemory) {
   EXPECT_TRUE(contents[0] == contents[1] && contents[0] == contents[2]);
 }
 
+TEST(Video, TheSameFramesAreTheSameFile) {
+  const TestFolder folder;
+  const VideoFrames video = moving_disc(6, 96, 160);
+  for (const char* extension : {".mp4", ".webm", ".webp"}) {
+    std::vector<std::string> contents;
+    for (const char* name : {"a", "b"}) {
+      const std::string path = folder / (std::string(name) + extension);
+      write_video(video, 16, path);
+      contents.push_back(read_text_file(path));
+    }
+    EXPECT_TRUE(contents[0] == contents[1]) << extension;
+  }
+}
+
 TEST(Video, ColoursDoNotShift) {
   // Flat colours show a wrong matrix or range at once.
   const TestFolder folder;

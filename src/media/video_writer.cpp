@@ -32,7 +32,9 @@ struct Container {
 // Quality: near transparent for generated video, which is looked at closely and compared; crf 17 gives about 40 dB.
 constexpr Container kContainers[] = {
     {".mp4", "mp4", "libx264", AV_PIX_FMT_YUV420P, "crf=17:preset=medium", "movflags=+faststart"},
-    {".webm", "webm", "libvpx-vp9", AV_PIX_FMT_YUV420P, "crf=24:b=0:deadline=good:cpu-used=4:row-mt=1", ""},
+    // Not exact to the bit, the muxer would number tracks at random.
+    {".webm", "webm", "libvpx-vp9", AV_PIX_FMT_YUV420P, "crf=24:b=0:deadline=good:cpu-used=4:row-mt=1",
+     "fflags=+bitexact"},
     {".webp", "webp", "libwebp_anim", AV_PIX_FMT_BGRA, "quality=90:compression_level=4", "loop=0"},
 };
 

@@ -26,6 +26,11 @@ std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& w
       {weights.stored_all(matrices, {out_of_each, in}), weights.stored_all(biases, {out_of_each}), format, streamed});
 }
 
+std::vector<std::string> with_prefix(const std::string& prefix, std::vector<std::string> names) {
+  for (std::string& name : names) name.insert(0, prefix);
+  return names;
+}
+
 void require_host_memory(size_t size_bytes, const std::string& what, const std::string& remedy) {
   constexpr double kGigabyte = 1e9;
   const size_t available = available_host_memory();
@@ -34,6 +39,12 @@ void require_host_memory(size_t size_bytes, const std::string& what, const std::
   std::snprintf(sizes, sizeof(sizes), "%.1f GB of weights are to stay in host memory, and %.1f GB of it are available",
                 static_cast<double>(size_bytes) / kGigabyte, static_cast<double>(available) / kGigabyte);
   throw Error(ErrorKind::kDevice, what + ": " + sizes + "; close other programs or " + remedy);
+}
+
+void require_host_memory_of_wide_layers(const Backend& backend, size_t size_bytes) {
+  if (backend.in_host_memory()) return;
+  require_host_memory(size_bytes, "steps without 8 bits (--weights-dtype fp8)",
+                      "give --keep-steps 0, which computes every step in 8 bits and loses quality");
 }
 
 }  // namespace calibatt

@@ -24,8 +24,12 @@ std::shared_ptr<const LinearLayer> load_fused(Backend& backend, const Weights& w
                                               const std::shared_ptr<StreamedWeights>& streamed = {},
                                               Bias bias = Bias::kStored);
 
+std::vector<std::string> with_prefix(const std::string& prefix, std::vector<std::string> names);
+
 /// Refuses weights of so many bytes that are to stay in host memory, before the disk is read for minutes. what: wants
 /// them there; remedy: what to do without. Throws Error(kDevice) when they do not fit.
 void require_host_memory(size_t size_bytes, const std::string& what, const std::string& remedy);
+/// The same for layers of steps without 8 bits, which stay there on a backend with memory of its own.
+void require_host_memory_of_wide_layers(const Backend& backend, size_t size_bytes);
 
 }  // namespace calibatt

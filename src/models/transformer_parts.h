@@ -23,6 +23,15 @@ class Weights;
 AttentionGeometry token_geometry(std::array<int, 3> latent, std::array<int, 3> patch, int heads, int head_dim,
                                  const TokenOrder& order);
 
+/// The moment of a run that a forward is for.
+struct TransformerStep {
+  TransformerStep(double timestep, bool eight_bit_layers = true)
+      : timestep(timestep), eight_bit_layers(eight_bit_layers) {}
+
+  double timestep;        ///< as the transformer counts them
+  bool eight_bit_layers;  ///< of a transformer that has them; false: in dtype() (load_wide_layers was called)
+};
+
 /// The tokens of a forward that this rank computes: all of them where `ranks` is null. Throws Error(kUsage) where there
 /// are fewer tokens than ranks.
 TokenShard shard_of_forward(const Communicator* ranks, int64_t num_tokens);

@@ -18,13 +18,28 @@ std::shared_ptr<const EncodedPicture> VideoModel::encode_picture(const FirstFram
   return nullptr;
 }
 
-uint64_t ModelFiles::kept_layer_bytes(const std::vector<std::string>&, DType) const {
-  throw Error(ErrorKind::kUsage,
-              description().kind + ": its linear layers are not computed in 8 bits yet; use --weights-dtype bf16");
-}
-
 void VideoModel::begin_with(const std::shared_ptr<const EncodedPicture>&, Conditioning&) {
   CALIBATT_ASSERT(description().takes_image);
+}
+
+BlockFormats ModelFiles::eight_bit_formats(const std::vector<std::string>& kept_layers, DType dtype) const {
+  ModelLoadOptions options;
+  options.eight_bit_layers = true;
+  options.kept_layers = kept_layers;
+  return block_formats(dtype, options);
+}
+
+uint64_t ModelFiles::kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const {
+  return eight_bit_formats(kept_layers, dtype).elements(true) * (dtype_size(dtype) - 1);
+}
+
+bool ModelFiles::keeps_all_layers(const std::vector<std::string>& kept_layers) const {
+  return eight_bit_formats(kept_layers, DType::kBF16).elements(false) == 0;
+}
+
+uint64_t ModelFiles::eight_bit_savings(const Arithmetic& arithmetic) const {
+  if (!arithmetic.eight_bit_layers) return 0;
+  return eight_bit_formats({}, arithmetic.dtype).saved_bytes(arithmetic.wide_steps);
 }
 
 }  // namespace calibatt

@@ -17,6 +17,7 @@
 #include "calibatt/prompts.h"
 #include "calibatt/video.h"
 #include "model_settings/load_options.h"
+#include "models/block_formats.h"
 #include "sampling/scheduler.h"
 #include "sampling/step_settings.h"
 #include "sparsity/geometry.h"
@@ -163,15 +164,23 @@ class ModelFiles {
   virtual ~ModelFiles() = default;
   virtual const ModelDescription& description() const = 0;
   virtual MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const = 0;
+  /// Which linear layers would be in 8 bits. Throws Error(kUsage) for an entry of kept_layers that names none of these.
+  virtual BlockFormats block_formats(DType dtype, const ModelLoadOptions& options) const = 0;
   /// With layers in 8 bits: by how many bytes those that ModelLoadOptions::kept_layers names, of type `dtype`, are
-  /// larger than in 8 bits. Throws Error(kUsage) for an entry that names no layer which would be in 8 bits, and for a
-  /// model that has none.
-  virtual uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const;
-  /// Whether no layer would be in 8 bits: of a model that has none which bears them, or where all of them are named.
-  virtual bool keeps_all_layers(const std::vector<std::string>&) const { return true; }
+  /// larger than in 8 bits. Throws as block_formats.
+  uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const;
+  /// Whether no layer would be in 8 bits, all of them being named.
+  bool keeps_all_layers(const std::vector<std::string>& kept_layers) const;
   /// kF16: the transformer; what exceeds half precision beside it is in bfloat16. The backend must outlive the model.
   /// Throws Error naming file and tensor.
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;
+
+ protected:
+  /// By how much weights on the device are smaller.
+  uint64_t eight_bit_savings(const Arithmetic& arithmetic) const;
+
+ private:
+  BlockFormats eight_bit_formats(const std::vector<std::string>& kept_layers, DType dtype) const;
 };
 
 }  // namespace calibatt

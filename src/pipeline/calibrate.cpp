@@ -52,7 +52,7 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   runs.description = runner.describe_attention(run, progress);
   for (RunTransformer& each : runs.description.transformers) each.name = runner.model().kind + " " + each.name;
   const RunReport report = runner.describe_run(run);
-  runs.precision = report.precision + (report.weights_dtype.empty() ? "" : ", weights " + report.weights_dtype);
+  runs.precision = report.precision;  // prompts run without 8 bits, whatever the plan may have
   for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
   runs.image = report.image_hash;
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
@@ -67,16 +67,20 @@ GenerateOptions run_of_prompt(GenerateOptions run, int index, const Prompt& prom
   return run;
 }
 
+std::vector<EightBitParts> no_eight_bits(const GenerateOptions& run) {
+  return std::vector<EightBitParts>(static_cast<size_t>(*run.steps));
+}
+
 /// Seconds of the transformer.
 double run_one_prompt(Runner& runner, const GenerateOptions& run, SelfAttention& attention, StepRecorder& steps,
                       const ProgressCallback& report) {
-  runner.expect_steps(run, report);
+  runner.expect_steps(run, report, no_eight_bits(run));
   const std::unique_ptr<Conditioning> conditioning = runner.encode(run, report);
   TransformerTimes times;
   const auto observe = [&steps](int step, const Tensor& latents, const Tensor& prediction) {
     steps.observe(step, latents, prediction);
   };
-  runner.denoise(run, *conditioning, attention, times, report, {.observe = observe});
+  runner.denoise(run, *conditioning, attention, times, report, {.observe = observe}, no_eight_bits(run));
   return times.total();
 }
 
@@ -137,6 +141,7 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   if (std::ranges::any_of(compiled.step_reuse, [](StepReuse reuse) { return reuse != StepReuse::kNone; })) {
     for (const StepReuse each : compiled.step_reuse) summary.step_reuse.emplace_back(step_reuse_name(each));
   }
+  summary.eight_bits = eight_bit_parts_names(compiled.eight_bits);
   summary.latents_error = compiled.latents_error;
   summary.psnr_db = compiled.psnr_db;
   summary.plan_written = true;
@@ -152,6 +157,49 @@ std::string note_of_overshoot(const CompileOptions& options, double speedup) {
                 "asks for; leave --density out, or ask for a higher one, to lose less",
                 *options.density, speedup, *options.speedup);
   return text;
+}
+
+/// What of the 8 bits that are allowed the plan cannot have, and why.
+std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, std::string_view backend) {
+  const EightBitParts allowed = compile.may_be_eight_bit;
+  if (!allowed.any() || compile.tells_eight_bits()) return "";
+  const auto flags_of = [](EightBitParts parts) {
+    return std::string(parts.layers ? "--weights-dtype fp8" : "") + (parts.layers && parts.attention ? ", " : "") +
+           (parts.attention ? "--attention-dtype fp8" : "");
+  };
+  const std::string told = "; --eight-bit-layers-from and --eight-bit-attention-from plan them all the same";
+  if (!compile.may_reuse_steps()) {
+    return flags_of(allowed) +
+           ": which steps are in 8 bits is chosen under --speedup and --psnr alone, and this plan "
+           "leaves it to runs" +
+           told;
+  }
+  const EightBitParts useless{.attention = allowed.attention && !measured.attention,
+                              .layers = allowed.layers && !measured.layers};
+  if (!useless.any()) return "";
+  return flags_of(useless) + ": these 8 bits save no time on the backend " + std::string(backend) +
+         " at this size, so the plan has none" + told;
+}
+
+/// What the run's flags let the plan have in 8 bits, and what of it is measured: parts that gain something, or that
+/// somebody tells the steps of. Tells the user of parts that the plan cannot have.
+HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& run, bool only_measures,
+                                       const EightBitGains* gains, CompileOptions& compile) {
+  const EightBitParts allowed = runner.allowed_eight_bits(run);
+  compile.may_be_eight_bit = allowed;
+  compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name());
+  const EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
+  const auto measured = [&](bool allowed_part, bool gains_time, std::optional<int> from) {
+    return allowed_part && (compile.tells_eight_bits() ? from.has_value() : gains_time);
+  };
+  HeldOutRun::EightBits eight_bits;
+  if (compile.may_reuse_steps()) {
+    eight_bits.parts.attention = measured(allowed.attention, gaining.attention, compile.eight_bit_attention_from);
+    eight_bits.parts.layers = measured(allowed.layers, gaining.layers, compile.eight_bit_layers_from);
+    eight_bits.layers = runner.describe_run(run).weights_dtype;
+  }
+  if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner.backend().name()));
+  return eight_bits;
 }
 
 // The plan is written once more, with what the run says.
@@ -170,6 +218,7 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
                HeldOutRun& other, CalibrationProgress& told, const ProgressCallback& progress,
                CalibrationSummary& summary) {
   take_measured_share(recorded.profile, compile);
+  runner.warn(doubt_about_share(recorded.profile, compile));
   require_possible_speedup(compile, recorded.profile.header, true);  // before more is measured
   const double begin = now_seconds();
   if (compile.may_reuse_steps()) compile.growth = other.growth(recorded.profile, progress);
@@ -196,14 +245,10 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
 }
 
 CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& options, const std::string& plan_path,
-                             const ProgressCallback& progress) {
+                             const ProgressCallback& progress, const EightBitGains* gains) {
   Runner& runner = runners.first();
   runner.begin_job();
   validate(options);  // refused before anything slow starts
-  if (options.eight_bit_layers_from && !runner.bears_eight_bit_layers()) {
-    throw Error(ErrorKind::kUsage, "--eight-bit-layers-from: the linear layers of a " + runner.model().kind +
-                                       " are not computed in 8 bits yet; leave it out");
-  }
   CompileOptions compile = compile_options_of(options);
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);
@@ -212,14 +257,17 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
   runners.warn_of_memory(run, {runners.num_ranks(), runners.num_ranks()});  // no forward is shared
   warn_of_kinds(runners);
   const bool held_out_runs = compile.may_reuse_steps() && !options.prompt_range;
-  CalibrationProgress told(static_cast<int>(options.prompts.size()), held_out_runs);
+  const auto eight_bits = enter_eight_bits(runner, run, options.prompt_range.has_value(), gains, compile);
+  CalibrationProgress told(static_cast<int>(options.prompts.size()), held_out_runs,
+                           eight_bits.parts.attention + eight_bits.parts.layers);
   ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin, progress));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
   // The next seed, to which the profile has no prompt.
   const GenerateOptions held_out = run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
-  const bool growth_is_known = held_out_runs && HeldOutRun::look_first(header, options.profile_dir, held_out);
+  const bool growth_is_known =
+      held_out_runs && HeldOutRun::look_first(header, options.profile_dir, held_out, eight_bits);
   summary.measured = note_of_choice(options, facts, header.measured);
   for (const std::string& line : unread_settings(options, header)) runner.warn(line);
 
@@ -234,7 +282,7 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
-  HeldOutRun other(runners, header, options.profile_dir, held_out, told);
+  HeldOutRun other(runners, header, options.profile_dir, held_out, eight_bits, told);
   const RecordedProfile recorded =
       record(runners, header, options, range, run, held_out_runs ? &other : nullptr, told, progress);
   add_recorded(recorded, summary);

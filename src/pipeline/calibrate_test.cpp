@@ -90,6 +90,23 @@ TEST_F(CalibrateTest, TooFewStepsForReuseAreRefusedBeforeAnythingIsMeasured) {
   EXPECT_EQ(begin(), "");
 }
 
+// Of the steps that run, where others are reused.
+TEST_F(CalibrateTest, ADensityThatNoPlanCanHaveIsRefusedBeforeAnythingIsMeasured) {
+  options_.density = 0.01;
+  for (const auto target : {&CalibrateOptions::density, &CalibrateOptions::speedup, &CalibrateOptions::psnr}) {
+    CalibrateOptions& options = options_;
+    options.speedup = options.psnr = std::nullopt;
+    if (target != &CalibrateOptions::density) options.*target = target == &CalibrateOptions::speedup ? 1.5 : 30;
+    EXPECT_THAT(begin(), HasSubstr("--density 0.01: cannot be reached"));
+    for (const std::string& line : log_) EXPECT_THAT(line, Not(HasSubstr("encode")));
+    EXPECT_FALSE(std::filesystem::exists(folder_));
+  }
+  options_.psnr.reset();
+  options_.speedup = 1.5;
+  options_.density = 0.9;
+  EXPECT_EQ(begin(), "");
+}
+
 TEST_F(CalibrateTest, ASpeedupBeyondAnyReachIsRefusedBeforeAnythingIsMeasured) {
   options_.speedup = 3;  // of five steps, two of which must run
   options_.density = 1;

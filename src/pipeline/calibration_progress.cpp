@@ -7,9 +7,10 @@ namespace calibatt {
 namespace {
 
 // In generations.
-constexpr double kGrowth = 2;      // HeldOutRun::growth
-constexpr double kCheck = 1;       // HeldOutRun::check
-constexpr double kCompile = 0.03;  // for each prompt
+constexpr double kGrowth = 2;       // HeldOutRun::growth
+constexpr double kEightBits = 0.3;  // of it, for each part in 8 bits: another run of a few steps
+constexpr double kCheck = 1;        // HeldOutRun::check
+constexpr double kCompile = 0.03;   // for each prompt
 
 double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -17,17 +18,18 @@ double mean(const std::vector<double>& values) {
 
 }  // namespace
 
-CalibrationProgress::CalibrationProgress(int num_prompts, bool held_out_runs)
+CalibrationProgress::CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts)
     : num_prompts_(num_prompts),
       held_out_runs_(held_out_runs),
+      growth_cost_(kGrowth + kEightBits * eight_bit_parts),
       prompts_done_(static_cast<size_t>(num_prompts)),
-      growth_done_(kGrowthRuns) {
-  const double rest = kCompile * num_prompts + (held_out_runs ? kGrowth + kCheck : 0);
+      growth_done_(static_cast<size_t>(kGrowthRuns + eight_bit_parts)) {
+  const double rest = kCompile * num_prompts + (held_out_runs ? growth_cost_ + kCheck : 0);
   share_out(num_prompts / (num_prompts + rest), false);
 }
 
 void CalibrationProgress::share_out(double of_prompts, bool growth_is_known) {
-  const double growth = held_out_runs_ && !growth_is_known ? kGrowth : 0, check = held_out_runs_ ? kCheck : 0;
+  const double growth = held_out_runs_ && !growth_is_known ? growth_cost_ : 0, check = held_out_runs_ ? kCheck : 0;
   const double unit = (1 - of_prompts) / (growth + kCompile * num_prompts_ + check);
   prompts_share_ = of_prompts;
   growth_share_ = unit * growth;
@@ -60,7 +62,7 @@ ProgressCallback CalibrationProgress::of_check(const ProgressCallback& tell) {
 ProgressCallback CalibrationProgress::of_last_run(const char* stage, double& done, const ProgressCallback& tell) {
   const std::lock_guard lock(mutex_);
   running_.clear();
-  return of_run(num_prompts_ + kGrowthRuns, stage, done, tell);
+  return of_run(num_prompts_ + static_cast<int>(growth_done_.size()), stage, done, tell);
 }
 
 ProgressCallback CalibrationProgress::of_run(int place, const char* stage, double& done, const ProgressCallback& tell) {

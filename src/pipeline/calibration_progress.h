@@ -16,10 +16,12 @@ namespace calibatt {
 /// same thread. The object must outlive it.
 class CalibrationProgress {
  public:
-  static constexpr int kGrowthRuns = 4;  ///< of HeldOutRun::growth: a whole one, and three that are a part of one
+  /// Of HeldOutRun::growth: a whole one, and three that are a part of one; behind them one for each part in 8 bits.
+  static constexpr int kGrowthRuns = 4;
 
-  /// held_out_runs: there will be some behind the prompts, since steps may be reused.
-  CalibrationProgress(int num_prompts, bool held_out_runs);
+  /// held_out_runs: there will be some behind the prompts, since steps may be reused; eight_bit_parts: so many parts
+  /// are measured in 8 bits there.
+  CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts = 0);
 
   ProgressCallback of_prompt(int prompt, const ProgressCallback& tell);
   ProgressCallback of_growth(int run, const ProgressCallback& tell);
@@ -48,6 +50,7 @@ class CalibrationProgress {
 
   const int num_prompts_;
   const bool held_out_runs_;
+  const double growth_cost_;
   mutable std::mutex mutex_;         // of what follows
   std::map<int, Progress> running_;  // by the run's place
   Progress last_;                    // of what ran, while nothing does

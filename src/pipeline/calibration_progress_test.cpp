@@ -36,7 +36,8 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
     for (const bool recorded : {false, true}) {
       for (const bool growth_is_known : {false, true}) {
         seen_.clear();
-        CalibrationProgress told(kPrompts, held_out_runs);
+        const int eight_bit_parts = recorded ? 2 : 0;
+        CalibrationProgress told(kPrompts, held_out_runs, eight_bit_parts);
         for (int prompt = 0; prompt < kPrompts; ++prompt) {
           if (recorded) run(told.of_prompt(prompt, tell_));
           told.finished(prompt);
@@ -44,10 +45,12 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
         told.begin_rest(recorded, growth_is_known);
         if (held_out_runs && !growth_is_known) {
           int growth_run = 0;
-          for (const int first_step : {0, 3, 5, 0}) {
+          const auto grow = [&](int first_step) {
             run(told.of_growth(growth_run, tell_), first_step);
             told.finished_growth(growth_run++);
-          }
+          };
+          for (const int first_step : {0, 3, 5, 0}) grow(first_step);
+          for (int part = 0; part < eight_bit_parts; ++part) grow(0);
           decode(told.of_growth(growth_run - 1, tell_));
         }
         compile(told.of_compiler(tell_));

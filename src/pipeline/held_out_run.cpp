@@ -17,7 +17,7 @@ namespace {
 
 // Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
 // (growth_of_steps).
-constexpr double kGrowthAt[] = {0.4, 0.7}, kMasksAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
+constexpr double kGrowthAt[] = {0.4, 0.7}, kComparedAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
 constexpr double kMaskDensity = 0.7;     // as plans have it that also reuse steps
 constexpr double kVisibleChange = 0.02;  // of latents: such that frames of 8 bits show it as it is
 
@@ -110,8 +110,13 @@ struct HeldOutRun::RankParts {
 };
 
 HeldOutRun::HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder,
-                       const GenerateOptions& run, CalibrationProgress& told)
-    : runners_(runners), header_(header), folder_(std::move(folder)), run_(run), told_(told) {}
+                       const GenerateOptions& run, EightBits measured, CalibrationProgress& told)
+    : runners_(runners),
+      header_(header),
+      folder_(std::move(folder)),
+      run_(run),
+      measured_(std::move(measured)),
+      told_(told) {}
 
 HeldOutRun::~HeldOutRun() {
   for (auto& [runner, parts] : rank_parts_) RunnerGroup::on_its_device(*runner, [&] { parts.reset(); });
@@ -123,19 +128,27 @@ HeldOutRun::RankParts& HeldOutRun::parts_of(Runner& runner, const ProgressCallba
   std::unique_ptr<RankParts>& parts = rank_parts_[&runner];
   lock.unlock();
   if (parts == nullptr) {
-    runner.expect_steps(run_, tell);
+    runner.expect_steps(run_, tell, std::vector<EightBitParts>(header_.sigmas.size()));
     parts = std::make_unique<RankParts>(RankParts{runner.encode(run_, tell), runner.describe_attention(run_)});
   }
   return *parts;
 }
 
-Tensor HeldOutRun::denoise(Runner& runner, std::shared_ptr<const Plan> plan, StepControl control,
-                           const ProgressCallback& tell) {
-  const RankParts& parts = parts_of(runner, tell);
-  const auto attention = make_run_attention(runner.backend(), std::move(plan), parts.description);
+std::unique_ptr<RunAttention> HeldOutRun::attention_of(Runner& runner, const ProgressCallback& tell,
+                                                       std::shared_ptr<const Plan> plan) {
+  return make_run_attention(runner.backend(), std::move(plan), parts_of(runner, tell).description);
+}
+
+Tensor HeldOutRun::denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
+                           std::vector<EightBitParts> eight_bits) {
+  eight_bits.resize(header_.sigmas.size());
+  std::vector<bool> of_attention;
+  of_attention.reserve(eight_bits.size());
+  for (const EightBitParts step : eight_bits) of_attention.push_back(step.attention);
+  attention.use_eight_bits(std::move(of_attention));
   TransformerTimes times;
-  if (control.reuse.empty()) control.reuse = attention->step_reuse();
-  return runner.denoise(run_, *parts.conditioning, *attention, times, tell, control);
+  if (control.reuse.empty()) control.reuse = attention.step_reuse();
+  return runner.denoise(run_, *parts_of(runner, tell).conditioning, attention, times, tell, control, eight_bits);
 }
 
 bool HeldOutRun::has_dense_latents() {
@@ -152,7 +165,7 @@ void HeldOutRun::run_dense(Runner& runner, const ProgressCallback& tell) {
   const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
     dense.observe(step, latents, prediction);
   };
-  dense_latents_ = denoise(runner, nullptr, {.observe = observe}, tell);
+  dense_latents_ = denoise(runner, *attention_of(runner, tell), {.observe = observe}, tell);
   dense_ = std::move(dense);
   save_held_out_latents(folder_, {header_, run_.prompt, run_.seed}, dense_latents_);
 }
@@ -162,7 +175,7 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, c
   std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
   reuse[static_cast<size_t>(step)] = StepReuse::kHold;
   latents_at_end =
-      denoise(runner, nullptr,
+      denoise(runner, *attention_of(runner, tell),
               {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense_.prediction(known); }}, tell);
   const Tensor solver = runner.solver_weights_of(run_);
   const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
@@ -171,14 +184,19 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, c
   return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
 }
 
+std::vector<int> HeldOutRun::compared_steps() const {
+  std::vector<int> steps;
+  for (const double share : kComparedAt) {
+    if (const int step = step_at(header_.num_steps(), share); steps.empty() || step > steps.back()) {
+      steps.push_back(step);
+    }
+  }
+  return steps;
+}
+
 std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& profile, Runner& runner,
                                                              const ProgressCallback& tell) {
   const MaskPlan masks(profile, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string(), tell);
-  const int num_steps = header_.num_steps();
-  std::vector<int> steps;
-  for (const double share : kMasksAt) {
-    if (const int step = step_at(num_steps, share); steps.empty() || step > steps.back()) steps.push_back(step);
-  }
   const double latents = mean_square(dense_latents_);
   std::vector<StepGrowth::MaskChange> changes;
   const auto compare = [&](int step, const Tensor& prediction) {
@@ -187,70 +205,119 @@ std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& prof
     // Masks that keep all of a step say nothing of it.
     if (change > 0 && error > 0) changes.push_back({step, std::sqrt(change) / error});
   };
-  denoise(runner, masks.plan(),
-          {.first_step = num_steps,
+  denoise(runner, *attention_of(runner, tell, masks.plan()),
+          {.first_step = header_.num_steps(),
            .known = [&](int known) { return dense_.prediction(known); },
-           .compared_steps = steps,
+           .compared_steps = compared_steps(),
            .compare = compare},
           tell);
   if (changes.empty()) changes.push_back({0, 1});
   return changes;
 }
 
-bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run) {
+/// In every compared step, with everything else as in the dense run.
+std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitParts part, Runner& runner,
+                                                                      const ProgressCallback& tell) {
+  constexpr double kLeast = 1e-9;  // where nothing was changed that a float shows
+  const double latents = mean_square(dense_latents_);
+  std::vector<StepGrowth::EightBitChange> changes;
+  const auto compare = [&](int step, const Tensor& prediction) {
+    const double change = mean_square_change(prediction, dense_.prediction(step)) / latents;
+    changes.push_back({step, std::max(std::sqrt(change), kLeast)});
+  };
+  denoise(runner, *attention_of(runner, tell),
+          {.first_step = header_.num_steps(),
+           .known = [&](int known) { return dense_.prediction(known); },
+           .compared_steps = compared_steps(),
+           .compare = compare},
+          tell, std::vector<EightBitParts>(static_cast<size_t>(header_.num_steps()), part));
+  return changes;
+}
+
+bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
+                            const EightBits& measured) {
   require_enough_steps(header);
-  if (!load_growth(folder, header)) return false;
+  const std::optional<StepGrowth> known = load_growth(folder, header);
+  if (!known || !known->knows(measured.parts, measured.layers)) return false;
   load_held_out_latents(folder, {header, run.prompt, run.seed});
   return true;
 }
 
-// Where growth is not known, whatever is kept of a dense run is too little: that is its end alone.
 std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
-  if (load_growth(folder_, header_) && has_dense_latents()) return {};
+  const std::optional<StepGrowth> known = load_growth(folder_, header_);
+  // Where more is to be known, whatever is kept of a dense run is too little: that is its end alone.
+  if (known && known->knows(measured_.parts, measured_.layers) && has_dense_latents()) return {};
   return {[this](Runner& runner, const ProgressCallback& tell) {
     run_dense(runner, told_.of_growth(0, tell));
     told_.finished_growth(0);
   }};
 }
 
-StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
-  if (std::optional<StepGrowth> known = load_growth(folder_, header_)) return *std::move(known);
-  require_enough_steps(header_);
-  if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
+std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, StepGrowth& growth,
+                                                     std::vector<Tensor>& changed) {
   std::vector<int> held;
   for (const double share : kGrowthAt) {
     if (const int step = held_step_at(header_, share); held.empty() || step > held.back()) held.push_back(step);
   }
-  StepGrowth growth;
   growth.factors.resize(held.size());
-  std::vector<Tensor> changed(held.size());
+  changed.resize(held.size());
   std::vector<CalibrationJob> jobs;
   for (size_t i = 0; i < held.size(); ++i) {
-    jobs.emplace_back([&, i, run = static_cast<int>(1 + i)](Runner& runner, const ProgressCallback& tell) {
-      growth.factors[i] = {held[i], factor_at(held[i], changed[i], runner, told_.of_growth(run, tell))};
+    const int run = static_cast<int>(1 + i);
+    jobs.emplace_back([&, run, i, step = held[i]](Runner& runner, const ProgressCallback& tell) {
+      growth.factors[i] = {step, factor_at(step, changed[i], runner, told_.of_growth(run, tell))};
       told_.finished_growth(run);
     });
   }
-  constexpr int kOfMasks = CalibrationProgress::kGrowthRuns - 1;
   jobs.emplace_back([&](Runner& runner, const ProgressCallback& tell) {
-    growth.mask_changes = mask_changes(profile, runner, told_.of_growth(kOfMasks, tell));
-    told_.finished_growth(kOfMasks);
+    constexpr int kRun = CalibrationProgress::kGrowthRuns - 1;
+    growth.mask_changes = mask_changes(profile, runner, told_.of_growth(kRun, tell));
+    told_.finished_growth(kRun);
   });
-  do_jobs(runners_, jobs, told_, progress);
+  return jobs;
+}
 
-  // The last change, made as large as is seen.
-  const double error = std::sqrt(mean_square_change(changed.back(), dense_latents_) / mean_square(dense_latents_));
+/// What a change of the latents, made as large as is seen, does to the video.
+void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, const ProgressCallback& progress) {
+  const double error = std::sqrt(mean_square_change(changed, dense_latents_) / mean_square(dense_latents_));
   const double scale = error > 0 ? kVisibleChange / error : 0;
-  growth.latents_error = kVisibleChange;
-  const Tensor visible = weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed.back()}});
+  const Tensor visible = weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed}});
   VideoFrames dense_video, changed_video;
   const auto decoding = [&](const Tensor& latents, VideoFrames& video) -> CalibrationJob {
-    return [&](Runner& runner, const ProgressCallback& tell) {
-      video = runner.decode(latents, told_.of_growth(kOfMasks, tell));
-    };
+    return
+        [&](Runner& runner, const ProgressCallback& tell) { video = runner.decode(latents, told_.of_growth(0, tell)); };
   };
   do_jobs(runners_, {decoding(dense_latents_, dense_video), decoding(visible, changed_video)}, told_, progress);
+  growth.latents_error = kVisibleChange;
   growth.psnr_db = compare_videos(dense_video, changed_video).psnr_db;
+}
+
+StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
+  const auto& [asked, layers] = measured_;
+  std::optional<StepGrowth> known = load_growth(folder_, header_);
+  if (known && known->knows(asked, layers)) return *std::move(known);
+  require_enough_steps(header_);
+  if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
+  StepGrowth growth = known.value_or(StepGrowth());
+  std::vector<Tensor> changed;
+  std::vector<CalibrationJob> jobs;
+  if (!known) jobs = growing_jobs(profile, growth, changed);
+  int run = CalibrationProgress::kGrowthRuns;
+  const auto measure = [&](EightBitParts part, std::vector<StepGrowth::EightBitChange>& changes) {
+    jobs.emplace_back([&, part, own = run++](Runner& runner, const ProgressCallback& tell) {
+      changes = eight_bit_changes(part, runner, told_.of_growth(own, tell));
+      told_.finished_growth(own);
+    });
+  };
+  if (asked.layers && !(known && known->knows({.layers = true}, layers))) {
+    measure({.layers = true}, growth.layer_changes);
+    growth.layers = layers;
+  }
+  if (asked.attention && !(known && known->knows({.attention = true}, layers))) {
+    measure({.attention = true}, growth.attention_changes);
+  }
+  do_jobs(runners_, jobs, told_, progress);
+  if (!known) add_visible_change(changed.back(), growth, progress);
   save_growth(folder_, header_, growth);
   return growth;
 }
@@ -260,7 +327,13 @@ HeldOutRun::Check HeldOutRun::check(const std::string& plan_path, const Progress
   VideoFrames dense_video, video;
   const auto of_plan = [&](Runner& runner, const ProgressCallback& tell) {
     const ProgressCallback own = told_.of_check(tell);
-    latents = denoise(runner, load_plan(plan_path), {}, own);
+    const std::unique_ptr<RunAttention> attention = attention_of(runner, own, load_plan(plan_path));
+    std::vector<EightBitParts> eight_bits = attention->planned_eight_bits();
+    const EightBitParts allowed = runner.allowed_eight_bits(run_);
+    for (EightBitParts& step : eight_bits) {
+      step = {.attention = step.attention && allowed.attention, .layers = step.layers && allowed.layers};
+    }
+    latents = denoise(runner, *attention, {}, own, std::move(eight_bits));
     video = runner.decode(latents, own);
   };
   const auto of_dense = [&](Runner& runner, const ProgressCallback& tell) {

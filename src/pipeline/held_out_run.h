@@ -21,44 +21,63 @@ namespace calibatt {
 /// steps grow, and checks the finished plan. What does not depend on each other is done side by side.
 class HeldOutRun {
  public:
+  /// What 8 bits may do in a plan, and be measured for.
+  struct EightBits {
+    EightBitParts parts;
+    std::string layers;  ///< which: RunReport::weights_dtype
+  };
   /// `run`: with a seed that the profile has no run of. All must outlive the object. Nothing runs yet.
   HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder, const GenerateOptions& run,
-             CalibrationProgress& told);
+             EightBits measured, CalibrationProgress& told);
   ~HeldOutRun();
 
   /// To be asked before prompts are measured; arguments as of the constructor. Whether the folder holds what `growth`
   /// says. Throws Error(kUsage) for runs of too few steps, Error(kFormat) where what the folder holds is damaged.
-  static bool look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run);
+  static bool look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
+                         const EightBits& measured);
 
   /// What may be done beside the prompts, as it needs nothing of them: the dense run, unless it is there.
   std::vector<CalibrationJob> jobs_ahead();
 
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
-  /// forwards more. Throws as look_first.
+  /// forwards more; for each part in 8 bits another third of one. Throws as look_first.
   StepGrowth growth(const Profile& profile, const ProgressCallback& progress);
 
   struct Check {
     double latents_error = 0;  ///< √(mean square of the change of the final latents / that of dense ones)
     double psnr_db = 0;        ///< of its video against the dense one
   };
-  /// Runs with the plan. The dense run's latents are kept in the profile's folder.
+  /// Runs with the plan, in 8 bits where it is and the options of the run and the model allow it. The dense run's
+  /// latents are kept in the profile's folder.
   Check check(const std::string& plan_path, const ProgressCallback& progress);
 
  private:
   struct RankParts;
   RankParts& parts_of(Runner& runner, const ProgressCallback& tell);
-  Tensor denoise(Runner& runner, std::shared_ptr<const Plan> plan, StepControl control, const ProgressCallback& tell);
+  /// In 8 bits what of each step is told; nothing: none.
+  Tensor denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
+                 std::vector<EightBitParts> eight_bits = {});
+  std::unique_ptr<RunAttention> attention_of(Runner& runner, const ProgressCallback& tell,
+                                             std::shared_ptr<const Plan> plan = nullptr);
+  std::optional<StepGrowth> known_growth() const;
   bool has_dense_latents();
   void run_dense(Runner& runner, const ProgressCallback& tell);
   /// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
   double factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell);
   std::vector<StepGrowth::MaskChange> mask_changes(const Profile& profile, Runner& runner,
                                                    const ProgressCallback& tell);
+  std::vector<StepGrowth::EightBitChange> eight_bit_changes(EightBitParts part, Runner& runner,
+                                                            const ProgressCallback& tell);
+  std::vector<int> compared_steps() const;
+  /// Of how errors of steps and masks grow: jobs that fill it, and what follows them.
+  std::vector<CalibrationJob> growing_jobs(const Profile& profile, StepGrowth& growth, std::vector<Tensor>& changed);
+  void add_visible_change(const Tensor& changed, StepGrowth& growth, const ProgressCallback& progress);
 
   RunnerGroup& runners_;
   const ProfileHeader& header_;
   std::string folder_;
   const GenerateOptions& run_;
+  EightBits measured_;
   CalibrationProgress& told_;
   std::mutex mutex_;                                          // of the map alone
   std::map<Runner*, std::unique_ptr<RankParts>> rank_parts_;  // each used by its rank's thread

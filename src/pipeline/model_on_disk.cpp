@@ -21,6 +21,11 @@ struct ModelOnDisk::Impl {
   bool on_host = false;  ///< where all transformers of a model stay
   FileHashes hashes;     ///< empty until somebody asks
   int num_ranks = 1;
+  std::string devices_source;
+
+  RankLayout layout_of(const GenerateOptions& resolved) const {
+    return rank_layout(num_ranks, resolved, files->description(), devices_source);
+  }
 };
 
 ModelOnDisk::ModelOnDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -39,6 +44,7 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   impl->files = open_model(options.model_dir, parts_of(options));
   impl->loras = options.loras;
   impl->num_ranks = static_cast<int>(options.devices.size());
+  impl->devices_source = options.devices_source;
   impl->parts = names_of_parts(options);
   check_precision(options, *impl->files);
   impl->dtype = dtype_of(options.precision);
@@ -59,6 +65,7 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   info.head_dim = model.head_dim;
   info.takes_image = model.takes_image;
   info.max_prompt_tokens = model.max_prompt_tokens;
+  info.bears_eight_bit_layers = !impl->files->keeps_all_layers({});
   return ModelOnDisk(std::move(impl));
 }
 
@@ -70,7 +77,7 @@ GenerateOptions ModelOnDisk::resolved(const GenerateOptions& options) const {
   if (impl_->dtype) check_attention_dtype(options.attention_dtype, *impl_->dtype);
   GenerateOptions run =
       resolve_options(options, impl_->files->description(), allowed_eight_bits(options, !impl_->weights_dtype.empty()));
-  rank_layout(impl_->num_ranks, run, impl_->files->description());  // throws
+  impl_->layout_of(run);  // throws
   return run;
 }
 
@@ -105,7 +112,7 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const VideoSize size = video_size(run);
   const bool eight_bit_layers =
       weights == WeightsPrecision::kFP8 && !impl_->files->keeps_all_layers(impl_->kept_layers);
-  const int num_ranks = rank_layout(impl_->num_ranks, run, impl_->files->description()).ranks_of_forward();
+  const int num_ranks = impl_->layout_of(run).ranks_of_forward();
   MemoryEstimate needed =
       impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks});
   if (eight_bit_layers) needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "base/error.h"
@@ -63,13 +65,39 @@ bool is_model_settings(const fs::path& file) {
   return config.is_object() && (config.contains("_class_name") || config.contains("model_type"));
 }
 
+/// By which a folder is that of a model or of one of its parts; empty: it is not.
+std::string settings_of_model(const fs::path& folder) {
+  for (const char* settings : {"model_index.json", "config.json", "tokenizer_config.json", "scheduler_config.json"}) {
+    if (is_model_settings(folder / settings)) return settings;
+  }
+  return "";
+}
+
 // What is written into a model's folder, or that of one of its parts, would be taken for files of the model.
 void check_no_model(const Output& output) {
-  for (const char* settings : {"model_index.json", "config.json", "tokenizer_config.json", "scheduler_config.json"}) {
-    if (!is_model_settings(fs::path(output.path) / settings)) continue;
-    throw Error(ErrorKind::kUsage, output.flag + " " + output.path + ": is a model's folder, with its " + settings +
-                                       "; give a folder of its own");
-  }
+  const std::string settings = settings_of_model(output.path);
+  if (settings.empty()) return;
+  throw Error(ErrorKind::kUsage, output.flag + " " + output.path + ": is a model's folder, with its " + settings +
+                                     "; give a folder of its own");
+}
+
+/// Whether those who read models look for a file of this name.
+bool is_name_in_models(const std::string& name) {
+  constexpr std::array<std::string_view, 9> kSettings{
+      "model_index.json",         "config.json",    "generation_config.json", "scheduler_config.json",
+      "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",  "special_tokens_map.json",
+      "added_tokens.json"};
+  if (std::ranges::find(kSettings, name) != kSettings.end()) return true;
+  return (name.starts_with("model") || name.starts_with("diffusion_pytorch_model")) &&
+         (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
+}
+
+// A new file beside a model's own is not one of them, unless it is called like one that models may lack.
+void check_no_file_of_model(const Output& output, const std::string& path) {
+  if (!is_name_in_models(fs::path(path).filename().string())) return;
+  if (settings_of_model(folder_of(path)).empty()) return;
+  throw Error(ErrorKind::kUsage, output.flag + " " + output.path +
+                                     ": would be read as a file of the model in that folder; give another name");
 }
 
 // The folder is there, or the nearest one above it that is there can take it.
@@ -148,6 +176,7 @@ Place place_of(const Output& output) {
   static_cast<void>(AtomicFile(output.path));  // a file beside it can be made; none stays
   place.path = normalised(target.path);
   add_replaceable(place, place.path);
+  if (place.replaceable.empty()) check_no_file_of_model(output, place.path);  // one that is there is judged by its kind
   return place;
 }
 

@@ -174,5 +174,46 @@ TEST_F(CheckOutputs, AFolderForOutputsIsNoModels) {
   EXPECT_EQ(refusal(ErrorKind::kUsage, {folder("model/plan.safetensors.profile")}), "accepted");
 }
 
+// Of models that the run reads and of all others, by whatever name and whichever kind of output.
+TEST_F(CheckOutputs, NoFileThatAModelConsistsOfIsReplaced) {
+  fs::create_directories(folder_ / "model/transformer");
+  write("model/model_index.json", R"({"_class_name": "WanPipeline"})");
+  write("model/transformer/config.json", R"({"_class_name": "WanTransformer3DModel"})");
+  write_safetensors(folder_ / "model/transformer/diffusion_pytorch_model.safetensors",
+                    {{"a", Tensor::zeros(DType::kF32, {4})}});
+  const std::vector<std::pair<OutputKind, std::string>> kinds{
+      {OutputKind::kVideo, ".mp4"},   {OutputKind::kVideo, ".webm"},       {OutputKind::kVideo, ".webp"},
+      {OutputKind::kPicture, ".png"}, {OutputKind::kPlan, ".safetensors"}, {OutputKind::kFrames, ".safetensors"},
+      {OutputKind::kReport, ".json"}, {OutputKind::kPage, ".html"}};
+  for (const char* file :
+       {"model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"}) {
+    const fs::path path = folder_ / (std::string("model/") + file);
+    for (const auto& [kind, extension] : kinds) {
+      const std::string link = folder_ / ("link" + extension);
+      fs::remove(link);
+      fs::create_symlink(path, link);
+      EXPECT_NE(refusal(ErrorKind::kUsage, {{kind, "-o", link}}), "accepted") << file << " " << extension;
+      if (path.extension() != extension) continue;
+      EXPECT_NE(refusal(ErrorKind::kUsage, {{kind, "-o", path}}), "accepted") << file;
+    }
+  }
+}
+
+TEST_F(CheckOutputs, ANewFileBesideAModelsIsCalledLikeNoneOfIts) {
+  fs::create_directories(folder_ / "model/vae");
+  write("model/model_index.json", "{}");
+  write("model/vae/config.json", R"({"_class_name": "AutoencoderKLWan"})");
+  for (const char* name :
+       {"model/generation_config.json", "model/vae/diffusion_pytorch_model.safetensors.index.json"}) {
+    EXPECT_THAT(refusal(ErrorKind::kUsage, {report(folder_ / name)}), HasSubstr("read as a file of the model")) << name;
+  }
+  EXPECT_THAT(refusal(ErrorKind::kUsage, {plan(folder_ / "model/vae/model.safetensors")}),
+              HasSubstr("read as a file of the model"));
+  for (const Output& output : {report(folder_ / "model/run.json"), plan(folder_ / "model/plan.safetensors"),
+                               report(folder_ / "generation_config.json")}) {
+    EXPECT_EQ(refusal(ErrorKind::kUsage, {output}), "accepted") << output.path;
+  }
+}
+
 }  // namespace
 }  // namespace calibatt

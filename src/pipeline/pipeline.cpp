@@ -183,7 +183,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   runner.begin_job();
   SharedRun shared;
   const GenerateOptions& options = shared.options = runner.resolved(unresolved);
-  shared.layout = rank_layout(runners_->num_ranks(), options, runner.model());
+  shared.layout = rank_layout(runners_->num_ranks(), options, runner.model(), runners_->devices_source());
   Result result{{}, runner.describe_run(options)};
   RunReport& run = result.report;
   run.devices = runners_->devices();

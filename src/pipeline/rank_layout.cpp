@@ -17,31 +17,41 @@ bool every_step_is_guided(const GenerateOptions& options, const ModelDescription
   return std::ranges::all_of(steps, [](const StepSettings& step) { return step.guided(); });
 }
 
+std::string devices_flag(int num_ranks, const std::string& devices_source) {
+  return devices_source.empty() ? "--gpus " + std::to_string(num_ranks) : devices_source;
+}
+
 }  // namespace
 
 void check_devices(const LoadOptions& options) {
   if (options.devices.empty()) throw Error(ErrorKind::kUsage, "--device: names no device; give an index, such as 0");
+  if (options.devices.size() > size_t{kMostDevices}) {
+    throw Error(ErrorKind::kUsage, "--device: names " + std::to_string(options.devices.size()) +
+                                       " devices; give at most " + std::to_string(kMostDevices));
+  }
   if (options.devices.size() > 1 && options.offload) {
     throw Error(ErrorKind::kUsage,
                 "--offload is for one GPU: each of several would keep the transformer in host memory once more; leave "
-                "it out, or leave --gpus out");
+                "it out, or give one device in place of " +
+                    devices_flag(static_cast<int>(options.devices.size()), options.devices_source));
   }
 }
 
-RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model) {
+RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model,
+                       const std::string& devices_source) {
   RankLayout layout{num_ranks, 1};
   if (num_ranks % 2 == 0 && every_step_is_guided(options, model)) layout.num_groups = 2;
   const int sharing = layout.ranks_of_forward();
   if (sharing == 1) return layout;
   if (!model.shares_tokens) {
-    throw Error(ErrorKind::kUsage, "--gpus " + std::to_string(num_ranks) + ": " + model.kind +
+    throw Error(ErrorKind::kUsage, devices_flag(num_ranks, devices_source) + ": " + model.kind +
                                        " cannot share a forward among GPUs yet; use one, or two for a run whose every "
                                        "step is guided (--cfg-scale above 1), where each computes one branch");
   }
   const int64_t tokens = model.geometry(video_size(options)).num_tokens();
   if (tokens < sharing) {
-    throw Error(ErrorKind::kUsage, "--gpus " + std::to_string(num_ranks) + ": a video of " + counted(tokens, "tokens") +
-                                       " cannot be shared by " + std::to_string(sharing) +
+    throw Error(ErrorKind::kUsage, devices_flag(num_ranks, devices_source) + ": a video of " +
+                                       counted(tokens, "tokens") + " cannot be shared by " + std::to_string(sharing) +
                                        " GPUs; use fewer, or make a larger video");
   }
   return layout;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
 
@@ -18,7 +20,9 @@ struct RankLayout {
 void check_devices(const LoadOptions& options);
 
 /// Two groups where their number is even and every step is guided: nothing but predictions then moves between the two.
-/// `options` are resolved. Throws Error(kUsage) where the model or the video cannot be shared like this.
-RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model);
+/// `options` are resolved. Throws Error(kUsage) where the model or the video cannot be shared like this, naming the
+/// devices as LoadOptions::devices_source does.
+RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model,
+                       const std::string& devices_source = {});
 
 }  // namespace calibatt

@@ -62,8 +62,6 @@ class Runner {
   VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);
 
   const ModelDescription& model() const { return model_->description(); }
-  /// Whether any of the model's linear layers bears 8 bits.
-  bool bears_eight_bit_layers() const { return files_ == nullptr || !files_->keeps_all_layers({}); }
   Backend& backend() { return *backend_; }
   /// Tells the user of something odd that does no harm.
   void warn(const std::string& message) const {

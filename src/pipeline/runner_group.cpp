@@ -60,7 +60,8 @@ RunnerGroup::RunnerGroup(std::vector<std::unique_ptr<Runner>> runners) {
   for (std::unique_ptr<Runner>& runner : runners) runners_.emplace_back(runner.release());
 }
 
-RunnerGroup::RunnerGroup(const LoadOptions& options) : devices_(options.devices) {
+RunnerGroup::RunnerGroup(const LoadOptions& options)
+    : devices_(options.devices), devices_source_(options.devices_source) {
   check_devices(options);
   if (devices_.size() == 1) {
     runners_.emplace_back(new Runner(options));

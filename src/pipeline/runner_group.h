@@ -22,6 +22,7 @@ class RunnerGroup {
   int num_ranks() const { return static_cast<int>(runners_.size()); }
   /// Of each rank; empty where they were given as runners.
   const std::vector<int>& devices() const { return devices_; }
+  const std::string& devices_source() const { return devices_source_; }  ///< LoadOptions::devices_source
   Runner& first() const { return *runners_.front(); }
   /// The names of the ranks' devices, each once.
   std::vector<std::string> device_kinds() const;
@@ -55,6 +56,7 @@ class RunnerGroup {
   AvailableMemory available_memory() const;
 
   std::vector<int> devices_;
+  std::string devices_source_;
   std::vector<OwnedRunner> runners_;  // [ranks]
 };
 

@@ -256,11 +256,17 @@ TEST(Devices, ThatCannotBeOnePipelinesAreRefused) {
   options.offload = true;
   EXPECT_EQ(error_of(options), "");
   options.devices = {0, 1};
-  EXPECT_THAT(error_of(options), HasSubstr("--offload is for one GPU"));
+  EXPECT_THAT(error_of(options), AllOf(HasSubstr("--offload is for one GPU"), HasSubstr("--gpus 2")));
+  options.devices_source = "--device 0,1";
+  EXPECT_THAT(error_of(options), HasSubstr("--device 0,1"));
   options.offload = false;
   EXPECT_EQ(error_of(options), "");
   options.devices = {};
   EXPECT_THAT(error_of(options), HasSubstr("names no device"));
+  options.devices.assign(kMostDevices, 0);
+  EXPECT_EQ(error_of(options), "");
+  options.devices.push_back(0);
+  EXPECT_THAT(error_of(options), HasSubstr("names 65 devices; give at most 64"));
 }
 
 }  // namespace

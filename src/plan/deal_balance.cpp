@@ -15,6 +15,11 @@ namespace {
 
 using Imbalance = DealBalance::Imbalance;
 
+constexpr const char* kColumns =
+    "1 is even; at 1.1 self-attention takes a tenth longer, as all wait for the busiest. A call is a layer of a step.\n"
+    "in order: the first GPU takes the first heads of every layer, the second the next ones, and so on\n"
+    "by cost:  as a run deals them, by what the plan says that each head costs\n";
+
 /// Calls one after another: what their busiest ranks work, dealt in order and by cost, and the mean of all ranks.
 struct Work {
   double in_order = 0, by_cost = 0, mean = 0;
@@ -103,11 +108,11 @@ DealBalance balance_of_deals(const Plan& plan, int num_ranks) {
 std::string describe_deals(const Plan& plan, int num_gpus) {
   const int num_heads = plan.geometry().heads;
   const DealBalance balance = balance_of_deals(plan, num_gpus);
-  std::string text = counted(num_heads, "heads") + " on " + counted(num_gpus, "GPUs") +
-                     ": work of the busiest GPU over the mean\n" + format("%-16s%9s%9s\n", "", "in order", "by cost") +
-                     row("run", balance.run) + row("calls, median", quantile(balance.calls, 0.5)) +
-                     row("calls, 90 %", quantile(balance.calls, 0.9)) +
-                     row("calls, worst", quantile(balance.calls, 1)) + balanced_calls(balance);
+  std::string text =
+      counted(num_heads, "heads") + " on " + counted(num_gpus, "GPUs") + ": work of the busiest GPU over the mean\n" +
+      kColumns + format("%-16s%9s%9s\n", "", "in order", "by cost") + row("run", balance.run) +
+      row("calls, median", quantile(balance.calls, 0.5)) + row("calls, 90 %", quantile(balance.calls, 0.9)) +
+      row("calls, worst", quantile(balance.calls, 1)) + balanced_calls(balance);
   text += format("%-16s%d to %d (at most %d)\n", "heads of a GPU", balance.fewest_heads, balance.most_heads,
                  most_heads_of_a_rank(num_heads, num_gpus));
   if (balance.indivisible_calls > 0) {

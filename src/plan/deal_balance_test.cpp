@@ -119,7 +119,9 @@ TEST(DealBalance, SaysWhereHeadsAreTooCoarse) {
 
 TEST(DealBalance, TextNamesRunAndLayers) {
   const std::string text = describe_deals(forty_heads(3), 4);
-  for (const char* part : {"40 heads on 4 GPUs", "in order  by cost", "calls to 1.03", "(at most 12)", "layer 5 "}) {
+  for (const char* part :
+       {"40 heads on 4 GPUs", "1 is even; at 1.1", "\nin order: the first GPU", "\nby cost:  as a run deals them",
+        "in order  by cost", "calls to 1.03", "(at most 12)", "layer 5 "}) {
     EXPECT_THAT(text, HasSubstr(part));
   }
   EXPECT_THAT(text, Not(HasSubstr("too coarse")));

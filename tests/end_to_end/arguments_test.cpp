@@ -83,7 +83,12 @@ TEST_F(Arguments, ValuesOfOtherProgramsAreUnderstoodOrAnswered) {
   expect_usage(command + "--dtype half", "--dtype half: choose bf16, fp16 (on a GPU), fp32 or auto");
   expect_usage(command + "--dtype fp8_e4m3fn", "--weights-dtype fp8");
   expect_usage(command + "--device 0,1", "the backend cpu has no device 1");
-  expect_usage(command + "--device 0,", "must be a whole number from 0 to 1024");
+  expect_usage(command + "--device 0,,1", "--device 0,,1: item 2 is empty");
+  expect_usage(command + "--device 0,", "--device 0,: item 2 is empty");
+  expect_usage(command + "--device ,", "--device ,: item 1 is empty");
+  std::string many = "0";
+  for (int more = 0; more < 64; ++more) many += ",0";
+  expect_usage(command + "--device " + many, "--device: names 65 devices; give at most 64");
   expect_usage(command + "--gpus 2", "leave --backend cpu out");
   expect_usage(command + "--gpus 0", "must be a whole number from 1 to 64");
   expect_usage(command + "--gpus 1 --device 0", "--device excludes --gpus");
@@ -153,7 +158,7 @@ TEST_F(Arguments, LayersThatStayAreThoseWhateverTheirOrderAndKnownBeforeTheRun) 
 
 TEST_F(Arguments, InfoRefusesThePrecisionThatNoRunHas) {
   const std::string info = "info --model " + kModel + " ", mochi = "info --model " CALIBATT_MODELS_DIR "/tiny-mochi ";
-  expect_usage(mochi + "--weights-dtype fp8", "not computed in 8 bits yet; use --weights-dtype bf16");
+  expect_usage(mochi + "--weights-dtype fp8 --keep-layers to_add_out", "no layer \"to_add_out\" would be in 8 bits");
   expect_usage(info + "--weights-dtype fp8 --keep-layers nothing", "no layer \"nothing\" would be in 8 bits");
   expect_usage(info + "--keep-layers ffn", "--keep-layers says which layers");
   expect_usage(info + "--dtype fp16 --backend cpu", "the backend cpu has no fp16 arithmetic");

@@ -48,17 +48,42 @@ TEST_F(Mochi, SizesThatItCannotDoAreNamed) {
               HasSubstr("--video-frames 12: must be 6k+1, e.g. 7 or 13"));
   EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --steps 1 -o " + folder_.file("v.mp4")).output,
               HasSubstr("linear-quadratic noise levels need 2 steps"));
-  EXPECT_THAT(run_calibatt("generate" + kRun + "-p x --weights-dtype fp8 -o " + folder_.file("v.mp4")).output,
-              HasSubstr("MochiTransformer3DModel: its linear layers are not computed in 8 bits yet"));
 }
 
-TEST_F(Mochi, APlanWithLayersIn8BitsIsRefusedBeforeItIsMeasured) {
+TEST_F(Mochi, LinearLayersIn8BitsChangeTheVideoALittleAndBeginWithout) {
+  const std::string run = "generate" + kRun + "-p 'a red circle' --dtype bf16 --steps 4 ";
+  const auto parts_with = [&](const std::string& name, const std::string& flags) {
+    const CommandResult result =
+        run_calibatt(run + flags + " -o " + folder_.file(name + ".png") + " --report " + folder_.file(name + ".json"));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return nlohmann::json::parse(read_file(folder_.file(name + ".json")))["eight_bit_parts"];
+  };
+  EXPECT_EQ(parts_with("plain", ""), nlohmann::json::array());
+  EXPECT_EQ(parts_with("usual", "--weights-dtype fp8"), nlohmann::json({"none", "layers", "layers", "layers"}));
+  EXPECT_EQ(parts_with("all", "--weights-dtype fp8 --keep-steps 0"),
+            nlohmann::json({"layers", "layers", "layers", "layers"}));
+  EXPECT_EQ(parts_with("none", "--weights-dtype fp8 --keep-steps 4"), nlohmann::json({"none", "none", "none", "none"}));
+  EXPECT_EQ(parts_with("kept", "--weights-dtype fp8 --keep-layers transformer_blocks"), nlohmann::json::array());
+  const std::string plain = read_file(folder_.file("plain.png"));
+  EXPECT_EQ(read_file(folder_.file("none.png")), plain);
+  EXPECT_EQ(read_file(folder_.file("kept.png")), plain);
+  EXPECT_NE(read_file(folder_.file("usual.png")), plain);
+  EXPECT_NE(read_file(folder_.file("usual.png")), read_file(folder_.file("all.png")));
+}
+
+TEST_F(Mochi, APlanSaysWhichStepsHaveLayersIn8Bits) {
   write_file(folder_.file("prompts.txt"), "a star\n");
-  const CommandResult refused = run_calibatt("calibrate" + kRun + "--prompts " + folder_.file("prompts.txt") +
-                                             " --eight-bit-layers-from 0 -o " + folder_.file("plan.safetensors"));
-  EXPECT_EQ(refused.exit_code, 2);
-  EXPECT_THAT(refused.output, HasSubstr("--eight-bit-layers-from: the linear layers of a MochiTransformer3DModel"));
-  EXPECT_FALSE(std::filesystem::exists(folder_.file("plan.safetensors.profile")));
+  const std::string plan = folder_.file("plan.safetensors");
+  const CommandResult calibrated =
+      run_calibatt("calibrate" + kRun + "--block-q 8 --block-k 8 --density 0.5 --prompts " +
+                   folder_.file("prompts.txt") + " --eight-bit-layers-from 2 -o " + plan);
+  ASSERT_EQ(calibrated.exit_code, 0) << calibrated.output;
+  EXPECT_THAT(run_calibatt("inspect " + plan).output, HasSubstr("8 bits"));
+  const CommandResult planned = run_calibatt("generate" + kRun + "-p x --weights-dtype fp8 --plan " + plan + " -o " +
+                                             folder_.file("v.png") + " --report " + folder_.file("run.json"));
+  ASSERT_EQ(planned.exit_code, 0) << planned.output;
+  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("run.json")))["eight_bit_parts"],
+            nlohmann::json({"none", "none", "layers"}));
 }
 
 TEST_F(Mochi, OnePlanServesPromptsOfEveryLength) {

@@ -219,7 +219,12 @@ TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
     EXPECT_THAT(result.output, HasSubstr(what));
   };
   const std::string output = "-o " + folder_.file("v.mp4");
-  expect_refusal(command("--device 0,0 --offload " + output), "--offload is for one GPU");
+  const std::string for_one =
+      "--offload is for one GPU: each of several would keep the transformer in host memory once more; ";
+  expect_refusal(command("--device 0,0 --offload " + output),
+                 for_one + "leave it out, or give one device in place of --device 0,0");
+  expect_refusal(command("--gpus 2 --offload " + output),
+                 for_one + "leave it out, or give one device in place of --gpus 2");
   write_file(folder_.file("prompts.txt"), "a red circle\na blue square\n");
   expect_refusal("calibrate" + kSmall + "--device 0,0 --offload --prompts " + folder_.file("prompts.txt") + " -o " +
                      folder_.file("p.safetensors"),
@@ -227,8 +232,12 @@ TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
   const std::string mochi = "generate --backend cpu -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
                             "/tiny-mochi " +
                             output;
-  expect_refusal(mochi + " --device 0,0,0", "--gpus 3: MochiTransformer3DModel cannot share a forward among GPUs yet");
-  expect_refusal(mochi + " --device 0,0 --cfg-scale 1", "--gpus 2: MochiTransformer3DModel");
+  expect_refusal(mochi + " --device 0,0,0",
+                 "--device 0,0,0: MochiTransformer3DModel cannot share a forward among GPUs yet");
+  expect_refusal(mochi + " --device 0,0 --cfg-scale 1", "--device 0,0: MochiTransformer3DModel");
+  expect_refusal(mochi + " --gpus 2 --cfg-scale 1", "--gpus 2: MochiTransformer3DModel");
+  expect_refusal(command("--device 0,0,0 -W 16 -H 16 --video-frames 5 " + output),
+                 "--device 0,0,0: a video of 2 tokens cannot be shared by 3 GPUs");
   EXPECT_FALSE(std::filesystem::exists(folder_.file("v.mp4")));
 }
 

@@ -85,6 +85,26 @@ TEST_F(Speedup, ADensityThatGivesMoreThanWasAskedForIsSaid) {
   EXPECT_THAT(calibrate("--speedup 1.05 --attention-share .8").output, Not(HasSubstr("more than --speedup")));
 }
 
+// The flags say what a plan may have; prompts run without, so that it is the same profile.
+TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
+  const nlohmann::json before = growth();
+  const CommandResult none = calibrate("--speedup 1.6 --weights-dtype fp8");
+  EXPECT_EQ(none.exit_code, 0) << none.output;
+  EXPECT_THAT(none.output, AllOf(HasSubstr("--weights-dtype fp8: these 8 bits save no time on the backend cpu"),
+                                 HasSubstr("(2 from the saved profile)"), Not(HasSubstr("linear layers in 8 bits"))));
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
+              HasSubstr("linear layers in no step"));
+  EXPECT_EQ(growth(), before);
+  const CommandResult told =
+      calibrate("--speedup 1.6 --weights-dtype fp8 --eight-bit-layers-from 3 --report " + folder_.file("told.json"));
+  EXPECT_EQ(told.exit_code, 0) << told.output;
+  EXPECT_THAT(told.output, AllOf(HasSubstr("linear layers in 8 bits, where a run allows it: steps "),
+                                 Not(HasSubstr("save no time"))));
+  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("told.json")))["eight_bits"][5], "layers");
+  EXPECT_EQ(growth()["layer_changes"].size(), growth()["mask_changes"].size()) << "what was told is measured";
+  EXPECT_THAT(calibrate("--speedup 1.6 --attention-dtype fp8").output, HasSubstr("a Hopper GPU does"));
+}
+
 // Before anything more is measured for it, with the share of attention that the prompts' runs had.
 TEST_F(Speedup, WhatTheMeasuredShareOfAttentionForbidsIsRefusedBeforeHeldOutRuns) {
   for (const char* name : {"profile/step_growth.json", "profile/held_out_run.safetensors"}) {

@@ -64,18 +64,35 @@ def variables_of(task, tasks):
     return {"SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": str(tasks), "JOB_COMPLETION_INDEX": number}
 
 
+def shares_of(calls, tmp_path):
+    return [(tmp_path / words[words.index("--prompts") + 1]).read_text().split() for words in calls]
+
+
 @pytest.mark.parametrize("kind", ["slurm", "kubernetes"])
 def test_every_prompt_is_one_tasks(tmp_path, calls, kind):
     run, called = calls
-    command, variables = slurm("generate", "model", "prompts.txt", "videos") if kind == "slurm" else pod("generate", tmp_path)
+    command, variables = slurm("generate", "model", "prompts.txt", "videos", "4") if kind == "slurm" else pod("generate", tmp_path)
     shares = []
     for task in range(4):
         done = run(command, **variables_of(task, 4), **variables)
         assert done.returncode == 0, done.stderr
-        ((subcommand, *words),) = called()
-        assert subcommand == "generate"
-        shares.append((tmp_path / words[words.index("--prompts") + 1]).read_text().split())
+        (words,) = called()
+        assert words[0] == "generate"
+        shares += shares_of([words], tmp_path)
     assert shares == [["a", "e"], ["b", "f"], ["c"], ["d"]]
+
+
+def test_a_task_that_slurm_runs_alone_has_its_own_share(tmp_path, calls):
+    """sbatch --array=1: of this array it is the first and only one."""
+    run, called = calls
+    alone = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "1"}
+    assert run(slurm("generate", "model", "prompts.txt", "videos", "4", "--steps", "3")[0], **alone).returncode == 0
+    made = called()
+    assert shares_of(made, tmp_path) == [["b", "f"]] and made[0][-2:] == ["--steps", "3"]
+    for number in ("1", "0", "--plan", ""):
+        refused = run(slurm("generate", "model", "prompts.txt", "videos", number)[0], **alone)
+        assert refused.returncode == 2 and "give MODEL PROMPTS FOLDER TASKS" in refused.stderr, number
+    assert called() == []
 
 
 @pytest.mark.parametrize("kind", ["slurm", "kubernetes"])

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 import urllib.error
@@ -319,6 +320,7 @@ def test_ray_serve():
         (dict(seed=2**64), "less than 2\\^64"),
         (dict(seed=[1]), "1 numbers for 2 prompts"),
         (dict(start_timeout_s=float("nan")), "start_timeout_s is nan"),
+        (dict(start_timeout_s=0), "start_timeout_s is 0, and is to be a number above 0"),
         (dict(ray_options={"num_gpus": 1}), "argument of its own"),
         (dict(on_result=5), "on_result is 5"),
     ],
@@ -348,6 +350,61 @@ def test_what_no_machine_could_do_is_not_tried_again(tmp_path):
             cluster.Program(str(MODEL), flags=flags)
     with pytest.raises(calibatt.UsageError, match="seed is no field of request"):
         program(request={"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"densty": 0.3}, "there is no setting 'densty'"),
+        ({"density": 7}, "density 7: must be"),
+        ({"token_order": "tiles"}, "tiles"),
+        ({"budget": "energy", "ranking": "harm"}, "ranking harm: budget energy"),
+        ({"speedup": 2, "psnr": 30}, "a plan has one target"),
+        ({3: 1}, "3 is no name of a setting"),
+    ],
+)
+def test_settings_are_refused_at_the_call(tmp_path, settings, text):
+    with pytest.raises(calibatt.UsageError, match=text):
+        cluster.calibrate(lambda: pytest.fail("an actor has started"), PROMPTS, tmp_path / "plan.safetensors", settings=settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_that_no_worker_could_make_is_refused_at_the_call(tmp_path):
+    for factory in (program(plan="/plan.safetensors"), cluster.Pipe(load_pipe, plan="/plan.safetensors")):
+        with pytest.raises(calibatt.UsageError, match=f"leave the plan out of {type(factory).__name__}"):
+            cluster.calibrate(factory, PROMPTS, tmp_path / "plan.safetensors")
+    with pytest.raises(calibatt.UsageError, match="speedup: what the steps of a pipe's run predict is not seen"):
+        cluster.calibrate(cluster.Pipe(load_pipe), PROMPTS, tmp_path / "plan.safetensors", settings={"speedup": 2})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_that_measured_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(calibatt.NotFound, match="no-such-program"):
+        cluster.calibrate(cluster.Program(str(MODEL), program="no-such-program"), PROMPTS, tmp_path / "plan.safetensors")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "plan.safetensors.parts").write_text("a file of that name")
+    with pytest.raises(calibatt.WriteError, match="plan.safetensors.parts, which keeps what is measured, cannot be made: File exists; write"):
+        cluster.calibrate(program(), PROMPTS, tmp_path / "plan.safetensors")
+
+
+def test_what_ray_refuses_is_told_in_a_line(monkeypatch):
+    def refusal(kind, factory=Slow, **options):
+        with pytest.raises(kind) as raised:
+            cluster.generate(factory, PROMPTS[:1], retries=0, ray_options=options)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    assert refusal(calibatt.UsageError, no_such_option=1).startswith("ray_options: Invalid option keyword no_such_option")
+    lock = threading.Lock()
+    assert refusal(calibatt.UsageError, lambda: lock).startswith("factory cannot be sent to actors: ")
+    nowhere = refusal(calibatt.UsageError, runtime_env={"working_dir": "/nowhere"})
+    assert "/nowhere" in nowhere and "ray_options" in nowhere
+    # As where RAY_ADDRESS names a machine that is gone.
+    monkeypatch.setattr(_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(_cluster.ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("could not connect\nto GCS")))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert refusal(calibatt.DeviceError) == ("there is no Ray cluster at RAY_ADDRESS=10.0.0.1:6379: could not connect to GCS; start one "
+                                             "(ray start --head), or unset RAY_ADDRESS to run on this machine alone")  # fmt: skip
 
 
 def test_what_goes_on_failing_ends_all():

@@ -69,6 +69,48 @@ class CpuEightBitOps final : public EightBitOps {
                   [=](int64_t row, float* to) { layer_norm_row(from + row * channels, terms, to, channels); });
   }
 
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, EightBitRows& out) override {
+    const int64_t channels = x.dim(-1);
+    CALIBATT_ASSERT(weight.size() == channels);
+    const float *from = x.f32(), *factors = weight.f32();
+    quantise_rows(out, x.size() / channels, channels,
+                  [=](int64_t row, float* to) { rms_norm_row(from + row * channels, factors, eps, to, channels); });
+  }
+
+  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual, const Tensor& following_weight,
+                    EightBitRows& following) override {
+    const int64_t channels = x.dim(-1);
+    CALIBATT_ASSERT(residual.size() == x.size() && weight.size() == channels && following_weight.size() == channels);
+    CALIBATT_ASSERT(x.dtype() == DType::kF32 || x.dtype() == DType::kBF16);
+    const float *factors = weight.f32(), *next_factors = following_weight.f32();
+    float* sums = residual.f32();
+    quantise_rows(following, x.size() / channels, channels, [&, channels](int64_t row, float* to) {
+      float* const sum = sums + row * channels;
+      if (x.dtype() == DType::kF32) {
+        add_rms_norm_row(x.f32() + row * channels, factors, eps, sum, channels);
+      } else {
+        add_rms_norm_row(x.data<bfloat16>() + row * channels, factors, eps, sum, channels);
+      }
+      rms_norm_row(sum, next_factors, eps, to, channels);
+    });
+  }
+
+  void swiglu(const Tensor& x, EightBitRows& out) override {
+    const int64_t channels = x.dim(-1) / 2;
+    CALIBATT_ASSERT(x.dim(-1) == 2 * channels && (x.dtype() == DType::kF32 || x.dtype() == DType::kBF16));
+    quantise_rows(out, x.size() / (2 * channels), channels, [&, channels](int64_t row, float* to) {
+      if (x.dtype() == DType::kF32) {
+        const float* const from = x.f32() + row * 2 * channels;
+        return multiply_silu(from, from + channels, to, channels);
+      }
+      const bfloat16* const from = x.data<bfloat16>() + row * 2 * channels;
+      float* const gate = thread_scratch_floats(Scratch::kLinearOutput, channels);
+      widen(from, to, channels);
+      widen(from + channels, gate, channels);
+      multiply_silu(to, gate, to, channels);
+    });
+  }
+
   void quantise(const Tensor& x, Activation activation, EightBitRows& out) override {
     const int64_t channels = x.dim(-1);
     CALIBATT_ASSERT(x.dtype() == DType::kF32 || x.dtype() == DType::kBF16);

@@ -67,6 +67,40 @@ TEST_F(CpuEightBit, NormsAreThoseOfTheTransformerQuantised) {
   }
 }
 
+TEST_F(CpuEightBit, RmsNormsAreThoseOfTheTransformerQuantised) {
+  const Tensor x = TorchGenerator(1).randn({19, 96}), weight = TorchGenerator(2).randn({96}),
+               next = TorchGenerator(3).randn({96}), before = TorchGenerator(4).randn({19, 96});
+  Tensor normed(DType::kF32, x.shape());
+  EightBitRows expected = room(19, 96), found = room(19, 96);
+  backend->rms_norm(x, weight, 1e-6f, normed);
+  ops.quantise(normed, Activation::kNone, expected);
+  ops.rms_norm(x, weight, 1e-6f, found);
+  EXPECT_EQ(values_of(found), values_of(expected));
+
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Tensor change = converted(x, dtype);
+    Tensor residual = before.clone(), again = before.clone();
+    backend->add_rms_norm(change, weight, 1e-6f, residual);
+    backend->rms_norm(residual, next, 1e-6f, normed);
+    ops.quantise(normed, Activation::kNone, expected);
+    ops.add_rms_norm(change, weight, 1e-6f, again, next, found);
+    EXPECT_EQ(values_of(found), values_of(expected));
+    EXPECT_EQ(std::memcmp(again.raw(), residual.raw(), residual.size_bytes()), 0);
+  }
+}
+
+TEST_F(CpuEightBit, SwiGluIsThatOfTheTransformerQuantised) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const Tensor x = converted(TorchGenerator(1).randn({21, 2 * 80}), dtype);
+    Tensor wide(DType::kF32, {21, 80});
+    EightBitRows expected = room(21, 80), found = room(21, 80);
+    backend->swiglu(converted(x, DType::kF32), wide);
+    ops.quantise(wide, Activation::kNone, expected);
+    ops.swiglu(x, found);
+    EXPECT_EQ(values_of(found), values_of(expected));
+  }
+}
+
 /// The product of exactly what the 8 bits stand for.
 TEST_F(CpuEightBit, LinearMultipliesWhatTheBitsStandFor) {
   constexpr int64_t kRows = 1100, kIn = 48, kOut = 33;

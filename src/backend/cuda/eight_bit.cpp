@@ -50,6 +50,54 @@ void CudaEightBitOps::layer_norm(const Tensor& x, const LayerNorm& norm, EightBi
   cuda::layer_norm(call, context_.stream());
 }
 
+void CudaEightBitOps::rms_norm(const Tensor& x, const Tensor& weight, float eps, EightBitRows& out) {
+  RmsNormCall call;
+  call.x = x.f32();
+  call.channels = call.x_stride = call.out_stride = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  CALIBATT_ASSERT(out.scales.size() == call.rows && weight.size() == call.channels);
+  check_rows(out, call.channels);
+  call.out = out.elements.raw();
+  call.out_dtype = DType::kE4M3;
+  call.row_scales = out.scales.f32();
+  call.weight = weight.f32();
+  call.eps = eps;
+  cuda::rms_norm(call, context_.stream());
+}
+
+void CudaEightBitOps::add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
+                                   const Tensor& following_weight, EightBitRows& following) {
+  AddRmsNormCall call;
+  call.x = x.raw();
+  call.x_dtype = x.dtype();
+  call.residual = residual.f32();
+  call.channels = x.dim(-1);
+  call.rows = x.size() / call.channels;
+  CALIBATT_ASSERT(residual.size() == x.size() && weight.size() == call.channels &&
+                  following_weight.size() == call.channels && following.scales.size() == call.rows);
+  check_rows(following, call.channels);
+  call.weight = weight.f32();
+  call.eps = eps;
+  call.following_weight = following_weight.f32();
+  call.following_out = following.elements.raw();
+  call.following_scales = following.scales.f32();
+  cuda::add_rms_norm(call, context_.stream());
+}
+
+void CudaEightBitOps::swiglu(const Tensor& x, EightBitRows& out) {
+  QuantiseCall call;
+  call.x = x.raw();
+  call.x_dtype = x.dtype();
+  call.channels = x.dim(-1) / 2;
+  call.rows = x.size() / (2 * call.channels);
+  CALIBATT_ASSERT(x.dim(-1) == 2 * call.channels && out.scales.size() == call.rows);
+  check_rows(out, call.channels);
+  call.out = out.elements.raw();
+  call.scales = out.scales.f32();
+  call.swiglu = true;
+  quantise_rows(call, context_.stream());
+}
+
 void CudaEightBitOps::quantise(const Tensor& x, Activation activation, EightBitRows& out) {
   QuantiseCall call;
   call.x = x.raw();

@@ -21,6 +21,10 @@ class CudaEightBitOps final : public EightBitOps {
   void require_device(const std::string& device_name);
 
   void layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, EightBitRows& out) override;
+  void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual, const Tensor& following_weight,
+                    EightBitRows& following) override;
+  void swiglu(const Tensor& x, EightBitRows& out) override;
   void quantise(const Tensor& x, Activation activation, EightBitRows& out) override;
   void linear(const LinearLayer& layer, const EightBitRows& input, Tensor& out,
               const LinearEpilogue& epilogue) override;

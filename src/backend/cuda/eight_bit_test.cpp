@@ -124,6 +124,51 @@ TEST_F(CudaEightBit, NormsAreQuantised) {
   }
 }
 
+TEST_F(CudaEightBit, RmsNormsAreQuantised) {
+  for (const int64_t channels : {32, 99, 384, 3072, 5120}) {
+    const Tensor x = random({11, channels}), weight = random({channels}, DType::kF32, 2),
+                 next = random({channels}, DType::kF32, 3), before = random({11, channels}, DType::kF32, 4);
+    EightBitRows found = room(*gpu, 11, channels), expected = room(*cpu, 11, channels);
+    SCOPED_TRACE(testing::Message() << channels);
+    gpu->eight_bit_ops().rms_norm(to_gpu(x), to_gpu(weight), 1e-6f, found);
+    cpu->eight_bit_ops().rms_norm(x, weight, 1e-6f, expected);
+    expect_rows_near(found, expected);
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      const Tensor change = random({11, channels}, dtype, 5);
+      Tensor residual = to_gpu(before), plain = to_gpu(before), expected_residual = before.clone();
+      gpu->eight_bit_ops().add_rms_norm(to_gpu(change), to_gpu(weight), 1e-6f, residual, to_gpu(next), found);
+      cpu->eight_bit_ops().add_rms_norm(change, weight, 1e-6f, expected_residual, next, expected);
+      expect_rows_near(found, expected);
+      gpu->add_rms_norm(to_gpu(change), to_gpu(weight), 1e-6f, plain);
+      expect_same(residual, from_gpu(plain));
+    }
+  }
+}
+
+/// Rows of one and of several units of a thread, of Mochi's feed-forward (8,192) and wider.
+TEST_F(CudaEightBit, SwiGluIsQuantised) {
+  for (const int64_t channels : {16, 99, 1024, 4096, 8192, 16384}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      SCOPED_TRACE(testing::Message() << channels << " " << dtype_name(dtype));
+      const Tensor x = random({9, 2 * channels}, dtype, 3);
+      EightBitRows found = room(*gpu, 9, channels), expected = room(*cpu, 9, channels);
+      gpu->eight_bit_ops().swiglu(to_gpu(x), found);
+      cpu->eight_bit_ops().swiglu(x, expected);
+      expect_rows_near(found, expected);
+    }
+  }
+}
+
+/// A gate that is far below zero makes zero, not NaN.
+TEST_F(CudaEightBit, SwiGluOfLargeGates) {
+  Tensor x(DType::kF32, {1, 64});
+  for (int64_t i = 0; i < 32; ++i) x.f32()[i] = 1, x.f32()[32 + i] = static_cast<float>(i - 16) * 20;
+  EightBitRows found = room(*gpu, 1, 32), expected = room(*cpu, 1, 32);
+  gpu->eight_bit_ops().swiglu(to_gpu(x), found);
+  cpu->eight_bit_ops().swiglu(x, expected);
+  expect_rows_near(found, expected);
+}
+
 /// Hopper's tensor cores keep about 14 bits of an 8-bit sum: the bound is of them, relative to the sum's terms, which
 /// is about 1 here. Else roundings to bf16 that the CPU does not make: the output's and the bias's.
 constexpr double kSums = 0x1p-11;

@@ -20,6 +20,7 @@ struct CompileSummary {
   std::vector<std::vector<double>> error_map, energy_map;
   std::vector<double> step_error;             ///< held_out_error of each step alone; empty when not measured
   std::vector<StepReuse> step_reuse;          ///< as in the plan
+  std::vector<EightBitParts> eight_bits;      ///< as in the plan
   std::optional<double> latents_error;        ///< PlanAccuracy::latents_predicted
   std::optional<double> psnr_db;              ///< what that is expected to be for the video
   int repetitive_heads = 0, total_heads = 0;  ///< (step, layer, head) triples
@@ -50,6 +51,8 @@ CompileSummary summarize(const Plan& plan, double attention_share);
 double forward_cost(double density, double summary_pairs, double attention_share);
 /// Gives the options the share of attention that the profile measured, unless one was asked for or none is known.
 void take_measured_share(const Profile& profile, CompileOptions& options);
+/// In words, where options.attention_share decides about a plan and the prompts do not agree on it; else empty.
+std::string doubt_about_share(const Profile& profile, const CompileOptions& options);
 /// The density at which a forward costs so much.
 double density_of_cost(double cost, double summary_pairs, double attention_share);
 

@@ -76,6 +76,16 @@ void require_in_codes(const CompileOptions& options, const ProfileHeader& header
 
 }  // namespace
 
+std::vector<EightBitParts> told_eight_bits(const CompileOptions& options, int num_steps) {
+  const auto &attention = options.eight_bit_attention_from, &layers = options.eight_bit_layers_from;
+  std::vector<EightBitParts> steps;
+  if (!options.tells_eight_bits()) return steps;
+  steps.reserve(static_cast<size_t>(num_steps));
+  for (int step = 0; step < num_steps; ++step)
+    steps.push_back({attention && step >= *attention, layers && step >= *layers});
+  return steps;
+}
+
 void validate(const CompileOptions& options) {
   if (options.density) require_number("--density", *options.density, 0, 1, true);
   if (options.speedup) require_number("--speedup", *options.speedup, 1, 100, false);

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
+#include "calibrate/compile/eight_bit_gains.h"
 #include "calibrate/profile/level_agreement.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/profile/step_growth.h"
@@ -50,20 +52,27 @@ struct CompileOptions {
   double similarity_threshold = 0.87;  ///< γ
   double share_steps_iou = 0;          ///< adjacent steps whose masks agree at least so much share the union; 0: off
 
-  /// First steps with self-attention, and linear layers, in 8 bits; the number of steps: none is. Neither: the plan
-  /// does not say.
+  /// First steps with self-attention, and linear layers, in 8 bits; the number of steps: none is. Neither: under
+  /// speedup or psnr it is chosen which steps have the parts that may_be_eight_bit names; else the plan does not say.
   std::optional<int> eight_bit_attention_from, eight_bit_layers_from;
+  EightBitGains gains;  ///< of the device that the plan is for
 
   double attention_share = 0.6;           ///< of dense self-attention in the transformer's time: what masks can save
   bool attention_share_is_asked = false;  ///< else what the profile measured takes its place
+  EightBitParts may_be_eight_bit;         ///< as the flags of the run allow it
 
   bool may_reuse_steps() const { return speedup || psnr; }
+  bool tells_eight_bits() const { return eight_bit_attention_from || eight_bit_layers_from; }
+  bool may_choose_eight_bits() const { return may_reuse_steps() && may_be_eight_bit.any() && !tells_eight_bits(); }
   /// The density that the plan has to meet, if it has to meet one.
   std::optional<double> target_density() const {
     if (may_reuse_steps()) return std::nullopt;  // it follows
     return budget == Budget::kError ? density.value_or(kDefaultErrorDensity) : density;
   }
 };
+
+/// PlanInfo::eight_bits as the options tell; empty: they do not.
+std::vector<EightBitParts> told_eight_bits(const CompileOptions& options, int num_steps);
 
 /// Judges every field by itself. Throws Error(kUsage) naming the flag, the value and the range.
 void validate(const CompileOptions& options);

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
+#include <string>
 
 #include "calibrate/compile/compile.h"
 
@@ -18,6 +20,20 @@ double forward_cost(double density, double summary_pairs, double attention_share
 void take_measured_share(const Profile& profile, CompileOptions& options) {
   if (options.attention_share_is_asked) return;
   if (const double share = measured_attention_share(profile).value_or(0); share > 0) options.attention_share = share;
+}
+
+std::string doubt_about_share(const Profile& profile, const CompileOptions& options) {
+  constexpr double kMuch = 0.1;
+  const std::vector<double> shares = attention_shares(profile);
+  if (!options.may_reuse_steps() || options.attention_share_is_asked || shares.empty()) return "";
+  if (shares.back() - shares.front() <= kMuch) return "";
+  char text[320];
+  std::snprintf(text, sizeof text,
+                "attention took between %.2f and %.2f of the transformer's time in the prompts' runs, as on a machine "
+                "that has other work; their median, %.2f, is taken. Another one can be given by --attention-share: "
+                "nothing is measured anew for it",
+                shares.front(), shares.back(), options.attention_share);
+  return text;
 }
 
 double density_of_cost(double cost, double summary_pairs, double attention_share) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "calibrate/compile/energy_schedule.h"
+#include "calibrate/compile/run_cost.h"
 #include "plan/sharing.h"
 
 namespace calibatt {
@@ -14,16 +15,6 @@ namespace {
 
 bool runs(const StepUse& steps, int step) {
   return steps.reuse.empty() || steps.reuse[static_cast<size_t>(step)] == StepReuse::kNone;
-}
-
-std::vector<EightBitParts> eight_bits_of(const CompileOptions& options, int num_steps) {
-  const auto &attention = options.eight_bit_attention_from, &layers = options.eight_bit_layers_from;
-  std::vector<EightBitParts> steps;
-  if (!attention && !layers) return steps;
-  steps.reserve(static_cast<size_t>(num_steps));
-  for (int step = 0; step < num_steps; ++step)
-    steps.push_back({attention && step >= *attention, layers && step >= *layers});
-  return steps;
 }
 
 }  // namespace
@@ -233,7 +224,7 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.step_transformer = header_.step_transformer;
   frame.step_entry = plan_entries(choices.steps);
   frame.step_reuse = choices.steps.reuse;
-  frame.eight_bits = eight_bits_of(options_, header_.num_steps());
+  frame.eight_bits = eight_bits_of(choices);
   frame.energy_targets = choices.energy_targets;
   frame.summarize_skipped = options_.skipped == Skipped::kSummary;
   const bool any_anchored =
@@ -294,6 +285,7 @@ CompileSummary Compiler::emit(const Choices& choices, const std::function<void(s
   CompileSummary summary = summarize(plan_entries(choices.steps), facts, header_.geometry.heads,
                                      options_.attention_share, choices.steps.reuse);
   add_errors(choices, summary);
+  add_eight_bits(choices, summary);
   return summary;
 }
 
@@ -326,6 +318,7 @@ CompiledPlan Compiler::in_memory(const Choices& choices) const {
   const Plan shared(share_adjacent_steps(std::move(compiled.parts), options_.share_steps_iou, [this] { poll(); }));
   compiled = {shared.to_parts(), summarize(shared, options_.attention_share)};
   add_errors(choices, compiled.summary);
+  add_eight_bits(choices, compiled.summary);
   return compiled;
 }
 
@@ -357,6 +350,39 @@ std::vector<double> Compiler::weighted_errors(const Choices& choices) const {
     errors.push_back(runs(choices.steps, step) ? step_weight(choices.steps, step) * error_of_step(choices, step) : 0.0);
   }
   return errors;
+}
+
+std::vector<double> Compiler::step_densities(const Choices& choices) const {
+  std::vector<double> densities;
+  const size_t heads = measured_.heads_per_entry();
+  for (const int entry : measured_.step_entry()) {
+    double sum = 0;
+    for (size_t head = entry * heads; head < (entry + 1) * heads; ++head) {
+      sum += measured_.density(head, choices.heads[head]);
+    }
+    densities.push_back(sum / static_cast<double>(heads));
+  }
+  return densities;
+}
+
+std::vector<EightBitParts> Compiler::eight_bits_of(const Choices& choices) const {
+  return choices.eight_bits.empty() ? told_eight_bits(options_, header_.num_steps()) : choices.eight_bits;
+}
+
+// What they save is said of the device that the options speak of, where a run allows it.
+void Compiler::add_eight_bits(const Choices& choices, CompileSummary& summary) const {
+  summary.eight_bits = eight_bits_of(choices);
+  std::vector<StepReuse> reuse = choices.steps.reuse;
+  reuse.resize(static_cast<size_t>(header_.num_steps()), StepReuse::kNone);
+  std::vector<EightBitParts> allowed = summary.eight_bits;
+  for (EightBitParts& parts : allowed) {
+    parts.layers = parts.layers && options_.may_be_eight_bit.layers;
+    parts.attention = parts.attention && options_.may_be_eight_bit.attention;
+  }
+  const Forwards forwards = count_forwards(reuse, allowed);
+  if (forwards.layers + forwards.attention == 0) return;
+  const RunCost cost(options_, header_);
+  summary.predicted_speedup *= cost.of({.all = forwards.all}, summary.density) / cost.of(forwards, summary.density);
 }
 
 void Compiler::add_errors(const Choices& choices, CompileSummary& summary) const {

@@ -19,7 +19,8 @@ struct StepUse {
 /// What is to become a plan.
 struct Choices {
   StepUse steps;
-  std::optional<double> latents_error;  ///< PlanAccuracy::latents_predicted
+  std::optional<double> latents_error;    ///< PlanAccuracy::latents_predicted
+  std::vector<EightBitParts> eight_bits;  ///< PlanInfo::eight_bits; empty: as the options tell
   std::vector<HeadChoice> heads;
   std::vector<double> energy_targets;  ///< [num_steps]; NaN with the error budget
 };
@@ -42,6 +43,7 @@ class Compiler {
   Choices choose_nearest(const StepUse& steps, double density) const;
   /// [num_steps] weighted errors, whose sum the budget makes least; 0 of steps that do not run.
   std::vector<double> weighted_errors(const Choices& choices) const;
+  std::vector<double> step_densities(const Choices& choices) const;  ///< [num_steps] mean over the step's heads
 
   /// Everything of the plan but its heads.
   PlanInfo frame(const Choices& choices) const;
@@ -81,6 +83,8 @@ class Compiler {
   double density_of_plan(const Choices& choices) const;
   LayerFacts facts_of(const std::vector<HeadPlan>& heads) const;
   void add_errors(const Choices& choices, CompileSummary& summary) const;
+  std::vector<EightBitParts> eight_bits_of(const Choices& choices) const;
+  void add_eight_bits(const Choices& choices, CompileSummary& summary) const;
 
   Measurements& measured_;
   const ProfileHeader& header_;

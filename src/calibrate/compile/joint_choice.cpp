@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <map>
 #include <utility>
 
+#include "calibrate/compile/eight_bit_ladder.h"
 #include "calibrate/compile/energy_schedule.h"
 #include "calibrate/compile/least_density.h"
 #include "calibrate/compile/step_errors.h"
@@ -14,16 +16,19 @@ namespace calibatt {
 namespace {
 
 /// How many times as much masks harm a hard prompt as the one that was measured. Of six held-out runs the hardest
-/// had 2.5 times the harm of the middle one, step by step; reuse is nearly as good on one prompt as on another.
+/// had 2.5 times the harm of the middle one, step by step; reuse is nearly as good on one prompt as on another. What 8
+/// bits do to a prediction is nearly the same for all, but in early steps it is what makes hard prompts other videos.
 constexpr double kHardPrompt = 2.5;
 
 /// One number of reused steps, and what follows from it under a target.
 struct Candidate {
   StepUse steps;
+  EightBitErrors eight_bit_errors;
   double reuse_error = 0;  // relative mean square of the final latents' change
+  EightBitRung eight_bits;
   double density = 1, mask_error = 0;
-  double expected() const { return reuse_error + mask_error; }
-  double on_hard_prompt() const { return reuse_error + kHardPrompt * kHardPrompt * mask_error; }
+  double expected() const { return reuse_error + mask_error + eight_bits.error; }
+  double on_hard_prompt() const { return reuse_error + kHardPrompt * kHardPrompt * (mask_error + eight_bits.error); }
 };
 
 class JointChoice {
@@ -33,13 +38,14 @@ class JointChoice {
         profile_(profile),
         options_(options),
         errors_(profile, *options.growth),
+        run_cost_(options, profile.header),
         least_density_(least_density(options, profile.header)),
-        summary_pairs_(options.skipped == Skipped::kSummary ? 1.0 / profile.header.geometry.block_k : 0.0),
         measured_over_usual_(measured_over_usual()) {
     for (const std::vector<StepReuse>& reuse :
          best_reuse(errors_, errors_.num_steps() - 2, [this] { compiler_.poll(); })) {
       Candidate candidate;
       candidate.steps = {reuse, errors_.forward_weights(reuse)};
+      candidate.eight_bit_errors = eight_bit_errors(candidate.steps.weights);
       for (size_t step = 0; step < reuse.size(); ++step) candidate.steps.weights[step] *= measured_over_usual_[step];
       candidate.reuse_error = errors_.of(reuse);
       candidates_.push_back(std::move(candidate));
@@ -52,17 +58,8 @@ class JointChoice {
     best.reuse_error = std::numeric_limits<double>::infinity();
     for (const Candidate& each : candidates_) {
       if (each.reuse_error >= best.on_hard_prompt()) continue;
-      Candidate candidate = each;
       const int run = errors_.num_steps() - reused(each);
-      const double cost = errors_.num_steps() / (speedup * run);  // of a forward that runs
-      // Just below 1 masks cost what dense attention does.
-      candidate.density = cost > 1 - 1e-9 ? 1 : density_of_cost(cost, summary_pairs_, options_.attention_share);
-      if (candidate.density < options_.density.value_or(least_density_)) continue;
-      if (options_.density) candidate.density = *options_.density;
-      if (candidate.density < 1) {
-        candidate.mask_error = end_of_masks(compiler_.choose(candidate.steps, candidate.density));
-      }
-      if (candidate.on_hard_prompt() < best.on_hard_prompt()) best = std::move(candidate);
+      improve(best, each, ladder_of(each, errors_.num_steps() / (speedup * run)));
     }
     return best;
   }
@@ -95,12 +92,101 @@ class JointChoice {
     return sum / static_cast<double>(prompts);
   }
 
+  /// Of each step of the plan. One that is reused has what the step before has that runs, as with masks: a run with
+  /// other steps may run it. Attention is taken back where it is sparser than in the mean, so that 8 bits do not pay.
+  std::vector<EightBitParts> eight_bits_of(Candidate& best, const Choices& choices) const {
+    if (!options_.may_choose_eight_bits()) return {};
+    std::vector<EightBitParts>& steps = best.eight_bits.steps;
+    const std::vector<double> densities = compiler_.step_densities(choices);
+    for (size_t step = 0; step < steps.size(); ++step) {
+      if (run_cost_.saved_by_attention(densities[step]) <= 0) steps[step].attention = false;
+    }
+    best.eight_bits.error = best.eight_bit_errors.of(steps);
+    std::vector<EightBitParts> of_plan = steps;
+    for (size_t step = 1; step < of_plan.size(); ++step) {
+      if (best.steps.reuse[step] != StepReuse::kNone) of_plan[step] = of_plan[step - 1];
+    }
+    return of_plan;
+  }
+
  private:
   static constexpr double kMostSpeedup = 100;
 
   static int reused(const Candidate& candidate) {
     const auto& reuse = candidate.steps.reuse;
     return static_cast<int>(reuse.size()) - static_cast<int>(std::ranges::count(reuse, StepReuse::kNone));
+  }
+
+  /// weights: forward_weights of its reuse.
+  EightBitErrors eight_bit_errors(const std::vector<double>& weights) const {
+    EightBitErrors errors;
+    const std::vector<double> at_end = errors_.mask_weights();
+    const auto of_part = [&](const std::vector<StepGrowth::EightBitChange>& measured) {
+      std::vector<double> changes = eight_bit_changes_of_steps(measured, errors_.num_steps());
+      for (size_t step = 0; step < changes.size(); ++step)
+        changes[step] *= changes[step] * at_end[step] * weights[step];
+      return changes;
+    };
+    if (options_.may_be_eight_bit.layers) errors.layers = of_part(options_.growth->layer_changes);
+    if (options_.may_be_eight_bit.attention) errors.attention = of_part(options_.growth->attention_changes);
+    return errors;
+  }
+
+  std::vector<EightBitRung> ladder_of(const Candidate& each, double cost) const {
+    if (!options_.tells_eight_bits()) {
+      const DensityRange densities{options_.density.value_or(least_density_), options_.density.value_or(1)};
+      return eight_bit_ladder(run_cost_, each.steps.reuse, each.eight_bit_errors, cost, densities);
+    }
+    EightBitRung told{told_eight_bits(options_, errors_.num_steps())};
+    for (size_t step = 0; step < told.steps.size(); ++step) {
+      EightBitParts& parts = told.steps[step];
+      const bool runs = each.steps.reuse[step] == StepReuse::kNone;
+      parts.layers = parts.layers && runs && options_.may_be_eight_bit.layers;
+      parts.attention = parts.attention && runs && options_.may_be_eight_bit.attention;
+    }
+    told.error = each.eight_bit_errors.of(told.steps);
+    told.density = run_cost_.density_at(count_forwards(each.steps.reuse, told.steps), cost);
+    return {told};
+  }
+
+  /// Takes the best rung if it is better. Each leaves more density than the one before. What masks do is convex in what
+  /// they save, and so is what 8 bits do, since the ladder begins with what costs least: a few rungs show where the sum
+  /// is least.
+  void improve(Candidate& best, const Candidate& each, const std::vector<EightBitRung>& ladder) const {
+    const auto first = std::ranges::find_if(
+        ladder, [this](const EightBitRung& rung) { return rung.density >= options_.density.value_or(least_density_); });
+    const std::span<const EightBitRung> rungs(first, ladder.end());
+    if (rungs.empty()) return;
+    std::map<size_t, Candidate> known;
+    const auto at = [&](size_t rung) -> const Candidate& {
+      auto [place, is_new] = known.try_emplace(rung, each);
+      if (is_new) weigh(place->second, rungs[rung]);
+      return place->second;
+    };
+    const size_t last = rungs.size() - 1;
+    size_t least = last;
+    Candidate bound = at(last);  // no rung's masks do less
+    bound.eight_bits.error = rungs[0].error;
+    if (bound.on_hard_prompt() >= best.on_hard_prompt()) return;
+    const auto look_at = [&](size_t rung) {
+      if (at(rung).on_hard_prompt() < at(least).on_hard_prompt()) least = rung;
+    };
+    constexpr size_t kStride = 8;
+    for (size_t rung = 0; rung < last; rung += kStride) look_at(rung);
+    for (size_t stride = kStride / 2; stride > 0; stride /= 2) {
+      const size_t middle = least;
+      if (middle >= stride) look_at(middle - stride);
+      if (middle + stride < last) look_at(middle + stride);
+    }
+    if (at(least).on_hard_prompt() < best.on_hard_prompt()) best = at(least);
+  }
+
+  void weigh(Candidate& candidate, const EightBitRung& rung) const {
+    candidate.eight_bits = rung;
+    candidate.density = options_.density.value_or(rung.density);
+    if (candidate.density < 1) {
+      candidate.mask_error = end_of_masks(compiler_.choose(candidate.steps, candidate.density));
+    }
   }
 
   // With it weighted errors of masks are mean squares of the final latents' change.
@@ -129,7 +215,8 @@ class JointChoice {
   const Profile& profile_;
   const CompileOptions& options_;
   StepErrors errors_;
-  double least_density_, summary_pairs_;
+  RunCost run_cost_;
+  double least_density_;
   std::vector<double> measured_over_usual_;  // of each step's weight
   std::vector<Candidate> candidates_;        // of 0, 1, 2, … reused steps
 };
@@ -158,7 +245,7 @@ Choices choose_jointly(Compiler& compiler, const Profile& profile, const Compile
     most_error = latents_error * latents_error;
     speedup = joint.speedup_of(most_error);
   }
-  const Candidate best = joint.at_speedup(speedup);
+  Candidate best = joint.at_speedup(speedup);
   if (best.expected() > most_error && options.density) {  // without a density, one of 1 errs nothing
     char text[160];
     std::snprintf(text, sizeof text,
@@ -177,7 +264,8 @@ Choices choose_jointly(Compiler& compiler, const Profile& profile, const Compile
   }
   Choices choices =
       best.density < 1 ? compiler.choose_nearest(best.steps, best.density) : compiler.choose(best.steps, 1);
-  choices.latents_error = std::sqrt(joint.held_out_reuse_error(best) + best.mask_error);
+  choices.eight_bits = joint.eight_bits_of(best, choices);
+  choices.latents_error = std::sqrt(joint.held_out_reuse_error(best) + best.mask_error + best.eight_bits.error);
   return choices;
 }
 

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/compile/energy_schedule.h"
+#include "calibrate/compile/run_cost.h"
 
 namespace calibatt {
 namespace {
@@ -36,7 +37,7 @@ double least_density(const CompileOptions& options, const ProfileHeader& header)
 }
 
 void require_possible_density(const CompileOptions& options, const ProfileHeader& header) {
-  const std::optional<double> target = options.target_density();
+  const std::optional<double> target = options.density ? options.density : options.target_density();
   if (!target) return;
   const double least = least_density(options, header);
   if (is_near_density(least, *target)) return;
@@ -59,9 +60,11 @@ int least_forwards(const ProfileHeader& header) {
 
 double most_speedup(const CompileOptions& options, const ProfileHeader& header, int forwards) {
   const double least = options.density.value_or(least_density(options, header));
-  const double summary_pairs = options.skipped == Skipped::kSummary ? 1.0 / header.geometry.block_k : 0.0;
-  const double cost = least < 1 ? forward_cost(least, summary_pairs, options.attention_share) : 1;
-  return header.num_steps() / (forwards * cost);
+  const RunCost cost(options, header);
+  Forwards in_eight_bits{.all = forwards};
+  if (options.may_be_eight_bit.layers && cost.saved_by_layers() > 0) in_eight_bits.layers = forwards;
+  if (options.may_be_eight_bit.attention && cost.saved_by_attention(least) > 0) in_eight_bits.attention = forwards;
+  return header.num_steps() / (forwards * cost.of(in_eight_bits, least));
 }
 
 void require_possible_speedup(const CompileOptions& options, const ProfileHeader& header, bool share_is_known) {

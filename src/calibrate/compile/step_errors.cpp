@@ -211,6 +211,13 @@ std::vector<double> mask_changes_of_steps(const StepGrowth& growth, int num_step
   return along(changes, num_steps);
 }
 
+std::vector<double> eight_bit_changes_of_steps(const std::vector<StepGrowth::EightBitChange>& changes, int num_steps) {
+  if (changes.empty()) return {};
+  Curve curve;
+  for (const StepGrowth::EightBitChange& each : changes) curve.emplace_back(each.step, each.change);
+  return along(curve, num_steps);
+}
+
 namespace {
 
 using Reuse = std::vector<StepReuse>;

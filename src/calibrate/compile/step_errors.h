@@ -34,7 +34,8 @@ class StepErrors {
   /// How much more a change of each step's forward counts at the end, squared, since other steps are made from it: 1
   /// where none is, 0 where the step itself has none.
   std::vector<double> forward_weights(const std::vector<StepReuse>& reuse) const;
-  /// Of each step: what one unit of the mean square of its prediction's change by masks does to the final latents'.
+  /// Of each step: what one unit of the mean square of its prediction's change does to the final latents', by masks or
+  /// 8 bits: neither turns with the step as reuse does.
   std::vector<double> mask_weights() const;
 
  private:
@@ -68,6 +69,8 @@ enum class ErrorOf : uint8_t { kReuse, kMasks };
 std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas, ErrorOf errors);
 /// MaskChange::per_error of all steps: its logarithm is linear between those that were measured, and constant outside.
 std::vector<double> mask_changes_of_steps(const StepGrowth& growth, int num_steps);
+/// StepGrowth::EightBitChange::change of all steps, likewise; nothing where none was measured.
+std::vector<double> eight_bit_changes_of_steps(const std::vector<StepGrowth::EightBitChange>& changes, int num_steps);
 
 /// The best sets of reused steps that were found, of 0, 1, 2, … steps, up to `most` and as far as some are possible.
 /// With many steps that takes seconds: `poll` is called all the time, and what it throws ends the search.

@@ -66,6 +66,23 @@ bool link_or_copy(const std::string& from, const std::string& to) {
   return false;
 }
 
+/// Whoever looks after one folder, or deletes it, would not think of the other.
+void require_outside(const std::string& output, const std::vector<std::string>& folders) {
+  const auto whole = [](const std::string& path) {
+    std::error_code error;
+    const fs::path absolute = fs::absolute(fs::path(path) / "", error).parent_path();
+    const fs::path canonical = fs::weakly_canonical(absolute, error);
+    return error ? absolute : canonical;
+  };
+  const fs::path inner = whole(output);
+  for (const std::string& folder : folders) {
+    const fs::path outer = whole(folder);
+    if (std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first != outer.end()) continue;
+    throw Error(ErrorKind::kUsage, "merge: " + output + " is in " + folder +
+                                       ", one of the folders to merge; give a folder outside of them with -o");
+  }
+}
+
 /// How errors of steps grow was measured once for a run of this kind; the first folder that knows it says it.
 std::optional<StepGrowth> growth_of(const std::vector<std::string>& folders, const ProfileHeader& header) {
   for (const std::string& folder : folders) {
@@ -103,6 +120,7 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
       }
     }
   }
+  require_outside(output, folders);
   std::vector<int> missing;
   for (int prompt = 0; prompt < header.provenance.num_prompts; ++prompt) {
     if (!files.contains(prompt)) missing.push_back(prompt);

@@ -141,6 +141,19 @@ TEST_F(Merge, GapsDuplicatesAndFullFoldersAreRefusedBeforeAnythingIsWritten) {
   EXPECT_FALSE(std::filesystem::exists(output));
 }
 
+TEST_F(Merge, AFolderInsideOneOfThoseToMergeIsRefused) {
+  record(a.path(), 0, 2);
+  record(b.path(), 2, 4);
+  std::filesystem::create_directory_symlink(b.path(), c / "link");
+  for (const std::string& inside : {a / "merged", b / "deep/er/", c / "link/merged", a / "x/../merged"}) {
+    EXPECT_THAT(message(ErrorKind::kUsage, {a.path(), b.path()}, inside),
+                AllOf(HasSubstr("is in "), HasSubstr("one of the folders to merge")))
+        << inside;
+  }
+  EXPECT_EQ(merge_profiles({a.path(), b.path()}, a.path() + "_merged").prompts, 4) << "a name that begins alike";
+  std::filesystem::remove_all(a.path() + "_merged");
+}
+
 TEST_F(Merge, FoldersOfDifferentCalibrationsAreRefusedNamingBothValues) {
   record(a.path(), 0, 2);
   header.sigmas[1] = 0.25;

@@ -401,15 +401,19 @@ void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int r
                                       " do not fit their checksum: the file was altered; " + std::string(kMeasureAnew));
 }
 
-std::optional<double> measured_attention_share(const Profile& profile) {
-  double attention = 0, run = 0;
+std::vector<double> attention_shares(const Profile& profile) {
+  std::vector<double> shares;
   for (const PromptProfile& prompt : profile.prompts) {
-    if (prompt.run_seconds <= 0) continue;
-    attention += prompt.attention_seconds;
-    run += prompt.run_seconds;
+    if (prompt.run_seconds > 0) shares.push_back(std::clamp(prompt.attention_seconds / prompt.run_seconds, 0.0, 1.0));
   }
-  if (run <= 0) return std::nullopt;
-  return std::clamp(attention / run, 0.0, 1.0);
+  std::ranges::sort(shares);
+  return shares;
+}
+
+std::optional<double> measured_attention_share(const Profile& profile) {
+  const std::vector<double> shares = attention_shares(profile);
+  if (shares.empty()) return std::nullopt;
+  return (shares[(shares.size() - 1) / 2] + shares[shares.size() / 2]) / 2;
 }
 
 }  // namespace calibatt

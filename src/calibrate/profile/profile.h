@@ -113,7 +113,9 @@ void seal_site(const ProfileHeader& header, PromptProfile& prompt, int recorded,
 /// levels are gigabytes and read once, by whoever uses them.)
 void verify_site(const ProfileHeader& header, const PromptProfile& prompt, int recorded, int layer);
 
-/// The share of dense self-attention in the transformer's time, over all prompts that know it.
+/// The share of dense self-attention in the transformer's time, in rising order: of each prompt that knows it.
+std::vector<double> attention_shares(const Profile& profile);
+/// Their median: a prompt that ran while the machine did something else is one of several.
 std::optional<double> measured_attention_share(const Profile& profile);
 
 /// One safetensors file per prompt in `folder`, each of them whole: it appears complete or not at all. Files of other

@@ -60,10 +60,24 @@ std::vector<Each> parse_steps(const JsonConfig& json, const char* list, const ch
   return steps;
 }
 
+Json list_of(const std::vector<StepGrowth::EightBitChange>& changes) {
+  Json list = Json::array();
+  for (const auto& each : changes) list.push_back({{"step", each.step}, {"change", each.change}});
+  return list;
+}
+
 StepGrowth parse(const JsonConfig& json, const ProfileHeader& header) {
   StepGrowth growth;
   growth.factors = parse_steps<StepGrowth::Factor>(json, "factors", "factor", header);
   growth.mask_changes = parse_steps<StepGrowth::MaskChange>(json, "mask_changes", "per_error", header);
+  // Programs from before pass over these.
+  if (json.has("layer_changes")) {
+    growth.layer_changes = parse_steps<StepGrowth::EightBitChange>(json, "layer_changes", "change", header);
+    growth.layers = json.string("layers");
+  }
+  if (json.has("attention_changes")) {
+    growth.attention_changes = parse_steps<StepGrowth::EightBitChange>(json, "attention_changes", "change", header);
+  }
   growth.latents_error = json.number("latents_error");
   growth.psnr_db = json.number("psnr_db");
   if (!(growth.latents_error > 0)) json.fail("latents_error", "expected a number above 0");
@@ -79,6 +93,11 @@ void save_growth(const std::string& folder, const ProfileHeader& header, const S
   Json json = {{"format", kFormat},        {"version", kVersion},     {"run", run_of(header)},
                {"factors", factors},       {"mask_changes", changes}, {"latents_error", growth.latents_error},
                {"psnr_db", growth.psnr_db}};
+  if (!growth.layer_changes.empty()) {
+    json["layer_changes"] = list_of(growth.layer_changes);
+    json["layers"] = growth.layers;
+  }
+  if (!growth.attention_changes.empty()) json["attention_changes"] = list_of(growth.attention_changes);
   json[kChecksum] = checksum_of(json);
   write_text_file(path_in(folder), text_of(json, 2) + "\n");
 }

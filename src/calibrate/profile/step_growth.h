@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/eight_bit_parts.h"
 #include "calibrate/profile/profile.h"
 
 namespace calibatt {
@@ -28,6 +29,21 @@ struct StepGrowth {
     bool operator==(const MaskChange&) const = default;
   };
   std::vector<MaskChange> mask_changes;  ///< by rising step
+
+  /// What 8 bits in one part do to a prediction at the latents of a dense run, √(mean square of its change / mean
+  /// square of the final latents).
+  struct EightBitChange {
+    int step = 0;
+    double change = 0;  ///< above 0
+    bool operator==(const EightBitChange&) const = default;
+  };
+  std::vector<EightBitChange> layer_changes, attention_changes;  ///< by rising step; empty: not measured
+  std::string layers;                                            ///< which layers that was of: RunReport::weights_dtype
+  /// Whether what 8 bits do is known of all of these.
+  bool knows(EightBitParts parts, const std::string& of_layers) const {
+    return (!parts.layers || (!layer_changes.empty() && layers == of_layers)) &&
+           (!parts.attention || !attention_changes.empty());
+  }
 
   // Final latents that were changed, and the video of them.
   double latents_error = 0;  ///< √(mean square of the change / that of dense ones)

@@ -127,6 +127,27 @@ TEST_F(StepTables, GrowthComesBackForTheSameRunAlone) {
   EXPECT_THAT(message(ErrorKind::kMismatch, [&] { load_growth(folder.path(), header); }), HasSubstr("--sigmas"));
 }
 
+TEST_F(StepTables, WhatEightBitsDoComesBackToo) {
+  const EightBitParts both{.attention = true, .layers = true};
+  EXPECT_TRUE(growth.knows({}, "fp8"));
+  EXPECT_FALSE(growth.knows({.layers = true}, "fp8"));
+  growth.layer_changes = {{0, 0.0078125}, {2, 0.03125}};
+  growth.layers = "fp8";
+  EXPECT_TRUE(growth.knows({.layers = true}, "fp8"));
+  EXPECT_FALSE(growth.knows({.layers = true}, "fp8, but for ffn")) << "of other layers";
+  EXPECT_FALSE(growth.knows(both, "fp8"));
+  growth.attention_changes = {{1, 0.001953125}};
+  EXPECT_TRUE(growth.knows(both, "fp8"));
+  save_growth(folder.path(), header, growth);
+  EXPECT_EQ(load_growth(folder.path(), header), growth);
+  const std::string path = folder / "step_growth.json";
+  const std::string sound = without_checksum(read_text_file(path));
+  EXPECT_THAT(sound, HasSubstr("\"version\": 2")) << "programs from before read it, and pass over the two lists";
+  std::string text = sound;
+  std::ofstream(path) << text.replace(text.find("0.03125"), 7, "-1");
+  EXPECT_THAT(message(ErrorKind::kFormat, [&] { load_growth(folder.path(), header); }), HasSubstr("layer_changes[1]"));
+}
+
 TEST_F(StepTables, GrowthOfAnEarlierVersionIsMeasuredAnew) {
   save_growth(folder.path(), header, growth);
   const std::string path = folder / "step_growth.json";

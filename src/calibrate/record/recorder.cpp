@@ -38,7 +38,7 @@ void Recorder::begin_forward(int step, GuidanceBranch branch) {
   recorded_index_ = index_of_step_[static_cast<size_t>(step)];
   Clock& clock = clocks_[recording() ? 1 : 0];
   if (!clock.measured_step) clock.measured_step = step;
-  forward_is_measured_ = clock.measured_step == step;
+  forward_is_measured_ = all_is_measured_ || clock.measured_step == step;
   if (place_ != nullptr && recording()) earlier_ = place_->wait_for_earlier(recorded_index_);
 }
 

@@ -38,7 +38,9 @@ class Recorder : public SelfAttention {
   /// Throws Error(kUsage) unless every step and layer that the header asks for was recorded.
   virtual void finish();
   /// Dense attention of both branches, and what recording cost beyond it. On a backend that runs ahead of the host a
-  /// clock makes it wait, so only the first forward of each kind is measured and stands for the others.
+  /// clock makes it wait, so there only the first forward of each kind is measured and stands for the others. On a
+  /// processor, which may have other work at times, all are: what recording costs is many times the attention, and an
+  /// estimate of it by one forward would leave the rest of the run anything.
   double attention_seconds() const;
   double recording_seconds() const;
 
@@ -71,8 +73,8 @@ class Recorder : public SelfAttention {
   void timed(const AttentionCall& call, const Attend& attend, const Record& record) {
     Clock& clock = clocks_[recording() ? 1 : 0];
     ++clock.calls;
-    // The first call of its kind loads kernels and allocates.
-    const bool measured = forward_is_measured_ && (clock.calls > 1 || header_.num_layers == 1);
+    // The first call of its kind loads kernels and allocates, and is not to stand for others.
+    const bool measured = forward_is_measured_ && (all_is_measured_ || clock.calls > 1 || header_.num_layers == 1);
     const double start = measured ? waited_seconds() : 0;
     if (recording()) {
       attend();
@@ -116,6 +118,7 @@ class Recorder : public SelfAttention {
   PromptPlace* place_;
   int told_steps_ = 0;  ///< of the recorded ones, the first few, whose measurements others may read
   int recorded_index_ = -1;
+  const bool all_is_measured_ = backend_.device.in_host_memory();
   bool forward_is_measured_ = false;
   Clock clocks_[2];  ///< of plain and of recorded calls
 };

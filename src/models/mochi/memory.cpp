@@ -7,16 +7,20 @@ namespace calibatt {
 // As MochiTransformer::prepare_workspace lays them out, and what is made beside them in each forward. q, k and v share
 // their memory with the feed-forward, which takes all tokens at a time (on a GPU; fewer on a CPU).
 uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens,
-                                DType dtype) {
+                                const Arithmetic& arithmetic) {
   const auto video = static_cast<uint64_t>(num_tokens), text = static_cast<uint64_t>(text_tokens),
              dim = static_cast<uint64_t>(config.dim()), hidden = static_cast<uint64_t>(config.ffn_dim()),
-             text_width = static_cast<uint64_t>(config.text_width), bytes = static_cast<uint64_t>(dtype_size(dtype));
+             text_width = static_cast<uint64_t>(config.text_width),
+             bytes = static_cast<uint64_t>(dtype_size(arithmetic.dtype));
   const uint64_t residuals = (video * dim + 3 * text * text_width) * sizeof(float),  // both prompts' text, and a copy
-      normed = (video * dim + text * text_width) * bytes, attended = (video + text) * dim * bytes,
+      normed = (video * dim + text * text_width) * bytes,
+                 normed_in_8_bits = arithmetic.eight_bit_layers ? video * dim : 0,
+                 attended = (video + text) * dim * bytes,
                  shared = std::max(3 * (video + text) * dim, 3 * video * hidden) * bytes;
   const auto patch = static_cast<uint64_t>(config.patch_size),
              channels = static_cast<uint64_t>(config.in_channels) + static_cast<uint64_t>(config.out_channels);
-  return residuals + normed + attended + shared + 2 * video * channels * patch * patch * sizeof(float);
+  return residuals + normed + normed_in_8_bits + attended + shared +
+         2 * video * channels * patch * patch * sizeof(float);
 }
 
 }  // namespace calibatt

@@ -2,12 +2,13 @@
 
 #include <cstdint>
 
-#include "base/dtype.h"
 #include "model_settings/mochi_config.h"
+#include "models/video_model.h"
 
 namespace calibatt {
 
-/// Bytes of the transformer's activations in a forward of so many tokens of video and text. dtype: of its arithmetic.
-uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens, DType dtype);
+/// Bytes of the transformer's activations in a forward of so many tokens of video and text.
+uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens,
+                                const Arithmetic& arithmetic);
 
 }  // namespace calibatt

@@ -1,10 +1,12 @@
 #include "models/mochi/model.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "base/error.h"
 #include "models/lora.h"
+#include "models/mochi/layers.h"
 #include "models/mochi/memory.h"
 #include "models/mochi/transformer.h"
 #include "models/mochi/vae.h"
@@ -106,6 +108,11 @@ class MochiModel final : public VideoModel {
     return result;
   }
 
+  void expect_steps(std::span<const StepSettings> steps, const WorkProgress& progress) override {
+    const bool has_wide = std::ranges::any_of(steps, [](const StepSettings& step) { return !step.eight_bit_layers; });
+    if (has_wide) transformer_.load_wide_layers(progress);
+  }
+
   /// Mochi counts time from noise, 0, to data, 1000, in float32 (bfloat16 would make steps of 4 of it), and predicts
   /// data − noise.
   Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
@@ -115,7 +122,8 @@ class MochiModel final : public VideoModel {
     CALIBATT_ASSERT(branch == GuidanceBranch::kConditional || prompts.unconditional.has_value());
     const MochiPrompt& prompt = branch == GuidanceBranch::kConditional ? prompts.conditional : *prompts.unconditional;
     const float timestep = (1.0f - static_cast<float>(step.sigma)) * static_cast<float>(kTimesteps);
-    Tensor prediction = transformer_.forward(latents, timestep, prompt, attention, &times, {}, progress);
+    Tensor prediction =
+        transformer_.forward(latents, {timestep, step.eight_bit_layers}, prompt, attention, &times, {}, progress);
     float* values = prediction.f32();
     for (int64_t i = 0; i < prediction.size(); ++i) values[i] = -values[i];
     return prediction;
@@ -199,8 +207,15 @@ class MochiFiles final : public ModelFiles {
   MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const override {
     const DType dtype = arithmetic.dtype;
     const int64_t tokens = description_.geometry(size).num_tokens();
-    return memory_estimate(elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, dtype),
-                           mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    MemoryEstimate needs =
+        memory_estimate(elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
+                        mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    needs.weights -= eight_bit_savings(arithmetic);
+    return needs;
+  }
+
+  BlockFormats block_formats(DType dtype, const ModelLoadOptions& options) const override {
+    return MochiLayers::formats(configs_.transformer, dtype, options);
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {

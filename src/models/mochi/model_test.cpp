@@ -163,11 +163,40 @@ TEST_F(MochiModel, AnOverlayIsSeenByLayersAndFingerprint) {
   EXPECT_GT(difference, 0);
 }
 
+TEST(MochiMemory, LayersIn8BitsTakeAByteForAnElementOfTheVideosStream) {
+  const std::unique_ptr<ModelFiles> files = open_model(std::string(CALIBATT_MODELS_DIR) + "/tiny-mochi");
+  constexpr uint64_t kLayers = 6, kSquare = 384 * 384, kFeedForward = 384 * 1024,
+                     kBlock = 4 * kSquare + 3 * kFeedForward;
+  const VideoSize size{97, 256, 256};
+  const uint64_t bf16 = files->memory(size, DType::kBF16).weights;
+  EXPECT_EQ(files->memory(size, {DType::kBF16, true}).weights, bf16 - kLayers * kBlock);
+  EXPECT_EQ(files->memory(size, {DType::kBF16, true, true}).weights, bf16 - kLayers * kBlock + 2 * 2 * kBlock)
+      << "two blocks at a time, in bfloat16";
+  EXPECT_EQ(files->kept_layer_bytes({}, DType::kBF16), 0u);
+  EXPECT_EQ(files->kept_layer_bytes({"ff.net.0"}, DType::kBF16), kLayers * 2 * kFeedForward);
+  EXPECT_EQ(files->kept_layer_bytes({"to_k"}, DType::kBF16), kLayers * 3 * kSquare)
+      << "stacked with queries and values";
+  EXPECT_EQ(files->kept_layer_bytes({"transformer_blocks.1"}, DType::kF32), 3 * kBlock);
+  EXPECT_TRUE(files->keeps_all_layers({"transformer_blocks"}));
+  EXPECT_FALSE(files->keeps_all_layers({"attn1", "ff.net.0"}));
+  for (const char* none : {"attn1.to_add_out", "norm1.linear", "ff_context.net.2", "blocks.0"}) {
+    try {
+      files->kept_layer_bytes({none}, DType::kBF16);
+      ADD_FAILURE() << none;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      EXPECT_THAT(error.what(), AllOf(HasSubstr(none), HasSubstr("transformer_blocks.0 to transformer_blocks.5")));
+    }
+  }
+}
+
 // The published model: 10 billion parameters, 163 frames of 848×480.
 TEST(MochiMemory, OfTheFullSizeFitsOnOneCard) {
   const uint64_t bytes = mochi_activation_bytes(MochiTransformerConfig(), 44520, 256, DType::kBF16);
   EXPECT_GT(bytes, 3'200'000'000u);  // 2.2 GB of it are the feed-forward's, of all tokens at a time
   EXPECT_LT(bytes, 3'400'000'000u);  // a table of all heads' angles would take 1.1 GB more
+  const uint64_t eight_bits = mochi_activation_bytes(MochiTransformerConfig(), 44520, 256, {DType::kBF16, true});
+  EXPECT_EQ(eight_bits, bytes + uint64_t{44520} * 3072) << "norms in 8 bits";
 }
 
 }  // namespace

@@ -84,7 +84,7 @@ Tensor MochiTransformer::pooled_tokens(const Tensor& text_embeddings) const {
   return pooled;
 }
 
-Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const MochiPrompt& prompt,
+Tensor MochiTransformer::forward(const Tensor& latents, const TransformerStep& step, const MochiPrompt& prompt,
                                  SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer,
                                  const WorkProgress& progress) {
   CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
@@ -101,38 +101,33 @@ Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const Mo
   const PatchLayout patches{{1, config_.patch_size, config_.patch_size}, layout.raster_of_position};
   const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim(),
                 patch_volume = int64_t{config_.patch_size} * config_.patch_size;
+  wide_forward_ = has_eight_bits_ && !step.eight_bit_layers;
+  if (wide_forward_) load_wide_layers(progress);
   prepare_workspace(num_tokens, prompt);
 
   // The tokens take the order of the run here, and leave it in unpatchify: nothing in between depends on it but the
   // rotary embedding, which is in the same order.
   Tensor tokens = backend_->empty(DType::kF32, {num_tokens, config_.in_channels * patch_volume});
   backend_->patchify(backend_->from_host(latents), patches, tokens);
-  backend_->linear(*patch_embedding_, tokens, work_.residual);
-  const auto [condition_f32, condition] = this->condition(timestep, prompt);
+  backend_->linear(*patch_embedding_, tokens, work_.video.residual);
+  const auto [condition_f32, condition] = this->condition(step.timestep, prompt);
 
   Modulation next;  // of the block to come, whose first norm follows the residual's last change where it is known
   for (int layer = 0; layer < config_.num_layers; ++layer) {
-    const Block& block = blocks_[layer];
-    // The first one again after the last: another forward follows most of the time.
-    const WeightsInUse in_use(block.streamed, blocks_[(layer + 1) % config_.num_layers].streamed);
-    const bool normed = !next.video.empty();
-    const Modulation now = normed ? std::move(next) : this->modulation(block, condition);
-    next = is_last(layer) || block.streamed ? Modulation() : this->modulation(blocks_[layer + 1], condition);
-    if (!normed) norm_streams(now);
-    attention_step(layer, now, layout, self_attention, *attention_timer);
-    after_part(*backend_, progress, layer, config_.num_layers, 0.5);
-    feed_forward_step(block.video, now.video, next.video, work_.residual);
-    if (!work_.text.empty() && !is_last(layer)) feed_forward_step(block.text, now.text, next.text, work_.text);
-    if (observer) observer(layer, work_.residual, work_.text);
+    next = apply_block(layer, std::move(next), condition, [&](const Block& block, const Modulation& now) {
+      attention_step(block, layer, now, layout, self_attention, *attention_timer);
+      after_part(*backend_, progress, layer, config_.num_layers, 0.5);
+    });
+    if (observer) observer(layer, work_.video.residual, work_.text.residual);
     after_part(*backend_, progress, layer, config_.num_layers, 1);
   }
 
   Tensor modulation = backend_->empty(DType::kF32, {2 * dim});
   backend_->linear(*output_modulation_, condition_f32, modulation);
   const Tensor scale = tensor_rows(modulation, 0, dim), shift = tensor_rows(modulation, dim, dim);
-  backend_->layer_norm(work_.residual, &scale, &shift, true, kEpsilon, work_.residual);
+  backend_->layer_norm(work_.video.residual, &scale, &shift, true, kEpsilon, work_.video.residual);
   Tensor patches_out = backend_->empty(DType::kF32, {num_tokens, config_.out_channels * patch_volume});
-  backend_->linear(*output_projection_, work_.residual, patches_out);
+  backend_->linear(*output_projection_, work_.video.residual, patches_out);
   Tensor prediction = backend_->empty(DType::kF32, {config_.out_channels, frames, height, width});
   backend_->unpatchify(patches_out, patches, prediction);
 
@@ -145,7 +140,28 @@ Tensor MochiTransformer::forward(const Tensor& latents, float timestep, const Mo
   return result;
 }
 
-std::pair<Tensor, Tensor> MochiTransformer::condition(float timestep, const MochiPrompt& prompt) const {
+/// now: what modulates the block, unless it is empty: then the block's input is not normed yet. Returns the same of the
+/// next block.
+MochiTransformer::Modulation MochiTransformer::apply_block(
+    int layer, Modulation now, const Tensor& condition,
+    const std::function<void(const Block& block, const Modulation& now)>& attend) {
+  // The first one again after the last: another forward follows most of the time.
+  const Block &block = this->block(layer), &next_block = this->block((layer + 1) % config_.num_layers);
+  const WeightsInUse in_use(block.streamed, next_block.streamed);
+  const bool has_text = !work_.text.residual.empty();
+  if (now.video.empty()) {
+    now = modulation(block, condition);
+    norm_stream(block.video, now.video, work_.video);
+    if (has_text) norm_stream(block.text, now.text, work_.text);
+  }
+  Modulation next = is_last(layer) || offloads_ ? Modulation() : modulation(next_block, condition);
+  attend(block, now);
+  feed_forward_step(block.video, now.video, next_block.video, next.video, work_.video);
+  if (has_text && !is_last(layer)) feed_forward_step(block.text, now.text, next_block.text, next.text, work_.text);
+  return next;
+}
+
+std::pair<Tensor, Tensor> MochiTransformer::condition(double timestep, const MochiPrompt& prompt) const {
   const int64_t dim = config_.dim();
   const Tensor sinusoids = backend_->from_host(timestep_embedding(timestep, config_.time_embed_dim));
   Tensor hidden = backend_->empty(DType::kF32, {dim}), embedding = backend_->empty(DType::kF32, {dim});
@@ -159,7 +175,8 @@ std::pair<Tensor, Tensor> MochiTransformer::condition(float timestep, const Moch
 }
 
 MochiTransformer::Modulation MochiTransformer::modulation(const Block& block, const Tensor& condition) const {
-  return {modulation(block.video, condition), work_.text.empty() ? Tensor() : modulation(block.text, condition)};
+  return {modulation(block.video, condition),
+          work_.text.residual.empty() ? Tensor() : modulation(block.text, condition)};
 }
 
 Tensor MochiTransformer::modulation(const Stream& stream, const Tensor& condition) const {
@@ -178,63 +195,64 @@ Tensor MochiTransformer::modulation(const Stream& stream, const Tensor& conditio
   return result;
 }
 
-/// What a block begins with: rms_norm(residual)·(1 + scale) of both streams.
-void MochiTransformer::norm_streams(const Modulation& modulation) {
-  Tensor normed = normed_for(work_.residual);
-  backend_->rms_norm(work_.residual, tensor_row(modulation.video, kScale), kEpsilon, normed);
-  if (work_.text.empty()) return;
-  normed = normed_for(work_.text);
-  backend_->rms_norm(work_.text, tensor_row(modulation.text, kScale), kEpsilon, normed);
+/// What a block begins with: rms_norm(residual)·(1 + scale).
+void MochiTransformer::norm_stream(const Stream& stream, const Tensor& modulation, StreamRows& rows) {
+  const Tensor scale = tensor_row(modulation, kScale);
+  if (in_eight_bits(*stream.qkv)) {
+    backend_->eight_bit_ops().rms_norm(rows.residual, scale, kEpsilon, rows.normed.eight_bits);
+  } else {
+    backend_->rms_norm(rows.residual, scale, kEpsilon, rows.normed.wide);
+  }
 }
 
 /// One stream's queries, keys and values, from row first_row on: norm_rotate(W_q x), norm_rotate(W_k x), W_v x, x as
-/// norm_streams or the block before left it.
-void MochiTransformer::project(const Stream& stream, const Tensor& normed, int64_t first_row, const RopeFactors* rope) {
+/// norm_stream or the block before left it.
+void MochiTransformer::project(const Stream& stream, const StreamRows& rows, int64_t first_row,
+                               const RopeFactors* rope) {
   const int head_dim = config_.attention_head_dim;
-  Tensor qkv = tensor_rows(work_.qkv, first_row, normed.dim(0));
-  backend_->linear(*stream.qkv, normed, qkv);
+  const int64_t count = rows.residual.dim(0);
+  Tensor qkv = tensor_rows(work_.qkv, first_row, count);
+  apply_layer(*backend_, *stream.qkv, rows.normed, 0, count, qkv);
   backend_->norm_and_rotate_heads(heads_view(qkv, 0, head_dim), heads_view(qkv, config_.dim(), head_dim),
                                   config_.num_attention_heads, head_dim,
                                   {stream.query_norm, stream.key_norm, kHeadEpsilon}, rope);
 }
 
 /// Of both streams: residual += tanh(gate) ⊙ rms_norm(W_o · attention(queries, keys, values of both)).
-void MochiTransformer::attention_step(int layer, const Modulation& modulation, const Layout& layout,
+void MochiTransformer::attention_step(const Block& block, int layer, const Modulation& modulation, const Layout& layout,
                                       SelfAttention& attention, Timer& timer) {
-  const Block& block = blocks_[layer];
   const int head_dim = config_.attention_head_dim, dim = config_.dim();
   const int64_t num_tokens = layout.geometry.num_tokens();
   AttentionGeometry geometry = layout.geometry;
-  if (!work_.text.empty()) geometry.text_tokens = static_cast<int>(work_.text.dim(0));
+  if (!work_.text.residual.empty()) geometry.text_tokens = static_cast<int>(work_.text.residual.dim(0));
 
-  project(block.video, normed_for(work_.residual), 0, &layout.rope);
-  if (geometry.text_tokens > 0) project(block.text, normed_for(work_.text), num_tokens, nullptr);
+  project(block.video, work_.video, 0, &layout.rope);
+  if (geometry.text_tokens > 0) project(block.text, work_.text, num_tokens, nullptr);
   const Tensor qkv = tensor_rows(work_.qkv, 0, geometry.num_tokens());
   Tensor attended = tensor_rows(work_.attended, 0, geometry.num_tokens());
   const Tensor of_video = tensor_rows(attended, 0, num_tokens), gate = tensor_row(modulation.video, kGate);
 
   OutputContext context;
   Tensor host_gate;
-  if (attention.wants_output_context()) context = output_context(layer, gate, of_video, host_gate);
+  if (attention.wants_output_context()) context = output_context(block, layer, gate, of_video, host_gate);
   timer.start();
   attention.attend(layer, geometry, heads_view(qkv, 0, head_dim), heads_view(qkv, dim, head_dim),
                    heads_view(qkv, 2 * dim, head_dim), heads_view(attended, 0, head_dim), context);
   timer.stop();
 
-  add_output(block.video, of_video, modulation.video, work_.residual);
+  add_output(block.video, of_video, modulation.video, work_.video);
   if (geometry.text_tokens > 0 && !is_last(layer)) {
     add_output(block.text, tensor_rows(attended, num_tokens, geometry.text_tokens), modulation.text, work_.text);
   }
 }
 
-OutputContext MochiTransformer::output_context(int layer, const Tensor& gate, const Tensor& attended,
-                                               Tensor& host_gate) {
-  const Block& block = blocks_[static_cast<size_t>(layer)];
-  OutputContext context =
-      output_weights_.context(*backend_, layer, *block.video.output, gate, work_.residual, host_gate);
-  context.squared_gain = [this, &block, attended] {
+OutputContext MochiTransformer::output_context(const Block& block, int layer, const Tensor& gate,
+                                               const Tensor& attended, Tensor& host_gate) {
+  const LinearLayer& projection = *block.video.output;
+  OutputContext context = output_weights_.context(*backend_, layer, projection, gate, work_.video.residual, host_gate);
+  context.squared_gain = [this, &projection, attended] {
     Tensor output = backend_->empty(DType::kF32, attended.shape());
-    backend_->linear(*block.video.output, attended, output);
+    apply_layer(*backend_, projection, attended, work_.video.normed.eight_bits, output);
     return 1 / (backend_->sum_of_squares(output) / static_cast<double>(output.size()) + kEpsilon);
   };
   return context;
@@ -242,33 +260,50 @@ OutputContext MochiTransformer::output_context(int layer, const Tensor& gate, co
 
 /// And rms_norm(residual)·(1 + scale), which the feed-forward begins with.
 void MochiTransformer::add_output(const Stream& stream, const Tensor& attended, const Tensor& modulation,
-                                  Tensor& residual) {
-  Tensor output = normed_for(residual);
-  backend_->linear(*stream.output, attended, output);
-  const Tensor scale = tensor_row(modulation, kFeedForwardScale);
-  const FollowingNorm following{scale, output};
-  backend_->add_rms_norm(output, tensor_row(modulation, kGate), kEpsilon, residual, &following);
+                                  StreamRows& rows) {
+  apply_layer(*backend_, *stream.output, attended, rows.normed.eight_bits, rows.normed.wide);
+  add_norm(rows.normed.wide, tensor_row(modulation, kGate), rows.residual, stream.feed_forward_in.get(),
+           tensor_row(modulation, kFeedForwardScale), rows.normed.eight_bits);
 }
 
 /// residual += tanh(gate) ⊙ rms_norm(W_2 · swiglu(W_1 x)), x as add_output left it; and what the next block begins
-/// with, unless `next` is empty.
-void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& modulation, const Tensor& next,
-                                         Tensor& residual) {
-  const int64_t num_tokens = residual.dim(0), inner = stream.feed_forward_out->in_features();
-  const Tensor normed = normed_for(residual), gate = tensor_row(modulation, kFeedForwardGate),
-               next_scale = next.empty() ? Tensor() : tensor_row(next, kScale);
+/// with, unless its modulation is empty.
+void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& modulation, const Stream& next,
+                                         const Tensor& next_modulation, StreamRows& rows) {
+  const int64_t num_tokens = rows.residual.dim(0), inner = stream.feed_forward_out->in_features();
+  const Tensor gate = tensor_row(modulation, kFeedForwardGate),
+               next_scale = next_modulation.empty() ? Tensor() : tensor_row(next_modulation, kScale);
+  const LinearLayer* const reader = next_modulation.empty() ? nullptr : next.qkv.get();
   const int64_t chunk = std::min(num_tokens, work_.hidden.size() / (3 * inner));
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t count = std::min(chunk, num_tokens - begin);
-    Tensor wide(dtype_, {count, 2 * inner}, work_.hidden.storage());
-    Tensor hidden = tensor_rows(Tensor(dtype_, {3 * count, inner}, work_.hidden.storage()), 2 * count, count);
-    Tensor rows = tensor_rows(normed, begin, count), to = tensor_rows(residual, begin, count);
-    backend_->linear(*stream.feed_forward_in, rows, wide);
-    backend_->swiglu(wide, hidden);
-    backend_->linear(*stream.feed_forward_out, hidden, rows);
-    const FollowingNorm following{next_scale, rows};
-    backend_->add_rms_norm(rows, gate, kEpsilon, to, next.empty() ? nullptr : &following);
+    Tensor both(dtype_, {count, 2 * inner}, work_.hidden.storage());
+    LayerInput hidden{tensor_rows(Tensor(dtype_, {3 * count, inner}, work_.hidden.storage()), 2 * count, count), {}};
+    Tensor output = tensor_rows(rows.normed.wide, begin, count), to = tensor_rows(rows.residual, begin, count);
+    apply_layer(*backend_, *stream.feed_forward_in, rows.normed, begin, count, both);
+    if (in_eight_bits(*stream.feed_forward_out)) {
+      hidden.eight_bits = {{DType::kE4M3, {count, inner}, hidden.wide.storage()},
+                           tensor_rows(work_.hidden_scales, 0, count)};
+      backend_->eight_bit_ops().swiglu(both, hidden.eight_bits);
+    } else {
+      backend_->swiglu(both, hidden.wide);
+    }
+    apply_layer(*backend_, *stream.feed_forward_out, hidden, 0, count, output);
+    EightBitRows eight_bits;
+    if (reader != nullptr && in_eight_bits(*reader)) eight_bits = row_range(rows.normed.eight_bits, begin, count);
+    add_norm(output, gate, to, reader, next_scale, eight_bits);
   }
+}
+
+/// residual += gate ⊙ rms_norm(output); and then, unless `reader` is null, rms_norm(residual) ⊙ scale in the form in
+/// which it takes that: in the place of output, or in eight_bits.
+void MochiTransformer::add_norm(Tensor& output, const Tensor& gate, Tensor& residual, const LinearLayer* reader,
+                                const Tensor& scale, EightBitRows eight_bits) {
+  if (reader != nullptr && in_eight_bits(*reader)) {
+    return backend_->eight_bit_ops().add_rms_norm(output, gate, kEpsilon, residual, scale, eight_bits);
+  }
+  const FollowingNorm following{scale, output};
+  backend_->add_rms_norm(output, gate, kEpsilon, residual, reader == nullptr ? nullptr : &following);
 }
 
 const MochiTransformer::Layout& MochiTransformer::layout_for(const AttentionGeometry& geometry) {
@@ -284,19 +319,15 @@ const MochiTransformer::Layout& MochiTransformer::layout_for(const AttentionGeom
   return *layout_;
 }
 
-/// A stream's rows of dtype(): inputs of its linear layers, then their outputs.
-Tensor MochiTransformer::normed_for(const Tensor& residual) const {
-  return {dtype_, residual.shape(), (&residual == &work_.text ? work_.text_normed : work_.normed).storage()};
-}
-
 void MochiTransformer::prepare_workspace(int64_t num_tokens, const MochiPrompt& prompt) {
   const int64_t dim = config_.dim(), text_width = config_.text_width, text_tokens = prompt.num_tokens();
-  if (work_.residual.empty() || work_.residual.dim(0) != num_tokens || work_.text_capacity < text_tokens) {
+  const Tensor& residual = work_.video.residual;
+  if (residual.empty() || residual.dim(0) != num_tokens || work_.text_capacity < text_tokens) {
     const int64_t capacity = std::max(work_.text_capacity, text_tokens);  // prompts of both branches take turns
     work_ = {};                                                           // before the new one is made: never both
     work_.text_capacity = capacity;
-    work_.residual = backend_->empty(DType::kF32, {num_tokens, dim});
-    work_.normed = backend_->empty(dtype_, {num_tokens, dim});
+    work_.video.residual = backend_->empty(DType::kF32, {num_tokens, dim});
+    work_.video.normed.wide = backend_->empty(dtype_, {num_tokens, dim});
     if (capacity > 0) work_.text_normed = backend_->empty(dtype_, {capacity, text_width});
     work_.attended = backend_->empty(dtype_, {num_tokens + capacity, dim});
     // The largest activations of all share their memory: q, k and v are done with when the feed-forward begins.
@@ -306,11 +337,17 @@ void MochiTransformer::prepare_workspace(int64_t num_tokens, const MochiPrompt& 
     const Tensor shared = backend_->empty(dtype_, {std::max({qkv, rows * one_row, text_rows})});
     work_.qkv = {dtype_, {num_tokens + capacity, 3 * dim}, shared.storage()};
     work_.hidden = {dtype_, {std::max(rows * one_row, text_rows)}, shared.storage()};
+    if (has_eight_bits_) {
+      work_.video.normed.eight_bits = {backend_->empty(DType::kE4M3, {num_tokens, dim}),
+                                       backend_->empty(DType::kF32, {num_tokens})};
+      work_.hidden_scales = backend_->empty(DType::kF32, {work_.hidden.size() / one_row});
+    }
   }
   work_.text = {};
   if (text_tokens == 0) return;
-  work_.text = backend_->empty(DType::kF32, {text_tokens, text_width});  // blocks change it
-  backend_->convert(prompt.text, work_.text);
+  work_.text.residual = backend_->empty(DType::kF32, {text_tokens, text_width});  // blocks change it
+  work_.text.normed.wide = tensor_rows(work_.text_normed, 0, text_tokens);
+  backend_->convert(prompt.text, work_.text.residual);
 }
 
 }  // namespace calibatt

@@ -14,10 +14,12 @@
 #include "model_settings/mochi_config.h"
 #include "models/transformer_parts.h"
 #include "models/video_model.h"
+#include "nn/layer_input.h"
 #include "sparsity/geometry.h"
 
 namespace calibatt {
 
+class BlockFormats;
 class Weights;
 
 /// What the transformer needs of one prompt, the same in every step: made by MochiTransformer::prepare_prompt, once per
@@ -38,10 +40,11 @@ class MochiTransformer {
  public:
   /// folder: config.json and diffusion_pytorch_model.safetensors (or its shards). dtype kF32: all in float32. kBF16:
   /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; both residual streams,
-  /// norms, the timestep's and the prompt's embedding, patch embedding and output projection stay float32. kF16
-  /// (Backend::has_fp16): half precision where kBF16 has bfloat16. Throws Error naming file and tensor when something
-  /// is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when memory
-  /// is short.
+  /// norms, the timestep's and the prompt's embedding, patch embedding and output projection stay float32. With
+  /// options.eight_bit_layers the blocks' linear layers that bear it (mochi/layers) and their inputs are in 8 bits, all
+  /// else as without. kF16 (Backend::has_fp16): half precision where kBF16 has bfloat16. Throws Error naming file and
+  /// tensor when something is missing, misshaped or not finite, or when the file has layers that config.json does not;
+  /// kDevice when memory is short.
   static MochiTransformer load(Backend& backend, const std::string& folder, DType dtype,
                                const ModelLoadOptions& options = {});
 
@@ -60,13 +63,16 @@ class MochiTransformer {
   /// text's [tokens, text_width] F32 (empty without tokens).
   using BlockObserver = std::function<void(int layer, const Tensor& video, const Tensor& text)>;
 
-  /// latents: host, F32 [in_channels, frames, height, width]; timestep: Mochi's own, 0 for noise to 1000 for data.
+  /// As WanTransformer::load_wide_layers.
+  void load_wide_layers(const WorkProgress& progress = {});
+
+  /// latents: host, F32 [in_channels, frames, height, width]; step: Mochi's time, 0 for noise to 1000 for data.
   /// Returns its prediction of data − noise, host, F32 [out_channels, frames, height, width]. The caller has told
   /// self_attention which forward this is (begin_forward). `progress` hears of the blocks, twice in each; where
   /// somebody listens, a device is never more than half a block behind what was heard. Not to be called from two
   /// threads at once.
-  Tensor forward(const Tensor& latents, float timestep, const MochiPrompt& prompt, SelfAttention& self_attention,
-                 TransformerTimes* times = nullptr, const BlockObserver& observer = {},
+  Tensor forward(const Tensor& latents, const TransformerStep& step, const MochiPrompt& prompt,
+                 SelfAttention& self_attention, TransformerTimes* times = nullptr, const BlockObserver& observer = {},
                  const WorkProgress& progress = {});
 
   /// Frees the activations kept from forward to forward (the VAE may need the memory); the next forward allocates anew.
@@ -83,7 +89,14 @@ class MochiTransformer {
   };
   struct Block {
     Stream video, text;                         // of the last block's text: nothing behind qkv
-    std::shared_ptr<StreamedWeights> streamed;  // where the matrices are when they are offloaded, else null
+    std::shared_ptr<StreamedWeights> streamed;  // where matrices are that are not on the device, else null
+  };
+  /// A block's linear layer, and of what it is made.
+  struct Matrix {
+    std::shared_ptr<const LinearLayer>& layer;
+    const std::vector<std::string>& names;  // stacked
+    int64_t out_of_each, in;
+    bool has_bias;
   };
   /// Rows of a modulation, ready for use: 1 + scale and tanh(gate), [4, width] F32.
   enum ModulationRow { kScale, kGate, kFeedForwardScale, kFeedForwardGate };
@@ -97,34 +110,55 @@ class MochiTransformer {
     std::vector<int32_t> raster_of_position;
     RopeFactors rope;
   };
+  /// A stream's tokens.
+  struct StreamRows {
+    Tensor residual;    // [tokens, width] F32; empty without tokens
+    LayerInput normed;  // the same as the next layers take it; in 8 bits what they take of `attended`, too, and wide
+                        // what they give
+  };
   /// Activations, reused by every block of every forward of one size. Text stands behind the video where both are.
   struct Workspace {
-    Tensor residual, text;       // [tokens, dim] and [text tokens, text_width] F32; text: empty without tokens
-    Tensor normed, text_normed;  // the same of dtype(): see normed_for
-    Tensor qkv;                  // [tokens + text_capacity, 3·dim]
-    Tensor attended;             // [tokens + text_capacity, dim]
-    Tensor hidden;               // the feed-forward's hidden layers of some rows, in the memory of qkv
+    StreamRows video, text;
+    Tensor text_normed;    // [text_capacity, text_width]: memory of the text's
+    Tensor qkv;            // [tokens + text_capacity, 3·dim]
+    Tensor attended;       // [tokens + text_capacity, dim]
+    Tensor hidden;         // the feed-forward's hidden layers of some rows, in the memory of qkv
+    Tensor hidden_scales;  // of those in 8 bits, [rows] F32
     int64_t text_capacity = 0;
   };
 
   MochiTransformer() = default;
-  Block load_block(const Weights& weights, int layer, const ModelLoadOptions& options) const;
+  Block load_block(int layer, const BlockFormats& formats, const ModelLoadOptions& options) const;
+  std::vector<Matrix> matrices_of(Block& block, int layer) const;  // in the order in which they are read
+  /// What those of the block that are not there yet take where they are streamed.
+  size_t missing_bytes(int layer, const BlockFormats& formats, Block block) const;
+  /// Loads these; into block.streamed where it has that.
+  void load_missing(int layer, const BlockFormats& formats, const WorkProgress& progress, Block& block) const;
+  /// The block without its layers in 8 bits; where weights are offloaded, without any.
+  Block without_eight_bits(const Block& block, int layer) const;
+  /// Those of the present forward.
+  const Block& block(int layer) const { return (wide_forward_ ? wide_blocks_ : blocks_)[static_cast<size_t>(layer)]; }
   bool is_last(int layer) const { return layer + 1 == config_.num_layers; }
   const Layout& layout_for(const AttentionGeometry& geometry);
   void prepare_workspace(int64_t num_tokens, const MochiPrompt& prompt);
-  Tensor normed_for(const Tensor& residual) const;
   Tensor pooled_tokens(const Tensor& text_embeddings) const;
   /// → silu(embedding of timestep and prompt) [dim], in float32 and as the blocks take it.
-  std::pair<Tensor, Tensor> condition(float timestep, const MochiPrompt& prompt) const;
+  std::pair<Tensor, Tensor> condition(double timestep, const MochiPrompt& prompt) const;
   Tensor modulation(const Stream& stream, const Tensor& condition) const;
   Modulation modulation(const Block& block, const Tensor& condition) const;
-  void norm_streams(const Modulation& modulation);
-  void project(const Stream& stream, const Tensor& normed, int64_t first_row, const RopeFactors* rope);
-  void attention_step(int layer, const Modulation& modulation, const Layout& layout, SelfAttention& attention,
-                      Timer& timer);
-  OutputContext output_context(int layer, const Tensor& gate, const Tensor& attended, Tensor& host_gate);
-  void add_output(const Stream& stream, const Tensor& attended, const Tensor& modulation, Tensor& residual);
-  void feed_forward_step(const Stream& stream, const Tensor& modulation, const Tensor& next, Tensor& residual);
+  void norm_stream(const Stream& stream, const Tensor& modulation, StreamRows& rows);
+  void project(const Stream& stream, const StreamRows& rows, int64_t first_row, const RopeFactors* rope);
+  Modulation apply_block(int layer, Modulation now, const Tensor& condition,
+                         const std::function<void(const Block& block, const Modulation& now)>& attend);
+  void attention_step(const Block& block, int layer, const Modulation& modulation, const Layout& layout,
+                      SelfAttention& attention, Timer& timer);
+  OutputContext output_context(const Block& block, int layer, const Tensor& gate, const Tensor& attended,
+                               Tensor& host_gate);
+  void add_output(const Stream& stream, const Tensor& attended, const Tensor& modulation, StreamRows& rows);
+  void feed_forward_step(const Stream& stream, const Tensor& modulation, const Stream& next,
+                         const Tensor& next_modulation, StreamRows& rows);
+  void add_norm(Tensor& output, const Tensor& gate, Tensor& residual, const LinearLayer* reader, const Tensor& scale,
+                EightBitRows eight_bits);
 
   Backend* backend_ = nullptr;
   DType dtype_ = DType::kF32;
@@ -134,7 +168,11 @@ class MochiTransformer {
   std::shared_ptr<const LinearLayer> pool_keys_values_, pool_query_, pool_output_;
   Tensor frequencies_;  // [3, heads, head_dim/2] F32
   Tensor one_;          // [1] F32
+  std::shared_ptr<const Weights> stored_;
+  bool offloads_ = false, has_eight_bits_ = false;
+  bool wide_forward_ = false;  // the present forward is without 8 bits
   std::vector<Block> blocks_;
+  std::vector<Block> wide_blocks_;  // the same without 8 bits; empty until load_wide_layers
   OutputWeights output_weights_;
   std::shared_ptr<const LinearLayer> output_modulation_, output_projection_;
   std::unique_ptr<Layout> layout_;  // of the last forward

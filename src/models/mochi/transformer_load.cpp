@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "models/linear_loading.h"
+#include "models/mochi/layers.h"
 #include "models/mochi/transformer.h"
 #include "models/weight_overlay.h"
 #include "models/weights.h"
@@ -8,17 +9,7 @@
 namespace calibatt {
 namespace {
 
-/// Of a block's matrices.
-size_t block_bytes(const MochiTransformerConfig& config, DType dtype, bool last) {
-  const int64_t dim = config.dim(), text = config.text_width, hidden = config.ffn_dim(),
-                text_hidden = config.text_ffn_dim();
-  const auto bytes = [dtype](int64_t out, int64_t in) { return Backend::streamed_bytes(out, in, dtype); };
-  const size_t video =
-      bytes(4 * dim, dim) + bytes(3 * dim, dim) + bytes(dim, dim) + bytes(2 * hidden, dim) + bytes(dim, hidden);
-  const size_t both = video + bytes(3 * dim, text);
-  if (last) return both + bytes(text, dim);
-  return both + bytes(4 * text, dim) + bytes(text, dim) + bytes(2 * text_hidden, text) + bytes(text, text_hidden);
-}
+const std::string kBlocks = "transformer_blocks.";
 
 }  // namespace
 
@@ -31,9 +22,6 @@ Component open_mochi_transformer(const std::string& folder, const ModelLoadOptio
 MochiTransformer MochiTransformer::load(Backend& backend, const std::string& folder, DType dtype,
                                         const ModelLoadOptions& options) {
   CALIBATT_ASSERT(dtype == DType::kF32 || dtype == DType::kBF16 || (dtype == DType::kF16 && backend.has_fp16()));
-  if (options.eight_bit_layers) {
-    throw Error(ErrorKind::kUsage, "Mochi's linear layers are not computed in 8 bits yet; use --weights-dtype bf16");
-  }
   MochiTransformer model;
   model.backend_ = &backend;
   model.dtype_ = dtype;
@@ -46,10 +34,15 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   const MochiTransformerConfig& config = model.config_;
   const auto stored = std::make_shared<const Weights>(std::move(files.tensors));
   const Weights& weights = *stored;
-  model.output_weights_ = {stored, "transformer_blocks.", config.num_layers, config.dim()};
+  model.stored_ = stored;
+  model.output_weights_ = {stored, kBlocks, config.num_layers, config.dim()};
+  if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
+  const BlockFormats formats = MochiLayers::formats(config, dtype, options);
+  model.offloads_ = options.offload;
   if (options.offload) {
-    require_host_memory(static_cast<size_t>(config.num_layers) * block_bytes(config, dtype, false), "--offload",
-                        "run without --offload");
+    size_t all = 0;
+    for (int layer = 0; layer < config.num_layers; ++layer) all += model.missing_bytes(layer, formats, {});
+    require_host_memory(all, "--offload", "run without --offload");
   }
   const int64_t dim = config.dim(), text = config.text_embed_dim, patch = config.patch_size;
 
@@ -73,65 +66,107 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   model.output_projection_ = linear("proj_out", patch * patch * config.out_channels, dim);
 
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    model.blocks_.push_back(model.load_block(weights, layer, options));
+    model.blocks_.push_back(model.load_block(layer, formats, options));
+    for (const Matrix& matrix : model.matrices_of(model.blocks_.back(), layer)) {
+      model.has_eight_bits_ = model.has_eight_bits_ || in_eight_bits(*matrix.layer);
+    }
   }
-  for (const std::string& warning : {weights.check_unused("transformer_blocks."), weights.constant_matrices()}) {
+  for (const std::string& warning : {weights.check_unused(kBlocks), weights.constant_matrices()}) {
     if (!warning.empty() && options.warn) options.warn(warning);
   }
   if (options.progress) options.progress(config.num_layers, config.num_layers, 0);
   return model;
 }
 
-MochiTransformer::Block MochiTransformer::load_block(const Weights& weights, int layer,
-                                                     const ModelLoadOptions& options) const {
-  Backend& backend = *backend_;
-  const int64_t dim = config_.dim(), text = config_.text_width;
-  const bool last = is_last(layer);
-  const std::string prefix = "transformer_blocks." + std::to_string(layer) + ".";
-  Block block;
-  constexpr double kMatrices = 10;
-  int matrices = 0;  // that were read: a large one takes seconds from a slow disk
-  const auto before_matrix = [&] {
-    if (options.progress) options.progress(layer, config_.num_layers, std::min(matrices++ / kMatrices, 1.0));
+std::vector<MochiTransformer::Matrix> MochiTransformer::matrices_of(Block& block, int layer) const {
+  const int64_t dim = config_.dim(), text = config_.text_width, hidden = config_.ffn_dim(),
+                text_hidden = config_.text_ffn_dim();
+  const MochiLayers& of_video = MochiLayers::video();
+  const MochiLayers& of_text = is_last(layer) ? MochiLayers::last_text() : MochiLayers::text();
+  std::vector<Matrix> all{
+      {block.video.modulation, of_video.modulation, 4 * dim, dim, true},
+      {block.video.qkv, of_video.qkv, dim, dim, false},
+      {block.video.output, of_video.output, dim, dim, true},
+      {block.video.feed_forward_in, of_video.feed_forward_in, 2 * hidden, dim, false},
+      {block.video.feed_forward_out, of_video.feed_forward_out, dim, hidden, false},
+      {block.text.qkv, of_text.qkv, dim, text, false},
+      {block.text.modulation, of_text.modulation, is_last(layer) ? text : 4 * text, dim, true},
   };
-  if (options.offload) block.streamed = backend.make_streamed_weights(block_bytes(config_, dtype_, last));
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in, Bias bias) {
-    before_matrix();
-    return load_linear(backend, weights, prefix + name, out, in, dtype_, block.streamed, bias);
-  };
-  const auto fused = [&](const std::vector<std::string>& names, int64_t in) {
-    before_matrix();
-    std::vector<std::string> full;
-    full.reserve(names.size());
-    for (const std::string& name : names) full.push_back(prefix + "attn1." + name);
-    return load_fused(backend, weights, full, dim, in, dtype_, block.streamed, Bias::kNone);
-  };
-  const auto head_norm = [&](const std::string& name) {
-    return backend.from_host(weights.get_f32(prefix + "attn1." + name + ".weight", {config_.attention_head_dim}));
-  };
+  if (is_last(layer)) return all;
+  all.push_back({block.text.output, of_text.output, text, dim, true});
+  all.push_back({block.text.feed_forward_in, of_text.feed_forward_in, 2 * text_hidden, text, false});
+  all.push_back({block.text.feed_forward_out, of_text.feed_forward_out, text, text_hidden, false});
+  return all;
+}
 
-  block.video.modulation = linear("norm1.linear", 4 * dim, dim, Bias::kStored);
-  block.video.qkv = fused({"to_q", "to_k", "to_v"}, dim);
-  block.video.output = linear("attn1.to_out.0", dim, dim, Bias::kStored);
-  block.video.query_norm = head_norm("norm_q");
-  block.video.key_norm = head_norm("norm_k");
-  block.video.feed_forward_in = linear("ff.net.0.proj", 2 * int64_t{config_.ffn_dim()}, dim, Bias::kNone);
-  block.video.feed_forward_out = linear("ff.net.2", dim, config_.ffn_dim(), Bias::kNone);
+size_t MochiTransformer::missing_bytes(int layer, const BlockFormats& formats, Block block) const {
+  size_t bytes = 0;
+  for (const Matrix& matrix : matrices_of(block, layer)) {
+    if (matrix.layer != nullptr) continue;
+    bytes += Backend::streamed_bytes(matrix.out_of_each * static_cast<int64_t>(matrix.names.size()), matrix.in,
+                                     formats.of(layer, matrix.names).dtype);
+  }
+  return bytes;
+}
 
-  block.text.qkv = fused({"add_q_proj", "add_k_proj", "add_v_proj"}, text);
-  block.text.query_norm = head_norm("norm_added_q");
-  block.text.key_norm = head_norm("norm_added_k");
-  if (last) {
-    block.text.modulation = linear("norm1_context.linear_1", text, dim, Bias::kStored);
-  } else {
-    block.text.modulation = linear("norm1_context.linear", 4 * text, dim, Bias::kStored);
-    block.text.output = linear("attn1.to_add_out", text, dim, Bias::kStored);
-    block.text.feed_forward_in =
-        linear("ff_context.net.0.proj", 2 * int64_t{config_.text_ffn_dim()}, text, Bias::kNone);
-    block.text.feed_forward_out = linear("ff_context.net.2", text, config_.text_ffn_dim(), Bias::kNone);
+void MochiTransformer::load_missing(int layer, const BlockFormats& formats, const WorkProgress& progress,
+                                    Block& block) const {
+  const std::string prefix = kBlocks + std::to_string(layer) + ".";
+  const std::vector<Matrix> matrices = matrices_of(block, layer);
+  double read = 0;  // a large one takes seconds from a slow disk
+  for (const Matrix& matrix : matrices) {
+    if (progress) progress(layer, config_.num_layers, read++ / static_cast<double>(matrices.size()));
+    if (matrix.layer != nullptr) continue;
+    matrix.layer =
+        load_fused(*backend_, *stored_, with_prefix(prefix, matrix.names), matrix.out_of_each, matrix.in,
+                   formats.of(layer, matrix.names), block.streamed, matrix.has_bias ? Bias::kStored : Bias::kNone);
   }
   if (block.streamed) block.streamed->seal();
+}
+
+MochiTransformer::Block MochiTransformer::load_block(int layer, const BlockFormats& formats,
+                                                     const ModelLoadOptions& options) const {
+  const auto head_norm = [&](const std::string& name) {
+    return backend_->from_host(
+        stored_->get_f32(kBlocks + std::to_string(layer) + ".attn1." + name + ".weight", {config_.attention_head_dim}));
+  };
+  Block block;
+  if (options.offload) block.streamed = backend_->make_streamed_weights(missing_bytes(layer, formats, {}));
+  load_missing(layer, formats, options.progress, block);
+  block.video.query_norm = head_norm("norm_q");
+  block.video.key_norm = head_norm("norm_k");
+  block.text.query_norm = head_norm("norm_added_q");
+  block.text.key_norm = head_norm("norm_added_k");
   return block;
+}
+
+MochiTransformer::Block MochiTransformer::without_eight_bits(const Block& block, int layer) const {
+  Block rest = block;
+  rest.streamed = nullptr;
+  for (const Matrix& matrix : matrices_of(rest, layer)) {
+    if (offloads_ || in_eight_bits(*matrix.layer)) matrix.layer = nullptr;
+  }
+  return rest;
+}
+
+void MochiTransformer::load_wide_layers(const WorkProgress& progress) {
+  if (!has_eight_bits_ || !wide_blocks_.empty()) return;
+  const BlockFormats formats = MochiLayers::formats(config_, dtype_, {});
+  std::vector<Block> wide;
+  size_t all = 0;
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    wide.push_back(without_eight_bits(blocks_[static_cast<size_t>(layer)], layer));
+    all += missing_bytes(layer, formats, wide.back());
+  }
+  require_host_memory_of_wide_layers(*backend_, all);
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    Block& block = wide[static_cast<size_t>(layer)];
+    if (const size_t bytes = missing_bytes(layer, formats, block); bytes > 0) {
+      block.streamed = backend_->make_streamed_weights(bytes);
+    }
+    load_missing(layer, formats, progress, block);
+  }
+  wide_blocks_ = std::move(wide);
 }
 
 }  // namespace calibatt

@@ -8,15 +8,13 @@
 namespace calibatt {
 
 namespace {
-// As SequenceParallelEngine has them: q, k, v and the output of a rank's heads for all tokens, and one of them as it is
-// sent.
-uint64_t shared_attention_bytes(const WanTransformerConfig& config, uint64_t all_tokens, uint64_t own_tokens,
-                                const Arithmetic& arithmetic) {
+// As SequenceParallelEngine has them: q, k, v and the output of a rank's heads for all tokens.
+uint64_t shared_attention_bytes(const WanTransformerConfig& config, uint64_t all_tokens, const Arithmetic& arithmetic) {
   if (arithmetic.num_ranks == 1) return 0;
   const int heads = most_heads_of_a_rank(config.num_attention_heads, arithmetic.num_ranks);
   const uint64_t of_heads =
       all_tokens * static_cast<uint64_t>(heads) * static_cast<uint64_t>(config.attention_head_dim);
-  return (4 * of_heads + own_tokens * static_cast<uint64_t>(config.dim())) * dtype_size(arithmetic.dtype);
+  return 4 * of_heads * dtype_size(arithmetic.dtype);
 }
 }  // namespace
 
@@ -36,24 +34,7 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
                            static_cast<uint64_t>(config.num_layers);
   return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * all_tokens * patches * sizeof(float) +
-         prompts + shared_attention_bytes(config, all_tokens, tokens, arithmetic);
-}
-
-namespace {
-// Of a block's matrices that wan/block_formats has in 8 bits: q, k, v and the output of self-attention, two of
-// cross-attention, and the feed-forward.
-uint64_t eight_bit_elements(const WanTransformerConfig& config) {
-  const auto dim = static_cast<uint64_t>(config.dim()), ffn = static_cast<uint64_t>(config.ffn_dim);
-  return 6 * dim * dim + 2 * dim * ffn;
-}
-}  // namespace
-
-uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, const Arithmetic& arithmetic) {
-  if (!arithmetic.eight_bit_layers) return 0;
-  const uint64_t block = eight_bit_elements(config), bytes = dtype_size(arithmetic.dtype),
-                 all = static_cast<uint64_t>(config.num_layers) * block * (bytes - 1);
-  constexpr uint64_t kStreamedBlocks = 2;  // at a time, of steps without 8 bits
-  return all - std::min(all, arithmetic.wide_steps ? kStreamedBlocks * block * bytes : 0);
+         prompts + shared_attention_bytes(config, all_tokens, arithmetic);
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

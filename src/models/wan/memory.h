@@ -11,10 +11,6 @@ namespace calibatt {
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
                               const Arithmetic& arithmetic);
 
-/// By how many bytes a transformer's weights on the device are smaller with layers in 8 bits, if there are any. Steps
-/// without 8 bits stream theirs through two buffers of a block each.
-uint64_t wan_eight_bit_savings(const WanTransformerConfig& config, const Arithmetic& arithmetic);
-
 /// About the bytes that decoding a video of this size takes beside the weights. dtype: of activations.
 uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype);
 

@@ -12,8 +12,8 @@
 #include "models/prompt_embeddings.h"
 #include "models/prompt_reader.h"
 #include "models/t5/encoder.h"
-#include "models/wan/block_formats.h"
 #include "models/wan/experts.h"
+#include "models/wan/layers.h"
 #include "models/wan/memory.h"
 #include "models/wan/vae.h"
 #include "text/text_clean.h"
@@ -275,17 +275,14 @@ class WanFiles final : public ModelFiles {
     MemoryEstimate needs =
         memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
                         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
-    needs.weights -= wan_eight_bit_savings(configs_.transformer, arithmetic);
+    needs.weights -= eight_bit_savings(arithmetic);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;
   }
 
-  uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const override {
-    return formats_with(kept_layers, dtype).elements(true) * (dtype_size(dtype) - 1);
-  }
-  bool keeps_all_layers(const std::vector<std::string>& kept_layers) const override {
-    return formats_with(kept_layers, DType::kBF16).elements(false) == 0;
+  BlockFormats block_formats(DType dtype, const ModelLoadOptions& options) const override {
+    return WanLayers::formats(configs_.transformer, dtype, options);
   }
 
   std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const override {
@@ -296,13 +293,6 @@ class WanFiles final : public ModelFiles {
   }
 
  private:
-  WanBlockFormats formats_with(const std::vector<std::string>& kept_layers, DType dtype) const {
-    ModelLoadOptions options;
-    options.eight_bit_layers = true;
-    options.kept_layers = kept_layers;
-    return {configs_.transformer, dtype, options};
-  }
-
   /// Of a transformer that sees a picture in its blocks.
   void check_picture_encoder(const std::string& path) const {
     const int width = configs_.transformer.image_dim;

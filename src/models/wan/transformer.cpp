@@ -22,14 +22,6 @@ const Tensor* or_null(const Tensor& tensor) {
   return tensor.empty() ? nullptr : &tensor;
 }
 
-bool in_eight_bits(const LinearLayer& layer) {
-  return layer.dtype() == DType::kE4M3;
-}
-
-EightBitRows first_rows(const EightBitRows& rows, int64_t count) {
-  return {tensor_rows(rows.elements, 0, count), tensor_rows(rows.scales, 0, count)};
-}
-
 }  // namespace
 
 bool WanTransformer::BlockLayers::any_in(bool eight_bits) const {
@@ -144,7 +136,7 @@ void WanTransformer::prepare_picture(const Block& block, const Tensor& picture, 
   prompt.image_keys_values.push_back(std::move(keys_values));
 }
 
-Tensor WanTransformer::forward(const Tensor& latents, const WanStep& step, const WanPrompt& prompt,
+Tensor WanTransformer::forward(const Tensor& latents, const TransformerStep& step, const WanPrompt& prompt,
                                SelfAttention& self_attention, TransformerTimes* times, const BlockObserver& observer,
                                const WorkProgress& progress) {
   CALIBATT_ASSERT(latents.rank() == 4 && latents.dtype() == DType::kF32 && latents.dim(0) == config_.in_channels);
@@ -216,7 +208,7 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
                gate = tensor_row(modulation, kGate);
 
   norm_for(*layers.qkv, {&scale, &shift, true, config_.eps});
-  apply_to_norm(*layers.qkv, 0, work_.residual.dim(0), work_.qkv);
+  apply_layer(*backend_, *layers.qkv, work_.normed, 0, work_.residual.dim(0), work_.qkv);
   const HeadsView query = heads_view(work_.qkv, 0, head_dim), key = heads_view(work_.qkv, dim, head_dim),
                   value = heads_view(work_.qkv, 2 * dim, head_dim);
   backend_->norm_and_rotate(query, heads, head_dim, or_null(block.query_norm), config_.eps, &layout.rope);
@@ -245,11 +237,11 @@ void WanTransformer::cross_attention_step(int layer, const WanPrompt& prompt) {
   if (config_.cross_attn_norm) {
     norm_for(*layers.cross_query, {&block.cross_norm_weight, &block.cross_norm_bias, false, config_.eps});
   } else if (in_eight_bits(*layers.cross_query)) {
-    backend_->eight_bit_ops().quantise(work_.residual, Activation::kNone, work_.eight_bit_normed);
+    backend_->eight_bit_ops().quantise(work_.residual, Activation::kNone, work_.normed.eight_bits);
   } else {
-    backend_->convert(work_.residual, work_.normed);
+    backend_->convert(work_.residual, work_.normed.wide);
   }
-  apply_to_norm(*layers.cross_query, 0, work_.residual.dim(0), work_.query);
+  apply_layer(*backend_, *layers.cross_query, work_.normed, 0, work_.residual.dim(0), work_.query);
   const HeadsView query = heads_view(work_.query, 0, head_dim);
   backend_->norm_and_rotate(query, heads, head_dim, or_null(block.cross_query_norm), config_.eps, nullptr);
 
@@ -295,51 +287,35 @@ void WanTransformer::feed_forward_step(int layer, const Tensor& modulation) {
                gate = tensor_row(modulation, kFeedForwardGate);
 
   norm_for(*layers.feed_forward_in, {&scale, &shift, true, config_.eps});
-  const int64_t num_tokens = work_.residual.dim(0), chunk = work_.hidden.dim(0);
+  const int64_t num_tokens = work_.residual.dim(0), chunk = work_.hidden.wide.dim(0);
+  // The input of a layer in 8 bits is activated by the pass that quantises it.
+  const bool quantises = in_eight_bits(*layers.feed_forward_out);
+  const Activation activation = quantises ? Activation::kNone : Activation::kGeluTanh;
   for (int64_t begin = 0; begin < num_tokens; begin += chunk) {
     const int64_t count = std::min(chunk, num_tokens - begin);
-    Tensor hidden = tensor_rows(work_.hidden, 0, count), residual = tensor_rows(work_.residual, begin, count);
-    const LinearEpilogue add{.accumulate = true, .gate = &gate};
-    if (in_eight_bits(*layers.feed_forward_out)) {  // whose input is made by the pass that quantises it
-      EightBitRows rows = first_rows(work_.eight_bit_hidden, count);
-      apply_to_norm(*layers.feed_forward_in, begin, count, hidden);
+    Tensor hidden = tensor_rows(work_.hidden.wide, 0, count), residual = tensor_rows(work_.residual, begin, count);
+    apply_layer(*backend_, *layers.feed_forward_in, work_.normed, begin, count, hidden, {.activation = activation});
+    if (quantises) {
+      EightBitRows rows = row_range(work_.hidden.eight_bits, 0, count);
       backend_->eight_bit_ops().quantise(hidden, Activation::kGeluTanh, rows);
-      backend_->eight_bit_ops().linear(*layers.feed_forward_out, rows, residual, add);
-    } else {
-      apply_to_norm(*layers.feed_forward_in, begin, count, hidden, {.activation = Activation::kGeluTanh});
-      backend_->linear(*layers.feed_forward_out, hidden, residual, add);
     }
+    apply_layer(*backend_, *layers.feed_forward_out, work_.hidden, 0, count, residual,
+                {.accumulate = true, .gate = &gate});
   }
 }
 
 void WanTransformer::norm_for(const LinearLayer& layer, const LayerNorm& norm) {
   if (in_eight_bits(layer)) {
-    backend_->eight_bit_ops().layer_norm(work_.residual, norm, work_.eight_bit_normed);
+    backend_->eight_bit_ops().layer_norm(work_.residual, norm, work_.normed.eight_bits);
   } else {
-    backend_->layer_norm(work_.residual, norm.scale, norm.shift, norm.one_plus_scale, norm.eps, work_.normed);
-  }
-}
-
-void WanTransformer::apply_to_norm(const LinearLayer& layer, int64_t begin, int64_t count, Tensor& out,
-                                   const LinearEpilogue& epilogue) {
-  if (in_eight_bits(layer)) {
-    const EightBitRows rows{tensor_rows(work_.eight_bit_normed.elements, begin, count),
-                            tensor_rows(work_.eight_bit_normed.scales, begin, count)};
-    backend_->eight_bit_ops().linear(layer, rows, out, epilogue);
-  } else {
-    backend_->linear(layer, tensor_rows(work_.normed, begin, count), out, epilogue);
+    backend_->layer_norm(work_.residual, norm.scale, norm.shift, norm.one_plus_scale, norm.eps, work_.normed.wide);
   }
 }
 
 /// Nothing of norms is needed any more when attention is done, so their memory takes what is quantised.
 void WanTransformer::add_attended(const LinearLayer& layer, const Tensor* gate) {
-  const LinearEpilogue add{.accumulate = true, .gate = gate};
-  if (in_eight_bits(layer)) {
-    backend_->eight_bit_ops().quantise(work_.attended, Activation::kNone, work_.eight_bit_normed);
-    backend_->eight_bit_ops().linear(layer, work_.eight_bit_normed, work_.residual, add);
-  } else {
-    backend_->linear(layer, work_.attended, work_.residual, add);
-  }
+  apply_layer(*backend_, layer, work_.attended, work_.normed.eight_bits, work_.residual,
+              {.accumulate = true, .gate = gate});
 }
 
 std::pair<Tensor, Tensor> WanTransformer::embed_timestep(double timestep) const {
@@ -390,15 +366,15 @@ void WanTransformer::prepare_workspace(int64_t num_tokens) {
   const std::shared_ptr<void> attended(attention.storage(), static_cast<char*>(attention.raw()) + query_bytes);
   work_.query = {dtype_, {num_tokens, dim}, attention.storage()};
   work_.attended = {dtype_, {num_tokens, dim}, attended};
-  work_.normed = {dtype_, {num_tokens, dim}, attended};
+  work_.normed.wide = {dtype_, {num_tokens, dim}, attended};
   const Tensor shared = bytes(bytes_of(std::max(3 * activation, chunk * config_.ffn_dim)));
   work_.qkv = {dtype_, {num_tokens, 3 * dim}, shared.storage()};
-  work_.hidden = {dtype_, {chunk, config_.ffn_dim}, shared.storage()};
+  work_.hidden.wide = {dtype_, {chunk, config_.ffn_dim}, shared.storage()};
   if (!eight_bits) return;
-  work_.eight_bit_normed = {backend_->empty(DType::kE4M3, {num_tokens, dim}),
-                            backend_->empty(DType::kF32, {num_tokens})};
-  work_.eight_bit_hidden = {{DType::kE4M3, {chunk, config_.ffn_dim}, attention.storage()},
-                            backend_->empty(DType::kF32, {chunk})};
+  work_.normed.eight_bits = {backend_->empty(DType::kE4M3, {num_tokens, dim}),
+                             backend_->empty(DType::kF32, {num_tokens})};
+  work_.hidden.eight_bits = {{DType::kE4M3, {chunk, config_.ffn_dim}, attention.storage()},
+                             backend_->empty(DType::kF32, {chunk})};
 }
 
 }  // namespace calibatt

@@ -16,12 +16,13 @@
 #include "models/transformer_parts.h"
 #include "models/video_model.h"
 #include "models/wan/image_embedder.h"
+#include "nn/layer_input.h"
 #include "sparsity/geometry.h"
 
 namespace calibatt {
 
+class BlockFormats;
 class Weights;
-class WanBlockFormats;
 
 /// What the transformer needs of one prompt, the same in every step: each block's cross-attention keys and values. Made
 /// by WanTransformer::prepare_prompt once per prompt (and branch of guidance); immutable.
@@ -43,14 +44,6 @@ struct WanPrompt {
   std::vector<std::shared_ptr<const LinearLayer>> projected_values_wide;
 };
 
-/// The moment of a run that a forward is for.
-struct WanStep {
-  WanStep(double timestep, bool eight_bit_layers = true) : timestep(timestep), eight_bit_layers(eight_bit_layers) {}
-
-  double timestep;        ///< 0 … 1000, as the scheduler gives it
-  bool eight_bit_layers;  ///< of a transformer that has them; false: in dtype() (load_wide_layers was called)
-};
-
 /// The denoiser of Wan 2.1 (arXiv 2503.20314), text to video, as diffusers' WanTransformer3DModel computes it.
 class WanTransformer {
  public:
@@ -58,7 +51,7 @@ class WanTransformer {
   /// (models/original_layout.h) takes it. dtype kF32: all in float32. kBF16:
   /// weights of the blocks and inputs of their linear layers (hence q, k, v too) in bfloat16; residual stream, norms,
   /// timestep path, patch embedding and output projection stay float32. With options.eight_bit_layers the blocks'
-  /// linear layers that bear it (wan/block_formats) and their inputs are in 8 bits, all else as without. kF16
+  /// linear layers that bear it (wan/layers) and their inputs are in 8 bits, all else as without. kF16
   /// (Backend::has_fp16): half precision where kBF16 has bfloat16. Throws Error naming file and tensor when something
   /// is missing, misshaped or not finite, or when the file has layers that config.json does not; kDevice when memory is
   /// short.
@@ -83,7 +76,8 @@ class WanTransformer {
   /// shard of them, where ranks share them).
   using BlockObserver = std::function<void(int layer, const Tensor& hidden)>;
 
-  /// Loads, beside layers in 8 bits, the same in dtype(), for forwards that are to be without 8 bits (WanStep). They
+  /// Loads, beside layers in 8 bits, the same in dtype(), for forwards that are to be without 8 bits (TransformerStep).
+  /// They
   /// stay in host memory and are streamed block by block, whatever ModelLoadOptions::offload says: a run has few such
   /// steps. On a CPU they are simply there. Nothing happens where no layer is in 8 bits, or when it was done before.
   /// `progress` hears of blocks. Throws as load.
@@ -95,8 +89,8 @@ class WanTransformer {
   /// device is never more than half a block behind what was heard. Not to be called from two threads at once.
   /// Where self_attention has ranks, all of them call this with the same arguments, each on a transformer of its own,
   /// and each gets the whole prediction.
-  Tensor forward(const Tensor& latents, const WanStep& step, const WanPrompt& prompt, SelfAttention& self_attention,
-                 TransformerTimes* times = nullptr, const BlockObserver& observer = {},
+  Tensor forward(const Tensor& latents, const TransformerStep& step, const WanPrompt& prompt,
+                 SelfAttention& self_attention, TransformerTimes* times = nullptr, const BlockObserver& observer = {},
                  const WorkProgress& progress = {});
 
   /// Frees the activations kept from forward to forward (the VAE may need the memory); the next forward allocates anew.
@@ -137,21 +131,19 @@ class WanTransformer {
   };
   /// Activations, reused by every block of every forward of one size.
   struct Workspace {
-    Tensor residual;                // [tokens, dim] F32
-    Tensor normed;                  // [tokens, dim]: a linear layer's input, in the memory of attended
-    Tensor qkv;                     // [tokens, 3·dim]
-    Tensor query;                   // [tokens, dim] of cross-attention
-    Tensor attended;                // [tokens, dim]
-    Tensor hidden;                  // [a chunk of tokens, ffn_dim], in the memory of qkv
-    EightBitRows eight_bit_normed;  // the same of layers in 8 bits, and what they take of `attended`
-    EightBitRows eight_bit_hidden;  // in the memory of query
+    Tensor residual;    // [tokens, dim] F32
+    LayerInput normed;  // [tokens, dim], in the memory of attended; in 8 bits what layers take of `attended`, too
+    Tensor qkv;         // [tokens, 3·dim]
+    Tensor query;       // [tokens, dim] of cross-attention
+    Tensor attended;    // [tokens, dim]
+    LayerInput hidden;  // [a chunk of tokens, ffn_dim], in the memory of qkv; in 8 bits in that of query
   };
 
   WanTransformer() = default;
-  Block load_block(const Weights& weights, int layer, const WanBlockFormats& formats,
+  Block load_block(const Weights& weights, int layer, const BlockFormats& formats,
                    const ModelLoadOptions& options) const;
   /// Those that `to` has not yet, into its StreamedWeights.
-  void load_layers(int layer, const WanBlockFormats& formats, const std::function<void()>& before_matrix,
+  void load_layers(int layer, const BlockFormats& formats, const std::function<void()>& before_matrix,
                    BlockLayers& to) const;
   /// prefix: of its cross-attention.
   void load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const;
@@ -164,9 +156,6 @@ class WanTransformer {
   void prepare_workspace(int64_t num_tokens);
   /// The residual normed, as `layer` takes its input.
   void norm_for(const LinearLayer& layer, const LayerNorm& norm);
-  /// out = layer(rows [begin, begin + count) of what norm_for made for it)
-  void apply_to_norm(const LinearLayer& layer, int64_t begin, int64_t count, Tensor& out,
-                     const LinearEpilogue& epilogue = {});
   /// residual += gate ⊙ layer(attended)
   void add_attended(const LinearLayer& layer, const Tensor* gate = nullptr);
   /// → temb [dim] and its projection [6, dim].

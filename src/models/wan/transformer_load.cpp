@@ -1,37 +1,31 @@
 #include "models/linear_loading.h"
 #include "models/original_layout.h"
-#include "models/wan/block_formats.h"
+#include "models/wan/layers.h"
 #include "models/wan/transformer.h"
 #include "models/weights.h"
 
 namespace calibatt {
 namespace {
 
-const std::vector<std::string> kQueryKeyValue{"attn1.to_q", "attn1.to_k", "attn1.to_v"};
-const std::vector<std::string> kCrossKeysValues{"attn2.to_k", "attn2.to_v"};
+using Layers = WanLayers;
 
 /// Of a block's matrices: those that every forward uses, and those of prepare_prompt alone.
 struct BlockBytes {
   size_t forward, prompt;
 };
-BlockBytes block_bytes(const WanTransformerConfig& config, const WanBlockFormats& formats, int block) {
+BlockBytes block_bytes(const WanTransformerConfig& config, const BlockFormats& formats, int block) {
   const int64_t dim = config.dim(), hidden = config.ffn_dim;
   const auto bytes = [&](const std::vector<std::string>& layers, int64_t out, int64_t in) {
-    return Backend::streamed_bytes(out, in, formats.of_all(block, layers).dtype);
+    return Backend::streamed_bytes(out, in, formats.of(block, layers).dtype);
   };
-  return {bytes(kQueryKeyValue, 3 * dim, dim) + bytes({"attn1.to_out.0"}, dim, dim) + bytes({"attn2.to_q"}, dim, dim) +
-              bytes({"attn2.to_out.0"}, dim, dim) + bytes({"ffn.net.0.proj"}, hidden, dim) +
-              bytes({"ffn.net.2"}, dim, hidden),
-          bytes(kCrossKeysValues, 2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
+  return {bytes(Layers::kQueryKeyValue, 3 * dim, dim) + bytes(Layers::kOutput, dim, dim) +
+              bytes(Layers::kCrossQuery, dim, dim) + bytes(Layers::kCrossOutput, dim, dim) +
+              bytes(Layers::kFeedForwardIn, hidden, dim) + bytes(Layers::kFeedForwardOut, dim, hidden),
+          bytes(Layers::kCrossKeysValues, 2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
 }
 
 std::string block_prefix(int block) {
   return "blocks." + std::to_string(block) + ".";
-}
-
-std::vector<std::string> with_prefix(const std::string& prefix, std::vector<std::string> names) {
-  for (std::string& name : names) name.insert(0, prefix);
-  return names;
 }
 
 }  // namespace
@@ -51,7 +45,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.stored_ = stored;
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
   if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
-  const WanBlockFormats formats(config, dtype, options);
+  const BlockFormats formats = Layers::formats(config, dtype, options);
   if (options.offload) {
     size_t all = 0;
     for (int layer = 0; layer < config.num_layers; ++layer) {
@@ -108,7 +102,7 @@ void WanTransformer::load_picture_part(const Weights& weights, const std::string
   block.minus_cross_bias = backend_->from_host(bias);
 }
 
-WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer, const WanBlockFormats& formats,
+WanTransformer::Block WanTransformer::load_block(const Weights& weights, int layer, const BlockFormats& formats,
                                                  const ModelLoadOptions& options) const {
   Backend& backend = *backend_;
   const int64_t dim = config_.dim();
@@ -129,8 +123,8 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   block.modulation = backend.from_host(weights.get_f32(prefix + "scale_shift_table", {1, 6, dim}).reshaped({6, dim}));
   load_layers(layer, formats, before_matrix, block.layers);
   before_matrix();
-  block.cross_keys_values = load_fused(backend, weights, with_prefix(prefix, kCrossKeysValues), dim, dim,
-                                       formats.of_all(layer, kCrossKeysValues), block.streamed_prompt);
+  block.cross_keys_values = load_fused(backend, weights, with_prefix(prefix, Layers::kCrossKeysValues), dim, dim,
+                                       formats.of(layer, Layers::kCrossKeysValues), block.streamed_prompt);
   if (config_.image_dim > 0) load_picture_part(weights, prefix + "attn2.", block);
   // diffusers of today normalises even when the configuration says qk_norm null; older ones then had no such weights.
   // The weights of a null configuration therefore decide.
@@ -150,7 +144,7 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   return block;
 }
 
-void WanTransformer::load_layers(int layer, const WanBlockFormats& formats, const std::function<void()>& before_matrix,
+void WanTransformer::load_layers(int layer, const BlockFormats& formats, const std::function<void()>& before_matrix,
                                  BlockLayers& to) const {
   const int64_t dim = config_.dim();
   const std::string prefix = block_prefix(layer);
@@ -158,25 +152,21 @@ void WanTransformer::load_layers(int layer, const WanBlockFormats& formats, cons
                         int64_t in) {
     if (into != nullptr) return;
     before_matrix();
-    into =
-        load_fused(*backend_, *stored_, with_prefix(prefix, names), out, in, formats.of_all(layer, names), to.streamed);
+    into = load_fused(*backend_, *stored_, with_prefix(prefix, names), out, in, formats.of(layer, names), to.streamed);
   };
-  load(to.qkv, kQueryKeyValue, dim, dim);
-  load(to.output, {"attn1.to_out.0"}, dim, dim);
-  load(to.cross_query, {"attn2.to_q"}, dim, dim);
-  load(to.cross_output, {"attn2.to_out.0"}, dim, dim);
-  load(to.feed_forward_in, {"ffn.net.0.proj"}, config_.ffn_dim, dim);
-  load(to.feed_forward_out, {"ffn.net.2"}, dim, config_.ffn_dim);
+  load(to.qkv, Layers::kQueryKeyValue, dim, dim);
+  load(to.output, Layers::kOutput, dim, dim);
+  load(to.cross_query, Layers::kCrossQuery, dim, dim);
+  load(to.cross_output, Layers::kCrossOutput, dim, dim);
+  load(to.feed_forward_in, Layers::kFeedForwardIn, config_.ffn_dim, dim);
+  load(to.feed_forward_out, Layers::kFeedForwardOut, dim, config_.ffn_dim);
 }
 
 void WanTransformer::load_wide_layers(const WorkProgress& progress) {
   if (!has_eight_bits_ || has_wide_layers_) return;
-  const WanBlockFormats formats(config_, dtype_, {});
+  const BlockFormats formats = Layers::formats(config_, dtype_, {});
   const size_t block_size = block_bytes(config_, formats, 0).forward;
-  if (!backend_->in_host_memory()) {
-    require_host_memory(block_size * blocks_.size(), "steps without 8 bits (--weights-dtype fp8)",
-                        "give --keep-steps 0, which computes every step in 8 bits and loses quality");
-  }
+  require_host_memory_of_wide_layers(*backend_, block_size * blocks_.size());
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     Block& block = blocks_[static_cast<size_t>(layer)];
     BlockLayers wide;

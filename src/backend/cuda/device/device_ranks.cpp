@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "backend/cuda/device/head_copy.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -49,9 +50,31 @@ void DeviceRanks::admit_peers() {
   }
 }
 
+void DeviceRanks::begin_call() {
+  turn_ = 1 - turn_;
+  own_->sent[turn_].record(context_.stream());
+}
+
+void DeviceRanks::hold_back_for(size_t rank) {
+  if (peers_[rank] != own_) peer(rank).sent[turn_].hold_back(context_.stream());
+}
+
+void DeviceRanks::end_call() {
+  own_->read[turn_].record(context_.stream());
+  unread_ = turn_;
+}
+
+void DeviceRanks::wait_for_readers() {
+  if (!unread_) return;
+  for (const std::shared_ptr<const Peer>& peer : peers_) {
+    if (peer != own_) peer->read[*unread_].hold_back(context_.stream());
+  }
+  unread_.reset();
+}
+
 void DeviceRanks::all_to_all(std::span<const ConstPiece> send, std::span<const Piece> receive) {
   CALIBATT_ASSERT(static_cast<int>(send.size()) == size() && static_cast<int>(receive.size()) == size());
-  own_->sent.record(context_.stream());
+  begin_call();
   std::vector<ConstPiece> offered(send.size()), to_each;
   std::vector<Piece> from_each;
   for (size_t other = 0; other < send.size(); ++other) {
@@ -59,6 +82,7 @@ void DeviceRanks::all_to_all(std::span<const ConstPiece> send, std::span<const P
     from_each.push_back({&offered[other], sizeof(ConstPiece)});
   }
   hosts_.all_to_all(to_each, from_each);
+  wait_for_readers();
   for (size_t other = 0; other < send.size(); ++other) {
     const ConstPiece& piece = offered[other];
     if (piece.size_bytes != receive[other].size_bytes) {
@@ -67,15 +91,38 @@ void DeviceRanks::all_to_all(std::span<const ConstPiece> send, std::span<const P
                              std::to_string(receive[other].size_bytes));
     }
     if (piece.size_bytes == 0) continue;
-    peer(other).sent.hold_back(context_.stream());
+    hold_back_for(other);
     check(cudaMemcpyAsync(receive[other].data, piece.data, piece.size_bytes, cudaMemcpyDefault, context_.stream()),
           "copying from another GPU");
   }
-  own_->read.record(context_.stream());
-  hosts_.barrier();  // every rank's event is recorded; and recorded anew in the next call, when all have come here
-  for (size_t other = 0; other < send.size(); ++other) {
-    if (send[other].size_bytes > 0) peer(other).read.hold_back(context_.stream());
+  end_call();
+  barrier();
+}
+
+void DeviceRanks::take_heads(std::span<const ConstHeadsView> offered, std::span<const HeadRows> taken, int head_dim) {
+  begin_call();
+  std::vector<ConstHeadsView> views(offered.size() * peers_.size());  // [ranks][views of each]
+  std::vector<Piece> from_each;
+  for (size_t other = 0; other < peers_.size(); ++other) {
+    from_each.push_back({views.data() + other * offered.size(), offered.size_bytes()});
   }
+  hosts_.all_gather({offered.data(), offered.size_bytes()}, from_each);
+  wait_for_readers();
+  std::vector<HeadCopy> copies;
+  for (const HeadRows& rows : taken) {
+    const auto other = static_cast<size_t>(rows.rank);
+    CALIBATT_ASSERT(other < peers_.size());
+    copies.push_back(
+        {source_of(rows, std::span(views).subspan(other * offered.size(), offered.size())), rows.to, rows.moves});
+    hold_back_for(other);
+  }
+  copy_heads(copies, head_dim, context_.stream());
+  end_call();
+}
+
+void DeviceRanks::barrier() {
+  hosts_.barrier();
+  wait_for_readers();
 }
 
 }  // namespace calibatt::cuda

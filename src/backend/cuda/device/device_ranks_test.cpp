@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "backend/test_take_heads.h"
 #include "backend/thread_ranks.h"
 #include "base/error.h"
 
@@ -63,6 +64,71 @@ TEST(DeviceRanks, PiecesAreReadBehindWhatMakesThemAndBeforeTheyChange) {
       }
     });
   }
+}
+
+TEST(DeviceRanks, HeadsAreTakenAndGivenBack) {
+  if (num_devices() == 0) GTEST_SKIP() << "no CUDA device";
+  for (const test::TakenHeads& each : test::taken_heads_cases()) {
+    run_device_ranks(each.num_ranks(), [&](DeviceRanks& ranks, Context& context) {
+      const test::RankMemory memory{[&](const std::vector<uint8_t>& host) {
+                                      std::shared_ptr<void> device = context.allocate_bytes(host.size());
+                                      context.copy_to_device(device.get(), host.data(), host.size());
+                                      return device;
+                                    },
+                                    [&](const void* device, size_t size_bytes) {
+                                      std::vector<uint8_t> host(size_bytes);
+                                      context.copy_to_host(host.data(), device, size_bytes);
+                                      return host;
+                                    },
+                                    [&](void* device, size_t size_bytes) {
+                                      if (size_bytes > 0)
+                                        check(cudaMemsetAsync(device, 0xee, size_bytes, context.stream()),
+                                              "filling memory");
+                                    }};
+      test::HeadTaker(ranks, memory, each).run();
+    });
+  }
+}
+
+// The first rank offers and takes nothing, so that its stream waits for nobody of itself; now its stream is the late
+// one, now the others' are.
+TEST(DeviceRanks, HeadsAreReadBehindWhatMakesThemAndBeforeTheyChange) {
+  if (num_devices() == 0) GTEST_SKIP() << "no CUDA device";
+  constexpr size_t kBytes = size_t{8} << 20, kMuch = size_t{256} << 20;
+  constexpr int kHeadDim = 1024;
+  run_device_ranks(3, [&](DeviceRanks& ranks, Context& context) {
+    const auto scratch = context.allocate_bytes(kMuch);
+    const auto fill = [&](void* memory, int value, size_t bytes) {
+      check(cudaMemsetAsync(memory, value, bytes, context.stream()), "filling memory");
+    };
+    const std::vector<std::shared_ptr<void>> offered{context.allocate_bytes(kBytes), context.allocate_bytes(kBytes)};
+    std::vector<std::shared_ptr<void>> taken;
+    const std::vector<HeadMove> moves{{0, 0}};
+    for (size_t round = 0; round < 12; ++round) {
+      if ((ranks.rank() == 0) == (round % 3 == 0)) {
+        for (int i = 0; i < 20; ++i) fill(scratch.get(), i, kMuch);
+      }
+      void* const mine = offered[round % 2].get();
+      fill(mine, static_cast<int>(round + 1), kBytes);
+      HeadsView view{mine, DType::kU8, kBytes / kHeadDim, kHeadDim, kHeadDim};
+      const ConstHeadsView offer{view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
+      std::vector<HeadRows> rows;
+      if (ranks.rank() != 0) {
+        view.data = taken.emplace_back(context.allocate_bytes(kBytes)).get();
+        rows.push_back({0, 0, 0, view, moves});
+      }
+      ranks.take_heads({&offer, 1}, rows, kHeadDim);
+      if (round > 0) fill(offered[1 - round % 2].get(), 255, kBytes);  // what the call before this one's was of
+    }
+    ranks.barrier();
+    for (const auto& memory : offered) fill(memory.get(), 255, kBytes);
+    for (size_t round = 0; round < taken.size(); ++round) {
+      std::vector<uint8_t> found(kBytes);
+      context.copy_to_host(found.data(), taken[round].get(), kBytes);
+      EXPECT_EQ(std::count(found.begin(), found.end(), static_cast<uint8_t>(round + 1)), static_cast<int64_t>(kBytes))
+          << "round " << round << ", rank " << ranks.rank();
+    }
+  });
 }
 
 TEST(DeviceRanks, ARankThatFailsEndsAll) {

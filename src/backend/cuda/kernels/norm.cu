@@ -81,6 +81,7 @@ __device__ __forceinline__ void rotate_pairs(float (&values)[n], const float (&c
 
 template <class In, class Out, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __grid_constant__ RmsNormCall call) {
+  constexpr bool kEightBits = std::is_same_v<Out, e4m3>;
   __shared__ float sums[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const In* const x = static_cast<const In*>(call.x) + blockIdx.x * call.x_stride;
@@ -131,15 +132,20 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
           rotate_pairs(values[i], cos, signed_sin);
         }
       }
-      store(out + unit * n, values[i]);
+      if constexpr (!kEightBits) store(out + unit * n, values[i]);
     }
+  }
+  if constexpr (kEightBits) {
+    __shared__ float peaks[kMaxWarps];
+    store_eight_bits<n, kUnits>(values, units, out, call.row_scales + blockIdx.x, peaks);
   }
 }
 
 /// x and the residual are both under way before the first sum is waited for.
-template <class T, int n, int kUnits>
+template <class T, class Following, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits))
     add_rms_norm_kernel(const __grid_constant__ AddRmsNormCall call) {
+  constexpr bool kEightBits = std::is_same_v<Following, e4m3>;
   __shared__ float sums[2][kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels;
@@ -178,7 +184,7 @@ __global__ void __launch_bounds__(max_threads(kUnits))
     }
   }
   if (call.following_out == nullptr) return;
-  T* const out = static_cast<T*>(call.following_out) + blockIdx.x * call.channels;
+  Following* const out = static_cast<Following*>(call.following_out) + blockIdx.x * call.channels;
   const float following = 1.0f / sqrtf(block_sum(square_sum, sums[1]) / channels + call.eps);
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
@@ -187,8 +193,12 @@ __global__ void __launch_bounds__(max_threads(kUnits))
       load<Reuse::kCached>(call.following_weight + unit_of(i) * n, weight);
 #pragma unroll
       for (int j = 0; j < n; ++j) values[i][j] = values[i][j] * following * weight[j];
-      store(out + unit_of(i) * n, values[i]);
+      if constexpr (!kEightBits) store(out + unit_of(i) * n, values[i]);
     }
+  }
+  if constexpr (kEightBits) {
+    __shared__ float peaks[kMaxWarps];
+    store_eight_bits<n, kUnits>(values, units, out, call.following_scales + blockIdx.x, peaks);
   }
 }
 
@@ -229,10 +239,10 @@ void launch_rms_norm(const RmsNormCall& call, cudaStream_t stream) {
   }
 }
 
-template <class T>
+template <class T, class Following>
 void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    add_rms_norm_kernel<T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    add_rms_norm_kernel<T, Following, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
   };
   constexpr int kUnit = 16 / sizeof(T);
   if (call.channels % kUnit == 0 && aligned(call.x) && aligned(call.residual) && aligned(call.weight) &&
@@ -242,6 +252,15 @@ void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
   } else {
     with_units<true>(call.channels, call.channels, kWhat,
                      [&](auto units, unsigned threads) { enqueue(Int<1>(), units, threads); });
+  }
+}
+
+template <class T>
+void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
+  if (call.following_scales != nullptr) {
+    launch_add_rms_norm<T, e4m3>(call, stream);
+  } else {
+    launch_add_rms_norm<T, T>(call, stream);
   }
 }
 
@@ -275,6 +294,9 @@ void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
     launch_rms_norm<float, __nv_bfloat16>(call, stream);
   } else if (call.out_dtype == DType::kF16) {
     launch_rms_norm<float, __half>(call, stream);
+  } else if (call.out_dtype == DType::kE4M3) {
+    CALIBATT_ASSERT(call.row_scales != nullptr && call.cos == nullptr);
+    launch_rms_norm<float, e4m3>(call, stream);
   } else {
     CALIBATT_ASSERT(call.out_dtype == DType::kF32);
     launch_rms_norm<float, float>(call, stream);

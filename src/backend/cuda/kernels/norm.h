@@ -33,7 +33,8 @@ struct RmsNormCall {
   DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t x_stride = 0;         ///< elements from row to row
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 bits of kF32
+  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 bits or kE4M3 of kF32
+  float* row_scales = nullptr;    ///< [rows]; of kE4M3 alone, which is not rotated: they are made here
   int64_t out_stride = 0;
   int64_t rows = 0, channels = 0;
   const float* weight = nullptr;  ///< [channels]; null: nothing is normalised
@@ -54,7 +55,8 @@ struct AddRmsNormCall {
   const float* weight = nullptr;  ///< [channels]
   float eps = 0;
   const float* following_weight = nullptr;  ///< [channels]; null: nothing follows
-  void* following_out = nullptr;            ///< of x_dtype; may be `x`
+  void* following_out = nullptr;            ///< of x_dtype, and may be `x`; kE4M3 where there are following_scales
+  float* following_scales = nullptr;        ///< [rows]: made here; or null
 };
 void add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream);
 

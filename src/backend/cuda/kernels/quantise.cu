@@ -30,19 +30,38 @@ __device__ __forceinline__ float gelu_before_eight_bits(float x) {
   return x * ptx::reciprocal_unit(1.0f + ptx::exp2_unit(exponent));
 }
 
-template <bool kGelu, class T, int n, int kUnits>
+/// x·sigmoid(x), likewise.
+__device__ __forceinline__ float silu_before_eight_bits(float x) {
+  return x * ptx::reciprocal_unit(1.0f + ptx::exp2_unit(x * -1.4426950409f));
+}
+
+/// What happens to a row first. kGelu is an activation that is worth a kernel of its own.
+enum class First { kActivation, kGelu, kSwiGlu };
+
+template <First kFirst, class T, int n, int kUnits>
 __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __grid_constant__ QuantiseCall call) {
+  constexpr bool kGelu = kFirst == First::kGelu, kSwiGlu = kFirst == First::kSwiGlu;
   __shared__ float peaks[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
-  const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels;
+  const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels * (kSwiGlu ? 2 : 1);
   e4m3* const out = static_cast<e4m3*>(call.out) + blockIdx.x * call.channels;
-  float values[kUnits][n];
+  float values[kUnits][n], gates[kSwiGlu ? kUnits : 1][n];
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
-    if (unit < units) load<Reuse::kStream>(x + unit * n, values[i]);
+    if (unit < units) {
+      load<Reuse::kStream>(x + unit * n, values[i]);
+      if constexpr (kSwiGlu) load<Reuse::kStream>(x + call.channels + unit * n, gates[i]);
+    }
   }
-  if (kGelu || call.activation != Activation::kNone) {
+  if constexpr (kSwiGlu) {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      if (static_cast<int>(threadIdx.x + i * blockDim.x) >= units) break;
+#pragma unroll
+      for (int j = 0; j < n; ++j) values[i][j] *= silu_before_eight_bits(gates[i][j]);
+    }
+  } else if (kGelu || call.activation != Activation::kNone) {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
       if (static_cast<int>(threadIdx.x + i * blockDim.x) >= units) break;
@@ -55,15 +74,16 @@ __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __gr
   store_eight_bits<n, kUnits>(values, units, out, call.scales + blockIdx.x, peaks);
 }
 
-template <bool kGelu, class T>
+template <First kFirst, class T>
 void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    quantise_kernel<kGelu, T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    quantise_kernel<kFirst, T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
   };
   constexpr int kUnit = 16 / sizeof(T);
   const bool wide = call.channels % kUnit == 0 && aligned(call.x) && aligned(call.out);
   const int64_t units = call.channels / kUnit;
-  if (wide && units > 5 * kUsualThreads && units <= kWideRowUnits * kMaxThreads) {
+  constexpr int64_t kMostUsualUnits = kFirst == First::kSwiGlu ? 2 : 5;  // of a thread; each has two loads of SwiGLU
+  if (wide && units > kMostUsualUnits * kUsualThreads && units <= kWideRowUnits * kMaxThreads) {
     const int64_t threads = (units + kWideRowUnits - 1) / kWideRowUnits;
     enqueue(Int<kUnit>(), Int<kWideRowUnits>(), static_cast<unsigned>((threads + 31) / 32 * 32));
   } else if (wide) {
@@ -77,10 +97,12 @@ void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
 
 template <class T>
 void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
-  if (call.activation == Activation::kGeluTanh) {
-    launch_quantise<true, T>(call, stream);
+  if (call.swiglu) {
+    launch_quantise<First::kSwiGlu, T>(call, stream);
+  } else if (call.activation == Activation::kGeluTanh) {
+    launch_quantise<First::kGelu, T>(call, stream);
   } else {
-    launch_quantise<false, T>(call, stream);
+    launch_quantise<First::kActivation, T>(call, stream);
   }
 }
 

@@ -11,8 +11,9 @@
 /// memory; each call enqueues one kernel.
 namespace calibatt::cuda {
 
-/// out = e4m3(activation(x) / scale), with a scale for each row. Rows behind each other; rows that are read 16 bytes at
-/// a time have up to 16,384 elements in F32 and 32,768 in 16 bits, others 4,096; Error(kUsage) above.
+/// out = e4m3(activation(x) / scale), or e4m3(swiglu(x) / scale), with a scale for each row of out. Rows behind each
+/// other; rows that are read 16 bytes at a time have up to 16,384 elements in F32 and 32,768 in 16 bits, others 4,096;
+/// Error(kUsage) above.
 struct QuantiseCall {
   const void* x = nullptr;
   DType x_dtype = DType::kBF16;  ///< kF32, kBF16 or kF16
@@ -20,6 +21,7 @@ struct QuantiseCall {
   float* scales = nullptr;       ///< [rows]
   int64_t rows = 0, channels = 0;
   Activation activation = Activation::kNone;
+  bool swiglu = false;  ///< TransformerOps::swiglu of x [rows, 2·channels], and no activation
 };
 void quantise_rows(const QuantiseCall& call, cudaStream_t stream);
 

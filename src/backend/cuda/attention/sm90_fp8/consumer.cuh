@@ -260,10 +260,10 @@ class Consumer {
   __device__ __forceinline__ void wait_full(uint64_t (&barriers)[kStages], uint32_t step) {
     ptx::mbarrier_wait(&barriers[step % kStages], step / kStages & 1);
   }
-  /// A warp has read what the barrier guards: all of its lanes have, which the arrival of one does not say by itself.
+  /// A thread has read what the barrier guards, and says so itself: what a lane says for its warp orders the others'
+  /// reads by __syncwarp alone, which racecheck does not follow.
   __device__ __forceinline__ void release(uint64_t& barrier) {
-    __syncwarp();
-    if (lane_ == 0) ptx::mbarrier_arrive(&barrier);
+    ptx::mbarrier_arrive(&barrier);
   }
   /// The groups take turns with the tensor cores, so that one's softmax runs under the other's products.
   __device__ __forceinline__ void take_turn() {

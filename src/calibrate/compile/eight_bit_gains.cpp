@@ -1,0 +1,69 @@
+#include "calibrate/compile/eight_bit_gains.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+namespace calibatt {
+namespace {
+
+using Point = EightBitGains::Attention;
+
+double in_density(std::span<const Point> points, double density) {
+  if (density <= points.front().density) return points.front().gain;
+  for (size_t i = 1; i < points.size(); ++i) {
+    const Point &a = points[i - 1], &b = points[i];
+    if (density > b.density) continue;
+    return a.gain + (b.gain - a.gain) * (density - a.density) / (b.density - a.density);
+  }
+  return points.back().gain;
+}
+
+/// The points of one size from `begin` on.
+std::span<const Point> of_size(const std::vector<Point>& points, size_t begin) {
+  size_t end = begin;
+  while (end < points.size() && points[end].tokens == points[begin].tokens) ++end;
+  return {points.begin() + static_cast<std::ptrdiff_t>(begin), end - begin};
+}
+
+/// Hopper, the only GPUs that compute anything in 8 bits here (docs/performance.md). Layers: everything but
+/// self-attention in a planned forward of Wan 14B at 720p, 2.71 s for 1.42 s ("One H200: whole forwards in 8 bits");
+/// its linear layers alone 1.99. Small models gain less, which nobody measured. Self-attention: single launches of 40
+/// heads, quantising included ("One H200: attention in 8 bits", commit 5bff0b2).
+EightBitGains hopper() {
+  return {
+      1.91,
+      {{32'760, 0.375, 0.846}, {32'760, 1, 0.920}, {75'600, 0.2, 0.907}, {75'600, 0.375, 1.017}, {75'600, 1, 1.175}}};
+}
+
+}  // namespace
+
+double EightBitGains::of_attention(int tokens, double density) const {
+  if (attention.empty()) return 1;
+  std::span<const Point> before = of_size(attention, 0);
+  for (size_t begin = 0; begin < attention.size(); begin += before.size()) {
+    const std::span<const Point> here = of_size(attention, begin);
+    if (tokens <= here.front().tokens) {
+      if (begin == 0) return in_density(here, density);
+      const double low = before.front().tokens, high = here.front().tokens;
+      const double share = std::log(tokens / low) / std::log(high / low);
+      return (1 - share) * in_density(before, density) + share * in_density(here, density);
+    }
+    before = here;
+  }
+  return in_density(before, density);
+}
+
+EightBitParts EightBitGains::parts(int tokens) const {
+  EightBitParts gaining{.attention = of_attention(tokens, 1) > 1, .layers = layers > 1};
+  for (const Attention& each : attention) {
+    gaining.attention = gaining.attention || of_attention(tokens, each.density) > 1;
+  }
+  return gaining;
+}
+
+EightBitGains eight_bit_gains(std::string_view backend) {
+  return backend == "cuda" ? hopper() : EightBitGains();
+}
+
+}  // namespace calibatt

@@ -1,0 +1,77 @@
+#include "calibrate/compile/run_cost.h"
+
+#include <gtest/gtest.h>
+
+#include "calibrate/compile/compile.h"
+
+namespace calibatt {
+namespace {
+
+TEST(EightBitGains, AreThoseThatWereMeasuredAndLieBetweenThem) {
+  const EightBitGains hopper = eight_bit_gains("cuda");
+  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 1), 1.175);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.375), 1.017);
+  EXPECT_NEAR(hopper.of_attention(75'600, 0.6875), (1.175 + 1.017) / 2, 1e-9);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.1), 0.907) << "constant outside";
+  EXPECT_DOUBLE_EQ(hopper.of_attention(200'000, 1), 1.175);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(32'760, 1), 0.920);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(1'000, 0.2), 0.846);
+  const double between = hopper.of_attention(50'000, 1);
+  EXPECT_GT(between, 0.920);
+  EXPECT_LT(between, 1.175);
+}
+
+TEST(EightBitGains, AttentionOfFewTokensAndACpuGainNothing) {
+  const EightBitGains hopper = eight_bit_gains("cuda");
+  EXPECT_EQ(hopper.parts(75'600), (EightBitParts{.attention = true, .layers = true}));
+  EXPECT_EQ(hopper.parts(32'760), (EightBitParts{.attention = false, .layers = true}));
+  EXPECT_FALSE(eight_bit_gains("cpu").parts(75'600).any());
+  EXPECT_EQ(eight_bit_gains("cpu").of_attention(75'600, 1), 1);
+}
+
+class RunCosts : public ::testing::Test {
+ protected:
+  RunCosts() {
+    header.geometry.frames = 6, header.geometry.height = 8, header.geometry.width = 8;
+    header.geometry.block_k = 16;
+    options.attention_share = 0.6;
+    options.gains = {2, {{384, 0.2, 0.9}, {384, 1, 1.3}}};
+  }
+  ProfileHeader header;
+  CompileOptions options;
+};
+
+TEST_F(RunCosts, WithoutEightBitsAreAsEver) {
+  const RunCost cost(options, header);
+  const Forwards all{.all = 7};
+  EXPECT_DOUBLE_EQ(cost.of(all, 1), 1);
+  EXPECT_DOUBLE_EQ(cost.of(all, 0.4), forward_cost(0.4, 1.0 / 16, 0.6));
+  EXPECT_EQ(cost.density_at(all, 1), 1);
+  EXPECT_EQ(cost.density_at(all, 0.75), density_of_cost(0.75, 1.0 / 16, 0.6)) << "to the bit: plans are the same";
+  EXPECT_LT(cost.density_at(all, 0.4), 0) << "everything but attention takes that";
+}
+
+TEST_F(RunCosts, CountWhatEightBitsSave) {
+  const RunCost cost(options, header);
+  EXPECT_DOUBLE_EQ(cost.of({.all = 4, .layers = 4}, 1), 0.4 / 2 + 0.6);
+  EXPECT_DOUBLE_EQ(cost.of({.all = 4, .layers = 1}, 1), 0.4 * (3 + 0.5) / 4 + 0.6);
+  EXPECT_DOUBLE_EQ(cost.of({.all = 4, .attention = 4}, 1), 0.4 + 0.6 / 1.3);
+  EXPECT_GT(cost.of({.all = 4, .attention = 4}, 0.2), cost.of({.all = 4}, 0.2)) << "sparse attention is slower so";
+  EXPECT_LT(cost.saved_by_attention(0.2), 0);
+  EXPECT_GT(cost.saved_by_attention(0.9), 0);
+}
+
+TEST_F(RunCosts, LeaveTheDensityThatCostsTheRest) {
+  const RunCost cost(options, header);
+  for (const Forwards& forwards :
+       {Forwards{.all = 5}, {.all = 5, .layers = 3}, {.all = 5, .attention = 2}, {5, 4, 5}}) {
+    for (const double density : {0.15, 0.4, 0.7}) {
+      EXPECT_NEAR(cost.density_at(forwards, cost.of(forwards, density)), density, 1e-6);
+    }
+    EXPECT_EQ(cost.density_at(forwards, 1), 1);
+    EXPECT_LT(cost.density_at(forwards, 0.1), 0);
+  }
+}
+
+}  // namespace
+}  // namespace calibatt

@@ -1,0 +1,51 @@
+#include "models/mochi/layers.h"
+
+namespace calibatt {
+
+const MochiLayers& MochiLayers::video() {
+  static const MochiLayers layers{{"norm1.linear"},
+                                  {"attn1.to_q", "attn1.to_k", "attn1.to_v"},
+                                  {"attn1.to_out.0"},
+                                  {"ff.net.0.proj"},
+                                  {"ff.net.2"}};
+  return layers;
+}
+
+const MochiLayers& MochiLayers::text() {
+  static const MochiLayers layers{{"norm1_context.linear"},
+                                  {"attn1.add_q_proj", "attn1.add_k_proj", "attn1.add_v_proj"},
+                                  {"attn1.to_add_out"},
+                                  {"ff_context.net.0.proj"},
+                                  {"ff_context.net.2"}};
+  return layers;
+}
+
+const MochiLayers& MochiLayers::last_text() {
+  static const MochiLayers layers{{"norm1_context.linear_1"}, text().qkv, {}, {}, {}};
+  return layers;
+}
+
+/// The modulation is computed once for a step, and the text's layers have few rows: 8 bits would save no time.
+BlockFormats MochiLayers::formats(const MochiTransformerConfig& config, DType dtype, const ModelLoadOptions& options) {
+  const auto dim = static_cast<uint64_t>(config.dim()), hidden = static_cast<uint64_t>(config.ffn_dim()),
+             text = static_cast<uint64_t>(config.text_width),
+             text_hidden = static_cast<uint64_t>(config.text_ffn_dim());
+  const MochiLayers &of_video = video(), &of_text = MochiLayers::text();
+  return {"transformer_blocks.",
+          config.num_layers,
+          {{of_video.modulation, 4 * dim * dim, false},
+           {of_video.qkv, 3 * dim * dim, true},
+           {of_video.output, dim * dim, true},
+           {of_video.feed_forward_in, 2 * hidden * dim, true},
+           {of_video.feed_forward_out, hidden * dim, true},
+           {of_text.modulation, 4 * text * dim, false},
+           {last_text().modulation, text * dim, false},
+           {of_text.qkv, 3 * dim * text, false},
+           {of_text.output, dim * text, false},
+           {of_text.feed_forward_in, 2 * text_hidden * text, false},
+           {of_text.feed_forward_out, text_hidden * text, false}},
+          dtype,
+          options};
+}
+
+}  // namespace calibatt
