@@ -49,8 +49,8 @@ int main(int argc, char** argv) {
   if (gains.parts(1).attention) options.run.attention_dtype = AttentionDtype::kFP8;
   try {
     options.prompts = read_prompts(prompts);
-    Runner runner(load);
-    const CalibrationSummary summary = calibrate(runner, options, plan, {}, &gains);
+    RunnerGroup runners(load);
+    const CalibrationSummary summary = calibrate(runners, options, plan, {}, &gains);
     std::cout << nlohmann::json{{"speedup", *options.speedup},
                                 {"layers_gain", gains.layers},
                                 {"attention_gain", gains.of_attention(1, 1)},

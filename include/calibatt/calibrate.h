@@ -82,7 +82,8 @@ struct CalibrationSummary {
   std::optional<double> latents_measured, psnr_measured;  ///< both in a run with the plan that was not calibrated on
   double calibration_seconds = 0;  ///< wall clock of everything: fingerprint, recorded prompts, compilation
   double prompt_seconds = 0;       ///< of it, prompts that ran now: text, transformer, measuring, saving
-  double transformer_seconds = 0;  ///< of them, the transformer with all measuring beside it
+  double transformer_seconds = 0;  ///< of all of them, the transformer with all measuring beside it; of devices that
+                                   ///< ran at the same time, the sum
   double growth_seconds = 0;       ///< with speedup or psnr: of the runs that say how errors of steps grow,
   double check_seconds = 0;        ///< and of that with the plan
   int prompts_recorded = 0, prompts_resumed = 0;
@@ -107,7 +108,8 @@ CALIBATT_API MergeSummary merge_profiles(const std::vector<std::string>& folders
 CALIBATT_API void validate(const CalibrateOptions& options);
 
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
-/// at any moment, the same call goes on where it was.
+/// at any moment, the same call goes on where it was. A pipeline of several devices measures a prompt on each at a
+/// time, and the plan is that of one; where one fails, all end, as Pipeline::generate has it.
 CALIBATT_API CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options,
                                           const std::string& plan_path, const ProgressCallback& progress = {});
 

@@ -16,7 +16,8 @@ struct Progress {
   int done = 0, total = 0;  ///< units that are finished, and all of them
   double within = 0;        ///< of the unit that runs, 0 … 1; 0 where nobody knows
   double overall = 0;       ///< of the whole job, 0 … 1, by the time that stages usually take
-  /// Calibration: the prompt that is measured, counted from 0; num_prompts: a run beside theirs, that is held out.
+  /// Calibration: the prompt that is measured, counted from 0, or the first of several; num_prompts: a run beside
+  /// theirs, that is held out.
   int prompt = 0, num_prompts = 1;
 
   /// Of the stage, 0 … 1.

@@ -143,12 +143,6 @@ void check(Flags& flags) {
   } else if (flags.output.empty()) {
     throw Error(ErrorKind::kUsage, "name the plan that is to be written: -o plan.safetensors");
   }
-  if (flags.load.devices.size() > 1) {
-    throw Error(
-        ErrorKind::kUsage,
-        "calibration runs on one GPU: leave --gpus out; several processes, each with a --device of its own, can "
-        "share the prompts (--prompt-range, calibatt merge)");
-  }
   if (calibration.profile_dir.empty()) calibration.profile_dir = flags.output + ".profile";
   calibration.prompts = read_prompts(flags.prompts);
   check_prompt({calibration.run.negative_prompt, "--negative-prompt"});
@@ -163,8 +157,20 @@ void check(Flags& flags) {
                 inputs);
 }
 
+/// A GPU that finds no prompt to measure need not load the model.
+void leave_idle_devices_out(const CalibrateOptions& calibration, std::vector<int>& devices) {
+  const size_t prompts = calibration.prompt_range
+                             ? static_cast<size_t>(calibration.prompt_range->second - calibration.prompt_range->first)
+                             : calibration.prompts.size();
+  if (devices.size() <= prompts) return;
+  warn("a prompt is measured on one GPU: " + counted(static_cast<int64_t>(prompts), "prompts") + " keep " +
+       std::to_string(prompts) + " of the " + std::to_string(devices.size()) + " busy, and no more are used");
+  devices.resize(prompts);
+}
+
 void run(Flags& flags) {
   check(flags);
+  leave_idle_devices_out(flags.calibration, flags.load.devices);
   check_before_loading(ModelOnDisk::open(flags.load), flags.calibration.run);
   if (flags.calibration.run.fps) warn("--fps is not read: a calibration writes no video");
   watch_for_interrupts();
@@ -247,6 +253,10 @@ void add_calibrate(CLI::App& app) {
   const auto flags = std::make_shared<Flags>();
   CalibrateOptions& knobs = flags->calibration;
   add_model_flags(*command, flags->load);
+  command->get_option("--gpus")->description(
+      "Measure so many prompts at a time, each on a GPU of its own, the first ones of this machine [1]");
+  command->get_option("--device")
+      ->description("Index of the GPU, as CUDA counts them; of several that measure a prompt each, such as 0,2");
   command
       ->add_option("--prompts", flags->prompts,
                    "Text file with one calibration prompt a line (4 are enough, of the kind that will be used); lines "

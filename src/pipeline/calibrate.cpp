@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -16,11 +17,11 @@
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
 #include "calibrate/unread_settings.h"
+#include "pipeline/calibration_jobs.h"
 #include "pipeline/calibration_progress.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/held_out_run.h"
 #include "pipeline/options.h"
-#include "pipeline/runner.h"
 #include "pipeline/runner_group.h"
 
 namespace calibatt {
@@ -32,16 +33,16 @@ double now_seconds() {
 }
 
 /// All prompts are looked at, for the command that compiles reads them all; the part that is measured here is told of.
-PromptRange announce_prompts(Runner& runner, const CalibrateOptions& options, const GenerateOptions& run) {
+PromptRange announce_prompts(RunnerGroup& runners, const CalibrateOptions& options, const GenerateOptions& run) {
   const std::vector<Prompt>& all = options.prompts;
-  runner.check_prompts(all);
-  runner.check_prompts({{run.negative_prompt, "--negative-prompt"}});
+  runners.first().check_prompts(all);
+  runners.first().check_prompts({{run.negative_prompt, "--negative-prompt"}});
   if (!options.prompt_range) {
-    runner.expect_prompts(all);
+    runners.expect_prompts(all);
     return {};
   }
   const auto [begin, end] = *options.prompt_range;
-  runner.expect_prompts({all.begin() + begin, all.begin() + end});
+  runners.expect_prompts({all.begin() + begin, all.begin() + end});
   return {begin, end};
 }
 
@@ -58,7 +59,7 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   return make_profile_header(runs, options);
 }
 
-/// Seconds of the transformer. Every prompt has a seed of its own: a plan must hold for any initial noise.
+/// Every prompt has a seed of its own: a plan must hold for any initial noise.
 GenerateOptions run_of_prompt(GenerateOptions run, int index, const Prompt& prompt) {
   run.prompt = prompt.text;
   run.prompt_source = prompt.source;
@@ -70,18 +71,50 @@ std::vector<EightBitParts> no_eight_bits(const GenerateOptions& run) {
   return std::vector<EightBitParts>(static_cast<size_t>(*run.steps));
 }
 
-double run_one_prompt(Runner& runner, const GenerateOptions& run, int index, SelfAttention& attention,
-                      StepRecorder& steps, CalibrationProgress& told) {
-  const ProgressCallback report = told.of_prompt(index);
+/// Seconds of the transformer.
+double run_one_prompt(Runner& runner, const GenerateOptions& run, SelfAttention& attention, StepRecorder& steps,
+                      const ProgressCallback& report) {
+  runner.expect_steps(run, report, no_eight_bits(run));
   const std::unique_ptr<Conditioning> conditioning = runner.encode(run, report);
   TransformerTimes times;
-  steps = {};
   const auto observe = [&steps](int step, const Tensor& latents, const Tensor& prediction) {
     steps.observe(step, latents, prediction);
   };
   runner.denoise(run, *conditioning, attention, times, report, {.observe = observe}, no_eight_bits(run));
-  told.saving();
   return times.total();
+}
+
+/// Measures what the profile's folder lacks, prompts side by side where there are several ranks. A rank that finds no
+/// prompt left begins with what `other` allows.
+RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const CalibrateOptions& options,
+                       const PromptRange& range, const GenerateOptions& run, HeldOutRun* other,
+                       CalibrationProgress& told, const ProgressCallback& progress) {
+  ProfileRecording recording(header, options.profile_dir, range, [&] { told.again(progress); });
+  const std::vector<int>& missing = recording.missing();
+  for (int prompt = 0; prompt < header.provenance.num_prompts; ++prompt) {
+    if (std::ranges::count(missing, prompt) == 0) told.finished(prompt);  // or another process's
+  }
+  const Tensor solver = runners.first().solver_weights_of(run);
+  std::vector<CalibrationJob> jobs;
+  for (const int prompt : missing) {
+    jobs.emplace_back([&, prompt](Runner& runner, const ProgressCallback& tell) {
+      StepRecorder steps;
+      const auto run_prompt = [&](int, SelfAttention& attention) {
+        const GenerateOptions own = run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);
+        const double seconds = run_one_prompt(runner, own, attention, steps, told.of_prompt(prompt, tell));
+        told.saving(prompt);
+        return seconds;
+      };
+      const auto complete = [&](PromptProfile& profile) { steps.store(solver, profile); };
+      recording.measure(
+          prompt, runner.backend(), run_prompt, [&] { told.again(tell); }, complete);
+      told.finished(prompt);
+    });
+  }
+  if (runners.num_ranks() > 1 && !jobs.empty() && other != nullptr)
+    std::ranges::move(other->jobs_ahead(), std::back_inserter(jobs));
+  do_jobs(runners, jobs, told, progress);
+  return recording.finished();
 }
 
 void add_recorded(const RecordedProfile& recorded, CalibrationSummary& summary) {
@@ -171,54 +204,63 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
 
 // The plan is written once more, with what the run says.
 void check_plan(const Profile& profile, CompileOptions& compile, const std::string& plan_path, HeldOutRun& run,
-                CalibrationProgress& told, CalibrationSummary& summary) {
+                CalibrationProgress& told, const ProgressCallback& progress, CalibrationSummary& summary) {
   const double begin = now_seconds();
-  const HeldOutRun::Check check = run.check(plan_path, told.of_check());
+  const HeldOutRun::Check check = run.check(plan_path, progress);
   compile.latents_measured = summary.latents_measured = check.latents_error;
   summary.psnr_measured = check.psnr_db;
-  compile_to_file(profile, compile, plan_path);
+  compile_to_file(profile, compile, plan_path, told.of_compiler(progress));
   summary.check_seconds = now_seconds() - begin;
 }
 
 /// What follows the prompts: the plan, and with reuse of steps what has to be known for it.
 void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& compile, const std::string& plan_path,
-               HeldOutRun& other, CalibrationProgress& told, CalibrationSummary& summary) {
+               HeldOutRun& other, CalibrationProgress& told, const ProgressCallback& progress,
+               CalibrationSummary& summary) {
   take_measured_share(recorded.profile, compile);
   runner.warn(doubt_about_share(recorded.profile, compile));
   require_possible_speedup(compile, recorded.profile.header, true);  // before more is measured
   const double begin = now_seconds();
-  if (compile.may_reuse_steps()) compile.growth = other.growth(told.of_growth());
+  if (compile.may_reuse_steps()) compile.growth = other.growth(recorded.profile, progress);
   summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
-  add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler()), compile, summary);
+  add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler(progress)), compile, summary);
   runner.warn(note_of_overshoot(compile, summary.predicted_speedup));
-  if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, summary);
+  if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
+}
+
+/// One kind of GPU rounds as another does not.
+void warn_of_kinds(RunnerGroup& runners) {
+  const std::vector<std::string> kinds = runners.device_kinds();
+  if (kinds.size() < 2) return;
+  runners.first().warn("the GPUs are of several kinds (" + kinds[0] + ", " + kinds[1] +
+                       (kinds.size() > 2 ? ", …" : "") +
+                       "), which round differently: which of them measures a prompt changes the plan a little");
 }
 
 }  // namespace
 
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress) {
-  if (pipeline.runners().num_ranks() > 1) {
-    throw Error(ErrorKind::kUsage, "calibration runs on one device; load the pipeline with one");
-  }
-  return calibrate(pipeline.runners().first(), options, plan_path, progress);
+  return calibrate(pipeline.runners(), options, plan_path, progress);
 }
 
-CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, const std::string& plan_path,
+CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress, const EightBitGains* gains) {
+  Runner& runner = runners.first();
   runner.begin_job();
   validate(options);  // refused before anything slow starts
   CompileOptions compile = compile_options_of(options);
   const double start = now_seconds();
   const GenerateOptions run = runner.resolved(options.run);
   check_picture(run, runner.model());
-  const PromptRange range = announce_prompts(runner, options, run);
-  runner.warn_of_memory(run);
+  const PromptRange range = announce_prompts(runners, options, run);
+  runners.warn_of_memory(run, {runners.num_ranks(), runners.num_ranks()});  // no forward is shared
+  warn_of_kinds(runners);
   const bool held_out_runs = compile.may_reuse_steps() && !options.prompt_range;
   const auto eight_bits = enter_eight_bits(runner, run, options.prompt_range.has_value(), gains, compile);
-  CalibrationProgress told(progress, static_cast<int>(options.prompts.size()), held_out_runs,
+  CalibrationProgress told(static_cast<int>(options.prompts.size()), held_out_runs,
                            eight_bits.parts.attention + eight_bits.parts.layers);
-  ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin));
+  ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin, progress));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
@@ -240,22 +282,13 @@ CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, co
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
-  runner.expect_steps(run, told.of_prompt(range.begin), no_eight_bits(run));
-  StepRecorder steps;  // of the prompt that ran last
-  const auto run_prompt = [&](int prompt, SelfAttention& attention) {
-    const GenerateOptions of_prompt = run_of_prompt(run, prompt, options.prompts[static_cast<size_t>(prompt)]);
-    return run_one_prompt(runner, of_prompt, prompt, attention, steps, told);
-  };
-  const Tensor solver = runner.solver_weights_of(run);
-  const auto complete = [&](PromptProfile& profile) { steps.store(solver, profile); };
-  const RecordedProfile recorded = record_profile(
-      runner.backend(), header, options.profile_dir, run_prompt, [&] { told.again(); }, range, complete);
-  steps = {};
+  HeldOutRun other(runners, header, options.profile_dir, held_out, eight_bits, told);
+  const RecordedProfile recorded =
+      record(runners, header, options, range, run, held_out_runs ? &other : nullptr, told, progress);
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
     told.begin_rest(recorded.prompts_recorded > 0, growth_is_known);
-    HeldOutRun other(runner, recorded.profile, options.profile_dir, held_out, eight_bits);
-    make_plan(runner, recorded, compile, plan_path, other, told, summary);
+    make_plan(runner, recorded, compile, plan_path, other, told, progress, summary);
   }
   summary.calibration_seconds = now_seconds() - start;
   return summary;

@@ -2,13 +2,13 @@
 
 #include "calibatt/calibrate.h"
 #include "calibrate/compile/eight_bit_gains.h"
-#include "pipeline/runner.h"
+#include "pipeline/runner_group.h"
 
 namespace calibatt {
 
 /// calibatt/calibrate.h, of a model that need not come from a folder. gains: what 8 bits are taken to gain; null: as
-/// they do on the runner's device.
-CalibrationSummary calibrate(Runner& runner, const CalibrateOptions& options, const std::string& plan_path,
+/// they do on the first rank's device.
+CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress = {}, const EightBitGains* gains = nullptr);
 
 }  // namespace calibatt

@@ -22,7 +22,9 @@ class CalibrateTest : public testing::Test {
   CalibrateTest() {
     auto backend = make_backend("cpu");
     auto model = std::make_unique<FakeModel>(*backend, log_);
-    runner_ = std::make_unique<Runner>(std::move(backend), std::move(model));
+    std::vector<std::unique_ptr<Runner>> runners;
+    runners.push_back(std::make_unique<Runner>(std::move(backend), std::move(model)));
+    runners_ = std::make_unique<RunnerGroup>(std::move(runners));
     options_.run.width = options_.run.height = 64;
     options_.run.video_frames = 5;
     options_.run.flow_shift = 1;
@@ -42,7 +44,7 @@ class CalibrateTest : public testing::Test {
   std::string begin() {
     log_.clear();
     try {
-      calibrate(*runner_, options_, folder_ + ".safetensors", [this](const Progress&) {
+      calibrate(*runners_, options_, folder_ + ".safetensors", [this](const Progress&) {
         if (!log_.empty() && log_.back().starts_with("encode")) throw Stop();
       });
     } catch (const Stop&) {
@@ -54,7 +56,7 @@ class CalibrateTest : public testing::Test {
   }
 
   std::vector<std::string> log_;
-  std::unique_ptr<Runner> runner_;
+  std::unique_ptr<RunnerGroup> runners_;
   CalibrateOptions options_;
   std::string folder_;
 };

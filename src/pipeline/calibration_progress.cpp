@@ -1,84 +1,113 @@
 #include "pipeline/calibration_progress.h"
 
 #include <algorithm>
-#include <memory>
+#include <numeric>
 
 namespace calibatt {
 namespace {
 
 // In generations.
 constexpr double kGrowth = 2;       // HeldOutRun::growth
-constexpr int kGrowthRuns = 4;      // a whole one, two that begin later, and one of a few steps
-constexpr double kEightBits = 0.3;  // of it, for each part in 8 bits: another one of a few steps
+constexpr double kEightBits = 0.3;  // of it, for each part in 8 bits: another run of a few steps
 constexpr double kCheck = 1;        // HeldOutRun::check
 constexpr double kCompile = 0.03;   // for each prompt
 
+double mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
 }  // namespace
 
-CalibrationProgress::CalibrationProgress(const ProgressCallback& tell, int num_prompts, bool held_out_runs,
-                                         int eight_bit_parts)
-    : tell_(tell),
+CalibrationProgress::CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts)
+    : num_prompts_(num_prompts),
       held_out_runs_(held_out_runs),
-      growth_runs_(kGrowthRuns + eight_bit_parts),
-      growth_cost_(kGrowth + kEightBits * eight_bit_parts) {
-  state_.num_prompts = num_prompts;
+      growth_cost_(kGrowth + kEightBits * eight_bit_parts),
+      prompts_done_(static_cast<size_t>(num_prompts)),
+      growth_done_(static_cast<size_t>(kGrowthRuns + eight_bit_parts)) {
   const double rest = kCompile * num_prompts + (held_out_runs ? growth_cost_ + kCheck : 0);
-  prompts_end_ = num_prompts / (num_prompts + rest);
+  share_out(num_prompts / (num_prompts + rest), false);
+}
+
+void CalibrationProgress::share_out(double of_prompts, bool growth_is_known) {
+  const double growth = held_out_runs_ && !growth_is_known ? growth_cost_ : 0, check = held_out_runs_ ? kCheck : 0;
+  const double unit = (1 - of_prompts) / (growth + kCompile * num_prompts_ + check);
+  prompts_share_ = of_prompts;
+  growth_share_ = unit * growth;
+  compile_share_ = unit * kCompile * num_prompts_;
+  check_share_ = unit * check;
 }
 
 void CalibrationProgress::begin_rest(bool prompts_were_recorded, bool growth_is_known) {
-  const double begin = prompts_were_recorded ? prompts_end_ : 0;
-  const double growth = held_out_runs_ && !growth_is_known ? growth_cost_ : 0, check = held_out_runs_ ? kCheck : 0;
-  const double unit = (1 - begin) / (growth + kCompile * state_.num_prompts + check);
-  growth_ = {begin, begin + unit * growth};
-  check_ = {1 - unit * check, 1};
-  compile_ = {growth_.end, check_.begin};
+  const std::lock_guard lock(mutex_);
+  share_out(prompts_were_recorded ? prompts_share_ : 0, growth_is_known);
 }
 
-ProgressCallback CalibrationProgress::of_prompt(int prompt) {
-  return [this, prompt](const Progress& of_model) {
-    const double done = prompt + (of_model.stage == "denoise" ? of_model.of_stage() : 0);
-    set(of_model, prompt, prompts_end_ * done / state_.num_prompts);
-  };
+ProgressCallback CalibrationProgress::of_prompt(int prompt, const ProgressCallback& tell) {
+  return of_run(prompt, "denoise", prompts_done_[static_cast<size_t>(prompt)], tell);
 }
 
-ProgressCallback CalibrationProgress::of_growth() {
-  return of_held_out_runs(growth_, growth_runs_);
+ProgressCallback CalibrationProgress::of_growth(int run, const ProgressCallback& tell) {
+  return of_run(num_prompts_ + run, "denoise", growth_done_[static_cast<size_t>(run)], tell);
 }
 
-ProgressCallback CalibrationProgress::of_compiler() {
-  return [this](const Progress& of_compiler) {
-    set(of_compiler, state_.num_prompts - 1, compile_.at(of_compiler.of_stage()));
-  };
+ProgressCallback CalibrationProgress::of_compiler(const ProgressCallback& tell) {
+  return of_last_run("compile", compile_done_, tell);
 }
 
-ProgressCallback CalibrationProgress::of_check() {
-  return of_held_out_runs(check_, 1);
+ProgressCallback CalibrationProgress::of_check(const ProgressCallback& tell) {
+  return of_last_run("denoise", check_done_, tell);
 }
 
-ProgressCallback CalibrationProgress::of_held_out_runs(const Part& part, int num_runs) {
-  struct Runs {
-    int finished = 0;
-    double of_present = 0;
-  };
-  return [this, part, num_runs, runs = std::make_shared<Runs>()](const Progress& of_model) {
-    if (of_model.stage == "denoise") {
-      runs->finished += of_model.of_stage() < runs->of_present;
-      runs->of_present = of_model.of_stage();
+/// Beside which no other goes on.
+ProgressCallback CalibrationProgress::of_last_run(const char* stage, double& done, const ProgressCallback& tell) {
+  const std::lock_guard lock(mutex_);
+  running_.clear();
+  return of_run(num_prompts_ + static_cast<int>(growth_done_.size()), stage, done, tell);
+}
+
+ProgressCallback CalibrationProgress::of_run(int place, const char* stage, double& done, const ProgressCallback& tell) {
+  return [this, place, stage, &done, tell](const Progress& of_part) {
+    {
+      const std::lock_guard lock(mutex_);
+      running_[place] = of_part;
+      running_[place].prompt = std::min(place, num_prompts_);
+      if (of_part.stage == stage) done = std::max(done, std::min(of_part.of_stage(), 1.0));
+      told_ = std::max(told_, overall());
     }
-    const double done = std::min(1.0, (runs->finished + runs->of_present) / num_runs);
-    set(of_model, state_.num_prompts, part.at(done));
+    again(tell);
   };
 }
 
-void CalibrationProgress::set(const Progress& of_part, int prompt, double overall) {
-  const int num_prompts = state_.num_prompts;
-  const double before = state_.overall;
-  state_ = of_part;
-  state_.prompt = prompt;
-  state_.num_prompts = num_prompts;
-  state_.overall = std::max(before, overall);
-  again();
+void CalibrationProgress::saving(int prompt) {
+  const std::lock_guard lock(mutex_);
+  running_[prompt].stage = "save";
+}
+
+void CalibrationProgress::finish(int place, double& done) {
+  const std::lock_guard lock(mutex_);
+  if (const auto run = running_.find(place); run != running_.end()) {
+    last_ = run->second;
+    running_.erase(run);
+  }
+  done = 1;
+  told_ = std::max(told_, overall());
+}
+
+double CalibrationProgress::overall() const {
+  return prompts_share_ * mean(prompts_done_) + growth_share_ * mean(growth_done_) + compile_share_ * compile_done_ +
+         check_share_ * check_done_;
+}
+
+void CalibrationProgress::again(const ProgressCallback& tell) const {
+  if (!tell) return;
+  Progress state;
+  {
+    const std::lock_guard lock(mutex_);
+    state = running_.empty() ? last_ : running_.begin()->second;
+    state.num_prompts = num_prompts_;
+    state.overall = told_;
+  }
+  tell(state);
 }
 
 }  // namespace calibatt

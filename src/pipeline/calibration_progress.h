@@ -1,45 +1,63 @@
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
 #include "calibatt/progress.h"
 
 namespace calibatt {
 
-/// What is told of a calibration: a model's progress in one run, or the compiler's, in its place among all of them. The
-/// whole's share never falls. `tell` must outlive the object, and the object what it hands out.
+/// What is told of a calibration, whose runs may go on side by side: how much of the whole is done, which never falls,
+/// and where the first of the present runs is.
+///
+/// A callback that it hands out is of one run. What that hears is passed on, in its place among all, to `tell`, on the
+/// same thread. The object must outlive it.
 class CalibrationProgress {
  public:
+  /// Of HeldOutRun::growth: a whole one, and three that are a part of one; behind them one for each part in 8 bits.
+  static constexpr int kGrowthRuns = 4;
+
   /// held_out_runs: there will be some behind the prompts, since steps may be reused; eight_bit_parts: so many parts
   /// are measured in 8 bits there.
-  CalibrationProgress(const ProgressCallback& tell, int num_prompts, bool held_out_runs, int eight_bit_parts = 0);
+  CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts = 0);
 
-  ProgressCallback of_prompt(int prompt);
+  ProgressCallback of_prompt(int prompt, const ProgressCallback& tell);
+  ProgressCallback of_growth(int run, const ProgressCallback& tell);
+  ProgressCallback of_compiler(const ProgressCallback& tell);
+  ProgressCallback of_check(const ProgressCallback& tell);
+
+  /// The prompt's run is over, and what it measured is saved now.
+  void saving(int prompt);
+  /// All of it is done, or was before.
+  void finished(int prompt) { finish(prompt, prompts_done_[static_cast<size_t>(prompt)]); }
+  void finished_growth(int run) { finish(num_prompts_ + run, growth_done_[static_cast<size_t>(run)]); }
+
   /// Behind the last prompt: what is left is shared out anew, since less of it may be to do than was thought.
   void begin_rest(bool prompts_were_recorded, bool growth_is_known);
-  ProgressCallback of_growth();
-  ProgressCallback of_compiler();
-  ProgressCallback of_check();
 
-  void saving() { state_.stage = "save"; }
   /// The last once more: whoever listens may end the work here.
-  void again() const {
-    if (tell_) tell_(state_);
-  }
+  void again(const ProgressCallback& tell) const;
 
  private:
-  struct Part {
-    double begin = 0, end = 1;
-    double at(double share) const { return begin + (end - begin) * share; }
-  };
-  ProgressCallback of_held_out_runs(const Part& part, int num_runs);
-  void set(const Progress& of_part, int prompt, double overall);
+  /// Places of runs: prompts, then those of growth, which may begin beside the last prompts.
+  ProgressCallback of_run(int place, const char* stage, double& done, const ProgressCallback& tell);
+  ProgressCallback of_last_run(const char* stage, double& done, const ProgressCallback& tell);
+  void finish(int place, double& done);
+  void share_out(double of_prompts, bool growth_is_known);
+  double overall() const;
 
-  const ProgressCallback& tell_;
-  Progress state_;
-  bool held_out_runs_;
-  int growth_runs_;
-  double growth_cost_;
-  double prompts_end_;
-  Part growth_, compile_, check_;
+  const int num_prompts_;
+  const bool held_out_runs_;
+  const double growth_cost_;
+  mutable std::mutex mutex_;         // of what follows
+  std::map<int, Progress> running_;  // by the run's place
+  Progress last_;                    // of what ran, while nothing does
+  double told_ = 0;                  // of the whole
+  std::vector<double> prompts_done_, growth_done_;
+  double compile_done_ = 0, check_done_ = 0;
+  double prompts_share_ = 1, growth_share_ = 0, compile_share_ = 0, check_share_ = 0;  // of the whole
 };
 
 }  // namespace calibatt

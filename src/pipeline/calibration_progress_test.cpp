@@ -37,18 +37,25 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
       for (const bool growth_is_known : {false, true}) {
         seen_.clear();
         const int eight_bit_parts = recorded ? 2 : 0;
-        CalibrationProgress told(tell_, kPrompts, held_out_runs, eight_bit_parts);
-        for (int prompt = 0; recorded && prompt < kPrompts; ++prompt) run(told.of_prompt(prompt));
+        CalibrationProgress told(kPrompts, held_out_runs, eight_bit_parts);
+        for (int prompt = 0; prompt < kPrompts; ++prompt) {
+          if (recorded) run(told.of_prompt(prompt, tell_));
+          told.finished(prompt);
+        }
         told.begin_rest(recorded, growth_is_known);
         if (held_out_runs && !growth_is_known) {
-          const ProgressCallback growth = told.of_growth();
-          for (const int first_step : {0, 3, 5, 0}) run(growth, first_step);
-          for (int part = 0; part < eight_bit_parts; ++part) run(growth);
-          decode(growth);
+          int growth_run = 0;
+          const auto grow = [&](int first_step) {
+            run(told.of_growth(growth_run, tell_), first_step);
+            told.finished_growth(growth_run++);
+          };
+          for (const int first_step : {0, 3, 5, 0}) grow(first_step);
+          for (int part = 0; part < eight_bit_parts; ++part) grow(0);
+          decode(told.of_growth(growth_run - 1, tell_));
         }
-        compile(told.of_compiler());
+        compile(told.of_compiler(tell_));
         if (held_out_runs) {
-          const ProgressCallback check = told.of_check();
+          const ProgressCallback check = told.of_check(tell_);
           run(check);
           decode(check);
         }
@@ -58,15 +65,39 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
   }
 }
 
+TEST_F(CalibrationProgressTest, OfRunsSideBySideTellsOfTheFirstAndCountsAll) {
+  CalibrationProgress told(kPrompts, false);
+  const auto denoise = [](const ProgressCallback& tell, int step) {
+    tell({.stage = "denoise", .done = step, .total = kSteps});
+  };
+  const ProgressCallback nobody_hears = [](const Progress&) {};
+  const ProgressCallback first = told.of_prompt(0, tell_), second = told.of_prompt(1, nobody_hears);
+  denoise(first, 5);
+  const double alone = seen_.back().overall;
+  denoise(second, 5);
+  denoise(first, 5);
+  EXPECT_NEAR(seen_.back().overall, 2 * alone, 1e-9);
+  EXPECT_EQ(seen_.back().prompt, 0);
+  told.finished(0);
+  told.again(tell_);
+  EXPECT_EQ(seen_.back().prompt, 1) << "which still runs";
+  EXPECT_NEAR(seen_.back().overall, 3 * alone, 1e-9);
+  told.saving(1);
+  told.again(tell_);
+  EXPECT_EQ(seen_.back().stage, "save");
+}
+
 TEST_F(CalibrationProgressTest, SaysWhichRunItIs) {
-  CalibrationProgress told(tell_, kPrompts, true);
-  run(told.of_prompt(1));
+  CalibrationProgress told(kPrompts, true);
+  run(told.of_prompt(1, tell_));
   EXPECT_EQ(seen_.back().prompt, 1);
+  for (int prompt = 0; prompt < kPrompts; ++prompt) told.finished(prompt);
   told.begin_rest(true, false);
-  run(told.of_growth());
+  run(told.of_growth(0, tell_));
+  told.finished_growth(0);
   EXPECT_EQ(seen_.back().prompt, kPrompts) << "none of the prompts'";
   const double after_one = seen_.back().overall;
-  compile(told.of_compiler());
+  compile(told.of_compiler(tell_));
   EXPECT_LT(after_one, seen_.back().overall);
   EXPECT_LT(seen_.back().overall, 0.9) << "a run of the model is still to come";
   for (const Progress& state : seen_) EXPECT_EQ(state.num_prompts, kPrompts);

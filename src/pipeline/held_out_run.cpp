@@ -10,7 +10,6 @@
 #include "calibatt/output.h"
 #include "calibrate/compile/compile.h"
 #include "calibrate/profile/held_out_latents.h"
-#include "calibrate/record/step_recorder.h"
 #include "sampling/scheduler.h"
 
 namespace calibatt {
@@ -68,11 +67,11 @@ CompileOptions mask_options(const ProfileHeader& header) {
 /// A plan of that density, on disk while it is used: it may be larger than memory.
 class MaskPlan {
  public:
-  MaskPlan(const Profile& profile, std::string path) : path_(std::move(path)) {
+  MaskPlan(const Profile& profile, std::string path, const ProgressCallback& tell) : path_(std::move(path)) {
     CompileOptions masks = mask_options(profile.header);
     while (!plan_) {
       try {
-        summary_ = compile_to_file(profile, masks, path_);
+        summary_ = compile_to_file(profile, masks, path_, tell);
         plan_ = load_plan(path_);
       } catch (const Error& error) {  // a video of few blocks: none so low
         if (error.kind() != ErrorKind::kUsage || *masks.density >= 1) throw;
@@ -104,133 +103,135 @@ void require_enough_steps(const ProfileHeader& header) {
 
 }  // namespace
 
-struct HeldOutRun::Parts {
-  Parts(Runner& runner_of_model, const GenerateOptions& options, const ProgressCallback& callback)
-      : runner(runner_of_model),
-        run(options),
-        progress(callback),
-        conditioning(runner.encode(run, progress)),
-        description(runner.describe_attention(run)) {}
-
-  std::unique_ptr<RunAttention> attention(std::shared_ptr<const Plan> plan = nullptr) const {
-    return make_run_attention(runner.backend(), std::move(plan), description);
-  }
-  /// In 8 bits what of each step is told; nothing: none.
-  Tensor denoise(RunAttention& attention, StepControl control, std::vector<EightBitParts> eight_bits = {}) {
-    eight_bits.resize(description.sigmas.size());
-    std::vector<bool> of_attention;
-    of_attention.reserve(eight_bits.size());
-    for (const EightBitParts step : eight_bits) of_attention.push_back(step.attention);
-    attention.use_eight_bits(std::move(of_attention));
-    TransformerTimes times;
-    if (control.reuse.empty()) control.reuse = attention.step_reuse();
-    return runner.denoise(run, *conditioning, attention, times, progress, control, eight_bits);
-  }
-
-  Runner& runner;
-  const GenerateOptions& run;
-  const ProgressCallback& progress;
+/// What a rank keeps from run to run, in its device's memory.
+struct HeldOutRun::RankParts {
   std::unique_ptr<Conditioning> conditioning;
   RunDescription description;
-  StepRecorder dense;  // empty until a dense run was made
 };
 
-HeldOutRun::HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
-                       EightBits measured)
-    : runner_(runner), profile_(profile), folder_(std::move(folder)), run_(run), measured_(std::move(measured)) {}
+HeldOutRun::HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder,
+                       const GenerateOptions& run, EightBits measured, CalibrationProgress& told)
+    : runners_(runners),
+      header_(header),
+      folder_(std::move(folder)),
+      run_(run),
+      measured_(std::move(measured)),
+      told_(told) {}
 
-HeldOutRun::~HeldOutRun() = default;
-
-HeldOutRun::Parts& HeldOutRun::parts() {
-  if (!parts_) parts_ = std::make_unique<Parts>(runner_, run_, progress_);
-  return *parts_;
+HeldOutRun::~HeldOutRun() {
+  for (auto& [runner, parts] : rank_parts_) RunnerGroup::on_its_device(*runner, [&] { parts.reset(); });
+  RunnerGroup::on_its_device(runners_.first(), [] {});
 }
 
-Tensor HeldOutRun::dense_latents() {
-  if (!dense_latents_.empty()) return dense_latents_;
-  if (std::optional<Tensor> kept = load_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed})) {
-    return dense_latents_ = *std::move(kept);
+HeldOutRun::RankParts& HeldOutRun::parts_of(Runner& runner, const ProgressCallback& tell) {
+  std::unique_lock lock(mutex_);
+  std::unique_ptr<RankParts>& parts = rank_parts_[&runner];
+  lock.unlock();
+  if (parts == nullptr) {
+    runner.expect_steps(run_, tell, std::vector<EightBitParts>(header_.sigmas.size()));
+    parts = std::make_unique<RankParts>(RankParts{runner.encode(run_, tell), runner.describe_attention(run_)});
   }
-  run_dense();
-  return dense_latents_;
+  return *parts;
 }
 
-void HeldOutRun::run_dense() {
-  StepRecorder& dense = parts().dense;
-  dense = {};
+std::unique_ptr<RunAttention> HeldOutRun::attention_of(Runner& runner, const ProgressCallback& tell,
+                                                       std::shared_ptr<const Plan> plan) {
+  return make_run_attention(runner.backend(), std::move(plan), parts_of(runner, tell).description);
+}
+
+Tensor HeldOutRun::denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
+                           std::vector<EightBitParts> eight_bits) {
+  eight_bits.resize(header_.sigmas.size());
+  std::vector<bool> of_attention;
+  of_attention.reserve(eight_bits.size());
+  for (const EightBitParts step : eight_bits) of_attention.push_back(step.attention);
+  attention.use_eight_bits(std::move(of_attention));
+  TransformerTimes times;
+  if (control.reuse.empty()) control.reuse = attention.step_reuse();
+  return runner.denoise(run_, *parts_of(runner, tell).conditioning, attention, times, tell, control, eight_bits);
+}
+
+bool HeldOutRun::has_dense_latents() {
+  if (dense_latents_.empty()) {
+    if (std::optional<Tensor> kept = load_held_out_latents(folder_, {header_, run_.prompt, run_.seed})) {
+      dense_latents_ = *std::move(kept);
+    }
+  }
+  return !dense_latents_.empty();
+}
+
+void HeldOutRun::run_dense(Runner& runner, const ProgressCallback& tell) {
+  StepRecorder dense;
   const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
     dense.observe(step, latents, prediction);
   };
-  dense_latents_ = parts().denoise(*parts().attention(), {.observe = observe});
-  save_held_out_latents(folder_, {profile_.header, run_.prompt, run_.seed}, dense_latents_);
+  dense_latents_ = denoise(runner, *attention_of(runner, tell), {.observe = observe}, tell);
+  dense_ = std::move(dense);
+  save_held_out_latents(folder_, {header_, run_.prompt, run_.seed}, dense_latents_);
 }
 
-/// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
-double HeldOutRun::factor_at(int step, Tensor& latents_at_end) {
-  const int num_steps = profile_.header.num_steps();
-  const StepRecorder& dense = parts().dense;
+double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell) {
+  const int num_steps = header_.num_steps();
   std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
   reuse[static_cast<size_t>(step)] = StepReuse::kHold;
-  latents_at_end = parts().denoise(*parts().attention(), {.reuse = reuse, .first_step = step, .known = [&](int known) {
-                                                            return dense.prediction(known);
-                                                          }});
-  const Tensor solver = runner_.solver_weights_of(run_);
+  latents_at_end =
+      denoise(runner, *attention_of(runner, tell),
+              {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense_.prediction(known); }}, tell);
+  const Tensor solver = runner.solver_weights_of(run_);
   const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
-  const double at_once = weight * weight * mean_square_change(dense.prediction(step - 1), dense.prediction(step));
+  const double at_once = weight * weight * mean_square_change(dense_.prediction(step - 1), dense_.prediction(step));
   const double at_end = mean_square_change(latents_at_end, dense_latents_);
   return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
 }
 
 std::vector<int> HeldOutRun::compared_steps() const {
-  const int num_steps = profile_.header.num_steps();
   std::vector<int> steps;
   for (const double share : kComparedAt) {
-    if (const int step = step_at(num_steps, share); steps.empty() || step > steps.back()) steps.push_back(step);
+    if (const int step = step_at(header_.num_steps(), share); steps.empty() || step > steps.back()) {
+      steps.push_back(step);
+    }
   }
   return steps;
 }
 
-std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes() {
-  const MaskPlan masks(profile_, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string());
+std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& profile, Runner& runner,
+                                                             const ProgressCallback& tell) {
+  const MaskPlan masks(profile, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string(), tell);
   const double latents = mean_square(dense_latents_);
-  const StepRecorder& dense = parts().dense;
   std::vector<StepGrowth::MaskChange> changes;
   const auto compare = [&](int step, const Tensor& prediction) {
-    const double change = mean_square_change(prediction, dense.prediction(step)) / latents,
+    const double change = mean_square_change(prediction, dense_.prediction(step)) / latents,
                  error = masks.summary().step_error[static_cast<size_t>(step)];
     // Masks that keep all of a step say nothing of it.
     if (change > 0 && error > 0) changes.push_back({step, std::sqrt(change) / error});
   };
-  parts().denoise(*parts().attention(masks.plan()), {.first_step = profile_.header.num_steps(),
-                                                     .known = [&](int known) { return dense.prediction(known); },
-                                                     .compared_steps = compared_steps(),
-                                                     .compare = compare});
+  denoise(runner, *attention_of(runner, tell, masks.plan()),
+          {.first_step = header_.num_steps(),
+           .known = [&](int known) { return dense_.prediction(known); },
+           .compared_steps = compared_steps(),
+           .compare = compare},
+          tell);
   if (changes.empty()) changes.push_back({0, 1});
   return changes;
 }
 
 /// In every compared step, with everything else as in the dense run.
-std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitParts part) {
+std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitParts part, Runner& runner,
+                                                                      const ProgressCallback& tell) {
   constexpr double kLeast = 1e-9;  // where nothing was changed that a float shows
-  const auto num_steps = static_cast<size_t>(profile_.header.num_steps());
   const double latents = mean_square(dense_latents_);
-  const StepRecorder& dense = parts().dense;
   std::vector<StepGrowth::EightBitChange> changes;
   const auto compare = [&](int step, const Tensor& prediction) {
-    const double change = mean_square_change(prediction, dense.prediction(step)) / latents;
+    const double change = mean_square_change(prediction, dense_.prediction(step)) / latents;
     changes.push_back({step, std::max(std::sqrt(change), kLeast)});
   };
-  parts().denoise(*parts().attention(),
-                  {.first_step = profile_.header.num_steps(),
-                   .known = [&](int known) { return dense.prediction(known); },
-                   .compared_steps = compared_steps(),
-                   .compare = compare},
-                  std::vector<EightBitParts>(num_steps, part));
+  denoise(runner, *attention_of(runner, tell),
+          {.first_step = header_.num_steps(),
+           .known = [&](int known) { return dense_.prediction(known); },
+           .compared_steps = compared_steps(),
+           .compare = compare},
+          tell, std::vector<EightBitParts>(static_cast<size_t>(header_.num_steps()), part));
   return changes;
-}
-
-double HeldOutRun::psnr(const Tensor& latents) {
-  return compare_videos(runner_.decode(dense_latents_, progress_), runner_.decode(latents, progress_)).psnr_db;
 }
 
 bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
@@ -242,54 +243,107 @@ bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& fold
   return true;
 }
 
-/// Behind a dense run.
-StepGrowth HeldOutRun::grown() {
-  StepGrowth growth;
-  Tensor changed;
+std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
+  const std::optional<StepGrowth> known = load_growth(folder_, header_);
+  // Where more is to be known, whatever is kept of a dense run is too little: that is its end alone.
+  if (known && known->knows(measured_.parts, measured_.layers) && has_dense_latents()) return {};
+  return {[this](Runner& runner, const ProgressCallback& tell) {
+    run_dense(runner, told_.of_growth(0, tell));
+    told_.finished_growth(0);
+  }};
+}
+
+std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, StepGrowth& growth,
+                                                     std::vector<Tensor>& changed) {
+  std::vector<int> held;
   for (const double share : kGrowthAt) {
-    const int step = held_step_at(profile_.header, share);
-    if (!growth.factors.empty() && step <= growth.factors.back().step) continue;
-    growth.factors.push_back({step, factor_at(step, changed)});
+    if (const int step = held_step_at(header_, share); held.empty() || step > held.back()) held.push_back(step);
   }
-  growth.mask_changes = mask_changes();
-  // The last change, made as large as is seen.
+  growth.factors.resize(held.size());
+  changed.resize(held.size());
+  std::vector<CalibrationJob> jobs;
+  for (size_t i = 0; i < held.size(); ++i) {
+    const int run = static_cast<int>(1 + i);
+    jobs.emplace_back([&, run, i, step = held[i]](Runner& runner, const ProgressCallback& tell) {
+      growth.factors[i] = {step, factor_at(step, changed[i], runner, told_.of_growth(run, tell))};
+      told_.finished_growth(run);
+    });
+  }
+  jobs.emplace_back([&](Runner& runner, const ProgressCallback& tell) {
+    constexpr int kRun = CalibrationProgress::kGrowthRuns - 1;
+    growth.mask_changes = mask_changes(profile, runner, told_.of_growth(kRun, tell));
+    told_.finished_growth(kRun);
+  });
+  return jobs;
+}
+
+/// What a change of the latents, made as large as is seen, does to the video.
+void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, const ProgressCallback& progress) {
   const double error = std::sqrt(mean_square_change(changed, dense_latents_) / mean_square(dense_latents_));
   const double scale = error > 0 ? kVisibleChange / error : 0;
+  const Tensor visible = weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed}});
+  VideoFrames dense_video, changed_video;
+  const auto decoding = [&](const Tensor& latents, VideoFrames& video) -> CalibrationJob {
+    return
+        [&](Runner& runner, const ProgressCallback& tell) { video = runner.decode(latents, told_.of_growth(0, tell)); };
+  };
+  do_jobs(runners_, {decoding(dense_latents_, dense_video), decoding(visible, changed_video)}, told_, progress);
   growth.latents_error = kVisibleChange;
-  growth.psnr_db = psnr(weighted_sum({{1 - scale, &dense_latents_}, {scale, &changed}}));
+  growth.psnr_db = compare_videos(dense_video, changed_video).psnr_db;
+}
+
+StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
+  const auto& [asked, layers] = measured_;
+  std::optional<StepGrowth> known = load_growth(folder_, header_);
+  if (known && known->knows(asked, layers)) return *std::move(known);
+  require_enough_steps(header_);
+  if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
+  StepGrowth growth = known.value_or(StepGrowth());
+  std::vector<Tensor> changed;
+  std::vector<CalibrationJob> jobs;
+  if (!known) jobs = growing_jobs(profile, growth, changed);
+  int run = CalibrationProgress::kGrowthRuns;
+  const auto measure = [&](EightBitParts part, std::vector<StepGrowth::EightBitChange>& changes) {
+    jobs.emplace_back([&, part, own = run++](Runner& runner, const ProgressCallback& tell) {
+      changes = eight_bit_changes(part, runner, told_.of_growth(own, tell));
+      told_.finished_growth(own);
+    });
+  };
+  if (asked.layers && !(known && known->knows({.layers = true}, layers))) {
+    measure({.layers = true}, growth.layer_changes);
+    growth.layers = layers;
+  }
+  if (asked.attention && !(known && known->knows({.attention = true}, layers))) {
+    measure({.attention = true}, growth.attention_changes);
+  }
+  do_jobs(runners_, jobs, told_, progress);
+  if (!known) add_visible_change(changed.back(), growth, progress);
+  save_growth(folder_, header_, growth);
   return growth;
 }
 
-StepGrowth HeldOutRun::growth(const ProgressCallback& progress) {
-  progress_ = progress;
-  const auto& [asked, layers] = measured_;
-  std::optional<StepGrowth> growth = load_growth(folder_, profile_.header);
-  if (growth && growth->knows(asked, layers)) return *std::move(growth);
-  require_enough_steps(profile_.header);
-  run_dense();  // whatever is kept of it: that is its end alone
-  if (!growth) growth = grown();
-  if (asked.layers && !growth->knows({.layers = true}, layers)) {
-    growth->layer_changes = eight_bit_changes({.layers = true});
-    growth->layers = layers;
-  }
-  if (asked.attention && !growth->knows({.attention = true}, layers)) {
-    growth->attention_changes = eight_bit_changes({.attention = true});
-  }
-  save_growth(folder_, profile_.header, *growth);
-  return *std::move(growth);
-}
-
 HeldOutRun::Check HeldOutRun::check(const std::string& plan_path, const ProgressCallback& progress) {
-  progress_ = progress;
-  dense_latents();
-  const std::unique_ptr<RunAttention> attention = parts().attention(load_plan(plan_path));
-  std::vector<EightBitParts> eight_bits = attention->planned_eight_bits();
-  const EightBitParts allowed = runner_.allowed_eight_bits(run_);
-  for (EightBitParts& step : eight_bits) {
-    step = {.attention = step.attention && allowed.attention, .layers = step.layers && allowed.layers};
-  }
-  const Tensor latents = parts().denoise(*attention, {}, std::move(eight_bits));
-  return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)), psnr(latents)};
+  Tensor latents;
+  VideoFrames dense_video, video;
+  const auto of_plan = [&](Runner& runner, const ProgressCallback& tell) {
+    const ProgressCallback own = told_.of_check(tell);
+    const std::unique_ptr<RunAttention> attention = attention_of(runner, own, load_plan(plan_path));
+    std::vector<EightBitParts> eight_bits = attention->planned_eight_bits();
+    const EightBitParts allowed = runner.allowed_eight_bits(run_);
+    for (EightBitParts& step : eight_bits) {
+      step = {.attention = step.attention && allowed.attention, .layers = step.layers && allowed.layers};
+    }
+    latents = denoise(runner, *attention, {}, own, std::move(eight_bits));
+    video = runner.decode(latents, own);
+  };
+  const auto of_dense = [&](Runner& runner, const ProgressCallback& tell) {
+    const ProgressCallback own = told_.of_check(tell);
+    if (!has_dense_latents()) run_dense(runner, own);
+    dense_video = runner.decode(dense_latents_, own);
+  };
+  do_jobs(runners_, {of_plan, of_dense}, told_, progress);
+  return {std::sqrt(mean_square_change(latents, dense_latents_) / mean_square(dense_latents_)),
+          compare_videos(dense_video, video).psnr_db};
 }
 
 }  // namespace calibatt

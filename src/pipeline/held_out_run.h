@@ -1,18 +1,24 @@
 #pragma once
 
+#include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "base/tensor.h"
 #include "calibatt/progress.h"
 #include "calibrate/compile/compile_options.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/profile/step_growth.h"
-#include "pipeline/runner.h"
+#include "calibrate/record/step_recorder.h"
+#include "pipeline/calibration_jobs.h"
 
 namespace calibatt {
 
 /// A run that is none of a profile's own, as those that plans are made for: by it calibration learns how errors of
-/// steps grow, and checks the finished plan.
+/// steps grow, and checks the finished plan. What does not depend on each other is done side by side.
 class HeldOutRun {
  public:
   /// What 8 bits may do in a plan, and be measured for.
@@ -21,8 +27,8 @@ class HeldOutRun {
     std::string layers;  ///< which: RunReport::weights_dtype
   };
   /// `run`: with a seed that the profile has no run of. All must outlive the object. Nothing runs yet.
-  HeldOutRun(Runner& runner, const Profile& profile, std::string folder, const GenerateOptions& run,
-             EightBits measured);
+  HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder, const GenerateOptions& run,
+             EightBits measured, CalibrationProgress& told);
   ~HeldOutRun();
 
   /// To be asked before prompts are measured; arguments as of the constructor. Whether the folder holds what `growth`
@@ -30,9 +36,12 @@ class HeldOutRun {
   static bool look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
                          const EightBits& measured);
 
+  /// What may be done beside the prompts, as it needs nothing of them: the dense run, unless it is there.
+  std::vector<CalibrationJob> jobs_ahead();
+
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
   /// forwards more; for each part in 8 bits another third of one. Throws as look_first.
-  StepGrowth growth(const ProgressCallback& progress);
+  StepGrowth growth(const Profile& profile, const ProgressCallback& progress);
 
   struct Check {
     double latents_error = 0;  ///< √(mean square of the change of the final latents / that of dense ones)
@@ -43,24 +52,36 @@ class HeldOutRun {
   Check check(const std::string& plan_path, const ProgressCallback& progress);
 
  private:
-  struct Parts;
-  Parts& parts();
-  Tensor dense_latents();
-  void run_dense();
-  double factor_at(int step, Tensor& latents_at_end);
-  StepGrowth grown();
-  std::vector<StepGrowth::MaskChange> mask_changes();
-  std::vector<StepGrowth::EightBitChange> eight_bit_changes(EightBitParts part);
+  struct RankParts;
+  RankParts& parts_of(Runner& runner, const ProgressCallback& tell);
+  /// In 8 bits what of each step is told; nothing: none.
+  Tensor denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
+                 std::vector<EightBitParts> eight_bits = {});
+  std::unique_ptr<RunAttention> attention_of(Runner& runner, const ProgressCallback& tell,
+                                             std::shared_ptr<const Plan> plan = nullptr);
+  std::optional<StepGrowth> known_growth() const;
+  bool has_dense_latents();
+  void run_dense(Runner& runner, const ProgressCallback& tell);
+  /// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
+  double factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell);
+  std::vector<StepGrowth::MaskChange> mask_changes(const Profile& profile, Runner& runner,
+                                                   const ProgressCallback& tell);
+  std::vector<StepGrowth::EightBitChange> eight_bit_changes(EightBitParts part, Runner& runner,
+                                                            const ProgressCallback& tell);
   std::vector<int> compared_steps() const;
-  double psnr(const Tensor& latents);
+  /// Of how errors of steps and masks grow: jobs that fill it, and what follows them.
+  std::vector<CalibrationJob> growing_jobs(const Profile& profile, StepGrowth& growth, std::vector<Tensor>& changed);
+  void add_visible_change(const Tensor& changed, StepGrowth& growth, const ProgressCallback& progress);
 
-  Runner& runner_;
-  const Profile& profile_;
+  RunnerGroup& runners_;
+  const ProfileHeader& header_;
   std::string folder_;
   const GenerateOptions& run_;
   EightBits measured_;
-  ProgressCallback progress_;  ///< of what runs now
-  std::unique_ptr<Parts> parts_;
+  CalibrationProgress& told_;
+  std::mutex mutex_;                                          // of the map alone
+  std::map<Runner*, std::unique_ptr<RankParts>> rank_parts_;  // each used by its rank's thread
+  StepRecorder dense_;                                        // empty until a dense run was made
   Tensor dense_latents_;
 };
 

@@ -44,12 +44,16 @@ void run_heard(int num_ranks, const ProgressCallback& progress,
 
 }  // namespace
 
-void RunnerGroup::DeleteOnItsDevice::operator()(Runner* runner) const {
+void RunnerGroup::on_its_device(Runner& runner, const std::function<void()>& free) {
   try {
-    runner->backend().make_current();
+    runner.backend().make_current();
   } catch (const std::exception&) {  // it is lost, and its memory with it
   }
-  delete runner;
+  free();
+}
+
+void RunnerGroup::DeleteOnItsDevice::operator()(Runner* runner) const {
+  on_its_device(*runner, [runner] { delete runner; });
 }
 
 RunnerGroup::RunnerGroup(std::vector<std::unique_ptr<Runner>> runners) {
@@ -80,6 +84,15 @@ void RunnerGroup::load(const LoadOptions& options) {
     backends[rank]->make_current();
     runners_[rank].reset(new Runner(own, std::move(backends[rank])));
   });
+}
+
+std::vector<std::string> RunnerGroup::device_kinds() const {
+  std::vector<std::string> kinds;
+  for (const OwnedRunner& runner : runners_) {
+    const std::string kind = runner->backend().device_name();
+    if (std::ranges::count(kinds, kind) == 0) kinds.push_back(kind);
+  }
+  return kinds;
 }
 
 void RunnerGroup::expect_prompts(const std::vector<Prompt>& prompts) {

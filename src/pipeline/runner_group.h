@@ -24,10 +24,15 @@ class RunnerGroup {
   const std::vector<int>& devices() const { return devices_; }
   const std::string& devices_source() const { return devices_source_; }  ///< LoadOptions::devices_source
   Runner& first() const { return *runners_.front(); }
+  /// The names of the ranks' devices, each once.
+  std::vector<std::string> device_kinds() const;
 
   void expect_prompts(const std::vector<Prompt>& prompts);
   /// Tells the user where a video takes more memory than one of the devices has.
   void warn_of_memory(const GenerateOptions& options, const RankLayout& layout);
+
+  /// Frees what is in a runner's memory, which is its device's. Another thread's device may be current afterwards.
+  static void on_its_device(Runner& runner, const std::function<void()>& free);
 
   void reset_peak_memory();
   uint64_t peak_memory_bytes() const;  ///< of the device that needed most

@@ -165,6 +165,53 @@ TEST_F(RanksOfTheCpu, EndWithinAStepWhenInterrupted) {
               AllOf(HasSubstr("interrupted after step 0 of 1; nothing was written"), Not(HasSubstr("rank"))));
 }
 
+/// Calibrations, of four prompts, on so many ranks.
+class CalibrateOnRanksOfTheCpu : public RanksOfTheCpu {
+ protected:
+  CalibrateOnRanksOfTheCpu() {
+    write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\na pink heart\nstripes\n");
+  }
+  std::string calibration(int num_ranks, const std::string& plan, const std::string& more) const {
+    return "calibrate" + kSmall +
+           "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --attention-share .5 " + "--prompts " +
+           folder_.file("prompts.txt") + " --device " + devices(num_ranks) + " -o " +
+           folder_.file(plan + ".safetensors") + " " + more;
+  }
+  std::string plan_of(int num_ranks, const std::string& name, const std::string& more) {
+    const CommandResult result = run_calibatt(calibration(num_ranks, name, more));
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    output_ = result.output;
+    return read_file(folder_.file(name + ".safetensors"));
+  }
+};
+
+TEST_F(CalibrateOnRanksOfTheCpu, MakeThePlanOfOne) {
+  for (const std::string more : {"--density .5", "--steps 6 --speedup 1.6"}) {
+    const std::string alone = plan_of(1, "1" + more.substr(2, 2), more);
+    EXPECT_THAT(output_, Not(HasSubstr("busy")));
+    for (const int num_ranks : {2, 3}) {
+      EXPECT_TRUE(plan_of(num_ranks, std::to_string(num_ranks) + more.substr(2, 2), more) == alone)
+          << num_ranks << " ranks: " << more;
+      EXPECT_THAT(output_, AllOf(HasSubstr("4 prompts (0 from the saved profile)"), Not(HasSubstr("busy"))));
+    }
+    EXPECT_TRUE(plan_of(6, "6" + more.substr(2, 2), more) == alone);
+    EXPECT_THAT(output_, HasSubstr("4 prompts keep 4 of the 6 busy, and no more are used"));
+  }
+}
+
+TEST_F(CalibrateOnRanksOfTheCpu, GoOnAfterASignal) {
+  const std::string more = "--steps 30 --density .5";
+  const std::string alone = plan_of(1, "alone", more);
+  const CommandResult first = interrupt_calibatt(calibration(2, "plan", more), "prompt 1 of 4, denoise", SIGINT);
+  EXPECT_EQ(first.exit_code, 130) << first.output;
+  EXPECT_THAT(first.output, AllOf(HasSubstr(" of prompt 1 of 4; what was measured on the prompts before is kept in"),
+                                  Not(HasSubstr("rank"))));
+  const CommandResult second = interrupt_calibatt(calibration(2, "plan", more), "prompt 3 of 4, denoise", SIGTERM);
+  EXPECT_EQ(second.exit_code, 130) << second.output;
+  EXPECT_TRUE(plan_of(2, "plan", more) == alone);
+  EXPECT_THAT(output_, ::testing::ContainsRegex("4 prompts .[23] from the saved profile"));
+}
+
 TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
   const auto expect_refusal = [](const std::string& arguments, const std::string& what) {
     const CommandResult result = run_calibatt(arguments);
@@ -178,10 +225,10 @@ TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
                  for_one + "leave it out, or give one device in place of --device 0,0");
   expect_refusal(command("--gpus 2 --offload " + output),
                  for_one + "leave it out, or give one device in place of --gpus 2");
-  write_file(folder_.file("prompts.txt"), "a red circle\n");
-  expect_refusal("calibrate" + kSmall + "--device 0,0 --prompts " + folder_.file("prompts.txt") + " -o " +
+  write_file(folder_.file("prompts.txt"), "a red circle\na blue square\n");
+  expect_refusal("calibrate" + kSmall + "--device 0,0 --offload --prompts " + folder_.file("prompts.txt") + " -o " +
                      folder_.file("p.safetensors"),
-                 "calibration runs on one GPU");
+                 "--offload is for one GPU");
   const std::string mochi = "generate --backend cpu -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
                             "/tiny-mochi " +
                             output;

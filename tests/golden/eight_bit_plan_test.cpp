@@ -45,16 +45,16 @@ class EightBitPlan : public testing::TestWithParam<std::string> {
     options_.speedup = 2.5;
   }
   bool on_cpu() const { return GetParam() == "cpu"; }
-  Runner runner(WeightsPrecision weights = WeightsPrecision::kFP8) {
+  RunnerGroup runner(WeightsPrecision weights = WeightsPrecision::kFP8) {
     LoadOptions load;
     load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
     load.backend = GetParam();
     load.threads = 2;
     load.weights = weights;
     load.warn = [this](const std::string& message) { warnings_ += message + "\n"; };
-    return Runner(load);
+    return RunnerGroup(load);
   }
-  CalibrationSummary calibrated(Runner& runner) { return calibrate(runner, options_, plan_, {}, &gains_); }
+  CalibrationSummary calibrated(RunnerGroup& runner) { return calibrate(runner, options_, plan_, {}, &gains_); }
   nlohmann::json growth() const {
     return nlohmann::json::parse(read_text_file(options_.profile_dir + "/step_growth.json"));
   }
@@ -71,7 +71,7 @@ class EightBitPlan : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(EightBitPlan, IsMeasuredChosenAndChecked) {
-  Runner fp8 = runner();
+  RunnerGroup fp8 = runner();
   const CalibrationSummary summary = calibrated(fp8);
   ASSERT_THAT(summary.eight_bits, SizeIs(kSteps));
   EXPECT_GT(std::ranges::count_if(summary.eight_bits, [](const auto& each) { return each != "none"; }), 0);
@@ -103,7 +103,7 @@ TEST_P(EightBitPlan, IsMeasuredChosenAndChecked) {
 
 // Whatever may be planned: the profile is the same, and so are plans of those that allow nothing.
 TEST_P(EightBitPlan, PromptsRunWithoutEightBits) {
-  Runner fp8 = runner(), plain = runner(WeightsPrecision::kAuto);
+  RunnerGroup fp8 = runner(), plain = runner(WeightsPrecision::kAuto);
   calibrated(fp8);
   const std::string of_fp8 = options_.profile_dir;
   options_.run.attention_dtype = AttentionDtype::kModel;
@@ -129,7 +129,7 @@ TEST_P(EightBitPlan, PromptsRunWithoutEightBits) {
 }
 
 TEST_P(EightBitPlan, WhatGainsNothingIsSaidAndNotPlanned) {
-  Runner fp8 = runner();
+  RunnerGroup fp8 = runner();
   gains_ = {};
   calibrated(fp8);
   EXPECT_THAT(warnings_,

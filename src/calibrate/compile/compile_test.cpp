@@ -34,14 +34,14 @@ const Profile& synthetic_profile() {
     header.provenance.num_prompts = 4;
     const auto backend = make_backend("cpu");
     Profile result{header, {}};
-    ReferenceRanking reference;
+    EarlierPrompts earlier;
     for (int prompt = 0; prompt < 4; ++prompt) {
       result.prompts.push_back(PromptProfile::allocate(header, prompt));
       result.prompts.back().own_ranking = prompt == 0;
-      RecordingAttention attention(*backend, result.header, reference, result.prompts.back());
+      RecordingAttention attention(*backend, result.header, earlier, result.prompts.back());
       run_synthetic(header.geometry, kSteps, kLayers, prompt, attention);
       attention.finish();
-      reference.add(header, result.prompts.back());
+      earlier.push_back(std::make_shared<PromptProfile>(result.prompts.back()));
     }
     return result;
   }();

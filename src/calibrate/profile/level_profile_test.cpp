@@ -188,12 +188,11 @@ TEST_F(LevelProfile, OutputErrorsOnADeviceAreThoseOfTheHost) {
   header.sigmas = {1.0};
   FakeDeviceBackend device;
   const auto cpu = make_backend("cpu");
-  const ReferenceRanking none;
   const AttentionGeometry& g = header.geometry;
   const SyntheticAttention call(g, 0, 0, 0);
   PromptProfile on_host = PromptProfile::allocate(header, 0), on_device = PromptProfile::allocate(header, 0);
   Tensor out(DType::kF32, call.q.shape());
-  RecordingAttention host_recorder(*cpu, header, none, on_host), device_recorder(device, header, none, on_device);
+  RecordingAttention host_recorder(*cpu, header, {}, on_host), device_recorder(device, header, {}, on_device);
   host_recorder.begin_forward(0, GuidanceBranch::kConditional);
   host_recorder.attend(0, g, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(out), {});
   const Tensor q = device.from_host(call.q), k = device.from_host(call.k), v = device.from_host(call.v);

@@ -392,8 +392,7 @@ TEST_F(Calibration, AnotherGeometryThanAnnouncedIsRefused) {
 
 TEST_F(Calibration, NotANumberIsReported) {
   PromptProfile profile = PromptProfile::allocate(header, 0);
-  const ReferenceRanking none;
-  RecordingAttention attention(*backend, header, none, profile);
+  RecordingAttention attention(*backend, header, {}, profile);
   SyntheticAttention call(header.geometry, 0, 0, 0);
   for (int64_t i = 0; i < call.q.size(); ++i) call.q.f32()[i] = std::numeric_limits<float>::quiet_NaN();
   Tensor out(DType::kF32, call.q.shape());
@@ -409,8 +408,7 @@ TEST_F(Calibration, NotANumberIsReported) {
 
 TEST_F(Calibration, TheRecordedRunIsTheDenseRun) {
   PromptProfile profile = PromptProfile::allocate(header, 0);
-  const ReferenceRanking none;
-  RecordingAttention attention(*backend, header, none, profile);
+  RecordingAttention attention(*backend, header, {}, profile);
   SyntheticAttention call(header.geometry, 0, 0, 0);
   Tensor recorded(DType::kF32, call.q.shape()), unconditional(DType::kF32, call.q.shape());
   attention.begin_forward(0, GuidanceBranch::kConditional);

@@ -15,13 +15,6 @@
 namespace calibatt {
 namespace {
 
-constexpr size_t kMostEarlierPrompts = 4;  // more would change the masks little and take the host longer
-
-std::vector<const PromptProfile*> first_few(std::vector<const PromptProfile*> prompts) {
-  prompts.resize(std::min(prompts.size(), kMostEarlierPrompts));
-  return prompts;
-}
-
 [[noreturn]] void throw_not_finite(int step, int layer) {
   throw Error(ErrorKind::kNumeric, "an attention output of step " + std::to_string(step) + ", layer " +
                                        std::to_string(layer) +
@@ -30,10 +23,9 @@ std::vector<const PromptProfile*> first_few(std::vector<const PromptProfile*> pr
 
 }  // namespace
 
-HarmRecorder::HarmRecorder(const RecordingBackend& backend, const ProfileHeader& header,
-                           std::vector<const PromptProfile*> earlier, PromptProfile& profile,
-                           std::function<void()> poll)
-    : Recorder(backend, header, profile, std::move(poll)), earlier_(first_few(std::move(earlier))) {
+HarmRecorder::HarmRecorder(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier,
+                           PromptProfile& profile, std::function<void()> poll, PromptPlace* place)
+    : Recorder(backend, header, std::move(earlier), profile, std::move(poll), place) {
   for (const int rows : header_.anchor_rows) anchors_.push_back(make_anchor_rows(header_.geometry, rows));
 }
 
@@ -97,6 +89,12 @@ std::vector<uint8_t> HarmRecorder::rungs(const std::function<std::vector<bfloat1
   return rungs;
 }
 
+std::vector<float> HarmRecorder::harm_of_earlier(size_t site_head) const {
+  std::vector<const PromptProfile*> prompts;
+  for (const auto& each : earlier_) prompts.push_back(each.get());
+  return restored_harm(header_, prompts, site_head);
+}
+
 SampledErrorsCall HarmRecorder::sampled_call(const Call& call) const {
   const AttentionGeometry& g = header_.geometry;
   SampledErrorsCall sampled;
@@ -148,7 +146,7 @@ bool HarmRecorder::measure_on_device(int layer, const Call& call) {
     where = fraction(where + 0.5);
   } else {
     const auto earlier_harm = [&](int head) {
-      const std::vector<float> mean = restored_harm(header_, earlier_, site_head(layer, head));
+      const std::vector<float> mean = harm_of_earlier(site_head(layer, head));
       return std::vector<bfloat16>(mean.begin(), mean.end());
     };
     ranked = rungs(earlier_harm, layer, text_tokens);
@@ -220,7 +218,7 @@ void HarmRecorder::measure_on_host(int layer, const Call& call) {
     poll();
     const size_t at = site_head(layer, head);
     std::vector<float> ranking;
-    if (!earlier_.empty()) ranking = restored_harm(header_, earlier_, at);
+    if (!earlier_.empty()) ranking = harm_of_earlier(at);
     HeadReference reference;
     reference.harm[skipped] = ranking;
     const HeadErrors errors = measure_head(measured, head, reference, keys);

@@ -16,10 +16,9 @@ namespace calibatt {
 /// would have, at each density; so errors are held out. In host memory: the codes of one prompt and one layer's harm.
 class HarmRecorder : public Recorder {
  public:
-  /// earlier: prompts of this calibration measured before, of which the first few are looked at. All arguments must
-  /// outlive the object.
-  HarmRecorder(const RecordingBackend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
-               PromptProfile& profile, std::function<void()> poll = {});
+  /// All arguments must outlive the object.
+  HarmRecorder(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier,
+               PromptProfile& profile, std::function<void()> poll = {}, PromptPlace* place = nullptr);
 
   bool wants_output_context() const override { return recording(); }
   /// Throws Error(kMismatch) when the model's geometry is not the header's, Error(kNumeric) when an earlier call's
@@ -29,6 +28,7 @@ class HarmRecorder : public Recorder {
   void finish() override;
 
  private:
+  void settle() override { queue_.finish(); }
   struct Call {
     ConstHeadsView q, k, v, out;
     const OutputContext& context;
@@ -45,6 +45,8 @@ class HarmRecorder : public Recorder {
   /// [H, R, C] for SampledErrorsCall, from one head's harm after the other.
   std::vector<uint8_t> rungs(const std::function<std::vector<bfloat16>(int head)>& harm_of, int layer,
                              int text_tokens) const;
+  /// One head's, [R, C].
+  std::vector<float> harm_of_earlier(size_t site_head) const;
   double phase(int layer) const;
   void store_errors(int layer, const SampledErrors& errors, double per_sample);
   void encode(int layer, Tensor harm, double per_unit);
@@ -52,7 +54,6 @@ class HarmRecorder : public Recorder {
     return (static_cast<size_t>(recorded_index()) * header_.num_layers + layer) * header_.geometry.heads + head;
   }
 
-  const std::vector<const PromptProfile*> earlier_;
   std::vector<AnchorRows> anchors_;  ///< one per header.anchor_rows
   FoldQueue queue_{1};
 };

@@ -16,7 +16,6 @@
 namespace calibatt {
 namespace {
 
-constexpr size_t kMostEarlierPrompts = 4;    // more would change the masks little and take the host longer
 constexpr int kGroups = kNumCodeLevels + 1;  // the last one keeps every key
 
 HeadsView rows_of(Tensor& tensor, int64_t first, int64_t count, int head_dim) {
@@ -37,14 +36,13 @@ CalibrationOps& calibration_ops_of(const RecordingBackend& backend) {
 
 }  // namespace
 
-LevelErrors::LevelErrors(const RecordingBackend& backend, const ProfileHeader& header,
-                         std::vector<const PromptProfile*> earlier, PromptProfile& profile)
+LevelErrors::LevelErrors(const RecordingBackend& backend, const ProfileHeader& header, const EarlierPrompts& earlier,
+                         PromptProfile& profile)
     : device_(backend.device),
       engine_(backend.engine),
       ops_(calibration_ops_of(backend)),
       header_(header),
-      earlier_(earlier.begin(),
-               earlier.begin() + static_cast<ptrdiff_t>(std::min(earlier.size(), kMostEarlierPrompts))),
+      earlier_(earlier),
       profile_(profile),
       rows_per_block_(std::min(header.geometry.block_q, header.geometry.num_tokens())) {}
 
@@ -72,7 +70,7 @@ std::vector<BlockIntervals> LevelErrors::masks(int recorded, int layer, const st
   const int all_columns = ceil_div(g.num_tokens() + text_tokens, g.block_k);
   const int first_text = text_tokens > 0 ? g.num_tokens() / g.block_k : all_columns;
   std::vector<const uint8_t*> sites;
-  for (const PromptProfile* prompt : earlier_) sites.push_back(site_levels(header_, *prompt, recorded, layer));
+  for (const auto& prompt : earlier_) sites.push_back(site_levels(header_, *prompt, recorded, layer));
   if (sites.empty()) sites.push_back(own_codes);
   CALIBATT_ASSERT(sites.front() != nullptr);
   std::vector<BlockIntervals> result(static_cast<size_t>(g.heads));

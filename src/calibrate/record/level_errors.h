@@ -5,7 +5,7 @@
 
 #include "attention/self_attention.h"
 #include "calibrate/profile/profile.h"
-#include "calibrate/record/recording_backend.h"
+#include "calibrate/record/recorder.h"
 
 namespace calibatt {
 
@@ -16,10 +16,9 @@ namespace calibatt {
 /// compiled from the earlier prompts would keep, so errors are held out.
 class LevelErrors {
  public:
-  /// earlier: prompts of this calibration measured before; the first few agree (LevelAgreement, mean) on the masks.
-  /// Empty: the call's own codes are given to `measure`. All arguments must outlive the object. Throws
-  /// Error(kUsage) on a backend without CalibrationOps.
-  LevelErrors(const RecordingBackend& backend, const ProfileHeader& header, std::vector<const PromptProfile*> earlier,
+  /// The earlier prompts agree (LevelAgreement, mean) on the masks. None: the call's own codes are given to `measure`.
+  /// All arguments must outlive the object. Throws Error(kUsage) on a backend without CalibrationOps.
+  LevelErrors(const RecordingBackend& backend, const ProfileHeader& header, const EarlierPrompts& earlier,
               PromptProfile& profile);
 
   bool has_earlier_prompts() const { return !earlier_.empty(); }
@@ -49,7 +48,7 @@ class LevelErrors {
   AttentionEngine& engine_;
   CalibrationOps& ops_;
   const ProfileHeader& header_;
-  const std::vector<const PromptProfile*> earlier_;
+  const EarlierPrompts& earlier_;
   PromptProfile& profile_;
   int rows_per_block_;
   Tensor queries_, outputs_;  ///< [levels + 1, sampled rows, H·head_dim], the sampled blocks again and again

@@ -9,12 +9,11 @@
 
 namespace calibatt {
 
-LevelRecorder::LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header,
-                             const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
-                             std::function<void()> poll)
-    : Recorder(backend, header, profile, std::move(poll)) {
+LevelRecorder::LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier,
+                             PromptProfile& profile, std::function<void()> poll, PromptPlace* place)
+    : Recorder(backend, header, std::move(earlier), profile, std::move(poll), place) {
   const AttentionGeometry& g = header.geometry;
-  if (header.output_errors) errors_.emplace(backend, header, earlier, profile);
+  if (header.output_errors) errors_.emplace(backend, header, earlier_, profile);
   for (Tensor& energy : energies_) {
     energy = backend.device.empty(DType::kF32, {g.heads, g.num_query_blocks(), g.num_key_blocks()});
   }

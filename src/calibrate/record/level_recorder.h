@@ -19,9 +19,8 @@ namespace calibatt {
 /// output_errors, level errors too (LevelErrors), under masks by the earlier prompts.
 class LevelRecorder : public Recorder {
  public:
-  LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header,
-                const std::vector<const PromptProfile*>& earlier, PromptProfile& profile,
-                std::function<void()> poll = {});
+  LevelRecorder(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier,
+                PromptProfile& profile, std::function<void()> poll = {}, PromptPlace* place = nullptr);
 
   void begin_forward(int step, GuidanceBranch branch) override;
   bool wants_output_context() const override { return errors_ && recording(); }
@@ -32,6 +31,8 @@ class LevelRecorder : public Recorder {
   void finish() override;
 
  private:
+  void settle() override { queue_.finish(); }
+
   static constexpr int kDepth = 2;
   std::array<Tensor, kDepth> energies_;  ///< the backend's; on a host backend the worker reads one while the kernel
                                          ///< writes the other

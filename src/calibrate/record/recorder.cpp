@@ -10,13 +10,15 @@
 
 namespace calibatt {
 
-Recorder::Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
-                   std::function<void()> poll)
+Recorder::Recorder(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier,
+                   PromptProfile& profile, std::function<void()> poll, PromptPlace* place)
     : backend_(backend),
       header_(header),
+      earlier_(std::move(earlier)),
       profile_(profile),
       poll_(std::move(poll)),
-      index_of_step_(static_cast<size_t>(header.num_steps()), -1) {
+      index_of_step_(static_cast<size_t>(header.num_steps()), -1),
+      place_(place) {
   int count = 0;
   if (header_.measured == Measured::kLevels) {
     for (const int step : header_.recorded_steps) index_of_step_[static_cast<size_t>(step)] = count++;
@@ -27,6 +29,7 @@ Recorder::Recorder(const RecordingBackend& backend, const ProfileHeader& header,
 }
 
 void Recorder::begin_forward(int step, GuidanceBranch branch) {
+  tell_place();
   SelfAttention::begin_forward(step, branch);
   if (step < 0 || step >= header_.num_steps()) {
     throw Error(ErrorKind::kMismatch, "the calibration is set up for " + counted(header_.num_steps(), "steps") +
@@ -36,6 +39,21 @@ void Recorder::begin_forward(int step, GuidanceBranch branch) {
   Clock& clock = clocks_[recording() ? 1 : 0];
   if (!clock.measured_step) clock.measured_step = step;
   forward_is_measured_ = all_is_measured_ || clock.measured_step == step;
+  if (place_ != nullptr && recording()) earlier_ = place_->wait_for_earlier(recorded_index_);
+}
+
+void Recorder::tell_place() {
+  if (place_ == nullptr) return;
+  const auto is_whole = [&](int index) {
+    const auto begin = recorded_.begin() + int64_t{index} * header_.num_layers;
+    return std::all_of(begin, begin + header_.num_layers, [](uint8_t layer) { return layer != 0; });
+  };
+  const auto num_steps = static_cast<int>(recorded_.size()) / header_.num_layers;
+  const int told_before = told_steps_;
+  while (told_steps_ < num_steps && is_whole(told_steps_)) ++told_steps_;
+  if (told_steps_ == told_before) return;
+  settle();
+  place_->tell_recorded(told_steps_);
 }
 
 // Only what says where tokens and blocks are; block sizes are the calibration's own choice, whatever the model says.
@@ -88,6 +106,7 @@ void Recorder::finish() {
                                        ", layer " + std::to_string(site % header_.num_layers) +
                                        "; nothing can be calibrated from it");
   }
+  tell_place();
 }
 
 }  // namespace calibatt

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -11,7 +12,23 @@
 
 namespace calibatt {
 
-/// What both kinds of recording share: a dense run of every self-attention call, checks that the run is the announced
+/// The prompts before the one that is measured. Its blocks are ranked by them, so that its errors are held out; where
+/// there is none, it ranks by itself.
+using EarlierPrompts = std::vector<std::shared_ptr<const PromptProfile>>;
+/// With level codes, the first few prompts: more would change the masks little and take the host longer.
+inline constexpr int kMostEarlierPrompts = 4;
+
+/// The place of a prompt among those that are measured at the same time.
+class PromptPlace {
+ public:
+  virtual ~PromptPlace() = default;
+  /// The earlier prompts, with their measurements of this recorded step and the next: waits until they are there.
+  virtual EarlierPrompts wait_for_earlier(int recorded) = 0;
+  /// This prompt's measurements of its first recorded steps are there, so many.
+  virtual void tell_recorded(int num_steps) = 0;
+};
+
+/// What all kinds of recording share: a dense run of every self-attention call, checks that the run is the announced
 /// one, and clocks.
 class Recorder : public SelfAttention {
  public:
@@ -29,10 +46,13 @@ class Recorder : public SelfAttention {
 
  protected:
   /// The backend and all other arguments must outlive the object. `poll` is called between the parts of what recording
-  /// does beside the attention; what it throws ends the run.
-  Recorder(const RecordingBackend& backend, const ProfileHeader& header, PromptProfile& profile,
-           std::function<void()> poll);
+  /// does beside the attention; what it throws ends the run. place: says which the earlier prompts are; null:
+  /// `earlier`.
+  Recorder(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier, PromptProfile& profile,
+           std::function<void()> poll, PromptPlace* place);
 
+  /// Waits until everything that was recorded is in the profile.
+  virtual void settle() {}
   /// Throws Error(kMismatch) when the model's attention is not the header's. Text behind the video is no part of that.
   void require_announced(int layer, const AttentionGeometry& geometry) const;
   /// The tokens of text behind those that the header speaks of.
@@ -75,9 +95,12 @@ class Recorder : public SelfAttention {
 
   const RecordingBackend backend_;
   const ProfileHeader& header_;
+  EarlierPrompts earlier_;  ///< with a place, from the first recorded forward on, and then replaced by the same ones'
   PromptProfile& profile_;
 
  private:
+  void tell_place();
+
   struct Clock {
     int calls = 0, measured = 0;
     std::optional<int> measured_step;  ///< the first; its branches may take turns, one forward for each call
@@ -92,6 +115,8 @@ class Recorder : public SelfAttention {
   std::function<void()> poll_;
   std::vector<int> index_of_step_;  ///< into the recorded steps, −1: not recorded
   std::vector<uint8_t> recorded_;   ///< [recorded steps, L]
+  PromptPlace* place_;
+  int told_steps_ = 0;  ///< of the recorded ones, the first few, whose measurements others may read
   int recorded_index_ = -1;
   const bool all_is_measured_ = backend_.device.in_host_memory();
   bool forward_is_measured_ = false;

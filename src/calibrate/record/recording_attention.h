@@ -10,27 +10,15 @@ namespace calibatt {
 
 struct HeadErrors;
 
-/// Mean over the earlier prompts of this calibration: which blocks a plan made from them would keep.
-struct ReferenceRanking {
-  int num_prompts = 0;
-  std::vector<float> energy;  ///< [S, L, H, R, C]
-  std::vector<float> harm;    ///< [2, S, L, H, R, C], squared
-
-  void add(const ProfileHeader& header, const PromptProfile& prompt);
-  /// One head's harm with its neighbouring steps' mixed in (profile.h), [R, C].
-  std::vector<float> harm_of(const ProfileHeader& header, Skipped skipped, size_t site_head) const;
-};
-
 /// A dense run that fills a PromptProfile with maps: block energy in the same pass as the output and, on sampled
 /// queries, what skipping blocks and copying rows would do to the output. The conditional branch is recorded; the
 /// unconditional one runs dense. Energies come from any backend's memory; output errors are measured on the host, from
 /// copies of q, k, v and out where those are elsewhere.
 class RecordingAttention : public Recorder {
  public:
-  /// `reference` may be empty (the first prompt). All arguments must outlive the object. `poll` is called before each
-  /// head is measured.
-  RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header, const ReferenceRanking& reference,
-                     PromptProfile& profile, std::function<void()> poll = {});
+  /// All arguments must outlive the object. `poll` is called before each head is measured.
+  RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header, EarlierPrompts earlier,
+                     PromptProfile& profile, std::function<void()> poll = {}, PromptPlace* place = nullptr);
 
   bool wants_output_context() const override;
   /// Throws Error(kMismatch) when the model's geometry is not the header's, Error(kNumeric) when energies are not
@@ -48,7 +36,6 @@ class RecordingAttention : public Recorder {
   void measure_errors(int layer, const HostCall& call, const OutputContext& context);
   void store(const HeadErrors& errors, size_t site_head, size_t num_site_heads);
 
-  const ReferenceRanking& reference_;
   std::vector<int32_t> position_of_raster_;
   std::vector<AnchorRows> anchors_;  ///< one per header.anchor_rows
   Tensor energy_;                    ///< [H, R, C], the backend's

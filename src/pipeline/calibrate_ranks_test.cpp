@@ -1,0 +1,266 @@
+// Calibration by several ranks with a model that is none of this library's: the plan of one, and how they end.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "backend/cpu/make_backend.h"
+#include "base/error.h"
+#include "calibrate/profile/profile.h"
+#include "calibrate/record/synthetic_attention.h"
+#include "io/test_folder.h"
+#include "pipeline/calibrate.h"
+#include "pipeline/fake_model.h"
+
+namespace calibatt {
+namespace {
+
+using testing::Contains;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+struct OfPrompt final : Conditioning {
+  std::string text;
+};
+
+/// What a rank's model does before a forward, the rank's so-manieth, or (kEncoding) before it encodes a prompt.
+using Before = std::function<void(int forward, const WorkProgress& progress)>;
+constexpr int kEncoding = -1;
+
+/// Attends to something that depends on the prompt, and predicts something that depends on what comes of it.
+class AttendingModel final : public FakeModel {
+ public:
+  AttendingModel(Backend& backend, std::vector<std::string>& log, Before before)
+      : FakeModel(backend, log), before_(std::move(before)) {}
+
+  std::unique_ptr<Conditioning> encode(const Prompt& prompt, const Prompt* negative,
+                                       const WorkProgress& progress) override {
+    if (before_) before_(kEncoding, progress);
+    FakeModel::encode(prompt, negative, progress);
+    auto conditioning = std::make_unique<OfPrompt>();
+    conditioning->text = prompt.text;
+    return conditioning;
+  }
+  Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
+                 const Conditioning& conditioning, SelfAttention& attention, TransformerTimes& times,
+                 const WorkProgress& progress) override {
+    if (before_) before_(forwards_++, progress);
+    Tensor prediction = FakeModel::forward(latents, step, branch, conditioning, attention, times, progress);
+    const int prompt = static_cast<const OfPrompt&>(conditioning).text[0];
+    const AttentionGeometry geometry = description().geometry({5, 64, 64}, attention.token_order());
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const SyntheticAttention call(geometry, prompt, static_cast<int>(step.timestep), layer);
+      Tensor out(DType::kF32, call.q.shape());
+      OutputContext context;
+      if (attention.wants_output_context()) context.residual_square_sum = 1e4;
+      attention.attend(layer, geometry, call.view(call.q), call.view(call.k), call.view(call.v), call.output_view(out),
+                       context);
+      for (int64_t i = 0; i < prediction.size(); ++i) prediction.f32()[i] += 0.1f * out.f32()[i % out.size()];
+    }
+    const float scale = branch == GuidanceBranch::kConditional ? 0.5f : -0.25f;
+    for (int64_t i = 0; i < prediction.size(); ++i) prediction.f32()[i] += scale * latents.f32()[i];
+    return prediction;
+  }
+  VideoFrames decode(const Tensor& latents, const WorkProgress&) override {
+    VideoFrames video;
+    video.width = video.height = 16, video.frames = 2;
+    for (int64_t i = 0; i < int64_t{2} * 16 * 16 * 3; ++i) {
+      video.rgb.push_back(static_cast<uint8_t>(std::clamp(128 + 40 * latents.f32()[i % latents.size()], 0.0f, 255.0f)));
+    }
+    return video;
+  }
+
+ private:
+  Before before_;
+  int forwards_ = 0;
+};
+
+class CalibrateOnRanks : public testing::Test {
+ protected:
+  CalibrateOnRanks() {
+    options_.run.width = options_.run.height = 64;
+    options_.run.video_frames = 5;
+    options_.run.flow_shift = 1;
+    options_.run.scheduler = "euler";
+    options_.run.timesteps = {1000, 900, 700, 400, 1};
+    options_.run.negative_prompt = "dog";
+    options_.block_q = options_.block_k = 8;
+    options_.token_order = "tiles:2x2x2";
+    options_.attention_share = 0.5;  // whatever the machine is busy with
+    for (const char* text : {"cat", "bird", "fish", "newt"}) options_.prompts.push_back({text, "line"});
+  }
+  std::unique_ptr<RunnerGroup> ranks(const std::vector<Before>& before) {
+    logs_.assign(before.size(), {});
+    std::vector<std::unique_ptr<Runner>> runners;
+    for (size_t rank = 0; rank < before.size(); ++rank) {
+      auto backend = make_backend("cpu");
+      auto model = std::make_unique<AttendingModel>(*backend, logs_[rank], before[rank]);
+      runners.push_back(std::make_unique<Runner>(std::move(backend), std::move(model)));
+    }
+    return std::make_unique<RunnerGroup>(std::move(runners));
+  }
+  /// The plan's bytes.
+  std::string plan_of(const std::vector<Before>& before, const std::string& profile,
+                      const ProgressCallback& progress = {}) {
+    options_.profile_dir = folder_ / profile;
+    const std::string path = folder_ / (profile + ".safetensors");
+    summary_ = calibrate(*ranks(before), options_, path, progress);
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  std::string error_of(const std::vector<Before>& before, const std::string& profile) {
+    const auto start = std::chrono::steady_clock::now();
+    std::string what;
+    try {
+      plan_of(before, profile);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kDevice);
+      what = error.what();
+    }
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+    return what;
+  }
+  static Before pauses() {
+    return [](int, const WorkProgress&) { std::this_thread::sleep_for(std::chrono::milliseconds(2)); };
+  }
+  static Before fails_at(int forward) {
+    return [forward](int index, const WorkProgress&) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      if (index == forward) throw Error(ErrorKind::kDevice, "the GPU has fallen off the bus");
+    };
+  }
+  static Before computes_for_long() {
+    return [](int forward, const WorkProgress& progress) {
+      while (forward != kEncoding) {
+        progress(0, kLayers, 0.5);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    };
+  }
+
+  TestFolder folder_;
+  std::vector<std::vector<std::string>> logs_;
+  CalibrateOptions options_;
+  CalibrationSummary summary_;
+};
+
+TEST_F(CalibrateOnRanks, ThePlanIsThatOfOne) {
+  int number = 0;
+  for (const std::string measure : {"maps", "levels", "energy"}) {
+    options_.measure = measure == "maps" ? "maps" : "levels";
+    options_.budget = measure == "energy" ? "energy" : "error";
+    for (const bool reuses_steps : {false, true}) {
+      if (reuses_steps && measure == "energy") continue;
+      options_.speedup = reuses_steps ? std::optional(1.5) : std::nullopt;
+      options_.density = reuses_steps ? std::nullopt : std::optional(0.5);
+      const std::string name = measure + (reuses_steps ? "_speedup" : "");
+      const std::string alone = plan_of({pauses()}, name);
+      EXPECT_FALSE(alone.empty());
+      EXPECT_EQ(summary_.step_reuse.empty(), !reuses_steps);
+      for (const size_t num_ranks : {2u, 3u, 5u}) {
+        EXPECT_TRUE(plan_of(std::vector<Before>(num_ranks, pauses()), "p" + std::to_string(number++)) == alone)
+            << num_ranks << " ranks: " << name;
+        EXPECT_EQ(summary_.prompts_recorded, 4);
+        for (size_t rank = 0; rank < 2; ++rank) {
+          EXPECT_THAT(logs_[rank], Contains(StartsWith("encode"))) << "a rank with nothing to do";
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CalibrateOnRanks, OneThatFailsEndsAllAndTheSameGoesOn) {
+  options_.density = 0.5;
+  const std::string alone = plan_of({pauses()}, "alone");
+  for (const size_t failing : {0u, 1u}) {
+    const std::string name = "failed" + std::to_string(failing);
+    std::vector<Before> before(2, pauses());
+    before[failing] = fails_at(13);  // in its second prompt
+    EXPECT_EQ(error_of(before, name), "rank " + std::to_string(failing) + " of 2: the GPU has fallen off the bus");
+    EXPECT_FALSE(std::filesystem::exists(folder_ / (name + ".safetensors")));
+    EXPECT_TRUE(plan_of({pauses(), pauses()}, name) == alone);
+    EXPECT_GE(summary_.prompts_resumed, 1);
+    EXPECT_EQ(summary_.prompts_resumed + summary_.prompts_recorded, 4);
+  }
+}
+
+TEST_F(CalibrateOnRanks, OneThatFailsEndsThoseThatComputeOrWait) {
+  EXPECT_EQ(error_of({computes_for_long(), fails_at(kEncoding)}, "a"), "rank 1 of 2: the GPU has fallen off the bus");
+  EXPECT_EQ(error_of({fails_at(kEncoding), computes_for_long()}, "b"), "rank 0 of 2: the GPU has fallen off the bus");
+  // Some follow the first, some have nothing to do.
+  EXPECT_THAT(error_of(std::vector<Before>(6, fails_at(4)), "c"), HasSubstr(" of 6: the GPU has fallen off the bus"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "a")) << "nothing was measured";
+}
+
+TEST_F(CalibrateOnRanks, OneThatFailsInAHeldOutRunEndsAll) {
+  options_.speedup = 1.5;
+  std::atomic<int> forwards = 0;
+  const Before fails_late = [&](int, const WorkProgress&) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (++forwards == 53) throw Error(ErrorKind::kDevice, "lost");  // 40 are the prompts', 10 the dense run's
+  };
+  EXPECT_THAT(error_of({fails_late, fails_late}, "p"), HasSubstr(" of 2: lost"));
+  forwards = 1000;
+  plan_of({fails_late, fails_late}, "p");
+  EXPECT_EQ(summary_.prompts_resumed, 4);
+}
+
+TEST_F(CalibrateOnRanks, WhoeverListensEndsAllInEveryStage) {
+  struct Stop {};
+  options_.speedup = 1.5;
+  for (const std::string stage : {"denoise", "save", "compile", "held out", "last"}) {
+    const auto stop = [&](const Progress& state) {
+      const bool held_out = state.prompt == state.num_prompts && state.stage == "denoise";
+      if (stage == "held out" ? held_out : stage == "last" ? state.overall > 0.99 : state.stage == stage) throw Stop();
+    };
+    EXPECT_THROW(plan_of({pauses(), pauses(), pauses()}, "p", stop), Stop) << stage;
+  }
+  EXPECT_THROW(plan_of({pauses(), computes_for_long()}, "q",
+                       [](const Progress& state) {
+                         if (state.stage == "denoise") throw Stop();
+                       }),
+               Stop);
+}
+
+TEST_F(CalibrateOnRanks, WhoeverListensIsToldAsLongAsAnybodyWorks) {
+  std::atomic<int> told = 0;
+  std::atomic<bool> in_time = true;
+  const Before until_told = [&](int, const WorkProgress& progress) {
+    const auto start = std::chrono::steady_clock::now();
+    for (const int before = told; told < before + 2;) {
+      progress(0, kLayers, 0.5);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (std::chrono::steady_clock::now() - start > std::chrono::seconds(5)) in_time = false;
+      if (!in_time) return;
+    }
+  };
+  options_.density = 0.5;
+  const std::thread::id caller = std::this_thread::get_id();
+  double overall = 0;
+  plan_of({{}, until_told}, "p", [&](const Progress& state) {
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    EXPECT_GE(state.overall, overall);
+    overall = state.overall;
+    ++told;
+  });
+  EXPECT_TRUE(in_time);
+  EXPECT_NEAR(overall, 1, 1e-9);
+}
+
+TEST_F(CalibrateOnRanks, ARangeOfPromptsIsMeasuredSideBySideToo) {
+  options_.prompt_range = {1, 4};
+  plan_of({pauses(), pauses()}, "together");
+  EXPECT_EQ(summary_.prompts_recorded, 3);
+  EXPECT_FALSE(summary_.plan_written);
+  for (int prompt = 0; prompt < 4; ++prompt) {
+    EXPECT_EQ(std::filesystem::exists(prompt_file(folder_ / "together", prompt)), prompt > 0) << prompt;
+  }
+}
+
+}  // namespace
+}  // namespace calibatt
