@@ -175,7 +175,8 @@ void WanTransformer::load_wide_layers(const WorkProgress& progress) {
   const size_t block_size = block_bytes(config_, formats, 0).forward;
   if (!backend_->in_host_memory()) {
     require_host_memory(block_size * blocks_.size(), "steps without 8 bits (--weights-dtype fp8)",
-                        "give --keep-steps 0, which computes every step in 8 bits and loses quality");
+                        "give --keep-steps 0, which computes every step in 8 bits and loses quality; a calibration "
+                        "needs them, and can be made without --weights-dtype fp8");
   }
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     Block& block = blocks_[static_cast<size_t>(layer)];
