@@ -96,6 +96,7 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
   }
   const Tensor solver = runners.first().solver_weights_of(run);
   std::vector<CalibrationJob> jobs;
+  jobs.reserve(missing.size());
   for (const int prompt : missing) {
     jobs.emplace_back([&, prompt](Runner& runner, const ProgressCallback& tell) {
       StepRecorder steps;
@@ -111,8 +112,9 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
       told.finished(prompt);
     });
   }
-  if (runners.num_ranks() > 1 && !jobs.empty() && other != nullptr)
+  if (runners.num_ranks() > 1 && !jobs.empty() && other != nullptr) {
     std::ranges::move(other->jobs_ahead(), std::back_inserter(jobs));
+  }
   do_jobs(runners, jobs, told, progress);
   return recording.finished();
 }

@@ -197,6 +197,23 @@ TEST_F(CalibrateOnRanks, OneThatFailsEndsThoseThatComputeOrWait) {
   EXPECT_FALSE(std::filesystem::exists(folder_ / "a")) << "nothing was measured";
 }
 
+TEST_F(CalibrateOnRanks, ARankWithoutAPromptBeginsWithTheHeldOutRun) {
+  options_.speedup = 1.5;
+  options_.prompts.resize(1);
+  std::atomic<int> met = 0;
+  const Before meet = [&](int forward, const WorkProgress& progress) {
+    if (forward != 0) return;
+    ++met;
+    const auto start = std::chrono::steady_clock::now();
+    while (met < 2 && std::chrono::steady_clock::now() - start < std::chrono::seconds(5)) {
+      progress(0, kLayers, 0.5);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(met, 2) << "it waits for the prompt";
+  };
+  plan_of({meet, meet}, "p");
+}
+
 TEST_F(CalibrateOnRanks, OneThatFailsInAHeldOutRunEndsAll) {
   options_.speedup = 1.5;
   std::atomic<int> forwards = 0;

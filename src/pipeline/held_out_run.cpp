@@ -119,7 +119,7 @@ HeldOutRun::HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::s
       told_(told) {}
 
 HeldOutRun::~HeldOutRun() {
-  for (auto& [runner, parts] : rank_parts_) RunnerGroup::on_its_device(*runner, [&] { parts.reset(); });
+  for (auto& each : rank_parts_) RunnerGroup::on_its_device(*each.first, [&] { each.second.reset(); });
   RunnerGroup::on_its_device(runners_.first(), [] {});
 }
 
@@ -262,6 +262,7 @@ std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, Ste
   growth.factors.resize(held.size());
   changed.resize(held.size());
   std::vector<CalibrationJob> jobs;
+  jobs.reserve(held.size() + 1);
   for (size_t i = 0; i < held.size(); ++i) {
     const int run = static_cast<int>(1 + i);
     jobs.emplace_back([&, run, i, step = held[i]](Runner& runner, const ProgressCallback& tell) {
