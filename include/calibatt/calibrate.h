@@ -109,7 +109,8 @@ CALIBATT_API void validate(const CalibrateOptions& options);
 
 /// Records what the profile lacks, then compiles the plan and writes it to `plan_path` (complete or not at all). Killed
 /// at any moment, the same call goes on where it was. A pipeline of several devices measures a prompt on each at a
-/// time, and the plan is that of one; where one fails, all end, as Pipeline::generate has it.
+/// time. The plan is that of one, but for the share of attention, which is measured by the clock unless it is given.
+/// Where one fails, all end, as Pipeline::generate has it.
 CALIBATT_API CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options,
                                           const std::string& plan_path, const ProgressCallback& progress = {});
 

@@ -171,7 +171,9 @@ void leave_idle_devices_out(const CalibrateOptions& calibration, std::vector<int
 void run(Flags& flags) {
   check(flags);
   leave_idle_devices_out(flags.calibration, flags.load.devices);
-  check_before_loading(ModelOnDisk::open(flags.load), flags.calibration.run);
+  LoadOptions of_one_rank = flags.load;  // no forward is shared
+  of_one_rank.devices.resize(1);
+  check_before_loading(ModelOnDisk::open(of_one_rank), flags.calibration.run);
   if (flags.calibration.run.fps) warn("--fps is not read: a calibration writes no video");
   watch_for_interrupts();
   ProgressBar bar("calibrate");

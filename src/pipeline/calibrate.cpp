@@ -21,6 +21,7 @@
 #include "pipeline/calibration_progress.h"
 #include "pipeline/first_frame.h"
 #include "pipeline/held_out_run.h"
+#include "pipeline/known_fingerprints.h"
 #include "pipeline/options.h"
 #include "pipeline/runner_group.h"
 
@@ -91,9 +92,7 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
                        CalibrationProgress& told, const ProgressCallback& progress) {
   ProfileRecording recording(header, options.profile_dir, range, [&] { told.again(progress); });
   const std::vector<int>& missing = recording.missing();
-  for (int prompt = 0; prompt < header.provenance.num_prompts; ++prompt) {
-    if (std::ranges::count(missing, prompt) == 0) told.finished(prompt);  // or another process's
-  }
+  told.leave_out(header.provenance.num_prompts - static_cast<int>(missing.size()));
   const Tensor solver = runners.first().solver_weights_of(run);
   std::vector<CalibrationJob> jobs;
   jobs.reserve(missing.size());
@@ -189,7 +188,7 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
                                        const EightBitGains* gains, CompileOptions& compile) {
   const EightBitParts allowed = runner.allowed_eight_bits(run);
   compile.may_be_eight_bit = allowed;
-  compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name());
+  compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name(), runner.model().kind);
   const EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
   const auto measured = [&](bool allowed_part, bool gains_time, std::optional<int> from) {
     return allowed_part && (compile.tells_eight_bits() ? from.has_value() : gains_time);
@@ -284,7 +283,8 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
-  HeldOutRun other(runners, header, options.profile_dir, held_out, eight_bits, told);
+  RunDescription description = with_known_fingerprints(runner.describe_attention(held_out));  // taken in the header
+  HeldOutRun other(runners, header, options.profile_dir, held_out, std::move(description), eight_bits, told);
   const RecordedProfile recorded =
       record(runners, header, options, range, run, held_out_runs ? &other : nullptr, told, progress);
   add_recorded(recorded, summary);

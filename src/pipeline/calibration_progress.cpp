@@ -12,20 +12,30 @@ constexpr double kEightBits = 0.3;  // of it, for each part in 8 bits: another r
 constexpr double kCheck = 1;        // HeldOutRun::check
 constexpr double kCompile = 0.03;   // for each prompt
 
-double mean(const std::vector<double>& values) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+double sum(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
 }  // namespace
 
 CalibrationProgress::CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts)
     : num_prompts_(num_prompts),
+      num_measured_(num_prompts),
       held_out_runs_(held_out_runs),
       growth_cost_(kGrowth + kEightBits * eight_bit_parts),
       prompts_done_(static_cast<size_t>(num_prompts)),
       growth_done_(static_cast<size_t>(kGrowthRuns + eight_bit_parts)) {
-  const double rest = kCompile * num_prompts + (held_out_runs ? growth_cost_ + kCheck : 0);
-  share_out(num_prompts / (num_prompts + rest), false);
+  share_out(share_of_prompts(), false);
+}
+
+double CalibrationProgress::share_of_prompts() const {
+  return num_measured_ / (num_measured_ + kCompile * num_prompts_ + (held_out_runs_ ? growth_cost_ + kCheck : 0));
+}
+
+void CalibrationProgress::leave_out(int num_prompts) {
+  const std::lock_guard lock(mutex_);
+  num_measured_ = num_prompts_ - num_prompts;
+  share_out(share_of_prompts(), false);
 }
 
 void CalibrationProgress::share_out(double of_prompts, bool growth_is_known) {
@@ -94,7 +104,8 @@ void CalibrationProgress::finish(int place, double& done) {
 }
 
 double CalibrationProgress::overall() const {
-  return prompts_share_ * mean(prompts_done_) + growth_share_ * mean(growth_done_) + compile_share_ * compile_done_ +
+  return prompts_share_ * sum(prompts_done_) / std::max(num_measured_, 1) +
+         growth_share_ * sum(growth_done_) / static_cast<double>(growth_done_.size()) + compile_share_ * compile_done_ +
          check_share_ * check_done_;
 }
 

@@ -30,7 +30,8 @@ class CalibrationProgress {
 
   /// The prompt's run is over, and what it measured is saved now.
   void saving(int prompt);
-  /// All of it is done, or was before.
+  /// Before the first prompt: so many of them are not measured here, since they were before, or others measure them.
+  void leave_out(int num_prompts);
   void finished(int prompt) { finish(prompt, prompts_done_[static_cast<size_t>(prompt)]); }
   void finished_growth(int run) { finish(num_prompts_ + run, growth_done_[static_cast<size_t>(run)]); }
 
@@ -46,9 +47,11 @@ class CalibrationProgress {
   ProgressCallback of_last_run(const char* stage, double& done, const ProgressCallback& tell);
   void finish(int place, double& done);
   void share_out(double of_prompts, bool growth_is_known);
+  double share_of_prompts() const;
   double overall() const;
 
   const int num_prompts_;
+  int num_measured_;  // of them
   const bool held_out_runs_;
   const double growth_cost_;
   mutable std::mutex mutex_;         // of what follows

@@ -38,8 +38,9 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
         seen_.clear();
         const int eight_bit_parts = recorded ? 2 : 0;
         CalibrationProgress told(kPrompts, held_out_runs, eight_bit_parts);
-        for (int prompt = 0; prompt < kPrompts; ++prompt) {
-          if (recorded) run(told.of_prompt(prompt, tell_));
+        if (!recorded) told.leave_out(kPrompts);
+        for (int prompt = 0; recorded && prompt < kPrompts; ++prompt) {
+          run(told.of_prompt(prompt, tell_));
           told.finished(prompt);
         }
         told.begin_rest(recorded, growth_is_known);
@@ -60,9 +61,22 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
           decode(check);
         }
         check_that_it_rises_to_the_end();
+        EXPECT_EQ(seen_[0].overall, 0) << "whatever was there before";
       }
     }
   }
+}
+
+TEST_F(CalibrationProgressTest, CountsWhatIsMeasuredNow) {
+  CalibrationProgress told(kPrompts, false);
+  told.leave_out(kPrompts - 1);
+  run(told.of_prompt(0, tell_));
+  EXPECT_EQ(seen_[1].overall, 0);
+  EXPECT_NEAR(seen_[1 + kSteps / 2].overall, 0.5 / (1 + 0.03 * kPrompts), 1e-9);
+  told.finished(0);
+  told.begin_rest(true, false);
+  compile(told.of_compiler(tell_));
+  check_that_it_rises_to_the_end();
 }
 
 TEST_F(CalibrationProgressTest, OfRunsSideBySideTellsOfTheFirstAndCountsAll) {

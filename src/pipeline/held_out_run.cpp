@@ -106,15 +106,16 @@ void require_enough_steps(const ProfileHeader& header) {
 /// What a rank keeps from run to run, in its device's memory.
 struct HeldOutRun::RankParts {
   std::unique_ptr<Conditioning> conditioning;
-  RunDescription description;
 };
 
 HeldOutRun::HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder,
-                       const GenerateOptions& run, EightBits measured, CalibrationProgress& told)
+                       const GenerateOptions& run, RunDescription description, EightBits measured,
+                       CalibrationProgress& told)
     : runners_(runners),
       header_(header),
       folder_(std::move(folder)),
       run_(run),
+      description_(std::move(description)),
       measured_(std::move(measured)),
       told_(told) {}
 
@@ -129,14 +130,13 @@ HeldOutRun::RankParts& HeldOutRun::parts_of(Runner& runner, const ProgressCallba
   lock.unlock();
   if (parts == nullptr) {
     runner.expect_steps(run_, tell, std::vector<EightBitParts>(header_.sigmas.size()));
-    parts = std::make_unique<RankParts>(RankParts{runner.encode(run_, tell), runner.describe_attention(run_)});
+    parts = std::make_unique<RankParts>(RankParts{runner.encode(run_, tell)});
   }
   return *parts;
 }
 
-std::unique_ptr<RunAttention> HeldOutRun::attention_of(Runner& runner, const ProgressCallback& tell,
-                                                       std::shared_ptr<const Plan> plan) {
-  return make_run_attention(runner.backend(), std::move(plan), parts_of(runner, tell).description);
+std::unique_ptr<RunAttention> HeldOutRun::attention_of(Runner& runner, std::shared_ptr<const Plan> plan) {
+  return make_run_attention(runner.backend(), std::move(plan), description_);
 }
 
 Tensor HeldOutRun::denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
@@ -165,7 +165,7 @@ void HeldOutRun::run_dense(Runner& runner, const ProgressCallback& tell) {
   const auto observe = [&](int step, const Tensor& latents, const Tensor& prediction) {
     dense.observe(step, latents, prediction);
   };
-  dense_latents_ = denoise(runner, *attention_of(runner, tell), {.observe = observe}, tell);
+  dense_latents_ = denoise(runner, *attention_of(runner), {.observe = observe}, tell);
   dense_ = std::move(dense);
   save_held_out_latents(folder_, {header_, run_.prompt, run_.seed}, dense_latents_);
 }
@@ -175,7 +175,7 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, c
   std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
   reuse[static_cast<size_t>(step)] = StepReuse::kHold;
   latents_at_end =
-      denoise(runner, *attention_of(runner, tell),
+      denoise(runner, *attention_of(runner),
               {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense_.prediction(known); }}, tell);
   const Tensor solver = runner.solver_weights_of(run_);
   const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
@@ -205,7 +205,7 @@ std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& prof
     // Masks that keep all of a step say nothing of it.
     if (change > 0 && error > 0) changes.push_back({step, std::sqrt(change) / error});
   };
-  denoise(runner, *attention_of(runner, tell, masks.plan()),
+  denoise(runner, *attention_of(runner, masks.plan()),
           {.first_step = header_.num_steps(),
            .known = [&](int known) { return dense_.prediction(known); },
            .compared_steps = compared_steps(),
@@ -225,7 +225,7 @@ std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitPa
     const double change = mean_square_change(prediction, dense_.prediction(step)) / latents;
     changes.push_back({step, std::max(std::sqrt(change), kLeast)});
   };
-  denoise(runner, *attention_of(runner, tell),
+  denoise(runner, *attention_of(runner),
           {.first_step = header_.num_steps(),
            .known = [&](int known) { return dense_.prediction(known); },
            .compared_steps = compared_steps(),
@@ -328,7 +328,7 @@ HeldOutRun::Check HeldOutRun::check(const std::string& plan_path, const Progress
   VideoFrames dense_video, video;
   const auto of_plan = [&](Runner& runner, const ProgressCallback& tell) {
     const ProgressCallback own = told_.of_check(tell);
-    const std::unique_ptr<RunAttention> attention = attention_of(runner, own, load_plan(plan_path));
+    const std::unique_ptr<RunAttention> attention = attention_of(runner, load_plan(plan_path));
     std::vector<EightBitParts> eight_bits = attention->planned_eight_bits();
     const EightBitParts allowed = runner.allowed_eight_bits(run_);
     for (EightBitParts& step : eight_bits) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/plan_fit.h"
 #include "base/tensor.h"
 #include "calibatt/progress.h"
 #include "calibrate/compile/compile_options.h"
@@ -26,9 +27,10 @@ class HeldOutRun {
     EightBitParts parts;
     std::string layers;  ///< which: RunReport::weights_dtype
   };
-  /// `run`: with a seed that the profile has no run of. All must outlive the object. Nothing runs yet.
+  /// `run`: with a seed that the profile has no run of; description: its own, of fingerprints that every rank may ask
+  /// for at no cost. All must outlive the object. Nothing runs yet.
   HeldOutRun(RunnerGroup& runners, const ProfileHeader& header, std::string folder, const GenerateOptions& run,
-             EightBits measured, CalibrationProgress& told);
+             RunDescription description, EightBits measured, CalibrationProgress& told);
   ~HeldOutRun();
 
   /// To be asked before prompts are measured; arguments as of the constructor. Whether the folder holds what `growth`
@@ -57,8 +59,7 @@ class HeldOutRun {
   /// In 8 bits what of each step is told; nothing: none.
   Tensor denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
                  std::vector<EightBitParts> eight_bits = {});
-  std::unique_ptr<RunAttention> attention_of(Runner& runner, const ProgressCallback& tell,
-                                             std::shared_ptr<const Plan> plan = nullptr);
+  std::unique_ptr<RunAttention> attention_of(Runner& runner, std::shared_ptr<const Plan> plan = nullptr);
   std::optional<StepGrowth> known_growth() const;
   bool has_dense_latents();
   void run_dense(Runner& runner, const ProgressCallback& tell);
@@ -77,6 +78,7 @@ class HeldOutRun {
   const ProfileHeader& header_;
   std::string folder_;
   const GenerateOptions& run_;
+  const RunDescription description_;
   EightBits measured_;
   CalibrationProgress& told_;
   std::mutex mutex_;                                          // of the map alone

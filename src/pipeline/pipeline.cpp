@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -11,6 +9,7 @@
 #include "attention/sequence_parallel.h"
 #include "backend/rank_subgroup.h"
 #include "pipeline/guidance_groups.h"
+#include "pipeline/known_fingerprints.h"
 #include "pipeline/rank_layout.h"
 #include "pipeline/runner.h"
 #include "pipeline/runner_group.h"
@@ -39,23 +38,6 @@ void enter_eight_bits(std::vector<EightBitParts> steps, const std::vector<StepRe
     if (reuse[step] != StepReuse::kNone) steps[step] = {};  // it computes nothing
   }
   run.eight_bit_parts = eight_bit_parts_names(steps);
-}
-
-/// The same run, whose fingerprints are taken once and then known to every rank.
-RunDescription with_known_fingerprints(RunDescription run) {
-  struct Known {
-    std::mutex mutex;
-    std::map<std::string, std::string> by_kind;
-  };
-  for (RunTransformer& each : run.transformers) {
-    each.fingerprint = [take = each.fingerprint, known = std::make_shared<Known>()](const std::string& like) {
-      const std::lock_guard lock(known->mutex);
-      const auto found = known->by_kind.find(like);
-      if (found != known->by_kind.end()) return found->second;
-      return known->by_kind[like] = take(like);
-    };
-  }
-  return run;
 }
 
 /// What all ranks of a run know of it.

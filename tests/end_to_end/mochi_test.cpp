@@ -50,6 +50,20 @@ TEST_F(Mochi, SizesThatItCannotDoAreNamed) {
               HasSubstr("linear-quadratic noise levels need 2 steps"));
 }
 
+// Prompts share no forward, which Mochi's ranks could not do.
+TEST_F(Mochi, IsCalibratedByThreeRanks) {
+  write_file(folder_.file("prompts.txt"), "a star\na red circle\na blue square\n");
+  const auto plan_of = [&](const std::string& devices) {
+    const std::string plan = folder_.file("plan_" + devices + ".safetensors");
+    const CommandResult result =
+        run_calibatt("calibrate" + kRun + "--block-q 8 --block-k 8 --density 0.5 --attention-share 0.5 --prompts " +
+                     folder_.file("prompts.txt") + " --device " + devices + " -o " + plan);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return read_file(plan);
+  };
+  EXPECT_EQ(plan_of("0,0,0"), plan_of("0"));
+}
+
 TEST_F(Mochi, LinearLayersIn8BitsChangeTheVideoALittleAndBeginWithout) {
   const std::string run = "generate" + kRun + "-p 'a red circle' --dtype bf16 --steps 4 ";
   const auto parts_with = [&](const std::string& name, const std::string& flags) {

@@ -24,7 +24,8 @@ struct EightBitGains {
   EightBitParts parts(int tokens) const;
 };
 
-/// Of a backend by its name (Device::name). Those that are not in the table gain nothing.
-EightBitGains eight_bit_gains(std::string_view backend);
+/// Of a backend by its name (Device::name), and a transformer by its class. Backends that are not in the table gain
+/// nothing; transformers that are not gain as Wan's.
+EightBitGains eight_bit_gains(std::string_view backend, std::string_view transformer);
 
 }  // namespace calibatt

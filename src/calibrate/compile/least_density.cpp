@@ -62,16 +62,27 @@ double most_speedup(const CompileOptions& options, const ProfileHeader& header, 
   const double least = options.density.value_or(least_density(options, header));
   const RunCost cost(options, header);
   Forwards in_eight_bits{.all = forwards};
-  if (options.may_be_eight_bit.layers && cost.saved_by_layers() > 0) in_eight_bits.layers = forwards;
-  if (options.may_be_eight_bit.attention && cost.saved_by_attention(least) > 0) in_eight_bits.attention = forwards;
+  const auto most = [&](bool allowed, double saved, std::optional<int> from) {
+    if (!allowed || saved <= 0) return 0;
+    if (!options.tells_eight_bits()) return forwards;
+    return std::clamp(header.num_steps() - from.value_or(header.num_steps()), 0, forwards);
+  };
+  in_eight_bits.layers = most(options.may_be_eight_bit.layers, cost.saved_by_layers(), options.eight_bit_layers_from);
+  in_eight_bits.attention =
+      most(options.may_be_eight_bit.attention, cost.saved_by_attention(least), options.eight_bit_attention_from);
   return header.num_steps() / (forwards * cost.of(in_eight_bits, least));
 }
 
 void require_possible_speedup(const CompileOptions& options, const ProfileHeader& header, bool share_is_known) {
   if (!options.speedup) return;
-  CompileOptions all_attention = options;
-  if (!share_is_known) all_attention.attention_share = 1;
-  const double most = most_speedup(all_attention, header, least_forwards(header));
+  const auto most_of_share = [&](double share) {
+    CompileOptions with = options;
+    with.attention_share = share;
+    return most_speedup(with, header, least_forwards(header));
+  };
+  // Masks make the most of a run that is all attention, layers in 8 bits of one that has none.
+  const double most =
+      share_is_known ? most_of_share(options.attention_share) : std::max(most_of_share(1), most_of_share(0));
   if (*options.speedup <= most) return;
   char share[80] = "", density[40] = "", text[300];
   if (share_is_known) {

@@ -7,8 +7,10 @@
 namespace calibatt {
 namespace {
 
+constexpr const char* kWan = "WanTransformer3DModel";
+
 TEST(EightBitGains, AreThoseThatWereMeasuredAndLieBetweenThem) {
-  const EightBitGains hopper = eight_bit_gains("cuda");
+  const EightBitGains hopper = eight_bit_gains("cuda", kWan);
   EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 1), 1.175);
   EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.375), 1.017);
   EXPECT_NEAR(hopper.of_attention(75'600, 0.6875), (1.175 + 1.017) / 2, 1e-9);
@@ -22,11 +24,12 @@ TEST(EightBitGains, AreThoseThatWereMeasuredAndLieBetweenThem) {
 }
 
 TEST(EightBitGains, AttentionOfFewTokensAndACpuGainNothing) {
-  const EightBitGains hopper = eight_bit_gains("cuda");
+  const EightBitGains hopper = eight_bit_gains("cuda", kWan);
   EXPECT_EQ(hopper.parts(75'600), (EightBitParts{.attention = true, .layers = true}));
   EXPECT_EQ(hopper.parts(32'760), (EightBitParts{.attention = false, .layers = true}));
-  EXPECT_FALSE(eight_bit_gains("cpu").parts(75'600).any());
-  EXPECT_EQ(eight_bit_gains("cpu").of_attention(75'600, 1), 1);
+  EXPECT_LT(eight_bit_gains("cuda", "MochiTransformer3DModel").layers, hopper.layers);
+  EXPECT_FALSE(eight_bit_gains("cpu", kWan).parts(75'600).any());
+  EXPECT_EQ(eight_bit_gains("cpu", kWan).of_attention(75'600, 1), 1);
 }
 
 class RunCosts : public ::testing::Test {

@@ -48,10 +48,9 @@ std::string maps_refusal(const ProfileHeader& header, int num_threads, bool devi
   if (!too_large && !too_slow) return "";
   char text[200];
   std::snprintf(text, sizeof text,
-                "measuring maps at this size would take about %.0f GB of host memory, %.0f GB of disk and "
+                "measuring maps at this size would take about %.0f GB of host memory and as much of disk, and "
                 "%.1f hours of %d host threads per prompt",
-                cost.host_bytes / 1e9, cost.profile_bytes * header.provenance.num_prompts / 1e9,
-                cost.host_seconds / 3600, num_threads);
+                cost.host_bytes / 1e9, cost.host_seconds / 3600, num_threads);
   return text;
 }
 

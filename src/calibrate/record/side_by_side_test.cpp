@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <mutex>
 #include <thread>
 
 #include "backend/cpu/make_backend.h"
@@ -42,7 +43,10 @@ class SideBySide : public ::testing::Test {
   /// Step by step; prompt 0 takes its time.
   RunPrompt runner(const ProfileHeader& header) {
     return [this, &header](int prompt, SelfAttention& attention) {
-      most_at_a_time_ = std::max(most_at_a_time_.load(), ++running_);
+      {
+        const std::lock_guard lock(mutex_);
+        most_at_a_time_ = std::max(most_at_a_time_, ++running_);
+      }
       struct Slowed : SelfAttention {
         Slowed(SelfAttention& recorder, int pause) : recorder(recorder), pause(pause) {}
         void begin_forward(int step, GuidanceBranch branch) override {
@@ -94,7 +98,9 @@ class SideBySide : public ::testing::Test {
   }
 
   TestFolder folder_;
-  std::atomic<int> running_ = 0, most_at_a_time_ = 0;
+  std::mutex mutex_;
+  std::atomic<int> running_ = 0;
+  int most_at_a_time_ = 0;
 };
 
 TEST_F(SideBySide, MeasuredIsWhatOneAfterAnotherLeaves) {
