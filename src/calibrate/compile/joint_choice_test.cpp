@@ -418,6 +418,21 @@ TEST_P(EightBitChoices, ADensityAloneChoosesNone) {
   EXPECT_TRUE(compile_plan(profile(), options).parts.eight_bits.empty());
 }
 
+TEST_P(EightBitChoices, ToldStepsBoundTheSpeed) {
+  const ProfileHeader header = profile().header;
+  options.attention_share = 0.1;
+  options.density = 1;
+  const auto most = [&](std::optional<int> from) {
+    options.eight_bit_layers_from = from;
+    return most_speedup(options, header, 2);
+  };
+  const double chosen = most(std::nullopt), of_both = most(0), of_one = most(kSteps - 1), of_none = most(kSteps);
+  EXPECT_GT(chosen, of_both) << "attention, too";
+  EXPECT_GT(of_both, of_one);
+  EXPECT_GT(of_one, of_none);
+  EXPECT_DOUBLE_EQ(of_none, kSteps / 2.0);
+}
+
 TEST_P(EightBitChoices, ReachMore) {
   options.attention_share = 0.1;
   options.density = 1;
