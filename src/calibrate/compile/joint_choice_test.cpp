@@ -419,12 +419,10 @@ TEST_P(EightBitChoices, ADensityAloneChoosesNone) {
 }
 
 TEST_P(EightBitChoices, ToldStepsBoundTheSpeed) {
-  const ProfileHeader header = profile().header;
-  options.attention_share = 0.1;
-  options.density = 1;
+  options.attention_share = 0.1, options.density = 1;
   const auto most = [&](std::optional<int> from) {
     options.eight_bit_layers_from = from;
-    return most_speedup(options, header, 2);
+    return most_speedup(options, profile().header, 2);
   };
   const double chosen = most(std::nullopt), of_both = most(0), of_one = most(kSteps - 1), of_none = most(kSteps);
   EXPECT_GT(chosen, of_both) << "attention, too";
