@@ -163,8 +163,9 @@ void leave_idle_devices_out(const CalibrateOptions& calibration, std::vector<int
                              ? static_cast<size_t>(calibration.prompt_range->second - calibration.prompt_range->first)
                              : calibration.prompts.size();
   if (devices.size() <= prompts) return;
-  warn("a prompt is measured on one GPU: " + counted(static_cast<int64_t>(prompts), "prompts") + " keep " +
-       std::to_string(prompts) + " of the " + std::to_string(devices.size()) + " busy, and no more are used");
+  warn("a prompt is measured on one GPU: " + counted(static_cast<int64_t>(prompts), "prompts") +
+       (prompts == 1 ? " keeps " : " keep ") + std::to_string(prompts) + " of the " + std::to_string(devices.size()) +
+       " busy, and no more are used");
   devices.resize(prompts);
 }
 

@@ -56,8 +56,13 @@ void print_reuse(const RunReport& report) {
 void print_planned_eight_bits(const RunReport& report) {
   if (!report.plan) return;
   const auto steps = [&](const char* part) {
-    return std::ranges::count_if(report.plan->eight_bits,
-                                 [&](const std::string& parts) { return parts.find(part) != std::string::npos; });
+    const std::vector<std::string>& parts = report.plan->eight_bits;
+    std::ptrdiff_t count = 0;
+    for (size_t step = 0; step < parts.size(); ++step) {
+      const bool runs = report.step_reuse.empty() || report.step_reuse[step] == "forward";
+      count += runs && parts[step].find(part) != std::string::npos;
+    }
+    return count;
   };
   const bool attention = report.options.attention_dtype == AttentionDtype::kFP8, layers = !report.weights_dtype.empty();
   if (const auto planned = steps("attention"); planned > 0 && !attention) {

@@ -258,7 +258,7 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   if (options.kept_steps && !allowed.any()) {
     throw Error(ErrorKind::kUsage,
                 "--keep-steps says how many first steps --weights-dtype fp8 and --attention-dtype fp8 leave as they "
-                "are; add one of these");
+                "are; add one of these (--keep-layers of every layer leaves --weights-dtype fp8 nothing)");
   }
   return resolve_options(options, model);
 }

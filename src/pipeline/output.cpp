@@ -83,10 +83,10 @@ void check_no_model(const Output& output) {
 
 /// Whether those who read models look for a file of this name.
 bool is_name_in_models(const std::string& name) {
-  constexpr std::array<std::string_view, 9> kSettings{
-      "model_index.json",         "config.json",    "generation_config.json", "scheduler_config.json",
-      "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",  "special_tokens_map.json",
-      "added_tokens.json"};
+  constexpr std::array<std::string_view, 10> kSettings{
+      "model_index.json",         "config.json",        "generation_config.json", "scheduler_config.json",
+      "preprocessor_config.json", "tokenizer.json",     "tokenizer_config.json",  "special_tokens_map.json",
+      "added_tokens.json",        "adapter_config.json"};
   if (std::ranges::find(kSettings, name) != kSettings.end()) return true;
   return (name.starts_with("model") || name.starts_with("diffusion_pytorch_model")) &&
          (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
@@ -227,6 +227,19 @@ void check_no_input_folder(const Place& place, const std::vector<Input>& inputs)
   }
 }
 
+/// Nor may a file be taken for one that a profile's folder has or will have.
+void check_no_file_of_profile(const Place& place, const std::vector<Place>& places) {
+  if (place.output->kind == OutputKind::kFolder || place.path.empty()) return;
+  const std::string name = fs::path(place.path).filename().string();
+  if (!name.starts_with("prompt_") && name != "held_out_run.safetensors" && name != "step_growth.json") return;
+  for (const Place& folder : places) {
+    if (folder.output->kind != OutputKind::kFolder || fs::path(place.path).parent_path() != folder.path) continue;
+    throw Error(ErrorKind::kUsage, place.output->flag + " " + place.output->path +
+                                       ": would be read as a file of the folder of " + folder.output->flag +
+                                       "; give another name");
+  }
+}
+
 bool same_place(const Place& a, const Place& b) {
   if (a.path.empty() || b.path.empty()) return false;
   if (a.path == b.path || (a.frames && a.frames->is_frame(b.path)) || (b.frames && b.frames->is_frame(a.path))) {
@@ -270,7 +283,10 @@ void check_outputs(const std::vector<Output>& outputs, const std::vector<Input>&
   for (const Output& output : outputs) {
     if (!output.path.empty()) places.push_back(place_of(output));
   }
-  for (const Place& place : places) check_no_input_folder(place, inputs);
+  for (const Place& place : places) {
+    check_no_input_folder(place, inputs);
+    check_no_file_of_profile(place, places);
+  }
   const std::map<FileId, std::string> read = files_read(inputs);
   for (const Place& place : places) {
     for (const auto& [id, path] : place.replaceable) {

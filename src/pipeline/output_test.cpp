@@ -143,6 +143,15 @@ TEST_F(CheckOutputs, WhatCannotBeWrittenIsKnownAtOnce) {
   EXPECT_EQ(refusal(ErrorKind::kIo, {made("new")}), "accepted");
   EXPECT_EQ(refusal(ErrorKind::kIo, {made("a/b/c/")}), "accepted");
   EXPECT_FALSE(fs::exists(folder_ / "a"));
+  fs::create_directory(folder_ / "profile");
+  for (const std::string name : {"prompt_0004.safetensors", "held_out_run.safetensors"}) {
+    EXPECT_THAT(refusal(ErrorKind::kUsage, {made("profile"), plan(folder_ / ("profile/" + name))}),
+                HasSubstr("as a file of the folder of --profile"));
+    EXPECT_EQ(refusal(ErrorKind::kUsage, {made("new"), plan(folder_ / name)}), "accepted") << "elsewhere";
+  }
+  EXPECT_THAT(refusal(ErrorKind::kUsage, {report(folder_ / "profile/step_growth.json"), made("profile/")}),
+              HasSubstr("--profile"));
+  EXPECT_EQ(refusal(ErrorKind::kUsage, {made("profile"), plan(folder_ / "profile/plan.safetensors")}), "accepted");
   EXPECT_THAT(refusal(ErrorKind::kIo, {made("file")}), HasSubstr("is not a folder"));
   EXPECT_THAT(refusal(ErrorKind::kIo, {made("file/sub")}), testing::AnyOf(HasSubstr("folder"), HasSubstr("directory")));
   EXPECT_THAT(refusal(ErrorKind::kIo, {made(std::string(300, 'a'))}), HasSubstr("too long"));

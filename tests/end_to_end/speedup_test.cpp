@@ -102,6 +102,15 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
                                  Not(HasSubstr("save no time"))));
   EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("told.json")))["eight_bits"][5], "layers");
   EXPECT_EQ(growth()["layer_changes"].size(), growth()["mask_changes"].size()) << "what was told is measured";
+  const auto steps_said = [&](const std::string& flags) {  // of which reused ones are none
+    const std::string run = "generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o ";
+    const std::string output = run_calibatt(run + folder_.file("v.png") + flags).output;
+    const size_t begin = output.find("linear layers in ");
+    const size_t number = output.find_first_of(
+        "0123456789", output.find(" in ", output.find(flags.empty() ? "8 bits" : "layers", begin)));
+    return output.substr(number, 1);
+  };
+  EXPECT_EQ(steps_said(""), steps_said(" --weights-dtype fp8"));
   EXPECT_THAT(calibrate("--speedup 1.6 --attention-dtype fp8").output, HasSubstr("a Hopper GPU does"));
 }
 

@@ -172,7 +172,8 @@ Safetensors open_profile(const std::string& path) {
   Safetensors file = read_or_advise(kMeasureAnew, [&] { return Safetensors::open(path); });
   const auto format = file.metadata().find("format");
   if (format == file.metadata().end() || format->second != kFormat) {
-    throw Error(ErrorKind::kFormat, path + " is not a calibration profile; give another profile folder");
+    throw Error(ErrorKind::kFormat,
+                path + " is not a calibration profile; delete that file, or give another profile folder");
   }
   const std::string version = ProfileFields(file.metadata(), path).text("version");
   if (version != kVersion && version != "2" && version != "1") {

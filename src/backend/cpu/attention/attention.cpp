@@ -49,7 +49,9 @@ std::span<const AttentionKernel> attention_kernels() {
 
 const AttentionKernel& choose_attention_kernel(const AttentionCall& call, std::string_view name) {
   if (call.eight_bits && call.block_energy == nullptr) {
-    refuse("the CPU computes in 16 or 32 bits; in 8 bits a Hopper GPU does (backend cuda)");
+    refuse(
+        "the CPU computes in 16 or 32 bits; in 8 bits a Hopper GPU does (backend cuda); leave --attention-dtype fp8 "
+        "out");
   }
   std::string known;
   for (const AttentionKernel& kernel : attention_kernels()) {
