@@ -8,6 +8,7 @@
 
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
+#include "io/test_folder.h"
 #include "pipeline/fake_model.h"
 
 namespace calibatt {
@@ -33,11 +34,8 @@ class CalibrateTest : public testing::Test {
     options_.run.negative_prompt = "dog";
     options_.block_q = options_.block_k = 8;
     for (const char* text : {"cat", "bird", "fish"}) options_.prompts.push_back({text, "line"});
-    folder_ = testing::TempDir() + "calibrate_test_profile";
-    std::filesystem::remove_all(folder_);
     options_.profile_dir = folder_;
   }
-  ~CalibrateTest() override { std::filesystem::remove_all(folder_); }
 
   struct Stop {};
   /// Up to where the first prompt was encoded, or a refusal: what it says.
@@ -58,7 +56,8 @@ class CalibrateTest : public testing::Test {
   std::vector<std::string> log_;
   std::unique_ptr<RunnerGroup> runners_;
   CalibrateOptions options_;
-  std::string folder_;
+  const TestFolder temporary_;  // of this process alone: tests run side by side
+  const std::string folder_ = temporary_ / "profile";
 };
 
 TEST_F(CalibrateTest, EveryPromptIsLookedAtAndToldOf) {
