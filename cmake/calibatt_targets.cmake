@@ -24,12 +24,14 @@ endif()
 
 # What every source is compiled with. It names no folder of headers: those come from the floors.
 add_library(calibatt_options INTERFACE)
-target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-psabi;-Wno-restrict>")
+target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-psabi>;$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>")
 target_compile_definitions(calibatt_options INTERFACE CALIBATT_VERSION="${PROJECT_VERSION}")
 target_link_libraries(calibatt_options INTERFACE Threads::Threads)
 target_link_options(calibatt_options INTERFACE LINKER:--as-needed)  # a binary asks at run time for what it uses, no more
 if(CALIBATT_SANITIZE)
   target_compile_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  # GCC 12 says it of std::regex with sanitizers.
+  target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized>")
   target_link_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE})
 endif()
 
@@ -38,6 +40,9 @@ endif()
 # ccache, which keeps no object that was made with it, or the wheel's, which includes a header of its own before all others.
 if(CMAKE_CXX_COMPILER_LAUNCHER OR CALIBATT_PARTS STREQUAL "attention")
   set(CMAKE_DISABLE_PRECOMPILE_HEADERS ON)
+endif()
+if(NOT CMAKE_DISABLE_PRECOMPILE_HEADERS)  # GCC 12 warns of its own std::string where that came precompiled
+  target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-array-bounds;-Wno-stringop-overflow>")
 endif()
 file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp CONTENT "// Headers alone.\n")
 add_library(calibatt_precompiled OBJECT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp)

@@ -82,7 +82,7 @@ std::string recognise_file_as_model(const std::string& path) {
     }
   } catch (const Error&) {
   }
-  if (std::string lora = recognise_tensor_names(names); lora == kLora) return lora;
+  if (recognise_tensor_names(names) == kLora) return kLora;
   return "is a file; give the folder of the whole model: the one that holds model_index.json, in the diffusers layout. "
          "A single file of a transformer lacks the text encoder and the autoencoder: give it as --transformer beside "
          "--model";
