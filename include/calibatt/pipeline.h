@@ -144,6 +144,7 @@ struct RunReport {
   std::string device;        ///< name of the (first) GPU; empty on the CPU
   std::vector<int> devices;  ///< LoadOptions::devices
   int guidance_groups = 1;   ///< 2: each half of the devices computed one branch of guidance
+  int decoding_devices = 1;  ///< that decoded some rows of the video each; 1: the first one did
   /// Where devices shared self-attention by heads: work of the busiest over the mean of all, by what heads cost.
   std::optional<double> deal_imbalance = {};
   uint64_t peak_device_bytes = 0;  ///< most memory of a GPU in use at a time, weights included; 0 on the CPU

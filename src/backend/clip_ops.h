@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "backend/activation.h"
+#include "backend/communicator.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -65,6 +66,11 @@ struct GroupNorm {
   const Tensor& beta;
   int groups = 1;
   float epsilon = 0;  ///< added to the variance
+  /// Where each of several backends has some of the frame's rows: their group, and the rows of all. Null: none.
+  Communicator* ranks = nullptr;
+  int64_t height_of_all = 0;
+
+  int64_t height(const ClipView& in) const { return ranks != nullptr ? height_of_all : in.height; }
 };
 
 /// The operators of a video autoencoder. `in` and `out` of the element-wise ones may differ in dtype and row stride.
@@ -124,8 +130,9 @@ class ClipOps {
   virtual void zero(const ClipView& out) = 0;
   virtual void add_bias(const Tensor& bias, const ClipView& x) = 0;  ///< x += bias, [channels] F32; x is dense
   /// Self-attention of one head among the pixels of one frame, scaled by 1/√channels. qkv: dense, one frame, 3 ·
-  /// channels (queries, keys, values, one behind the other); out: dense, of the same dtype.
-  virtual void attention(const ClipView& qkv, const ClipView& out) = 0;
+  /// channels (queries, keys, values, one behind the other); out: dense, of the same dtype: the frame's rows from
+  /// first_row on, as many as it has.
+  virtual void attention(const ClipView& qkv, int64_t first_row, const ClipView& out) = 0;
   /// Patches [rows, frames, columns, 3 · patch²] F32 in [-1, 1] (others are clamped), channels ordered (colour, column,
   /// row), → RGB bytes, rounded to nearest even. `patches` must stay as it is until finish() has returned, which the
   /// caller may put off while it has the next frames computed.

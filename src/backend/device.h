@@ -34,6 +34,8 @@ class Device {
   /// of the group calls it. Null where memory is the host's, so that `hosts` itself will do. Throws Error(kDevice)
   /// where devices cannot read each other's memory.
   virtual std::unique_ptr<Communicator> join(Communicator& /*hosts*/) { return nullptr; }
+  /// Whether what this device computes can read the memory of another of the same backend, as ranks that join do.
+  virtual bool can_read(const Device& /*other*/) const { return true; }
 
   // ---- time --------------------------------------------------------------------------------------------------------
   virtual void synchronize() {}  ///< waits for all that was asked for; throws Error(kDevice) when any of it failed

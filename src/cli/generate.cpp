@@ -98,6 +98,7 @@ void print_sharing(const RunReport& report) {
   if (report.deal_imbalance) {
     groups += format("; the busiest had %.3f times the mean work of self-attention", *report.deal_imbalance);
   }
+  if (report.decoding_devices == 1) groups += "; the first decoded the video";
   std::printf("devices %s%s\n", devices.c_str(), groups.c_str());
 }
 

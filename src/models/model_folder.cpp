@@ -76,6 +76,12 @@ void describe_files(const Component& transformer, const Component& vae, const Co
   model.tokenizer_files = Tokenizer::files(tokenizer_folder);
 }
 
+uint64_t gathered_group_bytes(const VideoSize& size, int frames_per_latent) {
+  constexpr uint64_t kPixelBytes = 3 * sizeof(float);
+  return static_cast<uint64_t>(frames_per_latent) * static_cast<uint64_t>(size.height) *
+         static_cast<uint64_t>(size.width) * kPixelBytes;
+}
+
 MemoryEstimate memory_estimate(const ModelElements& elements, uint64_t activations, uint64_t decoding,
                                const VideoSize& size, DType dtype) {
   MemoryEstimate needs;

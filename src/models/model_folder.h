@@ -39,6 +39,8 @@ void describe_files(const Component& transformer, const Component& vae, const Co
 struct ModelElements {
   uint64_t transformer = 0, vae = 0;
 };
+/// Where ranks share decoding: the pixels of the frames of a latent one, float32, as the first rank gets them.
+uint64_t gathered_group_bytes(const VideoSize& size, int frames_per_latent);
 /// ModelFiles::memory; activations and decoding: bytes beside the weights, of the transformer and of the autoencoder.
 MemoryEstimate memory_estimate(const ModelElements& elements, uint64_t activations, uint64_t decoding,
                                const VideoSize& size, DType dtype);

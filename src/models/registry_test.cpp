@@ -78,6 +78,22 @@ TEST_F(Registry, MemoryIsThatOfOneOfTheRanksThatShareAForward) {
   EXPECT_GT(two.activations, alone.activations / 2);
 }
 
+TEST_F(Registry, MemoryOfDecodingIsThatOfTheRowsOfARank) {
+  for (const std::string& model : {kTiny, std::string(CALIBATT_MODELS_DIR) + "/tiny-mochi"}) {
+    const std::unique_ptr<ModelFiles> files = open_model(model);
+    const VideoSize size{31, 256, 256};
+    const auto of_ranks = [&](int num_ranks) {
+      return files->memory(size, {DType::kBF16, false, false, 1, num_ranks});
+    };
+    const auto decoding = [&](int num_ranks) { return of_ranks(num_ranks).autoencoder; };
+    EXPECT_EQ(of_ranks(1).autoencoder, files->memory(size, DType::kBF16).autoencoder);
+    EXPECT_EQ(of_ranks(2).activations, of_ranks(1).activations);
+    EXPECT_LT(decoding(2), decoding(1));
+    EXPECT_LT(decoding(4), decoding(2));
+    EXPECT_EQ(decoding(2) - decoding(4), 2 * (decoding(4) - decoding(8))) << "but for the first rank's pixels, in rows";
+  }
+}
+
 TEST_F(Registry, LayersThatStayBesideThoseIn8BitsTakeTheirBytes) {
   const std::unique_ptr<ModelFiles> files = open_model(kTiny);
   constexpr uint64_t kSquare = 256 * 256, kFeedForward = 256 * 1024;

@@ -140,7 +140,9 @@ class VideoModel {
                          const WorkProgress& progress) = 0;
 
   /// Latents as the denoising loop leaves them → the video. Frees what forwards kept. `progress` hears of the frames.
-  virtual VideoFrames decode(const Tensor& latents, const WorkProgress& progress) = 0;
+  /// ranks: of the models that decode it together, each some of its rows, at most as many as latents have rows. Each is
+  /// called with the same latents, and the first gets the video; the others' are empty. Null: alone.
+  virtual VideoFrames decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) = 0;
 
   /// Of one expert's weights and settings, in the scheme that `like` is of (io/fingerprint.h; empty: the present one).
   /// Reads all of them when first asked; `progress` hears of the tensors.
@@ -149,13 +151,19 @@ class VideoModel {
 
 /// What a model's memory depends on beside a video's size.
 struct Arithmetic {
-  Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false, int num_ranks = 1)
-      : dtype(dtype), eight_bit_layers(eight_bit_layers), wide_steps(wide_steps), num_ranks(num_ranks) {}
+  Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false, int num_ranks = 1,
+             int decoding_ranks = 1)
+      : dtype(dtype),
+        eight_bit_layers(eight_bit_layers),
+        wide_steps(wide_steps),
+        num_ranks(num_ranks),
+        decoding_ranks(decoding_ranks) {}
 
   DType dtype;
   bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
   bool wide_steps;        ///< some steps are without them (StepSettings::eight_bit_layers)
   int num_ranks;          ///< that share a forward; the memory is one rank's
+  int decoding_ranks;     ///< that share decoding; the memory is the first one's
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.

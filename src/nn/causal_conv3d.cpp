@@ -108,6 +108,10 @@ void CausalConv3d::run(CodingState& state, Input input, const ClipView& out, boo
       state.ops.copy(input.frames.frame_range(0, 1), input.buffer.view().frame_range(frame, 1));
     }
   }
+  if (state.rows.is_shared() && geometry_.pad_before > 0) {
+    CALIBATT_ASSERT(geometry_.pad_before == geometry_.pad_after && geometry_.stride_size == 1);
+    state.rows.take_border(input.buffer.view(), geometry_.pad_before);
+  }
   convolution_->run(input.buffer.view(), out, accumulate, add_bias);
   if (geometry_.history < 0) return;
   const ClipView all = kept(input.buffer.view());

@@ -8,6 +8,7 @@
 #include "backend/backend.h"
 #include "backend/clip_ops.h"
 #include "base/tensor.h"
+#include "nn/row_shard.h"
 
 namespace calibatt {
 
@@ -55,6 +56,7 @@ struct CodingState {
   bool first_group = true;      ///< the first group is the first frame alone
   std::vector<Clip> shortcuts;  ///< what layers keep of a group for a later layer, the last one behind
   std::vector<Clip> histories;  ///< by CausalConv3d::Geometry::history; empty: nothing came before
+  RowShard rows;                ///< of each clip, which other ranks have the rest of
 
   Clip make(int64_t height, int64_t frames, int64_t width, int64_t channels) {
     return pool.make(compute, height, frames, width, channels);
@@ -62,7 +64,8 @@ struct CodingState {
 };
 
 /// A convolution over time and space that sees no later frame: in front of each group of frames it reads the last
-/// frames of the group before. Square in space.
+/// frames of the group before. Square in space. Where ranks share the rows of a clip, it takes what it reads beyond its
+/// own from its neighbours.
 class CausalConv3d {
  public:
   /// What lies outside the picture, and before the clip's first frame.

@@ -64,7 +64,7 @@ class AttendingModel final : public FakeModel {
     for (int64_t i = 0; i < prediction.size(); ++i) prediction.f32()[i] += scale * latents.f32()[i];
     return prediction;
   }
-  VideoFrames decode(const Tensor& latents, const WorkProgress&) override {
+  VideoFrames decode(const Tensor& latents, const WorkProgress&, Communicator*) override {
     VideoFrames video;
     video.width = video.height = 16, video.frames = 2;
     for (int64_t i = 0; i < int64_t{2} * 16 * 16 * 3; ++i) {

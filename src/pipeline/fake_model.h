@@ -55,7 +55,7 @@ class FakeModel : public VideoModel {
   void begin_with(const std::shared_ptr<const EncodedPicture>& picture, Conditioning&) override {
     log_.push_back(picture != nullptr ? "begin" : "begin with nothing");
   }
-  VideoFrames decode(const Tensor&, const WorkProgress&) override { return {}; }
+  VideoFrames decode(const Tensor&, const WorkProgress&, Communicator*) override { return {}; }
   std::string fingerprint(int expert, const std::string&, const WorkProgress&) override {
     return "fingerprint " + std::to_string(expert);
   }

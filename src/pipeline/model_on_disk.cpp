@@ -111,9 +111,10 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const VideoSize size = video_size(run);
   const bool eight_bit_layers =
       weights == WeightsPrecision::kFP8 && !impl_->files->keeps_all_layers(impl_->kept_layers);
-  const int num_ranks = impl_->layout_of(run).ranks_of_forward();
-  MemoryEstimate needed =
-      impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks});
+  const RankLayout layout = impl_->layout_of(run);
+  const int num_ranks = layout.ranks_of_forward();
+  MemoryEstimate needed = impl_->files->memory(
+      size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks, layout.decoding_ranks});
   if (eight_bit_layers) needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
   if (impl_->on_host) needed.weights *= impl_->files->description().experts.size();
   if (options.attention_dtype == AttentionDtype::kFP8) {

@@ -57,7 +57,8 @@ struct SharedRun {
 
 /// What a rank's part of a run gave.
 struct RankResult {
-  Tensor latents;  // the same on every rank, up to rounding
+  Tensor latents;     // the same on every rank
+  VideoFrames video;  // of the first
   AttentionReport accounts;
   std::optional<double> deal_imbalance;
   MaskStreaming mask_streaming;
@@ -126,6 +127,19 @@ RankResult run_rank(const SharedRun& run, Runner& runner, Communicator& hosts, c
   return result;
 }
 
+/// From the latents on, which the rank has by now.
+void decode_rank(const SharedRun& run, Runner& runner, Communicator& hosts, const ProgressCallback& progress,
+                 RankResult& result) {
+  Laps laps;
+  if (run.layout.decoding_ranks > 1) {
+    const std::unique_ptr<Communicator> on_device = runner.backend().join(hosts);
+    result.video = runner.decode(result.latents, progress, on_device != nullptr ? on_device.get() : &hosts);
+  } else if (hosts.rank() == 0) {
+    result.video = runner.decode(result.latents, progress);
+  }
+  result.seconds.vae = laps.lap();
+}
+
 /// The first rank's account, and what other ranks did that it does not know of.
 void add_accounts(const std::vector<RankResult>& ranks, const RankLayout& layout, RunReport& run) {
   const RankResult& first = ranks.front();
@@ -166,10 +180,12 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   SharedRun shared;
   const GenerateOptions& options = shared.options = runner.resolved(unresolved);
   shared.layout = rank_layout(runners_->num_ranks(), options, runner.model(), runners_->devices_source());
+  if (!runners_->devices_read_each_other()) shared.layout.decoding_ranks = 1;
   Result result{{}, runner.describe_run(options)};
   RunReport& run = result.report;
   run.devices = runners_->devices();
   run.guidance_groups = shared.layout.num_groups;
+  run.decoding_devices = shared.layout.decoding_ranks;
   runners_->reset_peak_memory();
 
   // Prompts and plan are checked before anything slow starts.
@@ -191,15 +207,14 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
 
   std::vector<RankResult> ranks(static_cast<size_t>(runners_->num_ranks()));
   runners_->run(progress, [&](Runner& each, Communicator& hosts, const ProgressCallback& told) {
-    ranks[static_cast<size_t>(hosts.rank())] = run_rank(shared, each, hosts, told);
+    RankResult& rank = ranks[static_cast<size_t>(hosts.rank())];
+    rank = run_rank(shared, each, hosts, told);
+    decode_rank(shared, each, hosts, told, rank);
   });
+  result.video = std::move(ranks.front().video);
   add_accounts(ranks, shared.layout, run);
   if (run.plan) run.plan->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
   run.forwards = run.attention_calls / run.num_layers;
-
-  Laps laps;
-  result.video = runner.decode(ranks.front().latents, progress);
-  run.seconds.vae = laps.lap();
   run.peak_device_bytes = runners_->peak_memory_bytes();
   return result;
 }

@@ -39,7 +39,8 @@ void check_devices(const LoadOptions& options) {
 
 RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model,
                        const std::string& devices_source) {
-  RankLayout layout{num_ranks, 1};
+  RankLayout layout{.num_ranks = num_ranks};
+  if (model.latent_size(video_size(options))[1] >= num_ranks) layout.decoding_ranks = num_ranks;
   if (num_ranks % 2 == 0 && every_step_is_guided(options, model)) layout.num_groups = 2;
   const int sharing = layout.ranks_of_forward();
   if (sharing == 1) return layout;

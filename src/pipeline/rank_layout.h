@@ -13,6 +13,9 @@ struct RankLayout {
   /// 2: the first half of the ranks computes the conditional branch of guidance, the second half the other. 1: all of
   /// them share every forward.
   int num_groups = 1;
+  /// All ranks decode some rows of the picture each, where their devices read each other's memory and latents have as
+  /// many rows. 1: the first decodes alone.
+  int decoding_ranks = 1;
   int ranks_of_forward() const { return num_ranks / num_groups; }
 };
 

@@ -79,6 +79,7 @@ std::string to_json(const RunReport& report) {
                        {"device", report.device.empty() ? json(nullptr) : json(report.device)},
                        {"devices", report.devices},
                        {"guidance_groups", report.guidance_groups},
+                       {"decoding_devices", report.decoding_devices},
                        {"deal_imbalance", report.deal_imbalance ? json(*report.deal_imbalance) : json(nullptr)},
                        {"peak_device_bytes", report.peak_device_bytes},
                        {"attention_kernel", report.attention_kernel},

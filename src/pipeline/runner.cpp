@@ -101,10 +101,13 @@ AvailableMemory Runner::available_memory() const {
   return available;
 }
 
-void Runner::warn_of_memory(const GenerateOptions& options, int num_ranks, const AvailableMemory& available) const {
+void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& layout,
+                            const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
+  const int num_ranks = layout.ranks_of_forward();
   MemoryEstimate needed = files_->memory(
-      video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks});
+      video_size(options),
+      {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks, layout.decoding_ranks});
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }
@@ -277,8 +280,8 @@ Tensor Runner::solver_weights_of(const GenerateOptions& options) const {
   return solver_weights(*scheduler);
 }
 
-VideoFrames Runner::decode(const Tensor& latents, const ProgressCallback& progress) {
-  return model_->decode(latents, stage_work(progress, "decode"));
+VideoFrames Runner::decode(const Tensor& latents, const ProgressCallback& progress, Communicator* ranks) {
+  return model_->decode(latents, stage_work(progress, "decode"), ranks);
 }
 
 }  // namespace calibatt

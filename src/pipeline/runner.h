@@ -12,6 +12,7 @@
 #include "models/video_model.h"
 #include "pipeline/guidance_groups.h"
 #include "pipeline/options.h"
+#include "pipeline/rank_layout.h"
 #include "sampling/denoise.h"
 
 namespace calibatt {
@@ -34,9 +35,9 @@ class Runner {
 
   AvailableMemory available_memory() const;
   /// Tells LoadOptions::warn where the video takes more memory than is available.
-  void warn_of_memory(const GenerateOptions& options) const { warn_of_memory(options, 1, available_memory()); }
-  /// The same for one of num_ranks that share a forward.
-  void warn_of_memory(const GenerateOptions& options, int num_ranks, const AvailableMemory& available) const;
+  void warn_of_memory(const GenerateOptions& options) const { warn_of_memory(options, {}, available_memory()); }
+  /// The same for one of the ranks that share the run.
+  void warn_of_memory(const GenerateOptions& options, const RankLayout& layout, const AvailableMemory& available) const;
 
   /// What a plan must have been made for to be used in this run, and what calibration makes it for. progress: of
   /// reading every weight, where a fingerprint is asked for.
@@ -59,7 +60,8 @@ class Runner {
                  const std::vector<EightBitParts>& eight_bits = {}, GuidanceGroups* groups = nullptr);
   /// Of a run's solver: solver_weights.h.
   Tensor solver_weights_of(const GenerateOptions& options) const;
-  VideoFrames decode(const Tensor& latents, const ProgressCallback& progress);
+  /// ranks: as VideoModel::decode.
+  VideoFrames decode(const Tensor& latents, const ProgressCallback& progress, Communicator* ranks = nullptr);
 
   const ModelDescription& model() const { return model_->description(); }
   Backend& backend() { return *backend_; }

@@ -115,7 +115,14 @@ AvailableMemory RunnerGroup::available_memory() const {
 }
 
 void RunnerGroup::warn_of_memory(const GenerateOptions& options, const RankLayout& layout) {
-  first().warn_of_memory(options, layout.ranks_of_forward(), available_memory());
+  first().warn_of_memory(options, layout, available_memory());
+}
+
+bool RunnerGroup::devices_read_each_other() const {
+  return std::ranges::all_of(runners_, [&](const OwnedRunner& reader) {
+    return std::ranges::all_of(runners_,
+                               [&](const OwnedRunner& owner) { return reader->backend().can_read(owner->backend()); });
+  });
 }
 
 void RunnerGroup::reset_peak_memory() {

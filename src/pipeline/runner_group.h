@@ -26,6 +26,8 @@ class RunnerGroup {
   Runner& first() const { return *runners_.front(); }
   /// The names of the ranks' devices, each once.
   std::vector<std::string> device_kinds() const;
+  /// Whether each rank's device can read every other's memory.
+  bool devices_read_each_other() const;
 
   void expect_prompts(const std::vector<Prompt>& prompts);
   /// Tells the user where a video takes more memory than one of the devices has.

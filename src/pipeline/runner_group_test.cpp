@@ -25,6 +25,7 @@ using testing::Not;
 struct Behaviour {
   std::function<void(int forward, const WorkProgress& progress)> forward = {};
   std::function<void()> encode = {};
+  std::function<void(const WorkProgress& progress)> decode = {};
   bool shares_tokens = true;
 };
 
@@ -50,14 +51,26 @@ class RankModel final : public FakeModel {
     for (int64_t i = 0; i < prediction.size(); ++i) prediction.f32()[i] = scale * latents.f32()[i];
     return prediction;
   }
-  VideoFrames decode(const Tensor& latents, const WorkProgress&) override {
+  /// The video is the latents. Of ranks each gives the first one a number of them in turn.
+  VideoFrames decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) override {
+    if (behaviour_.decode) behaviour_.decode(progress);
     VideoFrames video;
-    for (int64_t i = 0; i < latents.size(); ++i) {
-      const float value = latents.f32()[i];
-      const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
-      video.rgb.insert(video.rgb.end(), bytes, bytes + sizeof(value));
+    const int num_ranks = ranks != nullptr ? ranks->size() : 1, rank = ranks != nullptr ? ranks->rank() : 0;
+    for (int64_t i = 0; i < latents.size(); i += num_ranks) {
+      std::vector<float> values(static_cast<size_t>(num_ranks));
+      const float own = i + rank < latents.size() ? latents.f32()[i + rank] : 0;
+      std::vector<Piece> receive;
+      for (float& value : values) receive.push_back({&value, sizeof(value)});
+      if (ranks != nullptr) {
+        ranks->all_gather({&own, sizeof(own)}, receive);
+      } else {
+        values = {own};
+      }
+      values.resize(static_cast<size_t>(std::min<int64_t>(num_ranks, latents.size() - i)));
+      const auto* bytes = reinterpret_cast<const uint8_t*>(values.data());
+      video.rgb.insert(video.rgb.end(), bytes, bytes + values.size() * sizeof(float));
     }
-    return video;
+    return rank == 0 ? video : VideoFrames();
   }
 
  private:
@@ -131,6 +144,7 @@ TEST_F(Ranks, MakeTheVideoOfOne) {
       const Pipeline::Result together = made_by(num_ranks);
       EXPECT_EQ(together.video.rgb, alone.video.rgb) << num_ranks << " ranks, guidance " << scale;
       EXPECT_EQ(together.report.guidance_groups, scale > 1 && num_ranks % 2 == 0 ? 2 : 1);
+      EXPECT_EQ(together.report.decoding_devices, num_ranks);
     }
   }
 }
@@ -158,7 +172,51 @@ TEST_F(Ranks, ShareEveryForwardWhereAStepHasOne) {
   }
 }
 
-TEST_F(Ranks, OnlyTheFirstDecodesAndIsHeard) {
+/// Of fewer latent rows than ranks.
+TEST_F(Ranks, LeaveAVideoOfFewRowsToTheFirst) {
+  options_.width = 128;
+  options_.height = 16;  // two latent rows
+  std::vector<Behaviour> behaviours(3);
+  std::atomic<int> decoding = 0;
+  for (Behaviour& each : behaviours) each.decode = [&](const WorkProgress&) { ++decoding; };
+  EXPECT_EQ(pipeline(behaviours)->generate(options_).report.decoding_devices, 1);
+  EXPECT_EQ(decoding, 1);
+  behaviours.resize(2);
+  EXPECT_EQ(pipeline(behaviours)->generate(options_).report.decoding_devices, 2);
+  EXPECT_EQ(decoding, 3);
+}
+
+TEST_F(Ranks, OneThatFailsInDecodingEndsAll) {
+  for (size_t failing = 0; failing < 3; ++failing) {
+    std::vector<Behaviour> behaviours(3);
+    behaviours[failing].decode = [](const WorkProgress&) { throw Error(ErrorKind::kDevice, "lost"); };
+    EXPECT_EQ(error_of(behaviours), "rank " + std::to_string(failing) + " of 3: lost");
+    for (Behaviour& each : behaviours) {
+      if (each.decode) continue;
+      each.decode = [](const WorkProgress& progress) {  // nothing else would end it
+        while (true) progress(0, 5, 0);
+      };
+    }
+    EXPECT_EQ(error_of(behaviours), "rank " + std::to_string(failing) + " of 3: lost");
+  }
+}
+
+TEST_F(Ranks, AreStoppedInDecoding) {
+  struct Stop {};
+  std::vector<Behaviour> behaviours(2);
+  behaviours[0].decode = [](const WorkProgress& progress) { progress(1, 5, 0); };
+  behaviours[1].decode = [](const WorkProgress& progress) {
+    while (true) progress(0, 5, 0);
+  };
+  EXPECT_THROW(pipeline(behaviours)
+                   ->generate(options_,
+                              [](const Progress& progress) {
+                                if (progress.stage == "decode") throw Stop();
+                              }),
+               Stop);
+}
+
+TEST_F(Ranks, OnlyTheFirstIsHeard) {
   std::vector<double> overall;
   const std::thread::id caller = std::this_thread::get_id();
   pipeline(std::vector<Behaviour>(3))->generate(options_, [&](const Progress& progress) {

@@ -51,6 +51,7 @@ class RanksOfTheCpu : public ::testing::Test {
     for (const int num_ranks : {2, 3, 4}) {
       EXPECT_GE(compare_videos(video(num_ranks, more), alone).psnr_db, 50) << num_ranks << " ranks: " << more;
       EXPECT_EQ(report_["devices"].size(), num_ranks);
+      EXPECT_EQ(report_["decoding_devices"], num_ranks);
       for (const char* key : {"forwards", "attention_calls", "density", "density_map", "step_reuse", "eight_bit_parts",
                               "plan_use", "dense_fallback_calls"}) {
         EXPECT_EQ(report_[key], expected[key]) << key << ", " << num_ranks << " ranks: " << more;
@@ -97,7 +98,11 @@ TEST_F(RanksOfTheCpu, SayHowTheyShareARun) {
   EXPECT_NEAR(report_["deal_imbalance"].get<double>(), 1.5, 1e-9);  // two, one and one
   video(2, "");
   EXPECT_EQ(report_["guidance_groups"], 2);
-  EXPECT_TRUE(report_["deal_imbalance"].is_null());  // nothing is shared but predictions
+  EXPECT_TRUE(report_["deal_imbalance"].is_null());  // of the transformer nothing is shared but predictions
+  EXPECT_THAT(output_, Not(HasSubstr("decoded")));
+  video(3, "-H 16 -W 64");  // two latent rows
+  EXPECT_EQ(report_["decoding_devices"], 1);
+  EXPECT_THAT(output_, HasSubstr("; the first decoded the video"));
   video(1, "");
   EXPECT_THAT(output_, Not(HasSubstr("devices")));
 }

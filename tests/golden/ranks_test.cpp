@@ -9,6 +9,7 @@
 #include "attention/sequence_parallel.h"
 #include "backend/cpu/make_backend.h"
 #include "backend/thread_ranks.h"
+#include "device_of_rank.h"
 #include "io/safetensors.h"
 #include "models/wan/transformer.h"
 #include "pipeline/runner.h"
@@ -54,20 +55,10 @@ std::shared_ptr<const Plan> random_plan(const RunDescription& run, int block) {
   return std::make_shared<const Plan>(std::move(parts));
 }
 
-/// The GPU of a rank: its own, or the first where there are not as many.
-int device_of(int rank) {
-  try {
-    make_backend("cuda", rank);
-    return rank;
-  } catch (const Error&) {
-    return 0;
-  }
-}
-
 /// One rank's backend, its end of the group, and attention of its tokens.
 struct Rank {
   Rank(const std::string& backend_name, Communicator& hosts)
-      : backend(make_backend(backend_name, backend_name == "cpu" ? 0 : device_of(hosts.rank()))),
+      : backend(make_backend(backend_name, backend_name == "cpu" ? 0 : device_of_rank(hosts.rank()))),
         device_ranks(backend->join(hosts)),
         ranks(device_ranks ? *device_ranks : hosts) {}
 
@@ -219,7 +210,7 @@ struct RanksVideo : testing::TestWithParam<std::string> {
     load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
     load.precision = Precision::kF32;
     load.backend = GetParam();
-    if (hosts != nullptr && GetParam() != "cpu") load.devices = {device_of(hosts->rank())};
+    if (hosts != nullptr && GetParam() != "cpu") load.devices = {device_of_rank(hosts->rank())};
     Runner runner(load);
     const GenerateOptions resolved = runner.resolved(options());
     const RunDescription run = runner.describe_attention(resolved);

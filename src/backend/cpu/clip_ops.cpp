@@ -231,19 +231,21 @@ class CpuClipOps : public ClipOps {
     for_rows_as_floats(x, [&](int64_t, float* row) { add_to_pixels({row, static_cast<size_t>(x.row_stride)}, bias); });
   }
 
-  void attention(const ClipView& qkv, const ClipView& out) override {
+  void attention(const ClipView& qkv, int64_t first_row, const ClipView& out) override {
     CALIBATT_ASSERT(qkv.frames == 1 && out.frames == 1 && qkv.dense() && out.dense() && qkv.dtype == out.dtype);
-    CALIBATT_ASSERT(qkv.height == out.height && qkv.width == out.width && qkv.channels == 3 * out.channels);
-    const int64_t tokens = qkv.height * qkv.width, channels = out.channels;
-    const auto part = [&](int64_t index) {
+    CALIBATT_ASSERT(qkv.width == out.width && qkv.channels == 3 * out.channels);
+    CALIBATT_ASSERT(first_row >= 0 && first_row + out.height <= qkv.height);
+    const int64_t channels = out.channels;
+    const auto part = [&](const ClipView& rows, int64_t index) {
       const size_t offset = static_cast<size_t>(index * channels) * dtype_size(qkv.dtype);
-      return ConstHeadsView{static_cast<const char*>(qkv.data) + offset, qkv.dtype, tokens, 3 * channels, channels};
+      return ConstHeadsView{static_cast<const char*>(rows.data) + offset, rows.dtype, rows.height * rows.width,
+                            3 * channels, channels};
     };
     AttentionCall call;
-    call.q = part(0);
-    call.k = part(1);
-    call.v = part(2);
-    call.out = {out.data, out.dtype, tokens, channels, channels};
+    call.q = part(qkv.row_range(first_row, out.height), 0);
+    call.k = part(qkv, 1);
+    call.v = part(qkv, 2);
+    call.out = {out.data, out.dtype, call.q.num_tokens, channels, channels};
     call.head_dim = static_cast<int>(channels);
     call.scale = 1.0f / std::sqrt(static_cast<float>(channels));
     cpu::attention(call);

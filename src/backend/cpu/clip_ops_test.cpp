@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/cpu/clip_ops.h"
+#include "backend/thread_ranks.h"
 #include "base/dtype.h"
 #include "base/thread_pool.h"
 
@@ -401,26 +402,46 @@ TEST_P(ClipOpsOnThreads, RgbIsClampedRoundedAndInterleaved) {
 
 TEST_P(ClipOpsOnThreads, AttentionIsItsDefinition) {
   const int64_t channels = 24, tokens = 15;
-  TestClip qkv(DType::kF32, 3, 1, 5, 3 * channels), out(DType::kF32, 3, 1, 5, channels);
+  TestClip qkv(DType::kF32, 3, 1, 5, 3 * channels);
   qkv.fill_random(9);
-  ops->attention(qkv.view, out.view);
   const auto at = [&](int64_t token, int64_t part, int64_t c) {
     return static_cast<double>(qkv.storage.f32()[token * 3 * channels + part * channels + c]);
   };
-  for (int64_t q = 0; q < tokens; ++q) {
-    std::vector<double> weight(static_cast<size_t>(tokens));
-    double sum = 0;
-    for (int64_t k = 0; k < tokens; ++k) {
-      double logit = 0;
-      for (int64_t c = 0; c < channels; ++c) logit += at(q, 0, c) * at(k, 1, c);
-      sum += weight[static_cast<size_t>(k)] = std::exp(logit / std::sqrt(static_cast<double>(channels)));
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      double expected = 0;
-      for (int64_t k = 0; k < tokens; ++k) expected += weight[static_cast<size_t>(k)] / sum * at(k, 2, c);
-      EXPECT_NEAR(out.storage.f32()[q * channels + c], expected, 1e-5);
+  for (const int64_t first_row : {0, 1, 2}) {
+    TestClip out(DType::kF32, 3 - first_row, 1, 5, channels);
+    ops->attention(qkv.view, first_row, out.view);
+    for (int64_t q = 5 * first_row; q < tokens; ++q) {
+      std::vector<double> weight(static_cast<size_t>(tokens));
+      double sum = 0;
+      for (int64_t k = 0; k < tokens; ++k) {
+        double logit = 0;
+        for (int64_t c = 0; c < channels; ++c) logit += at(q, 0, c) * at(k, 1, c);
+        sum += weight[static_cast<size_t>(k)] = std::exp(logit / std::sqrt(static_cast<double>(channels)));
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        double expected = 0;
+        for (int64_t k = 0; k < tokens; ++k) expected += weight[static_cast<size_t>(k)] / sum * at(k, 2, c);
+        EXPECT_NEAR(out.storage.f32()[(q - 5 * first_row) * channels + c], expected, 1e-5);
+      }
     }
   }
+}
+
+TEST_P(ClipOpsOnThreads, GroupNormOfRowsThatRanksShareIsThatOfAll) {
+  constexpr int64_t kHeight = 7, kFrames = 2, kWidth = 5, kChannels = 32;
+  TestClip in(DType::kF32, kHeight, kFrames, kWidth, kChannels), all(DType::kF32, kHeight, kFrames, kWidth, kChannels);
+  in.fill_random(4);
+  const Tensor gamma = random_tensor({kChannels}, 5), beta = random_tensor({kChannels}, 6),
+               offset = random_tensor({kChannels}, 7);
+  ops->group_norm(in.view, &offset, {gamma, beta, 8, 0.01f}, Activation::kSiLU, all.view);
+  run_ranks(3, [&](Communicator& ranks) {
+    const int64_t begin = kHeight * ranks.rank() / 3, count = kHeight * (ranks.rank() + 1) / 3 - begin;
+    TestClip own(DType::kF32, count, kFrames, kWidth, kChannels);
+    const GroupNorm norm{gamma, beta, 8, 0.01f, &ranks, kHeight};
+    ops->group_norm(in.view.row_range(begin, count), &offset, norm, Activation::kSiLU, own.view);
+    const auto* const expected = static_cast<const float*>(all.view.at(begin, 0));
+    for (int64_t i = 0; i < count * all.view.row_stride; ++i) ASSERT_NEAR(own.storage.f32()[i], expected[i], 1e-6) << i;
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ClipOpsOnThreads, testing::Values(1, 3));

@@ -42,21 +42,45 @@ std::vector<Sums> sum_rows(const ClipView& in, const Tensor* offset, int groups)
   return sums;
 }
 
+/// Of every (frame, group).
+std::vector<Sums> sum_frames(const ClipView& in, const Tensor* offset, int groups) {
+  const std::vector<Sums> rows = sum_rows(in, offset, groups);
+  std::vector<Sums> sums(static_cast<size_t>(in.frames * groups));
+  for (size_t part = 0; part < rows.size(); ++part) {
+    Sums& sum = sums[part % sums.size()];
+    sum.values += rows[part].values;
+    sum.squares += rows[part].squares;
+  }
+  return sums;
+}
+
+/// Every rank's, added up in the same order everywhere.
+std::vector<Sums> sum_ranks(const std::vector<Sums>& own, Communicator& ranks) {
+  std::vector<std::vector<Sums>> all(static_cast<size_t>(ranks.size()), own);
+  std::vector<Piece> receive;
+  for (std::vector<Sums>& each : all) receive.push_back({each.data(), each.size() * sizeof(Sums)});
+  ranks.all_gather({own.data(), own.size() * sizeof(Sums)}, receive);
+  std::vector<Sums> sums(own.size());
+  for (const std::vector<Sums>& each : all) {
+    for (size_t i = 0; i < sums.size(); ++i) {
+      sums[i].values += each[i].values;
+      sums[i].squares += each[i].squares;
+    }
+  }
+  return sums;
+}
+
 Affine measure(const ClipView& in, const Tensor* offset, const GroupNorm& norm) {
-  const std::vector<Sums> sums = sum_rows(in, offset, norm.groups);
+  std::vector<Sums> sums = sum_frames(in, offset, norm.groups);
+  if (norm.ranks != nullptr) sums = sum_ranks(sums, *norm.ranks);
   const int64_t size = in.channels / norm.groups;
-  const auto count = static_cast<double>(in.height * in.width * size);
+  const auto count = static_cast<double>(norm.height(in) * in.width * size);
   Affine affine;
   affine.factor.resize(static_cast<size_t>(in.frames * in.channels));
   affine.shift.resize(affine.factor.size());
   for (int64_t frame = 0; frame < in.frames; ++frame) {
     for (int64_t group = 0; group < norm.groups; ++group) {
-      Sums sum;
-      for (int64_t row = 0; row < in.height; ++row) {
-        const Sums& part = sums[static_cast<size_t>((row * in.frames + frame) * norm.groups + group)];
-        sum.values += part.values;
-        sum.squares += part.squares;
-      }
+      const Sums& sum = sums[static_cast<size_t>(frame * norm.groups + group)];
       const double mean = sum.values / count, square = sum.squares / count;
       const double variance = square > mean * mean ? square - mean * mean : square - square;  // NaN stays NaN
       const double scale = 1 / std::sqrt(variance + static_cast<double>(norm.epsilon));

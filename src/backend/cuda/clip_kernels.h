@@ -29,6 +29,13 @@ size_t group_norm_workspace_bytes(const ClipView& in, int groups);
 /// float64.
 void launch_group_norm(const ClipView& in, const GroupNormArgs& args, const ClipView& out, cudaStream_t stream);
 
+/// The same in two parts, where others have more rows of the frames: the sums of these rows, then the norm by the sums
+/// of all shards, one behind another, of frames that have `height` rows together. A shard's sums: group_sums_bytes.
+size_t group_sums_bytes(const ClipView& in, int groups);
+void launch_group_sums(const ClipView& in, const GroupNormArgs& args, void* sums, cudaStream_t stream);
+void launch_group_norm_by_sums(const ClipView& in, const GroupNormArgs& args, const void* sums, int num_shards,
+                               int64_t height, const ClipView& out, cudaStream_t stream);
+
 /// ClipOps::silu; offset may be null.
 void launch_silu(const ClipView& x, const float* offset, cudaStream_t stream);
 

@@ -125,15 +125,26 @@ class CudaClipOps : public ClipOps {
     CALIBATT_ASSERT(activation == Activation::kNone || activation == Activation::kSiLU);
     const std::shared_ptr<void> workspace =
         context_.allocate_bytes(group_norm_workspace_bytes(in, norm.groups));  // freed in stream order
-    launch_group_norm(in,
-                      {.offset = offset != nullptr ? offset->f32() : nullptr,
-                       .gamma = norm.gamma.f32(),
-                       .beta = norm.beta.f32(),
-                       .groups = norm.groups,
-                       .epsilon = norm.epsilon,
-                       .silu = activation == Activation::kSiLU,
-                       .workspace = workspace.get()},
-                      out, context_.stream());
+    const GroupNormArgs args{.offset = offset != nullptr ? offset->f32() : nullptr,
+                             .gamma = norm.gamma.f32(),
+                             .beta = norm.beta.f32(),
+                             .groups = norm.groups,
+                             .epsilon = norm.epsilon,
+                             .silu = activation == Activation::kSiLU,
+                             .workspace = workspace.get()};
+    if (norm.ranks == nullptr) {
+      launch_group_norm(in, args, out, context_.stream());
+      return;
+    }
+    const size_t bytes = group_sums_bytes(in, norm.groups);
+    const auto shards = static_cast<size_t>(norm.ranks->size());
+    const std::shared_ptr<void> own = context_.allocate_bytes(bytes), all = context_.allocate_bytes(shards * bytes);
+    launch_group_sums(in, args, own.get(), context_.stream());
+    std::vector<Piece> receive(shards);
+    for (size_t shard = 0; shard < shards; ++shard)
+      receive[shard] = {static_cast<char*>(all.get()) + shard * bytes, bytes};
+    norm.ranks->all_gather({own.get(), bytes}, receive);
+    launch_group_norm_by_sums(in, args, all.get(), norm.ranks->size(), norm.height_of_all, out, context_.stream());
   }
 
   void silu(const Tensor* offset, const ClipView& x) override {
@@ -191,11 +202,12 @@ class CudaClipOps : public ClipOps {
     launch_add_bias(x, bias.f32(), false, x, context_.stream());
   }
 
-  void attention(const ClipView& qkv, const ClipView& out) override {
+  void attention(const ClipView& qkv, int64_t first_row, const ClipView& out) override {
     CALIBATT_ASSERT(qkv.frames == 1 && out.frames == 1 && qkv.dense() && out.dense() && qkv.dtype == out.dtype);
-    CALIBATT_ASSERT(qkv.height == out.height && qkv.width == out.width && qkv.channels == 3 * out.channels);
+    CALIBATT_ASSERT(qkv.width == out.width && qkv.channels == 3 * out.channels);
+    CALIBATT_ASSERT(first_row >= 0 && first_row + out.height <= qkv.height);
     if (!attention_) attention_ = std::make_unique<PixelAttention>(context_);
-    attention_->run(qkv, out);
+    attention_->run(qkv, first_row, out);
   }
 
   std::unique_ptr<PendingRgb> start_rgb(const ClipView& patches, int patch) override {

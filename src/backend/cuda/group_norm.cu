@@ -72,12 +72,10 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Rows<const In> in, const 
   }
 }
 
-/// blockIdx.x: group, blockIdx.y: frame. factor, shift: [frames][channels].
-__global__ void __launch_bounds__(kThreads)
-    affine_kernel(const float2* partial, uint32_t parts, const float* offset, const float* gamma, const float* beta,
-                  uint32_t channels, double count, double epsilon, float* factor, float* shift) {
+/// Of the block's group and frame, in every thread. blockIdx.x: group, blockIdx.y: frame.
+__device__ double2 total_of_parts(const float2* partial, uint32_t parts) {
   __shared__ double sums[kThreads], squares[kThreads];
-  const uint32_t groups = gridDim.x, size = channels / groups;
+  const uint32_t groups = gridDim.x;
   double sum = 0, square = 0;
   for (uint32_t part = threadIdx.x; part < parts; part += kThreads) {
     const float2 value = partial[(blockIdx.y * parts + part) * groups + blockIdx.x];
@@ -93,16 +91,53 @@ __global__ void __launch_bounds__(kThreads)
     squares[threadIdx.x] += squares[threadIdx.x + distance];
   }
   __syncthreads();
-  const double mean = sums[0] / count, mean_square = squares[0] / count;
+  return {sums[0], squares[0]};
+}
+
+/// How a norm's factors and shifts follow from sums.
+struct AffineArgs {
+  const float *offset, *gamma, *beta;
+  uint32_t channels;
+  double count, epsilon;
+  float *factor, *shift;  // [frames][channels]
+};
+
+/// Those of the block's group and frame.
+__device__ void write_affine(double2 total, const AffineArgs& args) {
+  const uint32_t size = args.channels / gridDim.x;
+  const double mean = total.x / args.count, mean_square = total.y / args.count;
   // Rounding may make it negative; a NaN stays one.
   const double variance = mean_square > mean * mean ? mean_square - mean * mean : mean_square - mean_square;
-  const double scale = 1 / sqrt(variance + epsilon);
+  const double scale = 1 / sqrt(variance + args.epsilon);
   for (uint32_t i = threadIdx.x; i < size; i += kThreads) {
-    const uint32_t channel = blockIdx.x * size + i, to = blockIdx.y * channels + channel;
-    const double product = scale * gamma[channel];
-    factor[to] = static_cast<float>(product);
-    shift[to] = static_cast<float>(beta[channel] + ((offset != nullptr ? offset[channel] : 0.0f) - mean) * product);
+    const uint32_t channel = blockIdx.x * size + i, to = blockIdx.y * args.channels + channel;
+    const double product = scale * args.gamma[channel];
+    args.factor[to] = static_cast<float>(product);
+    args.shift[to] = static_cast<float>(args.beta[channel] +
+                                        ((args.offset != nullptr ? args.offset[channel] : 0.0f) - mean) * product);
   }
+}
+
+__global__ void __launch_bounds__(kThreads) affine_kernel(const float2* partial, uint32_t parts, AffineArgs args) {
+  write_affine(total_of_parts(partial, parts), args);
+}
+
+/// totals: [frames][groups].
+__global__ void __launch_bounds__(kThreads) total_kernel(const float2* partial, uint32_t parts, double2* totals) {
+  const double2 total = total_of_parts(partial, parts);
+  if (threadIdx.x == 0) totals[blockIdx.y * gridDim.x + blockIdx.x] = total;
+}
+
+/// totals: [shards][frames][groups], added up in the same order by everybody.
+__global__ void __launch_bounds__(kThreads)
+    affine_of_shards_kernel(const double2* totals, uint32_t num_shards, AffineArgs args) {
+  double2 total = {0, 0};
+  for (uint32_t shard = 0; shard < num_shards; ++shard) {
+    const double2 value = totals[(shard * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x];
+    total.x += value.x;
+    total.y += value.y;
+  }
+  write_affine(total, args);
 }
 
 /// blockIdx.y: row of the output, whose border repeats the nearest pixels.
@@ -153,24 +188,56 @@ int64_t num_parts(const ClipView& in) {
   return static_cast<int64_t>(grid.x) * grid.y * grid.z;
 }
 
-template <class In, class Out>
-void group_norm(const ClipView& in, const GroupNormArgs& args, const ClipView& out, cudaStream_t stream) {
+/// The workspace: partial sums, then factors and shifts.
+float2* partial_sums(const GroupNormArgs& args) {
+  return static_cast<float2*>(args.workspace);
+}
+
+/// height: of the whole frames.
+AffineArgs affine_args(const ClipView& in, const GroupNormArgs& args, int64_t height) {
+  float* const factor = reinterpret_cast<float*>(partial_sums(args) + num_parts(in) * args.groups);
+  return {.offset = args.offset,
+          .gamma = args.gamma,
+          .beta = args.beta,
+          .channels = static_cast<uint32_t>(in.channels),
+          .count = static_cast<double>(height * in.width * (in.channels / args.groups)),
+          .epsilon = args.epsilon,
+          .factor = factor,
+          .shift = factor + in.frames * in.channels};
+}
+
+dim3 groups_and_frames(const ClipView& in, const GroupNormArgs& args) {
+  return {static_cast<unsigned>(args.groups), static_cast<unsigned>(in.frames)};
+}
+uint32_t parts_of_frame(const ClipView& in) {
+  return static_cast<uint32_t>(num_parts(in) / in.frames);
+}
+
+template <class In>
+void sum_parts(const ClipView& in, const GroupNormArgs& args, cudaStream_t stream) {
   const Block block(in.channels);
-  const auto channels = static_cast<uint32_t>(in.channels), groups = static_cast<uint32_t>(args.groups),
-             width = static_cast<uint32_t>(in.width);
-  auto* const partial = static_cast<float2*>(args.workspace);
-  float* const factor = reinterpret_cast<float*>(partial + num_parts(in) * args.groups);
-  float* const shift = factor + in.frames * in.channels;
+  const auto channels = static_cast<uint32_t>(in.channels);
   const size_t shared_bytes = 2 * sizeof(float) * block.lanes * channels;
   sum_kernel<In><<<grid_of(in, block.lanes * kSumTurns), block.threads(), shared_bytes, stream>>>(
-      rows_of<const In>(in), args.offset, width, channels, groups, partial);
-  const auto count = static_cast<double>(in.height * in.width * (in.channels / args.groups));
-  affine_kernel<<<dim3(groups, static_cast<unsigned>(in.frames)), kThreads, 0, stream>>>(
-      partial, static_cast<uint32_t>(num_parts(in) / in.frames), args.offset, args.gamma, args.beta, channels, count,
-      args.epsilon, factor, shift);
-  apply_kernel<In, Out><<<grid_of(out, block.lanes * kApplyTurns), block.threads(), 0, stream>>>(
-      rows_of<const In>(in), static_cast<uint32_t>(in.height), width, channels, factor, shift, args.silu,
-      static_cast<uint32_t>((out.height - in.height) / 2), static_cast<uint32_t>(out.width), rows_of<Out>(out));
+      rows_of<const In>(in), args.offset, static_cast<uint32_t>(in.width), channels, static_cast<uint32_t>(args.groups),
+      partial_sums(args));
+}
+
+template <class In, class Out>
+void apply(const ClipView& in, const AffineArgs& affine, bool silu, const ClipView& out, cudaStream_t stream) {
+  apply_kernel<In, Out>
+      <<<grid_of(out, Block(in.channels).lanes * kApplyTurns), Block(in.channels).threads(), 0, stream>>>(
+          rows_of<const In>(in), static_cast<uint32_t>(in.height), static_cast<uint32_t>(in.width), affine.channels,
+          affine.factor, affine.shift, silu, static_cast<uint32_t>((out.height - in.height) / 2),
+          static_cast<uint32_t>(out.width), rows_of<Out>(out));
+}
+
+void check_sizes(const ClipView& in, const GroupNormArgs& args) {
+  CALIBATT_ASSERT(in_eights(in) && in.channels <= kMaxEights * kEight);
+  CALIBATT_ASSERT(in.channels % args.groups == 0 && in.frames * in.frame_stride() < (int64_t{1} << 31));
+}
+void check_output(const ClipView& out) {
+  CALIBATT_ASSERT(in_eights(out) && out.frames * out.frame_stride() < (int64_t{1} << 31));
 }
 
 }  // namespace
@@ -181,11 +248,37 @@ size_t group_norm_workspace_bytes(const ClipView& in, int groups) {
 }
 
 void launch_group_norm(const ClipView& in, const GroupNormArgs& args, const ClipView& out, cudaStream_t stream) {
-  CALIBATT_ASSERT(in_eights(in) && in_eights(out) && in.channels <= kMaxEights * kEight);
-  CALIBATT_ASSERT(in.channels % args.groups == 0 && in.frames * in.frame_stride() < (int64_t{1} << 31) &&
-                  out.frames * out.frame_stride() < (int64_t{1} << 31));
+  check_sizes(in, args);
+  check_output(out);
+  const AffineArgs affine = affine_args(in, args, in.height);
   with_type(in.dtype, [&]<class In>(In*) {
-    with_type(out.dtype, [&]<class Out>(Out*) { group_norm<In, Out>(in, args, out, stream); });
+    sum_parts<In>(in, args, stream);
+    affine_kernel<<<groups_and_frames(in, args), kThreads, 0, stream>>>(partial_sums(args), parts_of_frame(in), affine);
+    with_type(out.dtype, [&]<class Out>(Out*) { apply<In, Out>(in, affine, args.silu, out, stream); });
+  });
+  check(cudaGetLastError(), "starting a group norm");
+}
+
+size_t group_sums_bytes(const ClipView& in, int groups) {
+  return static_cast<size_t>(in.frames * groups) * sizeof(double2);
+}
+
+void launch_group_sums(const ClipView& in, const GroupNormArgs& args, void* sums, cudaStream_t stream) {
+  check_sizes(in, args);
+  with_type(in.dtype, [&]<class In>(In*) { sum_parts<In>(in, args, stream); });
+  total_kernel<<<groups_and_frames(in, args), kThreads, 0, stream>>>(partial_sums(args), parts_of_frame(in),
+                                                                     static_cast<double2*>(sums));
+  check(cudaGetLastError(), "starting the sums of a group norm");
+}
+
+void launch_group_norm_by_sums(const ClipView& in, const GroupNormArgs& args, const void* sums, int num_shards,
+                               int64_t height, const ClipView& out, cudaStream_t stream) {
+  check_output(out);
+  const AffineArgs affine = affine_args(in, args, height);
+  affine_of_shards_kernel<<<groups_and_frames(in, args), kThreads, 0, stream>>>(
+      static_cast<const double2*>(sums), static_cast<uint32_t>(num_shards), affine);
+  with_type(in.dtype, [&]<class In>(In*) {
+    with_type(out.dtype, [&]<class Out>(Out*) { apply<In, Out>(in, affine, args.silu, out, stream); });
   });
   check(cudaGetLastError(), "starting a group norm");
 }

@@ -49,26 +49,26 @@ PixelAttention::PixelAttention(Context& context)
     : context_(context), handle_(std::make_unique<Handle>(context.stream())) {}
 PixelAttention::~PixelAttention() = default;
 
-void PixelAttention::run(const ClipView& qkv, const ClipView& out) {
-  const int64_t tokens = qkv.height * qkv.width, channels = out.channels;
+void PixelAttention::run(const ClipView& qkv, int64_t first_row, const ClipView& out) {
+  const int64_t tokens = qkv.height * qkv.width, num_queries = out.height * out.width, channels = out.channels;
   const cudaDataType_t type = qkv.dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F;
   const size_t element = dtype_size(qkv.dtype);
   const int64_t stride = round_up(tokens, kColumnMultiple);
-  const int64_t num_ranges = (tokens * stride * static_cast<int64_t>(sizeof(float)) - 1) / kScoreBytes + 1;
-  const int64_t rows_at_once = std::min(tokens, round_up((tokens - 1) / num_ranges + 1, kRowMultiple));
+  const int64_t num_ranges = (num_queries * stride * static_cast<int64_t>(sizeof(float)) - 1) / kScoreBytes + 1;
+  const int64_t rows_at_once = std::min(num_queries, round_up((num_queries - 1) / num_ranges + 1, kRowMultiple));
 
   const Tensor scores = context_.allocate(DType::kF32, {rows_at_once, stride});
   Tensor probabilities = qkv.dtype == DType::kF32 ? scores : context_.allocate(qkv.dtype, {rows_at_once, stride});
   float* const scores_data = const_cast<float*>(scores.f32());
-  const char* const queries = static_cast<const char*>(qkv.data);
-  const char* const keys = queries + static_cast<size_t>(channels) * element;
+  const char* const queries = static_cast<const char*>(qkv.at(first_row, 0));
+  const char* const keys = static_cast<const char*>(qkv.data) + static_cast<size_t>(channels) * element;
   const char* const values = keys + static_cast<size_t>(channels) * element;
   const float scale = 1.0f / std::sqrt(static_cast<float>(channels)), one = 1, zero = 0;
   const auto n = static_cast<int>(tokens), c = static_cast<int>(channels), ld = static_cast<int>(stride);
 
   // cuBLAS' matrices are column-major: a row-major [tokens, channels] is its [channels, tokens].
-  for (int64_t begin = 0; begin < tokens; begin += rows_at_once) {
-    const int64_t rows = std::min(rows_at_once, tokens - begin);
+  for (int64_t begin = 0; begin < num_queries; begin += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, num_queries - begin);
     const auto r = static_cast<int>(rows);
     const char* const some_queries = queries + static_cast<size_t>(begin * 3 * channels) * element;
     char* const some_out = static_cast<char*>(out.data) + static_cast<size_t>(begin * channels) * element;

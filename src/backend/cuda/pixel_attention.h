@@ -19,7 +19,7 @@ class PixelAttention {
   PixelAttention(const PixelAttention&) = delete;
   PixelAttention& operator=(const PixelAttention&) = delete;
 
-  void run(const ClipView& qkv, const ClipView& out);
+  void run(const ClipView& qkv, int64_t first_row, const ClipView& out);
 
  private:
   struct Handle;

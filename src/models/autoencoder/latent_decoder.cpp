@@ -31,6 +31,18 @@ void require_latents(const Tensor& latents, int64_t z_dim) {
   if (!all_finite(latents)) throw Error(ErrorKind::kNumeric, "latents to decode hold NaN or infinite values");
 }
 
+/// A group as the last layer left it, of which ranks have some rows each → all of it on the first rank.
+Clip whole_picture(CodingState& state, Clip own) {
+  if (!state.rows.is_shared()) return own;
+  const ClipView& size = own.view();
+  Clip all;
+  if (state.rows.is_first()) {
+    all = state.pool.make(size.dtype, state.rows.height_of_all(size.height), size.frames, size.width, size.channels);
+  }
+  state.rows.gather_at_first(size, all.view());
+  return all;
+}
+
 }  // namespace
 
 /// Latents [z, F, h, w] → as the layers want them: [h, F, w, z], not normalised.
@@ -54,10 +66,16 @@ Tensor LatentDecoder::gather(const Tensor& latents) const {
   return result;
 }
 
-void LatentDecoder::decode(const Tensor& latents, const GroupSink& sink, const WorkProgress& progress) const {
+void LatentDecoder::decode(const Tensor& latents, const GroupSink& sink, const WorkProgress& progress,
+                           Communicator* ranks) const {
   require_latents(latents, static_cast<int64_t>(settings_.scale.size()));
   CodingState state(*settings_.backend, settings_.compute, num_histories_);
   const Tensor all = settings_.backend->from_host(gather(latents));
+  ClipView rows = view_of(all);
+  if (ranks != nullptr && ranks->size() > 1) {
+    state.rows = RowShard(*ranks, rows.height);
+    rows = rows.row_range(state.rows.latent_begin(), state.rows.latent_count());
+  }
   const int64_t at_once =
       settings_.latent_frames_at_once > 0 ? settings_.latent_frames_at_once : state.ops.latent_frames_at_once();
   const auto num_frames = static_cast<int>(first_frame_of(latents.dim(1)));
@@ -72,26 +90,30 @@ void LatentDecoder::decode(const Tensor& latents, const GroupSink& sink, const W
                           static_cast<double>(group) * static_cast<double>(layer) / static_cast<double>(layers_.size());
       progress(static_cast<int>(done), num_frames, done - std::floor(done));
     };
-    sink(first, group, run(layers_, state, as_input(state, view_of(all).frame_range(frame, count)), before_layer));
+    Clip patches =
+        whole_picture(state, run(layers_, state, as_input(state, rows.frame_range(frame, count)), before_layer));
+    if (state.rows.is_first()) sink(first, group, std::move(patches));
     frame += count;
   }
-  require_mapped_files();  // weights may be used where they lie
+  if (!state.rows.is_first()) settings_.backend->synchronize();  // nobody else waits for what this rank has computed
+  require_mapped_files();                                        // weights may be used where they lie
 }
 
-void LatentDecoder::decode_groups(const Tensor& latents, const FrameSink& sink) const {
+void LatentDecoder::decode_groups(const Tensor& latents, const FrameSink& sink, Communicator* ranks) const {
   const int patch = settings_.patch_size;
-  decode(latents,
-         [&](int64_t first_frame, int64_t frames, Clip patches) {
-           const ClipView& view = patches.view();
-           Tensor pixels(DType::kF32, {frames, kColors, view.height * patch, view.width * patch});
-           const Tensor host = settings_.backend->to_host(patches.storage());
-           if (!scatter_pixels(host, patch, pixels)) refuse_nan(first_frame);
-           sink(static_cast<int>(first_frame), pixels);
-         },
-         {});
+  decode(
+      latents,
+      [&](int64_t first_frame, int64_t frames, Clip patches) {
+        const ClipView& view = patches.view();
+        Tensor pixels(DType::kF32, {frames, kColors, view.height * patch, view.width * patch});
+        const Tensor host = settings_.backend->to_host(patches.storage());
+        if (!scatter_pixels(host, patch, pixels)) refuse_nan(first_frame);
+        sink(static_cast<int>(first_frame), pixels);
+      },
+      {}, ranks);
 }
 
-VideoFrames LatentDecoder::decode(const Tensor& latents, const WorkProgress& progress) const {
+VideoFrames LatentDecoder::decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) const {
   VideoFrames video;
   const int patch = settings_.patch_size;
   struct Group {
@@ -122,20 +144,22 @@ VideoFrames LatentDecoder::decode(const Tensor& latents, const WorkProgress& pro
         group.patches = std::move(patches);
         finish(std::exchange(last, std::move(group)));
       },
-      progress);
+      progress, ranks);
   finish(std::move(last));
-  if (progress) progress(video.frames, video.frames, 0);
+  const auto num_frames = static_cast<int>(first_frame_of(latents.dim(1)));
+  if (progress) progress(num_frames, num_frames, 0);
   return video;
 }
 
-Tensor LatentDecoder::decode_to_float(const Tensor& latents) const {
+Tensor LatentDecoder::decode_to_float(const Tensor& latents, Communicator* ranks) const {
   Tensor video;
-  decode_groups(latents, [&](int first_frame, const Tensor& pixels) {
+  const auto keep = [&](int first_frame, const Tensor& pixels) {
     if (first_frame == 0) {
       video = Tensor(DType::kF32, {first_frame_of(latents.dim(1)), pixels.dim(1), pixels.dim(2), pixels.dim(3)});
     }
     std::copy_n(pixels.f32(), pixels.size(), video.f32() + first_frame * pixels.size() / pixels.dim(0));
-  });
+  };
+  decode_groups(latents, keep, ranks);
   return video;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/communicator.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
 #include "calibatt/video.h"
@@ -32,15 +33,18 @@ class LatentDecoder {
   LatentDecoder(Settings settings, autoencoder::Layers layers, int num_histories)
       : settings_(std::move(settings)), layers_(std::move(layers)), num_histories_(num_histories) {}
 
-  /// As WanVae and MochiVae say. latents: host, [z_dim, F, h, w] F32.
-  VideoFrames decode(const Tensor& latents, const WorkProgress& progress) const;
-  Tensor decode_to_float(const Tensor& latents) const;
-  void decode_groups(const Tensor& latents, const FrameSink& sink) const;
+  /// As WanVae and MochiVae say. latents: host, [z_dim, F, h, w] F32. ranks: of the backends that share the rows of the
+  /// picture, each with the same latents, at most as many as latents have rows; the first gets the video, the others an
+  /// empty one. Null: none.
+  VideoFrames decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks = nullptr) const;
+  Tensor decode_to_float(const Tensor& latents, Communicator* ranks = nullptr) const;
+  void decode_groups(const Tensor& latents, const FrameSink& sink, Communicator* ranks = nullptr) const;
 
  private:
-  /// The frames of a group are the last ones of `patches`, which the backend may still be computing.
+  /// The frames of a group are the last ones of `patches`, which the backend may still be computing. Of ranks the first
+  /// alone hears of them.
   using GroupSink = std::function<void(int64_t first_frame, int64_t frames, Clip patches)>;
-  void decode(const Tensor& latents, const GroupSink& sink, const WorkProgress& progress) const;
+  void decode(const Tensor& latents, const GroupSink& sink, const WorkProgress& progress, Communicator* ranks) const;
   int64_t first_frame_of(int64_t latent_frame) const {
     return latent_frame == 0 ? 0 : 1 + (latent_frame - 1) * settings_.frames_per_latent;
   }

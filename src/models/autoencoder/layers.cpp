@@ -27,13 +27,18 @@ Clip as_input(CodingState& state, const ClipView& frames) {
   return clip;
 }
 
-void Norm::operator()(ClipOps& ops, const ClipView& in, const Tensor& offset, Activation activation,
+void Norm::operator()(CodingState& state, const ClipView& in, const Tensor& offset, Activation activation,
                       const ClipView& out) const {
   if (groups_ == 0) {
-    ops.rms_norm(in, pointer(offset), gamma_, activation, out);
-  } else {
-    ops.group_norm(in, pointer(offset), {gamma_, beta_, groups_, epsilon_}, activation, out);
+    state.ops.rms_norm(in, pointer(offset), gamma_, activation, out);
+    return;
   }
+  GroupNorm norm{gamma_, beta_, groups_, epsilon_};
+  if (state.rows.is_shared()) {
+    norm.ranks = state.rows.ranks();
+    norm.height_of_all = state.rows.height_of_all(in.height);
+  }
+  state.ops.group_norm(in, pointer(offset), norm, activation, out);
 }
 
 CausalConv3d Builder::convolution(const std::string& name, CausalConv3d::Geometry geometry, bool over_time) {
@@ -159,13 +164,13 @@ Clip ResidualBlock::forward(CodingState& state, Clip x) const {
   const ClipView size = x.view();
   settle(state, missing_, size);
   CausalConv3d::Input input = conv1_.prepare(state, size.height, size.frames, size.width);
-  norm1_(state.ops, x.view(), offset1_, Activation::kSiLU, input.frames);
+  norm1_(state, x.view(), offset1_, Activation::kSiLU, input.frames);
   Clip out = shortcut_ ? (*shortcut_)(state, x.view(), adds_bias_) : std::move(x);
   Clip hidden = state.make(size.height, size.frames, size.width, conv1_.geometry().out_channels);
   conv1_.run(state, std::move(input), hidden.view(), false, adds_bias_);
 
   input = conv2_.prepare(state, size.height, size.frames, size.width);
-  norm2_(state.ops, hidden.view(), offset2_, Activation::kSiLU, input.frames);
+  norm2_(state, hidden.view(), offset2_, Activation::kSiLU, input.frames);
   hidden = Clip();
   conv2_.run(state, std::move(input), out.view(), /*accumulate=*/true, adds_bias_);
   return out;

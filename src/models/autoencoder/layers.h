@@ -45,7 +45,7 @@ class Norm {
       : gamma_(std::move(gamma)), beta_(std::move(beta)), groups_(groups), epsilon_(epsilon) {}
 
   /// out = activation(norm(in + offset)); offset: [channels] F32, empty: none.
-  void operator()(ClipOps& ops, const ClipView& in, const Tensor& offset, Activation activation,
+  void operator()(CodingState& state, const ClipView& in, const Tensor& offset, Activation activation,
                   const ClipView& out) const;
 
  private:

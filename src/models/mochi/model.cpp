@@ -129,10 +129,10 @@ class MochiModel final : public VideoModel {
     return prediction;
   }
 
-  VideoFrames decode(const Tensor& latents, const WorkProgress& progress) override {
+  VideoFrames decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) override {
     transformer_.release_buffers();
     backend_.trim_memory();  // what libraries allocate by themselves cannot come from what a pool keeps
-    return vae_.decode(latents, progress);
+    return vae_.decode(latents, progress, ranks);
   }
 
   std::string fingerprint(int expert, const std::string& like, const WorkProgress& progress) override {
@@ -207,9 +207,9 @@ class MochiFiles final : public ModelFiles {
   MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const override {
     const DType dtype = arithmetic.dtype;
     const int64_t tokens = description_.geometry(size).num_tokens();
-    MemoryEstimate needs =
-        memory_estimate(elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
-                        mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    MemoryEstimate needs = memory_estimate(
+        elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
+        mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
     needs.weights -= eight_bit_savings(arithmetic);
     return needs;
   }

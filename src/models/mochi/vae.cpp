@@ -54,12 +54,12 @@ void MochiVae::decode_groups(const Tensor& latents, const FrameSink& sink) const
   impl_->decoder.decode_groups(latents, sink);
 }
 
-VideoFrames MochiVae::decode(const Tensor& latents, const WorkProgress& progress) const {
-  return impl_->decoder.decode(latents, progress);
+VideoFrames MochiVae::decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) const {
+  return impl_->decoder.decode(latents, progress, ranks);
 }
 
-Tensor MochiVae::decode_to_float(const Tensor& latents) const {
-  return impl_->decoder.decode_to_float(latents);
+Tensor MochiVae::decode_to_float(const Tensor& latents, Communicator* ranks) const {
+  return impl_->decoder.decode_to_float(latents, ranks);
 }
 
 }  // namespace calibatt

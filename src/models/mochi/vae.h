@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "backend/communicator.h"
 #include "base/tensor.h"
 #include "base/work_progress.h"
 #include "calibatt/video.h"
@@ -45,8 +46,9 @@ class MochiVae {
   /// z · latents_std / scaling_factor + latents_mean) → 1 + (F − 1) · frames_per_latent frames of
   /// h · w · pixels_per_latent² RGB pixels. `progress` hears of the frames, before each layer of a group. Throws
   /// Error(kMismatch) for another shape, Error(kNumeric) when the latents or the picture hold NaN.
-  VideoFrames decode(const Tensor& latents, const WorkProgress& progress = {}) const;
-  Tensor decode_to_float(const Tensor& latents) const;                     ///< [frames, 3, H, W], [-1, 1]
+  VideoFrames decode(const Tensor& latents, const WorkProgress& progress = {}, Communicator* ranks = nullptr) const;
+  /// [frames, 3, H, W], [-1, 1]
+  Tensor decode_to_float(const Tensor& latents, Communicator* ranks = nullptr) const;
   void decode_groups(const Tensor& latents, const FrameSink& sink) const;  ///< memory of one group
 
  private:

@@ -2,16 +2,20 @@
 
 #include <algorithm>
 
+#include "base/ceil_div.h"
+#include "models/model_folder.h"
+
 namespace calibatt {
 
 // Level by level as make_decoder builds it. In a residual block its input, the padded input of a convolution with two
 // frames of history, and what another made of it; between levels the linear layer's result and the new level's frames.
-// Two frames of every causal convolution's input are kept from one latent frame to the next.
-uint64_t mochi_decoding_bytes(const MochiVaeConfig& config, const VideoSize& size, DType dtype) {
+// Two frames of every causal convolution's input are kept from one latent frame to the next. Of ranks each has a share
+// of the rows, and the first the pixels of a whole group.
+uint64_t mochi_decoding_bytes(const MochiVaeConfig& config, const VideoSize& size, DType dtype, int num_ranks) {
   constexpr uint64_t kHistory = 2, kConvolutions = 2;  // frames of each; of a residual block
   const auto bytes = static_cast<uint64_t>(dtype_size(dtype));
   uint64_t histories = 0, widest = 0, frames = 1;
-  auto height = static_cast<uint64_t>(size.height / config.pixels_per_latent()),
+  auto height = static_cast<uint64_t>(ceil_div(size.height / config.pixels_per_latent(), num_ranks)),
        width = static_cast<uint64_t>(size.width / config.pixels_per_latent());
   for (int level = config.levels() - 1; level >= 0; --level) {
     const auto at = static_cast<size_t>(level);
@@ -32,7 +36,8 @@ uint64_t mochi_decoding_bytes(const MochiVaeConfig& config, const VideoSize& siz
     height *= space;
     width *= space;
   }
-  return histories + widest;
+  const uint64_t gathered = num_ranks > 1 ? gathered_group_bytes(size, config.frames_per_latent()) : 0;
+  return histories + widest + gathered;
 }
 
 }  // namespace calibatt

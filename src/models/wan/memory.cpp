@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/ceil_div.h"
+#include "models/model_folder.h"
 #include "sparsity/head_deal.h"
 
 namespace calibatt {
@@ -38,15 +39,17 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of
-// frames, and two frames of every causal convolution's input, which are kept from group to group.
-uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype) {
+// frames, and two frames of every causal convolution's input, which are kept from group to group. Of ranks each has a
+// share of the rows, and the first the pixels of a whole group.
+uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype, int num_ranks) {
   const auto bytes = static_cast<uint64_t>(dtype_size(dtype));
+  const auto latent_rows = static_cast<uint64_t>(ceil_div(size.height / config.pixels_per_latent(), num_ranks));
   uint64_t histories = 0, widest = 0;
   int in_channels = config.decoder_base_dim * config.dim_mult.back(), group = 1;
   for (int level = config.levels() - 1; level >= 0; --level) {
     const int out_channels = config.decoder_base_dim * config.dim_mult[static_cast<size_t>(level)];
-    const uint64_t pixels = static_cast<uint64_t>(size.height / config.patch_size >> level) *
-                            static_cast<uint64_t>(size.width / config.patch_size >> level);
+    const uint64_t pixels =
+        (latent_rows << (config.levels() - 1 - level)) * static_cast<uint64_t>(size.width / config.patch_size >> level);
     const auto blocks = static_cast<uint64_t>(config.num_res_blocks) + 1, in = static_cast<uint64_t>(in_channels),
                out = static_cast<uint64_t>(out_channels);
     histories += 2 * pixels * bytes * (in + (2 * blocks - 1) * out);
@@ -56,7 +59,8 @@ uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, D
     in_channels = config.is_residual ? out_channels : out_channels / 2;
     if (level > 0 && config.temporal_downsample[static_cast<size_t>(level) - 1]) group *= 2;
   }
-  return histories + widest;
+  const uint64_t gathered = num_ranks > 1 ? gathered_group_bytes(size, config.frames_per_latent()) : 0;
+  return histories + widest + gathered;
 }
 
 }  // namespace calibatt

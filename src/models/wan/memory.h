@@ -11,7 +11,8 @@ namespace calibatt {
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
                               const Arithmetic& arithmetic);
 
-/// About the bytes that decoding a video of this size takes beside the weights. dtype: of activations.
-uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype);
+/// About the bytes that decoding a video of this size takes beside the weights; of the first rank, where several share
+/// it. dtype: of activations.
+uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype, int num_ranks = 1);
 
 }  // namespace calibatt

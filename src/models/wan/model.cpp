@@ -168,10 +168,10 @@ class WanModel final : public VideoModel {
                  prepared[prompt], attention, &times, {}, progress);
   }
 
-  VideoFrames decode(const Tensor& latents, const WorkProgress& progress) override {
+  VideoFrames decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) override {
     experts_.release_buffers();
     backend_.trim_memory();  // what libraries allocate by themselves cannot come from what a pool keeps
-    return vae_.decode(latents, progress);
+    return vae_.decode(latents, progress, ranks);
   }
 
   std::string fingerprint(int expert, const std::string& like, const WorkProgress& progress) override {
@@ -272,9 +272,9 @@ class WanFiles final : public ModelFiles {
   MemoryEstimate memory(const VideoSize& size, const Arithmetic& arithmetic) const override {
     const DType dtype = arithmetic.dtype;
     const int64_t tokens = description_.geometry(size).num_tokens();
-    MemoryEstimate needs =
-        memory_estimate(elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
-                        wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype)), size, dtype);
+    MemoryEstimate needs = memory_estimate(
+        elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
+        wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
     needs.weights -= eight_bit_savings(arithmetic);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);

@@ -100,12 +100,12 @@ void WanVae::decode_groups(const Tensor& latents, const FrameSink& sink) const {
   impl_->decoder.decode_groups(latents, sink);
 }
 
-VideoFrames WanVae::decode(const Tensor& latents, const WorkProgress& progress) const {
-  return impl_->decoder.decode(latents, progress);
+VideoFrames WanVae::decode(const Tensor& latents, const WorkProgress& progress, Communicator* ranks) const {
+  return impl_->decoder.decode(latents, progress, ranks);
 }
 
-Tensor WanVae::decode_to_float(const Tensor& latents) const {
-  return impl_->decoder.decode_to_float(latents);
+Tensor WanVae::decode_to_float(const Tensor& latents, Communicator* ranks) const {
+  return impl_->decoder.decode_to_float(latents, ranks);
 }
 
 Tensor WanVae::encode(const Tensor& video, const WorkProgress& progress, int64_t blank_frames) const {

@@ -27,16 +27,16 @@ class AttentionBlock : public Layer {
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
     Clip attended = state.make(size.height, size.frames, size.width, channels_);
-    norm_(state.ops, x.view(), offset_, Activation::kNone, attended.view());
+    norm_(state, x.view(), offset_, Activation::kNone, attended.view());
     const Clip qkv = to_qkv_(state, attended.view());
     if (size.frames == 1) {
-      state.ops.attention(qkv.view(), attended.view());
+      attend(state, qkv.view(), attended.view());
     } else {  // the pixels of one frame have to follow one another
       const Clip frame_qkv = state.make(size.height, 1, size.width, 3 * channels_);
       const Clip frame_attended = state.make(size.height, 1, size.width, channels_);
       for (int64_t frame = 0; frame < size.frames; ++frame) {
         state.ops.copy(qkv.view().frame_range(frame, 1), frame_qkv.view());
-        state.ops.attention(frame_qkv.view(), frame_attended.view());
+        attend(state, frame_qkv.view(), frame_attended.view());
         state.ops.copy(frame_attended.view(), attended.view().frame_range(frame, 1));
       }
     }
@@ -45,6 +45,17 @@ class AttentionBlock : public Layer {
   }
 
  private:
+  /// Of one frame's rows, which attend to the whole frame.
+  static void attend(CodingState& state, const ClipView& qkv, const ClipView& out) {
+    if (!state.rows.is_shared()) {
+      state.ops.attention(qkv, 0, out);
+      return;
+    }
+    const Clip all = state.make(state.rows.height_of_all(qkv.height), 1, qkv.width, qkv.channels);
+    state.rows.gather(qkv, all.view());
+    state.ops.attention(all.view(), state.rows.first_row(out.height), out);
+  }
+
   int channels_;
   Norm norm_;
   CausalConv3d to_qkv_, projection_;
@@ -166,7 +177,7 @@ class Head : public Layer {
   Clip forward(CodingState& state, Clip x) const override {
     const ClipView size = x.view();
     CausalConv3d::Input input = convolution_.prepare(state, size.height, size.frames, size.width);
-    norm_(state.ops, x.view(), offset_, Activation::kSiLU, input.frames);
+    norm_(state, x.view(), offset_, Activation::kSiLU, input.frames);
     Clip out = state.pool.make(DType::kF32, size.height, size.frames, size.width, convolution_.geometry().out_channels);
     convolution_.run(state, std::move(input), out.view());
     return out;

@@ -28,6 +28,10 @@ class CudaAttention : public AttentionBackend {
   std::unique_ptr<Communicator> join(Communicator& hosts) override {
     return std::make_unique<DeviceRanks>(hosts, context_);
   }
+  bool can_read(const Device& other) const override {
+    const auto* const gpu = dynamic_cast<const CudaAttention*>(&other);
+    return gpu != nullptr && gpu_can_read(context_.device().index, gpu->context_.device().index);
+  }
   void synchronize() override { context_.synchronize(); }
   std::unique_ptr<Timer> make_timer() override { return std::make_unique<EventTimer>(context_.stream()); }
   void limit_run_ahead() override { context_.limit_run_ahead(); }

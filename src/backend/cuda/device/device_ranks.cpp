@@ -22,6 +22,13 @@ std::vector<Value> gathered(Communicator& hosts, const Value& mine) {
 
 }  // namespace
 
+bool gpu_can_read(int reader, int owner) {
+  if (reader == owner) return true;
+  int can_read = 0;
+  check(cudaDeviceCanAccessPeer(&can_read, reader, owner), "asking whether GPUs can read each other's memory");
+  return can_read != 0;
+}
+
 DeviceRanks::DeviceRanks(Communicator& hosts, Context& context)
     : hosts_(hosts), context_(context), own_(std::make_shared<Peer>()) {
   own_->memory = context.memory();
@@ -39,9 +46,7 @@ void DeviceRanks::admit_peers() {
   const int own = context_.device().index;
   for (const int other : gathered(hosts_, own)) {
     if (other == own) continue;
-    int can_read = 0;
-    check(cudaDeviceCanAccessPeer(&can_read, other, own), "asking whether GPUs can read each other's memory");
-    if (can_read == 0) {
+    if (!gpu_can_read(other, own)) {
       throw Error(ErrorKind::kDevice, "GPU " + std::to_string(other) + " cannot read the memory of GPU " +
                                           std::to_string(own) +
                                           "; use GPUs that are connected (nvidia-smi topo -p2p r)");
