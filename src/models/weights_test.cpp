@@ -9,6 +9,7 @@
 
 #include "backend/cpu/make_backend.h"
 #include "io/safetensors.h"
+#include "io/test_folder.h"
 #include "model_settings/component.h"
 #include "models/model_folder.h"
 #include "models/registry.h"
@@ -25,13 +26,6 @@ using testing::HasSubstr;
 /// A model folder of one test.
 class ModelFolder : public testing::Test {
  protected:
-  ModelFolder() {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = std::filesystem::temp_directory_path() / (std::string("calibatt_weights_") + info->name());
-    std::filesystem::create_directories(path_);
-  }
-  ~ModelFolder() override { std::filesystem::remove_all(path_); }
-
   std::string folder() const { return path_.string(); }
   void write_weights(const std::map<std::string, Tensor>& tensors) const {
     write_safetensors(folder() + "/diffusion_pytorch_model.safetensors", tensors);
@@ -51,7 +45,8 @@ class ModelFolder : public testing::Test {
     return "";
   }
 
-  std::filesystem::path path_;
+  const TestFolder temporary_;  // of this process alone: builds are tested side by side
+  const std::filesystem::path path_ = temporary_.path();
 };
 
 Tensor filled(DType dtype, std::vector<int64_t> shape, float value) {

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -99,9 +100,9 @@ TEST_F(Calibrate, APlanSaysWhichStepsAreIn8BitsAndARunWhatIsAllowed) {
 
 TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   const std::string steps = "--steps 8 ", profile = "--profile " + folder_.file("profile") + " ";
-  const std::string command = "calibrate" + kSmall + steps + profile +
-                              "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " +
-                              folder_.file("prompts.txt") + " -o ";
+  const std::string command =
+      "calibrate" + kSmall + steps + profile + "--attention-share .5 " +  // whatever the machine is busy with
+      "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " + folder_.file("prompts.txt") + " -o ";
   const CommandResult made =
       run_calibatt(command + folder_.file("a.safetensors") + " --speedup 1.6 --report " + folder_.file("a.json"));
   ASSERT_EQ(made.exit_code, 0) << made.output;
@@ -224,8 +225,9 @@ TEST_F(Calibrate, LevelsServeBothBudgets) {
                                                folder_.file("b.safetensors") + " -o " + folder_.file("v.mp4"));
   EXPECT_EQ(generated.exit_code, 0) << generated.output;
 
-  const CommandResult by_error =
-      run_calibatt(arguments("c.safetensors", "--budget error --report " + folder_.file("c.json") + profile));
+  // What was measured depends on what else the machine does: for one on which attention is little of the time.
+  const CommandResult by_error = run_calibatt(
+      arguments("c.safetensors", "--budget error --attention-share .3 --report " + folder_.file("c.json") + profile));
   ASSERT_EQ(by_error.exit_code, 0) << by_error.output;
   EXPECT_THAT(by_error.output, HasSubstr("3 prompts (3 from the saved profile)"));
   const auto errors = nlohmann::json::parse(read_file(folder_.file("c.json")));
@@ -342,18 +344,12 @@ TEST_F(Calibrate, ProcessesThatShareThePromptsMakeTheSamePlan) {
 
 TEST_F(Calibrate, KilledRunGoesOnAndEndsWithTheSamePlan) {
   make_plan("whole.safetensors");
-  // Killed right after the first prompt's file appears: the plan must not exist, and the rest must follow.
-  const std::string profile = folder_.file("killed.safetensors.profile");
-  std::string first_file;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_.file("whole.safetensors.profile"))) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with("prompt_") && (first_file.empty() || name < first_file)) first_file = name;
-  }
-  ASSERT_TRUE(kill_calibatt_once(arguments("killed.safetensors"), profile + "/" + first_file));
+  // Killed when the first prompt is kept: the plan must not exist, and the rest must follow.
+  ASSERT_EQ(interrupt_calibatt(arguments("killed.safetensors"), "prompt 2 of 3", {SIGKILL}).exit_code, -SIGKILL);
   EXPECT_FALSE(std::filesystem::exists(folder_.file("killed.safetensors")));
   const CommandResult resumed = run_calibatt(arguments("killed.safetensors"));
   ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
-  EXPECT_THAT(resumed.output, Not(HasSubstr("(0 from the saved profile)")));
+  EXPECT_THAT(resumed.output, HasSubstr("(1 from the saved profile)"));
   EXPECT_EQ(read_file(folder_.file("killed.safetensors")), read_file(folder_.file("whole.safetensors")));
 }
 

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace calibatt::test {
 
@@ -14,16 +15,16 @@ struct CommandResult {
 /// Runs `BEFORE calibatt ARGUMENTS` through the shell.
 CommandResult run_calibatt(const std::string& arguments, const std::string& before = "");
 
-/// Starts it, and kills it with SIGKILL as soon as `file` exists. Returns false when it ended before that.
-bool kill_calibatt_once(const std::string& arguments, const std::filesystem::path& file);
-
-/// Starts it, sends `signal` as soon as its output contains `text` (`times` times, a tenth of a second apart), and
-/// waits for its end.
-CommandResult interrupt_calibatt(const std::string& arguments, const std::string& text, int signal, int times = 1);
-
-/// Runs `BEFORE calibatt ARGUMENTS` and calls `action` once, as soon as the output contains `text`.
+/// Runs `BEFORE calibatt ARGUMENTS` and calls `action` once, as soon as the output contains `text`. The program cannot
+/// run ahead of this, however long the machine lets either of them wait: it writes at most one more line before
+/// `action` has returned. So it suffices that some lines follow before what `action` must precede.
 CommandResult run_while(const std::string& arguments, const std::string& before, const std::string& text,
                         const std::function<void()>& action);
+
+/// Sends it `signals` as soon as its output contains `text`, as run_while does, and waits for its end. Signals of one
+/// kind would become one where the program had no time in between.
+CommandResult interrupt_calibatt(const std::string& arguments, const std::string& text,
+                                 const std::vector<int>& signals);
 
 /// A folder that is there while the object lives.
 class TemporaryFolder {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 from browser import Browser  # noqa: E402
-from service import LONG, SMALL, Service, run
+from service import ENDLESS, SMALL, Service, run
 
 KEEP = os.environ.get("SCREENSHOTS")
 
@@ -124,7 +124,7 @@ def test_progress_is_shown_and_a_running_video_is_cancelled():
     with Service() as service, Browser() as browser:
         browser.look(1280, 800)
         browser.open(f"http://127.0.0.1:{service.port}/")
-        running = service.create(LONG, prompt="a long one " * 40)["id"]
+        running = service.create(ENDLESS, prompt="a long one " * 40)["id"]
         service.create(prompt="<b>&amp; one that waits")
         browser.until("document.querySelectorAll('#queue li').length === 2")
         browser.until("document.querySelector('#queue progress').value > 0 && document.querySelector('#queue .quiet').textContent.includes('denoising')")

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 
-from service import LONG, MODEL, PROGRAM, SMALL, Service, multipart, run
+from service import ENDLESS, LONG, MODEL, PATIENCE, PROGRAM, SMALL, Service, multipart, run
 
 
 def test_a_video_is_what_generate_makes():
@@ -59,25 +59,19 @@ def test_ranges():
         assert status == 200 and got == b"" and int(headers["Content-Length"]) == len(whole)
 
 
-def test_a_running_video_is_cancelled_within_a_second():
+def test_a_running_video_is_cancelled_within_a_step():
     with Service() as service:
-        video = service.create(LONG)
-        service.wait(video["id"], ("in_progress",))
-        while service.json("GET", f"/v1/videos/{video['id']}")["stage"] != "denoise":
-            time.sleep(0.02)
+        video = service.run_until("denoise", ENDLESS)
         waiting = service.create()
-        began = time.monotonic()
-        assert service.json("DELETE", f"/v1/videos/{video['id']}")["deleted"] is True
-        service.wait(waiting["id"], ("in_progress", "completed"))
-        assert time.monotonic() - began < 1, "the next video begins as soon as this one is gone"
-        assert service.ask("GET", f"/v1/videos/{video['id']}")[0] == 404
-        service.wait(waiting["id"])
-        assert os.listdir(service.folder).count(video["id"]) == 0
+        assert service.json("DELETE", f"/v1/videos/{video}")["deleted"] is True
+        assert service.wait(waiting["id"])["status"] == "completed", "the next video begins as soon as this one is gone"
+        assert service.ask("GET", f"/v1/videos/{video}")[0] == 404
+        assert os.listdir(service.folder).count(video) == 0
 
 
 def test_the_queue_has_a_bound_and_keeps_its_order():
     with Service("--max-queue", "2") as service:
-        running = service.create(LONG)
+        running = service.create(ENDLESS)
         service.wait(running["id"], ("in_progress",))
         waiting = [service.create()["id"] for _ in range(2)]
         status, headers, text = service.ask("POST", "/v1/videos", SMALL)
@@ -127,7 +121,7 @@ def test_what_no_request_could_run_with_is_refused_at_the_start():
 def test_videos_of_another_start_wait():
     with tempfile.TemporaryDirectory() as folder:
         with Service("-m", f"other={MODEL}", folder=folder) as service:
-            running = service.create(LONG)["id"]
+            running = service.create(ENDLESS)["id"]
             service.wait(running, ("in_progress",))
             waiting = service.create(model="other")["id"]
         with Service(folder=folder) as service:
@@ -216,12 +210,13 @@ def test_a_video_begins_with_a_picture():
 def test_ctrl_c_ends_it_and_the_next_start_goes_on():
     with tempfile.TemporaryDirectory() as folder:
         for sig in (signal.SIGINT, signal.SIGTERM):
-            service = Service(folder=folder)
-            running = service.create(LONG, num_inference_steps=4, seed=int(sig))["id"]
-            service.wait(running, ("in_progress",))
-            began = time.monotonic()
-            code, errors = service.stop(sig)
-            assert code == 130 and time.monotonic() - began < 3, (code, time.monotonic() - began)
+            for _ in range(20):  # the video may end before the signal is there
+                service = Service(folder=folder)
+                running = service.run_until("denoise", {**LONG, "num_inference_steps": 4, "seed": int(sig)})
+                code, errors = service.stop(sig)
+                assert code == 130, (code, errors)
+                if "1 video" in errors:
+                    break
             assert "1 video" in errors and "the same command goes on" in errors, errors
             service = Service(folder=folder)
             assert service.wait(running)["status"] == "completed"
@@ -232,7 +227,7 @@ def test_two_services_do_not_share_a_folder_or_a_port():
     with Service() as service:
         for flags, words in ((["-o", service.folder, "--port", "0"], "another calibatt serve"), (["--port", str(service.port)], "cannot listen")):
             with tempfile.TemporaryDirectory() as folder:
-                result = subprocess.run([PROGRAM, "serve", "-m", MODEL, "-o", folder, *flags], capture_output=True, text=True, timeout=20, check=False)
+                result = subprocess.run([PROGRAM, "serve", "-m", MODEL, "-o", folder, *flags], capture_output=True, text=True, timeout=PATIENCE, check=False)
             assert result.returncode == 6 and words in result.stderr, result.stderr
 
 
@@ -246,11 +241,12 @@ def test_a_key():
 
 def test_old_videos_expire():
     with Service("--keep-hours", "0.001") as service:
-        video = service.wait(service.create()["id"])["id"]
-        end = time.monotonic() + 15
+        video = service.create()["id"]
+        end = time.monotonic() + PATIENCE
         while service.ask("GET", f"/v1/videos/{video}")[0] != 404:
             assert time.monotonic() < end
             time.sleep(0.2)
+        assert service.metric('calibatt_jobs_ended_total{outcome="completed"}') == 1
         assert video not in os.listdir(service.folder)
         assert service.metric('calibatt_jobs_ended_total{outcome="expired"}') == 1
 

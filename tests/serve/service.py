@@ -11,8 +11,12 @@ import time
 PROGRAM = os.environ.get("CALIBATT_PROGRAM", "build/cpu/calibatt")
 MODEL = os.environ.get("CALIBATT_MODEL", "models/tiny-wan")
 SMALL = {"prompt": "a red circle", "size": "64x64", "num_frames": 5, "num_inference_steps": 1, "guidance_scale": 1, "seed": 1}
-# Runs for some seconds, so that there is something to interrupt.
+# Runs for some seconds.
 LONG = {"prompt": "a red circle", "size": "256x256", "num_frames": 17, "num_inference_steps": 50, "seed": 1}
+# Runs for many minutes: what is waited for is that somebody ends it, however long the machine lets a test wait.
+ENDLESS = {**LONG, "size": "512x512", "num_frames": 33, "num_inference_steps": 100}
+# Guards against hanging; nothing is said of how fast anything is.
+PATIENCE = 300
 
 
 class Service:
@@ -44,10 +48,10 @@ class Service:
         """Ends it; its exit code and what it said on stderr."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, errors
 
-    def ask(self, method, path, body=None, headers=None, timeout=30):
+    def ask(self, method, path, body=None, headers=None, timeout=PATIENCE):
         """Status, headers and bytes. A dict is sent as JSON."""
         headers = dict(headers or {})
         if isinstance(body, dict):
@@ -69,7 +73,7 @@ class Service:
     def create(self, body=None, **fields):
         return self.json("POST", "/v1/videos", {**(body or SMALL), **fields})
 
-    def wait(self, video_id, states=("completed", "failed"), timeout=120):
+    def wait(self, video_id, states=("completed", "failed"), timeout=PATIENCE):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             video = self.json("GET", f"/v1/videos/{video_id}")
@@ -77,6 +81,18 @@ class Service:
                 return video
             time.sleep(0.02)
         raise AssertionError(f"{video_id} did not become {states}: {video}")
+
+    def run_until(self, stage, body):
+        """Creates videos until one is seen at `stage`: where this process was kept waiting, one may have ended before it was looked at."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            video = self.create(body)
+            while video["status"] in ("queued", "in_progress"):
+                if video["stage"] == stage:
+                    return video["id"]
+                time.sleep(0.02)
+                video = self.json("GET", f"/v1/videos/{video['id']}")
+        raise AssertionError(f"no video was seen at {stage}: {video}")
 
     def metric(self, name):
         text = self.ask("GET", "/metrics")[2].decode()

@@ -137,8 +137,9 @@ class ScheduleStreamTest : public ::testing::Test {
     stream_.emplace(std::move(buffers), max_bytes);
     return *stream_;
   }
+  // Minutes: what never comes is to fail the test, not to hang it.
   void wait_for(const std::function<bool()>& condition) {
-    for (int i = 0; i < 5000 && !condition(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    for (int i = 0; i < 120'000 && !condition(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     ASSERT_TRUE(condition());
   }
   static std::vector<std::shared_ptr<FakeSource>> layers(int count, int num_heads = 3) {

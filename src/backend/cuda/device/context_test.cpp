@@ -17,7 +17,7 @@ struct Piece {
   void enqueue(const Context& context) {
     const auto run = [](void* argument) {
       auto* piece = static_cast<Piece*>(argument);
-      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(2);
       while (!piece->may_end && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
       piece->gave_up = !piece->may_end;
       piece->done = true;
