@@ -173,48 +173,46 @@ TEST_F(Ranks, ShareEveryForwardWhereAStepHasOne) {
   }
 }
 
-/// Of fewer latent rows than ranks.
-TEST_F(Ranks, LeaveAVideoOfFewRowsToTheFirst) {
-  options_.width = 128;
-  options_.height = 16;  // two latent rows
-  std::vector<Behaviour> behaviours(3);
-  std::atomic<int> decoding = 0;
-  for (Behaviour& each : behaviours) each.decode = [&](const WorkProgress&) { ++decoding; };
-  EXPECT_EQ(pipeline(behaviours)->generate(options_).report.decoding_devices, 1);
-  EXPECT_EQ(decoding, 1);
-  behaviours.resize(2);
-  EXPECT_EQ(pipeline(behaviours)->generate(options_).report.decoding_devices, 2);
-  EXPECT_EQ(decoding, 3);
+// Its latents have eight.
+TEST_F(Ranks, LeaveAVideoOfFewerRowsThanRanksToTheFirst) {
+  for (const size_t num_ranks : {size_t{8}, size_t{9}}) {
+    std::vector<Behaviour> behaviours(num_ranks);
+    std::atomic<int> decoding = 0;
+    for (Behaviour& each : behaviours) each.decode = [&](const WorkProgress&) { ++decoding; };
+    const Pipeline::Result made = pipeline(behaviours)->generate(options_);
+    EXPECT_EQ(made.report.decoding_devices, num_ranks == 8 ? 8 : 1);
+    EXPECT_EQ(decoding, made.report.decoding_devices);
+    EXPECT_EQ(made.video.rgb, made_by(1).video.rgb);
+  }
+}
+
+/// Decoding that nothing else ends.
+Behaviour decodes_for_long() {
+  return {.decode = [](const WorkProgress& progress) {
+    while (true) {
+      progress(0, 5, 0.5);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }};
 }
 
 TEST_F(Ranks, OneThatFailsInDecodingEndsAll) {
-  for (size_t failing = 0; failing < 3; ++failing) {
-    std::vector<Behaviour> behaviours(3);
-    behaviours[failing].decode = [](const WorkProgress&) { throw Error(ErrorKind::kDevice, "lost"); };
-    EXPECT_EQ(error_of(behaviours), "rank " + std::to_string(failing) + " of 3: lost");
-    for (Behaviour& each : behaviours) {
-      if (each.decode) continue;
-      each.decode = [](const WorkProgress& progress) {  // nothing else would end it
-        while (true) progress(0, 5, 0);
-      };
+  for (const bool others_wait : {true, false}) {
+    for (size_t failing = 0; failing < 3; ++failing) {
+      std::vector<Behaviour> behaviours(3, others_wait ? Behaviour() : decodes_for_long());
+      behaviours[failing].decode = [](const WorkProgress&) { throw Error(ErrorKind::kDevice, "lost"); };
+      EXPECT_EQ(error_of(behaviours), "rank " + std::to_string(failing) + " of 3: lost");
     }
-    EXPECT_EQ(error_of(behaviours), "rank " + std::to_string(failing) + " of 3: lost");
   }
 }
 
 TEST_F(Ranks, AreStoppedInDecoding) {
   struct Stop {};
-  std::vector<Behaviour> behaviours(2);
-  behaviours[0].decode = [](const WorkProgress& progress) { progress(1, 5, 0); };
-  behaviours[1].decode = [](const WorkProgress& progress) {
-    while (true) progress(0, 5, 0);
+  const auto ranks = pipeline(std::vector<Behaviour>(2, decodes_for_long()));
+  const auto stop = [](const Progress& progress) {
+    if (progress.stage == "decode") throw Stop();
   };
-  EXPECT_THROW(pipeline(behaviours)
-                   ->generate(options_,
-                              [](const Progress& progress) {
-                                if (progress.stage == "decode") throw Stop();
-                              }),
-               Stop);
+  EXPECT_THROW(ranks->generate(options_, stop), Stop);
 }
 
 TEST_F(Ranks, OnlyTheFirstIsHeard) {

@@ -58,6 +58,7 @@ std::vector<Sums> sum_frames(const ClipView& in, const Tensor* offset, int group
 std::vector<Sums> sum_ranks(const std::vector<Sums>& own, Communicator& ranks) {
   std::vector<std::vector<Sums>> all(static_cast<size_t>(ranks.size()), own);
   std::vector<Piece> receive;
+  receive.reserve(all.size());
   for (std::vector<Sums>& each : all) receive.push_back({each.data(), each.size() * sizeof(Sums)});
   ranks.all_gather({own.data(), own.size() * sizeof(Sums)}, receive);
   std::vector<Sums> sums(own.size());

@@ -95,8 +95,9 @@ void LatentDecoder::decode(const Tensor& latents, const GroupSink& sink, const W
     if (state.rows.is_first()) sink(first, group, std::move(patches));
     frame += count;
   }
-  if (!state.rows.is_first()) settings_.backend->synchronize();  // nobody else waits for what this rank has computed
-  require_mapped_files();                                        // weights may be used where they lie
+  // Nobody else waits for what another rank has computed.
+  if (!state.rows.is_first()) settings_.backend->synchronize();
+  require_mapped_files();  // weights may be used where they lie
 }
 
 void LatentDecoder::decode_groups(const Tensor& latents, const FrameSink& sink, Communicator* ranks) const {
