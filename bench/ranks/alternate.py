@@ -2,7 +2,7 @@
 """Takes several calibatt_ranks_bench in turns: other builds of the library, other numbers of GPUs, other models.
 
 alternate.py OUTPUT.jsonl ROUNDS "NAME=COMMAND" … -- "NAME KIND GUIDANCE STEPS" …
-All programs load first, and make each of their videos once in one step. In each round every case runs once, in an order that changes direction from
+All programs load first, and make each of their videos once in two steps. In each round every case runs once, in an order that changes direction from
 round to round. Answers are appended to OUTPUT.jsonl; at the end come medians with the least and the most: of steps without each video's first, and of
 self-attention in a step.
 """
@@ -42,7 +42,7 @@ def main():
     output, rounds, cases = sys.argv[1], int(sys.argv[2]), [case.split(" ", 1) for case in sys.argv[middle + 1:]]
     programs = {name: Program(command) for name, command in (each.split("=", 1) for each in sys.argv[3:middle])}
     for name, request in cases:
-        programs[name].ask(request.rsplit(" ", 1)[0] + " 1")
+        programs[name].ask(request.rsplit(" ", 1)[0] + " 2")  # Mochi's noise levels need two
     answers = {tuple(case): [] for case in cases}
     for number in range(rounds):
         for name, request in cases if number % 2 == 0 else cases[::-1]:

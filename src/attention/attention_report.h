@@ -9,6 +9,16 @@
 
 namespace calibatt {
 
+/// Pairs of a query and a key: whole numbers, exact.
+struct TokenPairs {
+  double computed = 0, all = 0;
+  void add(const TokenPairs& other) {
+    computed += other.computed;
+    all += other.all;
+  }
+  double density() const { return all > 0 ? computed / all : 1.0; }
+};
+
 /// What the self-attention of one denoising run did (its time is the model's to take: TransformerTimes). Calls are
 /// counted per branch of guidance: one forward of one branch makes one call per layer.
 struct AttentionReport {
@@ -22,6 +32,12 @@ struct AttentionReport {
   /// Summary tokens are not counted. 1 where no call was made.
   double density = 1;
   std::vector<std::vector<double>> density_map;  ///< [step][layer]; 0 in a step that runs no forward
+  TokenPairs pairs;                              ///< of which these are made
+  std::vector<std::vector<TokenPairs>> pairs_map;
+
+  /// The same of the run's other branch of guidance, which others computed. Text of joint attention makes its density
+  /// another.
+  void add_branch(const AttentionReport& other);
 };
 
 /// Adds up what an AttentionReport tells.
@@ -37,17 +53,9 @@ class AttentionMeter {
   AttentionReport report() const;
 
  private:
-  struct Pairs {
-    double computed = 0, all = 0;
-    void add(const Pairs& other) {
-      computed += other.computed;
-      all += other.all;
-    }
-    double density() const { return all > 0 ? computed / all : 1.0; }
-  };
   int num_steps_, num_layers_;
-  std::vector<Pairs> pairs_;  // [num_steps, num_layers]
-  Pairs total_;
+  std::vector<std::vector<TokenPairs>> pairs_;  // [num_steps][num_layers]
+  TokenPairs total_;
   std::vector<bool> skipped_;  // [num_steps]
   int64_t calls_ = 0, fallback_calls_ = 0;
 };

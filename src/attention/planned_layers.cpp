@@ -84,7 +84,7 @@ std::span<const HeadSchedule> PlannedLayer::heads() const {
 }
 
 std::vector<double> PlannedLayer::head_costs() const {
-  return calibatt::head_costs(*plan_, entry_, layer_);
+  return calibatt::head_costs(*plan_, entry_, layer_, {}, text_->num_tokens);
 }
 
 int64_t PlannedLayer::token_pairs() const {

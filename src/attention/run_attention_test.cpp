@@ -383,6 +383,29 @@ TEST_F(RunAttentionTest, TheFactoryChoosesByThePlan) {
   EXPECT_NE(dynamic_cast<PlannedAttention*>(make_run_attention(*backend_, plan, run_of(*plan)).get()), nullptr);
 }
 
+TEST(AttentionReport, OfTwoBranchesIsThatOfWhoeverComputesBoth) {
+  AttentionMeter one(3, 2), other(3, 2), both(3, 2);
+  for (AttentionMeter* meter : {&one, &other, &both}) meter->skip_step(1);
+  const auto call = [&](AttentionMeter& meter, int step, int layer, int64_t computed, int64_t all) {
+    meter.add(step, layer, computed, all);
+    both.add(step, layer, computed, all);
+  };
+  call(one, 0, 0, 30, 100);
+  call(other, 0, 0, 70, 130);  // more text
+  call(one, 2, 1, 10, 100);
+  call(other, 2, 1, 40, 130);
+  other.add_fallback();
+  both.add_fallback();
+  AttentionReport report = one.report();
+  report.add_branch(other.report());
+  const AttentionReport expected = both.report();
+  EXPECT_EQ(report.density, expected.density);
+  EXPECT_EQ(report.density_map, expected.density_map);
+  EXPECT_EQ(report.density_map[1], (std::vector<double>{0, 0}));
+  EXPECT_EQ(report.calls, expected.calls);
+  EXPECT_EQ(report.dense_fallback_calls, expected.dense_fallback_calls);
+}
+
 TEST(AttentionMeter, WeighsByPairsAndKeepsStrayCallsOutOfTheMap) {
   AttentionMeter meter(1, 2);
   meter.add(0, 0, 10, 100);

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "plan/head_costs.h"
-#include "sparsity/token_shard.h"
 
 namespace calibatt {
 namespace {
@@ -21,11 +20,16 @@ std::vector<int> ranks_after(const Communicator& ranks) {
   return result;
 }
 
-/// [tokens, heads, head_dim] as a view, or some of its tokens.
-HeadsView tokens_of(Tensor& heads, const TokenShard& shard) {
-  const int64_t row = heads.dim(1) * heads.dim(2);
-  return {static_cast<char*>(heads.raw()) + shard.begin * row * static_cast<int64_t>(dtype_size(heads.dtype())),
-          heads.dtype(), shard.count, row, heads.dim(2)};
+/// Some tokens of a view.
+HeadsView tokens_of(HeadsView view, const TokenShard& tokens) {
+  view.data =
+      static_cast<char*>(view.data) + tokens.begin * view.token_stride * static_cast<int64_t>(dtype_size(view.dtype));
+  view.num_tokens = tokens.count;
+  return view;
+}
+/// [tokens, heads, head_dim]
+HeadsView whole(Tensor& heads) {
+  return {heads.raw(), heads.dtype(), heads.dim(0), heads.dim(1) * heads.dim(2), heads.dim(2)};
 }
 ConstHeadsView whole(const Tensor& heads) {
   return {heads.raw(), heads.dtype(), heads.dim(0), heads.dim(1) * heads.dim(2), heads.dim(2)};
@@ -100,10 +104,16 @@ std::shared_ptr<const SequenceParallelEngine::Share> SequenceParallelEngine::sha
   return found == shares_.end() ? nullptr : *found;
 }
 
+uint64_t SequenceParallelEngine::memory_bytes(int num_heads, int head_dim, int64_t num_tokens, int num_ranks,
+                                              DType dtype) {
+  if (num_ranks == 1) return 0;
+  const int64_t of_heads = num_tokens * most_heads_of_a_rank(num_heads, num_ranks) * head_dim;
+  return 4 * static_cast<uint64_t>(of_heads) * dtype_size(dtype);  // q, k, v and the output
+}
+
 void SequenceParallelEngine::check(const AttentionCall& call) const {
-  const TokenShard mine = token_shard(num_tokens_, ranks_.rank(), ranks_.size());
-  CALIBATT_ASSERT(call.q.num_tokens == mine.count && call.k.num_tokens == mine.count &&
-                  call.v.num_tokens == mine.count && call.out.num_tokens == mine.count);
+  CALIBATT_ASSERT(num_text_tokens(call) >= 0 && call.k.num_tokens == call.q.num_tokens &&
+                  call.v.num_tokens == call.q.num_tokens && call.out.num_tokens == call.q.num_tokens);
   if (call.block_energy != nullptr || !call.key_bias.empty()) {
     throw Error(ErrorKind::kUsage,
                 "attention of several ranks measures no block energy and takes no key bias; use one rank");
@@ -116,19 +126,20 @@ void SequenceParallelEngine::attention(const AttentionCall& call) {
   const HeadDeal deal = share != nullptr ? share->deal() : deal_in_order(call.num_heads, ranks_.size());
   const std::vector<int>& mine = deal.heads_of_rank[static_cast<size_t>(ranks_.rank())];
   const auto num_heads = static_cast<int>(mine.size());
-  const Work work = share != nullptr ? share->work() : Work::of(deal, dense_costs(call.num_heads, num_tokens_));
+  const int64_t all_tokens = num_tokens_ + num_text_tokens(call);
+  const Work work = share != nullptr ? share->work() : Work::of(deal, dense_costs(call.num_heads, all_tokens));
   work_.busiest += work.busiest;
   work_.mean += work.mean;
   const std::array<Tensor, 3> heads_of_all = take_heads(call, mine);
   output_ = {};  // the others have read the last call's
-  output_ = device_.empty(call.out.dtype, {num_tokens_, num_heads, call.head_dim});
+  output_ = device_.empty(call.out.dtype, {all_tokens, num_heads, call.head_dim});
   if (num_heads > 0) {
     std::vector<HeadSchedule> heads;
     AttentionCall part = call;
     part.q = whole(heads_of_all[0]);
     part.k = whole(heads_of_all[1]);
     part.v = whole(heads_of_all[2]);
-    part.out = tokens_of(output_, {0, num_tokens_});
+    part.out = whole(output_);
     part.num_heads = num_heads;
     part.schedule = share.get();
     if (share != nullptr) {
@@ -146,23 +157,26 @@ std::array<Tensor, 3> SequenceParallelEngine::take_heads(const AttentionCall& ca
   std::vector<HeadMove> moves;
   moves.reserve(mine.size());
   for (const int head : mine) moves.push_back({head, static_cast<int>(moves.size())});
+  const int64_t text = num_text_tokens(call);
   std::array<Tensor, 3> heads;
   for (Tensor& each : heads) {
-    each = device_.empty(call.q.dtype, {num_tokens_, static_cast<int64_t>(mine.size()), call.head_dim});
+    each = device_.empty(call.q.dtype, {num_tokens_ + text, static_cast<int64_t>(mine.size()), call.head_dim});
   }
   std::vector<HeadRows> taken;
-  for (const int other : ranks_after(ranks_)) {
-    const TokenShard shard = token_shard(num_tokens_, other, ranks_.size());
+  const auto take = [&](int from, int64_t first_token, const TokenShard& to) {
     for (int view = 0; view < 3; ++view) {
-      taken.push_back({other, view, 0, tokens_of(heads[static_cast<size_t>(view)], shard), moves});
+      taken.push_back({from, view, first_token, tokens_of(whole(heads[static_cast<size_t>(view)]), to), moves});
     }
-  }
+  };
+  for (const int other : ranks_after(ranks_)) take(other, 0, token_shard(num_tokens_, other, ranks_.size()));
+  if (text > 0) take(ranks_.rank(), shard().count, {num_tokens_, text});
   ranks_.take_heads(std::array{call.q, call.k, call.v}, taken, call.head_dim);
   return heads;
 }
 
 void SequenceParallelEngine::take_outputs(const AttentionCall& call, const HeadDeal& deal) {
-  const TokenShard mine = token_shard(num_tokens_, ranks_.rank(), ranks_.size());
+  const TokenShard mine = shard();
+  const int64_t text = num_text_tokens(call);
   std::vector<std::vector<HeadMove>> moves(deal.heads_of_rank.size());
   std::vector<HeadRows> taken;
   for (const int other : ranks_after(ranks_)) {
@@ -170,9 +184,10 @@ void SequenceParallelEngine::take_outputs(const AttentionCall& call, const HeadD
     for (const int head : deal.heads_of_rank[static_cast<size_t>(other)]) {
       of_rank.push_back({static_cast<int>(of_rank.size()), head});
     }
-    taken.push_back({other, 0, mine.begin, call.out, of_rank});
+    taken.push_back({other, 0, mine.begin, tokens_of(call.out, {0, mine.count}), of_rank});
+    if (text > 0) taken.push_back({other, 0, num_tokens_, tokens_of(call.out, {mine.count, text}), of_rank});
   }
-  ranks_.take_heads(std::array{whole(output_)}, taken, call.head_dim);
+  ranks_.take_heads(std::array{whole(std::as_const(output_))}, taken, call.head_dim);
 }
 
 }  // namespace calibatt

@@ -23,6 +23,7 @@ using ::testing::HasSubstr;
 /// Attention of one rank's tokens: its rows of a layer that every rank knows whole.
 class Rank {
  public:
+  /// geometry: without the text that calls may have behind it.
   Rank(Communicator& ranks, const AttentionGeometry& geometry)
       : geometry_(geometry),
         backend_(make_backend("cpu")),
@@ -35,6 +36,27 @@ class Rank {
   void run(SelfAttention& attention, int layer, test::Layer& all) {
     attention.attend(layer, geometry_, rows<ConstHeadsView>(all, all.q), rows<ConstHeadsView>(all, all.k),
                      rows<ConstHeadsView>(all, all.v), rows<HeadsView>(all, all.out), {});
+  }
+  /// Text stands behind the layer's video, and behind this rank's rows of it. Returns what all ranks are to have of the
+  /// text's output.
+  std::vector<float> run_with_text(SelfAttention& attention, int layer, test::Layer& all) {
+    const size_t row = all.row(), begin = static_cast<size_t>(shard_.begin) * row,
+                 own = static_cast<size_t>(shard_.count) * row;
+    const auto text = static_cast<size_t>(geometry_.num_tokens()) * row;
+    const auto own_rows = [&](const std::vector<float>& array) {
+      std::vector<float> rows(array.data() + begin, array.data() + begin + own);
+      rows.insert(rows.end(), array.data() + text, array.data() + array.size());
+      return rows;
+    };
+    std::vector<float> q = own_rows(all.q), k = own_rows(all.k), v = own_rows(all.v), out(q.size());
+    const auto view = [&](auto view) {
+      view.num_tokens = shard_.count + all.geometry.text_tokens;
+      return view;
+    };
+    attention.attend(layer, all.geometry, view(all.view<ConstHeadsView>(q)), view(all.view<ConstHeadsView>(k)),
+                     view(all.view<ConstHeadsView>(v)), view(all.view<HeadsView>(out)), {});
+    std::copy_n(out.data(), own, all.out.data() + begin);
+    return {out.data() + own, out.data() + out.size()};
   }
 
  private:
@@ -93,6 +115,76 @@ TEST(SequenceParallel, ManyRanksComputeWhatOneDoes) {
             << "seed " << seed << ", " << num_ranks << " ranks" << (applied ? ", planned" : ", dense");
       }
     }
+  }
+}
+
+// Joint attention, of another number of text tokens in each forward; a plan's and dense.
+TEST(SequenceParallel, TextIsOfEveryRankAndComesBackToAll) {
+  for (unsigned seed = 0; seed < 12; ++seed) {
+    Plan::Parts parts = test::random_parts(seed);
+    if (parts.geometry.text_tokens > 0) continue;  // as versions 1 and 2 had it
+    const auto plan = std::make_shared<const Plan>(std::move(parts));
+    const RunDescription run = test::run_of(*plan);
+    for (const auto& applied : {plan, std::shared_ptr<const Plan>()}) {
+      for (const int num_ranks : {1, 2, 3, 4}) {
+        const auto backend = make_backend("cpu");
+        const auto alone = make_run_attention(*backend, applied, run);
+        const std::vector<int> texts{7, 0, 1};  // a forward each
+        std::vector<test::Layer> expected, made;
+        for (size_t forward = 0; forward < texts.size(); ++forward) {
+          AttentionGeometry geometry = run.geometry;
+          geometry.text_tokens = texts[forward];
+          made.emplace_back(geometry, seed + static_cast<unsigned>(forward));
+          expected.push_back(made.back());
+          alone->begin_forward(0, GuidanceBranch::kConditional);
+          expected.back().run(*alone, 0);
+        }
+        run_ranks(num_ranks, [&](Communicator& ranks) {
+          Rank rank(ranks, run.geometry);
+          const auto attention = make_run_attention(rank.engine(), applied, run);
+          for (size_t forward = 0; forward < texts.size(); ++forward) {
+            attention->begin_forward(0, GuidanceBranch::kConditional);
+            const std::vector<float> text = rank.run_with_text(*attention, 0, made[forward]);
+            const std::vector<float>& all = expected[forward].out;
+            ASSERT_LE(text.size(), all.size());
+            for (size_t i = 0; i < text.size(); ++i) {
+              ASSERT_NEAR(text[i], all[all.size() - text.size() + i], 1e-6) << "rank " << ranks.rank();
+            }
+          }
+          EXPECT_EQ(attention->report().dense_fallback_calls, 0);
+        });
+        for (size_t forward = 0; forward < texts.size(); ++forward) {  // what is left of the text: as it was
+          const size_t video = static_cast<size_t>(run.geometry.num_tokens()) * made[forward].row();
+          made[forward].out.resize(video);
+          expected[forward].out.resize(video);
+        }
+        EXPECT_LT(largest_difference(made, expected), 1e-6)
+            << "seed " << seed << ", " << num_ranks << " ranks" << (applied ? ", planned" : ", dense");
+      }
+    }
+  }
+}
+
+// Rather than take each other's video for text.
+TEST(SequenceParallel, RanksWhoseTextsDifferFailByName) {
+  AttentionGeometry geometry;
+  geometry.height = 6;
+  RunDescription run;
+  run.geometry = geometry;
+  run.num_layers = 1;
+  run.sigmas = {1.0};
+  try {
+    run_ranks(2, [&](Communicator& ranks) {
+      Rank rank(ranks, geometry);
+      const auto attention = make_run_attention(rank.engine(), nullptr, run);
+      AttentionGeometry with_text = geometry;
+      with_text.text_tokens = ranks.rank() == 0 ? 5 : 2;
+      test::Layer layer(with_text, 1);
+      rank.run_with_text(*attention, 0, layer);
+    });
+    ADD_FAILURE() << "it was computed";
+  } catch (const std::logic_error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("offers 8 tokens"));
   }
 }
 

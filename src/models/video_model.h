@@ -51,8 +51,7 @@ struct ModelDescription {
   std::vector<std::string> tokenizer_files;
   std::string settings;  ///< what its components' files say, as one text: videos depend on it beside the weights
 
-  bool takes_image = false;    ///< its videos begin with a picture that is given
-  bool shares_tokens = false;  ///< several ranks can share a forward (SelfAttention::ranks)
+  bool takes_image = false;  ///< its videos begin with a picture that is given
 
   int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer
   int max_prompt_tokens = 512;                      ///< what a prompt is cut to
@@ -133,8 +132,8 @@ class VideoModel {
 
   /// One forward of the step's expert. latents: host, F32 [channels, frames, rows, columns]. Returns its prediction of
   /// noise − data (a model that was trained on another target or sign converts it), host, F32, of the same shape. The
-  /// caller has told `attention` which forward this is. `progress` hears of the blocks, at least once in each, with
-  /// little left to do on the device behind it.
+  /// caller has told `attention` which forward this is, and every rank that shares it (SelfAttention::ranks) does the
+  /// same. `progress` hears of the blocks, at least once in each, with little left to do on the device behind it.
   virtual Tensor forward(const Tensor& latents, const StepSettings& step, GuidanceBranch branch,
                          const Conditioning& conditioning, SelfAttention& attention, TransformerTimes& times,
                          const WorkProgress& progress) = 0;

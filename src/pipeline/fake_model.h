@@ -19,7 +19,6 @@ class FakeModel : public VideoModel {
  public:
   FakeModel(Backend& backend, std::vector<std::string>& log, bool takes_image = false) : backend_(backend), log_(log) {
     description_.takes_image = takes_image;
-    description_.shares_tokens = true;
     description_.experts = {{500}, {0}};
     description_.latent_channels = 2;
     description_.num_layers = kLayers;

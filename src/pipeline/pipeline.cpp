@@ -145,12 +145,10 @@ void add_accounts(const std::vector<RankResult>& ranks, const RankLayout& layout
   const RankResult& first = ranks.front();
   run.seconds = first.seconds;
   run.deal_imbalance = first.deal_imbalance;
-  add_accounts(first.accounts, run);
+  AttentionReport accounts = first.accounts;
+  if (layout.num_groups > 1) accounts.add_branch(ranks[static_cast<size_t>(layout.ranks_of_forward())].accounts);
+  add_accounts(accounts, run);
   for (const RankResult& rank : ranks) run.mask_streaming.add(rank.mask_streaming);
-  if (layout.num_groups == 1) return;
-  const AttentionReport& other_branch = ranks[static_cast<size_t>(layout.ranks_of_forward())].accounts;
-  run.attention_calls += other_branch.calls;
-  run.dense_fallback_calls += other_branch.dense_fallback_calls;
 }
 
 }  // namespace

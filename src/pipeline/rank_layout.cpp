@@ -44,11 +44,6 @@ RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const Mode
   if (num_ranks % 2 == 0 && every_step_is_guided(options, model)) layout.num_groups = 2;
   const int sharing = layout.ranks_of_forward();
   if (sharing == 1) return layout;
-  if (!model.shares_tokens) {
-    throw Error(ErrorKind::kUsage, devices_flag(num_ranks, devices_source) + ": " + model.kind +
-                                       " cannot share a forward among GPUs yet; use one, or two for a run whose every "
-                                       "step is guided (--cfg-scale above 1), where each computes one branch");
-  }
   const int64_t tokens = model.geometry(video_size(options)).num_tokens();
   if (tokens < sharing) {
     throw Error(ErrorKind::kUsage, devices_flag(num_ranks, devices_source) + ": a video of " +

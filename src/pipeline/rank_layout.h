@@ -23,8 +23,8 @@ struct RankLayout {
 void check_devices(const LoadOptions& options);
 
 /// Two groups where their number is even and every step is guided: nothing but predictions then moves between the two.
-/// `options` are resolved. Throws Error(kUsage) where the model or the video cannot be shared like this, naming the
-/// devices as LoadOptions::devices_source does.
+/// `options` are resolved. Throws Error(kUsage) where the video has too few tokens for them, naming the devices as
+/// LoadOptions::devices_source does.
 RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model,
                        const std::string& devices_source = {});
 

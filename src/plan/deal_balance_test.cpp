@@ -52,6 +52,9 @@ TEST(HeadCosts, CountPairsOverheadsAndSummaries) {
   // Entry 1: dense, and 6 anchor tokens in blocks of 4 and 2, which see 2 blocks of 4 keys each.
   const std::vector<double> second = head_costs(Plan(parts), 1, 0, model);
   EXPECT_EQ(second, (std::vector<double>{12 * 12 + 12 * 10, 1.5 * (6 * 8 + 6 * 10)}));
+  // Five tokens of text: they see all 17, and whoever is a query sees them.
+  EXPECT_EQ(head_costs(Plan(parts), 1, 0, model, 5),
+            (std::vector<double>{second[0] + 12 * 5 + 5 * (17 + 10), second[1] + 1.5 * (6 * 5 + 5 * (17 + 10))}));
   parts.summarize_skipped = true;  // three key blocks; a dense head has none to summarize
   EXPECT_EQ(head_costs(Plan(parts), 0, 0, model), (std::vector<double>{first[0] + 12 * 3, first[1]}));
 }

@@ -18,7 +18,9 @@ struct HeadCostModel {
 
 /// Cost of each head of one call, in pairs of a query and a key: its kept pairs, a summary token for each key block
 /// where skipped blocks are summarized, and the overhead of its queries. From what the plan knows without decoding
-/// masks. Text behind the plan's tokens is left out: it adds the same pairs to all heads but anchored ones.
-std::vector<double> head_costs(const Plan& plan, int entry, int layer, const HeadCostModel& model = {});
+/// masks. text_tokens: behind the plan's, which every query sees and which see everything; what they make of the block
+/// in which the video ends is left out.
+std::vector<double> head_costs(const Plan& plan, int entry, int layer, const HeadCostModel& model = {},
+                               int text_tokens = 0);
 
 }  // namespace calibatt

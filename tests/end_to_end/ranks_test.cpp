@@ -17,8 +17,10 @@ using ::testing::Not;
 
 class RanksOfTheCpu : public ::testing::Test {
  protected:
+  explicit RanksOfTheCpu(std::string run = kSmall) : run_(std::move(run)) {}
+
   std::string command(const std::string& more) const {
-    return "generate" + kSmall + "--dtype fp32 -p 'a red circle moves left' --report " + folder_.file("r.json") + " " +
+    return "generate" + run_ + "--dtype fp32 -p 'a red circle moves left' --report " + folder_.file("r.json") + " " +
            more;
   }
   /// "0,0,0" of three.
@@ -39,7 +41,7 @@ class RanksOfTheCpu : public ::testing::Test {
     write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n");
     const std::string plan = folder_.file("plan.safetensors");
     const CommandResult result =
-        run_calibatt("calibrate" + kSmall + "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " +
+        run_calibatt("calibrate" + run_ + "--block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " +
                      folder_.file("prompts.txt") + " -o " + plan + " " + more);
     EXPECT_EQ(result.exit_code, 0) << result.output;
     return plan;
@@ -59,9 +61,18 @@ class RanksOfTheCpu : public ::testing::Test {
     }
   }
 
+  const std::string run_;  // the model and its flags
   TemporaryFolder folder_;
   std::string output_;
   nlohmann::json report_;
+};
+
+/// Of joint attention: text, of another length in each branch of guidance, is on every rank.
+class RanksOfMochi : public RanksOfTheCpu {
+ protected:
+  RanksOfMochi()
+      : RanksOfTheCpu(" --model " CALIBATT_MODELS_DIR
+                      "/tiny-mochi -W 64 -H 64 --video-frames 7 --steps 3 --threads 2 --backend cpu ") {}
 };
 
 TEST_F(RanksOfTheCpu, MakeADenseVideoAsOneDoes) {
@@ -83,6 +94,32 @@ TEST_F(RanksOfTheCpu, ReuseStepsAsOneDoes) {
 }
 
 TEST_F(RanksOfTheCpu, ComputeIn8BitsAsOneDoes) {
+  expect_same("--weights-dtype fp8 --keep-steps 1");
+}
+
+TEST_F(RanksOfMochi, MakeADenseVideoAsOneDoes) {
+  expect_same("");  // one token in the unconditional branch
+  expect_same("-n 'dots, stripes and waves over bricks'");
+  expect_same("--cfg-scale 1");
+}
+
+TEST_F(RanksOfMochi, MakeAPlannedVideoAsOneDoes) {
+  const std::string planned = "--plan " + plan("--density .5");
+  expect_same(planned);
+  EXPECT_LT(report_["density"].get<double>(), 0.95);  // text is always computed
+  expect_same(planned + " --cfg-scale 1 --seed 5");
+  const CommandResult inspected = run_calibatt("inspect " + folder_.file("plan.safetensors") + " --gpus 3");
+  EXPECT_EQ(inspected.exit_code, 0);
+  EXPECT_THAT(inspected.output, HasSubstr("6 heads on 3 GPUs: work of the busiest GPU over the mean"));
+}
+
+TEST_F(RanksOfMochi, ReuseStepsAsOneDoes) {
+  const std::string steps = "--steps 6 ";
+  expect_same(steps + "--plan " + plan(steps + "--speedup 1.6"));
+  EXPECT_LT(report_["forwards"], 12);
+}
+
+TEST_F(RanksOfMochi, ComputeIn8BitsAsOneDoes) {
   expect_same("--weights-dtype fp8 --keep-steps 1");
 }
 
@@ -241,30 +278,9 @@ TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
   expect_refusal("calibrate" + kSmall + "--device 0,0 --offload --prompts " + folder_.file("prompts.txt") + " -o " +
                      folder_.file("p.safetensors"),
                  "--offload is for one GPU");
-  const std::string mochi = "generate --backend cpu -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
-                            "/tiny-mochi " +
-                            output;
-  expect_refusal(mochi + " --device 0,0,0",
-                 "--device 0,0,0: MochiTransformer3DModel cannot share a forward among GPUs yet");
-  expect_refusal(mochi + " --device 0,0 --cfg-scale 1", "--device 0,0: MochiTransformer3DModel");
-  expect_refusal(mochi + " --gpus 2 --cfg-scale 1", "--gpus 2: MochiTransformer3DModel");
   expect_refusal(command("--device 0,0,0 -W 16 -H 16 --video-frames 5 " + output),
                  "--device 0,0,0: a video of 2 tokens cannot be shared by 3 GPUs");
   EXPECT_FALSE(std::filesystem::exists(folder_.file("v.mp4")));
-}
-
-// It needs nothing of the transformer but its forwards.
-TEST_F(RanksOfTheCpu, OfMochiComputeABranchOfGuidanceEach) {
-  const auto made = [&](const std::string& devices) {
-    const CommandResult result = run_calibatt(
-        "generate --backend cpu --dtype fp32 -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
-        "/tiny-mochi --device " +
-        devices + " -o " + folder_.file("m.png"));
-    EXPECT_EQ(result.exit_code, 0) << result.output;
-    return read_video(folder_.file("m.png"));
-  };
-  const VideoFrames alone = made("0");
-  EXPECT_GE(compare_videos(made("0,0"), alone).psnr_db, 50);
 }
 
 }  // namespace

@@ -3,10 +3,7 @@
 
 #include <cstring>
 
-#include "attention/run_attention.h"
-#include "attention/sequence_parallel.h"
 #include "backend/cpu/make_backend.h"
-#include "backend/thread_ranks.h"
 #include "models/mochi/transformer.h"
 #include "transformer_golden.h"
 
@@ -42,21 +39,6 @@ TEST_P(MochiTransformerGolden, EveryBlocksStreamsAndTheOutputMatchDiffusers) {
   const double error = relative_error(output, golden("output"));
   EXPECT_LT(error, 1e-5);
   RecordProperty("error_in_1e9", static_cast<int>(1e9 * error));
-}
-
-TEST_P(MochiTransformerGolden, RanksAreRefusedByName) {
-  MochiTransformer model = load(DType::kF32);
-  run_ranks(1, [&](Communicator& ranks) {
-    SequenceParallelEngine engine(*backend_, *backend_, ranks, 1);
-    DenseAttention attention(engine, 1, model.config().num_layers);
-    try {
-      run(model, attention, {});
-      ADD_FAILURE() << "it was computed";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-      EXPECT_NE(std::string(error.what()).find("several ranks"), std::string::npos);
-    }
-  });
 }
 
 TEST_P(MochiTransformerGolden, Bfloat16IsNoWorseThanDiffusersInBfloat16) {

@@ -1,15 +1,10 @@
-// Several ranks against one: forwards of the golden models, dense and planned, and videos of tiny-wan. On a machine
-// with fewer GPUs than ranks some share one.
+// Several ranks against one: forwards of Wan's golden models, dense and planned, and videos of the small models. On a
+// machine with fewer GPUs than ranks some share one.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <random>
-
-#include "attention/run_attention.h"
-#include "attention/sequence_parallel.h"
-#include "backend/cpu/make_backend.h"
 #include "backend/thread_ranks.h"
-#include "device_of_rank.h"
+#include "golden_rank.h"
 #include "io/safetensors.h"
 #include "models/wan/transformer.h"
 #include "pipeline/runner.h"
@@ -21,58 +16,6 @@ namespace {
 
 using ::testing::HasSubstr;
 
-/// A plan for this run, in tiles: random masks of a sixth to two thirds of the blocks with summaries, and dense and
-/// anchored heads. block: tokens of a block.
-std::shared_ptr<const Plan> random_plan(const RunDescription& run, int block) {
-  std::mt19937 random(4);
-  Plan::Parts parts;
-  parts.geometry = run.geometry;
-  parts.geometry.block_q = parts.geometry.block_k = block;
-  parts.geometry.order = TokenOrder::tiles(2, 2, 2);
-  parts.num_layers = run.num_layers;
-  parts.sigmas = run.sigmas;
-  parts.step_entry.assign(run.sigmas.size(), 0);
-  parts.energy_targets.assign(run.sigmas.size(), 0.9);
-  parts.summarize_skipped = true;
-  parts.anchor_rows_per_frame = 1;
-  parts.provenance.transformers = {{"any", ""}};
-  parts.provenance.video_frames = run.video_frames;
-  parts.provenance.video_height = run.video_height;
-  parts.provenance.video_width = run.video_width;
-  const int rows = parts.geometry.num_query_blocks(), columns = parts.geometry.num_key_blocks();
-  const int anchor_rows = make_anchor_rows(parts.geometry, 1).num_query_blocks(block);
-  for (int head = 0; head < run.num_layers * run.geometry.heads; ++head) {
-    HeadPlan& plan = parts.heads.emplace_back();
-    plan.anchored = head % 5 == 3;
-    if (head % 5 == 1) continue;
-    BlockMask mask(plan.anchored ? anchor_rows : rows, columns);
-    for (int r = 0; r < mask.num_query_blocks(); ++r) {
-      for (int c = 0; c < columns; ++c)
-        mask.set(r, c, c == r % columns || random() % 6 <= static_cast<unsigned>(head) % 4);
-    }
-    plan.intervals = BlockIntervals::from_mask(mask);
-  }
-  return std::make_shared<const Plan>(std::move(parts));
-}
-
-/// One rank's backend, its end of the group, and attention of its tokens.
-struct Rank {
-  Rank(const std::string& backend_name, Communicator& hosts)
-      : backend(make_backend(backend_name, backend_name == "cpu" ? 0 : device_of_rank(hosts.rank()))),
-        device_ranks(backend->join(hosts)),
-        ranks(device_ranks ? *device_ranks : hosts) {}
-
-  std::unique_ptr<RunAttention> attention(const std::shared_ptr<const Plan>& plan, const RunDescription& run) {
-    engine.emplace(*backend, *backend, ranks, run.geometry.num_tokens());
-    return make_run_attention(*engine, plan, run);
-  }
-
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<Communicator> device_ranks;
-  Communicator& ranks;
-  std::optional<SequenceParallelEngine> engine;
-};
-
 struct Ranks : testing::TestWithParam<GoldenBackendCase> {
   void SetUp() override {
     if (backend_or_null(name_) == nullptr) GTEST_SKIP() << kNoDevice;
@@ -82,7 +25,9 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
     return random_plan(run, name_ == "cpu" ? 4 : 64);  // a GPU's key blocks are multiples of 64
   }
 
-  WanTransformer load(Backend& backend) const { return WanTransformer::load(backend, folder_, DType::kF32); }
+  WanTransformer load(Backend& backend, DType dtype = DType::kF32, bool eight_bits = false) const {
+    return WanTransformer::load(backend, folder_, dtype, {.eight_bit_layers = eight_bits});
+  }
   RunDescription describe(const WanTransformer& model) const {
     const Tensor latents = golden("latents");
     RunDescription run;
@@ -125,11 +70,6 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
   Safetensors file_ = Safetensors::open(folder_ + "/golden.safetensors");
 };
 
-// Products of fewer rows may be summed in another order; on a GPU by another of cuBLAS's algorithms.
-double rounding_of(const std::string& backend) {
-  return backend == "cpu" ? 2e-6 : 1e-5;
-}
-
 TEST_P(Ranks, PredictWhatOneDoes) {
   for (const bool planned : {false, true}) {
     const Tensor expected = alone(planned);
@@ -168,6 +108,24 @@ TEST_P(RanksOfTiny, OneThatFailsWithinAForwardEndsAllWithItsReason) {
   }
 }
 
+// A row's scale is its own, whichever rank has it.
+TEST_P(RanksOfTiny, ComputeIn8BitsAsOneDoes) {
+  if (name_ != "cpu") GTEST_SKIP() << "widths that tensor cores do not take";
+  const auto backend = make_backend(name_);
+  WanTransformer model = load(*backend, DType::kBF16, true);
+  const auto attention = make_run_attention(*backend, nullptr, describe(model));
+  const Tensor alone = forward(model, *attention);
+  EXPECT_GT(relative_error(alone, golden("output")), 1e-2) << "not in 8 bits";
+  for (const int num_ranks : {2, 3}) {
+    run_ranks(num_ranks, [&](Communicator& hosts) {
+      Rank rank(name_, hosts);
+      WanTransformer own = load(*rank.backend, DType::kBF16, true);
+      const auto shared = rank.attention(nullptr, describe(own));
+      EXPECT_LT(relative_error(forward(own, *shared), alone), 5e-3) << "rank " << hosts.rank() << " of " << num_ranks;
+    });
+  }
+}
+
 TEST_P(RanksOfTiny, MoreThanTokensAreRefused) {
   try {
     run_ranks(2, [&](Communicator& hosts) {
@@ -190,31 +148,31 @@ TEST_P(RanksOfTiny, MoreThanTokensAreRefused) {
 INSTANTIATE_TEST_SUITE_P(Models, RanksOfTiny, testing::Combine(kBackends, testing::Values(GoldenCase{"tiny", "odd"})),
                          backend_and_case);
 
-/// tiny-wan's video of three steps with guidance, on a backend.
-struct RanksVideo : testing::TestWithParam<std::string> {
+/// A small model's video of three steps with guidance, on a backend.
+struct RanksVideo : testing::TestWithParam<std::tuple<std::string, std::string>> {
   void SetUp() override {
-    if (backend_or_null(GetParam()) == nullptr) GTEST_SKIP() << kNoDevice;
+    if (backend_or_null(name_) == nullptr) GTEST_SKIP() << kNoDevice;
   }
-  static GenerateOptions options() {
+  GenerateOptions options() const {
     GenerateOptions options;
     options.prompt = "a red circle moves left";
     options.seed = 3;
     options.steps = 3;
     options.width = options.height = 128;
-    options.video_frames = 17;
+    options.video_frames = model_ == "tiny-wan" ? 17 : 13;
     return options;
   }
   /// By this rank, or alone; empty where another rank makes it.
   VideoFrames video(Communicator* hosts, bool planned) const {
     LoadOptions load;
-    load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
+    load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/" + model_;
     load.precision = Precision::kF32;
-    load.backend = GetParam();
-    if (hosts != nullptr && GetParam() != "cpu") load.devices = {device_of_rank(hosts->rank())};
+    load.backend = name_;
+    if (hosts != nullptr && name_ != "cpu") load.devices = {device_of(hosts->rank())};
     Runner runner(load);
     const GenerateOptions resolved = runner.resolved(options());
     const RunDescription run = runner.describe_attention(resolved);
-    const auto plan = planned ? random_plan(run, GetParam() == "cpu" ? 8 : 64) : nullptr;
+    const auto plan = planned ? random_plan(run, name_ == "cpu" ? 8 : 64) : nullptr;
     Backend& backend = runner.backend();
     std::unique_ptr<Communicator> device_ranks;
     std::optional<SequenceParallelEngine> shared;
@@ -228,12 +186,14 @@ struct RanksVideo : testing::TestWithParam<std::string> {
     EXPECT_EQ(attention->report().density < 0.9, planned);
     return hosts == nullptr || hosts->rank() == 0 ? runner.decode(latents, {}) : VideoFrames();
   }
+
+  std::string name_ = std::get<0>(GetParam()), model_ = std::get<1>(GetParam());
 };
 
-TEST_P(RanksVideo, OfTinyWanIsThatOfOneRank) {
+TEST_P(RanksVideo, IsThatOfOneRank) {
   for (const bool planned : {false, true}) {
     const VideoFrames alone = video(nullptr, planned);
-    for (const int num_ranks : {2, 3}) {  // of four heads
+    for (const int num_ranks : {2, 3}) {  // of four heads, or six
       VideoFrames together;
       run_ranks(num_ranks, [&](Communicator& hosts) {
         VideoFrames made = video(&hosts, planned);
@@ -247,7 +207,11 @@ TEST_P(RanksVideo, OfTinyWanIsThatOfOneRank) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, RanksVideo, kBackends, [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Models, RanksVideo,
+                         testing::Combine(kBackends, testing::Values(std::string("tiny-wan"), "tiny-mochi")),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" + std::get<1>(info.param).substr(5);
+                         });
 
 }  // namespace
 }  // namespace calibatt

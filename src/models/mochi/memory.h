@@ -7,7 +7,7 @@
 
 namespace calibatt {
 
-/// Bytes of the transformer's activations in a forward of so many tokens of video and text.
+/// Bytes of the transformer's activations in a forward of so many tokens of video and text, on one of its ranks.
 uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens,
                                 const Arithmetic& arithmetic);
 

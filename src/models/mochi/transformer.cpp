@@ -94,22 +94,22 @@ Tensor MochiTransformer::forward(const Tensor& latents, const TransformerStep& s
 
   const int frames = static_cast<int>(latents.dim(1)), height = static_cast<int>(latents.dim(2)),
             width = static_cast<int>(latents.dim(3));
-  if (self_attention.ranks() != nullptr) {
-    throw Error(ErrorKind::kUsage, "Mochi's transformer cannot be shared by several ranks yet; use one");
-  }
-  const Layout& layout = layout_for(geometry(frames, height, width, self_attention.token_order()));
+  const AttentionGeometry attention_geometry = geometry(frames, height, width, self_attention.token_order());
+  Communicator* const ranks = self_attention.ranks();
+  const TokenShard shard = shard_of_forward(ranks, attention_geometry.num_tokens());
+  const Layout& layout = layout_for(attention_geometry, shard);
   const PatchLayout patches{{1, config_.patch_size, config_.patch_size}, layout.raster_of_position};
   const int64_t num_tokens = layout.geometry.num_tokens(), dim = config_.dim(),
                 patch_volume = int64_t{config_.patch_size} * config_.patch_size;
   wide_forward_ = has_eight_bits_ && !step.eight_bit_layers;
   if (wide_forward_) load_wide_layers(progress);
-  prepare_workspace(num_tokens, prompt);
+  prepare_workspace(shard.count, prompt);
 
   // The tokens take the order of the run here, and leave it in unpatchify: nothing in between depends on it but the
   // rotary embedding, which is in the same order.
   Tensor tokens = backend_->empty(DType::kF32, {num_tokens, config_.in_channels * patch_volume});
   backend_->patchify(backend_->from_host(latents), patches, tokens);
-  backend_->linear(*patch_embedding_, tokens, work_.video.residual);
+  backend_->linear(*patch_embedding_, tensor_rows(tokens, shard.begin, shard.count), work_.video.residual);
   const auto [condition_f32, condition] = this->condition(step.timestep, prompt);
 
   Modulation next;  // of the block to come, whose first norm follows the residual's last change where it is known
@@ -127,7 +127,9 @@ Tensor MochiTransformer::forward(const Tensor& latents, const TransformerStep& s
   const Tensor scale = tensor_rows(modulation, 0, dim), shift = tensor_rows(modulation, dim, dim);
   backend_->layer_norm(work_.video.residual, &scale, &shift, true, kEpsilon, work_.video.residual);
   Tensor patches_out = backend_->empty(DType::kF32, {num_tokens, config_.out_channels * patch_volume});
-  backend_->linear(*output_projection_, work_.video.residual, patches_out);
+  Tensor own_patches = tensor_rows(patches_out, shard.begin, shard.count);
+  backend_->linear(*output_projection_, work_.video.residual, own_patches);
+  gather_shards(ranks, patches_out);
   Tensor prediction = backend_->empty(DType::kF32, {config_.out_channels, frames, height, width});
   backend_->unpatchify(patches_out, patches, prediction);
 
@@ -222,14 +224,14 @@ void MochiTransformer::project(const Stream& stream, const StreamRows& rows, int
 void MochiTransformer::attention_step(const Block& block, int layer, const Modulation& modulation, const Layout& layout,
                                       SelfAttention& attention, Timer& timer) {
   const int head_dim = config_.attention_head_dim, dim = config_.dim();
-  const int64_t num_tokens = layout.geometry.num_tokens();
+  const int64_t num_tokens = layout.shard.count;
   AttentionGeometry geometry = layout.geometry;
   if (!work_.text.residual.empty()) geometry.text_tokens = static_cast<int>(work_.text.residual.dim(0));
 
   project(block.video, work_.video, 0, &layout.rope);
   if (geometry.text_tokens > 0) project(block.text, work_.text, num_tokens, nullptr);
-  const Tensor qkv = tensor_rows(work_.qkv, 0, geometry.num_tokens());
-  Tensor attended = tensor_rows(work_.attended, 0, geometry.num_tokens());
+  const Tensor qkv = tensor_rows(work_.qkv, 0, num_tokens + geometry.text_tokens);
+  Tensor attended = tensor_rows(work_.attended, 0, num_tokens + geometry.text_tokens);
   const Tensor of_video = tensor_rows(attended, 0, num_tokens), gate = tensor_row(modulation.video, kGate);
 
   OutputContext context;
@@ -306,13 +308,16 @@ void MochiTransformer::add_norm(Tensor& output, const Tensor& gate, Tensor& resi
   backend_->add_rms_norm(output, gate, kEpsilon, residual, reader == nullptr ? nullptr : &following);
 }
 
-const MochiTransformer::Layout& MochiTransformer::layout_for(const AttentionGeometry& geometry) {
-  if (layout_ == nullptr || !(layout_->geometry == geometry)) {
+const MochiTransformer::Layout& MochiTransformer::layout_for(const AttentionGeometry& geometry,
+                                                             const TokenShard& shard) {
+  if (layout_ == nullptr || !(layout_->geometry == geometry && layout_->shard == shard)) {
     auto layout = std::make_unique<Layout>();
     layout->geometry = geometry;
+    layout->shard = shard;
     layout->raster_of_position = geometry.raster_of_position();
-    const Tensor positions =
-        learned_rope_positions({geometry.frames, geometry.height, geometry.width}, layout->raster_of_position);
+    const auto own_tokens = std::span(layout->raster_of_position)
+                                .subspan(static_cast<size_t>(shard.begin), static_cast<size_t>(shard.count));
+    const Tensor positions = learned_rope_positions({geometry.frames, geometry.height, geometry.width}, own_tokens);
     layout->rope = {backend_->from_host(positions), frequencies_};
     layout_ = std::move(layout);
   }

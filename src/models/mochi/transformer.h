@@ -59,8 +59,8 @@ class MochiTransformer {
   /// prompt without tokens.
   MochiPrompt prepare_prompt(const Tensor& text_embeddings) const;
 
-  /// Called after each block with the residual streams: the video's [tokens, dim] F32 in the order of the run, the
-  /// text's [tokens, text_width] F32 (empty without tokens).
+  /// Called after each block with the residual streams: the video's [tokens, dim] F32 in the order of the run (this
+  /// rank's shard, where ranks share the tokens), the text's [tokens, text_width] F32 (empty without tokens).
   using BlockObserver = std::function<void(int layer, const Tensor& video, const Tensor& text)>;
 
   /// As WanTransformer::load_wide_layers.
@@ -70,7 +70,9 @@ class MochiTransformer {
   /// Returns its prediction of data − noise, host, F32 [out_channels, frames, height, width]. The caller has told
   /// self_attention which forward this is (begin_forward). `progress` hears of the blocks, twice in each; where
   /// somebody listens, a device is never more than half a block behind what was heard. Not to be called from two
-  /// threads at once.
+  /// threads at once. Where self_attention has ranks, all of them call this with the same arguments, each on a
+  /// transformer of its own, and each gets the whole prediction. They share the video's tokens; every rank computes the
+  /// text's few rows for itself.
   Tensor forward(const Tensor& latents, const TransformerStep& step, const MochiPrompt& prompt,
                  SelfAttention& self_attention, TransformerTimes* times = nullptr, const BlockObserver& observer = {},
                  const WorkProgress& progress = {});
@@ -104,11 +106,12 @@ class MochiTransformer {
     Tensor video, text;  // text: empty without tokens
   };
 
-  /// What depends on the size of the video and the token order only.
+  /// What depends on the size of the video, the token order and this rank's shard only.
   struct Layout {
     AttentionGeometry geometry;  // without text
-    std::vector<int32_t> raster_of_position;
-    RopeFactors rope;
+    TokenShard shard;
+    std::vector<int32_t> raster_of_position;  // of all tokens
+    RopeFactors rope;                         // of the shard
   };
   /// A stream's tokens.
   struct StreamRows {
@@ -139,7 +142,7 @@ class MochiTransformer {
   /// Those of the present forward.
   const Block& block(int layer) const { return (wide_forward_ ? wide_blocks_ : blocks_)[static_cast<size_t>(layer)]; }
   bool is_last(int layer) const { return layer + 1 == config_.num_layers; }
-  const Layout& layout_for(const AttentionGeometry& geometry);
+  const Layout& layout_for(const AttentionGeometry& geometry, const TokenShard& shard);
   void prepare_workspace(int64_t num_tokens, const MochiPrompt& prompt);
   Tensor pooled_tokens(const Tensor& text_embeddings) const;
   /// → silu(embedding of timestep and prompt) [dim], in float32 and as the blocks take it.

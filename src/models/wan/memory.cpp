@@ -2,22 +2,11 @@
 
 #include <algorithm>
 
+#include "attention/sequence_parallel.h"
 #include "base/ceil_div.h"
 #include "models/model_folder.h"
-#include "sparsity/head_deal.h"
 
 namespace calibatt {
-
-namespace {
-// As SequenceParallelEngine has them: q, k, v and the output of a rank's heads for all tokens.
-uint64_t shared_attention_bytes(const WanTransformerConfig& config, uint64_t all_tokens, const Arithmetic& arithmetic) {
-  if (arithmetic.num_ranks == 1) return 0;
-  const int heads = most_heads_of_a_rank(config.num_attention_heads, arithmetic.num_ranks);
-  const uint64_t of_heads =
-      all_tokens * static_cast<uint64_t>(heads) * static_cast<uint64_t>(config.attention_head_dim);
-  return 4 * of_heads * dtype_size(arithmetic.dtype);
-}
-}  // namespace
 
 // As WanTransformer::prepare_workspace lays them out, and what is made beside them in each forward.
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
@@ -35,7 +24,9 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
                            static_cast<uint64_t>(config.num_layers);
   return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * all_tokens * patches * sizeof(float) +
-         prompts + shared_attention_bytes(config, all_tokens, arithmetic);
+         prompts +
+         SequenceParallelEngine::memory_bytes(config.num_attention_heads, config.attention_head_dim, num_tokens,
+                                              arithmetic.num_ranks, arithmetic.dtype);
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

@@ -255,7 +255,6 @@ class WanFiles final : public ModelFiles {
 
     description_.kind = "WanTransformer3DModel";
     description_.takes_image = takes_image(configs_);
-    description_.shares_tokens = true;
     description_.num_layers = configs_.transformer.num_layers;
     description_.num_heads = configs_.transformer.num_attention_heads;
     description_.head_dim = configs_.transformer.attention_head_dim;
