@@ -19,6 +19,8 @@ struct Progress {
   /// Calibration: the prompt that is measured, counted from 0, or the first of several; num_prompts: a run beside
   /// theirs, that is held out.
   int prompt = 0, num_prompts = 1;
+  /// Calibration: the plan is in its file already, and lacks the error alone that a held-out run measures now.
+  bool plan_is_written = false;
 
   /// Of the stage, 0 … 1.
   double of_stage() const { return total > 0 ? (done + within) / total : 0; }

@@ -91,6 +91,13 @@ void check_combinations(const CalibrateOptions& options) {
   if (measure == Measure::kLevels && asks_for_maps(options) && !options.prompt_range) {
     throw usage("--repetition " + options.repetition + ": " + kNoRepetition);
   }
+  for (const auto& [flag, from] : {std::pair{"--eight-bit-attention-from", options.eight_bit_attention_from},
+                                   std::pair{"--eight-bit-layers-from", options.eight_bit_layers_from}}) {
+    if (!from || !options.prompt_range) continue;
+    throw usage(std::string(flag) + " " + std::to_string(*from) +
+                ": says what a plan has, and --prompt-range measures prompts for any plan; leave it out here, and give "
+                "it where the plan is made of what was measured (calibrate with -o)");
+  }
 }
 
 const char* name_of(Measured measured) {

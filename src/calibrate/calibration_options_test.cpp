@@ -117,6 +117,22 @@ TEST(CalibrationOptions, ContradictionsAreNamed) {
   }
 }
 
+// Prompts are measured without 8 bits, whatever the plan will have.
+TEST(CalibrationOptions, StepsIn8BitsAreNoneOfARangesOfPrompts) {
+  for (const auto& [flag, field] :
+       {std::pair{"--eight-bit-attention-from 1: ", &CalibrateOptions::eight_bit_attention_from},
+        std::pair{"--eight-bit-layers-from 1: ", &CalibrateOptions::eight_bit_layers_from}}) {
+    const auto with = [&](bool range) {
+      return refusal([&](CalibrateOptions& o) {
+        o.*field = 1;
+        if (range) o.prompt_range = {0, 1};
+      });
+    };
+    EXPECT_THAT(with(true), AllOf(StartsWith(flag), HasSubstr("leave it out here")));
+    EXPECT_EQ(with(false), "");
+  }
+}
+
 TEST(CalibrationOptions, MapsOrLevelCodes) {
   MeasureFacts nothing, too_dear, maps, levels;
   too_dear.maps_refusal = "it would take a year";

@@ -185,7 +185,10 @@ void run(Flags& flags) {
                                   ? format("prompt %d of %d", state.prompt + 1, state.num_prompts)
                                   : "a held-out run";
     const bool compiling = state.stage == "compile", of_prompt = state.stage != "check" && !compiling;
-    stop_if_interrupted(state, (of_prompt ? " of " + which : "") + "; what was measured " +
+    const std::string plan =
+        state.plan_is_written ? "; " + flags.output + " is written, complete but for the error that was to be measured"
+                              : "";
+    stop_if_interrupted(state, (of_prompt ? " of " + which : "") + plan + "; what was measured " +
                                    (compiling || state.prompt == state.num_prompts ? "" : "on the prompts before ") +
                                    "is kept in " + flags.calibration.profile_dir +
                                    ": the same command goes on from there");

@@ -200,6 +200,7 @@ void add_device_flags(CLI::App& command, LoadOptions& load) {
           [&load](const std::string& text) {
             load.devices.resize(static_cast<size_t>(whole_number("--gpus", text, 1, kMostDevices)));
             std::iota(load.devices.begin(), load.devices.end(), 0);
+            load.devices_source = "--gpus " + std::to_string(load.devices.size());
           },
           "Make each video with so many GPUs together, the first ones of this machine [1]")
       ->type_name("NUMBER")
@@ -278,7 +279,8 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option_function<std::string>(
           "--keep-layers", [&load](const std::string& text) { load.kept_layers = layers_of(text); },
-          "Of --weights-dtype fp8: layers that stay as --dtype has them, such as ffn.net.2,blocks.0")
+          "Of --weights-dtype fp8: layers that stay as --dtype has them, such as ffn.net.2,blocks.0 (Mochi: "
+          "ff.net.2,transformer_blocks.0); an entry that names none is answered with all of the model's")
       ->type_name("LIST");
   add_whole_number(command, "-t,--threads", load.threads, 0, 4096, "Threads; 0: all processors")->default_str("0");
   command

@@ -65,6 +65,10 @@ ProgressCallback CalibrationProgress::of_compiler(const ProgressCallback& tell) 
 }
 
 ProgressCallback CalibrationProgress::of_check(const ProgressCallback& tell) {
+  {
+    const std::lock_guard lock(mutex_);
+    plan_is_written_ = true;
+  }
   return of_last_run("denoise", check_done_, tell);
 }
 
@@ -117,6 +121,7 @@ void CalibrationProgress::again(const ProgressCallback& tell) const {
     state = running_.empty() ? last_ : running_.begin()->second;
     state.num_prompts = num_prompts_;
     state.overall = told_;
+    state.plan_is_written = plan_is_written_;
   }
   tell(state);
 }

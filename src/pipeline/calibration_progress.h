@@ -26,7 +26,7 @@ class CalibrationProgress {
   ProgressCallback of_prompt(int prompt, const ProgressCallback& tell);
   ProgressCallback of_growth(int run, const ProgressCallback& tell);
   ProgressCallback of_compiler(const ProgressCallback& tell);
-  ProgressCallback of_check(const ProgressCallback& tell);
+  ProgressCallback of_check(const ProgressCallback& tell);  ///< of a plan that is written
 
   /// The prompt's run is over, and what it measured is saved now.
   void saving(int prompt);
@@ -58,6 +58,7 @@ class CalibrationProgress {
   std::map<int, Progress> running_;  // by the run's place
   Progress last_;                    // of what ran, while nothing does
   double told_ = 0;                  // of the whole
+  bool plan_is_written_ = false;
   std::vector<double> prompts_done_, growth_done_;
   double compile_done_ = 0, check_done_ = 0;
   double prompts_share_ = 1, growth_share_ = 0, compile_share_ = 0, check_share_ = 0;  // of the whole

@@ -114,7 +114,12 @@ TEST_F(CalibrationProgressTest, SaysWhichRunItIs) {
   compile(told.of_compiler(tell_));
   EXPECT_LT(after_one, seen_.back().overall);
   EXPECT_LT(seen_.back().overall, 0.9) << "a run of the model is still to come";
-  for (const Progress& state : seen_) EXPECT_EQ(state.num_prompts, kPrompts);
+  for (const Progress& state : seen_) {
+    EXPECT_EQ(state.num_prompts, kPrompts);
+    EXPECT_FALSE(state.plan_is_written);
+  }
+  run(told.of_check(tell_));
+  EXPECT_TRUE(seen_.back().plan_is_written);
 }
 
 }  // namespace

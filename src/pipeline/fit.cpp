@@ -6,6 +6,7 @@
 #include "pipeline/device_backends.h"
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
+#include "pipeline/rank_layout.h"
 
 namespace calibatt {
 
@@ -14,7 +15,7 @@ void check_attention_kernel(const LoadOptions& load, const GenerateOptions& opti
   add_device_backends();
   const int head_dim = open_model(load.model_dir, parts_of(load))->description().head_dim;
   for (const int device : load.devices) {
-    const std::unique_ptr<Backend> backend = make_backend(load.backend, device);
+    const std::unique_ptr<Backend> backend = make_backend(load.backend, device, devices_flag(load));
     static_cast<void>(backend->attention_kernel(dtype_of(load.precision).value_or(DType::kBF16), head_dim, true));
   }
 }

@@ -23,6 +23,10 @@ std::string devices_flag(int num_ranks, const std::string& devices_source) {
 
 }  // namespace
 
+std::string devices_flag(const LoadOptions& options) {
+  return devices_flag(static_cast<int>(options.devices.size()), options.devices_source);
+}
+
 void check_devices(const LoadOptions& options) {
   if (options.devices.empty()) throw Error(ErrorKind::kUsage, "--device: names no device; give an index, such as 0");
   if (options.devices.size() > size_t{kMostDevices}) {
@@ -33,7 +37,7 @@ void check_devices(const LoadOptions& options) {
     throw Error(ErrorKind::kUsage,
                 "--offload is for one GPU: each of several would keep the transformer in host memory once more; leave "
                 "it out, or give one device in place of " +
-                    devices_flag(static_cast<int>(options.devices.size()), options.devices_source));
+                    devices_flag(options));
   }
 }
 

@@ -19,6 +19,9 @@ struct RankLayout {
   int ranks_of_forward() const { return num_ranks / num_groups; }
 };
 
+/// How messages name the devices: as they were given.
+std::string devices_flag(const LoadOptions& options);
+
 /// Refuses devices that cannot be one pipeline's, whatever the model: Error(kUsage).
 void check_devices(const LoadOptions& options);
 

@@ -16,6 +16,7 @@
 #include "pipeline/first_frame.h"
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
+#include "pipeline/rank_layout.h"
 #include "pipeline/stage_progress.h"
 #include "sampling/solver_weights.h"
 
@@ -67,7 +68,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
   for (const std::string& warning : files_->description().warnings) warn(warning);
   if (backend_ == nullptr) {
     add_device_backends();
-    backend_ = make_backend(options.backend, options.devices.at(0));
+    backend_ = make_backend(options.backend, options.devices.at(0), devices_flag(options));
   }
   if (options.offload && backend_->in_host_memory()) {
     warn("--offload changes nothing with the backend " + std::string(backend_->name()) +

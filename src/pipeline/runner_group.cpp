@@ -74,7 +74,9 @@ void RunnerGroup::load(const LoadOptions& options) {
   check_precision(options, *open_model(options.model_dir, parts_of(options)));  // what is wrong is said first, and once
   add_device_backends();
   std::vector<std::unique_ptr<Backend>> backends;
-  for (const int device : devices_) backends.push_back(make_backend(options.backend, device));
+  for (const int device : devices_) {
+    backends.push_back(make_backend(options.backend, device, devices_flag(options)));
+  }
   runners_.resize(devices_.size());
   run_heard(num_ranks(), options.progress, [&](Communicator& hosts, const ProgressCallback& progress) {
     const auto rank = static_cast<size_t>(hosts.rank());

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <nlohmann/json.hpp>
 
 #include "command.h"
@@ -114,6 +115,25 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
   };
   EXPECT_EQ(steps_said(""), steps_said(" --weights-dtype fp8"));
   EXPECT_THAT(calibrate("--speedup 1.6 --attention-dtype fp8").output, HasSubstr("a Hopper GPU does"));
+}
+
+// The file is there: that it may be used is said, and what it lacks.
+TEST_F(Speedup, APlanIsWrittenBeforeItsErrorIsMeasured) {
+  const std::string command = "calibrate" + kSmall +
+                              "--steps 6 --block-q 8 --block-k 8 --token-order tiles:2x2x2 --anchors 2 --prompts " +
+                              folder_.file("prompts.txt") + " --profile " + folder_.file("profile") + " -o " +
+                              folder_.file("other.safetensors") + " --speedup 1.5" + kAnyMachine;
+  const std::string written = folder_.file("other.safetensors") + " is written, complete but for the error";
+  const CommandResult result = interrupt_calibatt(command, "a held-out run", {SIGINT});
+  EXPECT_EQ(result.exit_code, 130) << result.output;
+  EXPECT_THAT(result.output,
+              AllOf(HasSubstr("of a held-out run; " + written), HasSubstr("the same command goes on from there")));
+  const std::string plan = "inspect " + folder_.file("other.safetensors");
+  const CommandResult without = run_calibatt(plan);
+  EXPECT_EQ(without.exit_code, 0) << without.output;
+  EXPECT_THAT(without.output, Not(HasSubstr("measured in a run")));
+  EXPECT_EQ(run_calibatt(command).exit_code, 0);
+  EXPECT_THAT(run_calibatt(plan).output, HasSubstr("measured in a run"));
 }
 
 // Before anything more is measured for it, with the share of attention that the prompts' runs had.

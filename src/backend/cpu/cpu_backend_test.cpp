@@ -24,11 +24,27 @@ TEST(MakeBackend, NamesThoseThereAre) {
   }
   EXPECT_EQ(make_backend("auto")->name(), "cpu");
   try {
-    make_backend("auto", 1);
+    make_backend("auto", 1, "--gpus 2");
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-    EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("there is no GPU 1"), testing::HasSubstr("has none")));
+    EXPECT_THAT(error.what(),
+                testing::AllOf(testing::StartsWith("--gpus 2: there is no GPU 1: "), testing::HasSubstr("has none")));
+  }
+  struct Choice {
+    static bool usable() { return false; }  // "auto" passes over it
+    static std::unique_ptr<Backend> make(int device) {
+      throw Error(device == 1 ? ErrorKind::kUsage : ErrorKind::kDevice, "there is none");
+    }
+  };
+  add_backend({"none", Choice::usable, Choice::make});
+  for (const int device : {0, 1}) {
+    try {
+      make_backend("none", device, "--device 1");
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_STREQ(error.what(), device == 1 ? "--device 1: there is none" : "there is none");
+    }
   }
   try {
     make_backend("cpu", 1);  // asked for by name: there may be GPUs

@@ -26,6 +26,15 @@ std::vector<BackendChoice> added_choices() {
   return choices().added;
 }
 
+std::unique_ptr<Backend> make(const BackendChoice& choice, int device, const std::string& flag) {
+  try {
+    return choice.make(device);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    throw Error(ErrorKind::kUsage, flag + error.what());
+  }
+}
+
 }  // namespace
 
 void add_backend(const BackendChoice& choice) {
@@ -41,23 +50,22 @@ bool computes_on_host(std::string_view name) {
          (name == "auto" && std::ranges::none_of(added, [](const auto& each) { return each.usable(); }));
 }
 
-std::unique_ptr<Backend> make_backend(std::string_view name, int device) {
+std::unique_ptr<Backend> make_backend(std::string_view name, int device, const std::string& asked) {
+  const std::string flag = asked.empty() ? "" : asked + ": ";
   std::string known = "cpu";
   for (const BackendChoice& choice : added_choices()) {
-    if (name == choice.name || (name == "auto" && choice.usable())) return choice.make(device);
+    if (name == choice.name || (name == "auto" && choice.usable())) return make(choice, device, flag);
     known += ", " + std::string(choice.name);
   }
   if ((name == "cpu" || name == "auto") && device == 0) return cpu::make_cpu_backend();
   if (name == "cpu") {
-    throw Error(ErrorKind::kUsage,
-                "the backend cpu has no device " + std::to_string(device) +
-                    " (--device, --gpus): its only one is 0, which ranks can share to be tested: --device 0,0. To run "
-                    "on GPUs, leave --backend cpu out");
+    throw Error(ErrorKind::kUsage, flag + "the backend cpu has no device " + std::to_string(device) +
+                                       ": its only one is 0, which ranks can share to be tested: --device 0,0. To run "
+                                       "on GPUs, leave --backend cpu out");
   }
   if (name == "auto") {
-    throw Error(ErrorKind::kUsage,
-                "there is no GPU " + std::to_string(device) +
-                    " (--device, --gpus): this machine or build has none, and the backend is cpu; leave it out");
+    throw Error(ErrorKind::kUsage, flag + "there is no GPU " + std::to_string(device) +
+                                       ": this machine or build has none, and the backend is cpu; leave it out");
   }
   std::string message = "backend: there is no \"" + std::string(name) + "\"; this build has: " + known;
   if (name == "cuda") message += ". A build with it needs nvcc 13: cmake --preset cuda";

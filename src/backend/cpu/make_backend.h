@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "backend/backend.h"
@@ -17,8 +18,8 @@ struct BackendChoice {
 void add_backend(const BackendChoice& choice);
 
 /// The backend of this name; "auto": the first usable device's, else the CPU's. device: index, for those that have
-/// several. Throws Error(kUsage) naming those there are.
-std::unique_ptr<Backend> make_backend(std::string_view name, int device = 0);
+/// several; asked: the flag that named it, for messages ("--device 5"). Throws Error(kUsage) naming those there are.
+std::unique_ptr<Backend> make_backend(std::string_view name, int device = 0, const std::string& asked = {});
 
 /// Whether make_backend's would be the CPU's.
 bool computes_on_host(std::string_view name);

@@ -21,7 +21,7 @@ double bound(DType out) {
 TEST(CudaBackend, IsRefusedWithoutADeviceAndListsThemOtherwise) {
   add_cuda_backend();
   try {
-    make_backend("cuda", 99);
+    make_backend("cuda", 99, "--device 99");
     ADD_FAILURE() << "no error";
   } catch (const Error& error) {
     if (num_devices() == 0) {
@@ -29,7 +29,8 @@ TEST(CudaBackend, IsRefusedWithoutADeviceAndListsThemOtherwise) {
       EXPECT_THAT(error.what(), testing::HasSubstr("nvidia-smi"));
     } else {
       EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-      EXPECT_THAT(error.what(), testing::AllOf(testing::HasSubstr("no GPU 99 (--device"), testing::HasSubstr("0 (")));
+      EXPECT_THAT(error.what(),
+                  testing::AllOf(testing::HasSubstr("--device 99: there is no GPU 99: "), testing::HasSubstr("0 (")));
     }
   }
   EXPECT_EQ(make_backend("auto")->name(), num_devices() > 0 ? "cuda" : "cpu");

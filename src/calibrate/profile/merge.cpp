@@ -48,6 +48,13 @@ std::map<int, std::string> prompts_in(const std::string& folder) {
   return prompts;
 }
 
+/// The name of one; empty where there is none, or no such folder.
+std::string any_file_in(const std::string& folder) {
+  std::error_code error;
+  const fs::directory_iterator entry(folder, error);
+  return error || entry == fs::directory_iterator() ? "" : entry->path().filename().string();
+}
+
 std::string listed(const std::vector<int>& prompts) {
   std::string text;
   for (size_t i = 0; i < prompts.size() && i < 20; ++i) text += (i > 0 ? ", " : "") + std::to_string(prompts[i]);
@@ -97,6 +104,10 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
   if (folders.empty()) throw Error(ErrorKind::kUsage, "merge: give the profile folders to merge");
   if (is_folder(output) && !prompts_in(output).empty()) {
     throw Error(ErrorKind::kUsage, "merge: " + output + " already holds prompts; give a new folder with -o");
+  }
+  if (const std::string other = any_file_in(output); !other.empty()) {
+    throw Error(ErrorKind::kUsage, "merge: " + output + " holds other files (" + other +
+                                       "), among which a profile would be lost; give a new folder with -o");
   }
   std::map<int, std::string> files;
   std::string first_file;

@@ -136,6 +136,8 @@ TEST_F(Merge, GapsDuplicatesAndFullFoldersAreRefusedBeforeAnythingIsWritten) {
   EXPECT_THAT(message(ErrorKind::kUsage, {a.path(), b.path()}, output),
               AllOf(HasSubstr("prompt 1 is in two folders"), HasSubstr(a.path()), HasSubstr(b.path())));
   EXPECT_THAT(message(ErrorKind::kUsage, {b.path()}, a.path()), HasSubstr("already holds prompts"));
+  std::ofstream(c / "notes.txt") << "of something else";
+  EXPECT_THAT(message(ErrorKind::kUsage, {a.path()}, c.path()), HasSubstr("holds other files (notes.txt)"));
   EXPECT_THAT(message(ErrorKind::kNotFound, {c.path()}, output), HasSubstr("no calibration profile"));
   EXPECT_THAT(message(ErrorKind::kNotFound, {c / "absent"}, output), HasSubstr("absent"));
   EXPECT_FALSE(std::filesystem::exists(output));

@@ -101,8 +101,8 @@ void use_device(int index) {
       known += (i == 0 ? "" : ", ") + std::to_string(i) + " (" + device.name + ", " +
                std::to_string(device.memory_bytes >> 30) + " GiB)";
     }
-    throw Error(ErrorKind::kUsage, "there is no GPU " + std::to_string(index) +
-                                       " (--device, --gpus): this machine has " + std::to_string(count) + ": " + known);
+    throw Error(ErrorKind::kUsage, "there is no GPU " + std::to_string(index) + ": this machine has " +
+                                       std::to_string(count) + ": " + known);
   }
   check(cudaSetDevice(index), "choosing a GPU");
 }
