@@ -55,8 +55,9 @@ struct DecoderRanks : DecoderGolden<Vae> {
         for (int num_ranks = 1; num_ranks <= latents.dim(2); ++num_ranks) {  // up to a row each
           const Tensor found = decoded_on(num_ranks, load, latents);
           ASSERT_EQ(found.shape(), expected.shape());
-          // Products of fewer rows may be summed in another order, by another kernel.
-          EXPECT_LT(relative_error(found, expected), 2e-6) << name << ", " << num_ranks << " ranks";
+          // Products of fewer rows may be summed in another order, on a GPU by another of cuDNN's engines.
+          EXPECT_LT(relative_error(found, expected), backend_name() == "cpu" ? 2e-6 : 1e-5)
+              << name << ", " << num_ranks << " ranks";
         }
       }
     }
@@ -119,7 +120,8 @@ struct DecoderRanks : DecoderGolden<Vae> {
     int layers = 0;
     in_float(this->folder, *this->backend).decode(latents, [&](int, int, double) { ++layers; });
     for (int failing = 0; failing < 3; ++failing) {
-      for (int layer = 0; layer < layers; layer += 1 + failing) {
+      const int step = 1 + failing + (backend_name() == "cpu" ? 0 : 9);  // starting cuDNN takes its time
+      for (int layer = 0; layer < layers; layer += step) {
         try {
           on_ranks(3, in_float, [&](const Vae& vae, Communicator& ranks) {
             int calls = 0;
