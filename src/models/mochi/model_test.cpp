@@ -197,6 +197,11 @@ TEST(MochiMemory, OfTheFullSizeFitsOnOneCard) {
   EXPECT_LT(bytes, 3'400'000'000u);  // a table of all heads' angles would take 1.1 GB more
   const uint64_t eight_bits = mochi_activation_bytes(MochiTransformerConfig(), 44520, 256, {DType::kBF16, true});
   EXPECT_EQ(eight_bits, bytes + uint64_t{44520} * 3072) << "norms in 8 bits";
+  // A quarter of the tokens, and at most 7 of the 24 heads of all: q, k, v and the output.
+  const uint64_t of_four =
+      mochi_activation_bytes(MochiTransformerConfig(), 44520, 256, {DType::kBF16, false, false, 4});
+  EXPECT_GT(of_four, bytes / 4 + uint64_t{4} * 44520 * 7 * 128 * 2);
+  EXPECT_LT(of_four, bytes / 4 + uint64_t{4} * 44776 * 7 * 128 * 2 + 60'000'000) << "text and patches are not shared";
 }
 
 }  // namespace
