@@ -53,6 +53,8 @@ class Device {
   virtual HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim) = 0;
   /// to[t, h, :] = from[t, h, :]; the same type and number of tokens, no overlap, the heads of a token without gaps.
   virtual void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) = 0;
+  /// Whether the backend's device of this index can read this one's memory.
+  virtual bool is_readable_by(int /*device*/) const { return true; }
   /// Whether tensors are in host memory, so that anybody may follow their pointers.
   virtual bool in_host_memory() const { return true; }
   /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.

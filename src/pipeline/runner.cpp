@@ -54,7 +54,7 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 }  // namespace
 
-Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
+Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, const RankShards& shards)
     : threads_(options.threads),
       loras_(options.loras),
       parts_(names_of_parts(options)),
@@ -75,6 +75,8 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
   }
   ModelLoadOptions load;
   load.offload = options.offload && !backend_->in_host_memory();
+  load.shards = shards;
+  if (!load.offload) weight_ranks_ = shards.num_ranks();
   load.warn = options.warn;
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
@@ -104,7 +106,8 @@ AvailableMemory Runner::available_memory() const {
 void Runner::warn_of_memory(const GenerateOptions& options, int num_ranks, const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
   MemoryEstimate needed = files_->memory(
-      video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks});
+      video_size(options),
+      {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks, weight_ranks_});
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }

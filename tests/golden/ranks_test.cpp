@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 
 #include "attention/run_attention.h"
@@ -91,7 +92,9 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
     return random_plan(run, name_ == "cpu" ? 4 : 64);  // a GPU's key blocks are multiples of 64
   }
 
-  WanTransformer load(Backend& backend) const { return WanTransformer::load(backend, folder_, DType::kF32); }
+  WanTransformer load(Backend& backend, const ModelLoadOptions& options = {}) const {
+    return WanTransformer::load(backend, folder_, DType::kF32, options);
+  }
   RunDescription describe(const WanTransformer& model) const {
     const Tensor latents = golden("latents");
     RunDescription run;
@@ -128,6 +131,27 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
     return outputs;
   }
 
+  /// The same where each rank keeps a part of the weights.
+  std::vector<Tensor> with_shards(int num_ranks, bool planned, bool on_the_host) const {
+    std::vector<Tensor> outputs(static_cast<size_t>(num_ranks));
+    const std::shared_ptr<WeightShards> shards = shards_of(num_ranks);
+    run_ranks(num_ranks, [&](Communicator& hosts) {
+      Rank rank(name_, hosts);
+      WanTransformer model = load(*rank.backend, {.offload = on_the_host, .shards = {shards, hosts.rank()}});
+      const RunDescription run = describe(model);
+      const auto attention = rank.attention(planned ? plan_for(run) : nullptr, run);
+      hosts.barrier();
+      outputs[static_cast<size_t>(hosts.rank())] = forward(model, *attention);
+      EXPECT_EQ(relative_error(forward(model, *attention), outputs[static_cast<size_t>(hosts.rank())]), 0);
+    });
+    return outputs;
+  }
+  std::shared_ptr<WeightShards> shards_of(int num_ranks) const {
+    std::vector<int> devices;
+    for (int rank = 0; rank < num_ranks; ++rank) devices.push_back(name_ == "cpu" ? 0 : device_of(rank));
+    return std::make_shared<WeightShards>(devices);
+  }
+
   std::string name_ = std::get<0>(GetParam());
   GoldenCase case_ = std::get<1>(GetParam());
   std::string folder_ = std::string(CALIBATT_GOLDEN_DATA) + "/transformer/" + case_.model;
@@ -154,6 +178,23 @@ TEST_P(Ranks, PredictWhatOneDoes) {
   }
 }
 
+// What is gathered is the same numbers at other addresses: every bit of the result must stay.
+TEST_P(Ranks, WithPartsOfTheWeightsPredictWhatTheyDoWithAll) {
+  for (const bool planned : {false, true}) {
+    for (const int num_ranks : {2, 3, 5}) {
+      const std::vector<Tensor> whole = together(num_ranks, planned);
+      for (const bool on_the_host : {false, true}) {
+        const std::vector<Tensor> parts = with_shards(num_ranks, planned, on_the_host);
+        for (size_t rank = 0; rank < whole.size(); ++rank) {
+          EXPECT_EQ(std::memcmp(parts[rank].raw(), whole[rank].raw(), whole[rank].size_bytes()), 0)
+              << "rank " << rank << " of " << num_ranks << (planned ? ", planned" : "")
+              << (on_the_host ? ", offloaded" : "");
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, Ranks,
                          testing::Combine(kBackends,
                                           testing::Values(GoldenCase{"tiny", "odd"}, GoldenCase{"head128", "line"},
@@ -174,6 +215,33 @@ TEST_P(RanksOfTiny, OneThatFailsWithinAForwardEndsAllWithItsReason) {
     ADD_FAILURE() << "nothing was thrown";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "rank 1 of 3: layer 0: the GPU is lost");
+  }
+}
+
+// Before its part is there, and after.
+TEST_P(RanksOfTiny, OneThatFailsWithAPartOfTheWeightsEndsAllWithItsReason) {
+  for (const bool loaded : {false, true}) {
+    for (int failing = 0; failing < 3; ++failing) {
+      const std::shared_ptr<WeightShards> shards = shards_of(3);
+      try {
+        run_ranks(3, [&](Communicator& hosts) {
+          Rank rank(name_, hosts);
+          ModelLoadOptions options;
+          options.shards = {shards, hosts.rank()};
+          options.progress = [&](int layer, int, double) {
+            if (!loaded && hosts.rank() == failing && layer == 1) throw Error(ErrorKind::kDevice, "the GPU is lost");
+          };
+          WanTransformer model = load(*rank.backend, options);
+          hosts.barrier();
+          forward(model, *rank.attention(nullptr, describe(model)), [&](int layer, const Tensor&) {
+            if (loaded && hosts.rank() == failing && layer == 0) throw Error(ErrorKind::kDevice, "the GPU is lost");
+          });
+        });
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.what(), "rank " + std::to_string(failing) + " of 3: the GPU is lost");
+      }
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/ceil_div.h"
+#include "models/wan/layers.h"
 #include "sparsity/head_deal.h"
 
 namespace calibatt {
@@ -35,6 +36,24 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
                            static_cast<uint64_t>(config.num_layers);
   return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * all_tokens * patches * sizeof(float) +
          prompts + shared_attention_bytes(config, all_tokens, arithmetic);
+}
+
+WanShardBytes wan_shard_bytes(const WanTransformerConfig& config, const Arithmetic& arithmetic) {
+  ModelLoadOptions kept;
+  kept.eight_bit_layers = arithmetic.eight_bit_layers;
+  const BlockFormats formats = WanLayers::formats(config, arithmetic.dtype, kept),
+                     wide_formats = WanLayers::formats(config, arithmetic.dtype, {});
+  WanShardBytes bytes;
+  uint64_t largest = 0;  // of what is gathered at a time
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const WanLayers::BlockBytes own = WanLayers::block_bytes(config, formats, layer),
+                                wide = WanLayers::block_bytes(config, wide_formats, layer);
+    bytes.blocks += own.forward + own.prompt;
+    bytes.wide_blocks += wide.forward + wide.prompt;
+    largest = std::max<uint64_t>({largest, own.forward, own.prompt, arithmetic.wide_steps ? wide.forward : 0});
+  }
+  bytes.buffers = 2 * largest;
+  return bytes;
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

@@ -39,6 +39,7 @@ class CudaAttention : public AttentionBackend {
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
   bool in_host_memory() const override { return false; }
   size_t available_memory_bytes() const override { return context_.available_bytes(); }
+  bool is_readable_by(int device) const override { return can_read(device, context_.device().index); }
   size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_device_bytes; }
   void reset_peak_memory() override { context_.reset_peak(); }
   void trim_memory() override { context_.trim(); }

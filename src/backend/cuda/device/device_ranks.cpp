@@ -39,9 +39,7 @@ void DeviceRanks::admit_peers() {
   const int own = context_.device().index;
   for (const int other : gathered(hosts_, own)) {
     if (other == own) continue;
-    int can_read = 0;
-    check(cudaDeviceCanAccessPeer(&can_read, other, own), "asking whether GPUs can read each other's memory");
-    if (can_read == 0) {
+    if (!can_read(other, own)) {
       throw Error(ErrorKind::kDevice, "GPU " + std::to_string(other) + " cannot read the memory of GPU " +
                                           std::to_string(own) +
                                           "; use GPUs that are connected (nvidia-smi topo -p2p r)");
