@@ -3,10 +3,12 @@
 // says of the ranks. It stays, so that bench/ranks/alternate.py takes several builds and devices in turns on weights
 // that are loaded.
 //   calibatt_ranks_bench MODEL --plan PLAN --device 0,1 [--backend cuda] [--width 1280 --height 720 --video-frames 81]
+//     [--shard-weights on | --offload] [--weights-dtype fp8]
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -59,6 +61,7 @@ json timed(Pipeline& pipeline, GenerateOptions run) {
             {"density", report.density},
             {"groups", report.guidance_groups},
             {"peak", report.peak_device_bytes},
+            {"weights", report.weight_placement},
             {"kernel", report.attention_kernel}};
   if (report.deal_imbalance) line["imbalance"] = *report.deal_imbalance;
   return line;
@@ -73,6 +76,13 @@ int run_bench(int argc, char** argv) {
   app.add_option("--plan", plan);
   app.add_option("--backend", load.backend);
   app.add_option("--device", load.devices)->delimiter(',');
+  app.add_option("--shard-weights", load.shard_weights)
+      ->transform(CLI::Transformer(std::map<std::string, ShardWeights>{
+          {"auto", ShardWeights::kAuto}, {"on", ShardWeights::kOn}, {"off", ShardWeights::kOff}}));
+  app.add_flag("--offload", load.offload);
+  app.add_option("--weights-dtype", load.weights)
+      ->transform(CLI::Transformer(
+          std::map<std::string, WeightsPrecision>{{"bf16", WeightsPrecision::kBF16}, {"fp8", WeightsPrecision::kFP8}}));
   app.add_option("--width", width);
   app.add_option("--height", height);
   app.add_option("--video-frames", video_frames);

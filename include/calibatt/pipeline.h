@@ -32,6 +32,11 @@ enum class WeightsPrecision { kAuto, kBF16, kFP8 };
 /// what calibration measures, stay in the run's. kBF16: the run's own, and a run of another type is refused.
 enum class AttentionDtype { kModel, kFP8, kBF16 };
 
+/// Whether each of several devices that make a video together keeps a part of every block of the transformer, and
+/// gathers the others' a block ahead of its use, in place of all of them. kAuto: where all of them and a video do not
+/// fit into the memory that is free on the smallest.
+enum class ShardWeights { kAuto, kOn, kOff };
+
 /// What to do with a plan that was made for something else (another model, size, block size).
 enum class OnMismatch {
   kRefuse,  ///< Error(kMismatch) that names both values
@@ -58,12 +63,17 @@ struct LoadOptions {
                     ///< its number is in force for whoever else computes with this library
   std::string backend =
       "auto";  ///< "cpu", "cuda", or "auto": cuda where this build has it and a GPU is there, else cpu
-  /// The GPUs that make each video together, by index as CUDA counts: a rank on each, with all weights. Some may share
-  /// one, and on the CPU all do (index 0): that is for tests, and brings nothing else.
+  /// The GPUs that make each video together, by index as CUDA counts: a rank on each. Some may share one, and on the
+  /// CPU all do (index 0): that is for tests, and brings nothing else.
   std::vector<int> devices = {0};
   std::string devices_source = {};  ///< how they were named, for messages ("--device 0,2"); empty: "--gpus N"
   std::vector<Lora> loras = {};     ///< merged into the transformer's weights, in this order
-  bool offload = false;  ///< keep the transformer's blocks in host memory and stream them to the GPU: less memory there
+  ShardWeights shard_weights = ShardWeights::kAuto;
+  /// What the largest video will take on a device beside the weights (MemoryEstimate), for ShardWeights::kAuto; 0: as
+  /// one of the model's default size.
+  uint64_t video_bytes = 0;
+  /// Keep the transformer's blocks in host memory, once for all devices, and stream them to these: less memory there.
+  bool offload = false;
   ProgressCallback progress = {};                             ///< of the loading
   std::function<void(const std::string& message)> warn = {};  ///< about something odd in the files that does no harm
 };
@@ -145,6 +155,9 @@ struct RunReport {
   std::vector<int> devices;  ///< LoadOptions::devices
   int guidance_groups = 1;   ///< 2: each half of the devices computed one branch of guidance
   int decoding_devices = 1;  ///< that decoded some rows of the video each; 1: the first one did
+  /// Where several devices have the transformer's blocks: "whole" on each, "shards": a part on each, "host": once for
+  /// all in host memory. Empty: there is one device.
+  std::string weight_placement = {};
   /// Where devices shared self-attention by heads: work of the busiest over the mean of all, by what heads cost.
   std::optional<double> deal_imbalance = {};
   uint64_t peak_device_bytes = 0;  ///< most memory of a GPU in use at a time, weights included; 0 on the CPU
@@ -179,7 +192,8 @@ CALIBATT_API std::map<std::string, int> reused_steps(const RunReport& report);
 struct MemoryEstimate {
   uint64_t weights = 0, activations = 0, autoencoder = 0, video = 0;
   /// The most at a time where the model computes.
-  uint64_t peak() const { return weights + (activations > autoencoder ? activations : autoencoder); }
+  uint64_t peak() const { return weights + beside_weights(); }
+  uint64_t beside_weights() const { return activations > autoencoder ? activations : autoencoder; }
 };
 
 /// What a model's settings say of it.

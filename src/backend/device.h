@@ -34,8 +34,6 @@ class Device {
   /// of the group calls it. Null where memory is the host's, so that `hosts` itself will do. Throws Error(kDevice)
   /// where devices cannot read each other's memory.
   virtual std::unique_ptr<Communicator> join(Communicator& /*hosts*/) { return nullptr; }
-  /// Whether what this device computes can read the memory of another of the same backend, as ranks that join do.
-  virtual bool can_read(const Device& /*other*/) const { return true; }
 
   // ---- time --------------------------------------------------------------------------------------------------------
   virtual void synchronize() {}  ///< waits for all that was asked for; throws Error(kDevice) when any of it failed
@@ -55,6 +53,8 @@ class Device {
   virtual HostHeads heads_to_host(ConstHeadsView view, int num_heads, int head_dim) = 0;
   /// to[t, h, :] = from[t, h, :]; the same type and number of tokens, no overlap, the heads of a token without gaps.
   virtual void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) = 0;
+  /// Whether the backend's device of this index can read this one's memory.
+  virtual bool is_readable_by(int /*device*/) const { return true; }
   /// Whether tensors are in host memory, so that anybody may follow their pointers.
   virtual bool in_host_memory() const { return true; }
   /// Most device memory that was in use at a time since reset_peak_memory; 0 where nobody counts.

@@ -8,6 +8,7 @@
 #include "backend/stored_linear.h"
 #include "backend/streamed_weights.h"
 #include "base/tensor.h"
+#include "base/weight_shards.h"
 
 namespace calibatt {
 
@@ -43,6 +44,10 @@ class LinearOps {
   /// A home for up to size_bytes of linear layers that stay in host memory between their uses (StoredLinear::streamed);
   /// null on a backend that has no other memory.
   virtual std::shared_ptr<StreamedWeights> make_streamed_weights(size_t /*size_bytes*/) { return nullptr; }
+  /// The same for a block of which every rank keeps a part: all of its layers are loaded by each rank, which then keeps
+  /// what is its own, and gathers the block from all ranks for its use. Throws Error(kUsage) where the device of one
+  /// rank cannot read another's memory.
+  virtual std::shared_ptr<StreamedWeights> make_sharded_weights(ShardedBlock block) = 0;
   /// What one matrix of a linear layer takes of that.
   static size_t streamed_bytes(int64_t out, int64_t in, DType dtype);
 
@@ -55,6 +60,11 @@ class LinearOps {
   /// Rows that a chain of layers with a wide middle should take at a time: enough to keep the device busy, few enough
   /// that the middle stays small.
   virtual int64_t rows_at_a_time() const { return 4096; }
+
+ protected:
+  /// What make_linear takes, of stored tensors.
+  static Tensor weight_from(const StoredLinear& stored);
+  static Tensor bias_from(const StoredLinear& stored);
 };
 
 }  // namespace calibatt

@@ -189,7 +189,9 @@ std::vector<Prompt> check(Flags& flags) {
 
 void run(Flags& flags) {
   std::vector<Prompt> prompts = check(flags);
-  check_before_loading(ModelOnDisk::open(flags.load), flags.run);
+  const ModelOnDisk model = ModelOnDisk::open(flags.load);
+  check_before_loading(model, flags.run);
+  flags.load.video_bytes = model.memory(flags.run, flags.load.precision, flags.load.weights).beside_weights();
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };
   const auto pipeline = Pipeline::load(flags.load);

@@ -169,9 +169,20 @@ void leave_idle_devices_out(const CalibrateOptions& calibration, std::vector<int
   devices.resize(prompts);
 }
 
+/// GPUs that measure prompts of their own are at different steps.
+void hold_whole_weights(LoadOptions& load) {
+  if (load.offload || load.shard_weights == ShardWeights::kOn) {
+    throw Error(ErrorKind::kUsage, std::string(load.offload ? "--offload" : "--shard-weights on") +
+                                       ": a calibration on several GPUs holds all weights on each; leave it out, or "
+                                       "calibrate on one GPU with --offload");
+  }
+  load.shard_weights = ShardWeights::kOff;
+}
+
 void run(Flags& flags) {
   check(flags);
   leave_idle_devices_out(flags.calibration, flags.load.devices);
+  if (flags.load.devices.size() > 1) hold_whole_weights(flags.load);
   LoadOptions of_one_rank = flags.load;  // no forward is shared
   of_one_rank.devices.resize(1);
   check_before_loading(ModelOnDisk::open(of_one_rank), flags.calibration.run);

@@ -99,6 +99,8 @@ void print_sharing(const RunReport& report) {
     groups += format("; the busiest had %.3f times the mean work of self-attention", *report.deal_imbalance);
   }
   if (report.decoding_devices == 1) groups += "; the first decoded the video";
+  if (report.weight_placement == "shards") groups += format("; each keeps 1/%zu of the weights", report.devices.size());
+  if (report.weight_placement == "host") groups += "; the weights are once in host memory";
   std::printf("devices %s%s\n", devices.c_str(), groups.c_str());
 }
 
@@ -257,6 +259,7 @@ void warn_of_unread(const Flags& flags) {
 void run(Flags& flags) {
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
+  flags.load.video_bytes = model.memory(flags.run, flags.load.precision, flags.load.weights).beside_weights();
   warn_of_unread(flags);
   const std::vector<Job> jobs = jobs_of(flags, model);
   check(flags, jobs);

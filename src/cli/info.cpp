@@ -1,6 +1,8 @@
 #include <cstdio>
 #include <memory>
+#include <optional>
 
+#include "calibatt/error.h"
 #include "calibatt/pipeline.h"
 #include "commands.h"
 #include "options.h"
@@ -10,6 +12,17 @@ namespace {
 
 double gigabytes(uint64_t bytes) {
   return static_cast<double>(bytes) * 1e-9;
+}
+
+/// Where GPUs may share the weights, and are not told to or not to.
+std::optional<MemoryEstimate> shared_memory(LoadOptions load, const GenerateOptions& run) {
+  if (load.devices.size() == 1 || load.shard_weights != ShardWeights::kAuto || load.offload) return {};
+  load.shard_weights = ShardWeights::kOn;
+  try {
+    return ModelOnDisk::open(load).memory(run, load.precision, load.weights);
+  } catch (const Error&) {  // the model has no parts to share
+    return {};
+  }
 }
 
 void print_info(const ModelOnDisk& model, const LoadOptions& load, const GenerateOptions& options) {
@@ -29,11 +42,16 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
               *run.flow_shift, run.scheduler->c_str(),
               listed ? ", steps as listed" : (" --sigmas " + *run.sigmas).c_str());
   const MemoryEstimate memory = model.memory(run, load.precision, load.weights);
+  const std::optional<MemoryEstimate> shared = shared_memory(load, run);
   std::printf(
       "memory for such a video%s: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
       "the frames take %.2f GB of host memory\n",
       load.devices.size() > 1 ? ", on each GPU" : "", gigabytes(memory.peak()), gigabytes(memory.weights),
       gigabytes(memory.activations), gigabytes(memory.autoencoder), gigabytes(memory.video));
+  if (shared) {
+    std::printf("  with --shard-weights on, which is done where these do not fit: about %.2f GB, of it weights %.2f\n",
+                gigabytes(shared->peak()), gigabytes(shared->weights));
+  }
 }
 
 }  // namespace
@@ -53,7 +71,7 @@ void add_info(CLI::App& app) {
     const ModelOnDisk model = ModelOnDisk::open(flags->load);
     std::vector<std::string> unread{"--lora",    "--lora-high", "--lora-low",       "--threads",
                                     "--offload", "--seed",      "--negative-prompt"};
-    if (flags->load.devices.size() == 1) unread.push_back("--device");  // which one it is
+    if (flags->load.devices.size() == 1) unread.insert(unread.end(), {"--device", "--shard-weights"});
     warn_of_unread(*command, unread,
                    "calibatt info tells what a model's settings say of a run with all weights where it computes");
     print_info(model, flags->load, flags->run);

@@ -8,7 +8,6 @@ namespace {
 
 using enum KnownFlag::Meaning;
 
-constexpr std::string_view kWholeWeights = "each GPU holds all weights";
 constexpr std::string_view kGpus = "several GPUs make a video together with --gpus N, and no launcher";
 constexpr std::string_view kOtherInputs =
     "this version makes videos from text, or from text and a first picture (--image)";
@@ -54,8 +53,8 @@ constexpr KnownFlag kKnown[] = {
     {"--enable_sequential_cpu_offload", kSwitch, "--offload"},
     {"--task", kTask, ""},
     {"--t5_cpu", kNotNeeded, "the text encoder is read block by block and takes little memory"},
-    {"--t5_fsdp", kNotNeeded, kWholeWeights},
-    {"--dit_fsdp", kNotNeeded, kWholeWeights},
+    {"--t5_fsdp", kNotNeeded, "the text encoder is read block by block and takes little memory"},
+    {"--dit_fsdp", kNotNeeded, "GPUs share the weights where they do not fit whole, or with --shard-weights on"},
     {"--ulysses_size", kAnswered, kGpus, "1"},
     {"--ring_size", kAnswered, kGpus, "1"},
     {"--convert_model_dtype", kNotNeeded, "weights are converted to --dtype as they are read"},

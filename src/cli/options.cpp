@@ -289,8 +289,22 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
       ->type_name("NAME")
       ->capture_default_str();
   add_device_flags(command, load);
+  command
+      .add_option_function<std::string>(
+          "--shard-weights",
+          [&load](const std::string& name) {
+            load.shard_weights = name == "on"    ? ShardWeights::kOn
+                                 : name == "off" ? ShardWeights::kOff
+                                                 : ShardWeights::kAuto;
+          },
+          "Of several GPUs: each keeps a part of the transformer's blocks and gathers the others' as it comes to them "
+          "(on), or all of them (off); auto: all where they fit")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->type_name("auto|on|off")
+      ->default_str("auto");
   command.add_flag("--offload", load.offload,
-                   "Keep the transformer's blocks in host memory and stream them to the GPU: 14B at 720p in 11 GB");
+                   "Keep the transformer's blocks in host memory, once for all GPUs, and stream them to these: 14B at "
+                   "720p in 11 GB");
   load.warn = warn;
 }
 

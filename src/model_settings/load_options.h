@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/weight_shards.h"
 #include "base/work_progress.h"
 #include "calibatt/lora.h"
 
@@ -26,6 +27,9 @@ struct ModelParts {
 /// How a model component is loaded.
 struct ModelLoadOptions {
   bool offload = false;  ///< matrices of the blocks stay in host memory and are streamed to the device block by block
+  /// Where ranks keep parts of the matrices in place of all of them: on their devices or, with `offload`, in host
+  /// memory.
+  RankShards shards = {};
   bool eight_bit_layers = false;              ///< the blocks' linear layers in e4m3, where they bear it (EightBitOps)
   std::vector<std::string> kept_layers = {};  ///< that stay in the run's type nevertheless: parts of diffusers' names
   WorkProgress progress = {};                 ///< of blocks; several times in each

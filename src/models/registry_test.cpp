@@ -94,6 +94,31 @@ TEST_F(Registry, MemoryOfDecodingIsThatOfTheRowsOfARank) {
   }
 }
 
+TEST_F(Registry, MemoryOfRanksThatShareWeightsHasAPartOfEveryBlockAndTwoBuffers) {
+  const std::unique_ptr<ModelFiles> files = open_model(kTiny);
+  const VideoSize size{33, 256, 256};
+  const auto of = [&](bool eight_bits, bool wide_steps, int weight_ranks) {
+    return files->memory(size, {DType::kBF16, eight_bits, wide_steps, 1, 1, weight_ranks});
+  };
+  constexpr uint64_t kForward = 6 * 256 * 256 + 2 * 256 * 1024, kPrompt = 2 * 256 * 256, kLayers = 8;
+  const MemoryEstimate whole = of(false, false, 1);
+  for (const int num_ranks : {2, 3, 8}) {
+    const auto ranks = static_cast<uint64_t>(num_ranks);
+    const MemoryEstimate parts = of(false, false, num_ranks);
+    EXPECT_EQ(parts.weights,
+              whole.weights - 2 * kLayers * (kForward + kPrompt) + 2 * kLayers * (kForward + kPrompt) / ranks);
+    EXPECT_EQ(parts.activations, whole.activations + 2 * 2 * kForward);
+    EXPECT_EQ(parts.autoencoder, whole.autoencoder) << "buffers are given back before";
+  }
+  // In 8 bits what a prompt needs stays as it is; steps without 8 bits gather larger blocks, from host memory.
+  const MemoryEstimate eight_bits = of(true, false, 2), with_wide = of(true, true, 2);
+  EXPECT_EQ(eight_bits.weights,
+            whole.weights - 2 * kLayers * (kForward + kPrompt) + kLayers * (kForward + 2 * kPrompt) / 2);
+  EXPECT_EQ(eight_bits.activations, of(true, false, 1).activations + 2 * kForward);
+  EXPECT_EQ(with_wide.weights, eight_bits.weights);
+  EXPECT_EQ(with_wide.activations, of(true, false, 1).activations + 2 * 2 * kForward);
+}
+
 TEST_F(Registry, LayersThatStayBesideThoseIn8BitsTakeTheirBytes) {
   const std::unique_ptr<ModelFiles> files = open_model(kTiny);
   constexpr uint64_t kSquare = 256 * 256, kFeedForward = 256 * 1024;

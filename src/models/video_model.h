@@ -51,7 +51,8 @@ struct ModelDescription {
   std::vector<std::string> tokenizer_files;
   std::string settings;  ///< what its components' files say, as one text: videos depend on it beside the weights
 
-  bool takes_image = false;  ///< its videos begin with a picture that is given
+  bool takes_image = false;     ///< its videos begin with a picture that is given
+  bool shards_weights = false;  ///< several ranks can keep parts of its blocks (ModelLoadOptions::shards)
 
   int num_layers = 0, num_heads = 0, head_dim = 0;  ///< of each transformer
   int max_prompt_tokens = 512;                      ///< what a prompt is cut to
@@ -151,18 +152,20 @@ class VideoModel {
 /// What a model's memory depends on beside a video's size.
 struct Arithmetic {
   Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false, int num_ranks = 1,
-             int decoding_ranks = 1)
+             int decoding_ranks = 1, int weight_ranks = 1)
       : dtype(dtype),
         eight_bit_layers(eight_bit_layers),
         wide_steps(wide_steps),
         num_ranks(num_ranks),
-        decoding_ranks(decoding_ranks) {}
+        decoding_ranks(decoding_ranks),
+        weight_ranks(weight_ranks) {}
 
   DType dtype;
   bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
   bool wide_steps;        ///< some steps are without them (StepSettings::eight_bit_layers)
   int num_ranks;          ///< that share a forward; the memory is one rank's
   int decoding_ranks;     ///< that share decoding; the memory is the first one's
+  int weight_ranks;       ///< that keep a part of each block (ModelLoadOptions::shards); 1: blocks are whole
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.

@@ -7,6 +7,7 @@
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
 #include "pipeline/rank_layout.h"
+#include "pipeline/weight_placement.h"
 
 namespace calibatt {
 
@@ -21,6 +22,7 @@ struct ModelOnDisk::Impl {
   bool on_host = false;  ///< where all transformers of a model stay
   FileHashes hashes;     ///< empty until somebody asks
   int num_ranks = 1;
+  int weight_ranks = 1;  ///< Arithmetic::weight_ranks, as far as it was asked for
   std::string devices_source;
 
   RankLayout layout_of(const GenerateOptions& resolved) const {
@@ -47,6 +49,8 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   impl->devices_source = options.devices_source;
   impl->parts = names_of_parts(options);
   check_precision(options, *impl->files);
+  check_weight_placement(options, impl->files->description());
+  if (options.shard_weights == ShardWeights::kOn) impl->weight_ranks = impl->num_ranks;
   impl->dtype = dtype_of(options.precision);
   impl->kept_layers = options.kept_layers;
   if (has_eight_bit_layers(options, *impl->files)) impl->weights_dtype = weights_dtype_name(options);
@@ -113,10 +117,13 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
       weights == WeightsPrecision::kFP8 && !impl_->files->keeps_all_layers(impl_->kept_layers);
   const RankLayout layout = impl_->layout_of(run);
   const int num_ranks = layout.ranks_of_forward();
-  MemoryEstimate needed = impl_->files->memory(
-      size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks, layout.decoding_ranks});
-  if (eight_bit_layers) needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
-  if (impl_->on_host) needed.weights *= impl_->files->description().experts.size();
+  MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks,
+                                                      layout.decoding_ranks, impl_->weight_ranks});
+  if (eight_bit_layers) {
+    needed.weights +=
+        impl_->files->kept_layer_bytes(impl_->kept_layers, dtype) / static_cast<uint64_t>(impl_->weight_ranks);
+  }
+  if (impl_->on_host && impl_->weight_ranks == 1) needed.weights *= impl_->files->description().experts.size();
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(impl_->files->description(), size, num_ranks);
   }

@@ -274,8 +274,7 @@ std::string memory_warning(const GenerateOptions& options, const MemoryEstimate&
   std::string more_room;
   if (device_is_short && num_ranks == 1) more_room = ", or give --offload";
   if (device_is_short && num_ranks > 1) {
-    more_room =
-        ", or give --weights-dtype fp8, or run on one GPU with --offload: each of several GPUs holds all weights";
+    more_room = ", or give --shard-weights on, by which each GPU keeps a part of the weights, or --offload";
   }
   return "a video of " + std::to_string(*options.width) + "×" + std::to_string(*options.height) + " with " +
          counted(*options.video_frames, "frames") + " takes about " + std::to_string(bytes / kMegabyte) + " MB of " +

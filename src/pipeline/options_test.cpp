@@ -77,10 +77,8 @@ TEST(Options, AVideoThatTakesMoreMemoryThanThereIsIsSaid) {
   EXPECT_THAT(memory_warning(options, needed, {1'000'000, 8'999'999}, 1),
               AllOf(HasSubstr("9 MB of the GPU's memory"), HasSubstr("8 MB are available"), HasSubstr("--offload")));
   EXPECT_THAT(memory_warning(options, needed, {999'999, 9'000'000}, 1), HasSubstr("1 MB of host memory"));
-  // Several GPUs refuse --offload.
   EXPECT_THAT(memory_warning(options, needed, {1'000'000, 8'999'999}, 2),
-              AllOf(HasSubstr("--weights-dtype fp8"), HasSubstr("on one GPU with --offload"),
-                    HasSubstr("each of several GPUs holds all weights")));
+              AllOf(HasSubstr("--shard-weights on"), HasSubstr("--offload")));
 }
 
 // A folder whose own scheduler cannot be run is usable by whoever names one that can.

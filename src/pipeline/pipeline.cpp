@@ -111,6 +111,7 @@ RankResult run_rank(const SharedRun& run, Runner& runner, Communicator& hosts, c
   std::optional<GuidanceGroups> groups;
   if (run.layout.num_groups > 1) groups.emplace(hosts);
   runner.expect_steps(run.options, progress, run.eight_bits);
+  hosts.barrier();  // what ranks gather from each other is there
 
   RankResult result;
   Laps laps;
@@ -184,6 +185,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   run.devices = runners_->devices();
   run.guidance_groups = shared.layout.num_groups;
   run.decoding_devices = shared.layout.decoding_ranks;
+  run.weight_placement = runners_->weight_placement();
   runners_->reset_peak_memory();
 
   // Prompts and plan are checked before anything slow starts.

@@ -33,12 +33,6 @@ void check_devices(const LoadOptions& options) {
     throw Error(ErrorKind::kUsage, "--device: names " + std::to_string(options.devices.size()) +
                                        " devices; give at most " + std::to_string(kMostDevices));
   }
-  if (options.devices.size() > 1 && options.offload) {
-    throw Error(ErrorKind::kUsage,
-                "--offload is for one GPU: each of several would keep the transformer in host memory once more; leave "
-                "it out, or give one device in place of " +
-                    devices_flag(options));
-  }
 }
 
 RankLayout rank_layout(int num_ranks, const GenerateOptions& options, const ModelDescription& model,

@@ -10,6 +10,10 @@ using nlohmann::json;
 
 namespace {
 
+json text_or_null(const std::string& text) {
+  return text.empty() ? json(nullptr) : json(text);
+}
+
 json plan_use_json(const PlanUse& plan) {
   return {{"expected_error", plan.expected_error ? json(*plan.expected_error) : json(nullptr)},
           {"error_basis", plan.error_basis},
@@ -80,6 +84,7 @@ std::string to_json(const RunReport& report) {
                        {"devices", report.devices},
                        {"guidance_groups", report.guidance_groups},
                        {"decoding_devices", report.decoding_devices},
+                       {"weight_placement", text_or_null(report.weight_placement)},
                        {"deal_imbalance", report.deal_imbalance ? json(*report.deal_imbalance) : json(nullptr)},
                        {"peak_device_bytes", report.peak_device_bytes},
                        {"attention_kernel", report.attention_kernel},

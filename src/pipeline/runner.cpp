@@ -55,7 +55,7 @@ std::string precision_name(DType dtype, const Backend& backend) {
 
 }  // namespace
 
-Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
+Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, const RankShards& shards)
     : threads_(options.threads),
       loras_(options.loras),
       parts_(names_of_parts(options)),
@@ -76,6 +76,8 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend)
   }
   ModelLoadOptions load;
   load.offload = options.offload && !backend_->in_host_memory();
+  load.shards = shards;
+  if (!load.offload) weight_ranks_ = shards.num_ranks();
   load.warn = options.warn;
   load.loras = options.loras;
   load.progress = stage_work(options.progress, "load");
@@ -108,7 +110,8 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
   const int num_ranks = layout.ranks_of_forward();
   MemoryEstimate needed = files_->memory(
       video_size(options),
-      {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks, layout.decoding_ranks});
+      {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks, layout.decoding_ranks,
+       weight_ranks_});
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }

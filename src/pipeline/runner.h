@@ -8,6 +8,7 @@
 
 #include "attention/run_attention.h"
 #include "backend/backend.h"
+#include "base/weight_shards.h"
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
 #include "pipeline/guidance_groups.h"
@@ -22,8 +23,9 @@ namespace calibatt {
 class Runner {
  public:
   explicit Runner(const LoadOptions& options) : Runner(options, nullptr) {}
-  /// On a backend that is there already; null: on that of the first of options.devices.
-  Runner(const LoadOptions& options, std::unique_ptr<Backend> backend);
+  /// On a backend that is there already; null: on that of the first of options.devices. shards: this rank's place
+  /// among those that keep parts of the weights, where they do.
+  Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, const RankShards& shards = {});
   Runner(std::unique_ptr<Backend> backend, std::unique_ptr<VideoModel> model)
       : backend_(std::move(backend)), model_(std::move(model)) {}
 
@@ -86,6 +88,7 @@ class Runner {
   int threads_ = 0;
   std::vector<Lora> loras_;
   std::string weights_dtype_;  ///< RunReport::weights_dtype
+  int weight_ranks_ = 1;       ///< Arithmetic::weight_ranks
   FileHashes hashes_;
   std::map<std::string, std::string> parts_;
   std::function<void(const std::string&)> warn_;

@@ -71,12 +71,19 @@ RunnerGroup::RunnerGroup(const LoadOptions& options)
 }
 
 void RunnerGroup::load(const LoadOptions& options) {
-  check_precision(options, *open_model(options.model_dir, parts_of(options)));  // what is wrong is said first, and once
+  const std::unique_ptr<ModelFiles> files = open_model(options.model_dir, parts_of(options));
+  check_precision(options, *files);  // what is wrong is said first, and once
+  check_weight_placement(options, files->description());
   add_device_backends();
   std::vector<std::unique_ptr<Backend>> backends;
   for (const int device : devices_) {
     backends.push_back(make_backend(options.backend, device, devices_flag(options)));
   }
+  const ChosenPlacement chosen = choose_placement(options, *files, backends);
+  if (options.warn && !chosen.message.empty()) options.warn(chosen.message);
+  weight_placement_ = weight_placement_name(chosen.placement);
+  std::shared_ptr<WeightShards> shards;
+  if (chosen.placement != WeightPlacement::kWhole) shards = std::make_shared<WeightShards>(devices_);
   runners_.resize(devices_.size());
   run_heard(num_ranks(), options.progress, [&](Communicator& hosts, const ProgressCallback& progress) {
     const auto rank = static_cast<size_t>(hosts.rank());
@@ -84,8 +91,39 @@ void RunnerGroup::load(const LoadOptions& options) {
     own.progress = progress;
     if (rank > 0) own.warn = {};
     backends[rank]->make_current();
-    runners_[rank].reset(new Runner(own, std::move(backends[rank])));
+    runners_[rank].reset(new Runner(own, std::move(backends[rank]), {shards, hosts.rank()}));
   });
+}
+
+ChosenPlacement RunnerGroup::choose_placement(const LoadOptions& options, const ModelFiles& files,
+                                              const std::vector<std::unique_ptr<Backend>>& backends) const {
+  PlacementRoom room;
+  const ModelDescription& model = files.description();
+  room.whole = weight_bytes(files, options, true, 1);
+  if (model.shards_weights) room.shards = weight_bytes(files, options, true, static_cast<int>(devices_.size()));
+  room.video = options.video_bytes;
+  if (room.video == 0) {
+    const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
+    room.video = files.memory(video_size(with_defaults({}, model)), dtype).beside_weights();
+  }
+  for (size_t rank = 0; rank < backends.size(); ++rank) {
+    Backend& backend = *backends[rank];
+    if (backend.in_host_memory()) continue;
+    backend.make_current();
+    const uint64_t available = backend.available_memory_bytes() / ranks_on_device_of(rank);
+    room.available = std::min(room.available.value_or(available), available);
+    for (const int other : devices_) {
+      if (backend.is_readable_by(other)) continue;
+      room.unreadable =
+          "GPU " + std::to_string(other) + " cannot read the memory of GPU " + std::to_string(devices_[rank]);
+    }
+  }
+  backends.front()->make_current();
+  return choose_weight_placement(options, room);
+}
+
+uint64_t RunnerGroup::ranks_on_device_of(size_t rank) const {
+  return static_cast<uint64_t>(std::ranges::count(devices_, devices_[rank]));
 }
 
 std::vector<std::string> RunnerGroup::device_kinds() const {
@@ -106,10 +144,7 @@ AvailableMemory RunnerGroup::available_memory() const {
   if (!least.device) return least;
   for (size_t rank = 0; rank < runners_.size(); ++rank) {
     runners_[rank]->backend().make_current();
-    uint64_t sharing = 1;  // ranks of the same device
-    for (size_t other = 0; other < devices_.size(); ++other) {
-      if (other != rank && devices_[other] == devices_[rank]) ++sharing;
-    }
+    const uint64_t sharing = devices_.empty() ? 1 : ranks_on_device_of(rank);
     least.device = std::min(*least.device, *runners_[rank]->available_memory().device / sharing);
   }
   first().backend().make_current();
@@ -121,9 +156,8 @@ void RunnerGroup::warn_of_memory(const GenerateOptions& options, const RankLayou
 }
 
 bool RunnerGroup::devices_read_each_other() const {
-  return std::ranges::all_of(runners_, [&](const OwnedRunner& reader) {
-    return std::ranges::all_of(runners_,
-                               [&](const OwnedRunner& owner) { return reader->backend().can_read(owner->backend()); });
+  return std::ranges::all_of(runners_, [&](const OwnedRunner& owner) {
+    return std::ranges::all_of(devices_, [&](int reader) { return owner->backend().is_readable_by(reader); });
   });
 }
 

@@ -9,6 +9,7 @@
 #include "backend/communicator.h"
 #include "pipeline/rank_layout.h"
 #include "pipeline/runner.h"
+#include "pipeline/weight_placement.h"
 
 namespace calibatt {
 
@@ -23,6 +24,8 @@ class RunnerGroup {
   /// Of each rank; empty where they were given as runners.
   const std::vector<int>& devices() const { return devices_; }
   const std::string& devices_source() const { return devices_source_; }  ///< LoadOptions::devices_source
+  /// RunReport::weight_placement.
+  const std::string& weight_placement() const { return weight_placement_; }
   Runner& first() const { return *runners_.front(); }
   /// The names of the ranks' devices, each once.
   std::vector<std::string> device_kinds() const;
@@ -55,10 +58,13 @@ class RunnerGroup {
   using OwnedRunner = std::unique_ptr<Runner, DeleteOnItsDevice>;
 
   void load(const LoadOptions& options);
+  ChosenPlacement choose_placement(const LoadOptions& options, const ModelFiles& files,
+                                   const std::vector<std::unique_ptr<Backend>>& backends) const;
+  uint64_t ranks_on_device_of(size_t rank) const;
   AvailableMemory available_memory() const;
 
   std::vector<int> devices_;
-  std::string devices_source_;
+  std::string devices_source_, weight_placement_;
   std::vector<OwnedRunner> runners_;  // [ranks]
 };
 

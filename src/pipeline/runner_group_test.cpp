@@ -298,13 +298,6 @@ TEST(Devices, ThatCannotBeOnePipelinesAreRefused) {
     return "";
   };
   LoadOptions options;
-  options.offload = true;
-  EXPECT_EQ(error_of(options), "");
-  options.devices = {0, 1};
-  EXPECT_THAT(error_of(options), AllOf(HasSubstr("--offload is for one GPU"), HasSubstr("--gpus 2")));
-  options.devices_source = "--device 0,1";
-  EXPECT_THAT(error_of(options), HasSubstr("--device 0,1"));
-  options.offload = false;
   EXPECT_EQ(error_of(options), "");
   options.devices = {};
   EXPECT_THAT(error_of(options), HasSubstr("names no device"));

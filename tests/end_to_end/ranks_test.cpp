@@ -123,6 +123,25 @@ TEST_F(RanksOfMochi, ComputeIn8BitsAsOneDoes) {
   expect_same("--weights-dtype fp8 --keep-steps 1");
 }
 
+TEST_F(RanksOfTheCpu, WithPartsOfTheWeightsMakeTheVideoThatTheyMakeWithAll) {
+  const std::string planned = "--plan " + plan("--density .5");
+  for (const std::string& more : {std::string(), std::string("--cfg-scale 1"), planned, planned + " --cfg-scale 1",
+                                  std::string("--weights-dtype fp8 --keep-steps 1")}) {
+    for (const int num_ranks : {2, 3, 5}) {
+      const VideoFrames whole = video(num_ranks, more + " --shard-weights off");
+      EXPECT_EQ(report_["weight_placement"], "whole");
+      EXPECT_THAT(output_, Not(HasSubstr("of the weights")));
+      EXPECT_TRUE(video(num_ranks, more + " --shard-weights on").rgb == whole.rgb) << num_ranks << " ranks: " << more;
+      EXPECT_EQ(report_["weight_placement"], "shards");
+      EXPECT_THAT(output_, HasSubstr("; each keeps 1/" + std::to_string(num_ranks) + " of the weights"));
+    }
+  }
+  video(2, "");
+  EXPECT_EQ(report_["weight_placement"], "whole") << "they fit";
+  video(1, "");
+  EXPECT_TRUE(report_["weight_placement"].is_null());
+}
+
 TEST_F(RanksOfTheCpu, SayHowTheyShareARun) {
   video(4, "");
   EXPECT_EQ(report_["devices"], (std::vector<int>{0, 0, 0, 0}));
@@ -192,6 +211,13 @@ TEST_F(RanksOfTheCpu, AreToldTheirMemory) {
   for (const std::string each : {"--gpus 2", "--device 0,0"}) {
     EXPECT_THAT(info(each), HasSubstr("memory for such a video, on each GPU: about ")) << each;
   }
+  EXPECT_THAT(info("--gpus 2"), HasSubstr("with --shard-weights on, which is done where these do not fit: about "));
+  EXPECT_THAT(info("--gpus 2 --shard-weights off"), Not(HasSubstr("with --shard-weights on")));
+  const auto weights = [&](const std::string& more) {
+    const std::string text = info(more), before = "= weights ";
+    return std::stod(text.substr(text.find(before) + before.size()));
+  };
+  EXPECT_LT(weights("--gpus 4 --shard-weights on"), weights("--gpus 4"));
   EXPECT_EQ(info("--gpus 1"), info(""));
   EXPECT_EQ(run_calibatt("info --model " + kModel + " --gpus 0").exit_code, 2);
 }
@@ -268,16 +294,22 @@ TEST_F(RanksOfTheCpu, RefuseWhatTheyCannotDo) {
     EXPECT_THAT(result.output, HasSubstr(what));
   };
   const std::string output = "-o " + folder_.file("v.mp4");
-  const std::string for_one =
-      "--offload is for one GPU: each of several would keep the transformer in host memory once more; ";
-  expect_refusal(command("--device 0,0 --offload " + output),
-                 for_one + "leave it out, or give one device in place of --device 0,0");
-  expect_refusal(command("--gpus 2 --offload " + output),
-                 for_one + "leave it out, or give one device in place of --gpus 2");
+  expect_refusal(command("--shard-weights on " + output), "--shard-weights on: one GPU has none to share weights with");
+  expect_refusal(command("--device 0,0 --shard-weights on --offload " + output), "leave one of them out");
+  expect_refusal(command("--device 0,0 --shard-weights some " + output), "--shard-weights");
   write_file(folder_.file("prompts.txt"), "a red circle\na blue square\n");
   expect_refusal("calibrate" + kSmall + "--device 0,0 --offload --prompts " + folder_.file("prompts.txt") + " -o " +
                      folder_.file("p.safetensors"),
-                 "--offload is for one GPU");
+                 "--offload: a calibration on several GPUs holds all weights on each");
+  expect_refusal("calibrate" + kSmall + "--device 0,0 --shard-weights on --prompts " + folder_.file("prompts.txt") +
+                     " -o " + folder_.file("p.safetensors"),
+                 "--shard-weights on: a calibration on several GPUs holds all weights on each");
+  const std::string mochi = "generate --backend cpu -W 64 -H 64 --video-frames 7 --steps 2 -p a -m " CALIBATT_MODELS_DIR
+                            "/tiny-mochi " +
+                            output;
+  expect_refusal(mochi + " --device 0,0 --shard-weights on",
+                 "--shard-weights on: MochiTransformer3DModel is held whole");
+  expect_refusal(mochi + " --device 0,0 --offload", "--offload with several GPUs: MochiTransformer3DModel");
   expect_refusal(command("--device 0,0,0 -W 16 -H 16 --video-frames 5 " + output),
                  "--device 0,0,0: a video of 2 tokens cannot be shared by 3 GPUs");
   EXPECT_FALSE(std::filesystem::exists(folder_.file("v.mp4")));

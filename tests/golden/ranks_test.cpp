@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+
 #include "backend/thread_ranks.h"
 #include "golden_rank.h"
 #include "io/safetensors.h"
@@ -25,8 +27,8 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
     return random_plan(run, name_ == "cpu" ? 4 : 64);  // a GPU's key blocks are multiples of 64
   }
 
-  WanTransformer load(Backend& backend, DType dtype = DType::kF32, bool eight_bits = false) const {
-    return WanTransformer::load(backend, folder_, dtype, {.eight_bit_layers = eight_bits});
+  WanTransformer load(Backend& backend, const ModelLoadOptions& options = {}, DType dtype = DType::kF32) const {
+    return WanTransformer::load(backend, folder_, dtype, options);
   }
   RunDescription describe(const WanTransformer& model) const {
     const Tensor latents = golden("latents");
@@ -64,6 +66,27 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
     return outputs;
   }
 
+  /// The same where each rank keeps a part of the weights.
+  std::vector<Tensor> with_shards(int num_ranks, bool planned, bool on_the_host) const {
+    std::vector<Tensor> outputs(static_cast<size_t>(num_ranks));
+    const std::shared_ptr<WeightShards> shards = shards_of(num_ranks);
+    run_ranks(num_ranks, [&](Communicator& hosts) {
+      Rank rank(name_, hosts);
+      WanTransformer model = load(*rank.backend, {.offload = on_the_host, .shards = {shards, hosts.rank()}});
+      const RunDescription run = describe(model);
+      const auto attention = rank.attention(planned ? plan_for(run) : nullptr, run);
+      hosts.barrier();
+      outputs[static_cast<size_t>(hosts.rank())] = forward(model, *attention);
+      EXPECT_EQ(relative_error(forward(model, *attention), outputs[static_cast<size_t>(hosts.rank())]), 0);
+    });
+    return outputs;
+  }
+  std::shared_ptr<WeightShards> shards_of(int num_ranks) const {
+    std::vector<int> devices;
+    for (int rank = 0; rank < num_ranks; ++rank) devices.push_back(name_ == "cpu" ? 0 : device_of(rank));
+    return std::make_shared<WeightShards>(devices);
+  }
+
   std::string name_ = std::get<0>(GetParam());
   GoldenCase case_ = std::get<1>(GetParam());
   std::string folder_ = std::string(CALIBATT_GOLDEN_DATA) + "/transformer/" + case_.model;
@@ -79,6 +102,23 @@ TEST_P(Ranks, PredictWhatOneDoes) {
             << num_ranks << " ranks" << (planned ? ", planned" : "");
         if (!planned) {
           EXPECT_LT(relative_error(output, golden("output")), 1e-5);
+        }
+      }
+    }
+  }
+}
+
+// What is gathered is the same numbers at other addresses: every bit of the result must stay.
+TEST_P(Ranks, WithPartsOfTheWeightsPredictWhatTheyDoWithAll) {
+  for (const bool planned : {false, true}) {
+    for (const int num_ranks : {2, 3, 5}) {
+      const std::vector<Tensor> whole = together(num_ranks, planned);
+      for (const bool on_the_host : {false, true}) {
+        const std::vector<Tensor> parts = with_shards(num_ranks, planned, on_the_host);
+        for (size_t rank = 0; rank < whole.size(); ++rank) {
+          EXPECT_EQ(std::memcmp(parts[rank].raw(), whole[rank].raw(), whole[rank].size_bytes()), 0)
+              << "rank " << rank << " of " << num_ranks << (planned ? ", planned" : "")
+              << (on_the_host ? ", offloaded" : "");
         }
       }
     }
@@ -112,17 +152,44 @@ TEST_P(RanksOfTiny, OneThatFailsWithinAForwardEndsAllWithItsReason) {
 TEST_P(RanksOfTiny, ComputeIn8BitsAsOneDoes) {
   if (name_ != "cpu") GTEST_SKIP() << "widths that tensor cores do not take";
   const auto backend = make_backend(name_);
-  WanTransformer model = load(*backend, DType::kBF16, true);
+  WanTransformer model = load(*backend, {.eight_bit_layers = true}, DType::kBF16);
   const auto attention = make_run_attention(*backend, nullptr, describe(model));
   const Tensor alone = forward(model, *attention);
   EXPECT_GT(relative_error(alone, golden("output")), 1e-2) << "not in 8 bits";
   for (const int num_ranks : {2, 3}) {
     run_ranks(num_ranks, [&](Communicator& hosts) {
       Rank rank(name_, hosts);
-      WanTransformer own = load(*rank.backend, DType::kBF16, true);
+      WanTransformer own = load(*rank.backend, {.eight_bit_layers = true}, DType::kBF16);
       const auto shared = rank.attention(nullptr, describe(own));
       EXPECT_LT(relative_error(forward(own, *shared), alone), 5e-3) << "rank " << hosts.rank() << " of " << num_ranks;
     });
+  }
+}
+
+// Before its part is there, and after.
+TEST_P(RanksOfTiny, OneThatFailsWithAPartOfTheWeightsEndsAllWithItsReason) {
+  for (const bool loaded : {false, true}) {
+    for (int failing = 0; failing < 3; ++failing) {
+      const std::shared_ptr<WeightShards> shards = shards_of(3);
+      try {
+        run_ranks(3, [&](Communicator& hosts) {
+          Rank rank(name_, hosts);
+          ModelLoadOptions options;
+          options.shards = {shards, hosts.rank()};
+          options.progress = [&](int layer, int, double) {
+            if (!loaded && hosts.rank() == failing && layer == 1) throw Error(ErrorKind::kDevice, "the GPU is lost");
+          };
+          WanTransformer model = load(*rank.backend, options);
+          hosts.barrier();
+          forward(model, *rank.attention(nullptr, describe(model)), [&](int layer, const Tensor&) {
+            if (loaded && hosts.rank() == failing && layer == 0) throw Error(ErrorKind::kDevice, "the GPU is lost");
+          });
+        });
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.what(), "rank " + std::to_string(failing) + " of 3: the GPU is lost");
+      }
+    }
   }
 }
 

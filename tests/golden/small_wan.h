@@ -77,7 +77,12 @@ class SmallWanTest : public testing::TestWithParam<std::string> {
     for (const size_t num_ranks : {2, 3, 4}) {
       LoadOptions load = load_options(model_);
       load.devices.assign(num_ranks, 0);
-      EXPECT_GE(compare_videos(Pipeline::load(load)->generate(run).video, alone).psnr_db, 60) << num_ranks << " ranks";
+      const VideoFrames whole = Pipeline::load(load)->generate(run).video;
+      EXPECT_GE(compare_videos(whole, alone).psnr_db, 60) << num_ranks << " ranks";
+      load.shard_weights = ShardWeights::kOn;
+      const Pipeline::Result parts = Pipeline::load(load)->generate(run);
+      EXPECT_TRUE(parts.video.rgb == whole.rgb) << num_ranks << " ranks with parts of the weights";
+      EXPECT_EQ(parts.report.weight_placement, "shards");
     }
   }
   /// To a plan in folder_, for `run`: of half the density where blocks can be small; a GPU's hold the whole video.

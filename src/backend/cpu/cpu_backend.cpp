@@ -10,6 +10,7 @@
 #include "backend/cpu/biased_attention.h"
 #include "backend/cpu/clip_ops.h"
 #include "backend/cpu/eight_bit.h"
+#include "backend/cpu/gathered_weights.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/patches.h"
 #include "backend/cpu/row_kernels.h"
@@ -82,8 +83,16 @@ class CpuBackend final : public Backend, public CpuAttention {
   std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                  const LinearFormat& format) override {
     require_known_format(format, name());
-    if (format.is_e4m3()) return make_eight_bit_linear(weight, bias);
-    return cpu::make_linear(weight, bias, format.dtype);
+    return make_layer(weight, bias, format, nullptr);
+  }
+  std::shared_ptr<const LinearLayer> load_linear(const StoredLinear& stored) override {
+    require_known_format(stored.format, name());
+    const auto gathered = std::dynamic_pointer_cast<GatheredWeights>(stored.streamed);
+    CALIBATT_ASSERT((gathered != nullptr) == (stored.streamed != nullptr));
+    return make_layer(weight_from(stored), bias_from(stored), stored.format, gathered);
+  }
+  std::shared_ptr<StreamedWeights> make_sharded_weights(ShardedBlock block) override {
+    return std::make_shared<GatheredWeights>(gather_ring_, std::move(block), next_gathered_++);
   }
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     cpu::linear(layer, input, out, epilogue);
@@ -286,8 +295,17 @@ class CpuBackend final : public Backend, public CpuAttention {
   EightBitOps& eight_bit_ops() override { return *eight_bit_ops_; }
 
  private:
+  static std::shared_ptr<const LinearLayer> make_layer(const Tensor& weight, const Tensor& bias,
+                                                       const LinearFormat& format,
+                                                       const std::shared_ptr<GatheredWeights>& gathered) {
+    if (format.is_e4m3()) return make_eight_bit_linear(weight, bias, gathered);
+    return cpu::make_linear(weight, bias, format.dtype, gathered);
+  }
+
   std::unique_ptr<ClipOps> clip_ops_ = make_clip_ops();
   std::unique_ptr<EightBitOps> eight_bit_ops_ = make_eight_bit_ops();
+  GatherRing gather_ring_;
+  int64_t next_gathered_ = 0;
 };
 
 }  // namespace

@@ -150,7 +150,8 @@ class CpuEightBitOps final : public EightBitOps {
 
 }  // namespace
 
-std::shared_ptr<const LinearLayer> make_eight_bit_linear(const Tensor& weight, const Tensor& bias) {
+std::shared_ptr<const LinearLayer> make_eight_bit_linear(const Tensor& weight, const Tensor& bias,
+                                                         const std::shared_ptr<GatheredWeights>& gathered) {
   CALIBATT_ASSERT(weight.rank() == 2);
   const int64_t out = weight.dim(0), in = weight.dim(1);
   Tensor wide = converted(weight, DType::kF32).clone();
@@ -162,7 +163,7 @@ std::shared_ptr<const LinearLayer> make_eight_bit_linear(const Tensor& weight, c
       dequantise_row(elements.data(), scale, values, in);
     }
   });
-  return std::make_shared<EightBitLinear>(out, in, make_linear(wide, bias, DType::kF32));
+  return std::make_shared<EightBitLinear>(out, in, make_linear(wide, bias, DType::kF32, gathered));
 }
 
 std::unique_ptr<EightBitOps> make_eight_bit_ops() {

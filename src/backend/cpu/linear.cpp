@@ -43,11 +43,12 @@ struct MatmulKey {
 
 class OneDnnLinear final : public LinearLayer {
  public:
-  OneDnnLinear(const Tensor& weight, const Tensor& bias, DType dtype)
+  OneDnnLinear(const Tensor& weight, const Tensor& bias, DType dtype, std::shared_ptr<GatheredWeights> gathered)
       : in_(weight.dim(1)),
         out_(weight.dim(0)),
         dtype_(dtype),
-        compute_(dtype == DType::kBF16 && has_native_bf16() ? DType::kBF16 : DType::kF32) {
+        compute_(dtype == DType::kBF16 && has_native_bf16() ? DType::kBF16 : DType::kF32),
+        gathered_(std::move(gathered)) {
     const OneThread one_thread;
     bias_ = bias.empty() ? Tensor::zeros(DType::kF32, {out_}) : converted(bias, DType::kF32);
     CALIBATT_ASSERT(bias_.size() == out_);
@@ -62,6 +63,7 @@ class OneDnnLinear final : public LinearLayer {
     dnnl::memory from = wrap(plain_desc, plain.raw()), to = wrap(packed_, weights_.raw());
     dnnl::reorder(from, to).execute(onednn_stream(), from, to);
     onednn_stream().wait();
+    if (gathered_ != nullptr) gathered_offset_ = gathered_->append(std::exchange(weights_, {}));
   }
 
   int64_t in_features() const override { return in_; }
@@ -76,7 +78,7 @@ class OneDnnLinear final : public LinearLayer {
     const MatmulKey key{rows, out_dtype, epilogue.activation, epilogue.accumulate, epilogue.gate != nullptr};
     const Matmul& matmul = matmul_for(key);
     Arguments arguments{{DNNL_ARG_SRC, wrap(matmul.source, input)},
-                        {DNNL_ARG_WEIGHTS, wrap(packed_, weights_.raw())},
+                        {DNNL_ARG_WEIGHTS, wrap(packed_, weights())},
                         {DNNL_ARG_BIAS, wrap(row_desc(), bias_.raw())},
                         {DNNL_ARG_DST, wrap(matmul.destination, out)}};
     if (epilogue.gate != nullptr) {
@@ -92,6 +94,7 @@ class OneDnnLinear final : public LinearLayer {
   }
 
  private:
+  const void* weights() const { return gathered_ != nullptr ? gathered_->memory() + gathered_offset_ : weights_.raw(); }
   dnnl::memory::desc row_desc() const { return {{1, out_}, dnnl::memory::data_type::f32, Format::ab}; }
 
   dnnl::matmul::primitive_desc describe(const MatmulKey& key, const dnnl::memory::desc& weights) const {
@@ -133,7 +136,9 @@ class OneDnnLinear final : public LinearLayer {
   DType dtype_, compute_;
   bool fuses_gate_ = true;
   Tensor bias_;
-  Tensor weights_;  // bytes, in the layout packed_
+  Tensor weights_;  // bytes, in the layout packed_; empty where they are gathered
+  std::shared_ptr<GatheredWeights> gathered_;
+  size_t gathered_offset_ = 0;
   dnnl::memory::desc packed_;
   mutable std::mutex mutex_;
   mutable std::map<MatmulKey, Matmul> matmuls_;  // nodes stay where they are while others are added
@@ -149,9 +154,10 @@ int64_t chunk_rows(int64_t rows) {
 
 }  // namespace
 
-std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype) {
+std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype,
+                                               const std::shared_ptr<GatheredWeights>& gathered) {
   CALIBATT_ASSERT(weight.rank() == 2);
-  return std::make_shared<OneDnnLinear>(weight, bias, dtype);
+  return std::make_shared<OneDnnLinear>(weight, bias, dtype, gathered);
 }
 
 void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "backend/cpu/gathered_weights.h"
 #include "backend/linear.h"
 
 namespace calibatt::cpu {
@@ -10,7 +11,9 @@ namespace calibatt::cpu {
 /// about a hundred; each chunk is one single-threaded oneDNN matmul on a thread of our own pool: a chunk's output stays
 /// in its core's cache, and there is no second pool whose idle threads spin on the same cores. Where the processor has
 /// no bfloat16 dot product, kBF16 layers compute in float32 from the rounded weights and inputs.
-std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype);
+/// gathered: whose part the weights become; null: they stay.
+std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias, DType dtype,
+                                               const std::shared_ptr<GatheredWeights>& gathered = {});
 void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue);
 
 }  // namespace calibatt::cpu

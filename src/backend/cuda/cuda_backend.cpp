@@ -11,7 +11,9 @@
 #include "backend/cuda/attention/attention.h"
 #include "backend/cuda/attention/cuda_attention.h"
 #include "backend/cuda/clip_ops.h"
+#include "backend/cuda/device_shard.h"
 #include "backend/cuda/eight_bit.h"
+#include "backend/cuda/host_weights.h"
 #include "backend/cuda/kernels/biased_attention.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/few_keys.h"
@@ -56,7 +58,11 @@ class CudaBackend final : public Backend, public CudaAttention {
     return linear_.load(stored);
   }
   std::shared_ptr<StreamedWeights> make_streamed_weights(size_t size_bytes) override {
-    return linear_.weight_stream().make_group(size_bytes);
+    return std::make_shared<HostWeights>(linear_.weight_stream(), size_bytes);
+  }
+  std::shared_ptr<StreamedWeights> make_sharded_weights(ShardedBlock block) override {
+    if (block.on_the_host) return std::make_shared<HostWeights>(linear_.weight_stream(), std::move(block));
+    return std::make_shared<DeviceShard>(linear_.weight_stream(), std::move(block));
   }
   void linear(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) override {
     linear_.run(layer, input, out, epilogue);

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/cuda/device_shard.h"
 #include "backend/cuda/kernels/elementwise.h"
 #include "backend/cuda/kernels/quantise.h"
 #include "base/error.h"
@@ -61,11 +62,16 @@ CudaLinear::CudaLinear(Context& context, StagedUpload& staged, const StoredLinea
     require_widths_for_eight_bits(out_features_, in_features_);
     scales_ = context.allocate(DType::kF32, {out_features_});
   }
-  if (stored.streamed != nullptr) {
-    load_streamed(context, stored);
+  if (const auto host = std::dynamic_pointer_cast<HostWeights>(stored.streamed)) {
+    load_offloaded(context, stored, host);
   } else {
     load_resident(context, staged, stored);
   }
+  if (const auto shard = std::dynamic_pointer_cast<DeviceShard>(stored.streamed)) {
+    streamed_offset_ = shard->append(std::exchange(weight_, {}));
+    streamed_ = shard;
+  }
+  CALIBATT_ASSERT((streamed_ != nullptr) == (stored.streamed != nullptr));
   if (!stored.biases.empty()) set_bias(context, stack_rows(stored.biases, DType::kF32));
 }
 
@@ -88,15 +94,15 @@ const CudaLinear& CudaLinear::of(const LinearLayer& layer) {
   return *linear;
 }
 
-void CudaLinear::load_streamed(Context& context, const StoredLinear& stored) {
-  streamed_ = std::dynamic_pointer_cast<StreamedMemory>(stored.streamed);
-  CALIBATT_ASSERT(streamed_ != nullptr);
+void CudaLinear::load_offloaded(Context& context, const StoredLinear& stored,
+                                const std::shared_ptr<HostWeights>& host) {
+  streamed_ = host;
   if (dtype_ != DType::kE4M3) {
-    streamed_offset_ = streamed_->append(stored.weights, dtype_);
+    streamed_offset_ = host->append(stored.weights, dtype_);
     return;
   }
   Tensor scales(DType::kF32, {out_features_});
-  streamed_offset_ = streamed_->append_eight_bits(stored.weights, scales.f32());
+  streamed_offset_ = host->append_eight_bits(stored.weights, scales.f32());
   context.copy_to_device(scales_.raw(), scales.raw(), scales.size_bytes());
 }
 

@@ -3,13 +3,14 @@
 #include <memory>
 
 #include "backend/cuda/device/context.h"
+#include "backend/cuda/host_weights.h"
 #include "backend/cuda/staged_upload.h"
 #include "backend/cuda/weight_stream.h"
 #include "backend/linear.h"
 
 namespace calibatt::cuda {
 
-/// A linear layer's weights in device memory, or, streamed, in host memory between their uses.
+/// A linear layer's weights in device memory, or, streamed, in host memory or as a part of them between their uses.
 class CudaLinear final : public LinearLayer {
  public:
   /// dtype: kF32, kBF16, kF16, or kE4M3: quantised on the device, a scale for each row.
@@ -33,13 +34,13 @@ class CudaLinear final : public LinearLayer {
  private:
   void set_bias(Context& context, const Tensor& bias);
   void load_resident(Context& context, StagedUpload& staged, const StoredLinear& stored);
-  void load_streamed(Context& context, const StoredLinear& stored);
+  void load_offloaded(Context& context, const StoredLinear& stored, const std::shared_ptr<HostWeights>& host);
 
   int64_t out_features_ = 0, in_features_ = 0;
   DType dtype_;
-  Tensor weight_;  // [out, in]; empty when streamed
-  Tensor scales_;  // [out] F32 of kE4M3; they stay on the device
-  std::shared_ptr<StreamedMemory> streamed_;
+  Tensor weight_;                             // [out, in]; empty when streamed
+  Tensor scales_;                             // [out] F32 of kE4M3; they stay on the device
+  std::shared_ptr<StreamedMemory> streamed_;  // null: the weight is resident
   size_t streamed_offset_ = 0;
   Tensor bias_, rounded_bias_;  // [out] F32; and of 16 bits where dtype_ is not F32
 };

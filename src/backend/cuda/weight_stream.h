@@ -8,43 +8,45 @@
 #include "backend/cuda/device/context.h"
 #include "backend/cuda/device/event.h"
 #include "backend/slot_ring.h"
-#include "backend/stored_linear.h"
+#include "backend/streamed_weights.h"
 
 namespace calibatt::cuda {
 
 class WeightStream;
 
-/// StreamedWeights on a GPU: pages of host memory, filled by all threads straight from the mapped file and then pinned.
-class StreamedMemory final : public StreamedWeights {
+/// StreamedWeights on a GPU: matrices one behind another, kept elsewhere (host_weights.h, device_shard.h).
+class StreamedMemory : public StreamedWeights {
  public:
-  StreamedMemory(WeightStream& stream, int64_t id, size_t capacity_bytes);
-  ~StreamedMemory() override;
   StreamedMemory(const StreamedMemory&) = delete;
   StreamedMemory& operator=(const StreamedMemory&) = delete;
 
-  /// Appends tensors one below the other, converted to dtype. Returns where they begin, in bytes from the group's
-  /// begin. Throws Error(kNumeric) that names a tensor which is not finite.
-  size_t append(const std::vector<StoredTensor>& parts, DType dtype);
-  /// The same in 8 bits (base/e4m3.h); scales: host, one for each row of all.
-  size_t append_eight_bits(const std::vector<StoredTensor>& parts, float* scales);
   /// The device's copy; only between begin_use and end_use.
   const void* device_memory() const;
 
-  void seal() override;
   void prefetch() override;
   void begin_use() override;
   void end_use() override;
 
+ protected:
+  StreamedMemory(WeightStream& stream, size_t capacity_bytes);
+  ~StreamedMemory() override = default;
+
+  /// Room for a matrix at the end: where it begins, in bytes.
+  size_t append_room(int64_t rows, int64_t columns, DType dtype);
+  size_t size_bytes() const { return size_bytes_; }
+  bool is_sealed() const { return sealed_; }
+  void end_loading() { sealed_ = true; }
+  /// Enqueues the copy of all of it.
+  virtual void copy_to(void* buffer, cudaStream_t copies) = 0;
+  /// For destructors: no copy reads any more, and no buffer counts as holding it.
+  void leave();
+
  private:
   friend class WeightStream;
-  /// Room for a matrix at the end: where it begins, in bytes.
-  size_t append_room(const std::vector<StoredTensor>& parts, DType dtype);
-
   WeightStream& stream_;
   int64_t id_;
-  void* host_ = nullptr;
-  size_t capacity_bytes_ = 0, size_bytes_ = 0;
-  bool pinned_ = false;
+  size_t capacity_bytes_, size_bytes_ = 0;
+  bool sealed_ = false;
   int slot_ = -1;  // while in use: its buffer on the device
 };
 
@@ -55,7 +57,7 @@ class WeightStream {
  public:
   explicit WeightStream(Context& context) : context_(context) {}
 
-  std::shared_ptr<StreamedMemory> make_group(size_t capacity_bytes);
+  Context& context() { return context_; }
   /// Frees the buffers on the device; the next use allocates and fills them anew. Nothing may be in use.
   void release();
 
@@ -78,7 +80,7 @@ class WeightStream {
     std::array<Buffer, kNumBuffers> buffers;
   };
   Ring& ring();
-  void fill(const StreamedMemory& group, int slot);
+  void fill(StreamedMemory& group, int slot);
 
   Context& context_;
   std::unique_ptr<Ring> ring_;

@@ -10,12 +10,13 @@ namespace calibatt {
 WanExperts::WanExperts(const WanFolder& folder, Backend& backend, DType dtype, const ModelLoadOptions& options)
     : backend_(backend),
       dtype_(dtype),
-      all_stay_(folder.transformers.size() == 1 || options.offload || backend.in_host_memory()) {
+      all_stay_(folder.transformers.size() == 1 || options.offload || options.shards || backend.in_host_memory()) {
   const int count = static_cast<int>(folder.transformers.size());
   for (int expert = 0; expert < count; ++expert) {
     const WanTransformerPath& path = folder.transformers[static_cast<size_t>(expert)];
     ModelLoadOptions own = options;
     own.settings = path.settings;
+    own.shards.model = "transformer " + std::to_string(expert) + ", ";
     own.overlay =
         merged_overlay(options.loras, expert, count, open_transformer(path.path, {.settings = path.settings}).tensors,
                        options.overlay, options.warn);

@@ -12,8 +12,8 @@
 namespace calibatt {
 
 /// The transformers of a Wan model: one, or those of Wan 2.2 A14B, of which each denoises some of the steps. Where all
-/// of them fit (host memory, or offloaded blocks) they are loaded once and stay. On a GPU without offloading there is
-/// room for one: it is loaded when its steps begin, and the other is dropped before.
+/// of them fit (host memory, offloaded blocks, or shards) they are loaded once and stay. On a GPU that holds all of a
+/// transformer there is room for one: it is loaded when its steps begin, and the other is dropped before.
 class WanExperts {
  public:
   /// Merges the options' LoRAs, looks at every transformer's settings, and loads those that stay, or else the first.

@@ -1,5 +1,7 @@
 #include "models/wan/layers.h"
 
+#include "backend/linear.h"
+
 namespace calibatt {
 
 /// The keys and values of a prompt or a picture are computed once for all steps: 8 bits would save no time.
@@ -17,6 +19,17 @@ BlockFormats WanLayers::formats(const WanTransformerConfig& config, DType dtype,
            {kPictureKeysValues, 2 * dim * dim, false}},
           dtype,
           options};
+}
+
+WanLayers::BlockBytes WanLayers::block_bytes(const WanTransformerConfig& config, const BlockFormats& formats,
+                                             int block) {
+  const int64_t dim = config.dim(), hidden = config.ffn_dim;
+  const auto bytes = [&](const std::vector<std::string>& layers, int64_t out, int64_t in) {
+    return LinearOps::streamed_bytes(out, in, formats.of(block, layers).dtype);
+  };
+  return {bytes(kQueryKeyValue, 3 * dim, dim) + bytes(kOutput, dim, dim) + bytes(kCrossQuery, dim, dim) +
+              bytes(kCrossOutput, dim, dim) + bytes(kFeedForwardIn, hidden, dim) + bytes(kFeedForwardOut, dim, hidden),
+          bytes(kCrossKeysValues, 2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
 }
 
 }  // namespace calibatt

@@ -17,6 +17,12 @@ struct WanLayers {
   inline static const std::vector<std::string> kCrossKeysValues{"attn2.to_k", "attn2.to_v"},
       kPictureKeysValues{"attn2.add_k_proj", "attn2.add_v_proj"};
 
+  /// Of a block's matrices: those that every forward uses, and those of a prompt alone.
+  struct BlockBytes {
+    size_t forward, prompt;
+  };
+  static BlockBytes block_bytes(const WanTransformerConfig& config, const BlockFormats& formats, int block);
+
   static BlockFormats formats(const WanTransformerConfig& config, DType dtype, const ModelLoadOptions& options);
 };
 

@@ -5,6 +5,7 @@
 #include "attention/sequence_parallel.h"
 #include "base/ceil_div.h"
 #include "models/model_folder.h"
+#include "models/wan/layers.h"
 
 namespace calibatt {
 
@@ -27,6 +28,24 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
          prompts +
          SequenceParallelEngine::memory_bytes(config.num_attention_heads, config.attention_head_dim, num_tokens,
                                               arithmetic.num_ranks, arithmetic.dtype);
+}
+
+WanShardBytes wan_shard_bytes(const WanTransformerConfig& config, const Arithmetic& arithmetic) {
+  ModelLoadOptions kept;
+  kept.eight_bit_layers = arithmetic.eight_bit_layers;
+  const BlockFormats formats = WanLayers::formats(config, arithmetic.dtype, kept),
+                     wide_formats = WanLayers::formats(config, arithmetic.dtype, {});
+  WanShardBytes bytes;
+  uint64_t largest = 0;  // of what is gathered at a time
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const WanLayers::BlockBytes own = WanLayers::block_bytes(config, formats, layer),
+                                wide = WanLayers::block_bytes(config, wide_formats, layer);
+    bytes.blocks += own.forward + own.prompt;
+    bytes.wide_blocks += wide.forward + wide.prompt;
+    largest = std::max<uint64_t>({largest, own.forward, own.prompt, arithmetic.wide_steps ? wide.forward : 0});
+  }
+  bytes.buffers = 2 * largest;
+  return bytes;
 }
 
 // Level by level as make_decoder builds it: the widest layer's input, its padded copy and its output for one group of

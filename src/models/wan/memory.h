@@ -11,6 +11,13 @@ namespace calibatt {
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
                               const Arithmetic& arithmetic);
 
+/// Of a transformer whose blocks ranks share: bytes of all blocks' matrices as they are kept and as they would be
+/// without 8 bits, and of a rank's two buffers for gathered ones.
+struct WanShardBytes {
+  uint64_t blocks = 0, wide_blocks = 0, buffers = 0;
+};
+WanShardBytes wan_shard_bytes(const WanTransformerConfig& config, const Arithmetic& arithmetic);
+
 /// About the bytes that decoding a video of this size takes beside the weights; of the first rank, where several share
 /// it. dtype: of activations.
 uint64_t wan_decoding_bytes(const WanVaeConfig& config, const VideoSize& size, DType dtype, int num_ranks = 1);

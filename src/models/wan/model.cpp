@@ -255,6 +255,7 @@ class WanFiles final : public ModelFiles {
 
     description_.kind = "WanTransformer3DModel";
     description_.takes_image = takes_image(configs_);
+    description_.shards_weights = true;
     description_.num_layers = configs_.transformer.num_layers;
     description_.num_heads = configs_.transformer.num_attention_heads;
     description_.head_dim = configs_.transformer.attention_head_dim;
@@ -275,6 +276,7 @@ class WanFiles final : public ModelFiles {
         elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
     needs.weights -= eight_bit_savings(arithmetic);
+    if (arithmetic.weight_ranks > 1) share_weights(arithmetic, needs);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;
@@ -292,6 +294,15 @@ class WanFiles final : public ModelFiles {
   }
 
  private:
+  /// Of each block a part, of two transformers both, and two buffers for blocks while there are activations.
+  void share_weights(const Arithmetic& arithmetic, MemoryEstimate& needs) const {
+    const auto experts = static_cast<uint64_t>(description_.experts.size());
+    const WanShardBytes bytes = wan_shard_bytes(configs_.transformer, arithmetic);
+    const uint64_t beside_blocks = elements_.transformer * dtype_size(arithmetic.dtype) - bytes.wide_blocks;
+    needs.weights = experts * (beside_blocks + bytes.blocks / static_cast<uint64_t>(arithmetic.weight_ranks));
+    needs.activations += bytes.buffers;
+  }
+
   /// Of a transformer that sees a picture in its blocks.
   void check_picture_encoder(const std::string& path) const {
     const int width = configs_.transformer.image_dim;

@@ -79,8 +79,8 @@ class WanTransformer {
   /// Loads, beside layers in 8 bits, the same in dtype(), for forwards that are to be without 8 bits (TransformerStep).
   /// They
   /// stay in host memory and are streamed block by block, whatever ModelLoadOptions::offload says: a run has few such
-  /// steps. On a CPU they are simply there. Nothing happens where no layer is in 8 bits, or when it was done before.
-  /// `progress` hears of blocks. Throws as load.
+  /// steps. Where ranks have shards, each keeps a part there. On a CPU they are simply there. Nothing happens where no
+  /// layer is in 8 bits, or when it was done before. `progress` hears of blocks. Throws as load.
   void load_wide_layers(const WorkProgress& progress = {});
 
   /// latents: host, F32 [in_channels, frames, height, width].
@@ -142,6 +142,9 @@ class WanTransformer {
   WanTransformer() = default;
   Block load_block(const Weights& weights, int layer, const BlockFormats& formats,
                    const ModelLoadOptions& options) const;
+  /// A home for this rank's part of some of a block's matrices.
+  std::shared_ptr<StreamedWeights> make_shard(int layer, const std::string& kind, size_t size_bytes,
+                                              bool on_the_host) const;
   /// Those that `to` has not yet, into its StreamedWeights.
   void load_layers(int layer, const BlockFormats& formats, const std::function<void()>& before_matrix,
                    BlockLayers& to) const;
@@ -171,6 +174,7 @@ class WanTransformer {
   DType dtype_ = DType::kF32;
   WanTransformerConfig config_;
   std::shared_ptr<const Weights> stored_;
+  RankShards shards_;  // who else keeps parts of the blocks, where ranks do
   bool has_eight_bits_ = false, has_wide_layers_ = false;
   bool wide_forward_ = false;  // the present forward is without 8 bits
   std::shared_ptr<const LinearLayer> patch_embedding_;

@@ -9,19 +9,13 @@ namespace {
 
 using Layers = WanLayers;
 
-/// Of a block's matrices: those that every forward uses, and those of prepare_prompt alone.
-struct BlockBytes {
-  size_t forward, prompt;
-};
-BlockBytes block_bytes(const WanTransformerConfig& config, const BlockFormats& formats, int block) {
-  const int64_t dim = config.dim(), hidden = config.ffn_dim;
-  const auto bytes = [&](const std::vector<std::string>& layers, int64_t out, int64_t in) {
-    return Backend::streamed_bytes(out, in, formats.of(block, layers).dtype);
-  };
-  return {bytes(Layers::kQueryKeyValue, 3 * dim, dim) + bytes(Layers::kOutput, dim, dim) +
-              bytes(Layers::kCrossQuery, dim, dim) + bytes(Layers::kCrossOutput, dim, dim) +
-              bytes(Layers::kFeedForwardIn, hidden, dim) + bytes(Layers::kFeedForwardOut, dim, hidden),
-          bytes(Layers::kCrossKeysValues, 2 * dim, dim) * (config.image_dim > 0 ? 2 : 1)};
+void require_host_memory_of_blocks(const WanTransformerConfig& config, const BlockFormats& formats) {
+  size_t all = 0;
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const Layers::BlockBytes block = Layers::block_bytes(config, formats, layer);
+    all += block.forward + block.prompt;
+  }
+  require_host_memory(all, "--offload", "run without --offload");
 }
 
 std::string block_prefix(int block) {
@@ -46,13 +40,9 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
   if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
   const BlockFormats formats = Layers::formats(config, dtype, options);
-  if (options.offload) {
-    size_t all = 0;
-    for (int layer = 0; layer < config.num_layers; ++layer) {
-      const BlockBytes block = block_bytes(config, formats, layer);
-      all += block.forward + block.prompt;
-    }
-    require_host_memory(all, "--offload", "run without --offload");
+  model.shards_ = options.shards;
+  if (options.offload && options.shards.rank == 0) {  // of several ranks the first speaks for all: they share it
+    require_host_memory_of_blocks(config, formats);
   }
   const int64_t dim = config.dim();
 
@@ -91,6 +81,12 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   return model;
 }
 
+std::shared_ptr<StreamedWeights> WanTransformer::make_shard(int layer, const std::string& kind, size_t size_bytes,
+                                                            bool on_the_host) const {
+  return backend_->make_sharded_weights(
+      {shards_, shards_.model + block_prefix(layer) + " " + kind, size_bytes, on_the_host});
+}
+
 void WanTransformer::load_picture_part(const Weights& weights, const std::string& prefix, Block& block) const {
   const int64_t dim = config_.dim();
   block.image_keys_values = load_fused(*backend_, weights, {prefix + "add_k_proj", prefix + "add_v_proj"}, dim, dim,
@@ -113,8 +109,11 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   const auto before_matrix = [&] {
     if (options.progress) options.progress(layer, config_.num_layers, matrices++ / kMatrices);
   };
-  const BlockBytes bytes = block_bytes(config_, formats, layer);
-  if (options.offload) {
+  const Layers::BlockBytes bytes = Layers::block_bytes(config_, formats, layer);
+  if (options.shards) {
+    block.layers.streamed = make_shard(layer, "forward", bytes.forward, options.offload);
+    block.streamed_prompt = make_shard(layer, "prompt", bytes.prompt, options.offload);
+  } else if (options.offload) {
     block.layers.streamed = backend.make_streamed_weights(bytes.forward);
     block.streamed_prompt = backend.make_streamed_weights(bytes.prompt);
   }
@@ -165,13 +164,14 @@ void WanTransformer::load_layers(int layer, const BlockFormats& formats, const s
 void WanTransformer::load_wide_layers(const WorkProgress& progress) {
   if (!has_eight_bits_ || has_wide_layers_) return;
   const BlockFormats formats = Layers::formats(config_, dtype_, {});
-  const size_t block_size = block_bytes(config_, formats, 0).forward;
-  require_host_memory_of_wide_layers(*backend_, block_size * blocks_.size());
+  const size_t block_size = Layers::block_bytes(config_, formats, 0).forward;
+  if (shards_.rank == 0) require_host_memory_of_wide_layers(*backend_, block_size * blocks_.size());
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     Block& block = blocks_[static_cast<size_t>(layer)];
     BlockLayers wide;
     if (block.layers.streamed == nullptr) wide = block.layers.without_eight_bits();
-    wide.streamed = backend_->make_streamed_weights(block_size);
+    wide.streamed =
+        shards_ ? make_shard(layer, "without 8 bits", block_size, true) : backend_->make_streamed_weights(block_size);
     double matrices = 0;
     load_layers(
         layer, formats,

@@ -28,10 +28,6 @@ class CudaAttention : public AttentionBackend {
   std::unique_ptr<Communicator> join(Communicator& hosts) override {
     return std::make_unique<DeviceRanks>(hosts, context_);
   }
-  bool can_read(const Device& other) const override {
-    const auto* const gpu = dynamic_cast<const CudaAttention*>(&other);
-    return gpu != nullptr && gpu_can_read(context_.device().index, gpu->context_.device().index);
-  }
   void synchronize() override { context_.synchronize(); }
   std::unique_ptr<Timer> make_timer() override { return std::make_unique<EventTimer>(context_.stream()); }
   void limit_run_ahead() override { context_.limit_run_ahead(); }
@@ -43,6 +39,7 @@ class CudaAttention : public AttentionBackend {
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
   bool in_host_memory() const override { return false; }
   size_t available_memory_bytes() const override { return context_.available_bytes(); }
+  bool is_readable_by(int device) const override { return gpu_can_read(device, context_.device().index); }
   size_t peak_memory_bytes() const override { return context_.peak_bytes() + schedules_.stats().peak_device_bytes; }
   void reset_peak_memory() override { context_.reset_peak(); }
   void trim_memory() override { context_.trim(); }

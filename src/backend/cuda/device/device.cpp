@@ -91,6 +91,13 @@ const DeviceInfo& current_device() {
   return found != known.end() ? found->second : known.emplace(index, read_device(index)).first->second;
 }
 
+bool gpu_can_read(int reader, int owner) {
+  if (reader == owner) return true;
+  int can = 0;
+  check(cudaDeviceCanAccessPeer(&can, reader, owner), "asking whether GPUs can read each other's memory");
+  return can != 0;
+}
+
 void use_device(int index) {
   const int count = num_devices();
   if (count == 0) check(cudaErrorNoDevice, "looking for one");

@@ -13,8 +13,8 @@ void check(cudaError_t status, const char* what);
 
 /// What to do where the GPU's memory is too small.
 inline constexpr char kMemoryAdvice[] =
-    "Use a smaller size or fewer frames, --weights-dtype fp8, or --offload, which is for one GPU, as each of several "
-    "holds all weights; or close other programs on the GPU";
+    "Use a smaller size or fewer frames, --weights-dtype fp8, or --offload; on several GPUs --shard-weights on, where "
+    "each holds a part of the weights; or close other programs on the GPU";
 /// Error(kDevice): what could not be had, what is free, and which flags help.
 [[noreturn]] void throw_out_of_memory(const std::string& what);
 
@@ -32,6 +32,9 @@ int num_devices();
 
 /// The calling thread's current device. Read once per device and kept; throws Error(kDevice) when there is none.
 const DeviceInfo& current_device();
+
+/// Whether kernels and copies of one GPU can read another's memory, or its own; by their indices.
+bool gpu_can_read(int reader, int owner);
 
 /// Makes the GPU of this index the calling thread's current one. Throws Error(kUsage), listing the GPUs there are, when
 /// there is no such index; Error(kDevice) when there is no GPU at all.

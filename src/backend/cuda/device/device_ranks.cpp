@@ -22,13 +22,6 @@ std::vector<Value> gathered(Communicator& hosts, const Value& mine) {
 
 }  // namespace
 
-bool gpu_can_read(int reader, int owner) {
-  if (reader == owner) return true;
-  int can_read = 0;
-  check(cudaDeviceCanAccessPeer(&can_read, reader, owner), "asking whether GPUs can read each other's memory");
-  return can_read != 0;
-}
-
 DeviceRanks::DeviceRanks(Communicator& hosts, Context& context)
     : hosts_(hosts), context_(context), own_(std::make_shared<Peer>()) {
   own_->memory = context.memory();

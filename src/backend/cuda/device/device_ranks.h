@@ -13,9 +13,6 @@
 
 namespace calibatt::cuda {
 
-/// Whether kernels and copies of one GPU can read another's memory, or its own; by their indices.
-bool gpu_can_read(int reader, int owner);
-
 /// Ranks that are threads of this process with a GPU each (or with one and the same: for tests). Their hosts meet in
 /// `hosts`, in every call; each rank then reads what is its own out of the others' memory, on its own stream, behind
 /// what makes it there: pieces by copies, rows of heads by one kernel. No rank changes what another has not read yet,

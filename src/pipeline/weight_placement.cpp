@@ -1,0 +1,77 @@
+#include "pipeline/weight_placement.h"
+
+#include <array>
+#include <cstdio>
+
+#include "base/error.h"
+#include "pipeline/options.h"
+#include "pipeline/precision.h"
+
+namespace calibatt {
+namespace {
+
+std::string gigabytes(uint64_t bytes) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.1f GB", static_cast<double>(bytes) * 1e-9);
+  return text.data();
+}
+
+}  // namespace
+
+std::string weight_placement_name(WeightPlacement placement) {
+  if (placement == WeightPlacement::kHost) return "host";
+  return placement == WeightPlacement::kShards ? "shards" : "whole";
+}
+
+void check_weight_placement(const LoadOptions& options, const ModelDescription& model) {
+  const bool asked = options.shard_weights == ShardWeights::kOn, several = options.devices.size() > 1;
+  if (asked && !several) {
+    throw Error(ErrorKind::kUsage,
+                "--shard-weights on: one GPU has none to share weights with; add --gpus N, or give --offload in its "
+                "place");
+  }
+  if (asked && options.offload) {
+    throw Error(ErrorKind::kUsage,
+                "--shard-weights on keeps weights on the GPUs, and --offload in host memory, once for all GPUs; leave "
+                "one of them out");
+  }
+  if (model.shards_weights || !several || !(asked || options.offload)) return;
+  throw Error(ErrorKind::kUsage, std::string(asked ? "--shard-weights on" : "--offload with several GPUs") + ": " +
+                                     model.kind +
+                                     " is held whole by each GPU; leave it out, or give --weights-dtype fp8");
+}
+
+uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks) {
+  const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
+  const bool eight_bits = has_eight_bit_layers(options, files);
+  const ModelDescription& model = files.description();
+  uint64_t bytes =
+      files.memory(video_size(with_defaults({}, model)), {dtype, eight_bits, wide_steps, 1, 1, weight_ranks}).weights;
+  if (eight_bits) bytes += files.kept_layer_bytes(options.kept_layers, dtype) / static_cast<uint64_t>(weight_ranks);
+  return bytes;
+}
+
+ChosenPlacement choose_weight_placement(const LoadOptions& options, const PlacementRoom& room) {
+  const std::string num_ranks = std::to_string(options.devices.size());
+  if (options.offload) return {room.available ? WeightPlacement::kHost : WeightPlacement::kWhole, ""};
+  if (options.shard_weights == ShardWeights::kOn) return {WeightPlacement::kShards, ""};
+  if (options.shard_weights == ShardWeights::kOff || !room.available) return {};
+  const uint64_t needed = room.whole + room.video;
+  if (needed <= *room.available) return {};
+  const std::string reason = "whole, they and a video take about " + gigabytes(needed) + " of a GPU's memory, and " +
+                             gigabytes(*room.available) + " are free";
+  if (room.shards == 0) return {};  // a model that has none
+  if (!room.unreadable.empty()) {
+    return {WeightPlacement::kWhole, "each GPU holds all weights, and may be too small for them (" + reason + "): " +
+                                         room.unreadable + ", so that they cannot share them; --offload does without"};
+  }
+  std::string message = "each of " + num_ranks + " GPUs keeps 1/" + num_ranks +
+                        " of the transformer's blocks, and gathers the others as it comes to them: " + reason;
+  if (room.shards + room.video > *room.available) {
+    message += "; so they take " + gigabytes(room.shards + room.video) +
+               ", and may not fit either: choose a smaller size, or give --offload";
+  }
+  return {WeightPlacement::kShards, message};
+}
+
+}  // namespace calibatt
