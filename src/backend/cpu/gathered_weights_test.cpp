@@ -72,9 +72,9 @@ TEST(GatheredWeights, ComputeWhatWholeOnesDoInTurns) {
             expect_same(product(*backend, *layers[layer], format), product(*backend, *whole[layer], format));
           }
         }
+        hosts.barrier();  // all have gathered every block
         layers.clear();
         blocks.clear();
-        hosts.barrier();
       });
     }
   }
