@@ -74,9 +74,6 @@ PlanInfo make_info(const Options& options) {
   }
   info.provenance.tool_version = "synthetic";
   info.provenance.transformers = {{"synthetic masks: " + options.mix, options.fingerprint}};
-  info.provenance.video_frames = 4 * options.frames - 3;
-  info.provenance.video_height = 16 * options.height;
-  info.provenance.video_width = 16 * options.width;
   info.provenance.guidance_scale = 5;
   info.provenance.scheduler = "unipc";
   info.provenance.flow_shift = options.flow_shift;
