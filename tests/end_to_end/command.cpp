@@ -6,10 +6,12 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
+#include <thread>
 
 namespace calibatt::test {
 
@@ -37,6 +39,16 @@ class Child {
   Child& operator=(const Child&) = delete;
 
   pid_t id() const { return process_; }
+
+  /// Meanwhile nothing is read.
+  void wait_for_end(std::chrono::seconds at_most) const {
+    const auto give_up = std::chrono::steady_clock::now() + at_most;
+    siginfo_t info{};
+    while (waitid(P_PID, static_cast<id_t>(process_), &info, WEXITED | WNOWAIT | WNOHANG) == 0 && info.si_pid == 0 &&
+           std::chrono::steady_clock::now() < give_up) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
 
   /// Reads to the end; calls `action` once, as soon as there is `text`.
   CommandResult finish(const std::string& text, const std::function<void()>& action) {
@@ -78,6 +90,7 @@ CommandResult interrupt_calibatt(const std::string& arguments, const std::string
   Child child("exec " CALIBATT_BINARY " " + arguments);
   return child.finish(text, [&] {
     for (const int signal : signals) kill(child.id(), signal);
+    if (signals.size() > 1) child.wait_for_end(std::chrono::minutes(1));
   });
 }
 

@@ -21,8 +21,9 @@ CommandResult run_calibatt(const std::string& arguments, const std::string& befo
 CommandResult run_while(const std::string& arguments, const std::string& before, const std::string& text,
                         const std::function<void()>& action);
 
-/// Sends it `signals` as soon as its output contains `text`, as run_while does, and waits for its end. Signals of one
-/// kind would become one where the program had no time in between.
+/// Sends it `signals` as soon as its output contains `text`, as run_while does, and waits for its end. Behind several
+/// it has a minute to end before more of its output is read; two of one kind would become one where it had no time
+/// between.
 CommandResult interrupt_calibatt(const std::string& arguments, const std::string& text,
                                  const std::vector<int>& signals);
 

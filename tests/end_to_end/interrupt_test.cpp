@@ -50,7 +50,7 @@ TEST_F(Interrupt, LoadingCanBeInterrupted) {
 }
 
 TEST_F(Interrupt, ASecondSignalEndsAtOnce) {
-  // It cannot say anything about the first before both are sent.
+  // What it would say of the first signal nobody reads before it has ended by the second.
   const CommandResult result = interrupt_calibatt(
       "generate --model " + kModel + " --threads 1 -p a -o " + folder_.file("x.mp4"), "denoise", {SIGINT, SIGTERM});
   EXPECT_EQ(result.exit_code, 130) << result.output;
@@ -79,16 +79,21 @@ TEST_F(Interrupt, CalibrateSaysHowToGoOnAndDoesSo) {
 }
 
 TEST_F(Interrupt, CalibrateEndsWithinTheTextStage) {
-  // As much text as the encoder reads at once, on one thread: many seconds, in which nothing else is said.
+  // As much text as the encoder reads at once, on one thread.
   std::string text, prompts;
   while (text.size() < 1400) text += "a red circle over blue stripes ";
   for (int prompt = 0; prompt < 31; ++prompt) prompts += text + std::to_string(prompt) + "\n";
   write_file(folder_.file("prompts.txt"), prompts);
   const std::string plan = folder_.file("plan.safetensors");
-  const CommandResult result =
-      interrupt_calibatt("calibrate" + kSmall + "--threads 1 --prompts " + folder_.file("prompts.txt") + " -n '" +
-                             text + "' -o " + plan + " --token-order tiles:2x2x2 --block-q 16 --block-k 16 --anchors 1",
-                         "prompt 1 of 31, text", {SIGINT});
+  CommandResult result{0, "denoise"};
+  // Nothing is said that it could be held back by: where this process was kept waiting, the stage is over.
+  for (int attempt = 0; attempt < 20 && result.output.find("denoise") != std::string::npos; ++attempt) {
+    fs::remove_all(plan + ".profile");
+    result = interrupt_calibatt("calibrate" + kSmall + "--threads 1 --prompts " + folder_.file("prompts.txt") +
+                                    " -n '" + text + "' -o " + plan +
+                                    " --token-order tiles:2x2x2 --block-q 16 --block-k 16 --anchors 1",
+                                "prompt 1 of 31, text", {SIGINT});
+  }
   EXPECT_EQ(result.exit_code, 130) << result.output;
   EXPECT_THAT(result.output, AllOf(HasSubstr("interrupted while encoding the text of prompt 1 of 31"),
                                    HasSubstr(plan + ".profile"), Not(HasSubstr("denoise"))));
