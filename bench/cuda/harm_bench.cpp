@@ -92,12 +92,13 @@ void run(const Flags& flags) {
                            {"tokens", header.geometry.num_tokens()},
                            {"heads", flags.heads},
                            {"threads", num_threads()}};
-  PromptProfile first = PromptProfile::allocate(header, 0), next = PromptProfile::allocate(header, 1);
-  HarmRecorder own(calls.gpu(), header, {}, first);
+  const auto first = std::make_shared<PromptProfile>(PromptProfile::allocate(header, 0));
+  PromptProfile next = PromptProfile::allocate(header, 1);
+  HarmRecorder own(calls.gpu(), header, {}, *first);
   result["dense"] = summary(calls.run(own, GuidanceBranch::kUnconditional));
   result["first_prompt"] = summary(calls.run(own, GuidanceBranch::kConditional));
   own.finish();
-  const std::vector<const PromptProfile*> earlier(static_cast<size_t>(flags.earlier), &first);
+  const EarlierPrompts earlier(static_cast<size_t>(flags.earlier), first);
   HarmRecorder recorder(calls.gpu(), header, earlier, next);
   result["next_prompt"] = summary(calls.run(recorder, GuidanceBranch::kConditional));
   recorder.finish();

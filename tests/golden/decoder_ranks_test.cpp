@@ -28,7 +28,7 @@ struct DecoderRanks : DecoderGolden<Vae> {
   template <class Body>
   void on_ranks(int num_ranks, const Load& load, const Body& body) const {
     run_ranks(num_ranks, [&](Communicator& hosts) {
-      const auto backend = make_backend(backend_name(), backend_name() == "cpu" ? 0 : golden_rank.hosts.rank()));
+      const auto backend = make_backend(backend_name(), backend_name() == "cpu" ? 0 : device_of(hosts.rank()));
       const std::unique_ptr<Communicator> on_device = backend->join(hosts);
       body(load(this->folder, *backend), on_device ? *on_device : hosts);
     });
