@@ -108,10 +108,9 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
   const int num_ranks = layout.ranks_of_forward();
-  MemoryEstimate needed = files_->memory(
-      video_size(options),
-      {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks, layout.decoding_ranks,
-       weight_ranks_});
+  MemoryEstimate needed =
+      files_->memory(video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options),
+                                           num_ranks, layout.decoding_ranks, weight_ranks_});
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }
