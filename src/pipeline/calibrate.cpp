@@ -229,6 +229,14 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
   if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
 }
 
+/// Ranks with prompts of their own are at different steps, and load what these need at different times.
+void require_whole_weights(const RunnerGroup& runners) {
+  if (runners.num_ranks() == 1 || runners.weight_placement().empty() || runners.weight_placement() == "whole") return;
+  throw Error(ErrorKind::kUsage,
+              "a calibration on several devices holds all weights on each: load the model with shard_weights off and "
+              "without offload");
+}
+
 /// One kind of GPU rounds as another does not.
 void warn_of_kinds(RunnerGroup& runners) {
   const std::vector<std::string> kinds = runners.device_kinds();
@@ -247,6 +255,7 @@ CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options
 
 CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress, const EightBitGains* gains) {
+  require_whole_weights(runners);
   Runner& runner = runners.first();
   runner.begin_job();
   validate(options);  // refused before anything slow starts

@@ -120,8 +120,11 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks,
                                                       layout.decoding_ranks, impl_->weight_ranks});
   if (eight_bit_layers) {
-    needed.weights +=
-        impl_->files->kept_layer_bytes(impl_->kept_layers, dtype) / static_cast<uint64_t>(impl_->weight_ranks);
+    uint64_t kept = impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
+    if (impl_->weight_ranks > 1) {  // parts are of all transformers
+      kept = kept * impl_->files->description().experts.size() / static_cast<uint64_t>(impl_->weight_ranks);
+    }
+    needed.weights += kept;
   }
   if (impl_->on_host && impl_->weight_ranks == 1) needed.weights *= impl_->files->description().experts.size();
   if (options.attention_dtype == AttentionDtype::kFP8) {

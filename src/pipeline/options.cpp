@@ -264,22 +264,18 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
 }
 
 std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
-                           const AvailableMemory& available, int num_ranks) {
+                           const AvailableMemory& available, const std::string& more_room) {
   constexpr uint64_t kMegabyte = 1'000'000;
   const uint64_t run = needed.peak() - needed.weights;
   const uint64_t on_host = needed.video + (available.device ? 0 : run);
   const bool device_is_short = available.device && run > *available.device;
   if (!device_is_short && on_host <= available.host) return "";
   const uint64_t bytes = device_is_short ? run : on_host, there = device_is_short ? *available.device : available.host;
-  std::string more_room;
-  if (device_is_short && num_ranks == 1) more_room = ", or give --offload";
-  if (device_is_short && num_ranks > 1) {
-    more_room = ", or give --shard-weights on, by which each GPU keeps a part of the weights, or --offload";
-  }
   return "a video of " + std::to_string(*options.width) + "×" + std::to_string(*options.height) + " with " +
          counted(*options.video_frames, "frames") + " takes about " + std::to_string(bytes / kMegabyte) + " MB of " +
          (device_is_short ? "the GPU's" : "host") + " memory beside the weights, and " +
-         std::to_string(there / kMegabyte) + " MB are available; choose a smaller size" + more_room;
+         std::to_string(there / kMegabyte) + " MB are available; choose a smaller size" +
+         (device_is_short ? more_room : "");
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const GenerateOptions& options, const ModelDescription& model) {

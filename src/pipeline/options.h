@@ -52,10 +52,10 @@ struct AvailableMemory {
   uint64_t host = 0;
   std::optional<uint64_t> device;  ///< absent: the model computes on the host
 };
-/// What to tell of a video that takes more memory than is available; empty: nothing. The weights are loaded already,
-/// all of them by each of num_ranks.
+/// What to tell of a video that takes more memory than is available; empty: nothing. The weights are loaded already.
+/// more_room: ", or …", what else than a smaller size would leave a device more; or empty.
 std::string memory_warning(const GenerateOptions& options, const MemoryEstimate& needed,
-                           const AvailableMemory& available, int num_ranks);
+                           const AvailableMemory& available, const std::string& more_room);
 
 /// Which parts of each step's forwards are computed in 8 bits in a run with these resolved options: what `allowed` has,
 /// but for the first GenerateOptions::kept_steps; where these are not given and a plan says it (`planned`, of each

@@ -24,6 +24,9 @@ std::string devices_flag(int num_ranks, const std::string& devices_source) {
 }  // namespace
 
 std::string devices_flag(const LoadOptions& options) {
+  if (options.devices_source.empty() && options.devices.size() == 1) {
+    return "--device " + std::to_string(options.devices.front());
+  }
   return devices_flag(static_cast<int>(options.devices.size()), options.devices_source);
 }
 

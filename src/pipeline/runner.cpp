@@ -104,6 +104,13 @@ AvailableMemory Runner::available_memory() const {
   return available;
 }
 
+std::string Runner::more_room(const RankLayout& layout) const {
+  const bool several = layout.num_ranks > 1;
+  if (several && !model().shards_weights) return "";
+  if (!several || weight_ranks_ > 1) return ", or give --offload";
+  return ", or give --shard-weights on, by which each GPU keeps a part of the weights, or --offload";
+}
+
 void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& layout,
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
@@ -114,7 +121,7 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }
-  const std::string warning = memory_warning(options, needed, available, num_ranks);
+  const std::string warning = memory_warning(options, needed, available, more_room(layout));
   if (!warning.empty()) warn_(warning);
 }
 

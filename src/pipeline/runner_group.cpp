@@ -64,6 +64,7 @@ RunnerGroup::RunnerGroup(const LoadOptions& options)
     : devices_(options.devices), devices_source_(options.devices_source) {
   check_devices(options);
   if (devices_.size() == 1) {
+    check_weight_placement(options, ModelDescription());
     runners_.emplace_back(new Runner(options));
   } else {
     load(options);
@@ -104,7 +105,9 @@ ChosenPlacement RunnerGroup::choose_placement(const LoadOptions& options, const 
   room.video = options.video_bytes;
   if (room.video == 0) {
     const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
-    room.video = files.memory(video_size(with_defaults({}, model)), dtype).beside_weights();
+    const auto num_ranks = static_cast<int>(devices_.size()), of_branch = std::max(1, num_ranks / 2);
+    room.video = files.memory(video_size(with_defaults({}, model)), {dtype, false, false, of_branch, num_ranks})
+                     .beside_weights();
   }
   for (size_t rank = 0; rank < backends.size(); ++rank) {
     Backend& backend = *backends[rank];

@@ -45,10 +45,13 @@ uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool 
   const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
   const bool eight_bits = has_eight_bit_layers(options, files);
   const ModelDescription& model = files.description();
-  uint64_t bytes =
-      files.memory(video_size(with_defaults({}, model)), {dtype, eight_bits, wide_steps, 1, 1, weight_ranks}).weights;
-  if (eight_bits) bytes += files.kept_layer_bytes(options.kept_layers, dtype) / static_cast<uint64_t>(weight_ranks);
-  return bytes;
+  const auto memory = [&](int ranks) {
+    return files.memory(video_size(with_defaults({}, model)), {dtype, eight_bits, wide_steps, 1, 1, ranks});
+  };
+  const MemoryEstimate needs = memory(weight_ranks);
+  uint64_t kept = eight_bits ? files.kept_layer_bytes(options.kept_layers, dtype) : 0;
+  if (weight_ranks > 1) kept = kept * model.experts.size() / static_cast<uint64_t>(weight_ranks);
+  return needs.weights + kept + needs.activations - memory(1).activations;
 }
 
 ChosenPlacement choose_weight_placement(const LoadOptions& options, const PlacementRoom& room) {
@@ -64,6 +67,11 @@ ChosenPlacement choose_weight_placement(const LoadOptions& options, const Placem
   if (!room.unreadable.empty()) {
     return {WeightPlacement::kWhole, "each GPU holds all weights, and may be too small for them (" + reason + "): " +
                                          room.unreadable + ", so that they cannot share them; --offload does without"};
+  }
+  if (room.shards >= room.whole) {  // parts are of all transformers, of which whole ones are there one at a time
+    return {WeightPlacement::kWhole, "each GPU holds all weights, and may be too small for them (" + reason +
+                                         "): parts of them would take " + gigabytes(room.shards) +
+                                         "; --offload or more GPUs take less"};
   }
   std::string message = "each of " + num_ranks + " GPUs keeps 1/" + num_ranks +
                         " of the transformer's blocks, and gathers the others as it comes to them: " + reason;

@@ -21,7 +21,7 @@ std::string weight_placement_name(WeightPlacement placement);
 /// Refuses what is asked for and cannot be: Error(kUsage).
 void check_weight_placement(const LoadOptions& options, const ModelDescription& model);
 
-/// Bytes of weights on each device: whole, or with parts of the blocks on weight_ranks.
+/// Bytes of weights on each device: whole, or with parts of the blocks on weight_ranks, and buffers for gathered ones.
 uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks);
 
 /// What the choice of a placement depends on, of the device that has least.

@@ -47,6 +47,11 @@ TEST(WeightPlacement, WhatCannotBeSharedStaysWhole) {
   const ChosenPlacement whole = choose_weight_placement(on_two(), apart);
   EXPECT_EQ(whole.placement, WeightPlacement::kWhole);
   EXPECT_THAT(whole.message, AllOf(HasSubstr("GPU 1 cannot read the memory of GPU 0"), HasSubstr("--offload")));
+  PlacementRoom two_transformers = room(39);
+  two_transformers.shards = 31 * kGigabyte;
+  const ChosenPlacement larger = choose_weight_placement(on_two(), two_transformers);
+  EXPECT_EQ(larger.placement, WeightPlacement::kWhole);
+  EXPECT_THAT(larger.message, AllOf(HasSubstr("parts of them would take 31.0 GB"), HasSubstr("--offload")));
   PlacementRoom of_mochi = room(39);
   of_mochi.shards = 0;
   EXPECT_EQ(choose_weight_placement(on_two(), of_mochi).placement, WeightPlacement::kWhole);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backend/thread_ranks.h"
+#include "calibatt/calibrate.h"
 #include "golden_rank.h"
 #include "io/safetensors.h"
 #include "models/wan/transformer.h"
@@ -279,6 +280,23 @@ INSTANTIATE_TEST_SUITE_P(Models, RanksVideo,
                          [](const auto& info) {
                            return std::get<0>(info.param) + "_" + std::get<1>(info.param).substr(5);
                          });
+
+// Each measures prompts of its own, at steps of its own.
+TEST(CalibrationOnRanks, HoldsAllWeightsOnEach) {
+  LoadOptions load;
+  load.model_dir = std::string(CALIBATT_MODELS_DIR) + "/tiny-wan";
+  load.backend = "cpu";
+  load.devices = {0, 0};
+  load.shard_weights = ShardWeights::kOn;
+  const std::unique_ptr<Pipeline> pipeline = Pipeline::load(load);
+  try {
+    calibrate(*pipeline, {}, "never.safetensors");
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_THAT(error.what(), HasSubstr("shard_weights off"));
+  }
+}
 
 }  // namespace
 }  // namespace calibatt

@@ -165,7 +165,7 @@ void WanTransformer::load_wide_layers(const WorkProgress& progress) {
   if (!has_eight_bits_ || has_wide_layers_) return;
   const BlockFormats formats = Layers::formats(config_, dtype_, {});
   const size_t block_size = Layers::block_bytes(config_, formats, 0).forward;
-  if (shards_.rank == 0) require_host_memory_of_wide_layers(*backend_, block_size * blocks_.size());
+  if (!shards_ || shards_.rank == 0) require_host_memory_of_wide_layers(*backend_, block_size * blocks_.size());
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     Block& block = blocks_[static_cast<size_t>(layer)];
     BlockLayers wide;
