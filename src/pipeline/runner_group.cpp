@@ -126,7 +126,11 @@ ChosenPlacement RunnerGroup::choose_placement(const LoadOptions& options, const 
 }
 
 uint64_t RunnerGroup::ranks_on_device_of(size_t rank) const {
-  return static_cast<uint64_t>(std::ranges::count(devices_, devices_[rank]));
+  uint64_t ranks = 1;
+  for (size_t other = 0; other < devices_.size(); ++other) {
+    if (other != rank && devices_[other] == devices_[rank]) ++ranks;
+  }
+  return ranks;
 }
 
 std::vector<std::string> RunnerGroup::device_kinds() const {
@@ -147,7 +151,7 @@ AvailableMemory RunnerGroup::available_memory() const {
   if (!least.device) return least;
   for (size_t rank = 0; rank < runners_.size(); ++rank) {
     runners_[rank]->backend().make_current();
-    const uint64_t sharing = devices_.empty() ? 1 : ranks_on_device_of(rank);
+    const uint64_t sharing = ranks_on_device_of(rank);
     least.device = std::min(*least.device, *runners_[rank]->available_memory().device / sharing);
   }
   first().backend().make_current();
