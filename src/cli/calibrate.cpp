@@ -174,15 +174,15 @@ void hold_whole_weights(LoadOptions& load) {
   if (load.offload || load.shard_weights == ShardWeights::kOn) {
     throw Error(ErrorKind::kUsage, std::string(load.offload ? "--offload" : "--shard-weights on") +
                                        ": a calibration on several GPUs holds all weights on each; leave it out, or "
-                                       "calibrate on one GPU with --offload");
+                                       "calibrate on one GPU, which can take --offload");
   }
   load.shard_weights = ShardWeights::kOff;
 }
 
 void run(Flags& flags) {
   check(flags);
-  leave_idle_devices_out(flags.calibration, flags.load.devices);
   if (flags.load.devices.size() > 1) hold_whole_weights(flags.load);
+  leave_idle_devices_out(flags.calibration, flags.load.devices);
   LoadOptions of_one_rank = flags.load;  // no forward is shared
   of_one_rank.devices.resize(1);
   check_before_loading(ModelOnDisk::open(of_one_rank), flags.calibration.run);
@@ -270,6 +270,10 @@ void add_calibrate(CLI::App& app) {
   const auto flags = std::make_shared<Flags>();
   CalibrateOptions& knobs = flags->calibration;
   add_model_flags(*command, flags->load);
+  command->get_option("--shard-weights")
+      ->description("Not for a calibration, in which each GPU holds all weights: off");
+  command->get_option("--offload")
+      ->description("On one GPU: keep the transformer's blocks in host memory and stream them: 14B at 720p in 11 GB");
   command->get_option("--gpus")->description(
       "Measure so many prompts at a time, each on a GPU of its own, the first ones of this machine [1]");
   command->get_option("--device")

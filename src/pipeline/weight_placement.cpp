@@ -36,9 +36,11 @@ void check_weight_placement(const LoadOptions& options, const ModelDescription& 
                 "one of them out");
   }
   if (model.shards_weights || !several || !(asked || options.offload)) return;
-  throw Error(ErrorKind::kUsage, std::string(asked ? "--shard-weights on" : "--offload with several GPUs") + ": " +
-                                     model.kind +
-                                     " is held whole by each GPU; leave it out, or give --weights-dtype fp8");
+  throw Error(
+      ErrorKind::kUsage,
+      std::string(asked ? "--shard-weights on" : "--offload with several GPUs") + ": " + model.kind +
+          " is held whole by each GPU; leave it out" +
+          (options.weights == WeightsPrecision::kFP8 ? "" : ". Where memory is short, --weights-dtype fp8 takes less"));
 }
 
 uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks) {

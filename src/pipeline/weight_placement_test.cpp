@@ -10,6 +10,7 @@ namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 constexpr uint64_t kGigabyte = 1'000'000'000;
 
@@ -88,7 +89,10 @@ TEST(WeightPlacement, WhatCannotBeIsRefused) {
   EXPECT_THAT(refusal(one, true), AllOf(HasSubstr("--shard-weights on: one GPU"), HasSubstr("--gpus N")));
   LoadOptions several = on_two(ShardWeights::kOn);
   EXPECT_EQ(refusal(several, true), "");
-  EXPECT_THAT(refusal(several, false), HasSubstr("--shard-weights on: SomeModel is held whole"));
+  EXPECT_THAT(refusal(several, false),
+              AllOf(HasSubstr("--shard-weights on: SomeModel is held whole"), HasSubstr("--weights-dtype fp8 takes")));
+  several.weights = WeightsPrecision::kFP8;
+  EXPECT_THAT(refusal(several, false), Not(HasSubstr("--weights-dtype")));
   several.offload = true;
   EXPECT_THAT(refusal(several, true), HasSubstr("leave one of them out"));
   several.shard_weights = ShardWeights::kAuto;
