@@ -2,10 +2,12 @@
 #include "pipeline/calibrate.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <iterator>
+#include <mutex>
 #include <utility>
 
 #include "base/error.h"
@@ -13,6 +15,7 @@
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/compile/early_doubt.h"
 #include "calibrate/compile/least_density.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
@@ -85,15 +88,50 @@ double run_one_prompt(Runner& runner, const GenerateOptions& run, SelfAttention&
   return times.total();
 }
 
+/// What the first prompt that is measured says of the plan's target, while there is time. Any rank finds it out; the
+/// first tells it, to whom its caller listens.
+class EarlyDoubt {
+ public:
+  /// `compile` must outlive the object; null: no plan is made here.
+  EarlyDoubt(Runner& first, const CompileOptions* compile) : first_(first), compile_(compile) {}
+
+  /// To be called with the first measured prompt alone.
+  void consider(const std::string& folder, const ProfileHeader& header, int prompt, const std::function<void()>& poll) {
+    if (compile_ == nullptr || considered_.exchange(true)) return;
+    Profile profile{header, {}};
+    profile.prompts.push_back(load_prompt(folder, header, prompt, poll).value());
+    std::string doubt = doubt_about_target(profile, *compile_, [&](const Progress&) { poll(); });
+    const std::lock_guard lock(mutex_);
+    doubt_ = std::move(doubt);
+  }
+  void tell(const Runner& runner) {
+    if (&runner != &first_) return;
+    const std::lock_guard lock(mutex_);
+    first_.warn(std::exchange(doubt_, {}));
+  }
+
+ private:
+  Runner& first_;
+  const CompileOptions* compile_;
+  std::atomic<bool> considered_ = false;
+  std::mutex mutex_;
+  std::string doubt_;
+};
+
 /// Measures what the profile's folder lacks, prompts side by side where there are several ranks. A rank that finds no
 /// prompt left begins with what `other` allows.
 RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const CalibrateOptions& options,
-                       const PromptRange& range, const GenerateOptions& run, HeldOutRun* other,
-                       CalibrationProgress& told, const ProgressCallback& progress) {
+                       const PromptRange& range, const GenerateOptions& run, const CompileOptions& compile,
+                       HeldOutRun* other, CalibrationProgress& told, const ProgressCallback& progress) {
   ProfileRecording recording(header, options.profile_dir, range, [&] { told.again(progress); });
   const std::vector<int>& missing = recording.missing();
   told.leave_out(header.provenance.num_prompts - static_cast<int>(missing.size()));
   const Tensor solver = runners.first().solver_weights_of(run);
+  EarlyDoubt doubt(runners.first(), options.prompt_range || missing.empty() ? nullptr : &compile);
+  if (!missing.empty() && missing.front() > range.begin) {  // the first was measured before
+    doubt.consider(options.profile_dir, header, range.begin, [&] { told.again(progress); });
+    doubt.tell(runners.first());
+  }
   std::vector<CalibrationJob> jobs;
   jobs.reserve(missing.size());
   for (const int prompt : missing) {
@@ -106,8 +144,13 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
         return seconds;
       };
       const auto complete = [&](PromptProfile& profile) { steps.store(solver, profile); };
-      recording.measure(
-          prompt, runner.backend(), run_prompt, [&] { told.again(tell); }, complete);
+      const auto poll = [&] {
+        doubt.tell(runner);
+        told.again(tell);
+      };
+      recording.measure(prompt, runner.backend(), run_prompt, poll, complete);
+      if (missing.size() > 1) doubt.consider(options.profile_dir, header, prompt, poll);
+      doubt.tell(runner);
       told.finished(prompt);
     });
   }
@@ -295,7 +338,7 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
   RunDescription description = with_known_fingerprints(runner.describe_attention(held_out));  // taken in the header
   HeldOutRun other(runners, header, options.profile_dir, held_out, std::move(description), eight_bits, told);
   const RecordedProfile recorded =
-      record(runners, header, options, range, run, held_out_runs ? &other : nullptr, told, progress);
+      record(runners, header, options, range, run, compile, held_out_runs ? &other : nullptr, told, progress);
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
     told.begin_rest(recorded.prompts_recorded > 0, growth_is_known);

@@ -148,5 +148,21 @@ TEST_F(Speedup, WhatTheMeasuredShareOfAttentionForbidsIsRefusedBeforeHeldOutRuns
   EXPECT_FALSE(std::filesystem::exists(folder_.file("profile/held_out_run.safetensors")));
 }
 
+// With the first prompt, not behind the last: only what is measured says how dense the sparsest plan is.
+TEST_F(Speedup, ATargetThatTheFirstPromptRulesOutIsToldWhileTheOthersAreMeasured) {
+  std::filesystem::remove_all(folder_.file("profile"));
+  const std::string density = "--density .17 --repetition off";  // of six blocks every query keeps one: .167
+  const auto told =
+      HasSubstr("warning: what is measured so far (1 of the prompts) says: compiling a plan: the density");
+  const CommandResult refused = calibrate(density);
+  EXPECT_EQ(refused.exit_code, 2) << refused.output;
+  EXPECT_THAT(refused.output, told);
+  // With the first measured already, before the second.
+  std::filesystem::remove(folder_.file("profile/prompt_0001.safetensors"));
+  EXPECT_THAT(calibrate(density).output, told);
+  EXPECT_THAT(calibrate(density).output, AllOf(Not(told), HasSubstr("the density 0.17 cannot be reached")))
+      << "nothing is left to measure";
+}
+
 }  // namespace
 }  // namespace calibatt::test
