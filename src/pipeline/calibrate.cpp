@@ -55,8 +55,10 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   CalibrationRuns runs;
   runs.description = runner.describe_attention(run, progress);
   for (RunTransformer& each : runs.description.transformers) each.name = runner.model().kind + " " + each.name;
-  const RunReport report = runner.describe_run(run);
-  runs.precision = report.precision;  // prompts run without 8 bits, whatever the plan may have
+  GenerateOptions measured = run;
+  measured.attention_dtype = AttentionDtype::kModel;  // prompts run without 8 bits, whatever the plan may have
+  const RunReport report = runner.describe_run(measured);
+  runs.precision = report.precision;
   for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
   runs.image = report.image_hash;
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
@@ -225,6 +227,17 @@ std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts meas
          " at this size, so the plan has none" + told;
 }
 
+/// Whether this device computes what the run asks for.
+bool can_run(const Runner& runner, const GenerateOptions& run) {
+  try {
+    runner.describe_run(run);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    return false;
+  }
+  return true;
+}
+
 /// What the run's flags let the plan have in 8 bits, and what of it is measured: parts that gain something, or that
 /// somebody tells the steps of. Tells the user of parts that the plan cannot have.
 HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& run, bool only_measures,
@@ -232,7 +245,8 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   const EightBitParts allowed = runner.allowed_eight_bits(run);
   compile.may_be_eight_bit = allowed;
   compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name(), runner.model().kind);
-  const EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
+  EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
+  if (allowed.attention && !can_run(runner, run)) gaining.attention = false;
   const auto measured = [&](bool allowed_part, bool gains_time, std::optional<int> from) {
     return allowed_part && (compile.tells_eight_bits() ? from.has_value() : gains_time);
   };
@@ -240,7 +254,7 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   if (compile.may_reuse_steps()) {
     eight_bits.parts.attention = measured(allowed.attention, gaining.attention, compile.eight_bit_attention_from);
     eight_bits.parts.layers = measured(allowed.layers, gaining.layers, compile.eight_bit_layers_from);
-    eight_bits.layers = runner.describe_run(run).weights_dtype;
+    if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(run).weights_dtype;  // refuses what cannot run
   }
   if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner.backend().name()));
   return eight_bits;

@@ -114,7 +114,6 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
     return output.substr(number, 1);
   };
   EXPECT_EQ(steps_said(""), steps_said(" --weights-dtype fp8"));
-  EXPECT_THAT(calibrate("--speedup 1.6 --attention-dtype fp8").output, HasSubstr("a Hopper GPU does"));
 }
 
 // The file is there: that it may be used is said, and what it lacks.
@@ -162,6 +161,23 @@ TEST_F(Speedup, ATargetThatTheFirstPromptRulesOutIsToldWhileTheOthersAreMeasured
   EXPECT_THAT(calibrate(density).output, told);
   EXPECT_THAT(calibrate(density).output, AllOf(Not(told), HasSubstr("the density 0.17 cannot be reached")))
       << "nothing is left to measure";
+}
+
+// A plan of 8 bits for another machine can be made on one that has none: only what has to be measured there is refused.
+TEST_F(Speedup, EightBitAttentionIsForAPlanThatRunsElsewhere) {
+  const std::string allowed = " --attention-dtype fp8";
+  const CommandResult density = calibrate("--density .5 --eight-bit-attention-from 3" + allowed);
+  EXPECT_EQ(density.exit_code, 0) << density.output;
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
+              HasSubstr("self-attention in 3 of 6 steps, where a run allows it: 3 to 5"));
+  const CommandResult chosen = calibrate("--speedup 1.6" + allowed);
+  EXPECT_EQ(chosen.exit_code, 0) << chosen.output;
+  EXPECT_THAT(chosen.output,
+              HasSubstr("these 8 bits save no time on the backend cpu at this size, so the plan has none"));
+  const CommandResult told = calibrate("--speedup 1.6 --eight-bit-attention-from 3" + allowed);
+  EXPECT_EQ(told.exit_code, 2) << told.output;
+  EXPECT_THAT(told.output, HasSubstr("in 8 bits a Hopper GPU does (backend cuda); leave --attention-dtype fp8 out"));
+  EXPECT_EQ(calibrate("--speedup 1.6 --eight-bit-attention-from 3").exit_code, 0);
 }
 
 }  // namespace
