@@ -193,18 +193,6 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   summary.plan_written = true;
 }
 
-/// Where the density leaves no way to meet the speedup: more of it costs quality that nobody asked to give.
-std::string note_of_overshoot(const CompileOptions& options, double speedup) {
-  constexpr double kMuch = 1.05;
-  if (!options.speedup || !options.density || speedup <= kMuch * *options.speedup) return "";
-  char text[200];
-  std::snprintf(text, sizeof text,
-                "with --density %.3g the transformer is predicted to be %.2f times as fast, more than --speedup %.4g "
-                "asks for; leave --density out, or ask for a higher one, to lose less",
-                *options.density, speedup, *options.speedup);
-  return text;
-}
-
 /// What of the 8 bits that are allowed the plan cannot have, and why.
 std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, std::string_view backend) {
   const EightBitParts allowed = compile.may_be_eight_bit;
@@ -282,7 +270,9 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
   if (compile.may_reuse_steps()) compile.growth = other.growth(recorded.profile, progress);
   summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
   add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler(progress)), compile, summary);
-  runner.warn(note_of_overshoot(compile, summary.predicted_speedup));
+  const auto reused = std::ranges::count_if(
+      summary.step_reuse, [](const std::string& how) { return how != step_reuse_name(StepReuse::kNone); });
+  runner.warn(note_of_overshoot(compile, recorded.profile.header, summary.predicted_speedup, static_cast<int>(reused)));
   if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
 }
 

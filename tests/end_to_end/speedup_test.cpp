@@ -163,6 +163,16 @@ TEST_F(Speedup, ATargetThatTheFirstPromptRulesOutIsToldWhileTheOthersAreMeasured
       << "nothing is left to measure";
 }
 
+// Where attention takes little of the time, only whole steps save any: what lies between is told.
+TEST_F(Speedup, MoreThanWasAskedForIsToldWithWhatAsksForLess) {
+  const std::string told = "more than --speedup 1.6 asks for: whole steps are reused";
+  EXPECT_THAT(calibrate("--speedup 1.6").output, Not(HasSubstr(told)));
+  const CommandResult much = calibrate("--speedup 1.6", 6, " --attention-share .02");
+  EXPECT_EQ(much.exit_code, 0) << much.output;
+  EXPECT_THAT(much.output, AllOf(HasSubstr("predicted to be 2.00 times as fast, " + told),
+                                 HasSubstr("with one fewer of these 6 steps masks reach about 1.5")));
+}
+
 // A plan of 8 bits for another machine can be made on one that has none: only what has to be measured there is refused.
 TEST_F(Speedup, EightBitAttentionIsForAPlanThatRunsElsewhere) {
   const std::string allowed = " --attention-dtype fp8";
