@@ -2,10 +2,12 @@
 #include "pipeline/calibrate.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <iterator>
+#include <mutex>
 #include <utility>
 
 #include "base/error.h"
@@ -13,6 +15,7 @@
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/compile/early_doubt.h"
 #include "calibrate/compile/least_density.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
@@ -52,8 +55,10 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   CalibrationRuns runs;
   runs.description = runner.describe_attention(run, progress);
   for (RunTransformer& each : runs.description.transformers) each.name = runner.model().kind + " " + each.name;
-  const RunReport report = runner.describe_run(run);
-  runs.precision = report.precision;  // prompts run without 8 bits, whatever the plan may have
+  GenerateOptions measured = run;
+  measured.attention_dtype = AttentionDtype::kModel;  // prompts run without 8 bits, whatever the plan may have
+  const RunReport report = runner.describe_run(measured);
+  runs.precision = report.precision;
   for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
   runs.image = report.image_hash;
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
@@ -85,15 +90,50 @@ double run_one_prompt(Runner& runner, const GenerateOptions& run, SelfAttention&
   return times.total();
 }
 
+/// What the first prompt that is measured says of the plan's target, while there is time. Any rank finds it out; the
+/// first tells it, to whom its caller listens.
+class EarlyDoubt {
+ public:
+  /// `compile` must outlive the object; null: no plan is made here.
+  EarlyDoubt(Runner& first, const CompileOptions* compile) : first_(first), compile_(compile) {}
+
+  /// To be called with the first measured prompt alone.
+  void consider(const std::string& folder, const ProfileHeader& header, int prompt, const std::function<void()>& poll) {
+    if (compile_ == nullptr || considered_.exchange(true)) return;
+    Profile profile{header, {}};
+    profile.prompts.push_back(load_prompt(folder, header, prompt, poll).value());
+    std::string doubt = doubt_about_target(profile, *compile_, [&](const Progress&) { poll(); });
+    const std::lock_guard lock(mutex_);
+    doubt_ = std::move(doubt);
+  }
+  void tell(const Runner& runner) {
+    if (&runner != &first_) return;
+    const std::lock_guard lock(mutex_);
+    first_.warn(std::exchange(doubt_, {}));
+  }
+
+ private:
+  Runner& first_;
+  const CompileOptions* compile_;
+  std::atomic<bool> considered_ = false;
+  std::mutex mutex_;
+  std::string doubt_;
+};
+
 /// Measures what the profile's folder lacks, prompts side by side where there are several ranks. A rank that finds no
 /// prompt left begins with what `other` allows.
 RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const CalibrateOptions& options,
-                       const PromptRange& range, const GenerateOptions& run, HeldOutRun* other,
-                       CalibrationProgress& told, const ProgressCallback& progress) {
+                       const PromptRange& range, const GenerateOptions& run, const CompileOptions& compile,
+                       HeldOutRun* other, CalibrationProgress& told, const ProgressCallback& progress) {
   ProfileRecording recording(header, options.profile_dir, range, [&] { told.again(progress); });
   const std::vector<int>& missing = recording.missing();
   told.leave_out(header.provenance.num_prompts - static_cast<int>(missing.size()));
   const Tensor solver = runners.first().solver_weights_of(run);
+  EarlyDoubt doubt(runners.first(), options.prompt_range || missing.empty() ? nullptr : &compile);
+  if (!missing.empty() && missing.front() > range.begin) {  // the first was measured before
+    doubt.consider(options.profile_dir, header, range.begin, [&] { told.again(progress); });
+    doubt.tell(runners.first());
+  }
   std::vector<CalibrationJob> jobs;
   jobs.reserve(missing.size());
   for (const int prompt : missing) {
@@ -106,8 +146,13 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
         return seconds;
       };
       const auto complete = [&](PromptProfile& profile) { steps.store(solver, profile); };
-      recording.measure(
-          prompt, runner.backend(), run_prompt, [&] { told.again(tell); }, complete);
+      const auto poll = [&] {
+        doubt.tell(runner);
+        told.again(tell);
+      };
+      recording.measure(prompt, runner.backend(), run_prompt, poll, complete);
+      if (missing.size() > 1) doubt.consider(options.profile_dir, header, prompt, poll);
+      doubt.tell(runner);
       told.finished(prompt);
     });
   }
@@ -148,18 +193,6 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   summary.plan_written = true;
 }
 
-/// Where the density leaves no way to meet the speedup: more of it costs quality that nobody asked to give.
-std::string note_of_overshoot(const CompileOptions& options, double speedup) {
-  constexpr double kMuch = 1.05;
-  if (!options.speedup || !options.density || speedup <= kMuch * *options.speedup) return "";
-  char text[200];
-  std::snprintf(text, sizeof text,
-                "with --density %.3g the transformer is predicted to be %.2f times as fast, more than --speedup %.4g "
-                "asks for; leave --density out, or ask for a higher one, to lose less",
-                *options.density, speedup, *options.speedup);
-  return text;
-}
-
 /// What of the 8 bits that are allowed the plan cannot have, and why.
 std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, std::string_view backend) {
   const EightBitParts allowed = compile.may_be_eight_bit;
@@ -182,6 +215,17 @@ std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts meas
          " at this size, so the plan has none" + told;
 }
 
+/// Whether this device computes what the run asks for.
+bool can_run(const Runner& runner, const GenerateOptions& run) {
+  try {
+    runner.describe_run(run);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUsage) throw;
+    return false;
+  }
+  return true;
+}
+
 /// What the run's flags let the plan have in 8 bits, and what of it is measured: parts that gain something, or that
 /// somebody tells the steps of. Tells the user of parts that the plan cannot have.
 HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& run, bool only_measures,
@@ -189,7 +233,8 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   const EightBitParts allowed = runner.allowed_eight_bits(run);
   compile.may_be_eight_bit = allowed;
   compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name(), runner.model().kind);
-  const EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
+  EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
+  if (allowed.attention && !can_run(runner, run)) gaining.attention = false;
   const auto measured = [&](bool allowed_part, bool gains_time, std::optional<int> from) {
     return allowed_part && (compile.tells_eight_bits() ? from.has_value() : gains_time);
   };
@@ -197,7 +242,7 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   if (compile.may_reuse_steps()) {
     eight_bits.parts.attention = measured(allowed.attention, gaining.attention, compile.eight_bit_attention_from);
     eight_bits.parts.layers = measured(allowed.layers, gaining.layers, compile.eight_bit_layers_from);
-    eight_bits.layers = runner.describe_run(run).weights_dtype;
+    if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(run).weights_dtype;  // refuses what cannot run
   }
   if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner.backend().name()));
   return eight_bits;
@@ -225,7 +270,9 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
   if (compile.may_reuse_steps()) compile.growth = other.growth(recorded.profile, progress);
   summary.growth_seconds = compile.growth ? now_seconds() - begin : 0;
   add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler(progress)), compile, summary);
-  runner.warn(note_of_overshoot(compile, summary.predicted_speedup));
+  const auto reused = std::ranges::count_if(
+      summary.step_reuse, [](const std::string& how) { return how != step_reuse_name(StepReuse::kNone); });
+  runner.warn(note_of_overshoot(compile, recorded.profile.header, summary.predicted_speedup, static_cast<int>(reused)));
   if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
 }
 
@@ -295,7 +342,7 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
   RunDescription description = with_known_fingerprints(runner.describe_attention(held_out));  // taken in the header
   HeldOutRun other(runners, header, options.profile_dir, held_out, std::move(description), eight_bits, told);
   const RecordedProfile recorded =
-      record(runners, header, options, range, run, held_out_runs ? &other : nullptr, told, progress);
+      record(runners, header, options, range, run, compile, held_out_runs ? &other : nullptr, told, progress);
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
     told.begin_rest(recorded.prompts_recorded > 0, growth_is_known);

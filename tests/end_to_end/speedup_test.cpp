@@ -114,7 +114,6 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
     return output.substr(number, 1);
   };
   EXPECT_EQ(steps_said(""), steps_said(" --weights-dtype fp8"));
-  EXPECT_THAT(calibrate("--speedup 1.6 --attention-dtype fp8").output, HasSubstr("a Hopper GPU does"));
 }
 
 // The file is there: that it may be used is said, and what it lacks.
@@ -146,6 +145,49 @@ TEST_F(Speedup, WhatTheMeasuredShareOfAttentionForbidsIsRefusedBeforeHeldOutRuns
   EXPECT_EQ(refused.exit_code, 2) << refused.output;
   EXPECT_THAT(refused.output, AllOf(HasSubstr("--speedup 9.8: cannot be reached"), HasSubstr("share of attention")));
   EXPECT_FALSE(std::filesystem::exists(folder_.file("profile/held_out_run.safetensors")));
+}
+
+// With the first prompt, not behind the last: only what is measured says how dense the sparsest plan is.
+TEST_F(Speedup, ATargetThatTheFirstPromptRulesOutIsToldWhileTheOthersAreMeasured) {
+  std::filesystem::remove_all(folder_.file("profile"));
+  const std::string density = "--density .17 --repetition off";  // of six blocks every query keeps one: .167
+  const auto told =
+      HasSubstr("warning: what is measured so far (1 of the prompts) says: compiling a plan: the density");
+  const CommandResult refused = calibrate(density);
+  EXPECT_EQ(refused.exit_code, 2) << refused.output;
+  EXPECT_THAT(refused.output, told);
+  // With the first measured already, before the second.
+  std::filesystem::remove(folder_.file("profile/prompt_0001.safetensors"));
+  EXPECT_THAT(calibrate(density).output, told);
+  EXPECT_THAT(calibrate(density).output, AllOf(Not(told), HasSubstr("the density 0.17 cannot be reached")))
+      << "nothing is left to measure";
+}
+
+// Where attention takes little of the time, only whole steps save any: what lies between is told.
+TEST_F(Speedup, MoreThanWasAskedForIsToldWithWhatAsksForLess) {
+  const std::string told = "more than --speedup 1.6 asks for: whole steps are reused";
+  EXPECT_THAT(calibrate("--speedup 1.6").output, Not(HasSubstr(told)));
+  const CommandResult much = calibrate("--speedup 1.6", 6, " --attention-share .02");
+  EXPECT_EQ(much.exit_code, 0) << much.output;
+  EXPECT_THAT(much.output, AllOf(HasSubstr("predicted to be 2.00 times as fast, " + told),
+                                 HasSubstr("with one fewer of these 6 steps masks reach about 1.5")));
+}
+
+// A plan of 8 bits for another machine can be made on one that has none: only what has to be measured there is refused.
+TEST_F(Speedup, EightBitAttentionIsForAPlanThatRunsElsewhere) {
+  const std::string allowed = " --attention-dtype fp8";
+  const CommandResult density = calibrate("--density .5 --eight-bit-attention-from 3" + allowed);
+  EXPECT_EQ(density.exit_code, 0) << density.output;
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
+              HasSubstr("self-attention in 3 of 6 steps, where a run allows it: 3 to 5"));
+  const CommandResult chosen = calibrate("--speedup 1.6" + allowed);
+  EXPECT_EQ(chosen.exit_code, 0) << chosen.output;
+  EXPECT_THAT(chosen.output,
+              HasSubstr("these 8 bits save no time on the backend cpu at this size, so the plan has none"));
+  const CommandResult told = calibrate("--speedup 1.6 --eight-bit-attention-from 3" + allowed);
+  EXPECT_EQ(told.exit_code, 2) << told.output;
+  EXPECT_THAT(told.output, HasSubstr("in 8 bits a Hopper GPU does (backend cuda); leave --attention-dtype fp8 out"));
+  EXPECT_EQ(calibrate("--speedup 1.6 --eight-bit-attention-from 3").exit_code, 0);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 // For tests that hold several ranks against one.
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <random>
@@ -10,7 +11,11 @@
 #include "attention/run_attention.h"
 #include "attention/sequence_parallel.h"
 #include "backend/cpu/make_backend.h"
+#include "backend/rank_subgroup.h"
+#include "backend/thread_ranks.h"
+#include "model_settings/load_options.h"
 #include "plan/plan.h"
+#include "transformer_golden.h"
 
 namespace calibatt {
 
@@ -82,5 +87,92 @@ struct Rank {
 inline double rounding_of(const std::string& backend) {
   return backend == "cpu" ? 2e-6 : 1e-5;
 }
+
+/// One rank of several with its model, as a test's body sees it.
+template <class Transformer>
+struct LoadedRank {
+  Rank& rank;
+  Transformer& model;
+  RunAttention& attention;
+  int index = 0;
+  std::string where;  ///< for messages
+};
+
+/// How each of several ranks loads its model.
+struct RankLoading {
+  bool planned = false;
+  DType dtype = DType::kF32;
+  std::function<ModelLoadOptions(int rank)> options = [](int) { return ModelLoadOptions(); };
+};
+
+/// What golden models compute on several ranks.
+template <class Transformer>
+class GoldenRanks : public testing::TestWithParam<GoldenBackendCase> {
+ protected:
+  /// data: the folder of the golden models.
+  explicit GoldenRanks(const std::string& data)
+      : folder_(std::string(CALIBATT_GOLDEN_DATA) + "/" + data + "/" + case_.model) {}
+  void SetUp() override {
+    if (backend_or_null(name_) == nullptr) GTEST_SKIP() << kNoDevice;
+  }
+  Tensor golden(const std::string& name) const { return file_.get(std::string(case_.name) + "." + name); }
+  Transformer load(Backend& backend, const ModelLoadOptions& options = {}, DType dtype = DType::kF32) const {
+    return Transformer::load(backend, folder_, dtype, options);
+  }
+  RunDescription describe(const Transformer& model) const {
+    const Tensor latents = golden("latents");
+    RunDescription run;
+    run.geometry = model.geometry(static_cast<int>(latents.dim(1)), static_cast<int>(latents.dim(2)),
+                                  static_cast<int>(latents.dim(3)));
+    run.num_layers = model.config().num_layers;
+    run.sigmas = {1.0};
+    return run;
+  }
+  std::shared_ptr<const Plan> plan_for(const RunDescription& run) const {
+    return random_plan(run, name_ == "cpu" ? 4 : 64);  // a GPU's key blocks are multiples of 64
+  }
+
+  using Loading = RankLoading;
+  using Body = std::function<void(const LoadedRank<Transformer>& at)>;
+
+  /// body(…) on each of so many ranks, when all have their model.
+  void on_ranks(int num_ranks, const Loading& loading, const Body& body) const {
+    run_ranks(num_ranks, [&](Communicator& hosts) { on_rank(hosts, hosts, loading, body); });
+  }
+  /// The same in groups of so many ranks, each of which shares a forward.
+  void on_groups(int num_ranks, int ranks_of_group, const Loading& loading, const Body& body) const {
+    run_ranks(num_ranks, [&](Communicator& hosts) {
+      RankSubgroup group(hosts, ranks_of_group);
+      on_rank(hosts, group, loading, body);
+    });
+  }
+
+  /// The error that they end with; empty: none.
+  std::optional<Error> error_on_ranks(int num_ranks, const Body& body, const Loading& loading = {}) const {
+    try {
+      on_ranks(num_ranks, loading, body);
+    } catch (const Error& error) {
+      return error;
+    }
+    return std::nullopt;
+  }
+
+  std::string name_ = std::get<0>(this->GetParam());
+  GoldenCase case_ = std::get<1>(this->GetParam());
+  std::string folder_;
+  Safetensors file_ = Safetensors::open(folder_ + "/golden.safetensors");
+
+ private:
+  void on_rank(Communicator& all, Communicator& hosts, const Loading& loading, const Body& body) const {
+    Rank rank(name_, hosts, all.rank());
+    Transformer model = load(*rank.backend, loading.options(all.rank()), loading.dtype);
+    const RunDescription run = describe(model);
+    const auto attention = rank.attention(loading.planned ? plan_for(run) : nullptr, run);
+    all.barrier();
+    body({rank, model, *attention, all.rank(),
+          "rank " + std::to_string(all.rank()) + " of " + std::to_string(all.size()) +
+              (loading.planned ? ", planned" : "")});
+  }
+};
 
 }  // namespace calibatt

@@ -19,27 +19,9 @@ namespace {
 
 using ::testing::HasSubstr;
 
-struct Ranks : testing::TestWithParam<GoldenBackendCase> {
-  void SetUp() override {
-    if (backend_or_null(name_) == nullptr) GTEST_SKIP() << kNoDevice;
-  }
-  Tensor golden(const std::string& name) const { return file_.get(std::string(case_.name) + "." + name); }
-  std::shared_ptr<const Plan> plan_for(const RunDescription& run) const {
-    return random_plan(run, name_ == "cpu" ? 4 : 64);  // a GPU's key blocks are multiples of 64
-  }
+struct Ranks : GoldenRanks<WanTransformer> {
+  Ranks() : GoldenRanks("transformer") {}
 
-  WanTransformer load(Backend& backend, const ModelLoadOptions& options = {}, DType dtype = DType::kF32) const {
-    return WanTransformer::load(backend, folder_, dtype, options);
-  }
-  RunDescription describe(const WanTransformer& model) const {
-    const Tensor latents = golden("latents");
-    RunDescription run;
-    run.geometry = model.geometry(static_cast<int>(latents.dim(1)), static_cast<int>(latents.dim(2)),
-                                  static_cast<int>(latents.dim(3)));
-    run.num_layers = model.config().num_layers;
-    run.sigmas = {1.0};
-    return run;
-  }
   Tensor forward(WanTransformer& model, RunAttention& attention,
                  const WanTransformer::BlockObserver& observer = {}) const {
     attention.begin_forward(0, GuidanceBranch::kConditional);
@@ -55,50 +37,39 @@ struct Ranks : testing::TestWithParam<GoldenBackendCase> {
     return forward(model, *attention);
   }
   /// Every rank's prediction.
-  std::vector<Tensor> together(int num_ranks, bool planned) const {
+  std::vector<Tensor> together(int num_ranks, const Loading& loading) const {
     std::vector<Tensor> outputs(static_cast<size_t>(num_ranks));
-    run_ranks(num_ranks, [&](Communicator& hosts) {
-      Rank rank(name_, hosts);
-      WanTransformer model = load(*rank.backend);
-      const RunDescription run = describe(model);
-      const auto attention = rank.attention(planned ? plan_for(run) : nullptr, run);
-      outputs[static_cast<size_t>(hosts.rank())] = forward(model, *attention);
+    on_ranks(num_ranks, loading, [&](const LoadedRank<WanTransformer>& at) {
+      outputs[static_cast<size_t>(at.index)] = forward(at.model, at.attention);
     });
     return outputs;
   }
-
-  /// The same where each rank keeps a part of the weights.
+  /// The same where each rank keeps a part of the weights; a second forward is the first.
   std::vector<Tensor> with_shards(int num_ranks, bool planned, bool on_the_host) const {
     std::vector<Tensor> outputs(static_cast<size_t>(num_ranks));
-    const std::shared_ptr<WeightShards> shards = shards_of(num_ranks);
-    run_ranks(num_ranks, [&](Communicator& hosts) {
-      Rank rank(name_, hosts);
-      WanTransformer model = load(*rank.backend, {.offload = on_the_host, .shards = {shards, hosts.rank()}});
-      const RunDescription run = describe(model);
-      const auto attention = rank.attention(planned ? plan_for(run) : nullptr, run);
-      hosts.barrier();
-      outputs[static_cast<size_t>(hosts.rank())] = forward(model, *attention);
-      EXPECT_EQ(relative_error(forward(model, *attention), outputs[static_cast<size_t>(hosts.rank())]), 0);
+    on_ranks(num_ranks, in_parts(num_ranks, planned, on_the_host), [&](const LoadedRank<WanTransformer>& at) {
+      Tensor& output = outputs[static_cast<size_t>(at.index)] = forward(at.model, at.attention);
+      EXPECT_EQ(relative_error(forward(at.model, at.attention), output), 0);
     });
     return outputs;
+  }
+  Loading in_parts(int num_ranks, bool planned, bool on_the_host) const {
+    return {.planned = planned, .options = [shards = shards_of(num_ranks), on_the_host](int rank) {
+              return ModelLoadOptions{.offload = on_the_host, .shards = {shards, rank}};
+            }};
   }
   std::shared_ptr<WeightShards> shards_of(int num_ranks) const {
     std::vector<int> devices;
     for (int rank = 0; rank < num_ranks; ++rank) devices.push_back(name_ == "cpu" ? 0 : device_of(rank));
     return std::make_shared<WeightShards>(devices);
   }
-
-  std::string name_ = std::get<0>(GetParam());
-  GoldenCase case_ = std::get<1>(GetParam());
-  std::string folder_ = std::string(CALIBATT_GOLDEN_DATA) + "/transformer/" + case_.model;
-  Safetensors file_ = Safetensors::open(folder_ + "/golden.safetensors");
 };
 
 TEST_P(Ranks, PredictWhatOneDoes) {
   for (const bool planned : {false, true}) {
     const Tensor expected = alone(planned);
     for (const int num_ranks : {1, 2, 3, 5}) {  // more than heads, too
-      for (const Tensor& output : together(num_ranks, planned)) {
+      for (const Tensor& output : together(num_ranks, {.planned = planned})) {
         EXPECT_LT(relative_error(output, expected), rounding_of(name_))
             << num_ranks << " ranks" << (planned ? ", planned" : "");
         if (!planned) {
@@ -113,7 +84,7 @@ TEST_P(Ranks, PredictWhatOneDoes) {
 TEST_P(Ranks, WithPartsOfTheWeightsPredictWhatTheyDoWithAll) {
   for (const bool planned : {false, true}) {
     for (const int num_ranks : {2, 3, 5}) {
-      const std::vector<Tensor> whole = together(num_ranks, planned);
+      const std::vector<Tensor> whole = together(num_ranks, {.planned = planned});
       for (const bool on_the_host : {false, true}) {
         const std::vector<Tensor> parts = with_shards(num_ranks, planned, on_the_host);
         for (size_t rank = 0; rank < whole.size(); ++rank) {
@@ -135,18 +106,13 @@ INSTANTIATE_TEST_SUITE_P(Models, Ranks,
 struct RanksOfTiny : Ranks {};
 
 TEST_P(RanksOfTiny, OneThatFailsWithinAForwardEndsAllWithItsReason) {
-  try {
-    run_ranks(3, [&](Communicator& hosts) {
-      Rank rank(name_, hosts);
-      WanTransformer model = load(*rank.backend);
-      forward(model, *rank.attention(nullptr, describe(model)), [&](int layer, const Tensor&) {
-        if (hosts.rank() == 1 && layer == 0) throw Error(ErrorKind::kDevice, "layer 0: the GPU is lost");
-      });
+  const std::optional<Error> error = error_on_ranks(3, [&](const LoadedRank<WanTransformer>& at) {
+    forward(at.model, at.attention, [&](int layer, const Tensor&) {
+      if (at.index == 1 && layer == 0) throw Error(ErrorKind::kDevice, "layer 0: the GPU is lost");
     });
-    ADD_FAILURE() << "nothing was thrown";
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "rank 1 of 3: layer 0: the GPU is lost");
-  }
+  });
+  ASSERT_TRUE(error) << "nothing was thrown";
+  EXPECT_STREQ(error->what(), "rank 1 of 3: layer 0: the GPU is lost");
 }
 
 // A row's scale is its own, whichever rank has it.
@@ -157,13 +123,12 @@ TEST_P(RanksOfTiny, ComputeIn8BitsAsOneDoes) {
   const auto attention = make_run_attention(*backend, nullptr, describe(model));
   const Tensor alone = forward(model, *attention);
   EXPECT_GT(relative_error(alone, golden("output")), 1e-2) << "not in 8 bits";
+  const Loading loading{.dtype = DType::kBF16,
+                        .options = [](int) { return ModelLoadOptions{.eight_bit_layers = true}; }};
   for (const int num_ranks : {2, 3}) {
-    run_ranks(num_ranks, [&](Communicator& hosts) {
-      Rank rank(name_, hosts);
-      WanTransformer own = load(*rank.backend, {.eight_bit_layers = true}, DType::kBF16);
-      const auto shared = rank.attention(nullptr, describe(own));
-      EXPECT_LT(relative_error(forward(own, *shared), alone), 5e-3) << "rank " << hosts.rank() << " of " << num_ranks;
-    });
+    for (const Tensor& output : together(num_ranks, loading)) {
+      EXPECT_LT(relative_error(output, alone), 5e-3) << num_ranks << " ranks";
+    }
   }
 }
 
@@ -171,46 +136,38 @@ TEST_P(RanksOfTiny, ComputeIn8BitsAsOneDoes) {
 TEST_P(RanksOfTiny, OneThatFailsWithAPartOfTheWeightsEndsAllWithItsReason) {
   for (const bool loaded : {false, true}) {
     for (int failing = 0; failing < 3; ++failing) {
-      const std::shared_ptr<WeightShards> shards = shards_of(3);
-      try {
-        run_ranks(3, [&](Communicator& hosts) {
-          Rank rank(name_, hosts);
-          ModelLoadOptions options;
-          options.shards = {shards, hosts.rank()};
-          options.progress = [&](int layer, int, double) {
-            if (!loaded && hosts.rank() == failing && layer == 1) throw Error(ErrorKind::kDevice, "the GPU is lost");
-          };
-          WanTransformer model = load(*rank.backend, options);
-          hosts.barrier();
-          forward(model, *rank.attention(nullptr, describe(model)), [&](int layer, const Tensor&) {
-            if (loaded && hosts.rank() == failing && layer == 0) throw Error(ErrorKind::kDevice, "the GPU is lost");
-          });
+      Loading loading = in_parts(3, false, false);
+      loading.options = [&, part = loading.options](int rank) {
+        ModelLoadOptions options = part(rank);
+        options.progress = [=](int layer, int, double) {
+          if (!loaded && rank == failing && layer == 1) throw Error(ErrorKind::kDevice, "the GPU is lost");
+        };
+        return options;
+      };
+      const auto fails = [&](const LoadedRank<WanTransformer>& at) {
+        forward(at.model, at.attention, [&](int layer, const Tensor&) {
+          if (loaded && at.index == failing && layer == 0) throw Error(ErrorKind::kDevice, "the GPU is lost");
         });
-        ADD_FAILURE() << "nothing was thrown";
-      } catch (const Error& error) {
-        EXPECT_EQ(error.what(), "rank " + std::to_string(failing) + " of 3: the GPU is lost");
-      }
+      };
+      const std::optional<Error> error = error_on_ranks(3, fails, loading);
+      ASSERT_TRUE(error) << "nothing was thrown";
+      EXPECT_EQ(error->what(), "rank " + std::to_string(failing) + " of 3: the GPU is lost");
     }
   }
 }
 
 TEST_P(RanksOfTiny, MoreThanTokensAreRefused) {
-  try {
-    run_ranks(2, [&](Communicator& hosts) {
-      Rank rank(name_, hosts);
-      WanTransformer model = load(*rank.backend);
-      const auto [frames, height, width] = model.config().patch_size;
-      const Tensor latents = Tensor::zeros(DType::kF32, {model.config().in_channels, frames, height, width});
-      RunDescription run = describe(model);
-      run.geometry = model.geometry(frames, height, width);
-      const auto attention = rank.attention(nullptr, run);
-      model.forward(latents, 3, model.prepare_prompt(golden("text")), *attention);
-    });
-    ADD_FAILURE() << "it was computed";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
-    EXPECT_THAT(error.what(), HasSubstr("1 token cannot be shared by 2 ranks"));
-  }
+  const std::optional<Error> error = error_on_ranks(2, [&](const LoadedRank<WanTransformer>& at) {
+    const auto [frames, height, width] = at.model.config().patch_size;
+    RunDescription run = describe(at.model);
+    run.geometry = at.model.geometry(frames, height, width);
+    const auto attention = at.rank.attention(nullptr, run);
+    at.model.forward(Tensor::zeros(DType::kF32, {at.model.config().in_channels, frames, height, width}), 3,
+                     at.model.prepare_prompt(golden("text")), *attention);
+  });
+  ASSERT_TRUE(error) << "it was computed";
+  EXPECT_EQ(error->kind(), ErrorKind::kUsage);
+  EXPECT_THAT(error->what(), HasSubstr("1 token cannot be shared by 2 ranks"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, RanksOfTiny, testing::Combine(kBackends, testing::Values(GoldenCase{"tiny", "odd"})),

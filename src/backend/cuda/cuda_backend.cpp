@@ -21,6 +21,7 @@
 #include "backend/cuda/kernels/norm.h"
 #include "backend/cuda/kernels/patches.h"
 #include "backend/cuda/linear.h"
+#include "backend/cuda/row_calls.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -29,10 +30,6 @@ namespace {
 /// All rows of a video, mostly: a gated product scales its weight once per call. Products of the 14B model stay below
 /// 2³¹ elements.
 constexpr int64_t kRowsAtATime = 131072;
-
-const float* f32_or_null(const Tensor* tensor) {
-  return tensor != nullptr ? tensor->f32() : nullptr;
-}
 
 class CudaBackend final : public Backend, public CudaAttention {
  public:
@@ -70,10 +67,11 @@ class CudaBackend final : public Backend, public CudaAttention {
   Tensor weight_of(const LinearLayer& layer, const Tensor&) override { return linear_.weight_of(layer, DType::kBF16); }
 
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
-                  Tensor& out) override;
+                  Tensor& out) override {
+    cuda::layer_norm(layer_norm_call(x, {scale, shift, one_plus_scale, eps}, RowsOut(out)), context_.stream());
+  }
   void rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& out) override {
-    CALIBATT_ASSERT(out.size() == x.size() && weight.size() == x.dim(-1));
-    cuda::rms_norm(rms_norm_call(x, weight, eps, out), context_.stream());
+    cuda::rms_norm(rms_norm_call(x, weight, eps, RowsOut(out)), context_.stream());
   }
   void add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
                     const FollowingNorm* following) override;
@@ -139,7 +137,6 @@ class CudaBackend final : public Backend, public CudaAttention {
   }
 
  private:
-  static RmsNormCall rms_norm_call(const Tensor& x, const Tensor& weight, float eps, Tensor& out);
   PatchCall patch_call(const Tensor& latents, const PatchLayout& layout);
 
   CublasLinear linear_{context_};
@@ -149,53 +146,11 @@ class CudaBackend final : public Backend, public CudaAttention {
   Tensor order_on_device_;
 };
 
-void CudaBackend::layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
-                             Tensor& out) {
-  LayerNormCall call;
-  call.x = x.f32();
-  call.out = out.raw();
-  call.out_dtype = out.dtype();
-  call.channels = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  call.scale = f32_or_null(scale);
-  call.shift = f32_or_null(shift);
-  call.one_plus_scale = one_plus_scale;
-  call.eps = eps;
-  CALIBATT_ASSERT(out.size() == x.size() && (scale == nullptr || scale->size() == call.channels) &&
-                  (shift == nullptr || shift->size() == call.channels));
-  cuda::layer_norm(call, context_.stream());
-}
-
-RmsNormCall CudaBackend::rms_norm_call(const Tensor& x, const Tensor& weight, float eps, Tensor& out) {
-  RmsNormCall call;
-  call.x = x.raw();
-  call.x_dtype = x.dtype();
-  call.out = out.raw();
-  call.out_dtype = out.dtype();
-  call.channels = call.x_stride = call.out_stride = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  call.weight = weight.f32();
-  call.eps = eps;
-  return call;
-}
-
 void CudaBackend::add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
                                const FollowingNorm* following) {
-  CALIBATT_ASSERT(residual.size() == x.size() && residual.dtype() == DType::kF32 && weight.size() == x.dim(-1));
-  AddRmsNormCall call;
-  call.x = x.raw();
-  call.x_dtype = x.dtype();
-  call.residual = residual.f32();
-  call.channels = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  call.weight = weight.f32();
-  call.eps = eps;
-  if (following != nullptr) {
-    CALIBATT_ASSERT(following->out.size() == x.size() && following->out.dtype() == x.dtype() &&
-                    following->weight.size() == call.channels);
-    call.following_weight = following->weight.f32();
-    call.following_out = following->out.raw();
-  }
+  const AddRmsNormCall call =
+      following == nullptr ? add_rms_norm_call(x, weight, eps, residual)
+                           : add_rms_norm_call(x, weight, eps, residual, following->weight, RowsOut(following->out));
   cuda::add_rms_norm(call, context_.stream());
 }
 
@@ -209,7 +164,7 @@ void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, cons
   call.x_stride = call.out_stride = x.token_stride;
   call.rows = x.num_tokens;
   call.channels = int64_t{num_heads} * head_dim;
-  call.weight = f32_or_null(weight);
+  call.weight = weight != nullptr ? weight->f32() : nullptr;
   call.eps = eps;
   CALIBATT_ASSERT(weight == nullptr || weight->size() == call.channels);
   if (rope != nullptr) {

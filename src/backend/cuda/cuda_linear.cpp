@@ -6,7 +6,7 @@
 
 #include "backend/cuda/device_shard.h"
 #include "backend/cuda/kernels/elementwise.h"
-#include "backend/cuda/kernels/quantise.h"
+#include "backend/cuda/row_calls.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -26,14 +26,8 @@ void require_widths_for_eight_bits(int64_t out, int64_t in) {
 }
 
 void quantise(Context& context, const Tensor& from, void* elements, float* scales) {
-  QuantiseCall call;
-  call.x = from.raw();
-  call.x_dtype = from.dtype();
-  call.out = elements;
-  call.scales = scales;
-  call.rows = from.dim(0);
-  call.channels = from.dim(1);
-  quantise_rows(call, context.stream());
+  const RowsOut out(elements, scales, from.dim(0), from.dim(1));
+  quantise_rows(quantise_call(from, Activation::kNone, out), context.stream());
 }
 
 }  // namespace

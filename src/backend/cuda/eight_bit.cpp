@@ -2,20 +2,10 @@
 
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/elementwise.h"
-#include "backend/cuda/kernels/norm.h"
-#include "backend/cuda/kernels/quantise.h"
+#include "backend/cuda/row_calls.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
-namespace {
-
-void check_rows(const EightBitRows& rows, int64_t channels) {
-  CALIBATT_ASSERT(rows.elements.dtype() == DType::kE4M3 && rows.scales.dtype() == DType::kF32 &&
-                  rows.elements.size() == rows.scales.size() * channels);
-}
-
-}  // namespace
-
 void CudaEightBitOps::require_device(const std::string& device_name) {
   if (!has_products_) {
     // Asked without being run, so the memory need not be there; 256 is what allocations are aligned to.
@@ -34,82 +24,25 @@ void CudaEightBitOps::require_device(const std::string& device_name) {
 }
 
 void CudaEightBitOps::layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) {
-  LayerNormCall call;
-  call.x = x.f32();
-  call.channels = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  CALIBATT_ASSERT(out.scales.size() == call.rows);
-  check_rows(out, call.channels);
-  call.out = out.elements.raw();
-  call.out_dtype = DType::kE4M3;
-  call.row_scales = out.scales.f32();
-  call.scale = norm.scale != nullptr ? norm.scale->f32() : nullptr;
-  call.shift = norm.shift != nullptr ? norm.shift->f32() : nullptr;
-  call.one_plus_scale = norm.one_plus_scale;
-  call.eps = norm.eps;
-  cuda::layer_norm(call, context_.stream());
+  cuda::layer_norm(layer_norm_call(x, norm, RowsOut(out)), context_.stream());
 }
 
 void CudaEightBitOps::rms_norm(const Tensor& x, const Tensor& weight, float eps, EightBitRows& out) {
-  RmsNormCall call;
-  call.x = x.f32();
-  call.channels = call.x_stride = call.out_stride = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  CALIBATT_ASSERT(out.scales.size() == call.rows && weight.size() == call.channels);
-  check_rows(out, call.channels);
-  call.out = out.elements.raw();
-  call.out_dtype = DType::kE4M3;
-  call.row_scales = out.scales.f32();
-  call.weight = weight.f32();
-  call.eps = eps;
-  cuda::rms_norm(call, context_.stream());
+  cuda::rms_norm(rms_norm_call(x, weight, eps, RowsOut(out)), context_.stream());
 }
 
 void CudaEightBitOps::add_rms_norm(const Tensor& x, const Tensor& weight, float eps, Tensor& residual,
                                    const Tensor& following_weight, EightBitRows& following) {
-  AddRmsNormCall call;
-  call.x = x.raw();
-  call.x_dtype = x.dtype();
-  call.residual = residual.f32();
-  call.channels = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  CALIBATT_ASSERT(residual.size() == x.size() && weight.size() == call.channels &&
-                  following_weight.size() == call.channels && following.scales.size() == call.rows);
-  check_rows(following, call.channels);
-  call.weight = weight.f32();
-  call.eps = eps;
-  call.following_weight = following_weight.f32();
-  call.following_out = following.elements.raw();
-  call.following_scales = following.scales.f32();
-  cuda::add_rms_norm(call, context_.stream());
+  cuda::add_rms_norm(add_rms_norm_call(x, weight, eps, residual, following_weight, RowsOut(following)),
+                     context_.stream());
 }
 
 void CudaEightBitOps::swiglu(const Tensor& x, EightBitRows& out) {
-  QuantiseCall call;
-  call.x = x.raw();
-  call.x_dtype = x.dtype();
-  call.channels = x.dim(-1) / 2;
-  call.rows = x.size() / (2 * call.channels);
-  CALIBATT_ASSERT(x.dim(-1) == 2 * call.channels && out.scales.size() == call.rows);
-  check_rows(out, call.channels);
-  call.out = out.elements.raw();
-  call.scales = out.scales.f32();
-  call.swiglu = true;
-  quantise_rows(call, context_.stream());
+  quantise_rows(swiglu_call(x, RowsOut(out)), context_.stream());
 }
 
 void CudaEightBitOps::quantise(const Tensor& x, Activation activation, EightBitRows& out) {
-  QuantiseCall call;
-  call.x = x.raw();
-  call.x_dtype = x.dtype();
-  call.channels = x.dim(-1);
-  call.rows = x.size() / call.channels;
-  CALIBATT_ASSERT(out.scales.size() == call.rows);
-  check_rows(out, call.channels);
-  call.out = out.elements.raw();
-  call.scales = out.scales.f32();
-  call.activation = activation;
-  quantise_rows(call, context_.stream());
+  quantise_rows(quantise_call(x, activation, RowsOut(out)), context_.stream());
 }
 
 /// What a product is scaled and biased with; the tensors keep copies alive.
@@ -151,7 +84,8 @@ void CudaEightBitOps::linear(const LinearLayer& any_layer, const EightBitRows& i
   const CudaLinear& layer = CudaLinear::of(any_layer);
   const int64_t rows = input.scales.size(), out_features = layer.out_features();
   CALIBATT_ASSERT(layer.dtype() == DType::kE4M3 && out.size() == rows * out_features);
-  check_rows(input, layer.in_features());
+  CALIBATT_ASSERT(input.elements.dtype() == DType::kE4M3 && input.scales.dtype() == DType::kF32 &&
+                  input.elements.size() == rows * layer.in_features());
   CALIBATT_ASSERT(!epilogue.accumulate || out.dtype() == DType::kF32);
   CALIBATT_ASSERT(epilogue.gate == nullptr || (epilogue.accumulate && epilogue.gate->size() == out_features));
   if (rows == 0) return;

@@ -96,4 +96,27 @@ void require_possible_speedup(const CompileOptions& options, const ProfileHeader
   throw Error(ErrorKind::kUsage, text);
 }
 
+std::string note_of_overshoot(const CompileOptions& options, const ProfileHeader& header, double predicted,
+                              int reused) {
+  constexpr double kMuch = 1.05;
+  if (!options.speedup || predicted <= kMuch * *options.speedup) return "";
+  char text[320];
+  if (options.density) {
+    std::snprintf(text, sizeof text,
+                  "with --density %.3g the transformer is predicted to be %.2f times as fast, more than --speedup %.4g "
+                  "asks for; leave --density out, or ask for a higher one, to lose less",
+                  *options.density, predicted, *options.speedup);
+    return text;
+  }
+  if (reused == 0) return "";
+  const double with_one_fewer = most_speedup(options, header, header.num_steps() - reused + 1);
+  if (with_one_fewer >= *options.speedup) return "";  // it would have met the target: this one errs less
+  std::snprintf(text, sizeof text,
+                "the transformer is predicted to be %.2f times as fast, more than --speedup %.4g asks for: whole steps "
+                "are reused, and with one fewer of these %d steps masks reach about %.2f; ask for no more than that to "
+                "lose less, or for more steps",
+                predicted, *options.speedup, header.num_steps(), with_one_fewer);
+  return text;
+}
+
 }  // namespace calibatt

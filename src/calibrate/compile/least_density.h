@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "calibrate/compile/compile_options.h"
 
 namespace calibatt {
@@ -19,5 +21,9 @@ double most_speedup(const CompileOptions& options, const ProfileHeader& header, 
 /// before it was measured all of the time may be attention. To be asked before anything is measured, and when that is
 /// known.
 void require_possible_speedup(const CompileOptions& options, const ProfileHeader& header, bool share_is_known);
+
+/// In words, where a plan with so many reused steps is predicted to be much faster than options.speedup asks for, which
+/// costs quality that nobody asked to give: what leads to it, and what to ask for; else empty.
+std::string note_of_overshoot(const CompileOptions& options, const ProfileHeader& header, double predicted, int reused);
 
 }  // namespace calibatt

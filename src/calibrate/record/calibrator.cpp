@@ -46,6 +46,7 @@ class ProfileRecording::Place : public PromptPlace {
  public:
   Place(ProfileRecording& all, int prompt, const Poll& poll) : all_(all), prompt_(prompt), poll_(poll) {}
   EarlierPrompts wait_for_earlier(int recorded) override { return all_.wait_for_earlier(prompt_, recorded, poll_); }
+  EarlierMeans& means() override { return all_.means_; }
   void tell_recorded(int num_steps) override { all_.tell_recorded(prompt_, num_steps); }
 
  private:
@@ -61,6 +62,7 @@ ProfileRecording::ProfileRecording(const ProfileHeader& header, std::string fold
       begin_(range.begin),
       end_(end_of(range, header.provenance.num_prompts)),
       lock_(folder_, begin_, end_),
+      means_(header),
       slots_(static_cast<size_t>(end_ - begin_)) {
   for (int prompt = begin_; prompt < end_; ++prompt) {
     if (poll) poll();
@@ -71,6 +73,7 @@ ProfileRecording::ProfileRecording(const ProfileHeader& header, std::string fold
       missing_.push_back(prompt);
     }
   }
+  settle_means();
 }
 
 int ProfileRecording::end_of_earlier(int prompt) const {
@@ -99,7 +102,15 @@ EarlierPrompts ProfileRecording::wait_for_earlier(int prompt, int recorded, cons
 void ProfileRecording::tell_recorded(int prompt, int num_steps) {
   const std::lock_guard lock(mutex_);
   slot(prompt).recorded_steps = num_steps;
+  settle_means();
   changed_.notify_all();
+}
+
+// No prompt that is being measured, or yet to be, has one of these behind it.
+void ProfileRecording::settle_means() {
+  const auto open =
+      std::ranges::find_if(slots_, [&](const Slot& each) { return each.recorded_steps < num_measured_steps(header_); });
+  means_.settle(static_cast<size_t>(open - slots_.begin()));
 }
 
 void ProfileRecording::measure(int prompt, const RecordingBackend& backend, const RunPrompt& run, const Poll& poll,

@@ -12,6 +12,7 @@
 #include "attention/self_attention.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/profile/profile_lock.h"
+#include "calibrate/record/earlier_means.h"
 #include "calibrate/record/recorder.h"
 
 namespace calibatt {
@@ -61,6 +62,8 @@ class ProfileRecording {
   void measure(int prompt, const RecordingBackend& backend, const RunPrompt& run, const Poll& poll = {},
                const Complete& complete = {});
 
+  /// Of maps, which blocks the earlier prompts keep.
+  const EarlierMeans& means() const { return means_; }
   /// When all are measured.
   RecordedProfile finished();
 
@@ -75,11 +78,14 @@ class ProfileRecording {
   int end_of_earlier(int prompt) const;
   EarlierPrompts wait_for_earlier(int prompt, int recorded, const Poll& poll);
   void tell_recorded(int prompt, int num_steps);
+  /// The first prompts that are measured need not be read again.
+  void settle_means();
 
   const ProfileHeader& header_;
   const std::string folder_;
   const int begin_, end_;
   const ProfileLock lock_;
+  EarlierMeans means_;
   std::vector<int> missing_;
   std::mutex mutex_;  // of what follows
   std::condition_variable changed_;

@@ -18,12 +18,16 @@ using EarlierPrompts = std::vector<std::shared_ptr<const PromptProfile>>;
 /// With level codes, the first few prompts: more would change the masks little and take the host longer.
 inline constexpr int kMostEarlierPrompts = 4;
 
+class EarlierMeans;
+
 /// The place of a prompt among those that are measured at the same time.
 class PromptPlace {
  public:
   virtual ~PromptPlace() = default;
   /// The earlier prompts, with their measurements of this recorded step and the next: waits until they are there.
   virtual EarlierPrompts wait_for_earlier(int recorded) = 0;
+  /// Over the earlier prompts' maps; shared by all that are measured.
+  virtual EarlierMeans& means() = 0;
   /// This prompt's measurements of its first recorded steps are there, so many.
   virtual void tell_recorded(int num_steps) = 0;
 };

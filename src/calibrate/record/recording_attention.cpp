@@ -10,49 +10,12 @@
 #include "calibrate/record/output_error.h"
 
 namespace calibatt {
-namespace {
-
-/// Mean over prompts of value(prompt, i) of each of `size` blocks.
-template <class Value>
-std::vector<float> mean_over(const EarlierPrompts& prompts, size_t size, const Value& value) {
-  std::vector<float> mean(size, 0.0f);
-  for (size_t p = 0; p < prompts.size(); ++p) {
-    for (size_t i = 0; i < size; ++i) mean[i] += (value(*prompts[p], i) - mean[i]) / static_cast<float>(p + 1);
-  }
-  return mean;
-}
-
-/// One head's of the earlier prompts, [R, C]: which blocks a plan made from them would keep.
-std::vector<float> energy_of_earlier(const EarlierPrompts& prompts, size_t site_head, size_t num_blocks) {
-  return mean_over(prompts, num_blocks, [&](const PromptProfile& prompt, size_t i) {
-    return half_to_float(prompt.energy.data<uint16_t>()[site_head * num_blocks + i]);
-  });
-}
-
-/// The same of harm, squared, with the neighbouring steps' mixed in (profile.h).
-std::vector<float> harm_of_earlier(const ProfileHeader& header, const EarlierPrompts& prompts, Skipped skipped,
-                                   size_t site_head) {
-  const AttentionGeometry& g = header.geometry;
-  const size_t num_blocks = static_cast<size_t>(g.num_query_blocks()) * g.num_key_blocks();
-  const size_t per_step = static_cast<size_t>(header.num_layers) * g.heads, count = per_step * header.num_steps();
-  std::vector<float> mixed(num_blocks, 0.0f);
-  for_each_neighbouring_step(site_head, per_step, count, [&](size_t neighbour, float share) {
-    const size_t at = static_cast<size_t>(skipped) * count + neighbour;
-    const std::vector<float> mean = mean_over(prompts, num_blocks, [&](const PromptProfile& prompt, size_t i) {
-      const float root = half_to_float(prompt.harm.data<uint16_t>()[at * num_blocks + i]) * prompt.harm_scale.f32()[at];
-      return root * root;
-    });
-    for (size_t i = 0; i < num_blocks; ++i) mixed[i] += share * mean[i];
-  });
-  return mixed;
-}
-
-}  // namespace
-
 RecordingAttention::RecordingAttention(const RecordingBackend& backend, const ProfileHeader& header,
                                        EarlierPrompts earlier, PromptProfile& profile, std::function<void()> poll,
                                        PromptPlace* place)
-    : Recorder(backend, header, std::move(earlier), profile, std::move(poll), place) {
+    : Recorder(backend, header, std::move(earlier), profile, std::move(poll), place),
+      own_means_(header),
+      means_(place != nullptr ? place->means() : own_means_) {
   const AttentionGeometry& g = header_.geometry;
   const std::vector<int32_t> raster_of = g.raster_of_position();
   position_of_raster_.resize(raster_of.size());
@@ -126,10 +89,10 @@ void RecordingAttention::measure_errors(int layer, const HostCall& host, const O
     ranking.energy = {host.energy + head * per_head, per_head};
     std::vector<float> energy, harm[2];
     if (has_earlier) {
-      energy = energy_of_earlier(earlier_, site_head, per_head);
+      energy = means_.energy(earlier_, site_head);
       ranking.energy = energy;
       for (size_t skipped = 0; skipped < 2; ++skipped) {
-        harm[skipped] = harm_of_earlier(header_, earlier_, static_cast<Skipped>(skipped), site_head);
+        harm[skipped] = means_.harm(earlier_, static_cast<Skipped>(skipped), site_head);
         ranking.harm[skipped] = harm[skipped];
       }
     }

@@ -3,6 +3,7 @@
 #include <functional>
 #include <vector>
 
+#include "calibrate/record/earlier_means.h"
 #include "calibrate/record/recorder.h"
 #include "calibrate/record/video_energy.h"
 
@@ -36,6 +37,7 @@ class RecordingAttention : public Recorder {
   void measure_errors(int layer, const HostCall& call, const OutputContext& context);
   void store(const HeadErrors& errors, size_t site_head, size_t num_site_heads);
 
+  EarlierMeans own_means_, &means_;  ///< its own without a place, where nobody else measures
   std::vector<int32_t> position_of_raster_;
   std::vector<AnchorRows> anchors_;  ///< one per header.anchor_rows
   Tensor energy_;                    ///< [H, R, C], the backend's

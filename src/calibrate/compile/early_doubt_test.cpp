@@ -1,0 +1,89 @@
+// What the first prompts say of a target, before the others are measured.
+#include "calibrate/compile/early_doubt.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "backend/cpu/make_backend.h"
+#include "calibrate/compile/least_density.h"
+#include "calibrate/record/calibrator.h"
+#include "calibrate/record/synthetic_attention.h"
+#include "io/test_folder.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+/// One of two prompts, of a model of few blocks.
+const Profile& first_prompt() {
+  static const Profile profile = [] {
+    static ProfileHeader header;
+    header.geometry.frames = 2, header.geometry.height = 8, header.geometry.width = 8;
+    header.geometry.heads = 3, header.geometry.head_dim = 16;
+    header.geometry.block_q = header.geometry.block_k = 16;
+    header.num_layers = 2;
+    header.sigmas = {1.0, 0.7, 0.3};
+    header.anchor_rows = {2};
+    header.provenance.num_prompts = 1;
+    const TestFolder folder;
+    return record_profile(*make_backend("cpu"), header, folder.path(),
+                          [](int prompt, SelfAttention& attention) {
+                            run_synthetic(header.geometry, 3, 2, prompt, attention);
+                            return 0.0;
+                          })
+        .profile;
+  }();
+  return profile;
+}
+
+CompileOptions at_density(double density) {
+  CompileOptions options;
+  options.density = density;
+  options.repetition = Repetition::kOff;
+  options.anchor_rows_per_frame = 2;
+  return options;
+}
+
+TEST(EarlyDoubt, NamesTheDensityThatCannotBeReached) {
+  CompileOptions options = at_density(0.13);
+  EXPECT_LT(least_density(options, first_prompt().header), 0.13) << "it is not known before anything is measured";
+  EXPECT_THAT(doubt_about_target(first_prompt(), options),
+              AllOf(HasSubstr("what is measured so far (1 of the prompts) says"),
+                    HasSubstr("the density 0.13 cannot be reached, the least with these settings is about"),
+                    HasSubstr("The other prompts are measured all the same")));
+  options.speedup = 2;  // of the steps that run then
+  EXPECT_THAT(doubt_about_target(first_prompt(), options), HasSubstr("the density 0.13 cannot be reached"));
+  EXPECT_EQ(doubt_about_target(first_prompt(), at_density(0.4)), "");
+}
+
+// By the energy budget plans are denser; where gaps are filled, at any density.
+TEST(EarlyDoubt, KnowsWhatOtherSettingsAddToAPlan) {
+  CompileOptions options = at_density(0.4);
+  options.merge_gap = 3;
+  EXPECT_EQ(doubt_about_target(first_prompt(), options), "");
+  options.density = 0.14;
+  EXPECT_THAT(doubt_about_target(first_prompt(), options), HasSubstr("use a smaller --merge-gap"));
+  options = at_density(0.13);
+  options.budget = Budget::kEnergy;
+  EXPECT_THAT(doubt_about_target(first_prompt(), options), HasSubstr("cannot be reached"));
+  options.density.reset();
+  EXPECT_EQ(doubt_about_target(first_prompt(), options), "") << "the schedule as given meets no density";
+}
+
+TEST(EarlyDoubt, NamesTheSpeedupThatTheMeasuredShareForbids) {
+  Profile profile = first_prompt();
+  CompileOptions options;
+  options.anchor_rows_per_frame = 2;
+  options.speedup = 1.6;  // of three steps, two of which run
+  EXPECT_EQ(doubt_about_target(profile, options), "") << "the share is not known";
+  profile.prompts[0].run_seconds = 1, profile.prompts[0].attention_seconds = 0.9;
+  EXPECT_EQ(doubt_about_target(profile, options), "");
+  profile.prompts[0].attention_seconds = 0.01;
+  EXPECT_THAT(doubt_about_target(profile, options),
+              AllOf(HasSubstr("--speedup 1.6: cannot be reached"), HasSubstr("share of attention (0.01)")));
+}
+
+}  // namespace
+}  // namespace calibatt
