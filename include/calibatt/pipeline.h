@@ -158,7 +158,8 @@ struct RunReport {
   /// Where several devices have the transformer's blocks: "whole" on each, "shards": a part on each, "host": once for
   /// all in host memory. Empty: there is one device.
   std::string weight_placement = {};
-  /// Where devices shared self-attention by heads: work of the busiest over the mean of all, by what heads cost.
+  /// Where devices shared self-attention by heads: work of the busiest over the mean of those that shared it, by what
+  /// heads cost; of two guidance groups, the larger.
   std::optional<double> deal_imbalance = {};
   uint64_t peak_device_bytes = 0;  ///< most memory of a GPU in use at a time, weights included; 0 on the CPU
   int threads = 0, num_layers = 0, num_tokens = 0;

@@ -311,7 +311,8 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
   const GenerateOptions run = runner.resolved(options.run);
   check_picture(run, runner.model());
   const PromptRange range = announce_prompts(runners, options, run);
-  runners.warn_of_memory(run, {runners.num_ranks(), runners.num_ranks()});  // no forward is shared
+  const int num_ranks = runners.num_ranks();
+  runners.warn_of_memory(run, {.num_ranks = num_ranks, .num_groups = num_ranks, .whole_weights = true});
   warn_of_kinds(runners);
   const bool held_out_runs = compile.may_reuse_steps() && !options.prompt_range;
   const auto eight_bits = enter_eight_bits(runner, run, options.prompt_range.has_value(), gains, compile);

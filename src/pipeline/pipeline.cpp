@@ -145,11 +145,13 @@ void decode_rank(const SharedRun& run, Runner& runner, Communicator& hosts, cons
 void add_accounts(const std::vector<RankResult>& ranks, const RankLayout& layout, RunReport& run) {
   const RankResult& first = ranks.front();
   run.seconds = first.seconds;
-  run.deal_imbalance = first.deal_imbalance;
   AttentionReport accounts = first.accounts;
   if (layout.num_groups > 1) accounts.add_branch(ranks[static_cast<size_t>(layout.ranks_of_forward())].accounts);
   add_accounts(accounts, run);
-  for (const RankResult& rank : ranks) run.mask_streaming.add(rank.mask_streaming);
+  for (const RankResult& rank : ranks) {
+    run.mask_streaming.add(rank.mask_streaming);
+    run.deal_imbalance = std::max(run.deal_imbalance, rank.deal_imbalance);  // groups may have prompts of other lengths
+  }
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ struct RankLayout {
   /// All ranks decode some rows of the picture each, where their devices read each other's memory and latents have as
   /// many rows. 1: the first decodes alone.
   int decoding_ranks = 1;
+  /// Each must hold all weights, as in a calibration, where ranks are at different steps.
+  bool whole_weights = false;
   int ranks_of_forward() const { return num_ranks / num_groups; }
 };
 

@@ -18,6 +18,7 @@
 #include "pipeline/precision.h"
 #include "pipeline/rank_layout.h"
 #include "pipeline/stage_progress.h"
+#include "pipeline/weight_placement.h"
 #include "sampling/solver_weights.h"
 
 namespace calibatt {
@@ -104,13 +105,6 @@ AvailableMemory Runner::available_memory() const {
   return available;
 }
 
-std::string Runner::more_room(const RankLayout& layout) const {
-  const bool several = layout.num_ranks > 1;
-  if (several && !model().shards_weights) return "";
-  if (!several || weight_ranks_ > 1) return ", or give --offload";
-  return ", or give --shard-weights on, by which each GPU keeps a part of the weights, or --offload";
-}
-
 void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& layout,
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
@@ -121,7 +115,7 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
   }
-  const std::string warning = memory_warning(options, needed, available, more_room(layout));
+  const std::string warning = memory_warning(options, needed, available, more_room(model(), layout, weight_ranks_));
   if (!warning.empty()) warn_(warning);
 }
 

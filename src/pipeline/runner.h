@@ -76,8 +76,6 @@ class Runner {
   void begin_job() const;
 
  private:
-  /// What else than a smaller size would leave a device more memory: ", or …"; or empty.
-  std::string more_room(const RankLayout& layout) const;
   /// Of the run's picture and size; the last one is kept, as runs of many prompts mostly have the same.
   std::shared_ptr<const EncodedPicture> picture_of(const GenerateOptions& options, const ProgressCallback& progress);
   std::vector<StepSettings> steps_of(const GenerateOptions& options, const Scheduler& scheduler,

@@ -43,6 +43,14 @@ void check_weight_placement(const LoadOptions& options, const ModelDescription& 
           (options.weights == WeightsPrecision::kFP8 ? "" : ". Where memory is short, --weights-dtype fp8 takes less"));
 }
 
+std::string more_room(const ModelDescription& model, const RankLayout& layout, int weight_ranks) {
+  if (layout.num_ranks == 1) return ", or give --offload";
+  if (layout.whole_weights) return ", or take one GPU, with --offload";
+  if (!model.shards_weights) return "";
+  if (weight_ranks > 1) return ", or give --offload";
+  return ", or give --shard-weights on, by which each GPU keeps a part of the weights, or --offload";
+}
+
 uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks) {
   const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
   const bool eight_bits = has_eight_bit_layers(options, files);

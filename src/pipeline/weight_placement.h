@@ -6,6 +6,7 @@
 
 #include "calibatt/pipeline.h"
 #include "models/video_model.h"
+#include "pipeline/rank_layout.h"
 
 namespace calibatt {
 
@@ -23,6 +24,9 @@ void check_weight_placement(const LoadOptions& options, const ModelDescription& 
 
 /// Bytes of weights on each device: whole, or with parts of the blocks on weight_ranks, and buffers for gathered ones.
 uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks);
+
+/// How a message goes on that says that a video of these ranks takes more than there is on a GPU; empty: nothing helps.
+std::string more_room(const ModelDescription& model, const RankLayout& layout, int weight_ranks);
 
 /// What the choice of a placement depends on, of the device that has least.
 struct PlacementRoom {

@@ -100,5 +100,19 @@ TEST(WeightPlacement, WhatCannotBeIsRefused) {
   EXPECT_THAT(refusal(several, false), HasSubstr("--offload with several GPUs: SomeModel is held whole"));
 }
 
+TEST(WeightPlacement, WhatLeavesADeviceMoreRoomIsWhatItsJobTakes) {
+  ModelDescription model;
+  model.shards_weights = true;
+  const RankLayout alone, four{.num_ranks = 4, .num_groups = 2};
+  EXPECT_EQ(more_room(model, alone, 1), ", or give --offload");
+  EXPECT_THAT(more_room(model, four, 1), HasSubstr("--shard-weights on"));
+  EXPECT_EQ(more_room(model, four, 4), ", or give --offload") << "they are in parts";
+  const RankLayout calibration{.num_ranks = 4, .num_groups = 4, .whole_weights = true};
+  EXPECT_EQ(more_room(model, calibration, 1), ", or take one GPU, with --offload");
+  model.shards_weights = false;
+  EXPECT_EQ(more_room(model, four, 1), "");
+  EXPECT_EQ(more_room(model, calibration, 1), ", or take one GPU, with --offload");
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -113,6 +113,15 @@ TEST_F(RanksOfMochi, MakeAPlannedVideoAsOneDoes) {
   EXPECT_THAT(inspected.output, HasSubstr("6 heads on 3 GPUs: work of the busiest GPU over the mean"));
 }
 
+// Text is equal work for all, so the group with less of it deals less evenly.
+TEST_F(RanksOfMochi, SayTheImbalanceOfTheWorseGroup) {
+  const std::string planned = "--plan " + plan("--density .5");
+  video(4, planned + " -n 'dots, stripes and waves over bricks'");
+  const double long_texts = report_["deal_imbalance"];
+  video(4, planned + " -n ''");
+  EXPECT_GT(report_["deal_imbalance"].get<double>(), long_texts);
+}
+
 TEST_F(RanksOfMochi, ReuseStepsAsOneDoes) {
   const std::string steps = "--steps 6 ";
   expect_same(steps + "--plan " + plan(steps + "--speedup 1.6"));
