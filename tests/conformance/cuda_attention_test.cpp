@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 
 #include "backend/cuda/attention/attention.h"
@@ -36,7 +37,8 @@ class CudaKernel : public testing::TestWithParam<std::string> {
   void SetUp() override {
     if (cuda::num_devices() == 0) GTEST_SKIP() << "no CUDA device";
     if (!cuda::runs_on(kernel(), cuda::current_device().compute_capability)) GTEST_SKIP() << "for other GPUs";
-    AttentionProblem probe({.name = "probe", .num_queries = 1, .out_gap = 8}, DType::kBF16, DType::kBF16);
+    AttentionProblem probe({.name = "probe", .num_queries = 1, .head_dim = 128, .out_gap = 8}, DType::kBF16,
+                           DType::kBF16);
     const std::string reason =
         cuda::refusal_of(kernel(), DeviceProblem(probe).args(), cuda::current_device().compute_capability);
     ASSERT_EQ(reason, "");
@@ -96,6 +98,24 @@ TEST_P(CudaKernel, ComputesBatches) {
       EXPECT_LE(relative_errors(problem->energy(), wanted.energy, first.num_heads, key_blocks).head,
                 0x1p-12);  // half-precision notes
     }
+  }
+}
+
+// Each block of threads computes several tiles, one behind the other. No batch entry may show it.
+TEST_P(CudaKernel, ComputesMoreTilesThanTheGpuHasMultiprocessors) {
+  for (const bool planned : {false, true}) {
+    AttentionCase shape = planned_case(planned ? "planned_many" : "dense_many");
+    if (!planned) shape.mask = MaskKind::kNone, shape.summarize = false;
+    constexpr int kBatch = 30;  // of 4 heads and 700 queries
+    std::vector<std::unique_ptr<AttentionProblem>> problems;
+    std::vector<AttentionProblem*> batch;
+    for (int i = 0; i < kBatch; ++i) {
+      problems.push_back(std::make_unique<AttentionProblem>(shape, DType::kBF16, DType::kBF16));
+      batch.push_back(problems.back().get());
+    }
+    DeviceProblem(batch).run(GetParam());
+    expect_right(*batch[0], kernel().eight_bits);
+    for (int i = 1; i < kBatch; ++i) EXPECT_TRUE(same_bits(batch[i]->outputs(), batch[0]->outputs())) << "entry " << i;
   }
 }
 
