@@ -115,7 +115,7 @@ class Consumer {
     };
     next_steps(1, num_key_steps - 1, [](int) { return Keys{}; });
     next_steps(num_key_steps, num_summary_steps, [&](int step) { return Summaries{step, &header}; });
-    release(shared_.queries_empty[use & 1]);
+    ptx::mbarrier_arrive(&shared_.queries_empty[use & 1]);  // by all lanes, who have read the header
   }
 
   /// What a step's scores are of.
@@ -162,10 +162,13 @@ class Consumer {
   }
 
   /// A step's scores with their scales, which are there as long as the step's keys are; the scores may still be under
-  /// way.
+  /// way. The lane that will release them reads them for its warp.
   __device__ __forceinline__ ScaledScores scaled(const Scores& s, const float (&row_factor)[2], uint32_t step) const {
     const float4* scales = shared_.key_scales[step % kStages];
-    const float first = scales[0].x, second = scales[1].x;
+    float first = 0, second = 0;
+    if (lane_ == 0) first = scales[0].x, second = scales[1].x;
+    first = __shfl_sync(0xffffffffu, first, 0);
+    second = __shfl_sync(0xffffffffu, second, 0);
     return {s, {{row_factor[0] * first, row_factor[0] * second}, {row_factor[1] * first, row_factor[1] * second}}};
   }
 
@@ -253,8 +256,8 @@ class Consumer {
   __device__ __forceinline__ void wait_full(uint64_t (&barriers)[kStages], uint32_t step) {
     ptx::mbarrier_wait(&barriers[step % kStages], step / kStages & 1);
   }
-  /// A warp has read what the barrier guards: one lane says so for all, once they are there. (racecheck does not follow
-  /// that; arrivals of all lanes take 2.5 % of the time.)
+  /// The products of a warp, and its first lane, have read what the barrier guards: that lane says so. (Arrivals of all
+  /// lanes take 2.5 % of the time.)
   __device__ __forceinline__ void release(uint64_t& barrier) {
     __syncwarp();
     if (lane_ == 0) ptx::mbarrier_arrive(&barrier);
