@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 
 #include "backend/cuda/attention/attention.h"
@@ -96,6 +97,24 @@ TEST_P(CudaKernel, ComputesBatches) {
       EXPECT_LE(relative_errors(problem->energy(), wanted.energy, first.num_heads, key_blocks).head,
                 0x1p-12);  // half-precision notes
     }
+  }
+}
+
+// Each block of threads computes several tiles, one behind the other. No batch entry may show it.
+TEST_P(CudaKernel, ComputesMoreTilesThanTheGpuHasMultiprocessors) {
+  for (const bool planned : {false, true}) {
+    AttentionCase shape = planned_case(planned ? "planned_many" : "dense_many");
+    if (!planned) shape.mask = MaskKind::kNone, shape.summarize = false;
+    constexpr int kBatch = 30;  // of 4 heads and 700 queries
+    std::vector<std::unique_ptr<AttentionProblem>> problems;
+    std::vector<AttentionProblem*> batch;
+    for (int i = 0; i < kBatch; ++i) {
+      problems.push_back(std::make_unique<AttentionProblem>(shape, DType::kBF16, DType::kBF16));
+      batch.push_back(problems.back().get());
+    }
+    DeviceProblem(batch).run(GetParam());
+    expect_right(*batch[0], kernel().eight_bits);
+    for (int i = 1; i < kBatch; ++i) EXPECT_TRUE(same_bits(batch[i]->outputs(), batch[0]->outputs())) << "entry " << i;
   }
 }
 

@@ -24,7 +24,6 @@ namespace calibatt::cuda::sm90_fp8 {
 namespace {
 
 constexpr size_t kCounterBytes = 256;
-constexpr uint32_t kConsumerThreads = 32 * kConsumerWarps;
 
 template <int kHeadDim, class Type>
 __global__ void __launch_bounds__(sm90::kThreads, 1) attention_kernel(const __grid_constant__ KernelParams params) {
@@ -34,13 +33,13 @@ __global__ void __launch_bounds__(sm90::kThreads, 1) attention_kernel(const __gr
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&shared.queries_full[i], 1);
-      ptx::mbarrier_init(&shared.queries_empty[i], kConsumerThreads);
+      ptx::mbarrier_init(&shared.queries_empty[i], 32 * kConsumerWarps);
     }
     for (int i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(&shared.keys_full[i], 1);
-      ptx::mbarrier_init(&shared.keys_empty[i], kConsumerThreads);
+      ptx::mbarrier_init(&shared.keys_empty[i], kConsumerWarps);
       ptx::mbarrier_init(&shared.values_full[i], 1);
-      ptx::mbarrier_init(&shared.values_empty[i], kConsumerThreads);
+      ptx::mbarrier_init(&shared.values_empty[i], kConsumerWarps);
     }
     ptx::mbarrier_init_fence();
   }
