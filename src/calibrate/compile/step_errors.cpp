@@ -17,6 +17,12 @@ std::vector<double> of_sources(const ProfileHeader& header, const std::vector<in
   return sigmas;
 }
 
+/// Twice the product of two errors: half of it where they cancel each other.
+double believed(double twice_product) {
+  constexpr double kCancelling = 0.5;
+  return twice_product < 0 ? kCancelling * twice_product : twice_product;
+}
+
 }  // namespace
 
 StepErrors::StepErrors(const Profile& profile, const StepGrowth& growth, std::optional<size_t> left_out)
@@ -111,14 +117,10 @@ double StepErrors::product(const double* products, const Combination& a, const C
 }
 
 double StepErrors::mean_square_of_sum(const double* products, const std::vector<Combination>& changes) const {
-  constexpr double kCancelling = 0.5;  // of what steps take from each other's errors: what of it is believed
   double sum = 0;
   for (size_t a = 0; a < changes.size(); ++a) {
     sum += product(products, changes[a], changes[a]);
-    for (size_t b = 0; b < a; ++b) {
-      const double both = 2 * product(products, changes[a], changes[b]);
-      sum += both < 0 ? kCancelling * both : both;
-    }
+    for (size_t b = 0; b < a; ++b) sum += believed(2 * product(products, changes[a], changes[b]));
   }
   return std::max(sum, 0.0);
 }
@@ -133,19 +135,26 @@ double StepErrors::of_prompt(size_t prompt, const std::vector<StepReuse>& reuse)
 }
 
 std::vector<double> StepErrors::forward_weights(const std::vector<StepReuse>& reuse) const {
-  std::vector<double> sums = at_end_;
+  std::vector<std::vector<double>> shares(at_end_.size());  // of the end, which a change of the step's forward changes
+  for (size_t step = 0; step < shares.size(); ++step) shares[step].push_back(at_end_[step]);
   for_each_reused(reuse, [&](int step, const std::vector<int>& ran) {
     const auto at = static_cast<size_t>(step);
     const ReuseWeights weights = reuse_weights(reuse[at], header_.sigmas[at], of_sources(header_, ran));
     for (size_t s = 0; s < ran.size(); ++s) {
-      sums[static_cast<size_t>(ran[s])] += at_end_[at] * weights.predictions[s];
+      shares[static_cast<size_t>(ran[s])].push_back(at_end_[at] * weights.predictions[s]);
     }
   });
-  for (size_t step = 0; step < sums.size(); ++step) {
-    const double more = at_end_[step] == 0 ? 1 : sums[step] / at_end_[step];
-    sums[step] = reuse[step] == StepReuse::kNone ? more * more : 0;
+  std::vector<double> of_steps;
+  for (size_t step = 0; step < shares.size(); ++step) {
+    double square = 0;
+    for (size_t a = 0; a < shares[step].size(); ++a) {
+      square += shares[step][a] * shares[step][a];
+      for (size_t b = 0; b < a; ++b) square += believed(2 * shares[step][a] * shares[step][b]);
+    }
+    const double alone = at_end_[step] * at_end_[step];
+    of_steps.push_back(reuse[step] != StepReuse::kNone ? 0 : alone == 0 ? 1 : square / alone);
   }
-  return sums;
+  return of_steps;
 }
 
 std::vector<double> StepErrors::mask_weights() const {
@@ -188,12 +197,16 @@ std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const do
   int first = 0;
   while (first + 1 < num_steps && 1 - data_share(first) >= kUndecided) ++first;
   Curve shares;
-  if (growth.factors.empty() || growth.factors.front().step > first) shares.emplace_back(first, 1);
-  if (!growth.factors.empty()) {
-    const StepGrowth::Factor& next = growth.factors.front();
-    const int middle = (first + next.step) / 2;
-    const double fallen = errors == ErrorOf::kReuse ? next.factor * data_share(next.step) : 1;
-    if (middle > first) shares.emplace_back(middle, fallen);
+  if (growth.factors.empty()) {
+    shares.emplace_back(first, 1);
+  } else if (const int measured = growth.factors.front().step; measured > first) {
+    const int middle = (first + measured) / 2;
+    if (errors == ErrorOf::kMasks) {
+      for (int step = first; step <= middle; ++step) shares.emplace_back(step, data_share(measured) / data_share(step));
+    } else {
+      shares.emplace_back(first, 1);
+      if (middle > first) shares.emplace_back(middle, growth.factors.front().factor * data_share(measured));
+    }
   }
   for (const StepGrowth::Factor& each : growth.factors) {
     shares.emplace_back(each.step, each.factor * data_share(each.step));

@@ -32,7 +32,8 @@ class StepErrors {
   double of_prompt(size_t prompt, const std::vector<StepReuse>& reuse) const;  ///< also of the one that is left out
 
   /// How much more a change of each step's forward counts at the end, squared, since other steps are made from it: 1
-  /// where none is, 0 where the step itself has none.
+  /// where none is, 0 where the step itself has none. Where what it does itself and what is made from it cancel each
+  /// other, half of that is believed, as above: else a step's forward could seem not to matter at all.
   std::vector<double> forward_weights(const std::vector<StepReuse>& reuse) const;
   /// Of each step: what one unit of the mean square of its prediction's change does to the final latents', by masks or
   /// 8 bits: neither turns with the step as reuse does.
@@ -64,8 +65,10 @@ enum class ErrorOf : uint8_t { kReuse, kMasks };
 /// is at most 1/(1 − σ') of what it changes of the latents, σ' being the next noise level. The share of that which is
 /// left at the end falls from 1, where nothing of the video is decided yet (σ' ≥ .995), to the measured ones, and rises
 /// to 1 at the last step: its logarithm is linear between these steps. Half way to the first measured step it has
-/// fallen to that one's for errors of reuse, as on most prompts, and not at all for those of masks, as on the hardest.
-/// Earlier steps grow like the first of these.
+/// fallen to that one's for errors of reuse, as on most prompts. Errors of masks are too small to matter there on most
+/// prompts, but make another video of the hardest: until half way their share is (1 − σ') of the first measured step
+/// over the step's own, as measured on the hardest of 16 prompts (docs/decisions/0006). Steps before the video begins
+/// to be decided grow like the first of these.
 std::vector<double> growth_of_steps(const StepGrowth& growth, std::span<const double> sigmas, ErrorOf errors);
 /// MaskChange::per_error of all steps: its logarithm is linear between those that were measured, and constant outside.
 std::vector<double> mask_changes_of_steps(const StepGrowth& growth, int num_steps);
