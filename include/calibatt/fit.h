@@ -7,7 +7,7 @@
 
 namespace calibatt {
 
-// What can be known of a model, a machine and a plan before the model is loaded. All open the model's settings.
+// What can be known of a model, a machine and a plan before any weight is read. Both open the model's settings.
 
 /// Throws Error(kUsage, kDevice) where the machine (LoadOptions::backend, devices) has no kernel for the 8 bits that
 /// the options want in self-attention.
@@ -17,10 +17,5 @@ CALIBATT_API void check_attention_kernel(const LoadOptions& load, const Generate
 /// empty: it can, unless it was made for other weights. Throws where the plan cannot be read.
 CALIBATT_API std::string plan_mismatch(const LoadOptions& load, const std::string& plan_path,
                                        const GenerateOptions* resolved = nullptr);
-
-/// For which other weights a plan was made that fits otherwise, in one line that names both; empty: for this model's,
-/// or that cannot be known here: of models in diffusers' layout it can, but for those with LoRAs or with a transformer
-/// from elsewhere. Reads all weights of the transformer. Throws where the plan or they cannot be read.
-CALIBATT_API std::string plan_weights_mismatch(const LoadOptions& load, const std::string& plan_path);
 
 }  // namespace calibatt

@@ -190,15 +190,6 @@ void Catalog::check_defaults(const Model& model) const {
   }
 }
 
-// Where one model has the shape, its weights are compared when a video is made: reading them takes as long as loading.
-void Catalog::leave_to_its_weights(const ServedPlan& plan) {
-  const auto has = [&](const Model& model) { return std::ranges::count(model.plans, plan.name) > 0; };
-  if (std::ranges::count_if(models_, has) < 2) return;
-  for (Model& model : models_) {
-    if (has(model) && !plan_weights_mismatch(model.load, plan.path).empty()) std::erase(model.plans, plan.name);
-  }
-}
-
 void Catalog::check_plans() {
   for (const ServedPlan& plan : plans_) {
     std::string mismatch;
@@ -207,10 +198,8 @@ void Catalog::check_plans() {
       if (mismatch.empty()) model.plans.push_back(plan.name);
     }
     const auto has = [&](const Model& model) { return std::ranges::count(model.plans, plan.name) > 0; };
-    if (defaults_.on_mismatch != OnMismatch::kDense && std::ranges::none_of(models_, has)) {
-      throw Error(ErrorKind::kMismatch, "--plan " + plan.path + ": fits no model here: " + mismatch);
-    }
-    leave_to_its_weights(plan);
+    if (defaults_.on_mismatch == OnMismatch::kDense || std::ranges::any_of(models_, has)) continue;
+    throw Error(ErrorKind::kMismatch, "--plan " + plan.path + ": fits no model here: " + mismatch);
   }
   if (models_.size() > 1 || plans_.empty() || defaults_.on_mismatch == OnMismatch::kDense) return;
   // The one that is meant where a request says nothing is for the video that is made where it says nothing.

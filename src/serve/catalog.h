@@ -56,9 +56,8 @@ class Catalog {
     std::string name;
     LoadOptions load;
     std::unique_ptr<ModelOnDisk> files;
-    GenerateOptions defaults;  ///< resolved
-    /// Those that were made for a model of its shape; where several models have that, for its weights, if they tell.
-    std::vector<std::string> plans;
+    GenerateOptions defaults;        ///< resolved
+    std::vector<std::string> plans;  ///< those that were made for a model of its shape
   };
 
   const Model& model_named(const std::string& name) const;  ///< throws ApiError
@@ -67,7 +66,6 @@ class Catalog {
   void choose_plan(VideoRequest& request, const FormFields& form) const;
   void check_defaults(const Model& model) const;
   void check_plans();
-  void leave_to_its_weights(const ServedPlan& plan);
   void check_limits(const Model& model, const GenerateOptions& resolved) const;
 
   std::vector<Model> models_;
