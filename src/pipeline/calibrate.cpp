@@ -160,6 +160,7 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
     std::ranges::move(other->jobs_ahead(), std::back_inserter(jobs));
   }
   do_jobs(runners, jobs, told, progress);
+  doubt.tell(runners.first());
   return recording.finished();
 }
 
@@ -211,8 +212,8 @@ std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts meas
   const EightBitParts useless{.attention = allowed.attention && !measured.attention,
                               .layers = allowed.layers && !measured.layers};
   if (!useless.any()) return "";
-  return flags_of(useless) + ": these 8 bits save no time on the backend " + std::string(backend) +
-         " at this size, so the plan has none" + told;
+  return flags_of(useless) + ": these 8 bits are not computed here, or save no time on the backend " +
+         std::string(backend) + " at this size, so the plan has none" + told;
 }
 
 /// Whether this device computes what the run asks for.

@@ -124,7 +124,7 @@ TEST_F(RanksOfMochi, SayTheImbalanceOfTheWorseGroup) {
 
 TEST_F(RanksOfMochi, ReuseStepsAsOneDoes) {
   const std::string steps = "--steps 6 ";
-  expect_same(steps + "--plan " + plan(steps + "--speedup 1.6"));
+  expect_same(steps + "--plan " + plan(steps + "--speedup 1.6 --attention-share .5"));
   EXPECT_LT(report_["forwards"], 12);
 }
 

@@ -50,12 +50,12 @@ TEST_P(MochiEightBitsGolden, LayersThatAreKeptAreAsWithout8Bits) {
   EXPECT_LT(relative_error(output_with({.eight_bit_layers = true, .kept_layers = {"ff", "to_q"}}), plain), 0.8 * all);
 }
 
-/// A device norms the rows of an offloaded block in a pass of its own: what differs in the last bit may round to another
-/// number of 8 bits, as in expect_near_the_cpu().
+/// A device norms the rows of an offloaded block in a pass of its own: what differs in the last bit may round to
+/// another number of 8 bits, as in expect_near_the_cpu().
 TEST_P(MochiEightBitsGolden, OffloadedLayersAreNearlyTheSame) {
   const Tensor resident = output_with({.eight_bit_layers = true});
   const Tensor streamed = output_with({.offload = !backend_->in_host_memory(), .eight_bit_layers = true});
-  EXPECT_LT(relative_error(streamed, resident), relative_error(resident, golden("output")));
+  EXPECT_LT(relative_error(streamed, resident), 0.8 * relative_error(resident, golden("output")));
   if (backend_->in_host_memory()) expect_same_bytes(streamed, resident);
 }
 

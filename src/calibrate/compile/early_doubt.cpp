@@ -9,6 +9,8 @@ namespace {
 
 /// Every query block keeps its own blocks and one more, of which there may be as many.
 constexpr double kNear = 4;
+/// How much the least density of some prompts may be above that of more.
+constexpr double kSpread = 1.1;
 
 /// What `refuse` says when it refuses what the options ask for.
 std::string refusal_of(const auto& refuse) {
@@ -34,6 +36,11 @@ std::string doubt_about_target(const Profile& profile, CompileOptions options, c
   const bool widened = options.merge_gap > 0 || options.share_steps_iou > 0;
   if (doubt.empty() && density && (widened || *density < kNear * least_density(options, profile.header))) {
     doubt = refusal_of([&] { compile_plan(profile, options, progress); });
+    // The least of all prompts is not that of the first.
+    if (!doubt.empty() && options.density) {
+      *options.density *= kSpread;
+      if (refusal_of([&] { compile_plan(profile, options, progress); }).empty()) doubt.clear();
+    }
   }
   if (doubt.empty()) return "";
   return "what is measured so far (" + std::to_string(profile.prompts.size()) + " of the prompts) says: " + doubt +

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "backend/cpu/make_backend.h"
+#include "base/error.h"
+#include "calibrate/compile/compile.h"
 #include "calibrate/compile/least_density.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/synthetic_attention.h"
@@ -56,6 +58,22 @@ TEST(EarlyDoubt, NamesTheDensityThatCannotBeReached) {
   options.speedup = 2;  // of the steps that run then
   EXPECT_THAT(doubt_about_target(first_prompt(), options), HasSubstr("the density 0.13 cannot be reached"));
   EXPECT_EQ(doubt_about_target(first_prompt(), at_density(0.4)), "");
+}
+
+// More prompts may make it possible.
+TEST(EarlyDoubt, IsNoneWhereTheDensityIsHardlyTooSmall) {
+  const auto refused = [](double density) {
+    try {
+      compile_plan(first_prompt(), at_density(density));
+    } catch (const Error&) {
+      return true;
+    }
+    return false;
+  };
+  double density = 0.13;
+  while (refused(density + 0.002)) density += 0.002;
+  EXPECT_TRUE(refused(density));
+  EXPECT_EQ(doubt_about_target(first_prompt(), at_density(density)), "");
 }
 
 // By the energy budget plans are denser; where gaps are filled, at any density.

@@ -274,7 +274,6 @@ TEST(AttentionShare, ThatPromptsDoNotAgreeOnIsDoubted) {
   EXPECT_EQ(doubt(0.42, 0.67), "") << "no plan depends on it";
 }
 
-/// Synthetic measurements: rounding that changes predictions alike in all steps, which early steps make larger.
 INSTANTIATE_TEST_SUITE_P(Sources, JointChoices,
                          ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes));
 

@@ -26,7 +26,9 @@ MapsCost cost_of_maps(const ProfileHeader& header, int num_threads) {
   const AttentionGeometry& g = header.geometry;
   MapsCost cost;
   cost.profile_bytes = num_blocks(header) * (header.output_errors ? 6 : 2);  // F16: energy, and harm of both kinds
-  cost.host_bytes = cost.profile_bytes * header.provenance.num_prompts;
+  const int prompts = header.provenance.num_prompts;
+  // Means over the earlier prompts lie beside them, in float: as much as two prompts.
+  cost.host_bytes = cost.profile_bytes * (prompts + (prompts > 1 ? 2 : 0));
   const double tokens = g.num_tokens(), samples = double{1} * g.num_query_blocks() * header.samples_per_block;
   const double flops = 4 * samples * tokens * g.heads * g.head_dim * header.num_layers * header.num_steps();
   if (header.output_errors) cost.host_seconds = flops / (kHostFlopsPerThread * std::max(1, num_threads));

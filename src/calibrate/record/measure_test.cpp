@@ -50,6 +50,18 @@ TEST(Measure, MapsOfTheLargestModelAreRefusedWithFigures) {
   EXPECT_EQ(maps_refusal(header, 16, false), "");
 }
 
+TEST(Measure, MeansOverEarlierPromptsLieInMemoryToo) {
+  ProfileHeader header = wan_14b_720p();
+  const auto prompts_held = [&](int num_prompts) {
+    header.provenance.num_prompts = num_prompts;
+    const MapsCost cost = cost_of_maps(header, 1);
+    return cost.host_bytes / cost.profile_bytes;
+  };
+  EXPECT_EQ(prompts_held(1), 1);
+  EXPECT_EQ(prompts_held(2), 4);
+  EXPECT_EQ(prompts_held(17), 19);
+}
+
 TEST(Measure, OnADeviceTheHostMustNotTakeHours) {
   ProfileHeader header = wan_14b_720p();  // one prompt and large blocks: little memory, as much arithmetic
   header.provenance.num_prompts = 1;
