@@ -24,6 +24,7 @@ namespace {
 using nlohmann::json;
 
 constexpr float kEps = 1e-6f;
+constexpr int64_t kTextKeys = 61;      // of a prompt of 60 tokens: one stands for the padding
 constexpr double kTolerance = 0x1p-6;  // of products in 8 bits: what their short sums and one rounding to bf16 make
 
 constexpr Operations kModels[] = {
@@ -142,10 +143,42 @@ class Block {
             [&] { gpu_.linear(*out_.wide, hidden, residual_, add); });
     measure("feed-forward out, gated and added, 8 bits", 0, 2 * rows * dim * ffn,
             [&] { eight_bits_.linear(*out_.eight_bit, large_, residual_, add); });
+    attention_to_a_prompt(measure);
     return results;
   }
 
  private:
+  /// In two products (Backend::project_values), with an output projection of either format. `small_` has room for the
+  /// weights: a head's keys are fewer than its channels.
+  template <class Measure>
+  void attention_to_a_prompt(const Measure& measure) {
+    const int head_dim = 128, heads = static_cast<int>(dim_) / head_dim;
+    const Tensor keys_values = gpu_.from_host(random_tensor({kTextKeys, 2 * dim_}, 1));
+    const Tensor query = view(dim_);
+    AttentionCall call;
+    call.num_heads = heads;
+    call.head_dim = head_dim;
+    call.scale = 1 / std::sqrt(static_cast<float>(head_dim));
+    call.q = {query.raw(), DType::kBF16, tokens_, dim_, head_dim};
+    call.k = {keys_values.raw(), DType::kBF16, kTextKeys, 2 * dim_, head_dim};
+    const ConstHeadsView values{keys_values.data<bfloat16>() + dim_, DType::kBF16, kTextKeys, 2 * dim_, head_dim};
+    const auto wide = gpu_.project_values(*output_.wide, values, heads, head_dim),
+               eight_bit = gpu_.project_values(*output_.eight_bit, values, heads, head_dim);
+    const int64_t width = wide->in_features();
+    Tensor weights(DType::kBF16, {tokens_, width}, normed_.storage());
+    EightBitRows rows{{DType::kE4M3, {tokens_, width}, small_.elements.storage()}, small_.scales};
+    const double all = static_cast<double>(tokens_) * static_cast<double>(dim_),
+                 cells = static_cast<double>(tokens_) * static_cast<double>(width);
+    const double operations = 2 * cells * static_cast<double>(dim_);
+    measure("weights of a prompt's keys, bf16", 2 * all + 2 * cells, 0, [&] { gpu_.attention_weights(call, weights); });
+    measure("weights of a prompt's keys, 8 bits", 2 * all + cells, 0,
+            [&] { eight_bits_.attention_weights(call, rows); });
+    measure("a prompt's projected values, added, bf16", 0, operations,
+            [&] { gpu_.linear(*wide, weights, residual_, {.accumulate = true}); });
+    measure("a prompt's projected values, added, 8 bits", 0, operations,
+            [&] { eight_bits_.linear(*eight_bit, rows, residual_, {.accumulate = true}); });
+  }
+
   Layer make(int64_t out, int64_t in) {
     Layer layer{random_tensor({out, in}, 1 / std::sqrt(static_cast<double>(in))),
                 converted(random_tensor({out}, 0.02), DType::kF32),

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "backend/activation.h"
+#include "backend/attention_call.h"
 #include "backend/linear.h"
 #include "base/tensor.h"
 
@@ -40,6 +41,10 @@ class EightBitOps {
   virtual void swiglu(const Tensor& x, EightBitRows& out) = 0;
   /// activation(x), quantised in one pass. x [rows, channels] F32 or of 16 bits.
   virtual void quantise(const Tensor& x, Activation activation, EightBitRows& out) = 0;
+  /// TransformerOps::attention_weights, for a layer that project_values made of one in 8 bits. Only where
+  /// attention_weight_slots is not 0. Every row has the scale with which 1, no weight being larger, is the largest
+  /// number.
+  virtual void attention_weights(const AttentionCall& call, EightBitRows& out);
   /// As LinearOps::linear, of a layer with e4m3 weights.
   virtual void linear(const LinearLayer& layer, const EightBitRows& input, Tensor& out,
                       const LinearEpilogue& epilogue = {}) = 0;

@@ -103,7 +103,7 @@ class TransformerOps {
   /// output projection are not slower here, and the next two are not to be called.
   virtual int attention_weight_slots(DType, int /*head_dim*/, int64_t /*num_keys*/) const { return 0; }
   /// The output projection of the values: a layer from weights w [rows, num_heads·slots] to Σ_h Σ_s w[t, h, s] · W_o,h
-  /// · v[s, h] + bias. `output` must be there (StreamedWeights) during this call only.
+  /// · v[s, h] + bias; in 8 bits where `output` is. `output` must be there (StreamedWeights) during this call only.
   virtual std::shared_ptr<const LinearLayer> project_values(const LinearLayer& output, ConstHeadsView values,
                                                             int num_heads, int head_dim);
   /// weights[t, h, s] = softmax_s(scale · q[t,h]·k[s,h] + key_bias[s]), zero for s ≥ k.num_tokens; [q.num_tokens,

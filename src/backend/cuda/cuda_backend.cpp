@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <numbers>
 #include <string>
 #include <utility>
 #include <vector>
@@ -239,19 +238,7 @@ std::shared_ptr<const LinearLayer> CudaBackend::project_values(const LinearLayer
 }
 
 void CudaBackend::attention_weights(const AttentionCall& call, Tensor& weights) {
-  const int slots = few_keys_slots(call.q.dtype, call.head_dim, call.k.num_tokens);
-  CALIBATT_ASSERT(slots > 0 && call.heads.empty() && call.schedule == nullptr && call.block_energy == nullptr);
-  CALIBATT_ASSERT(weights.dtype() == call.q.dtype && weights.size() == call.q.num_tokens * call.num_heads * slots);
-  FewKeysCall few;
-  few.rows = call.q;
-  few.keys = call.k;
-  few.out = weights.raw();
-  few.num_heads = call.num_heads;
-  few.head_dim = call.head_dim;
-  few.softmax = true;
-  few.scale_log2 = call.scale * std::numbers::log2e_v<float>;
-  few.last_key_bias_log2 = last_key_bias_log2(call.key_bias);
-  few_keys(few, context_.stream());
+  few_keys(attention_weights_call(call, RowsOut(weights)), context_.stream());
 }
 
 }  // namespace

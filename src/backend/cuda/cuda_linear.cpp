@@ -72,14 +72,19 @@ CudaLinear::CudaLinear(Context& context, StagedUpload& staged, const StoredLinea
 CudaLinear::CudaLinear(Context& context, const CudaLinear& other, Tensor weight)
     : out_features_(other.out_features_),
       in_features_(weight.dim(1)),
-      dtype_(weight.dtype()),
-      weight_(std::move(weight)),
+      dtype_(other.dtype_),
       bias_(other.bias_),
       rounded_bias_(other.rounded_bias_) {
-  CALIBATT_ASSERT(weight_.dim(0) == out_features_ && dtype_ != DType::kE4M3);
-  if (bias_.empty() || dtype_ == DType::kF32 || rounded_bias_.dtype() == dtype_) return;
-  rounded_bias_ = context.allocate(dtype_, {out_features_});
-  convert(bias_.raw(), DType::kF32, rounded_bias_.raw(), dtype_, out_features_, context.stream());
+  CALIBATT_ASSERT(weight.dim(0) == out_features_);
+  if (dtype_ != DType::kE4M3) {
+    CALIBATT_ASSERT(weight.dtype() == dtype_);
+    weight_ = std::move(weight);
+    return;
+  }
+  require_widths_for_eight_bits(out_features_, in_features_);
+  weight_ = context.allocate(dtype_, weight.shape());
+  scales_ = context.allocate(DType::kF32, {out_features_});
+  quantise(context, weight, weight_.raw(), scales_.f32());
 }
 
 const CudaLinear& CudaLinear::of(const LinearLayer& layer) {

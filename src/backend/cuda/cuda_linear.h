@@ -16,7 +16,8 @@ class CudaLinear final : public LinearLayer {
   /// dtype: kF32, kBF16, kF16, or kE4M3: quantised on the device, a scale for each row.
   CudaLinear(Context& context, const Tensor& weight, const Tensor& bias, DType dtype);
   CudaLinear(Context& context, StagedUpload& staged, const StoredLinear& stored);
-  /// With another weight [out, in] of kF32, kBF16 or kF16, in device memory.
+  /// With another weight [out, in] in device memory, of other.dtype(); or of kF32, kBF16 or kF16, and quantised where
+  /// the other layer is.
   CudaLinear(Context& context, const CudaLinear& other, Tensor weight);
 
   static const CudaLinear& of(const LinearLayer& layer);  ///< which the CUDA backend made

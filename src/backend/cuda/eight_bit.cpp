@@ -45,6 +45,10 @@ void CudaEightBitOps::quantise(const Tensor& x, Activation activation, EightBitR
   quantise_rows(quantise_call(x, activation, RowsOut(out)), context_.stream());
 }
 
+void CudaEightBitOps::attention_weights(const AttentionCall& call, EightBitRows& out) {
+  few_keys(attention_weights_call(call, RowsOut(out)), context_.stream());
+}
+
 /// What a product is scaled and biased with; the tensors keep copies alive.
 struct CudaEightBitOps::Factors {
   const float* scales = nullptr;

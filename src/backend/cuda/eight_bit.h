@@ -26,6 +26,7 @@ class CudaEightBitOps final : public EightBitOps {
                     EightBitRows& following) override;
   void swiglu(const Tensor& x, EightBitRows& out) override;
   void quantise(const Tensor& x, Activation activation, EightBitRows& out) override;
+  void attention_weights(const AttentionCall& call, EightBitRows& out) override;
   void linear(const LinearLayer& layer, const EightBitRows& input, Tensor& out,
               const LinearEpilogue& epilogue) override;
 

@@ -1,6 +1,8 @@
 #include "backend/cuda/kernels/few_keys.h"
 
 #include "backend/cuda/backend_pair.h"
+#include "base/e4m3.h"
+#include "base/error.h"
 
 namespace calibatt::cuda {
 namespace {
@@ -136,6 +138,89 @@ TEST_F(CudaFewKeysOn, ProjectedValuesGiveWhatAttentionAndProjectionGive) {
                   {.accumulate = true});
       expect_close(found, expected, 2 * rounding_of(dtype));
     }
+  }
+}
+
+class CudaFewKeysInEightBits : public CudaFewKeysOn {
+ protected:
+  void SetUp() override {
+    CudaFewKeysOn::SetUp();
+    if (IsSkipped()) return;
+    try {
+      gpu->eight_bit_ops();
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+  EightBitRows rows_on_gpu() {
+    const int slots = gpu->attention_weight_slots(call.q.dtype, call.head_dim, call.k.num_tokens);
+    EightBitRows rows{gpu->empty(DType::kE4M3, {call.q.num_tokens, int64_t{kHeads} * slots}),
+                      gpu->empty(DType::kF32, {call.q.num_tokens})};
+    gpu->eight_bit_ops().attention_weights(call, rows);
+    return rows;
+  }
+};
+
+/// A number of 8 bits is the nearest to the weight: half a step of three bits of mantissa, or of the smallest numbers.
+TEST_F(CudaFewKeysInEightBits, WeightsAreThoseOf16Bits) {
+  for (const DType dtype : kTypes) {
+    for (const Sizes& sizes : kSizes) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " " << sizes.head_dim << ", " << sizes.rows << " x "
+                                      << sizes.keys);
+      make(sizes, dtype);
+      call.key_bias = bias;
+      const Tensor expected = converted(from_gpu(weights_on_gpu()), DType::kF32);
+      const EightBitRows found = rows_on_gpu();
+      const Tensor elements = from_gpu(found.elements), scales = from_gpu(found.scales);
+      ASSERT_EQ(elements.shape(), expected.shape());
+      std::vector<float> row(static_cast<size_t>(elements.dim(1)));
+      for (int64_t i = 0; i < elements.size(); ++i) {
+        const int64_t channel = i % elements.dim(1);
+        if (channel == 0) {
+          const float scale = scales.f32()[i / elements.dim(1)];
+          ASSERT_FLOAT_EQ(scale, 1 / kE4M3Max);
+          dequantise_row(elements.data<e4m3>() + i, scale, row.data(), elements.dim(1));
+        }
+        const double wanted = expected.f32()[i], smallest = 0x1p-9 / kE4M3Max;
+        ASSERT_LE(std::abs(row[static_cast<size_t>(channel)] - wanted), 1.07 * std::max(wanted / 16, smallest / 2))
+            << i << ": " << wanted;
+      }
+    }
+  }
+}
+
+/// With an output projection in 8 bits the projected values are, too, and their sum errs as any product of two e4m3
+/// factors does: .037 of itself, more where few terms cancel each other.
+TEST_F(CudaFewKeysInEightBits, ProjectedValuesErrAsProductsIn8BitsDo) {
+  constexpr int64_t kOut = 208;
+  for (const Sizes& sizes : kSizes) {
+    SCOPED_TRACE(testing::Message() << sizes.head_dim << ", " << sizes.rows << " x " << sizes.keys);
+    make(sizes, DType::kBF16);
+    call.key_bias = bias;
+    const int64_t dim = int64_t{kHeads} * sizes.head_dim;
+    const Tensor matrix = random({kOut, dim}, DType::kBF16, 3), output_bias = random({kOut}, DType::kF32, 4),
+                 residual = random({sizes.rows, kOut}, DType::kF32, 5);
+    const auto sum_with = [&](const LinearFormat& format) {
+      const auto projected =
+          gpu->project_values(*gpu->make_linear(matrix, output_bias, format), call.v, kHeads, sizes.head_dim);
+      EXPECT_EQ(projected->dtype(), format.dtype);
+      Tensor sum = to_gpu(residual);
+      if (format.dtype == DType::kE4M3) {
+        gpu->eight_bit_ops().linear(*projected, rows_on_gpu(), sum, {.accumulate = true});
+      } else {
+        gpu->linear(*projected, weights_on_gpu(), sum, {.accumulate = true});
+      }
+      return from_gpu(sum);
+    };
+    const Tensor found = sum_with(LinearFormat::e4m3()), expected = sum_with({DType::kBF16});
+    double difference = 0, change = 0;
+    for (int64_t i = 0; i < expected.size(); ++i) {
+      difference += std::pow(double{found.f32()[i]} - expected.f32()[i], 2);
+      change += std::pow(double{expected.f32()[i]} - residual.f32()[i], 2);
+    }
+    const double error = std::sqrt(difference / change);
+    EXPECT_LT(error, 0.075);  // the matrix, what it makes of the values, and the weights: three roundings of .026
+    EXPECT_GT(error, 0.005) << "not in 8 bits";
   }
 }
 

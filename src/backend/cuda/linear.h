@@ -29,7 +29,8 @@ class CublasLinear {
   /// LinearOps::make_linear, load_linear and, but for layers in 8 bits, linear.
   std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
   std::shared_ptr<const LinearLayer> load(const StoredLinear& stored);
-  /// A layer of the same output features, dtype and bias with another weight [out, in], which is in device memory.
+  /// A layer of the same output features, dtype and bias with another weight [out, in], which is in device memory, and
+  /// is quantised where the layer is.
   std::shared_ptr<const LinearLayer> with_weight(const LinearLayer& layer, Tensor weight) const;
   /// The layer's weight [out, in], where it is now (a streamed one: while it is in use); of 8 bits: a copy of the other
   /// type.

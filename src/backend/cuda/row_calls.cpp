@@ -1,5 +1,8 @@
 #include "backend/cuda/row_calls.h"
 
+#include <numbers>
+
+#include "backend/cuda/attention/attention.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -113,6 +116,24 @@ QuantiseCall swiglu_call(const Tensor& x, const RowsOut& out) {
   QuantiseCall call = quantise_rows_of(x, x.dim(-1) / 2, x.size() / x.dim(-1), out);
   call.swiglu = true;
   return call;
+}
+
+FewKeysCall attention_weights_call(const AttentionCall& call, const RowsOut& out) {
+  const int slots = few_keys_slots(call.q.dtype, call.head_dim, call.k.num_tokens);
+  CALIBATT_ASSERT(slots > 0 && call.heads.empty() && call.schedule == nullptr && call.block_energy == nullptr);
+  CALIBATT_ASSERT(out.dtype == DType::kE4M3 || out.dtype == call.q.dtype);
+  out.require(call.q.num_tokens, int64_t{call.num_heads} * slots);
+  FewKeysCall few;
+  few.rows = call.q;
+  few.keys = call.k;
+  few.out = out.data;
+  few.row_scales = out.scales;
+  few.num_heads = call.num_heads;
+  few.head_dim = call.head_dim;
+  few.softmax = true;
+  few.scale_log2 = call.scale * std::numbers::log2e_v<float>;
+  few.last_key_bias_log2 = last_key_bias_log2(call.key_bias);
+  return few;
 }
 
 }  // namespace calibatt::cuda

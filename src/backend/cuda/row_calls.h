@@ -1,5 +1,7 @@
 #pragma once
 
+#include "backend/attention_call.h"
+#include "backend/cuda/kernels/few_keys.h"
 #include "backend/cuda/kernels/norm.h"
 #include "backend/cuda/kernels/quantise.h"
 #include "backend/eight_bit_ops.h"
@@ -37,5 +39,7 @@ AddRmsNormCall add_rms_norm_call(const Tensor& x, const Tensor& weight, float ep
 QuantiseCall quantise_call(const Tensor& x, Activation activation, const RowsOut& out);
 /// x [..., 2·channels], the gate's half beside the other, to 8 bits.
 QuantiseCall swiglu_call(const Tensor& x, const RowsOut& out);
+/// The softmax weights of a call whose keys are few, to rows of the query's type or of 8 bits.
+FewKeysCall attention_weights_call(const AttentionCall& call, const RowsOut& out);
 
 }  // namespace calibatt::cuda

@@ -269,6 +269,14 @@ void WanTransformer::attend_to_text(int layer, const WanPrompt& prompt, Attentio
   const auto& all_projected = wide_forward_ ? prompt.projected_values_wide : prompt.projected_values;
   if (!all_projected.empty()) {
     const LinearLayer& projected = *all_projected[layer];  // narrower than what is attended otherwise
+    if (in_eight_bits(projected)) {
+      const EightBitRows& room = work_.normed.eight_bits;  // the query is made: norms are not needed any more
+      EightBitRows rows{{DType::kE4M3, {room.scales.size(), projected.in_features()}, room.elements.storage()},
+                        room.scales};
+      backend_->eight_bit_ops().attention_weights(call, rows);
+      backend_->eight_bit_ops().linear(projected, rows, work_.residual, {.accumulate = true});
+      return;
+    }
     Tensor weights(dtype_, {work_.attended.dim(0), projected.in_features()}, work_.attended.storage());
     backend_->attention_weights(call, weights);
     backend_->linear(projected, weights, work_.residual, {.accumulate = true});

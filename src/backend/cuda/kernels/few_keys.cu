@@ -1,6 +1,9 @@
+#include <type_traits>
+
 #include "backend/cuda/device/device.h"
 #include "backend/cuda/device/ptx/mma.cuh"
 #include "backend/cuda/device/vector_access.cuh"
+#include "backend/cuda/kernels/eight_bit.cuh"
 #include "backend/cuda/kernels/few_keys.h"
 #include "base/error.h"
 
@@ -48,8 +51,18 @@ __device__ __forceinline__ void softmax_of_row(const FewKeysCall& call, int num_
   }
 }
 
+/// In 8 bits times the inverse of all rows' scale.
+template <class Out>
+__device__ __forceinline__ void store_four(Out* to, const float (&four)[4]) {
+  if constexpr (std::is_same_v<Out, e4m3>) {
+    store_scaled(to, four, kE4M3Max);
+  } else {
+    store(to, four);
+  }
+}
+
 /// Grid: heads × tiles of rows, heads first: what runs at a time reads neighbouring memory.
-template <class T, int kHeadDim, int kSlots, bool kSoftmax>
+template <class T, class Out, int kHeadDim, int kSlots, bool kSoftmax>
 __global__ void __launch_bounds__(32 * kWarps) few_keys_kernel(const __grid_constant__ FewKeysCall call) {
   constexpr int kGroups = kHeadDim / 32, kUnits = kHeadDim / 8, kKeyStride = kHeadDim + kPaddingElements;
   __shared__ __align__(16) T shared_keys[kSlots * kKeyStride];
@@ -96,11 +109,14 @@ __global__ void __launch_bounds__(32 * kWarps) few_keys_kernel(const __grid_cons
     const auto product = [&](int n, int c) -> float& { return products[n][2 * half + c]; };
     if constexpr (kSoftmax) softmax_of_row<kSlots>(call, num_keys, t, product);
     if (row[half] >= num_rows) continue;
-    T* const to = static_cast<T*>(call.out) + (row[half] * call.num_heads + head) * kSlots + 4 * t;
+    if constexpr (std::is_same_v<Out, e4m3>) {
+      if (head == 0 && t == 0) call.row_scales[row[half]] = 1 / kE4M3Max;
+    }
+    Out* const to = static_cast<Out*>(call.out) + (row[half] * call.num_heads + head) * kSlots + 4 * t;
 #pragma unroll
     for (int n = 0; n < kSlots / 8; n += 2) {
       const float four[4] = {product(n, 0), product(n, 1), product(n + 1, 0), product(n + 1, 1)};
-      store(to + 8 * n, four);
+      store_four(to + 8 * n, four);
     }
   }
 }
@@ -111,10 +127,12 @@ void launch(const FewKeysCall& call, cudaStream_t stream) {
   const int64_t tiles = (call.rows.num_tokens + kRows - 1) / kRows;
   CALIBATT_ASSERT(tiles <= 65535);
   const dim3 grid(static_cast<unsigned>(call.num_heads), static_cast<unsigned>(tiles));
-  if (call.softmax) {
-    few_keys_kernel<T, kHeadDim, kSlots, true><<<grid, 32 * kWarps, 0, stream>>>(call);
+  if (call.row_scales != nullptr) {
+    few_keys_kernel<T, e4m3, kHeadDim, kSlots, true><<<grid, 32 * kWarps, 0, stream>>>(call);
+  } else if (call.softmax) {
+    few_keys_kernel<T, T, kHeadDim, kSlots, true><<<grid, 32 * kWarps, 0, stream>>>(call);
   } else {
-    few_keys_kernel<T, kHeadDim, kSlots, false><<<grid, 32 * kWarps, 0, stream>>>(call);
+    few_keys_kernel<T, T, kHeadDim, kSlots, false><<<grid, 32 * kWarps, 0, stream>>>(call);
   }
 }
 
@@ -147,6 +165,7 @@ int few_keys_slots(DType dtype, int head_dim, int64_t num_keys) {
 void few_keys(const FewKeysCall& call, cudaStream_t stream) {
   CALIBATT_ASSERT(call.rows.dtype == call.keys.dtype && is_aligned(call.rows) && is_aligned(call.keys));
   CALIBATT_ASSERT(few_keys_slots(call.rows.dtype, call.head_dim, call.keys.num_tokens) > 0);
+  CALIBATT_ASSERT(call.row_scales == nullptr || call.softmax);
   if (call.rows.num_tokens == 0) return;
   if (call.rows.dtype == DType::kF16) {
     choose_head_dim<__half>(call, stream);

@@ -18,6 +18,9 @@ int few_keys_slots(DType dtype, int head_dim, int64_t num_keys);
 struct FewKeysCall {
   ConstHeadsView rows, keys;  ///< kBF16 or kF16; addresses and strides are multiples of 16 bytes
   void* out = nullptr;        ///< [rows.num_tokens, num_heads, few_keys_slots()] of the same dtype
+  /// Softmax alone, or null: `out` is of kE4M3, and these are the scales of its rows, [rows.num_tokens]. No weight is
+  /// above 1, so that all rows have the scale with which 1 is the largest number; e4m3's range is wide enough for that.
+  float* row_scales = nullptr;
   int num_heads = 1, head_dim = 64;
   bool softmax = false;
   float scale_log2 = 1;          ///< softmax: of exp2(product · scale_log2)
