@@ -37,7 +37,8 @@ class CudaKernel : public testing::TestWithParam<std::string> {
   void SetUp() override {
     if (cuda::num_devices() == 0) GTEST_SKIP() << "no CUDA device";
     if (!cuda::runs_on(kernel(), cuda::current_device().compute_capability)) GTEST_SKIP() << "for other GPUs";
-    AttentionProblem probe({.name = "probe", .num_queries = 1, .out_gap = 8}, DType::kBF16, DType::kBF16);
+    AttentionProblem probe({.name = "probe", .num_queries = 1, .head_dim = 128, .out_gap = 8}, DType::kBF16,
+                           DType::kBF16);
     const std::string reason =
         cuda::refusal_of(kernel(), DeviceProblem(probe).args(), cuda::current_device().compute_capability);
     ASSERT_EQ(reason, "");

@@ -49,7 +49,11 @@ struct KernelParams {
   sm90::KernelParams base;
   Quantized inputs;
   float summary_bias, last_summary_bias;  ///< log2(tokens of a block)
+  int zero;                               ///< 0, which the compiler does not know
 };
+
+/// What a kernel is given, for tiles of kTileRows; its inputs are quantised and its tile counter cleared on `stream`.
+KernelParams prepare(const AttentionArgs& args, cudaStream_t stream);
 
 /// Whether a tile's queries lie scattered, or start inside a group of 8 rows (whose swizzle would not fit): its
 /// consumers gather them themselves.
