@@ -213,6 +213,23 @@ TEST_F(Report, ComparesTheVideosOfABenchmark) {
   EXPECT_THAT(page["left_out"][0].get<std::string>(), AllOf(HasSubstr("p.safetensors"), HasSubstr("give its file")));
 }
 
+TEST_F(Report, SaysOfAPlanThatIsSlowerThatItIs) {
+  json slower = bench();
+  slower["speedup_transformer"] = 0.94;
+  const json tile = model({write("report.json", slower)})["tiles"][0];
+  EXPECT_EQ(tile["value"], "0.94");
+  EXPECT_THAT(tile["note"].get<std::string>(), ::testing::StartsWith("as fast as dense"));
+}
+
+// What scrolls sideways on a phone would cut it.
+TEST_F(Report, KeepsATablesCaptionOutOfWhatScrolls) {
+  ReportInputs inputs;
+  inputs.files = {write("report.json", bench())};
+  const std::string html = make_report_page(inputs).html;
+  EXPECT_THAT(html, ::testing::Not(HasSubstr("<caption")));
+  EXPECT_THAT(html, HasSubstr("close it is to its reference</p><div class=\"scroll\""));
+}
+
 TEST_F(Report, LeavesOutVideosBeyondTheLimitAndSaysSo) {
   const std::string reference = save_video("d.mp4", 100), video = save_video("c.mp4", 101);
   ReportInputs inputs;
