@@ -286,7 +286,12 @@ std::string model_of(const ProfileMetadata& metadata) {
 
 /// number: "_2" of the second transformer.
 std::string named_model(const ProfileMetadata& metadata, const std::string& what, const std::string& number = "") {
-  return "the model '" + field_of(metadata, "model_name" + number) + "' (" + what + ")";
+  const std::string name = field_of(metadata, "model_name" + number);
+  return (name.empty() ? "a model" : "the model '" + name + "'") + " (" + what + ")";
+}
+
+std::string fingerprint_text(const std::string& fingerprint) {
+  return "fingerprint " + (fingerprint.empty() ? "not known" : fingerprint);
 }
 
 }  // namespace
@@ -302,8 +307,8 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
     if (agree(name, theirs, ours)) return;
     if (name.starts_with(kFingerprint)) {
       const std::string number = name.substr(kFingerprint.size());
-      throw refuse(named_model(found, "fingerprint " + theirs, number),
-                   named_model(expected, "fingerprint " + ours, number));
+      throw refuse(named_model(found, fingerprint_text(theirs), number),
+                   named_model(expected, fingerprint_text(ours), number));
     }
     const bool is_setting = name.starts_with(kSettingPrefix);
     throw refuse((is_setting ? name.substr(kSettingPrefix.size()) : name) + " = " + shortened(theirs), shortened(ours));
