@@ -279,9 +279,12 @@ std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& othe
 std::string model_of(const ProfileMetadata& metadata) {
   const auto transformers =
       std::ranges::count_if(metadata, [](const auto& field) { return field.first.starts_with("model_name"); });
+  const auto number_of = [&](const char* field, const std::string& what) {
+    const std::string number = field_of(metadata, field);
+    return number + " " + what + (number == "1" ? "" : "s");
+  };
   return (transformers > 1 ? std::to_string(transformers) + " transformers of " : "") +
-         field_of(metadata, "num_layers") + " layers, " + field_of(metadata, "heads") + " heads × " +
-         field_of(metadata, "head_dim");
+         number_of("num_layers", "layer") + ", " + number_of("heads", "head") + " × " + field_of(metadata, "head_dim");
 }
 
 /// number: "_2" of the second transformer.
