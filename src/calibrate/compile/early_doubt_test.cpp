@@ -96,6 +96,7 @@ TEST(EarlyDoubt, IsOfTheTargetAlone) {
   CompileOptions options = at_density(0.13);
   options.repetition = Repetition::kError;
   options.anchor_rows_per_frame = 1;  // not measured
+  options.merge_gap = 1;              // for which there is a trial
   EXPECT_TRUE(is_refused(options));
   EXPECT_EQ(doubt_about_target(first_prompt(), options), "");
 }
