@@ -172,21 +172,31 @@ PlanUse use_of(const Plan& plan) {
   return use;
 }
 
+std::string heads_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
+  if (plan.heads == run.heads && plan.head_dim == run.head_dim) return "";
+  return "it was made for a model of " + counted(plan.heads, "heads") + " × " + std::to_string(plan.head_dim) +
+         ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
+}
+
+// The model first: another one makes videos of another size by default.
 std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
   const PlanProvenance& made_for = plan.info().provenance;
   if (made_for.transformers.size() != run.transformers.size()) {
     return "it was made for a model of " + counted(made_for.transformers.size(), "transformers") + ", this run has " +
            std::to_string(run.transformers.size());
   }
+  if (plan.num_layers() != run.num_layers) {
+    return "it was made for a model of " + counted(plan.num_layers(), "layers") + ", this run has " +
+           std::to_string(run.num_layers);
+  }
+  if (std::string difference = heads_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
   const auto differ = [](int theirs, int ours) { return theirs > 0 && ours > 0 && theirs != ours; };
   if (differ(made_for.video_frames, run.video_frames) || differ(made_for.video_height, run.video_height) ||
       differ(made_for.video_width, run.video_width)) {
     return "it was made for " + video_text(made_for.video_frames, made_for.video_height, made_for.video_width) +
            ", this run makes " + video_text(run.video_frames, run.video_height, run.video_width);
   }
-  if (std::string difference = geometry_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
-  if (plan.num_layers() == run.num_layers) return "";
-  return "it was made for " + counted(plan.num_layers(), "layers") + ", this run has " + std::to_string(run.num_layers);
+  return geometry_mismatch(plan.geometry(), run.geometry);
 }
 
 }  // namespace
@@ -217,10 +227,7 @@ std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeom
   if (grid_text(plan) != grid_text(run)) {
     return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);
   }
-  if (plan.heads != run.heads || plan.head_dim != run.head_dim) {
-    return "it was made for " + counted(plan.heads, "heads") + " × " + std::to_string(plan.head_dim) +
-           ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
-  }
+  if (std::string difference = heads_mismatch(plan, run); !difference.empty()) return difference;
   if (plan.text_tokens > 0 && plan.text_tokens != run.text_tokens) {  // only in old plans
     return "it was made for " + std::to_string(plan.text_tokens) + " text tokens, this run has " +
            std::to_string(run.text_tokens);

@@ -121,6 +121,16 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"prompts_resumed", summary.prompts_resumed}};
 }
 
+/// The text of a prompt itself may have been given.
+std::vector<Prompt> prompts_of_file(const std::string& path) {
+  try {
+    return read_prompts(path);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kNotFound) throw;
+    throw Error(error.kind(), std::string("--prompts ") + error.what() + " of a text file with a prompt a line");
+  }
+}
+
 std::pair<int, int> parse_range(const std::string& text) {
   int begin = 0, end = 0, length = 0;
   if (std::sscanf(text.c_str(), "%d:%d%n", &begin, &end, &length) != 2 || static_cast<size_t>(length) != text.size()) {
@@ -144,7 +154,7 @@ void check(Flags& flags) {
     throw Error(ErrorKind::kUsage, "name the plan that is to be written: -o plan.safetensors");
   }
   if (calibration.profile_dir.empty()) calibration.profile_dir = flags.output + ".profile";
-  calibration.prompts = read_prompts(flags.prompts);
+  calibration.prompts = prompts_of_file(flags.prompts);
   check_prompt({calibration.run.negative_prompt, "--negative-prompt"});
   validate(calibration);
   std::vector<Input> inputs = inputs_of(flags.load);
@@ -195,12 +205,13 @@ void run(Flags& flags) {
     const std::string which = state.prompt < state.num_prompts
                                   ? format("prompt %d of %d", state.prompt + 1, state.num_prompts)
                                   : "a held-out run";
-    const bool compiling = state.stage == "compile", of_prompt = state.stage != "check" && !compiling;
+    const bool compiling = state.stage == "compile", before = state.stage == "check" || state.stage == "read";
+    const bool of_prompt = !before && !compiling;
     const std::string plan =
         state.plan_is_written ? "; " + flags.output + " is written, complete but for the error that was to be measured"
                               : "";
     stop_if_interrupted(state, (of_prompt ? " of " + which : "") + plan + "; what was measured " +
-                                   (compiling || state.prompt == state.num_prompts ? "" : "on the prompts before ") +
+                                   (of_prompt && state.prompt < state.num_prompts ? "on the prompts before " : "") +
                                    "is kept in " + flags.calibration.profile_dir +
                                    ": the same command goes on from there");
     bar.update(state, state.overall, of_prompt ? which : "");

@@ -48,10 +48,10 @@ Choices Compiler::nearest(double density, const std::function<Choices(double aim
   const bool known = plan_is_as_chosen && measured_.densities_are_exact();
   if (known && !measured_.may_be_coarse()) {
     Choices choices = choose(density);
-    require_density(density_of(choices), density);
+    require_density(options_, density_of(choices), density);
     return choices;
   }
-  return choose(best_aim(density, [&](double aim) {
+  return choose(best_aim(options_, density, [&](double aim) {
     const Choices choices = choose(aim);
     return known ? density_of(choices) : density_of_plan(choices);
   }));
