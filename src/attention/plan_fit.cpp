@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "calibatt/counted.h"
+#include "calibatt/plan.h"
 
 namespace calibatt {
 namespace {
@@ -169,6 +170,7 @@ PlanUse use_of(const Plan& plan) {
   if (use.expected_error) {
     use.error_basis = accuracy.measured ? "measured" : accuracy.held_out ? "held out" : "not held out";
   }
+  use.end = accuracy.end_of_run();
   return use;
 }
 
@@ -208,8 +210,10 @@ std::string reuse_text(const Plan& plan, const RunDescription& run, const std::v
   if (of_plan == 0) return "";
   const std::vector<StepReuse> reuse = map_reuse(plan, run, plan_step);
   const auto runs = std::ranges::count(reuse, StepReuse::kNone);
+  const auto reused = static_cast<int64_t>(reuse.size()) - runs;
   return "; the plan reuses " + std::to_string(of_plan) + " of its steps, this run " +
-         std::to_string(static_cast<int64_t>(reuse.size()) - runs) + " (hardly farther in noise level than the plan)";
+         (reused > 0 ? std::to_string(reused) + " (hardly farther in noise level than the plan)"
+                     : "none (all lie too far in noise level from what they would be made from)");
 }
 }  // namespace
 
@@ -281,7 +285,9 @@ PlanFit fit_plan(const Plan& plan, const RunDescription& run) {
     fit.use.warnings.push_back("the plan is applied to other weights: " + fit.other_weights +
                                "; how far from dense it is there was never measured");
   }
-  if (std::string warning = condition_warning(plan, run); !warning.empty()) fit.use.warnings.push_back(warning);
+  for (std::string warning : {condition_warning(plan, run), doubt_about_prediction(fit.use.end)}) {
+    if (!warning.empty()) fit.use.warnings.push_back(std::move(warning));
+  }
   return fit;
 }
 

@@ -28,14 +28,15 @@ struct Flags {
 
 void print_reuse(const CalibrationSummary& summary) {
   if (summary.latents_error) {
-    std::printf("expected change of the final latents %.3g", *summary.latents_error);
+    std::printf("expected change of the final latents %.3g %%", 100 * *summary.latents_error);
     if (summary.psnr_db) std::printf(", about %.1f dB of the video", *summary.psnr_db);
     if (summary.latents_measured && summary.psnr_measured) {
-      std::printf("\nmeasured in a held-out run (the last prompt, another seed): %.3g, %s", *summary.latents_measured,
-                  psnr_text(*summary.psnr_measured, 1).c_str());
+      std::printf("\nmeasured in a held-out run (the last prompt, another seed): %.3g %%, %s",
+                  100 * *summary.latents_measured, psnr_text(*summary.psnr_measured, 1).c_str());
     }
     std::printf("\n");
   }
+  for (const std::string& warning : summary.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
   if (summary.step_reuse.empty()) return;
   std::printf("steps without a forward:");
   for (size_t step = 0; step < summary.step_reuse.size(); ++step) {
@@ -112,6 +113,7 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"psnr_db", or_null(summary.psnr_db)},
           {"latents_measured", or_null(summary.latents_measured)},
           {"psnr_measured", or_null(summary.psnr_measured)},
+          {"warnings", summary.warnings},
           {"growth_seconds", summary.growth_seconds},
           {"check_seconds", summary.check_seconds},
           {"plan_written", summary.plan_written},

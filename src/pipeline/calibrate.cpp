@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "calibatt/counted.h"
+#include "calibatt/plan.h"
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
@@ -265,6 +266,11 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
   const HeldOutRun::Check check = run.check(plan_path, progress);
   compile.latents_measured = summary.latents_measured = check.latents_error;
   summary.psnr_measured = check.psnr_db;
+  if (std::isfinite(check.psnr_db)) compile.psnr_measured = check.psnr_db;  // else no pixel differs
+  if (std::string doubt = doubt_about_prediction({.psnr_predicted = summary.psnr_db, .psnr_measured = check.psnr_db});
+      !doubt.empty()) {
+    summary.warnings.push_back(std::move(doubt));
+  }
   compile_to_file(profile, compile, plan_path, told.of_compiler(progress));
   summary.check_seconds = now_seconds() - begin;
 }

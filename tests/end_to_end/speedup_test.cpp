@@ -59,6 +59,20 @@ TEST_F(Speedup, HowErrorsGrowIsMeasuredInTwoGenerations) {
   EXPECT_LE(forwards, 2.1 * kSteps);
 }
 
+// Two of few steps, of which the last may be one that never is reused, say nothing of the others.
+TEST_F(Speedup, OfFewStepsHowErrorsGrowIsMeasuredAtEachThatCanBeReused) {
+  const nlohmann::json usual = growth();
+  std::vector<int> steps;
+  for (const nlohmann::json& each : usual["factors"]) steps.push_back(each["step"]);
+  EXPECT_EQ(steps, (std::vector{1, 2, 3, 4}));
+  nlohmann::json earlier = usual;  // as it was measured until 30 November
+  earlier["factors"] = {usual["factors"][1], usual["factors"][3]};
+  earlier.erase("checksum");
+  write_file(folder_.file("profile/step_growth.json"), earlier.dump());
+  ASSERT_EQ(calibrate("--speedup 1.6").exit_code, 0);
+  EXPECT_EQ(growth(), usual);
+}
+
 // Found before prompts are measured anew, here those of a folder that has lost its first.
 TEST_F(Speedup, DamagedFilesBesideThePromptsAreFoundFirstAndCanBeDeleted) {
   const std::string profile = folder_.file("profile/");
@@ -131,9 +145,9 @@ TEST_F(Speedup, APlanIsWrittenBeforeItsErrorIsMeasured) {
   const std::string plan = "inspect " + folder_.file("other.safetensors");
   const CommandResult without = run_calibatt(plan);
   EXPECT_EQ(without.exit_code, 0) << without.output;
-  EXPECT_THAT(without.output, Not(HasSubstr("measured in a run")));
+  EXPECT_THAT(without.output, Not(HasSubstr("measured in a held-out run")));
   EXPECT_EQ(run_calibatt(command).exit_code, 0);
-  EXPECT_THAT(run_calibatt(plan).output, HasSubstr("measured in a run"));
+  EXPECT_THAT(run_calibatt(plan).output, HasSubstr("measured in a held-out run"));
 }
 
 // Before anything more is measured for it, with the share of attention that the prompts' runs had.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "calibrate/compile/energy_schedule.h"
+#include "calibrate/compile/joint_choice.h"
 #include "calibrate/compile/run_cost.h"
 #include "plan/sharing.h"
 
@@ -240,6 +241,10 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   }
   frame.accuracy.latents_predicted = choices.latents_error;
   frame.accuracy.latents_measured = options_.latents_measured;
+  if (choices.latents_error && options_.growth) {
+    frame.accuracy.psnr_predicted = expected_psnr(*options_.growth, *choices.latents_error);
+  }
+  frame.accuracy.psnr_measured = options_.psnr_measured;
   return frame;
 }
 
