@@ -110,7 +110,8 @@ function(calibatt_cuda_attention_library)
   calibatt_cuda_floor(cuda_attention ${folder} KERNELS attention/*.cu attention/sm80/*.cu attention/generic/*.cu FLOOR DEPENDS cuda_device)
   target_compile_definitions(calibatt_cuda_attention PUBLIC CALIBATT_HAVE_CUDA)
   # Hopper's own instructions exist in its binaries alone. (A flag, because CMake 3.25 does not know the name 90a.)
-  calibatt_cuda_kernels(calibatt_cuda_attention hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a FILES attention/sm90/*.cu attention/sm90_fp8/*.cu)
+  calibatt_cuda_kernels(calibatt_cuda_attention hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a FILES attention/sm90/*.cu attention/sm90_fp8/*.cu
+    attention/sm90_fp8/wide/*.cu)
 endfunction()
 
 # The floor `cuda`: the rest of what models need of a GPU.

@@ -294,7 +294,7 @@ def parse_options():
     parser.add_argument("--data", default=str(HERE / "cases.json"), help="shapes, cases and figures")
     parser.add_argument("--output", default="attention.json")
     parser.add_argument("--cases", default="", help="regular expression on 'SHAPE CASE', as '75600 dense'")
-    parser.add_argument("--kernels", default="sm90,sm80,sm90_fp8", help="the first runs the cases that name none; cases of others are left out")
+    parser.add_argument("--kernels", default="sm90,sm80,sm90_fp8,sm90_fp8_wide", help="the first runs the cases that name none; cases of others are left out")
     parser.add_argument("--seconds", type=float, default=180, help="for everything, checks included")
     parser.add_argument("--burst", type=float, default=0.4, help="seconds a competitor runs back to back")
     parser.add_argument("--rounds", type=int, default=9, help="at most")

@@ -80,12 +80,13 @@ struct CalibrationSummary {
   std::optional<double> latents_error;  ///< with speedup or psnr: expected relative change of the final latents,
   std::optional<double> psnr_db;        ///< and what that is for a video against the dense one
   std::optional<double> latents_measured, psnr_measured;  ///< both in a run with the plan that was not calibrated on
-  double calibration_seconds = 0;  ///< wall clock of everything: fingerprint, recorded prompts, compilation
-  double prompt_seconds = 0;       ///< of it, prompts that ran now: text, transformer, measuring, saving
-  double transformer_seconds = 0;  ///< of all of them, the transformer with all measuring beside it; of devices that
-                                   ///< ran at the same time, the sum
-  double growth_seconds = 0;       ///< with speedup or psnr: of the runs that say how errors of steps grow,
-  double check_seconds = 0;        ///< and of that with the plan
+  std::vector<std::string> warnings;  ///< what to know before the plan is used: doubt_about_prediction
+  double calibration_seconds = 0;     ///< wall clock of everything: fingerprint, recorded prompts, compilation
+  double prompt_seconds = 0;          ///< of it, prompts that ran now: text, transformer, measuring, saving
+  double transformer_seconds = 0;     ///< of all of them, the transformer with all measuring beside it; of devices that
+                                      ///< ran at the same time, the sum
+  double growth_seconds = 0;          ///< with speedup or psnr: of the runs that say how errors of steps grow,
+  double check_seconds = 0;           ///< and of that with the plan
   int prompts_recorded = 0, prompts_resumed = 0;
   bool plan_written = false;   ///< not with a prompt_range
   std::string measured;        ///< what "auto" chose and why, where it is not the usual; else empty

@@ -11,6 +11,7 @@
 #include "calibatt/export.h"
 #include "calibatt/lora.h"
 #include "calibatt/mask_streaming.h"
+#include "calibatt/plan.h"
 #include "calibatt/progress.h"
 #include "calibatt/prompts.h"
 #include "calibatt/video.h"
@@ -133,6 +134,7 @@ struct PlanUse {
   /// Which parts of each step of this run the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it does not
   /// say. A run computes in 8 bits what it is allowed to (GenerateOptions::attention_dtype, LoadOptions::weights).
   std::vector<std::string> eight_bits = {};
+  EndOfRun end = {};  ///< of runs with the plan's own steps
 };
 
 /// What a run did, for people and for files.

@@ -7,6 +7,14 @@
 
 namespace calibatt {
 
+/// How far the end of runs with a plan that was made with speedup or psnr is from dense ones, as calibration predicted
+/// it, and as it measured it in one run with the plan that was not calibrated on. Absent: the plan does not say.
+struct EndOfRun {
+  /// Relative change of the final latents, √(mean square of their change / mean square of dense ones).
+  std::optional<double> latents_predicted = {}, latents_measured = {};
+  std::optional<double> psnr_predicted = {}, psnr_measured = {};  ///< dB of the video against the dense one
+};
+
 /// A plan file, described in a few lines of text. Throws Error(kNotFound / kFormat).
 CALIBATT_API std::string describe_plan(const std::string& plan_path);
 
@@ -18,6 +26,11 @@ CALIBATT_API std::string describe_plan_on_gpus(const std::string& plan_path, int
 /// How far runs with a plan are expected to be from dense attention, in the words of every output. basis: as
 /// PlanUse::error_basis.
 CALIBATT_API std::string expected_error_text(std::optional<double> error, const std::string& basis);
+
+/// "change of the final latents 2.74 % (about 47.5 dB of the video) predicted; …"; empty where nothing is known.
+CALIBATT_API std::string end_of_run_text(const EndOfRun& end);
+/// In words, where that run came out far below the prediction, with what helps; else empty.
+CALIBATT_API std::string doubt_about_prediction(const EndOfRun& end);
 
 /// What tells a plan from every other: equal for equal content, wherever the file lies. Reads the file's header alone.
 /// Throws Error(kNotFound / kFormat).

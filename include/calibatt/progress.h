@@ -10,8 +10,8 @@ struct Progress {
   /// What is being done; its unit is what `done` and `total` count:
   /// "load" (blocks of the transformer), "check" (tensors of the transformer whose fingerprint is taken, where there is
   /// a plan), "text" (blocks of the text encoder), "image" (latent frames of the video that begins with a picture),
-  /// "denoise" (steps), "decode" (frames); of a calibration also "save" (steps that a prompt's measurements are of) and
-  /// "compile" (layers of passes over the measurements).
+  /// "denoise" (steps), "decode" (frames); of a calibration also "read" (measurements that are there already),
+  /// "save" (steps that a prompt's measurements are of) and "compile" (layers of passes over the measurements).
   std::string stage;
   int done = 0, total = 0;  ///< units that are finished, and all of them
   double within = 0;        ///< of the unit that runs, 0 … 1; 0 where nobody knows

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "calibatt/counted.h"
+#include "calibatt/plan.h"
 
 namespace calibatt {
 namespace {
@@ -169,24 +170,35 @@ PlanUse use_of(const Plan& plan) {
   if (use.expected_error) {
     use.error_basis = accuracy.measured ? "measured" : accuracy.held_out ? "held out" : "not held out";
   }
+  use.end = accuracy.end_of_run();
   return use;
 }
 
+std::string heads_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
+  if (plan.heads == run.heads && plan.head_dim == run.head_dim) return "";
+  return "it was made for a model of " + counted(plan.heads, "heads") + " × " + std::to_string(plan.head_dim) +
+         ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
+}
+
+// The model first: another one makes videos of another size by default.
 std::string shape_mismatch(const Plan& plan, const RunDescription& run) {
   const PlanProvenance& made_for = plan.info().provenance;
   if (made_for.transformers.size() != run.transformers.size()) {
     return "it was made for a model of " + counted(made_for.transformers.size(), "transformers") + ", this run has " +
            std::to_string(run.transformers.size());
   }
+  if (plan.num_layers() != run.num_layers) {
+    return "it was made for a model of " + counted(plan.num_layers(), "layers") + ", this run has " +
+           std::to_string(run.num_layers);
+  }
+  if (std::string difference = heads_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
   const auto differ = [](int theirs, int ours) { return theirs > 0 && ours > 0 && theirs != ours; };
   if (differ(made_for.video_frames, run.video_frames) || differ(made_for.video_height, run.video_height) ||
       differ(made_for.video_width, run.video_width)) {
     return "it was made for " + video_text(made_for.video_frames, made_for.video_height, made_for.video_width) +
            ", this run makes " + video_text(run.video_frames, run.video_height, run.video_width);
   }
-  if (std::string difference = geometry_mismatch(plan.geometry(), run.geometry); !difference.empty()) return difference;
-  if (plan.num_layers() == run.num_layers) return "";
-  return "it was made for " + counted(plan.num_layers(), "layers") + ", this run has " + std::to_string(run.num_layers);
+  return geometry_mismatch(plan.geometry(), run.geometry);
 }
 
 }  // namespace
@@ -198,8 +210,10 @@ std::string reuse_text(const Plan& plan, const RunDescription& run, const std::v
   if (of_plan == 0) return "";
   const std::vector<StepReuse> reuse = map_reuse(plan, run, plan_step);
   const auto runs = std::ranges::count(reuse, StepReuse::kNone);
+  const auto reused = static_cast<int64_t>(reuse.size()) - runs;
   return "; the plan reuses " + std::to_string(of_plan) + " of its steps, this run " +
-         std::to_string(static_cast<int64_t>(reuse.size()) - runs) + " (hardly farther in noise level than the plan)";
+         (reused > 0 ? std::to_string(reused) + " (hardly farther in noise level than the plan)"
+                     : "none (all lie too far in noise level from what they would be made from)");
 }
 }  // namespace
 
@@ -217,10 +231,7 @@ std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeom
   if (grid_text(plan) != grid_text(run)) {
     return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);
   }
-  if (plan.heads != run.heads || plan.head_dim != run.head_dim) {
-    return "it was made for " + counted(plan.heads, "heads") + " × " + std::to_string(plan.head_dim) +
-           ", this run has " + std::to_string(run.heads) + " × " + std::to_string(run.head_dim);
-  }
+  if (std::string difference = heads_mismatch(plan, run); !difference.empty()) return difference;
   if (plan.text_tokens > 0 && plan.text_tokens != run.text_tokens) {  // only in old plans
     return "it was made for " + std::to_string(plan.text_tokens) + " text tokens, this run has " +
            std::to_string(run.text_tokens);
@@ -274,7 +285,9 @@ PlanFit fit_plan(const Plan& plan, const RunDescription& run) {
     fit.use.warnings.push_back("the plan is applied to other weights: " + fit.other_weights +
                                "; how far from dense it is there was never measured");
   }
-  if (std::string warning = condition_warning(plan, run); !warning.empty()) fit.use.warnings.push_back(warning);
+  for (std::string warning : {condition_warning(plan, run), doubt_about_prediction(fit.use.end)}) {
+    if (!warning.empty()) fit.use.warnings.push_back(std::move(warning));
+  }
   return fit;
 }
 

@@ -73,6 +73,13 @@ TEST(PlanFit, ThePlansErrorAndTheConditionsItSaysNothingOfAreReported) {
   EXPECT_EQ(use([](auto&) {}).expected_error, 0.5);
   EXPECT_EQ(use([](auto&) {}).error_basis, "measured");
 
+  parts.accuracy.psnr_predicted = 43;
+  parts.accuracy.psnr_measured = 25.8;
+  EXPECT_EQ(use([](auto&) {}).end.psnr_measured, 25.8);
+  EXPECT_THAT(use([](auto&) {}).warnings, ElementsAre(HasSubstr("17.2 dB less")));
+  parts.accuracy.psnr_measured = 41.2;  // as plans come that are good in many videos
+  EXPECT_THAT(use([](auto&) {}).warnings, IsEmpty());
+
   const PlanUse other = use([](RunDescription& run) {
     run.sigmas = {1, 0.5};
     run.flow_shift = 8;

@@ -350,6 +350,11 @@ TEST_F(RunAttentionTest, OtherStepsReuseNoFartherThanThePlanDoes) {
             (std::vector{kNone, kNone, kNone, kLinear, kNone, kHold, kHold, kNone, kNone, kResidual, kNone}));
   PlannedAttention attention(*backend_, plan, run);
   EXPECT_THAT(attention.report().step_mapping, HasSubstr("the plan reuses 3 of its steps, this run 4"));
+  // So few that each is far from what it would be made from.
+  run.sigmas = {1, 0.7, 0.25};
+  run.step_transformer = {0, 0, 1};
+  EXPECT_THAT(PlannedAttention(*backend_, plan, run).report().step_mapping,
+              HasSubstr("the plan reuses 3 of its steps, this run none (all lie too far"));
   // Another scheduler's rounding.
   run.sigmas = {1, 0.903, 0.797, 0.6986, 0.501, 0.404, 0.2478};
   run.step_transformer = plan->info().step_transformer;

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "calibatt/counted.h"
 #include "calibrate/compile/least_density.h"
+#include "calibrate/profile/level_agreement.h"
 #include "calibrate/record/measure.h"
 
 namespace calibatt {
@@ -228,6 +229,12 @@ void choose_measurements(const CalibrateOptions& options, const MeasureFacts& fa
   } else {
     compile.anchor_rows_per_frame = choose_anchor_rows(options, facts, header.geometry.height);
     header.anchor_rows = {compile.anchor_rows_per_frame};
+  }
+  constexpr int kMostPrompts = LevelAgreement::kMostPrompts;
+  const int num_prompts = header.provenance.num_prompts;
+  if (header.measured == Measured::kLevels && !header.has_harm_codes() && num_prompts > kMostPrompts) {
+    throw usage(counted(num_prompts, "prompts") + ": of level codes by energy at most " + std::to_string(kMostPrompts) +
+                " can agree; give fewer");
   }
   // Those who measure parts of a folder do so for a command that compiles it: what that one would refuse of what the
   // folder holds, they refuse before they measure.

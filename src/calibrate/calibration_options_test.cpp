@@ -248,5 +248,25 @@ TEST(CalibrationOptions, LevelCodesFitTheCompilerToThem) {
               StartsWith("--density 0.5: cannot be reached"));
 }
 
+// Of the codes that agree by votes; found before hours of measuring, by those too who measure a part.
+TEST(CalibrationOptions, MorePromptsThanLevelCodesByEnergyBearAreRefused) {
+  CalibrateOptions options = sound();
+  options.measure = "levels";
+  options.density = 1;
+  const auto refusal = [&](int num_prompts) {
+    CompileOptions compile = compile_options_of(options);
+    ProfileHeader header = tiny_header(2);
+    header.provenance.num_prompts = num_prompts;
+    return message([&] { choose_measurements(options, {}, header, compile); });
+  };
+  const std::string of_harm = refusal(256);
+  options.budget = "energy";
+  const std::string sound_number = refusal(255);
+  EXPECT_EQ(of_harm, sound_number) << "no refusal";
+  EXPECT_THAT(refusal(256), StartsWith("256 prompts: of level codes by energy at most 255 can agree"));
+  options.prompt_range = {0, 1};
+  EXPECT_THAT(refusal(256), StartsWith("256 prompts: "));
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -28,14 +28,15 @@ struct Flags {
 
 void print_reuse(const CalibrationSummary& summary) {
   if (summary.latents_error) {
-    std::printf("expected change of the final latents %.3g", *summary.latents_error);
+    std::printf("expected change of the final latents %.3g %%", 100 * *summary.latents_error);
     if (summary.psnr_db) std::printf(", about %.1f dB of the video", *summary.psnr_db);
     if (summary.latents_measured && summary.psnr_measured) {
-      std::printf("\nmeasured in a held-out run (the last prompt, another seed): %.3g, %s", *summary.latents_measured,
-                  psnr_text(*summary.psnr_measured, 1).c_str());
+      std::printf("\nmeasured in a held-out run (the last prompt, another seed): %.3g %%, %s",
+                  100 * *summary.latents_measured, psnr_text(*summary.psnr_measured, 1).c_str());
     }
     std::printf("\n");
   }
+  for (const std::string& warning : summary.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
   if (summary.step_reuse.empty()) return;
   std::printf("steps without a forward:");
   for (size_t step = 0; step < summary.step_reuse.size(); ++step) {
@@ -112,6 +113,7 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"psnr_db", or_null(summary.psnr_db)},
           {"latents_measured", or_null(summary.latents_measured)},
           {"psnr_measured", or_null(summary.psnr_measured)},
+          {"warnings", summary.warnings},
           {"growth_seconds", summary.growth_seconds},
           {"check_seconds", summary.check_seconds},
           {"plan_written", summary.plan_written},
@@ -119,6 +121,16 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"attention_share", summary.attention_share},
           {"prompts_recorded", summary.prompts_recorded},
           {"prompts_resumed", summary.prompts_resumed}};
+}
+
+/// The text of a prompt itself may have been given.
+std::vector<Prompt> prompts_of_file(const std::string& path) {
+  try {
+    return read_prompts(path);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kNotFound) throw;
+    throw Error(error.kind(), std::string("--prompts ") + error.what() + " of a text file with a prompt a line");
+  }
 }
 
 std::pair<int, int> parse_range(const std::string& text) {
@@ -144,7 +156,7 @@ void check(Flags& flags) {
     throw Error(ErrorKind::kUsage, "name the plan that is to be written: -o plan.safetensors");
   }
   if (calibration.profile_dir.empty()) calibration.profile_dir = flags.output + ".profile";
-  calibration.prompts = read_prompts(flags.prompts);
+  calibration.prompts = prompts_of_file(flags.prompts);
   check_prompt({calibration.run.negative_prompt, "--negative-prompt"});
   validate(calibration);
   std::vector<Input> inputs = inputs_of(flags.load);
@@ -195,12 +207,13 @@ void run(Flags& flags) {
     const std::string which = state.prompt < state.num_prompts
                                   ? format("prompt %d of %d", state.prompt + 1, state.num_prompts)
                                   : "a held-out run";
-    const bool compiling = state.stage == "compile", of_prompt = state.stage != "check" && !compiling;
+    const bool compiling = state.stage == "compile", before = state.stage == "check" || state.stage == "read";
+    const bool of_prompt = !before && !compiling;
     const std::string plan =
         state.plan_is_written ? "; " + flags.output + " is written, complete but for the error that was to be measured"
                               : "";
     stop_if_interrupted(state, (of_prompt ? " of " + which : "") + plan + "; what was measured " +
-                                   (compiling || state.prompt == state.num_prompts ? "" : "on the prompts before ") +
+                                   (of_prompt && state.prompt < state.num_prompts ? "on the prompts before " : "") +
                                    "is kept in " + flags.calibration.profile_dir +
                                    ": the same command goes on from there");
     bar.update(state, state.overall, of_prompt ? which : "");

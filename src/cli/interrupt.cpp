@@ -33,10 +33,10 @@ std::string how_far(const Progress& progress) {
   if (stage == "load") return "while loading the model";
   if (stage == "check") return "while checking the model's weights";
   if (stage == "compile") return "while compiling the plan";
+  if (stage == "read") return "while reading what was measured before";
   if (stage == "text") return "while encoding the text";
   if (stage == "image") return "while encoding the picture";
   if (stage == "save") return "while saving the measurements";
-  if (stage == "compile") return "while compiling the plan";
   if (stage == "decode") return format("after decoding %d of %d frames", progress.done, progress.total);
   return format("after step %d of %d", progress.done, progress.total);
 }

@@ -24,8 +24,10 @@ void throw_write_error(const std::string& path, int code) {
   std::string remedy;
   if (code == ENOSPC || code == EDQUOT || code == EFBIG) {
     remedy = "; free some space or choose another folder (nothing was left behind)";
-  } else if (code == ENOENT || code == ENOTDIR) {
+  } else if (code == ENOENT) {
     remedy = "; create the folder first";
+  } else if (code == ENOTDIR) {
+    remedy = "; what its path calls a folder is a file: choose another";
   } else if (code == EACCES || code == EPERM || code == EROFS) {
     remedy = "; choose a folder that you may write to";
   }

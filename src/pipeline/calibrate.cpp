@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "calibatt/counted.h"
+#include "calibatt/plan.h"
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
@@ -98,10 +99,9 @@ class EarlyDoubt {
   EarlyDoubt(Runner& first, const CompileOptions* compile) : first_(first), compile_(compile) {}
 
   /// To be called with the first measured prompt alone.
-  void consider(const std::string& folder, const ProfileHeader& header, int prompt, const std::function<void()>& poll) {
+  void consider(const ProfileHeader& header, const PromptProfile& prompt, const std::function<void()>& poll) {
     if (compile_ == nullptr || considered_.exchange(true)) return;
-    Profile profile{header, {}};
-    profile.prompts.push_back(load_prompt(folder, header, prompt, poll).value());
+    const Profile profile{header, {prompt}};
     std::string doubt = doubt_about_target(profile, *compile_, [&](const Progress&) { poll(); });
     const std::lock_guard lock(mutex_);
     doubt_ = std::move(doubt);
@@ -125,13 +125,14 @@ class EarlyDoubt {
 RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const CalibrateOptions& options,
                        const PromptRange& range, const GenerateOptions& run, const CompileOptions& compile,
                        HeldOutRun* other, CalibrationProgress& told, const ProgressCallback& progress) {
-  ProfileRecording recording(header, options.profile_dir, range, [&] { told.again(progress); });
+  const ProgressCallback reading = told.before_prompts(progress);
+  ProfileRecording recording(header, options.profile_dir, range, [&] { reading({.stage = "read"}); });
   const std::vector<int>& missing = recording.missing();
   told.leave_out(header.provenance.num_prompts - static_cast<int>(missing.size()));
   const Tensor solver = runners.first().solver_weights_of(run);
   EarlyDoubt doubt(runners.first(), options.prompt_range || missing.empty() ? nullptr : &compile);
   if (!missing.empty() && missing.front() > range.begin) {  // the first was measured before
-    doubt.consider(options.profile_dir, header, range.begin, [&] { told.again(progress); });
+    doubt.consider(header, *recording.measured(range.begin), [&] { told.again(progress); });
     doubt.tell(runners.first());
   }
   std::vector<CalibrationJob> jobs;
@@ -151,7 +152,7 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
         told.again(tell);
       };
       recording.measure(prompt, runner.backend(), run_prompt, poll, complete);
-      if (missing.size() > 1) doubt.consider(options.profile_dir, header, prompt, poll);
+      if (missing.size() > 1) doubt.consider(header, *recording.measured(prompt), poll);
       doubt.tell(runner);
       told.finished(prompt);
     });
@@ -197,11 +198,18 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
 /// What of the 8 bits that are allowed the plan cannot have, and why.
 std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, std::string_view backend) {
   const EightBitParts allowed = compile.may_be_eight_bit;
-  if (!allowed.any() || compile.tells_eight_bits()) return "";
+  if (!allowed.any()) return "";
   const auto flags_of = [](EightBitParts parts) {
     return std::string(parts.layers ? "--weights-dtype fp8" : "") + (parts.layers && parts.attention ? ", " : "") +
            (parts.attention ? "--attention-dtype fp8" : "");
   };
+  if (compile.tells_eight_bits()) {
+    const EightBitParts untold{.attention = allowed.attention && !compile.eight_bit_attention_from,
+                               .layers = allowed.layers && !compile.eight_bit_layers_from};
+    if (!untold.any()) return "";
+    return flags_of(untold) + ": no steps are told for these 8 bits, so the plan has none; " +
+           (untold.layers ? "--eight-bit-layers-from" : "--eight-bit-attention-from") + " tells them";
+  }
   const std::string told = "; --eight-bit-layers-from and --eight-bit-attention-from plan them all the same";
   if (!compile.may_reuse_steps()) {
     return flags_of(allowed) +
@@ -243,7 +251,9 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   if (compile.may_reuse_steps()) {
     eight_bits.parts.attention = measured(allowed.attention, gaining.attention, compile.eight_bit_attention_from);
     eight_bits.parts.layers = measured(allowed.layers, gaining.layers, compile.eight_bit_layers_from);
-    if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(run).weights_dtype;  // refuses what cannot run
+    GenerateOptions measured_run = run;
+    if (!eight_bits.parts.attention) measured_run.attention_dtype = AttentionDtype::kModel;
+    if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(measured_run).weights_dtype;  // refuses others
   }
   if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner.backend().name()));
   return eight_bits;
@@ -256,6 +266,11 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
   const HeldOutRun::Check check = run.check(plan_path, progress);
   compile.latents_measured = summary.latents_measured = check.latents_error;
   summary.psnr_measured = check.psnr_db;
+  if (std::isfinite(check.psnr_db)) compile.psnr_measured = check.psnr_db;  // else no pixel differs
+  if (std::string doubt = doubt_about_prediction({.psnr_predicted = summary.psnr_db, .psnr_measured = check.psnr_db});
+      !doubt.empty()) {
+    summary.warnings.push_back(std::move(doubt));
+  }
   compile_to_file(profile, compile, plan_path, told.of_compiler(progress));
   summary.check_seconds = now_seconds() - begin;
 }
@@ -319,7 +334,7 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
   const auto eight_bits = enter_eight_bits(runner, run, options.prompt_range.has_value(), gains, compile);
   CalibrationProgress told(static_cast<int>(options.prompts.size()), held_out_runs,
                            eight_bits.parts.attention + eight_bits.parts.layers);
-  ProfileHeader header = make_header(runner, options, run, told.of_prompt(range.begin, progress));
+  ProfileHeader header = make_header(runner, options, run, told.before_prompts(progress));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);

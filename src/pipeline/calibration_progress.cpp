@@ -52,6 +52,16 @@ void CalibrationProgress::begin_rest(bool prompts_were_recorded, bool growth_is_
   share_out(prompts_were_recorded ? prompts_share_ : 0, growth_is_known);
 }
 
+ProgressCallback CalibrationProgress::before_prompts(const ProgressCallback& tell) {
+  return [this, tell](const Progress& state) {
+    {
+      const std::lock_guard lock(mutex_);
+      last_ = state;
+    }
+    again(tell);
+  };
+}
+
 ProgressCallback CalibrationProgress::of_prompt(int prompt, const ProgressCallback& tell) {
   return of_run(prompt, "denoise", prompts_done_[static_cast<size_t>(prompt)], tell);
 }

@@ -23,6 +23,7 @@ class CalibrationProgress {
   /// are measured in 8 bits there.
   CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts = 0);
 
+  ProgressCallback before_prompts(const ProgressCallback& tell);  ///< of checks and readings
   ProgressCallback of_prompt(int prompt, const ProgressCallback& tell);
   ProgressCallback of_growth(int run, const ProgressCallback& tell);
   ProgressCallback of_compiler(const ProgressCallback& tell);

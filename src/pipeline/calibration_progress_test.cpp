@@ -101,6 +101,19 @@ TEST_F(CalibrationProgressTest, OfRunsSideBySideTellsOfTheFirstAndCountsAll) {
   EXPECT_EQ(seen_.back().stage, "save");
 }
 
+// The first prompt may be there already, so that no run takes the place of what was told before all.
+TEST_F(CalibrationProgressTest, ForgetsWhatWasBeforeThePrompts) {
+  CalibrationProgress told(kPrompts, false);
+  told.before_prompts(tell_)({.stage = "check", .done = 1, .total = 2});
+  EXPECT_EQ(seen_.back().stage, "check");
+  told.again(tell_);
+  EXPECT_EQ(seen_.back().stage, "check") << "as long as nothing runs";
+  told.leave_out(1);
+  run(told.of_prompt(1, tell_));
+  EXPECT_EQ(seen_.back().stage, "denoise");
+  EXPECT_EQ(seen_.back().prompt, 1);
+}
+
 TEST_F(CalibrationProgressTest, SaysWhichRunItIs) {
   CalibrationProgress told(kPrompts, true);
   run(told.of_prompt(1, tell_));

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "calibatt/output.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/compile/step_errors.h"
 #include "calibrate/profile/held_out_latents.h"
 #include "sampling/scheduler.h"
 
@@ -18,6 +19,8 @@ namespace {
 // Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
 // (growth_of_steps).
 constexpr double kGrowthAt[] = {0.4, 0.7}, kComparedAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
+// Of few steps each one does its own: growth is measured at all that can be reused, by the way that plans would take.
+constexpr int kFewSteps = 8;
 constexpr double kMaskDensity = 0.7;     // as plans have it that also reuse steps
 constexpr double kVisibleChange = 0.02;  // of latents: such that frames of 8 bits show it as it is
 
@@ -45,6 +48,46 @@ int held_step_at(const ProfileHeader& header, double share) {
   const auto of = [&](int at) { return transformer.empty() ? 0 : transformer[static_cast<size_t>(at)]; };
   while (step + 1 < steps && of(step) != of(step - 1)) ++step;
   return step;
+}
+
+/// The steps at which growth is measured.
+std::vector<int> held_steps(const ProfileHeader& header) {
+  std::vector<int> held;
+  if (header.num_steps() <= kFewSteps) {
+    const std::vector<int>& of = header.step_transformer;
+    for (int step = 1; step + 1 < header.num_steps(); ++step) {
+      const auto at = static_cast<size_t>(step);
+      if (of.empty() || of[at] == of[at - 1]) held.push_back(step);
+    }
+    if (!held.empty()) return held;
+  }
+  for (const double share : kGrowthAt) {
+    if (const int step = held_step_at(header, share); held.empty() || step > held.back()) held.push_back(step);
+  }
+  return held;
+}
+
+/// What the folder holds, if that is all that is wanted: earlier versions measured two of few steps.
+std::optional<StepGrowth> known_growth(const std::string& folder, const ProfileHeader& header) {
+  std::optional<StepGrowth> known = load_growth(folder, header);
+  if (!known || header.num_steps() > kFewSteps) return known;
+  std::vector<int> steps;
+  for (const StepGrowth::Factor& each : known->factors) steps.push_back(each.step);
+  if (steps != held_steps(header)) known.reset();
+  return known;
+}
+
+/// With one step reused: in few steps by the way that errs least there, else held.
+std::vector<StepReuse> reuse_of_one(const StepErrors& errors, int step) {
+  std::vector<StepReuse> best(static_cast<size_t>(errors.num_steps()), StepReuse::kNone);
+  best[static_cast<size_t>(step)] = StepReuse::kHold;
+  if (errors.num_steps() > kFewSteps) return best;
+  for (const StepReuse way : {StepReuse::kResidual, StepReuse::kLinear}) {
+    std::vector<StepReuse> other = best;
+    other[static_cast<size_t>(step)] = way;
+    if (errors.is_possible(other) && errors.of(other) < errors.of(best)) best = std::move(other);
+  }
+  return best;
 }
 
 /// The usual options, as far as the profile allows them, whatever the plan is compiled with: what is measured is kept
@@ -171,17 +214,18 @@ void HeldOutRun::run_dense(Runner& runner, const ProgressCallback& tell) {
 }
 
 double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell) {
-  const int num_steps = header_.num_steps();
-  std::vector<StepReuse> reuse(static_cast<size_t>(num_steps), StepReuse::kNone);
-  reuse[static_cast<size_t>(step)] = StepReuse::kHold;
+  Profile dense{header_, std::vector<PromptProfile>(1)};
+  dense_.store(runner.solver_weights_of(run_), dense.prompts[0]);
+  StepGrowth none;
+  for (int each = 0; each < header_.num_steps(); ++each) none.factors.push_back({each, 1});
+  const StepErrors at_once(dense, none);  // by the solver alone
+  const std::vector<StepReuse> reuse = reuse_of_one(at_once, step);
   latents_at_end =
       denoise(runner, *attention_of(runner),
               {.reuse = reuse, .first_step = step, .known = [&](int known) { return dense_.prediction(known); }}, tell);
-  const Tensor solver = runner.solver_weights_of(run_);
-  const double weight = solver.data<double>()[int64_t{num_steps} * (num_steps + 1) + step + 1];
-  const double at_once = weight * weight * mean_square_change(dense_.prediction(step - 1), dense_.prediction(step));
-  const double at_end = mean_square_change(latents_at_end, dense_latents_);
-  return at_once > 0 && at_end > 0 ? std::sqrt(at_end / at_once) : 1.0;
+  const double error = at_once.of(reuse);
+  const double at_end = mean_square_change(latents_at_end, dense_latents_) / mean_square(dense_latents_);
+  return error > 0 && at_end > 0 ? std::sqrt(at_end / error) : 1.0;
 }
 
 std::vector<int> HeldOutRun::compared_steps() const {
@@ -237,14 +281,14 @@ std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitPa
 bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
                             const EightBits& measured) {
   require_enough_steps(header);
-  const std::optional<StepGrowth> known = load_growth(folder, header);
+  const std::optional<StepGrowth> known = known_growth(folder, header);
   if (!known || !known->knows(measured.parts, measured.layers)) return false;
   load_held_out_latents(folder, {header, run.prompt, run.seed});
   return true;
 }
 
 std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
-  const std::optional<StepGrowth> known = load_growth(folder_, header_);
+  const std::optional<StepGrowth> known = known_growth(folder_, header_);
   // Where more is to be known, whatever is kept of a dense run is too little: that is its end alone.
   if (known && known->knows(measured_.parts, measured_.layers) && has_dense_latents()) return {};
   return {[this](Runner& runner, const ProgressCallback& tell) {
@@ -255,18 +299,18 @@ std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
 
 std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, StepGrowth& growth,
                                                      std::vector<Tensor>& changed) {
-  std::vector<int> held;
-  for (const double share : kGrowthAt) {
-    if (const int step = held_step_at(header_, share); held.empty() || step > held.back()) held.push_back(step);
-  }
+  const std::vector<int> held = held_steps(header_);
   growth.factors.resize(held.size());
   changed.resize(held.size());
+  constexpr size_t kJobs = CalibrationProgress::kGrowthRuns - 2;
   std::vector<CalibrationJob> jobs;
-  jobs.reserve(held.size() + 1);
-  for (size_t i = 0; i < held.size(); ++i) {
-    const int run = static_cast<int>(1 + i);
-    jobs.emplace_back([&, run, i, step = held[i]](Runner& runner, const ProgressCallback& tell) {
-      growth.factors[i] = {step, factor_at(step, changed[i], runner, told_.of_growth(run, tell))};
+  jobs.reserve(kJobs + 1);
+  for (size_t job = 0; job < std::min(kJobs, held.size()); ++job) {
+    jobs.emplace_back([&, held, job](Runner& runner, const ProgressCallback& tell) {
+      const int run = static_cast<int>(1 + job);
+      for (size_t i = job; i < held.size(); i += kJobs) {
+        growth.factors[i] = {held[i], factor_at(held[i], changed[i], runner, told_.of_growth(run, tell))};
+      }
       told_.finished_growth(run);
     });
   }
@@ -295,7 +339,7 @@ void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, c
 
 StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
   const auto& [asked, layers] = measured_;
-  std::optional<StepGrowth> known = load_growth(folder_, header_);
+  std::optional<StepGrowth> known = known_growth(folder_, header_);
   if (known && known->knows(asked, layers)) return *std::move(known);
   require_enough_steps(header_);
   if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);

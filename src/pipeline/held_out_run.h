@@ -60,10 +60,9 @@ class HeldOutRun {
   Tensor denoise(Runner& runner, RunAttention& attention, StepControl control, const ProgressCallback& tell,
                  std::vector<EightBitParts> eight_bits = {});
   std::unique_ptr<RunAttention> attention_of(Runner& runner, std::shared_ptr<const Plan> plan = nullptr);
-  std::optional<StepGrowth> known_growth() const;
   bool has_dense_latents();
   void run_dense(Runner& runner, const ProgressCallback& tell);
-  /// What a prediction that is held at `step` does to the end, over what the solver alone would make of it.
+  /// What a prediction that is reused at `step` does to the end, over what the solver alone would make of it.
   double factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell);
   std::vector<StepGrowth::MaskChange> mask_changes(const Profile& profile, Runner& runner,
                                                    const ProgressCallback& tell);

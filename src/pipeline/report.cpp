@@ -14,12 +14,20 @@ json text_or_null(const std::string& text) {
   return text.empty() ? json(nullptr) : json(text);
 }
 
+json or_null(const std::optional<double>& value) {
+  return value ? json(*value) : json(nullptr);
+}
+
 json plan_use_json(const PlanUse& plan) {
-  return {{"expected_error", plan.expected_error ? json(*plan.expected_error) : json(nullptr)},
+  return {{"expected_error", or_null(plan.expected_error)},
           {"error_basis", plan.error_basis},
           {"weights", plan.weights},
           {"warnings", plan.warnings},
-          {"eight_bits", plan.eight_bits}};
+          {"eight_bits", plan.eight_bits},
+          {"latents_predicted", or_null(plan.end.latents_predicted)},
+          {"latents_measured", or_null(plan.end.latents_measured)},
+          {"psnr_predicted", or_null(plan.end.psnr_predicted)},
+          {"psnr_measured", or_null(plan.end.psnr_measured)}};
 }
 
 json seconds_json(const StageSeconds& seconds) {
@@ -85,7 +93,7 @@ std::string to_json(const RunReport& report) {
                        {"guidance_groups", report.guidance_groups},
                        {"decoding_devices", report.decoding_devices},
                        {"weight_placement", text_or_null(report.weight_placement)},
-                       {"deal_imbalance", report.deal_imbalance ? json(*report.deal_imbalance) : json(nullptr)},
+                       {"deal_imbalance", or_null(report.deal_imbalance)},
                        {"peak_device_bytes", report.peak_device_bytes},
                        {"attention_kernel", report.attention_kernel},
                        {"attention_dtype", eight_bits ? json("fp8") : json(nullptr)},

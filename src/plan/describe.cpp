@@ -43,15 +43,6 @@ std::string accuracy_text(const PlanAccuracy& accuracy) {
   return expected_error_text(accuracy.predicted, accuracy.held_out ? "held out" : "not held out");
 }
 
-std::string latents_error_text(const PlanAccuracy& accuracy) {
-  std::string text;
-  if (accuracy.latents_predicted) text = format("%.3g of the final latents, predicted", *accuracy.latents_predicted);
-  if (accuracy.latents_measured) {
-    text += format("%s%.3g measured in a run", text.empty() ? "" : "; ", *accuracy.latents_measured);
-  }
-  return text;
-}
-
 /// How its heads are computed, and how many intervals they have.
 std::string heads_text(const Plan& plan) {
   const PlanInfo& parts = plan.info();
@@ -165,6 +156,32 @@ std::string expected_error_text(std::optional<double> error, const std::string& 
                                 : "predicted on the very prompts that chose the blocks");
 }
 
+std::string end_of_run_text(const EndOfRun& end) {
+  std::string text;
+  if (end.latents_predicted) {
+    text = format("change of the final latents %.3g %%", 100 * *end.latents_predicted);
+    if (end.psnr_predicted) text += format(" (about %.1f dB of the video)", *end.psnr_predicted);
+    text += " predicted";
+  }
+  if (end.latents_measured) {
+    text += (text.empty() ? "change of the final latents " : "; ") + format("%.3g %%", 100 * *end.latents_measured);
+    if (end.psnr_measured) text += format(" (%.1f dB)", *end.psnr_measured);
+    text += " measured in a held-out run";
+  }
+  return text;
+}
+
+std::string doubt_about_prediction(const EndOfRun& end) {
+  constexpr double kFarBelow = 3;  // dB; runs of plans that kept theirs were at most 1.8 below
+  if (!end.psnr_predicted || !end.psnr_measured) return "";
+  const double below = *end.psnr_predicted - *end.psnr_measured;
+  if (!(below > kFarBelow)) return "";
+  return format(
+      "the plan's held-out run came to %.1f dB where %.1f dB were predicted, %.1f dB less: do not count on the "
+      "prediction; calibrate with more steps, a smaller --speedup (a larger --psnr) or more prompts",
+      *end.psnr_measured, *end.psnr_predicted, below);
+}
+
 std::string describe(const Plan& plan) {
   const PlanInfo& parts = plan.info();
   const PlanProvenance& made = parts.provenance;
@@ -193,7 +210,10 @@ std::string describe(const Plan& plan) {
   }
   text += eight_bits_text(parts);
   text += line("expected error", accuracy_text(parts.accuracy));
-  if (const std::string latents = latents_error_text(parts.accuracy); !latents.empty()) text += line("", latents);
+  const EndOfRun end = parts.accuracy.end_of_run();
+  for (const std::string& each : {end_of_run_text(end), doubt_about_prediction(end)}) {
+    if (!each.empty()) text += line("", each);
+  }
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()) +
                               (parts.num_reused_steps() > 0 ? " in the steps that run" : ""));
 

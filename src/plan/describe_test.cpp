@@ -3,11 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
+#include "base/error.h"
 #include "plan/test_plans.h"
 
 namespace calibatt {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 TEST(Describe, EveryPlanCanBeDescribed) {
@@ -28,11 +32,27 @@ TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
 
 TEST(Describe, StepsWithoutAForwardAreNamed) {
   const std::string text = describe(Plan(test::reuse_parts()));
-  for (const char* fact : {"3 of 7 run no forward: 2 (linear), 3 (hold), 6 (residual)", "0.0312 of the final latents",
-                           "   3  0.700         | no forward: hold", "in the steps that run"}) {
+  for (const char* fact :
+       {"3 of 7 run no forward: 2 (linear), 3 (hold), 6 (residual)", "change of the final latents 3.12 % predicted",
+        "   3  0.700         | no forward: hold", "in the steps that run"}) {
     EXPECT_THAT(text, HasSubstr(fact));
   }
   EXPECT_THAT(describe(Plan(test::expert_parts())), ::testing::Not(HasSubstr("forward")));
+}
+
+TEST(Describe, APredictionThatTheHeldOutRunDidNotKeepIsDoubted) {
+  Plan::Parts parts = test::reuse_parts();
+  parts.accuracy.latents_measured = 0.25;
+  parts.accuracy.psnr_predicted = 43;
+  parts.accuracy.psnr_measured = 40.5;
+  EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("change of the final latents 3.12 % (about 43.0 dB of the video) "
+                                                     "predicted; 25 % (40.5 dB) measured in a held-out run\n"),
+                                           ::testing::Not(HasSubstr("do not count on"))));
+  parts.accuracy.psnr_measured = 25.8;
+  EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("came to 25.8 dB where 43.0 dB were predicted, 17.2 dB less"),
+                                           HasSubstr("more steps, a smaller --speedup")));
+  parts.accuracy.psnr_measured = INFINITY;
+  EXPECT_THROW(Plan{parts}, Error);
 }
 
 TEST(Describe, StepsIn8BitsAreNamed) {

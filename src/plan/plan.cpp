@@ -122,6 +122,9 @@ void check_accuracy(const PlanAccuracy& accuracy) {
     if (error && !(*error >= 0 && std::isfinite(*error)))
       throw refused("its accuracy is given as an error of " + std::to_string(*error) + ", which cannot be");
   }
+  for (const auto& psnr : {accuracy.psnr_predicted, accuracy.psnr_measured}) {
+    if (psnr && !std::isfinite(*psnr)) throw refused("its accuracy is given as a PSNR that is not finite");
+  }
 }
 
 void check_num_heads(const PlanInfo& info, size_t num_heads) {

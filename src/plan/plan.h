@@ -10,6 +10,7 @@
 #include "base/eight_bit_parts.h"
 #include "base/error.h"
 #include "base/step_reuse.h"
+#include "calibatt/plan.h"
 #include "sparsity/block_intervals.h"
 #include "sparsity/geometry.h"
 
@@ -53,14 +54,16 @@ struct PlanProvenance {
 /// the provenance's size, scheduler, flow shift and guidance): relative error of what the self-attention of a block
 /// adds to the residual stream, root mean square over steps and layers.
 ///
-/// The last two are of a run's end: relative error of the final latents (root of the mean square of their change over
-/// that of dense ones), everything that the plan changes together.
+/// The others are of a run's end, everything that the plan changes together: relative error of the final latents (root
+/// of the mean square of their change over that of dense ones), and PSNR of the video against the dense one.
 struct PlanAccuracy {
   std::optional<double> predicted;  ///< summed up by the compiler from the errors that each head showed at each level
   bool held_out = false;            ///< `predicted` on prompts other than those whose attention chose the blocks
   std::optional<double> measured;   ///< in runs with the finished plan; absent: there were none
-  std::optional<double> latents_predicted;  ///< by the compiler, on the calibration prompts
-  std::optional<double> latents_measured;   ///< in a run with the finished plan
+  std::optional<double> latents_predicted;                        ///< by the compiler, on the calibration prompts
+  std::optional<double> latents_measured;                         ///< in a run with the finished plan
+  std::optional<double> psnr_predicted = {}, psnr_measured = {};  ///< likewise, dB; plans of earlier versions lack them
+  EndOfRun end_of_run() const { return {latents_predicted, latents_measured, psnr_predicted, psnr_measured}; }
   bool operator==(const PlanAccuracy&) const = default;
 };
 

@@ -117,6 +117,10 @@ TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {
   EXPECT_THAT(refusal({"forward", "linear", "forward"}), HasSubstr("2 steps before it (linear), but 1 of its"));
   EXPECT_THAT(refusal({"forward", "forward", "hold"}), HasSubstr("step 2")) << "the first of another transformer";
   EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"]["latents_measured"] = -1; }), HasSubstr("accuracy"));
+  Plan::Parts parts = test::reuse_parts();
+  parts.accuracy.psnr_predicted = 44.5;
+  parts.accuracy.psnr_measured = 43.25;
+  EXPECT_EQ(decode_plan(test::encode(Plan(parts)), "x").info().accuracy, parts.accuracy);
 }
 
 TEST(PlanFileV3, TransformersThatContradictTheStepsAreRefused) {

@@ -69,6 +69,8 @@ Json accuracy_json(const PlanAccuracy& accuracy) {
                {"measured", optional_json(accuracy.measured)}};
   if (accuracy.latents_predicted) json["latents_predicted"] = *accuracy.latents_predicted;
   if (accuracy.latents_measured) json["latents_measured"] = *accuracy.latents_measured;
+  if (accuracy.psnr_predicted) json["psnr_predicted"] = *accuracy.psnr_predicted;
+  if (accuracy.psnr_measured) json["psnr_measured"] = *accuracy.psnr_measured;
   return json;
 }
 
@@ -79,6 +81,8 @@ PlanAccuracy parse_accuracy(const JsonConfig& json) {
   if (json.has("measured")) accuracy.measured = json.number("measured");
   if (json.has("latents_predicted")) accuracy.latents_predicted = json.number("latents_predicted");
   if (json.has("latents_measured")) accuracy.latents_measured = json.number("latents_measured");
+  if (json.has("psnr_predicted")) accuracy.psnr_predicted = json.number("psnr_predicted");
+  if (json.has("psnr_measured")) accuracy.psnr_measured = json.number("psnr_measured");
   return accuracy;
 }
 

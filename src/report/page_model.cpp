@@ -328,15 +328,16 @@ class PageModel {
         if (const auto found = source->find(key); found != source->end() && found->is_number())
           tile(label, fixed(found->get<double>(), digits), unit, note);
       };
-      add("Transformer", "speedup_transformer", 2, "×", "faster, " + of);
-      add("In all", "speedup_total", 2, "×", "faster, " + of);
+      add("Transformer", "speedup_transformer", 2, "×", "as fast as dense, " + of);
+      add("In all", "speedup_total", 2, "×", "as fast as dense, " + of);
       add("PSNR to dense", "psnr_db", 1, "dB", of);
       add("SSIM to dense", "ssim", 4, "", of);
     }
     add_plan_tiles();
     if (source == nullptr && !model_["calibrations"].empty()) {
       const json& point = model_["calibrations"][0]["point"];
-      if (point["speedup"].is_number()) tile("Transformer", fixed(point["speedup"], 2), "×", "faster, predicted");
+      if (point["speedup"].is_number())
+        tile("Transformer", fixed(point["speedup"], 2), "×", "as fast as dense, predicted");
       if (point["psnr_db"].is_number()) tile("PSNR to dense", fixed(point["psnr_db"], 1), "dB", "predicted");
     }
   }

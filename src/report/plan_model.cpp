@@ -161,7 +161,9 @@ json plan_model(const Plan& plan, const std::string& name, const std::string& ch
                                          : accuracy.held_out ? "held out"
                                                              : "not held out"},
                      {"latents_predicted", or_null(accuracy.latents_predicted)},
-                     {"latents_measured", or_null(accuracy.latents_measured)}};
+                     {"latents_measured", or_null(accuracy.latents_measured)},
+                     {"psnr_predicted", or_null(accuracy.psnr_predicted)},
+                     {"psnr_measured", or_null(accuracy.psnr_measured)}};
   return model;
 }
 

@@ -17,7 +17,8 @@ namespace calibatt {
 /// anchored), grid {frames, height, width}, blocks {query, key, anchored, query_tokens, key_tokens}, key_block,
 /// query_block, anchor_block (base64 of u16 [token in raster order]; absent where they are not needed), masks {rows,
 /// columns, exact, steps, data} or null, facts[[name, value]], text (what `calibatt inspect` prints), errors
-/// {attention, latents_predicted, latents_measured}, transformer[step] (empty where there is one), left_out.
+/// {attention, latents_predicted, latents_measured, psnr_predicted, psnr_measured}, transformer[step] (empty where
+/// there is one), left_out.
 nlohmann::json plan_model(const Plan& plan, const std::string& name, const std::string& checksum,
                           size_t max_mask_bytes);
 

@@ -130,7 +130,9 @@ TEST_F(Report, HoldsThePlanAsItIs) {
   EXPECT_EQ(plan["errors"], (json{{"attention", 0.125},
                                   {"attention_basis", "measured"},
                                   {"latents_predicted", 0.03125},
-                                  {"latents_measured", nullptr}}));
+                                  {"latents_measured", nullptr},
+                                  {"psnr_predicted", nullptr},
+                                  {"psnr_measured", nullptr}}));
   EXPECT_EQ(plan["key_block"], "AAAAAAAAAAABAAEAAQABAAIAAgACAAIA");     // twelve tokens in blocks of four
   EXPECT_EQ(plan["anchor_block"], "AAAAAAAAAAAAAAAAAAAAAAAAAAABAAEA");  // rows 0 to 2 → row 1, packed before row 3
   EXPECT_EQ(plan["masks"]["steps"], json({0, 1}));
@@ -213,6 +215,23 @@ TEST_F(Report, ComparesTheVideosOfABenchmark) {
   EXPECT_THAT(page["left_out"][0].get<std::string>(), AllOf(HasSubstr("p.safetensors"), HasSubstr("give its file")));
 }
 
+TEST_F(Report, SaysOfAPlanThatIsSlowerThatItIs) {
+  json slower = bench();
+  slower["speedup_transformer"] = 0.94;
+  const json tile = model({write("report.json", slower)})["tiles"][0];
+  EXPECT_EQ(tile["value"], "0.94");
+  EXPECT_THAT(tile["note"].get<std::string>(), ::testing::StartsWith("as fast as dense"));
+}
+
+// What scrolls sideways on a phone would cut it.
+TEST_F(Report, KeepsATablesCaptionOutOfWhatScrolls) {
+  ReportInputs inputs;
+  inputs.files = {write("report.json", bench())};
+  const std::string html = make_report_page(inputs).html;
+  EXPECT_THAT(html, ::testing::Not(HasSubstr("<caption")));
+  EXPECT_THAT(html, HasSubstr("close it is to its reference</p><div class=\"scroll\""));
+}
+
 TEST_F(Report, LeavesOutVideosBeyondTheLimitAndSaysSo) {
   const std::string reference = save_video("d.mp4", 100), video = save_video("c.mp4", 101);
   ReportInputs inputs;
@@ -263,6 +282,14 @@ TEST_F(Report, TakesThePlanThatARunNamesWhereItIsStillThatPlan) {
   const json page = model({path});
   EXPECT_THAT(page["plans"], IsEmpty());
   EXPECT_THAT(page["left_out"][0].get<std::string>(), HasSubstr("another one by now"));
+}
+
+TEST_F(Report, RepeatsWhatACalibrationWarnedOfAndJudgesEarlierOnesItself) {
+  json report = {{"calibration_seconds", 1}, {"prompts_recorded", 4}, {"predicted_speedup", 2},
+                 {"plan_written", true},     {"psnr_db", 43},         {"psnr_measured", 25.8}};
+  EXPECT_THAT(model({write("c.json", report)})["warnings"], ElementsAre(HasSubstr("25.8 dB where 43.0 dB")));
+  report["warnings"] = {"do not count on it"};
+  EXPECT_THAT(model({write("c.json", report)})["warnings"], ElementsAre("c.json: do not count on it"));
 }
 
 TEST_F(Report, RepeatsWhatARunWarnedOf) {

@@ -87,6 +87,14 @@ json run_model(const json& run, const std::string& name) {
                                   {"Plan's checksum", "plan_checksum"},
                                   {"Files' hash", "files_hash"},
                                   {"Settings' hash", "settings_hash"}});
+  const json& plan_use = object_of(run, "plan_use");
+  for (const auto& fact :
+       facts_of(plan_use, {{"Change of the final latents, predicted of the plan", "latents_predicted"},
+                           {"measured in its held-out run", "latents_measured"},
+                           {"PSNR in dB, predicted of the plan", "psnr_predicted"},
+                           {"PSNR in dB, measured in its held-out run", "psnr_measured"}})) {
+    model["facts"].push_back(fact);
+  }
   return model;
 }
 
@@ -144,6 +152,9 @@ std::vector<std::string> calibration_warnings(const json& report) {
         "errors were predicted on the very prompts that chose the blocks, and are too low; calibrate on two prompts or "
         "more");
   }
+  for (const std::string& text : texts_of(report, "warnings")) warnings.push_back(text);
+  if (report.contains("warnings")) return warnings;
+  // Earlier versions left this to the reader.
   const double expected = number_of(report, "psnr_db", 0), measured = number_of(report, "psnr_measured", 0);
   constexpr double kFarBelow = 3;  // dB; the prediction is meant to be careful
   if (expected > 0 && measured > 0 && measured < expected - kFarBelow) {

@@ -35,9 +35,12 @@ std::string table(const std::string& caption, const std::vector<Column>& columns
   for (const Column& column : columns) {
     head += tag("th", escape_html(column.title), std::string("scope=\"col\"") + (column.number ? " class=\"n\"" : ""));
   }
-  return "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"" + escape_html(caption) + "\">" +
-         tag("table", tag("caption", escape_html(caption)) + tag("thead", tag("tr", head)) + tag("tbody", rows)) +
-         "</div>\n";
+  // A <caption> is as wide as its table, and would be cut where that scrolls.
+  const std::string name = escape_html(caption), label = "aria-label=\"" + name + "\"";
+  return tag("p", name, "class=\"caption\" aria-hidden=\"true\"") +
+         tag("div", tag("table", tag("thead", tag("tr", head)) + tag("tbody", rows), label),
+             "class=\"scroll\" tabindex=\"0\" role=\"region\" " + label) +
+         "\n";
 }
 
 std::string row_head(const std::string& text) {

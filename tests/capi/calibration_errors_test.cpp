@@ -134,7 +134,8 @@ TEST(CApiErrors, RecordingsThatDoNotEndWell) {
     calibration.arrays.q[5] = 0;
     EXPECT_EQ(calibration.record(), CALIBATT_OK) << calibatt_last_error();
     calibration.run.head_dim = 32;
-    expect_refusal(calibration.record(), CALIBATT_MISMATCH, "head_dim");
+    expect_refusal(calibration.record(), CALIBATT_MISMATCH,
+                   "(1 layer, 2 heads × 64), this calibration has a model (1 layer, 2 heads × 32)");
     calibration.run.head_dim = 64;
     std::ofstream(calibration.folder.file("a_file")) << "x";
     EXPECT_NE(calibration.record("a_file"), CALIBATT_OK);

@@ -25,6 +25,7 @@ struct TestKernel {
   /// Types of inputs and outputs that it is asked for; it takes the first of them in every usual case.
   std::vector<std::pair<DType, DType>> types;
   bool measures_energy = true;   ///< takes calls with block energy
+  int only_head_dim = 0;         ///< that it is for; 0: all
   bool on_host_threads = false;  ///< results must not depend on set_num_threads
   int out_gap = 0;               ///< of outputs whose rows it can write; 0: any
   /// Why it cannot take the problem's call; empty when it can.

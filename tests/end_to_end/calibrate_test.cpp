@@ -113,6 +113,8 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_GT(calibration["latents_error"].get<double>(), 0);
   EXPECT_GT(calibration["latents_measured"].get<double>(), 0);
   EXPECT_GT(calibration["psnr_measured"].get<double>(), 10);
+  const bool kept = calibration["psnr_measured"].get<double>() > calibration["psnr_db"].get<double>() - 3;
+  EXPECT_EQ(calibration["warnings"].size(), kept ? 0U : 1U);
   EXPECT_THAT(made.output, AllOf(HasSubstr("measured in a held-out run (the last prompt, another seed):"),
                                  HasSubstr("s of them in the prompts' runs, ")));
 
@@ -131,8 +133,11 @@ TEST_F(Calibrate, ASpeedupReusesStepsAndTheRunReportsThem) {
   EXPECT_EQ(run["forwards"], 2 * (8 - reused)) << "guided";
   EXPECT_NEAR(run["density"].get<double>(), calibration["density"].get<double>(), 1e-6);
   EXPECT_THAT(text, HasSubstr(std::to_string(reused) + " of 8 without a forward"));
+  EXPECT_THAT(text, HasSubstr("plan: change of the final latents"));
+  EXPECT_EQ(run["plan_use"]["psnr_predicted"], calibration["psnr_db"]);
+  EXPECT_EQ(run["plan_use"]["psnr_measured"], calibration["psnr_measured"]);
   EXPECT_THAT(run_calibatt("inspect " + folder_.file("a.safetensors")).output,
-              AllOf(HasSubstr("of 8 run no forward"), HasSubstr("measured in a run")));
+              AllOf(HasSubstr("of 8 run no forward"), HasSubstr("measured in a held-out run")));
   const auto [longer, mapped] = generate("a.safetensors", "--steps 11 ");
   EXPECT_THAT(mapped, HasSubstr("the plan reuses " + std::to_string(reused) + " of its steps, this run "));
 

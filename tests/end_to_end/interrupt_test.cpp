@@ -75,7 +75,7 @@ TEST_F(Interrupt, CalibrateSaysHowToGoOnAndDoesSo) {
   EXPECT_EQ(second.exit_code, 130) << second.output;
   const CommandResult resumed = run_calibatt(command + "--steps 40 --profile " + folder_.file("p"));
   ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
-  EXPECT_THAT(resumed.output, HasSubstr("(1 from the saved profile)"));
+  EXPECT_THAT(resumed.output, AllOf(HasSubstr("(1 from the saved profile)"), HasSubstr("prompt 2 of 2, denoise")));
 }
 
 TEST_F(Interrupt, CalibrateEndsWithinTheTextStage) {

@@ -177,7 +177,9 @@ TEST_F(LoraRuns, PlansAreOfTheWeightsThatWereMerged) {
     EXPECT_EQ(fits.exit_code, 0) << fits.output;
     EXPECT_THAT(fits.output, HasSubstr("weights: same"));
   }
-  EXPECT_THAT(calibrate("", "with.safetensors").output, HasSubstr("model_fingerprint")) << "of another profile";
+  EXPECT_THAT(calibrate("", "with.safetensors").output,
+              HasSubstr("tiny-wan with the LoRA fast.safetensors:0.5' (fingerprint "))
+      << "of another profile";
 }
 
 // A sum's last bits are those of the processor's instruction set.

@@ -147,7 +147,14 @@ TEST_F(Mochi, AnotherModelsPlanIsRefused) {
   ASSERT_EQ(calibrated.exit_code, 0) << calibrated.output;
   const CommandResult result = run_calibatt("generate" + kRun + "-p x --plan " + plan + " -o " + folder_.file("v.mp4"));
   EXPECT_EQ(result.exit_code, 5) << result.output;
-  EXPECT_THAT(result.output, HasSubstr("the plan does not fit"));
+  EXPECT_THAT(result.output, HasSubstr("the plan does not fit: it was made for a model of ")) << "not: for a size";
+  // Its measurements: not that it has another scheduler, which the model brings.
+  const CommandResult anew = run_calibatt("calibrate" + kRun + "--prompts " + folder_.file("prompts.txt") +
+                                          " --profile " + plan + ".profile -o " + folder_.file("other.safetensors"));
+  EXPECT_EQ(anew.exit_code, 5) << anew.output;
+  EXPECT_THAT(anew.output,
+              AllOf(HasSubstr("was measured with the model 'Wan"), HasSubstr(" layers, "),
+                    HasSubstr("this calibration has the model 'Mochi"), HasSubstr("give another profile folder")));
 }
 
 }  // namespace

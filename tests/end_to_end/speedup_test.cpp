@@ -59,6 +59,20 @@ TEST_F(Speedup, HowErrorsGrowIsMeasuredInTwoGenerations) {
   EXPECT_LE(forwards, 2.1 * kSteps);
 }
 
+// Two of few steps, of which the last may be one that never is reused, say nothing of the others.
+TEST_F(Speedup, OfFewStepsHowErrorsGrowIsMeasuredAtEachThatCanBeReused) {
+  const nlohmann::json usual = growth();
+  std::vector<int> steps;
+  for (const nlohmann::json& each : usual["factors"]) steps.push_back(each["step"]);
+  EXPECT_EQ(steps, (std::vector{1, 2, 3, 4}));
+  nlohmann::json earlier = usual;  // as it was measured until 30 November
+  earlier["factors"] = {usual["factors"][1], usual["factors"][3]};
+  earlier.erase("checksum");
+  write_file(folder_.file("profile/step_growth.json"), earlier.dump());
+  ASSERT_EQ(calibrate("--speedup 1.6").exit_code, 0);
+  EXPECT_EQ(growth(), usual);
+}
+
 // Found before prompts are measured anew, here those of a folder that has lost its first.
 TEST_F(Speedup, DamagedFilesBesideThePromptsAreFoundFirstAndCanBeDeleted) {
   const std::string profile = folder_.file("profile/");
@@ -131,9 +145,9 @@ TEST_F(Speedup, APlanIsWrittenBeforeItsErrorIsMeasured) {
   const std::string plan = "inspect " + folder_.file("other.safetensors");
   const CommandResult without = run_calibatt(plan);
   EXPECT_EQ(without.exit_code, 0) << without.output;
-  EXPECT_THAT(without.output, Not(HasSubstr("measured in a run")));
+  EXPECT_THAT(without.output, Not(HasSubstr("measured in a held-out run")));
   EXPECT_EQ(run_calibatt(command).exit_code, 0);
-  EXPECT_THAT(run_calibatt(plan).output, HasSubstr("measured in a run"));
+  EXPECT_THAT(run_calibatt(plan).output, HasSubstr("measured in a held-out run"));
 }
 
 // Before anything more is measured for it, with the share of attention that the prompts' runs had.
@@ -152,8 +166,7 @@ TEST_F(Speedup, WhatTheMeasuredShareOfAttentionForbidsIsRefusedBeforeHeldOutRuns
 TEST_F(Speedup, ATargetThatTheFirstPromptRulesOutIsToldWhileTheOthersAreMeasured) {
   std::filesystem::remove_all(folder_.file("profile"));
   const std::string density = "--density .17 --repetition off";  // of six blocks every query keeps one: .167
-  const auto told =
-      HasSubstr("warning: what is measured so far (1 of the prompts) says: compiling a plan: the density");
+  const auto told = HasSubstr("warning: what is measured so far (1 of the prompts) says: the density");
   const CommandResult refused = calibrate(density);
   EXPECT_EQ(refused.exit_code, 2) << refused.output;
   EXPECT_THAT(refused.output, told);
@@ -162,6 +175,16 @@ TEST_F(Speedup, ATargetThatTheFirstPromptRulesOutIsToldWhileTheOthersAreMeasured
   EXPECT_THAT(calibrate(density).output, told);
   EXPECT_THAT(calibrate(density).output, AllOf(Not(told), HasSubstr("the density 0.17 cannot be reached")))
       << "nothing is left to measure";
+}
+
+// Files are linked; the last, which is written, finds no room.
+TEST_F(Speedup, AMergeThatFailsLeavesNothing) {
+  const std::string merged = folder_.file("merged"), merge = "merge -o " + merged + " " + folder_.file("profile");
+  const CommandResult full = run_calibatt(merge, "ulimit -f 0; ");
+  EXPECT_EQ(full.exit_code, 6) << full.output;
+  EXPECT_THAT(full.output, HasSubstr("step_growth.json: cannot be written"));
+  EXPECT_FALSE(std::filesystem::exists(merged));
+  EXPECT_EQ(run_calibatt(merge).exit_code, 0);
 }
 
 // Where attention takes little of the time, only whole steps save any: what lies between is told.
@@ -188,6 +211,12 @@ TEST_F(Speedup, EightBitAttentionIsForAPlanThatRunsElsewhere) {
   EXPECT_EQ(told.exit_code, 2) << told.output;
   EXPECT_THAT(told.output, HasSubstr("in 8 bits a Hopper GPU does (backend cuda); leave --attention-dtype fp8 out"));
   EXPECT_EQ(calibrate("--speedup 1.6 --eight-bit-attention-from 3").exit_code, 0);
+  // Beside layers that are told, attention has no steps, and nothing of it is measured.
+  const CommandResult layers = calibrate("--speedup 1.2 --eight-bit-layers-from 2 --weights-dtype fp8" + allowed);
+  EXPECT_EQ(layers.exit_code, 0) << layers.output;
+  EXPECT_THAT(layers.output, AllOf(HasSubstr("linear layers in 8 bits, where a run allows it: steps "),
+                                   HasSubstr("--attention-dtype fp8: no steps are told for these 8 bits, so the plan "
+                                             "has none; --eight-bit-attention-from tells them")));
 }
 
 }  // namespace

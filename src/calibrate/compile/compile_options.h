@@ -31,8 +31,8 @@ struct CompileOptions {
   /// as good as can be. At most one of the two; budget kError. With a density, the steps that run have that, and reuse
   /// does the rest (1: reuse alone). Both need `growth`.
   std::optional<double> speedup, psnr;
-  std::optional<StepGrowth> growth;        ///< what was measured of the profile's runs
-  std::optional<double> latents_measured;  ///< PlanAccuracy::latents_measured, of a run with just this plan
+  std::optional<StepGrowth> growth;                       ///< what was measured of the profile's runs
+  std::optional<double> latents_measured, psnr_measured;  ///< PlanAccuracy's, of a run with just this plan
   std::optional<double> density;  ///< global target; budget kError: kDefaultErrorDensity when absent; kEnergy: the
                                   ///< schedule as given when absent
 

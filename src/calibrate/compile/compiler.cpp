@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "calibrate/compile/energy_schedule.h"
+#include "calibrate/compile/joint_choice.h"
 #include "calibrate/compile/run_cost.h"
 #include "plan/sharing.h"
 
@@ -48,10 +49,10 @@ Choices Compiler::nearest(double density, const std::function<Choices(double aim
   const bool known = plan_is_as_chosen && measured_.densities_are_exact();
   if (known && !measured_.may_be_coarse()) {
     Choices choices = choose(density);
-    require_density(density_of(choices), density);
+    require_density(options_, density_of(choices), density);
     return choices;
   }
-  return choose(best_aim(density, [&](double aim) {
+  return choose(best_aim(options_, density, [&](double aim) {
     const Choices choices = choose(aim);
     return known ? density_of(choices) : density_of_plan(choices);
   }));
@@ -240,6 +241,10 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   }
   frame.accuracy.latents_predicted = choices.latents_error;
   frame.accuracy.latents_measured = options_.latents_measured;
+  if (choices.latents_error && options_.growth) {
+    frame.accuracy.psnr_predicted = expected_psnr(*options_.growth, *choices.latents_error);
+  }
+  frame.accuracy.psnr_measured = options_.psnr_measured;
   return frame;
 }
 

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <string>
 
-#include "base/error.h"
+#include "calibrate/compile/unreachable_target.h"
 
 namespace calibatt {
 namespace {
@@ -56,22 +57,23 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
 }
 
 bool is_near_density(double density, double target) {
-  return density <= target * 1.05;
+  return density <= target * kNearDensity;
 }
 
-void require_density(double density, double target) {
+void require_density(const CompileOptions& options, double density, double target) {
   if (is_near_density(density, target)) return;
-  char text[400];
-  std::snprintf(
-      text, sizeof text,
-      "compiling a plan: the density %.4g cannot be reached, the least with these settings is about %.3f; ask "
-      "for more (--density), which costs no new measurement, or use a smaller --merge-gap or no --share-steps, or "
-      "measure anew %s",
-      target, density, kSmallerBlocks);
-  throw Error(ErrorKind::kUsage, text);
+  char asked[60], least[60];
+  std::snprintf(asked, sizeof asked, "the density %.4g", target);
+  std::snprintf(least, sizeof least, ", the least with these settings is about %.3f; ask for ", density);
+  const bool follows = options.may_reuse_steps() && !options.density;  // from another target
+  std::string advice = !follows ? "more (--density)" : options.speedup ? "less (--speedup)" : "more (--psnr)";
+  advice += ", which costs no new measurement, ";
+  if (options.merge_gap > 0) advice += "use a smaller --merge-gap, ";
+  if (options.share_steps_iou > 0) advice += "leave --share-steps out, ";
+  throw UnreachableTarget(asked, least + advice + "or measure anew " + kSmallerBlocks, density / target);
 }
 
-double best_aim(double target, const std::function<double(double aim)>& density_at) {
+double best_aim(const CompileOptions& options, double target, const std::function<double(double aim)>& density_at) {
   constexpr double kTolerance = 0.003;  // relative
   double best = target, best_density = density_at(target);
   double aim = target - (best_density - target), low = 0, high = 1;
@@ -83,7 +85,7 @@ double best_aim(double target, const std::function<double(double aim)>& density_
     if (std::abs(miss) < std::abs(best_density - target)) best = aim, best_density = density;
     aim -= miss;
   }
-  require_density(best_density, target);
+  require_density(options, best_density, target);
   return best;
 }
 

@@ -21,16 +21,18 @@ std::vector<double> energy_targets(const CompileOptions& options, int num_steps,
 /// steps less.
 std::vector<double> step_weights(const CompileOptions& options, std::span<const double> sigmas);
 
-/// Whether a density is not well above what was asked for.
+/// How much above what was asked for a density may be.
+inline constexpr double kNearDensity = 1.05;
+/// Whether it is not above that.
 bool is_near_density(double density, double target);
 /// What else can be done about a density that is: an end of a message.
 inline constexpr const char* kSmallerBlocks = "smaller blocks (--block-q, --block-k) into another --profile folder";
-/// Throws Error(kUsage) when it is not.
-void require_density(double density, double target);
+/// Throws UnreachableTarget when it is not.
+void require_density(const CompileOptions& options, double density, double target);
 
 /// Filled gaps and shared steps add blocks, and levels come in steps: aims lower or higher until the plan itself has
-/// the density. density_at: of the plan that an aim leads to. Returns the best aim. Throws Error(kUsage) when the
+/// the density. density_at: of the plan that an aim leads to. Returns the best aim. Throws UnreachableTarget when the
 /// density cannot be reached.
-double best_aim(double target, const std::function<double(double aim)>& density_at);
+double best_aim(const CompileOptions& options, double target, const std::function<double(double aim)>& density_at);
 
 }  // namespace calibatt

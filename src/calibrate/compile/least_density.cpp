@@ -9,6 +9,7 @@
 #include "calibrate/compile/compile.h"
 #include "calibrate/compile/energy_schedule.h"
 #include "calibrate/compile/run_cost.h"
+#include "calibrate/compile/unreachable_target.h"
 
 namespace calibatt {
 namespace {
@@ -84,16 +85,16 @@ void require_possible_speedup(const CompileOptions& options, const ProfileHeader
   const double most =
       share_is_known ? most_of_share(options.attention_share) : std::max(most_of_share(1), most_of_share(0));
   if (*options.speedup <= most) return;
-  char share[80] = "", density[40] = "", text[300];
+  char asked[60], share[80] = "", density[40] = "", why[240];
+  std::snprintf(asked, sizeof asked, "--speedup %.4g:", *options.speedup);
   if (share_is_known) {
     std::snprintf(share, sizeof share, "this model's share of attention (%.2f) and ", options.attention_share);
   }
   if (options.density) std::snprintf(density, sizeof density, " at density %.3g", *options.density);
-  std::snprintf(text, sizeof text,
-                "--speedup %.4g: cannot be reached%s: with %sthese blocks the most that a run of %d steps can be is "
-                "about %.2f; ask for less",
-                *options.speedup, density, share, header.num_steps(), most);
-  throw Error(ErrorKind::kUsage, text);
+  std::snprintf(why, sizeof why,
+                "%s: with %sthese blocks the most that a run of %d steps can be is about %.2f; ask for less", density,
+                share, header.num_steps(), most);
+  throw UnreachableTarget(asked, why, *options.speedup / most);
 }
 
 std::string note_of_overshoot(const CompileOptions& options, const ProfileHeader& header, double predicted,

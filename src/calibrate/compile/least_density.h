@@ -17,7 +17,7 @@ void require_possible_density(const CompileOptions& options, const ProfileHeader
 int least_forwards(const ProfileHeader& header);
 /// How much faster a plan can make the transformer that runs so many forwards, at options.density or the least.
 double most_speedup(const CompileOptions& options, const ProfileHeader& header, int forwards);
-/// Throws Error(kUsage) for a speedup beyond that. share_is_known: options.attention_share is that of this model;
+/// Throws UnreachableTarget for a speedup beyond that. share_is_known: options.attention_share is that of this model;
 /// before it was measured all of the time may be attention. To be asked before anything is measured, and when that is
 /// known.
 void require_possible_speedup(const CompileOptions& options, const ProfileHeader& header, bool share_is_known);

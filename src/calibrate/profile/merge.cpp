@@ -43,7 +43,8 @@ std::map<int, std::string> prompts_in(const std::string& folder) {
     if (prompt_file(folder, prompt) == entry->path().string()) prompts[prompt] = entry->path().string();
   }
   if (error) {
-    throw Error(ErrorKind::kNotFound, folder + ": cannot be read as a profile folder: " + error.message());
+    throw Error(ErrorKind::kNotFound, folder + ": cannot be read as a profile folder: " + error.message() +
+                                          "; give one that calibatt calibrate --profile made");
   }
   return prompts;
 }
@@ -98,6 +99,27 @@ std::optional<StepGrowth> growth_of(const std::vector<std::string>& folders, con
   return std::nullopt;
 }
 
+/// All of it, or nothing: a part of a profile would be taken for one that is to be gone on with.
+MergeSummary write_merged(const std::map<int, std::string>& files, const ProfileHeader& header,
+                          const std::optional<StepGrowth>& growth, const std::string& output) {
+  std::error_code error;
+  fs::create_directories(output, error);
+  if (error) throw Error(ErrorKind::kIo, "merge: cannot create " + output + ": " + error.message());
+  MergeSummary summary;
+  try {
+    for (const auto& [prompt, path] : files) {
+      summary.linked += link_or_copy(path, prompt_file(output, prompt));
+      ++summary.prompts;
+    }
+    if (growth) save_growth(output, header, *growth);
+  } catch (...) {
+    for (const auto& [prompt, path] : files) fs::remove(prompt_file(output, prompt), error);
+    fs::remove(output, error);
+    throw;
+  }
+  return summary;
+}
+
 }  // namespace
 
 MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::string& output) {
@@ -146,16 +168,7 @@ MergeSummary merge_profiles(const std::vector<std::string>& folders, const std::
                                         counted(header.provenance.num_prompts, "prompts") + "; remove the file");
   }
   const std::optional<StepGrowth> growth = growth_of(folders, header);  // looked at before anything is written
-  std::error_code error;
-  fs::create_directories(output, error);
-  if (error) throw Error(ErrorKind::kIo, "merge: cannot create " + output + ": " + error.message());
-  MergeSummary summary;
-  for (const auto& [prompt, path] : files) {
-    summary.linked += link_or_copy(path, prompt_file(output, prompt));
-    ++summary.prompts;
-  }
-  if (growth) save_growth(output, header, *growth);
-  return summary;
+  return write_merged(files, header, growth, output);
 }
 
 }  // namespace calibatt

@@ -275,6 +275,28 @@ std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& othe
   return flags;
 }
 
+/// What no flag but --model changes, in words.
+std::string model_of(const ProfileMetadata& metadata) {
+  const auto transformers =
+      std::ranges::count_if(metadata, [](const auto& field) { return field.first.starts_with("model_name"); });
+  const auto number_of = [&](const char* field, const std::string& what) {
+    const std::string number = field_of(metadata, field);
+    return number + " " + what + (number == "1" ? "" : "s");
+  };
+  return (transformers > 1 ? std::to_string(transformers) + " transformers of " : "") +
+         number_of("num_layers", "layer") + ", " + number_of("heads", "head") + " × " + field_of(metadata, "head_dim");
+}
+
+/// number: "_2" of the second transformer.
+std::string named_model(const ProfileMetadata& metadata, const std::string& what, const std::string& number = "") {
+  const std::string name = field_of(metadata, "model_name" + number);
+  return (name.empty() ? "a model" : "the model '" + name + "'") + " (" + what + ")";
+}
+
+std::string fingerprint_text(const std::string& fingerprint) {
+  return "fingerprint " + (fingerprint.empty() ? "not known" : fingerprint);
+}
+
 }  // namespace
 
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
@@ -286,9 +308,18 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
   const auto require = [&](const std::string& name) {
     const std::string theirs = field_of(found, name), ours = field_of(expected, name);
     if (agree(name, theirs, ours)) return;
+    if (name.starts_with(kFingerprint)) {
+      const std::string number = name.substr(kFingerprint.size());
+      throw refuse(named_model(found, fingerprint_text(theirs), number),
+                   named_model(expected, fingerprint_text(ours), number));
+    }
     const bool is_setting = name.starts_with(kSettingPrefix);
     throw refuse((is_setting ? name.substr(kSettingPrefix.size()) : name) + " = " + shortened(theirs), shortened(ours));
   };
+  // Another model has other settings by default, which are not what the user changed.
+  if (const std::string model = model_of(found), own = model_of(expected); model != own) {
+    throw refuse(named_model(found, model), named_model(expected, own));
+  }
   // What is told first is what the user changed; how it is measured can follow from the size, conditions from weights.
   const std::string theirs = changed_flags(found, expected, comparison);
   if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison));
@@ -311,7 +342,12 @@ void require_same_run(const ProfileHeader& expected, const ProfileHeader& found,
   likened.code_skipped = found.code_skipped;
   likened.output_errors = found.output_errors;
   likened.anchor_rows = found.anchor_rows;
-  likened.provenance.transformers = found.provenance.transformers;
+  std::vector<PlanTransformer>& transformers = likened.provenance.transformers;
+  if (transformers.size() == found.provenance.transformers.size()) {
+    for (size_t i = 0; i < transformers.size(); ++i) {
+      transformers[i].fingerprint = found.provenance.transformers[i].fingerprint;
+    }
+  }
   ProfileMetadata ours = to_metadata(likened), theirs = to_metadata(found);
   for (ProfileMetadata* each : {&ours, &theirs}) each->erase(kConditions);
   require_same(ours, theirs, path, Comparison::kOneRun);

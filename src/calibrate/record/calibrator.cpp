@@ -150,6 +150,11 @@ void ProfileRecording::measure(int prompt, const RecordingBackend& backend, cons
   sums_.prompt_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - *first_begin_).count();
 }
 
+std::shared_ptr<const PromptProfile> ProfileRecording::measured(int prompt) {
+  const std::lock_guard lock(mutex_);
+  return slot(prompt).profile;
+}
+
 RecordedProfile ProfileRecording::finished() {
   const std::lock_guard lock(mutex_);
   RecordedProfile recorded = sums_;

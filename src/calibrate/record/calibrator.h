@@ -62,6 +62,8 @@ class ProfileRecording {
   void measure(int prompt, const RecordingBackend& backend, const RunPrompt& run, const Poll& poll = {},
                const Complete& complete = {});
 
+  /// One that the folder held, or that is measured since.
+  std::shared_ptr<const PromptProfile> measured(int prompt);
   /// Of maps, which blocks the earlier prompts keep.
   const EarlierMeans& means() const { return means_; }
   /// When all are measured.

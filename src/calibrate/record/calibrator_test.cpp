@@ -227,7 +227,7 @@ TEST_F(Calibration, ASavedProfileOfSomethingElseIsRefusedNamingBoth) {
   };
   ProfileHeader other = header;
   other.provenance.transformers[0].fingerprint = "cafe";
-  expect_refused(other, "model_fingerprint", "f00d", "cafe");
+  expect_refused(other, "(fingerprint ", "f00d", "cafe");
   other = header;
   other.geometry.block_k = 32;
   expect_refused(other, "", "--block-k 16,", "--block-k 32");

@@ -18,9 +18,8 @@ std::vector<float> RunningMeans::mean(size_t key, size_t size, size_t settled, s
   std::vector<float> mean(size, 0.0f);
   size_t members = 0;
   if (settled > 0) {
-    const std::lock_guard lock(mutex_);
-    kept_.resize(num_keys_);
     Kept& kept = kept_[key];
+    const std::lock_guard lock(kept.mutex);
     kept.mean.resize(size, 0.0f);
     for (; kept.members < settled; ++kept.members) add(kept.members, kept.mean);
     mean = kept.mean;
@@ -38,6 +37,7 @@ EarlierMeans::EarlierMeans(const ProfileHeader& header)
       harm_(2 * num_heads()) {}
 
 size_t EarlierMeans::num_heads() const {
+  if (header_.measured != Measured::kMaps) return 0;
   return static_cast<size_t>(header_.num_steps()) * header_.num_layers * header_.geometry.heads;
 }
 

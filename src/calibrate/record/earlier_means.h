@@ -16,7 +16,7 @@ namespace calibatt {
 /// bits whatever is kept.
 class RunningMeans {
  public:
-  explicit RunningMeans(size_t num_keys) : num_keys_(num_keys) {}
+  explicit RunningMeans(size_t num_keys) : kept_(num_keys) {}
 
   /// Of members [0, count). read(member, values): its matrix of this key, `size` values. The first `settled` ≤ count
   /// never change; a later call has no lower count than an earlier one has settled. Safe to call from several threads.
@@ -27,13 +27,12 @@ class RunningMeans {
 
  private:
   struct Kept {
+    std::mutex mutex;  ///< of what follows
     size_t members = 0;
     std::vector<float> mean;
   };
-  const size_t num_keys_;
   std::atomic<int64_t> num_reads_ = 0;
-  std::mutex mutex_;
-  std::vector<Kept> kept_;  ///< [num_keys], from when there is something to keep
+  std::vector<Kept> kept_;  ///< [num_keys]
 };
 
 /// Which blocks a plan made from the earlier prompts' maps would keep: means over them of one head's matrices, [R, C].
@@ -52,7 +51,7 @@ class EarlierMeans {
   int64_t num_reads() const { return energy_.num_reads() + harm_.num_reads(); }
 
  private:
-  size_t num_heads() const;  ///< of all steps and layers
+  size_t num_heads() const;  ///< of all steps and layers; without maps, of which there are no means, none
 
   const ProfileHeader& header_;
   const size_t num_blocks_;

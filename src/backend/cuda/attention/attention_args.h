@@ -43,12 +43,24 @@ struct alignas(16) Tile {
 };
 static_assert(sizeof(Tile) == 32);
 
+/// Work of a kernel that computes three times 64 rows together: three halves of tiles of one head, neighbours where
+/// possible, so that they see much the same keys. Half 2 t + i: rows 64 i … of tile t.
+struct alignas(16) WideTile {
+  static constexpr int kHalves = 3, kHalfRows = kTileRows / 2;
+  static constexpr uint32_t kNone = ~0u;  ///< there is no such half; the first is always there
+  uint32_t halves[kHalves] = {kNone, kNone, kNone};
+  uint32_t unused = 0;
+};
+static_assert(sizeof(WideTile) == 16);
+
 /// The device form of a planned call's schedule: what differs between heads and query blocks. Tiles are ordered by head
 /// and, inside a head, longest first: resident CTAs then share one head's keys in L2 (measured: 4 times less DRAM
 /// traffic than round robin), and the last ones to finish are short.
 struct DeviceSchedule {
   const Tile* tiles = nullptr;
-  uint32_t num_tiles = 0;
+  uint32_t num_tiles = 0, num_wide_tiles = 0;
+  const WideTile* wide_tiles = nullptr;  ///< the same tiles, in the same order of heads and lengths
+  float sharing = 0;                     ///< how many halves of a wide tile see a chunk that any of them sees: 1 to 3
   const ChunkRange* ranges = nullptr;
   const uint32_t* kept_bits = nullptr;  ///< bit c of a query block: key block c is kept; its summary takes no part
 

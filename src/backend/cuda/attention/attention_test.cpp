@@ -111,6 +111,10 @@ TEST(CudaKernelTable, EightBitsAreComputedWhereAskedForOrRefused) {
   call.q.data = call.k.data = call.v.data = call.out.data = aligned;
   call.eight_bits = true;
   EXPECT_EQ(chosen(90, call), "sm90_fp8");
+  AttentionCall wide = call;
+  wide.head_dim = 128;
+  wide.q.token_stride = wide.k.token_stride = wide.v.token_stride = wide.out.token_stride = 128;
+  EXPECT_EQ(chosen(90, wide), "sm90_fp8_wide");
   AttentionCall measured = call;
   measured.block_energy = aligned;
   EXPECT_EQ(chosen(90, measured), "sm90");  // what calibration sees is in 16 bits
@@ -129,6 +133,25 @@ TEST(CudaKernelTable, EightBitsAreComputedWhereAskedForOrRefused) {
       EXPECT_THAT(error.what(), HasSubstr(message));
     }
   }
+}
+
+TEST(CudaKernelTable, WideTilesAreTakenWhereTheirHalvesSeeMuchInCommon) {
+  alignas(16) static float aligned[4];
+  AttentionCall call = call_with({});
+  call.q.data = call.k.data = call.v.data = call.out.data = aligned;
+  call.q.token_stride = call.k.token_stride = call.v.token_stride = call.out.token_stride = call.head_dim = 128;
+  call.eight_bits = true;
+  AttentionArgs args = make_args(call, {});
+  const Tile tile;
+  args.schedule.tiles = &tile;
+  DeviceInfo device;
+  device.name = "some GPU";
+  device.compute_capability = 90;
+  args.schedule.sharing = 3;
+  EXPECT_EQ(choose_attention_kernel(args, device).name, "sm90_fp8_wide");
+  args.schedule.sharing = 1.5;
+  EXPECT_EQ(choose_attention_kernel(args, device).name, "sm90_fp8");
+  EXPECT_EQ(choose_attention_kernel(args, device, "sm90_fp8_wide").name, "sm90_fp8_wide") << "named, it is not asked";
 }
 
 TEST(CudaKernelTable, ANamedKernelIsChosenOrSaysWhyNot) {

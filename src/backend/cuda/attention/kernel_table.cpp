@@ -7,6 +7,7 @@
 #include "backend/cuda/attention/sm80/attention_sm80.h"
 #include "backend/cuda/attention/sm90/attention_sm90.h"
 #include "backend/cuda/attention/sm90_fp8/attention_sm90_fp8.h"
+#include "backend/cuda/attention/sm90_fp8/wide/attention_wide.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -23,10 +24,12 @@ std::string version_text(int capability) {
 
 std::span<const AttentionKernel> attention_kernels() {
   static constexpr AttentionKernel kTable[] = {
-      {"sm90", false, false, 90, 90, sm90::refusal, sm90::workspace_bytes, sm90::launch},
-      {"sm80", false, false, 80, kNewest, sm80::refusal, sm80::workspace_bytes, sm80::launch},
-      {"sm90_fp8", false, true, 90, 90, sm90_fp8::refusal, sm90_fp8::workspace_bytes, sm90_fp8::launch},
-      {"generic", true, false, 0, kNewest, generic::refusal, generic::workspace_bytes, generic::launch},
+      {"sm90", false, false, 90, 90, sm90::refusal, nullptr, sm90::workspace_bytes, sm90::launch},
+      {"sm80", false, false, 80, kNewest, sm80::refusal, nullptr, sm80::workspace_bytes, sm80::launch},
+      {"sm90_fp8_wide", false, true, 90, 90, sm90_fp8::wide::refusal, sm90_fp8::wide::is_faster,
+       sm90_fp8::workspace_bytes, sm90_fp8::wide::launch},
+      {"sm90_fp8", false, true, 90, 90, sm90_fp8::refusal, nullptr, sm90_fp8::workspace_bytes, sm90_fp8::launch},
+      {"generic", true, false, 0, kNewest, generic::refusal, nullptr, generic::workspace_bytes, generic::launch},
   };
   return kTable;
 }
@@ -48,7 +51,10 @@ const AttentionKernel& choose_attention_kernel(const AttentionArgs& args, const 
     known += (known.empty() ? "" : ", ") + std::string(kernel.name);
     if (name.empty() ? kernel.eight_bits != args.eight_bits : kernel.name != name) continue;
     const std::string reason = refusal_of(kernel, args, device.compute_capability);
-    if (reason.empty()) return kernel;
+    if (reason.empty()) {
+      if (name.empty() && kernel.is_faster != nullptr && !kernel.is_faster(args)) continue;
+      return kernel;
+    }
     reasons += (reasons.empty() ? "" : "; ") + std::string(kernel.name) + " refuses: " + reason;
   }
   throw Error(ErrorKind::kUsage,

@@ -14,12 +14,15 @@ namespace calibatt::cuda {
 
 /// A way to compute an attention call on a GPU.
 struct AttentionKernel {
-  std::string_view name;  ///< "sm90", "sm90_fp8", "sm80", "generic"
+  std::string_view name;  ///< "sm90", "sm90_fp8_wide", "sm90_fp8", "sm80", "generic"
   bool takes_f32;         ///< whether args.dtype may be kF32; the others are not asked about such calls
   bool eight_bits;        ///< computes in 8 bits: taken for calls with args.eight_bits and no others, unless named
   int oldest_capability, newest_capability;  ///< GPUs that it runs on: 10 · major + minor, both included
   /// Why this kernel cannot take a (valid) call on such a GPU; empty when it can.
   std::string (*refusal)(const AttentionArgs& args);
+  /// Of a call that it can take: whether it is to be chosen before kernels behind it; a named kernel is not asked.
+  /// Null: always.
+  bool (*is_faster)(const AttentionArgs& args);
   /// Of args.workspace, for `launch`.
   size_t (*workspace_bytes)(const AttentionArgs& args, int num_sms);
   /// Enqueues the call; allocates nothing, so that it can be captured in a CUDA graph.

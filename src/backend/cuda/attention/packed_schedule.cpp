@@ -1,9 +1,11 @@
 #include "backend/cuda/attention/packed_schedule.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <string>
 
 #include "backend/validate_attention.h"
@@ -14,6 +16,7 @@ namespace {
 
 constexpr size_t kAlignment = 16;  // of Tile, the widest element
 constexpr uint32_t kBitsPerWord = 32;
+constexpr size_t kWideTilesOfSample = 32;  // one of so many says what wide tiles share: all would take 80 ms at 720p
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(ErrorKind::kUsage, "attention: " + message);
@@ -55,6 +58,7 @@ class Packer {
     }
     packed_.ranges.reserve(num_ranges);
     packed_.tiles.reserve(num_tiles);
+    packed_.wide_tiles.reserve(num_tiles);
   }
 
   void add_head(uint32_t head, const HeadSchedule& schedule) {
@@ -77,6 +81,7 @@ class Packer {
     // Longest first inside the head: the last tiles to finish are then short.
     std::stable_sort(packed_.tiles.begin() + static_cast<ptrdiff_t>(first_tile), packed_.tiles.end(),
                      [](const Tile& a, const Tile& b) { return a.num_chunks > b.num_chunks; });
+    add_wide_tiles(first_tile);
   }
 
   PackedSchedule finish() {
@@ -121,6 +126,60 @@ class Packer {
       tile.num_rows = std::min<uint32_t>(kTileRows, num_rows - begin);
       packed_.tiles.push_back(tile);
     }
+  }
+
+  /// Of the tiles from `first_tile` on, a head's: halves in the order of rows, three by three; the longest first.
+  void add_wide_tiles(size_t first_tile) {
+    std::vector<uint32_t> by_row(packed_.tiles.size() - first_tile);
+    std::iota(by_row.begin(), by_row.end(), static_cast<uint32_t>(first_tile));
+    std::ranges::sort(by_row, {}, [&](uint32_t tile) { return packed_.tiles[tile].first_row; });
+    const auto first_wide = static_cast<ptrdiff_t>(packed_.wide_tiles.size());
+    int used = WideTile::kHalves;
+    for (const uint32_t tile : by_row) {
+      for (uint32_t row = 0, half = 2 * tile; row < packed_.tiles[tile].num_rows; row += WideTile::kHalfRows, ++half) {
+        if (used == WideTile::kHalves) {
+          packed_.wide_tiles.emplace_back();
+          used = 0;
+        }
+        packed_.wide_tiles.back().halves[used++] = half;
+      }
+    }
+    for (auto i = static_cast<size_t>(first_wide); i < packed_.wide_tiles.size(); i += kWideTilesOfSample) {
+      count_chunks(packed_.wide_tiles[i]);
+    }
+    const auto longest = [&](const WideTile& wide) {
+      uint32_t length = 0;
+      for (const uint32_t half : wide.halves) {
+        if (half != WideTile::kNone) length = std::max(length, packed_.tiles[half / 2].num_chunks);
+      }
+      return length;
+    };
+    std::stable_sort(packed_.wide_tiles.begin() + first_wide, packed_.wide_tiles.end(),
+                     [&](const WideTile& a, const WideTile& b) { return longest(a) > longest(b); });
+  }
+
+  void count_chunks(const WideTile& wide) {
+    std::array<std::span<const ChunkRange>, WideTile::kHalves> left;
+    for (int i = 0; i < WideTile::kHalves && wide.halves[i] != WideTile::kNone; ++i) {
+      const Tile& tile = packed_.tiles[wide.halves[i] / 2];
+      packed_.half_chunks += tile.num_chunks;
+      const bool same = i > 0 && wide.halves[i] / 2 == wide.halves[i - 1] / 2;
+      if (!same) left[static_cast<size_t>(i)] = std::span(packed_.ranges).subspan(tile.first_range, tile.num_ranges);
+    }
+    // Ranges by their begin, whichever tile's: what lies behind those before is new.
+    uint32_t count = 0, reached = 0;
+    while (true) {
+      std::span<const ChunkRange>* next = nullptr;
+      for (auto& ranges : left) {
+        if (!ranges.empty() && (next == nullptr || ranges[0].begin < (*next)[0].begin)) next = &ranges;
+      }
+      if (next == nullptr) break;
+      const ChunkRange range = (*next)[0];
+      if (range.end > reached) count += range.end - std::max(range.begin, reached);
+      reached = std::max(reached, range.end);
+      *next = next->subspan(1);
+    }
+    packed_.wide_chunks += count;
   }
 
   uint32_t place_all_keys() {
@@ -212,6 +271,7 @@ size_t for_each_array(const PackedSchedule& packed, DeviceSchedule& device, Visi
     offset += (size + kAlignment - 1) / kAlignment * kAlignment;
   };
   place(packed.tiles, device.tiles);
+  place(packed.wide_tiles, device.wide_tiles);
   place(packed.ranges, device.ranges);
   place(packed.kept_bits, device.kept_bits);
   place(packed.anchor_tokens, device.anchor_tokens);
@@ -239,6 +299,8 @@ void PackedSchedule::write_image(std::span<std::byte> image) const {
 DeviceSchedule PackedSchedule::at(const void* base) const {
   DeviceSchedule device;
   device.num_tiles = static_cast<uint32_t>(tiles.size());
+  device.num_wide_tiles = static_cast<uint32_t>(wide_tiles.size());
+  device.sharing = static_cast<float>(half_chunks / wide_chunks);
   for_each_array(*this, device, [&]<class T>(const std::vector<T>& array, const T*& pointer, size_t offset) {
     if (!array.empty()) pointer = reinterpret_cast<const T*>(static_cast<const std::byte*>(base) + offset);
   });

@@ -13,6 +13,8 @@ namespace calibatt::cuda {
 /// The arrays of a DeviceSchedule, on the host. Pure host code: made and tested without CUDA.
 struct PackedSchedule {
   std::vector<Tile> tiles;
+  std::vector<WideTile> wide_tiles;
+  double half_chunks = 0, wide_chunks = 0;  ///< of some wide tiles: what halves see, in all; and each chunk once
   /// Ranges of one query block rise, are disjoint and never touch (BlockIntervals' own promise).
   std::vector<ChunkRange> ranges;
   /// Bits behind the last key block are 1 ("takes no part"), and the array ends with one chunk of such bits, so that a

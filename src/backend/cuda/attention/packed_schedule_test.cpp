@@ -82,9 +82,44 @@ class Represents {
         EXPECT_THAT(writes_of_head_[head], testing::Each(1)) << "head " << head;
       }
     }
+    ASSERT_NO_FATAL_FAILURE(expect_wide_tiles());
   }
 
  private:
+  /// Each half with rows is in one wide tile; those of a wide tile are of one head and follow one another.
+  void expect_wide_tiles() {
+    std::set<uint32_t> halves;
+    uint32_t last_head = 0, last_length = ~0u;
+    for (const WideTile& wide : packed_.wide_tiles) {
+      uint32_t length = 0, next_row = ~0u;
+      const uint32_t head = packed_.tiles.at(wide.halves[0] / 2).head;
+      bool ended = false;
+      for (const uint32_t half : wide.halves) {
+        ended |= half == WideTile::kNone;
+        if (ended) {
+          ASSERT_EQ(half, WideTile::kNone) << "what is missing is missing at the end";
+          continue;
+        }
+        const Tile& tile = packed_.tiles.at(half / 2);
+        const uint32_t first = half % 2 * WideTile::kHalfRows;
+        ASSERT_LT(first, tile.num_rows);
+        ASSERT_TRUE(halves.insert(half).second) << "half computed twice";
+        ASSERT_EQ(tile.head, head);
+        ASSERT_TRUE(next_row == ~0u || tile.first_row + first == next_row) << "halves follow one another";
+        next_row = tile.first_row + std::min<uint32_t>(tile.num_rows, first + WideTile::kHalfRows);
+        length = std::max(length, tile.num_chunks);
+      }
+      ASSERT_GE(head, last_head) << "wide tiles are ordered by head";
+      if (head != last_head) last_length = ~0u;
+      ASSERT_LE(length, last_length) << "longest first";
+      last_head = head;
+      last_length = length;
+    }
+    size_t num_halves = 0;
+    for (const Tile& tile : packed_.tiles) num_halves += tile.num_rows > WideTile::kHalfRows ? 2 : 1;
+    EXPECT_EQ(halves.size(), num_halves);
+  }
+
   void expect_tile(const Tile& tile) {
     const HeadSchedule& head = heads_[tile.head];
     ASSERT_GE(tile.num_rows, 1u);
@@ -238,6 +273,29 @@ TEST(PackedSchedule, DenseHeadsAmongPlannedOnesTakeAllKeysInWholeTiles) {
   EXPECT_THAT(ranges_of(packed, tile), ElementsAre(Pair(0, 10)));
 }
 
+TEST(PackedSchedule, WideTilesAreThreeNeighbouringHalves) {
+  // Rows of 128, 128 and 44; the second block sees the most.
+  const BlockIntervals intervals(3, {0, 1, 3, 4}, {{0, 1}, {0, 1}, {2, 3}, {0, 1}});
+  const HeadSchedule heads[] = {{}, {.intervals = &intervals}};
+  const PackedSchedule packed = pack_schedule(heads, 300, 384, 128, 128);
+  std::vector<std::pair<uint32_t, uint32_t>> rows;  // of each half: head, first row
+  for (const WideTile& wide : packed.wide_tiles) {
+    for (const uint32_t half : wide.halves) {
+      if (half == WideTile::kNone) continue;
+      const Tile& tile = packed.tiles.at(half / 2);
+      rows.emplace_back(tile.head, tile.first_row + half % 2 * WideTile::kHalfRows);
+    }
+  }
+  using Pair = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(rows, ElementsAre(Pair(0, 0), Pair(0, 64), Pair(0, 128), Pair(0, 192), Pair(0, 256), Pair(1, 0),
+                                Pair(1, 64), Pair(1, 128), Pair(1, 192), Pair(1, 256)));
+  EXPECT_EQ(packed.wide_tiles.at(3).halves[2], WideTile::kNone);
+  // Of the first of each head: 3 · 6 chunks, which are 6; 2, 2 and 4, which are 4.
+  EXPECT_EQ(packed.half_chunks, 26);
+  EXPECT_EQ(packed.wide_chunks, 10);
+  EXPECT_FLOAT_EQ(packed.at(nullptr).sharing, 2.6f);
+}
+
 TEST(PackedSchedule, AnchorsNameTheirTokensAndDestinations) {
   const AnchorRows first{{4, 1}, {1, 1, 0, 0, 0}, 0}, second{{2}, {0, 0, 0, 0, 0}, 0};
   const HeadSchedule heads[] = {{.anchors = &first}, {.anchors = &second}, {.anchors = &first}};
@@ -302,6 +360,8 @@ TEST(PackedSchedule, RepresentsMixedSchedulesOfManySizes) {
     ASSERT_EQ(device.num_tiles, packed.tiles.size());
     EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(device.tiles, device.num_tiles)),
                                    std::as_bytes(std::span(packed.tiles))));
+    ASSERT_EQ(device.num_wide_tiles, packed.wide_tiles.size());
+    EXPECT_EQ(device.wide_tiles[0].halves[0], packed.wide_tiles[0].halves[0]);
     EXPECT_EQ(device.ranges[packed.ranges.size() - 1].end, packed.ranges.back().end);
     EXPECT_EQ(device.kept_bits != nullptr, packed.has_summaries());
     EXPECT_TRUE(std::equal(packed.anchor_tokens.begin(), packed.anchor_tokens.end(), device.anchor_tokens));

@@ -111,13 +111,14 @@ __device__ __forceinline__ void mask_missing(Scores& s, const int (&valid)[2], f
   }
 }
 
-/// A step of summaries: log2(tokens of the block) is added to the logits of skipped blocks; kept blocks and columns
-/// past the last block weigh nothing. `bits` belongs to the query block. Biases are in units of raw scores.
-__device__ __forceinline__ void bias_summaries(Scores& s, int first, int count, const uint32_t* bits, float bias,
-                                               float last_bias) {
+/// A step (or chunk) of summaries: log2(tokens of the block) is added to the logits of skipped blocks; kept blocks and
+/// columns past the last block weigh nothing. `bits` belongs to the query block. Biases are in units of raw scores.
+template <int kCount>
+__device__ __forceinline__ void bias_summaries(float (&s)[kCount], int first, int count, const uint32_t* bits,
+                                               float bias, float last_bias) {
   const int column = 2 * (threadIdx.x % 4);
 #pragma unroll
-  for (int word = 0; word < kStepKeys / 32; ++word) {
+  for (int word = 0; word < kCount / 16; ++word) {
     const int start = first + 32 * word, left = count - start;
     const uint32_t kept = left > 0 ? __ldg(bits + start / 32) : 0xffffffffu;
     const uint32_t exist = left >= 32 ? 0xffffffffu : left > 0 ? (1u << left) - 1 : 0;

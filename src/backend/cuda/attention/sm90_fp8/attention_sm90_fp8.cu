@@ -53,23 +53,6 @@ __global__ void __launch_bounds__(sm90::kThreads, 1) attention_kernel(const __gr
   }
 }
 
-KernelParams make_params(const AttentionArgs& args) {
-  KernelParams params = {};
-  params.base.args = args;
-  params.base.num_chunks = ceil_div(args.num_keys, kChunkKeys);
-  params.base.rows_per_tile = kTileRows;
-  params.base.tiles_per_batch = args.schedule.tiles != nullptr
-                                    ? args.schedule.num_tiles
-                                    : static_cast<uint32_t>(args.num_heads) * ceil_div(args.num_queries, kTileRows);
-  if (args.num_summaries > 0) {
-    const int last_size = args.num_keys - (args.num_summaries - 1) * args.block_k;
-    params.summary_bias = std::log2(static_cast<float>(args.block_k));
-    params.last_summary_bias = std::log2(static_cast<float>(last_size));
-  }
-  params.inputs = place_quantized(args, static_cast<char*>(args.workspace) + kCounterBytes);
-  return params;
-}
-
 template <int kHeadDim, class Type>
 void launch_kernel(const KernelParams& params, int num_blocks, cudaStream_t stream) {
   constexpr int kBytes = sizeof(SharedMemory<kHeadDim>) + 1024;  // to align
@@ -94,14 +77,31 @@ std::string refusal(const AttentionArgs& args) {
   return {};
 }
 
+KernelParams prepare(const AttentionArgs& args, cudaStream_t stream) {
+  KernelParams params = {};
+  params.base.args = args;
+  params.base.num_chunks = ceil_div(args.num_keys, kChunkKeys);
+  params.base.rows_per_tile = kTileRows;
+  params.base.tiles_per_batch = args.schedule.tiles != nullptr
+                                    ? args.schedule.num_tiles
+                                    : static_cast<uint32_t>(args.num_heads) * ceil_div(args.num_queries, kTileRows);
+  if (args.num_summaries > 0) {
+    const int last_size = args.num_keys - (args.num_summaries - 1) * args.block_k;
+    params.summary_bias = std::log2(static_cast<float>(args.block_k));
+    params.last_summary_bias = std::log2(static_cast<float>(last_size));
+  }
+  params.inputs = place_quantized(args, static_cast<char*>(args.workspace) + kCounterBytes);
+  check(cudaMemsetAsync(args.workspace, 0, sizeof(uint32_t), stream), "attention in 8 bits: clearing the tile counter");
+  quantize(args, params.inputs, stream);
+  return params;
+}
+
 size_t workspace_bytes(const AttentionArgs& args, int /*num_multiprocessors*/) {
   return kCounterBytes + quantized_bytes(args);
 }
 
 void launch(const AttentionArgs& args, int num_multiprocessors, cudaStream_t stream) {
-  const KernelParams params = make_params(args);
-  check(cudaMemsetAsync(args.workspace, 0, sizeof(uint32_t), stream), "attention in 8 bits: clearing the tile counter");
-  quantize(args, params.inputs, stream);
+  const KernelParams params = prepare(args, stream);
   const int64_t units = static_cast<int64_t>(params.base.tiles_per_batch) * args.batch;
   const int num_blocks = static_cast<int>(std::min<int64_t>(units, num_multiprocessors));
   const bool half = args.dtype == DType::kF16;

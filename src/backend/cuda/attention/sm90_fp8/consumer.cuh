@@ -144,7 +144,9 @@ class Consumer {
     ptx::pin(o);
     ptx::pin(p);
     release(shared_.values_empty[step_ % kStages]);
-    if (moved || step % kStepsOfSum == 0) add_to_sums(o, moved ? softmax.factor[0] : 1, moved ? softmax.factor[1] : 1);
+    // The groups at different steps: products of the other run meanwhile.
+    const bool is_due = (step + kStepsOfSum / 2 * group_) % kStepsOfSum == 0;
+    if (moved || is_due) add_to_sums(o, moved ? softmax.factor[0] : 1, moved ? softmax.factor[1] : 1);
     ++step_;
   }
 

@@ -14,9 +14,9 @@ using sm90::TileHeader;
 
 inline constexpr int kStages = 4;  ///< half the bytes of 16 bits: twice the stages
 /// The tensor core's sum of P V is shorter than a float. So it is added to a float sum in shared memory, and begun
-/// anew, every so many steps (2,048 keys). It costs nothing that can be measured; on random values less their mean it
-/// gains nothing either (docs/decisions/0008-eight-bit-attention.md).
-inline constexpr int kStepsOfSum = 16;
+/// anew, every so many steps (4,096 keys: twice as often cost 1.4 %, never errs too much;
+/// docs/decisions/0008-eight-bit-attention.md).
+inline constexpr int kStepsOfSum = 32;
 
 template <int kHeadDim>
 struct SharedMemory {
@@ -49,7 +49,11 @@ struct KernelParams {
   sm90::KernelParams base;
   Quantized inputs;
   float summary_bias, last_summary_bias;  ///< log2(tokens of a block)
+  int zero;                               ///< 0, which the compiler does not know
 };
+
+/// What a kernel is given, for tiles of kTileRows; its inputs are quantised and its tile counter cleared on `stream`.
+KernelParams prepare(const AttentionArgs& args, cudaStream_t stream);
 
 /// Whether a tile's queries lie scattered, or start inside a group of 8 rows (whose swizzle would not fit): its
 /// consumers gather them themselves.
