@@ -12,16 +12,8 @@ namespace {
 
 constexpr const char* kWhat = "a norm";
 
-/// Of one multiprocessor, at least. A row of 8 bits waits three times for its block's other warps, and other blocks'
-/// loads must fill that time.
-template <class Out>
-constexpr int blocks_of(int units) {
-  return std::is_same_v<Out, e4m3> && units == 5 ? 6 : 1;
-}
-
 template <class Out, int n, int kUnits>
-__global__ void __launch_bounds__(max_threads(kUnits), blocks_of<Out>(kUnits))
-    layer_norm_kernel(const __grid_constant__ LayerNormCall call) {
+__global__ void __launch_bounds__(max_threads(kUnits)) layer_norm_kernel(const __grid_constant__ LayerNormCall call) {
   constexpr bool kEightBits = std::is_same_v<Out, e4m3>;
   __shared__ float sums[2][kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
