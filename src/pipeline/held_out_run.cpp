@@ -334,7 +334,8 @@ void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, c
   };
   do_jobs(runners_, {decoding(dense_latents_, dense_video), decoding(visible, changed_video)}, told_, progress);
   growth.latents_error = kVisibleChange;
-  growth.psnr_db = compare_videos(dense_video, changed_video).psnr_db;
+  // Infinite where no pixel differs, which no plan or file could hold.
+  growth.psnr_db = std::min(compare_videos(dense_video, changed_video).psnr_db, 100.0);
 }
 
 StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {

@@ -51,6 +51,10 @@ TEST(Describe, APredictionThatTheHeldOutRunDidNotKeepIsDoubted) {
   parts.accuracy.psnr_measured = 25.8;
   EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("came to 25.8 dB where 43.0 dB were predicted, 17.2 dB less"),
                                            HasSubstr("more steps, a smaller --speedup")));
+  parts.accuracy.psnr_predicted = 65, parts.accuracy.psnr_measured = 57.6;  // a change below what 8 bits show as it is
+  EXPECT_THAT(describe(Plan(parts)), ::testing::Not(HasSubstr("do not count on")));
+  parts.accuracy.psnr_measured = 48.5;
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("came to 48.5 dB where 65.0 dB were predicted"));
   parts.accuracy.psnr_measured = INFINITY;
   EXPECT_THROW(Plan{parts}, Error);
 }
