@@ -19,23 +19,34 @@ int64_t all_pairs(const AttentionGeometry& geometry) {
 
 }  // namespace
 
-AttentionCall RunAttention::call_of_step(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
-                                         ConstHeadsView v, HeadsView out) const {
-  AttentionCall call = dense_call(geometry, q, k, v, out);
-  call.eight_bits = !eight_bit_steps_.empty() && eight_bit_steps_.at(static_cast<size_t>(step_));
-  return call;
+bool RunAttention::in_eight_bits() const {
+  return !eight_bit_steps_.empty() && eight_bit_steps_.at(static_cast<size_t>(step_));
 }
 
-void DenseAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
-                            ConstHeadsView v, HeadsView out, const OutputContext&) {
-  const AttentionCall call = call_of_step(geometry, q, k, v, out);
+void RunAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
+                          ConstHeadsView v, HeadsView out, const OutputContext&) {
+  AttentionCall call = dense_call(geometry, q, k, v, out);
+  call.eight_bits = in_eight_bits();
+  compute(layer, geometry, call);
+}
+
+void RunAttention::norm_and_attend(int layer, const AttentionGeometry& geometry, const QueryKeyNorm& norm,
+                                   ConstHeadsView v, HeadsView out) {
+  CALIBATT_ASSERT(takes_norm());
+  AttentionCall call = dense_call(geometry, as_const(norm.query), as_const(norm.key), v, out);
+  call.eight_bits = true;
+  call.norm = &norm;
+  compute(layer, geometry, call);
+}
+
+void DenseAttention::compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) {
   engine_.attention(call);
   meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry));
 }
 
 PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<const Plan> plan, const RunDescription& run,
                                    OnMismatch on_mismatch)
-    : engine_(engine),
+    : RunAttention(engine),
       plan_(std::move(plan)),
       num_layers_(run.num_layers),
       on_mismatch_(on_mismatch),
@@ -86,10 +97,8 @@ void PlannedAttention::begin_forward(int step, GuidanceBranch branch) {
   }
 }
 
-void PlannedAttention::attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
-                              ConstHeadsView v, HeadsView out, const OutputContext&) {
+void PlannedAttention::compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) {
   CALIBATT_ASSERT(layer >= 0 && layer < num_layers_);
-  const AttentionCall call = call_of_step(geometry, q, k, v, out);
   // A model may differ from what the run description promised (or from one call to the next): look at every call.
   std::string mismatch = mismatch_;
   if (mismatch.empty()) {

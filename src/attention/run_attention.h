@@ -31,12 +31,24 @@ class RunAttention : public SelfAttention {
   /// Of each step, whether its calls are to be computed in 8 bits (AttentionCall::eight_bits). Without: none.
   void use_eight_bits(std::vector<bool> steps) { eight_bit_steps_ = std::move(steps); }
 
+  Communicator* ranks() const override { return engine_.ranks(); }
+  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
+              HeadsView out, const OutputContext& context) final;
+  bool takes_norm() const final { return in_eight_bits() && engine_.takes_norm(); }
+  void norm_and_attend(int layer, const AttentionGeometry& geometry, const QueryKeyNorm& norm, ConstHeadsView v,
+                       HeadsView out) final;
+
  protected:
-  /// Of all tokens to all, in the bits of the present step.
-  AttentionCall call_of_step(const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-                             HeadsView out) const;
+  /// The engine must outlive the object.
+  explicit RunAttention(AttentionEngine& engine) : engine_(engine) {}
+
+  AttentionEngine& engine_;
 
  private:
+  /// The call is of all tokens to all, in the bits of the present step.
+  virtual void compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) = 0;
+  bool in_eight_bits() const;
+
   std::vector<bool> eight_bit_steps_;
 };
 
@@ -45,15 +57,13 @@ class DenseAttention : public RunAttention {
  public:
   /// num_steps × num_layers: the size of the report's density map. The engine must outlive the object.
   DenseAttention(AttentionEngine& engine, int num_steps, int num_layers)
-      : engine_(engine), meter_(num_steps, num_layers) {}
+      : RunAttention(engine), meter_(num_steps, num_layers) {}
 
-  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-              HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override { return meter_.report(); }
-  Communicator* ranks() const override { return engine_.ranks(); }
 
  private:
-  AttentionEngine& engine_;
+  void compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) override;
+
   AttentionMeter meter_;
 };
 
@@ -69,10 +79,7 @@ class PlannedAttention : public RunAttention {
 
   /// The plan's; raster when everything runs dense.
   TokenOrder token_order() const override;
-  Communicator* ranks() const override { return engine_.ranks(); }
   void begin_forward(int step, GuidanceBranch branch) override;
-  void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k, ConstHeadsView v,
-              HeadsView out, const OutputContext& context) override;
   AttentionReport report() const override;
   std::vector<StepReuse> step_reuse() const override { return step_reuse_; }
   std::vector<EightBitParts> planned_eight_bits() const override;
@@ -86,6 +93,7 @@ class PlannedAttention : public RunAttention {
     int step = 0, layer = 0;
     size_t forward = 0;  ///< of the step: 0, or 1 for the second branch of guidance
   };
+  void compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) override;
   /// Returns the computed pairs.
   int64_t attend_planned(int layer, AttentionCall call, int text_tokens);
   void announce(const std::shared_ptr<const PlannedLayer>& layer);
@@ -95,7 +103,6 @@ class PlannedAttention : public RunAttention {
   std::optional<Site> site_after(int layer) const;
   bool reuses(int step) const;
 
-  AttentionEngine& engine_;
   std::shared_ptr<const Plan> plan_;
   int num_layers_;
   OnMismatch on_mismatch_;

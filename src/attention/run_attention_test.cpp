@@ -40,50 +40,6 @@ class ListeningEngine : public AttentionEngine {
   }
 };
 
-// Which calls were to be in 8 bits.
-class BitsEngine : public AttentionEngine {
- public:
-  void attention(const AttentionCall& call) override { eight_bits.push_back(call.eight_bits); }
-  std::vector<bool> eight_bits;
-};
-
-TEST(EightBitSteps, AreThoseFromTheGivenOneOn) {
-  const auto plan = std::make_shared<const Plan>(test::example_parts());
-  BitsEngine engine;
-  const auto expect_steps = [&](RunAttention& attention) {
-    Layer data(plan->geometry(), 1);
-    engine.eight_bits.clear();
-    attention.begin_forward(0, GuidanceBranch::kConditional);
-    data.run(attention, 0);  // before it is told
-    attention.use_eight_bits({false, false, true});
-    for (int step = 0; step < 3; ++step) {
-      attention.begin_forward(step, GuidanceBranch::kConditional);
-      data.run(attention, 0);
-    }
-    EXPECT_THAT(engine.eight_bits, ElementsAre(false, false, false, true));
-  };
-  expect_steps(*make_run_attention(engine, nullptr, run_of(*plan)));
-  expect_steps(*make_run_attention(engine, plan, run_of(*plan)));
-}
-
-TEST(EightBitSteps, AreThePlansOfTheNearestNoiseLevel) {
-  const auto plan = std::make_shared<const Plan>(test::eight_bit_plan_parts());
-  BitsEngine engine;
-  RunDescription run = run_of(*plan);
-  run.transformers = {run.transformers[0], run.transformers[0]};
-  run.step_transformer = plan->info().step_transformer;
-  EXPECT_EQ(PlannedAttention(engine, plan, run).planned_eight_bits(), plan->info().eight_bits);
-  run.sigmas = {1, 0.88, 0.71, 0.69, 0.41};  // the last is of the second transformer, like the plan's last three
-  run.step_transformer = {0, 0, 0, 0, 1};
-  EXPECT_THAT(eight_bit_parts_names(PlannedAttention(engine, plan, run).planned_eight_bits()),
-              ElementsAre("none", "attention", "attention+layers", "attention+layers", "attention+layers"));
-  const auto silent = std::make_shared<const Plan>(test::reuse_parts());
-  EXPECT_TRUE(PlannedAttention(engine, silent, run).planned_eight_bits().empty());
-  EXPECT_TRUE(make_run_attention(engine, nullptr, run)->planned_eight_bits().empty());
-  run.geometry.height += 1;
-  EXPECT_TRUE(PlannedAttention(engine, plan, run, OnMismatch::kDense).planned_eight_bits().empty());
-}
-
 // A run of three steps over the example's two entries, with two layers.
 std::vector<std::string> heard_in_run(bool guided) {
   Plan::Parts parts = test::example_parts();

@@ -5,6 +5,7 @@
 
 #include "backend/attention_call.h"
 #include "backend/communicator.h"
+#include "base/error.h"
 #include "base/guidance_branch.h"
 #include "base/tensor.h"
 #include "sparsity/geometry.h"
@@ -47,6 +48,13 @@ class SelfAttention {
   }
   /// True when attend wants a filled OutputContext in this forward (it costs a reduction over the residual).
   virtual bool wants_output_context() const { return false; }
+  /// Whether queries and keys of this forward may be given to norm_and_attend instead.
+  virtual bool takes_norm() const { return false; }
+  /// As attend, with the norm and the rotation of queries and keys still to be done; what they hold then, nobody knows.
+  virtual void norm_and_attend(int /*layer*/, const AttentionGeometry&, const QueryKeyNorm&, ConstHeadsView /*v*/,
+                               HeadsView /*out*/) {
+    CALIBATT_ASSERT(false);
+  }
   /// q, k, v → out, [tokens, heads, head_dim]; q and k are already normalised and rotated.
   virtual void attend(int layer, const AttentionGeometry& geometry, ConstHeadsView q, ConstHeadsView k,
                       ConstHeadsView v, HeadsView out, const OutputContext& context) = 0;

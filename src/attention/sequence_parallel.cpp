@@ -114,6 +114,7 @@ uint64_t SequenceParallelEngine::memory_bytes(int num_heads, int head_dim, int64
 void SequenceParallelEngine::check(const AttentionCall& call) const {
   CALIBATT_ASSERT(num_text_tokens(call) >= 0 && call.k.num_tokens == call.q.num_tokens &&
                   call.v.num_tokens == call.q.num_tokens && call.out.num_tokens == call.q.num_tokens);
+  CALIBATT_ASSERT(call.norm == nullptr);
   if (call.block_energy != nullptr || !call.key_bias.empty()) {
     throw Error(ErrorKind::kUsage,
                 "attention of several ranks measures no block energy and takes no key bias; use one rank");

@@ -21,6 +21,9 @@ struct BasicHeadsView {
 };
 using HeadsView = BasicHeadsView<void>;
 using ConstHeadsView = BasicHeadsView<const void>;
+inline ConstHeadsView as_const(const HeadsView& view) {
+  return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
+}
 
 /// How one head is computed. The default is dense.
 struct HeadSchedule {
@@ -46,6 +49,18 @@ class ScheduleSource {
   /// far as is known. Ranks that share the heads of a call deal them by it (attention/sequence_parallel.h), so equal
   /// schedules give equal numbers everywhere.
   virtual std::vector<double> head_costs() const { return {}; }
+};
+
+class Tensor;
+struct RopeTable;
+
+/// Queries and keys of one call as their projection left them, and what TransformerOps::norm_and_rotate is to make of
+/// them before they meet.
+struct QueryKeyNorm {
+  HeadsView query, key;                                         ///< may be written to
+  const Tensor *query_weight = nullptr, *key_weight = nullptr;  ///< null: no norm
+  float eps = 0;
+  const RopeTable* rope = nullptr;  ///< null: no rotation
 };
 
 /// One attention call of one sample: out[t, h, :] = Σ_s softmax_s(scale · q[t,h]·k[s,h] + key_bias[s]) v[s, h, :].
@@ -78,6 +93,11 @@ struct AttentionCall {
   /// says so beforehand). Calls with block_energy are computed in the inputs' bits all the same, for what is measured
   /// decides about other runs.
   bool eight_bits = false;
+
+  /// Null: q and k are ready. Else they are the query and key of this, on which the norm and the rotation are still to
+  /// be done; what they hold after the call nobody knows. Only engines that take it (AttentionEngine::takes_norm) may
+  /// be given such a call.
+  const QueryKeyNorm* norm = nullptr;
 };
 
 }  // namespace calibatt

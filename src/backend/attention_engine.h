@@ -24,6 +24,9 @@ class AttentionEngine {
   /// every call that AttentionCall allows, on a GPU up to what a grid and its shared memory hold. Throws Error(kUsage),
   /// before anything is written, when shapes, dtypes or schedules do not fit together or no kernel takes the call.
   virtual void attention(const AttentionCall& call) = 0;
+  /// Whether calls in 8 bits may have queries and keys that are still to be normalised (AttentionCall::norm), because
+  /// the engine then saves passes over them.
+  virtual bool takes_norm() const { return false; }
   /// Name of the kernel that `attention` would run for dense calls of this dtype and head size, in 8 bits or not; for
   /// reports. Throws Error(kUsage), with the reason, when no kernel takes them.
   virtual std::string attention_kernel(DType, int /*head_dim*/, bool /*eight_bits*/ = false) const { return "unknown"; }

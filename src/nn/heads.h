@@ -15,8 +15,5 @@ inline ConstHeadsView heads_view(const Tensor& tensor, int64_t first_column, int
       static_cast<const char*>(tensor.raw()) + first_column * static_cast<int64_t>(dtype_size(tensor.dtype()));
   return {data, tensor.dtype(), tensor.dim(0), tensor.dim(1), head_dim};
 }
-inline ConstHeadsView as_const(const HeadsView& view) {
-  return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
-}
 
 }  // namespace calibatt

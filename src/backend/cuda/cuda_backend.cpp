@@ -65,6 +65,9 @@ class CudaBackend final : public Backend, public CudaAttention {
   }
   Tensor weight_of(const LinearLayer& layer, const Tensor&) override { return linear_.weight_of(layer, DType::kBF16); }
 
+  bool takes_norm() const override;
+  void attention(const AttentionCall& call) override;
+
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override {
     cuda::layer_norm(layer_norm_call(x, {scale, shift, one_plus_scale, eps}, RowsOut(out)), context_.stream());
@@ -151,6 +154,21 @@ void CudaBackend::add_rms_norm(const Tensor& x, const Tensor& weight, float eps,
       following == nullptr ? add_rms_norm_call(x, weight, eps, residual)
                            : add_rms_norm_call(x, weight, eps, residual, following->weight, RowsOut(following->out));
   cuda::add_rms_norm(call, context_.stream());
+}
+
+// Kernels that take a pending norm are those of Hopper in 8 bits.
+bool CudaBackend::takes_norm() const {
+  return current_device().compute_capability == 90;
+}
+
+void CudaBackend::attention(const AttentionCall& call) {
+  if (call.norm == nullptr || norms_in_kernel(call)) return CudaAttention::attention(call);
+  const QueryKeyNorm& norm = *call.norm;
+  norm_and_rotate(norm.query, call.num_heads, call.head_dim, norm.query_weight, norm.eps, norm.rope);
+  norm_and_rotate(norm.key, call.num_heads, call.head_dim, norm.key_weight, norm.eps, norm.rope);
+  AttentionCall ready = call;
+  ready.norm = nullptr;
+  CudaAttention::attention(ready);
 }
 
 void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,

@@ -23,9 +23,6 @@ HeadsView rows_of(Tensor& tensor, int64_t first, int64_t count, int head_dim) {
   char* data = static_cast<char*>(tensor.raw()) + first * width * static_cast<int64_t>(dtype_size(tensor.dtype()));
   return {data, tensor.dtype(), count, width, head_dim};
 }
-ConstHeadsView as_const(const HeadsView& view) {
-  return {view.data, view.dtype, view.num_tokens, view.token_stride, view.head_stride};
-}
 
 CalibrationOps& calibration_ops_of(const RecordingBackend& backend) {
   if (backend.calibration_ops != nullptr) return *backend.calibration_ops;

@@ -211,17 +211,22 @@ void WanTransformer::self_attention_step(int layer, const Tensor& modulation, co
   apply_layer(*backend_, *layers.qkv, work_.normed, 0, work_.residual.dim(0), work_.qkv);
   const HeadsView query = heads_view(work_.qkv, 0, head_dim), key = heads_view(work_.qkv, dim, head_dim),
                   value = heads_view(work_.qkv, 2 * dim, head_dim);
-  backend_->norm_and_rotate(query, heads, head_dim, or_null(block.query_norm), config_.eps, &layout.rope);
-  backend_->norm_and_rotate(key, heads, head_dim, or_null(block.key_norm), config_.eps, &layout.rope);
-
-  OutputContext context;
-  Tensor host_gate;
-  if (attention.wants_output_context()) {
-    context = output_weights_.context(*backend_, layer, *layers.output, gate, work_.residual, host_gate);
+  const QueryKeyNorm norm{query, key, or_null(block.query_norm), or_null(block.key_norm), config_.eps, &layout.rope};
+  const HeadsView out = heads_view(work_.attended, 0, head_dim);
+  if (attention.takes_norm()) {
+    timer.start();
+    attention.norm_and_attend(layer, layout.geometry, norm, as_const(value), out);
+  } else {
+    backend_->norm_and_rotate(query, heads, head_dim, norm.query_weight, norm.eps, norm.rope);
+    backend_->norm_and_rotate(key, heads, head_dim, norm.key_weight, norm.eps, norm.rope);
+    OutputContext context;
+    Tensor host_gate;
+    if (attention.wants_output_context()) {
+      context = output_weights_.context(*backend_, layer, *layers.output, gate, work_.residual, host_gate);
+    }
+    timer.start();
+    attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value), out, context);
   }
-  timer.start();
-  attention.attend(layer, layout.geometry, as_const(query), as_const(key), as_const(value),
-                   heads_view(work_.attended, 0, head_dim), context);
   timer.stop();
 
   add_attended(*layers.output, &gate);

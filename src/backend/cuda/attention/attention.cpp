@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/cuda/attention/summaries.h"
+#include "backend/transformer_ops.h"
 #include "backend/validate_attention.h"
 #include "base/ceil_div.h"
 #include "base/error.h"
@@ -47,14 +48,39 @@ void validate_heads(const DeviceHeads& heads, const char* name, const AttentionA
   }
 }
 
+NormArgs norm_args(const AttentionCall& call) {
+  const QueryKeyNorm& norm = *call.norm;
+  CALIBATT_ASSERT(norm.query.data == call.q.data && norm.key.data == call.k.data);
+  NormArgs args{.pending = true, .eps = norm.eps};
+  CALIBATT_ASSERT((norm.query_weight == nullptr) == (norm.key_weight == nullptr));
+  if (norm.query_weight != nullptr) {
+    const int64_t channels = int64_t{call.num_heads} * call.head_dim;
+    CALIBATT_ASSERT(norm.query_weight->size() == channels && norm.key_weight->size() == channels);
+    args.query_weight = norm.query_weight->f32();
+    args.key_weight = norm.key_weight->f32();
+  }
+  if (norm.rope != nullptr) {
+    const int64_t size = call.q.num_tokens * call.head_dim;
+    CALIBATT_ASSERT(call.k.num_tokens == call.q.num_tokens);
+    CALIBATT_ASSERT(norm.rope->cos.size() == size && norm.rope->signed_sin.size() == size);
+    args.cos = norm.rope->cos.f32();
+    args.signed_sin = norm.rope->signed_sin.f32();
+  }
+  return args;
+}
+
 /// Where the parts of a call's workspace lie.
 struct WorkspaceLayout {
   size_t summary_k = 0, summary_v = 0;  ///< offsets; the kernel's own part is at 0
   size_t size_bytes = 0;
 };
 
-bool makes_summaries(const AttentionArgs& args) {
+bool lacks_summaries(const AttentionArgs& args) {
   return args.num_summaries > 0 && args.summary_k.data == nullptr;
+}
+/// Kernels in 8 bits make their own.
+bool makes_summaries(const AttentionArgs& args, const AttentionKernel& kernel) {
+  return lacks_summaries(args) && !kernel.eight_bits;
 }
 
 /// Summaries in the workspace: [batch, num_summaries, heads, head_dim] without gaps.
@@ -70,7 +96,7 @@ WorkspaceLayout make_layout(const AttentionArgs& args, const AttentionKernel& ke
   WorkspaceLayout layout;
   layout.summary_k = aligned(kernel.workspace_bytes(args, device.num_sms));
   const size_t summaries =
-      makes_summaries(args)
+      makes_summaries(args, kernel)
           ? aligned(dtype_size(args.dtype) * static_cast<size_t>(args.batch) * static_cast<size_t>(args.num_summaries) *
                     static_cast<size_t>(args.num_heads) * static_cast<size_t>(args.head_dim))
           : 0;
@@ -81,7 +107,7 @@ WorkspaceLayout make_layout(const AttentionArgs& args, const AttentionKernel& ke
 
 /// The kernel for the call, decided as if the summaries that have no place yet were well placed.
 const AttentionKernel& choose(AttentionArgs args, const DeviceInfo& device, std::string_view name) {
-  if (makes_summaries(args)) {
+  if (lacks_summaries(args)) {
     alignas(kAlignment) static std::byte somewhere_aligned;  // only its address is looked at
     place_summaries(args, {}, &somewhere_aligned);
   }
@@ -133,8 +159,19 @@ AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedul
   set_schedule(args, schedule, has_summaries);
   args.block_energy = call.block_energy;
   args.last_key_bias_log2 = last_key_bias_log2(call.key_bias);
+  if (call.norm != nullptr) args.norm = norm_args(call);
   validate(args);
   return args;
+}
+
+bool norms_in_kernel(const AttentionCall& call) {
+  AttentionCall dense = call;
+  dense.heads = {};
+  const AttentionArgs args = make_args(dense, {});
+  return std::ranges::any_of(attention_kernels(), [&](const AttentionKernel& kernel) {
+    return kernel.eight_bits == args.eight_bits &&
+           refusal_of(kernel, args, current_device().compute_capability).empty();
+  });
 }
 
 void set_schedule(AttentionArgs& args, const DeviceSchedule& schedule, bool has_summaries) {
@@ -222,7 +259,7 @@ void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cuda
   if (layout.size_bytes > 0 && (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % kAlignment != 0)) {
     refuse("the workspace must be device memory at a multiple of " + std::to_string(kAlignment) + " bytes");
   }
-  if (makes_summaries(args)) {
+  if (makes_summaries(args, chosen)) {
     place_summaries(args, layout, workspace);
     for (const auto& [from, to] : {std::pair{&args.k, &args.summary_k}, {&args.v, &args.summary_v}}) {
       make_summaries(*from, *to, args.dtype, args.batch, args.num_heads, args.head_dim, args.num_keys, args.block_k,

@@ -49,6 +49,10 @@ AttentionArgs make_args(const AttentionCall& call, const ResidentSchedule& sched
 /// The same for a schedule that lies somewhere else (schedule_stream.h).
 AttentionArgs make_args(const AttentionCall& call, const DeviceSchedule& schedule, bool has_summaries);
 
+/// Whether a kernel does the norm that is pending in the call (AttentionCall::norm) in the pass that makes its bytes.
+/// Where none does, it is to be done beforehand, and the call made without.
+bool norms_in_kernel(const AttentionCall& call);
+
 /// Makes a dense call's arguments those of a planned one; for callers that have the schedule in device memory and no
 /// HeadSchedules.
 void set_schedule(AttentionArgs& args, const DeviceSchedule& schedule, bool has_summaries);
@@ -58,7 +62,8 @@ void set_schedule(AttentionArgs& args, const DeviceSchedule& schedule, bool has_
 void validate(const AttentionArgs& args);
 
 /// Bytes of device memory that `attention` needs beside the arguments: the kernel's own, and the summaries when
-/// args.num_summaries > 0 and args.summary_k.data is null. Errors: as of `attention`.
+/// args.num_summaries > 0 and args.summary_k.data is null (kernels in 8 bits make their own). Errors: as of
+/// `attention`.
 size_t attention_workspace_bytes(const AttentionArgs& args, std::string_view kernel = {});
 
 /// Validates, chooses (the first kernel that takes the call, or the one of that name), makes summaries where they are

@@ -72,6 +72,17 @@ struct DeviceSchedule {
   const int32_t* destinations = nullptr;
 };
 
+/// What becomes of queries and keys between projection and attention: a norm over all heads of a token, then a rotation
+/// (RmsNormCall of kernels/norm.h).
+struct NormArgs {
+  bool pending = false;  ///< else q and k are ready, and the rest means nothing
+  float eps = 0;
+  const float* query_weight = nullptr;  ///< [num_heads · head_dim]; null, as the keys': nothing is normalised
+  const float* key_weight = nullptr;
+  const float* cos = nullptr;         ///< [tokens, head_dim] (RopeTable); null: nothing is rotated
+  const float* signed_sin = nullptr;  ///< with cos
+};
+
 /// out[b, t, h] = Σ_s softmax_s(scale · q[b, t, h] · k[b, s, h]) v[b, s, h], with what a plan leaves out left out.
 struct AttentionArgs {
   DeviceHeads q, k, v, out;
@@ -91,7 +102,8 @@ struct AttentionArgs {
   int block_k = 128;  ///< tokens of a key block: of a summary, and of an energy column
 
   /// Summaries (schedule tiles with kSummaries): [batch, num_summaries, num_heads, head_dim] mean keys and values of
-  /// the key blocks, in `dtype`; summary c has the logit bias log2(tokens of block c).
+  /// the key blocks, in `dtype`; summary c has the logit bias log2(tokens of block c). Kernels in 8 bits make their
+  /// own.
   DeviceHeads summary_k, summary_v;
   int num_summaries = 0;
 
@@ -107,6 +119,10 @@ struct AttentionArgs {
 
   /// Workspace of the call, of the size the kernel asks for. The first word is the tile counter, zero at launch.
   void* workspace = nullptr;
+
+  /// Where it is pending, q and k are as their projection left them, and the kernel does this first (sm90_fp8; others
+  /// refuse).
+  NormArgs norm;
 };
 
 }  // namespace calibatt::cuda

@@ -41,6 +41,7 @@ std::string refusal_of(const AttentionKernel& kernel, const AttentionArgs& args,
            ", this one has " + version_text(capability);
   }
   if (args.dtype == DType::kF32 && !kernel.takes_f32) return "q, k and v are F32, it takes 16-bit floats";
+  if (args.norm.pending && !kernel.eight_bits) return "it takes queries and keys that are normalised already";
   return kernel.refusal(args);
 }
 

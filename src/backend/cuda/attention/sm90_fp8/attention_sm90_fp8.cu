@@ -17,6 +17,7 @@
 #include "backend/cuda/attention/sm90_fp8/consumer.cuh"
 #include "backend/cuda/attention/sm90_fp8/copies.cuh"
 #include "backend/cuda/attention/sm90_fp8/layout.cuh"
+#include "backend/cuda/attention/sm90_fp8/quantize_normed.h"
 #include "backend/cuda/device/device.h"
 #include "base/ceil_div.h"
 
@@ -66,10 +67,30 @@ void launch_kernel(const KernelParams& params, int num_blocks, cudaStream_t stre
 
 }  // namespace
 
+namespace {
+
+std::string normed_refusal(const AttentionArgs& args) {
+  if (args.batch > 1) return "queries and keys of several batch entries are normalised beforehand";
+  if (!fits_normed(args.num_heads, args.head_dim)) {
+    return std::to_string(args.num_heads) + " heads are too many to be normalised in the pass that makes their bytes";
+  }
+  const bool packed = args.q.head_stride == args.head_dim && args.k.head_stride == args.head_dim;
+  if (!packed && args.num_heads > 1) return "heads to be normalised together do not lie behind each other";
+  for (const float* pointer : {args.norm.query_weight, args.norm.key_weight, args.norm.cos, args.norm.signed_sin}) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return "a norm's weight or rotation is not aligned to 16 bytes";
+  }
+  return {};
+}
+
+}  // namespace
+
 std::string refusal(const AttentionArgs& args) {
   if (args.block_energy != nullptr) return "block energy is measured in 16 bits";
   if (args.row_lse != nullptr) return "row sums are measured in 16 bits";
   if (std::string reason = sm90::refusal(args); !reason.empty()) return reason;
+  if (args.norm.pending) {
+    if (std::string reason = normed_refusal(args); !reason.empty()) return reason;
+  }
   const Quantized sizes = place_quantized(args, nullptr);
   if (sizes.query_rows / kChunkKeys + sizes.num_chunks > 65535 || args.batch > 65535) {
     return "it has more tokens or batch entries than a grid holds";

@@ -16,7 +16,13 @@
 /// that of the rounded differences: inputs in 16 bits lie on a grid, so a channel's rounding errors do not cancel, and
 /// what is left of them in the mean does not shrink with the number of keys, as an average of values does. Summaries
 /// lie behind the keys as chunks of their own, with scales of their own; of values, a channel's scale serves both (a
-/// block's mean exceeds no value).
+/// block's mean exceeds no value). They are made here, of the chunks' sums: AttentionArgs::summary_k and summary_v,
+/// which are rounded to 16 bits, are not looked at.
+///
+/// Any constant may be taken from keys and from values, so where there are many their means are those of a sample. A
+/// channel's scale then leaves room for values kRoom times as far from it as the sample's, which costs nothing: e4m3 is
+/// a floating type. Where a value lies farther still, the pass that makes the bytes tells, and its head's values are
+/// made again with the channel's true range. No value is ever cut off.
 ///
 /// Chunks are stored as they lie in shared memory, so that a copy is one run of bytes: rows in the swizzle of their
 /// length, values transposed with their keys in the order of ptx::key_slot.
@@ -24,6 +30,20 @@ namespace calibatt::cuda::sm90_fp8 {
 
 /// Largest magnitudes of the two types.
 inline constexpr float kLargestByte = 127.0f, kLargestE4m3 = 448.0f;
+
+/// How far values may lie from a sampled mean, beside those of the sample, before they are made again.
+inline constexpr float kRoom = 16.0f;
+
+/// Tokens that stand for all: one of every `stride`, at places without a period (a grid's columns would be one).
+struct Sample {
+  int num_tokens = 0, stride = 1;
+
+  __host__ __device__ int count() const { return (num_tokens + stride - 1) / stride; }
+  __host__ __device__ int token(int i) const {
+    const int at = i * stride + static_cast<int>((static_cast<uint32_t>(i) * 0x9E3779B9u >> 16) % stride);
+    return at < num_tokens ? at : num_tokens - 1;
+  }
+};
 
 /// Where everything lies; `heads` below is batch · num_heads, batch entries first.
 struct Quantized {
@@ -33,14 +53,21 @@ struct Quantized {
   float4* k_scale = nullptr;  ///< [heads][num_chunks], the scale in x: 16 bytes are the least that is copied
   uint8_t* v = nullptr;       ///< [heads][num_chunks][head_dim][64 keys], swizzled
   float* v_scale = nullptr;   ///< [heads][head_dim]
-  float* k_mean = nullptr;    ///< [heads][head_dim]
-  float* v_mean = nullptr;    ///< [heads][head_dim]: once all is quantised, what the output gets back (above)
-  float* v_sum = nullptr;     ///< [heads][key_chunks][head_dim]: sums of the bytes of v
-  float* partial = nullptr;   ///< [heads][num_splits][4][head_dim]: sums of k and v, least and largest v
-  int query_rows = 0;         ///< of a head, a multiple of 64
-  int key_chunks = 0;         ///< of keys; then those of summaries
-  int num_chunks = 0;         ///< of both; summaries are filled up to whole steps of two
-  int num_splits = 0;
+  float* k_mean = nullptr;    ///< [heads][head_dim]: of the sample
+  float* v_mean = nullptr;    ///< [heads][head_dim]: likewise; once all is quantised, what the output gets back (above)
+  float* v_peak =
+      nullptr;  ///< [heads][head_dim]: how far values lie from the mean where the scale does not reach; or 0
+  float* v_error = nullptr;    ///< [heads][key_chunks][head_dim]: sums of what rounding took, in units of the scale
+  float* k_sum = nullptr;      ///< [heads][key_chunks][head_dim]: of keys less the mean; null without summaries
+  float* v_sum = nullptr;      ///< likewise of values, in units of the scale
+  float* k_partial = nullptr;  ///< [heads][key_parts][head_dim]: sums of sampled keys
+  float* v_partial = nullptr;  ///< [heads][num_splits][3][head_dim]: sums of sampled values, the least and largest
+  int query_rows = 0;          ///< of a head, a multiple of 64
+  int key_chunks = 0;          ///< of keys; then those of summaries
+  int num_chunks = 0;          ///< of both; summaries are filled up to whole steps of two
+  int num_splits = 0, key_parts = 0;
+  Sample sample;      ///< of values
+  Sample key_sample;  ///< the same, or a smaller one where keys are still to be normalised
 };
 
 /// The layout of a call's inputs at `base` (256-byte aligned).
