@@ -358,9 +358,11 @@ StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& pr
   if (asked.layers && !(known && known->knows({.layers = true}, layers))) {
     measure({.layers = true}, growth.layer_changes);
     growth.layers = layers;
+    growth.layer_arithmetic = kLayerArithmetic;
   }
   if (asked.attention && !(known && known->knows({.attention = true}, layers))) {
     measure({.attention = true}, growth.attention_changes);
+    growth.attention_arithmetic = kAttentionArithmetic;
   }
   do_jobs(runners_, jobs, told_, progress);
   if (!known) add_visible_change(changed.back(), growth, progress);

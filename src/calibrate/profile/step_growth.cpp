@@ -17,6 +17,7 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "calibatt-step-growth";
 constexpr int kVersion = 2;
+constexpr int kFirstArithmetic = 1;            // of files that do not say
 constexpr const char* kChecksum = "checksum";  // files from before it lack it
 constexpr std::string_view kAdvice = "delete that file, and calibrate measures it anew";
 
@@ -74,9 +75,11 @@ StepGrowth parse(const JsonConfig& json, const ProfileHeader& header) {
   if (json.has("layer_changes")) {
     growth.layer_changes = parse_steps<StepGrowth::EightBitChange>(json, "layer_changes", "change", header);
     growth.layers = json.string("layers");
+    growth.layer_arithmetic = static_cast<int>(json.integer("layer_arithmetic", kFirstArithmetic));
   }
   if (json.has("attention_changes")) {
     growth.attention_changes = parse_steps<StepGrowth::EightBitChange>(json, "attention_changes", "change", header);
+    growth.attention_arithmetic = static_cast<int>(json.integer("attention_arithmetic", kFirstArithmetic));
   }
   growth.latents_error = json.number("latents_error");
   growth.psnr_db = json.number("psnr_db");
@@ -96,8 +99,12 @@ void save_growth(const std::string& folder, const ProfileHeader& header, const S
   if (!growth.layer_changes.empty()) {
     json["layer_changes"] = list_of(growth.layer_changes);
     json["layers"] = growth.layers;
+    json["layer_arithmetic"] = growth.layer_arithmetic;
   }
-  if (!growth.attention_changes.empty()) json["attention_changes"] = list_of(growth.attention_changes);
+  if (!growth.attention_changes.empty()) {
+    json["attention_changes"] = list_of(growth.attention_changes);
+    json["attention_arithmetic"] = growth.attention_arithmetic;
+  }
   json[kChecksum] = checksum_of(json);
   write_text_file(path_in(folder), text_of(json, 2) + "\n");
 }

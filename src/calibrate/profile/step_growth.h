@@ -39,10 +39,12 @@ struct StepGrowth {
   };
   std::vector<EightBitChange> layer_changes, attention_changes;  ///< by rising step; empty: not measured
   std::string layers;                                            ///< which layers that was of: RunReport::weights_dtype
-  /// Whether what 8 bits do is known of all of these.
+  /// Of which kernels (base/eight_bit_parts.h).
+  int layer_arithmetic = kLayerArithmetic, attention_arithmetic = kAttentionArithmetic;
+  /// Whether what 8 bits do is known of all of these, by the present kernels.
   bool knows(EightBitParts parts, const std::string& of_layers) const {
-    return (!parts.layers || (!layer_changes.empty() && layers == of_layers)) &&
-           (!parts.attention || !attention_changes.empty());
+    return (!parts.layers || (!layer_changes.empty() && layers == of_layers && layer_arithmetic == kLayerArithmetic)) &&
+           (!parts.attention || (!attention_changes.empty() && attention_arithmetic == kAttentionArithmetic));
   }
 
   // Final latents that were changed, and the video of them.

@@ -148,6 +148,32 @@ TEST_F(StepTables, WhatEightBitsDoComesBackToo) {
   EXPECT_THAT(message(ErrorKind::kFormat, [&] { load_growth(folder.path(), header); }), HasSubstr("layer_changes[1]"));
 }
 
+TEST_F(StepTables, WhatOtherKernelsDidIsNotKnownOfThePresentOnes) {
+  growth.layer_changes = growth.attention_changes = {{0, 0.0078125}};
+  growth.layers = "fp8";
+  save_growth(folder.path(), header, growth);
+  const std::string path = folder / "step_growth.json", sound = without_checksum(read_text_file(path));
+  const auto read_with = [&](const std::string& part, const std::string& arithmetic) {
+    std::string text = sound;
+    const size_t at = text.find("\"" + part + "_arithmetic\""), end = text.find(',', at);
+    text.replace(at, end - at, arithmetic);
+    std::ofstream(path) << text;
+    return load_growth(folder.path(), header).value();
+  };
+  const EightBitParts layers{.layers = true}, attention{.attention = true};
+  for (const std::string other : {"99", "0"}) {
+    StepGrowth read = read_with("layer", "\"layer_arithmetic\": " + other);
+    EXPECT_FALSE(read.knows(layers, "fp8"));
+    EXPECT_TRUE(read.knows(attention, "fp8")) << "each part has its own";
+    read = read_with("attention", "\"attention_arithmetic\": " + other);
+    EXPECT_FALSE(read.knows(attention, "fp8"));
+    EXPECT_TRUE(read.knows(layers, "fp8"));
+  }
+  // Files from before do not say; kernels of attention have changed since.
+  EXPECT_EQ(read_with("attention", "\"another\": 1").attention_arithmetic, 1);
+  EXPECT_EQ(read_with("layer", "\"another\": 1").layer_arithmetic, 1);
+}
+
 TEST_F(StepTables, GrowthOfAnEarlierVersionIsMeasuredAnew) {
   save_growth(folder.path(), header, growth);
   const std::string path = folder / "step_growth.json";
