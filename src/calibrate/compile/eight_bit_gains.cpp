@@ -26,14 +26,19 @@ std::span<const Point> of_size(const std::vector<Point>& points, size_t begin) {
   return {points.begin() + static_cast<std::ptrdiff_t>(begin), end - begin};
 }
 
-/// Hopper, the only GPUs that compute anything in 8 bits here (docs/performance.md). Layers: everything but
-/// self-attention in a planned forward of Wan 14B at 720p, 2.71 s for 1.42 s ("One H200: whole forwards in 8 bits");
-/// its linear layers alone 1.99. Small Wan models gain less, which nobody measured. Self-attention: single launches of
-/// 40 heads, quantising included ("One H200: attention in 8 bits", commit 5bff0b2).
+/// Hopper, the only GPUs that compute anything in 8 bits here. From forwards of Wan 14B (docs/performance.md, "One
+/// H200: whole forwards in 8 bits"). Layers: everything but self-attention at 720p, 2.71 s for 1.36 s; small Wan models
+/// gain less, which nobody measured. Self-attention, quantising included: at 720p 162.8 ms a layer for 122.0
+/// dense, 61.3 for 55.1 planned; at 480p 29.7 for 23.6 and 9.7 for 9.5. At density .214 it is single launches ("One
+/// H200: attention in 8 bits"). Nobody measured few tokens: that nothing is gained at 8,192 is supposed.
 EightBitGains hopper() {
-  return {
-      1.91,
-      {{32'760, 0.375, 0.846}, {32'760, 1, 0.920}, {75'600, 0.2, 0.907}, {75'600, 0.375, 1.017}, {75'600, 1, 1.175}}};
+  return {1.99,
+          {{8'192, 1, 1},
+           {32'760, 0.321, 1.021},
+           {32'760, 1, 1.258},
+           {75'600, 0.214, 1.077},
+           {75'600, 0.376, 1.113},
+           {75'600, 1, 1.334}}};
 }
 
 /// The same of Mochi 1 at 848×480 × 163 frames: .294 s for .181 s ("One H200: linear layers in 8 bits").

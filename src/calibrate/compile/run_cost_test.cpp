@@ -11,22 +11,23 @@ constexpr const char* kWan = "WanTransformer3DModel";
 
 TEST(EightBitGains, AreThoseThatWereMeasuredAndLieBetweenThem) {
   const EightBitGains hopper = eight_bit_gains("cuda", kWan);
-  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 1), 1.175);
-  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.375), 1.017);
-  EXPECT_NEAR(hopper.of_attention(75'600, 0.6875), (1.175 + 1.017) / 2, 1e-9);
-  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.1), 0.907) << "constant outside";
-  EXPECT_DOUBLE_EQ(hopper.of_attention(200'000, 1), 1.175);
-  EXPECT_DOUBLE_EQ(hopper.of_attention(32'760, 1), 0.920);
-  EXPECT_DOUBLE_EQ(hopper.of_attention(1'000, 0.2), 0.846);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 1), 1.334);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.376), 1.113);
+  EXPECT_NEAR(hopper.of_attention(75'600, 0.688), (1.334 + 1.113) / 2, 1e-9);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.1), 1.077) << "constant outside";
+  EXPECT_DOUBLE_EQ(hopper.of_attention(200'000, 1), 1.334);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(32'760, 1), 1.258);
+  EXPECT_DOUBLE_EQ(hopper.of_attention(1'000, 0.2), 1);
   const double between = hopper.of_attention(50'000, 1);
-  EXPECT_GT(between, 0.920);
-  EXPECT_LT(between, 1.175);
+  EXPECT_GT(between, 1.258);
+  EXPECT_LT(between, 1.334);
 }
 
 TEST(EightBitGains, AttentionOfFewTokensAndACpuGainNothing) {
   const EightBitGains hopper = eight_bit_gains("cuda", kWan);
   EXPECT_EQ(hopper.parts(75'600), (EightBitParts{.attention = true, .layers = true}));
-  EXPECT_EQ(hopper.parts(32'760), (EightBitParts{.attention = false, .layers = true}));
+  EXPECT_EQ(hopper.parts(32'760), (EightBitParts{.attention = true, .layers = true}));
+  EXPECT_EQ(hopper.parts(4'352), (EightBitParts{.attention = false, .layers = true}));
   EXPECT_LT(eight_bit_gains("cuda", "MochiTransformer3DModel").layers, hopper.layers);
   EXPECT_FALSE(eight_bit_gains("cpu", kWan).parts(75'600).any());
   EXPECT_EQ(eight_bit_gains("cpu", kWan).of_attention(75'600, 1), 1);
