@@ -88,6 +88,7 @@ TEST(PlanFit, ThePlansErrorAndTheConditionsItSaysNothingOfAreReported) {
   });
   EXPECT_THAT(other.warnings, ElementsAre(AllOf(HasSubstr("3 steps, flow shift 3, guidance 5 and scheduler unipc"),
                                                 HasSubstr("2, flow shift 8, guidance 6.5 and scheduler euler"))));
+  EXPECT_EQ(other.end.psnr_measured, std::nullopt) << "is of runs with the plan's own steps";
   EXPECT_THAT(use([](RunDescription& run) { run.flow_shift = 8; }).warnings,
               ElementsAre(AllOf(HasSubstr("with flow shift 3,"), HasSubstr("has flow shift 8:"))));
   EXPECT_THAT(use([](RunDescription& run) { run.sigmas[1] = 0.6; }).warnings, ElementsAre(HasSubstr("noise levels")));
