@@ -53,11 +53,12 @@ void synthetic_energy(const AttentionGeometry& geometry, int prompt, int site, f
   });
 }
 
-void SyntheticDevice::attention(const AttentionCall& call) {
-  if (call.block_energy == nullptr) return;
+std::string_view SyntheticDevice::attention(const AttentionCall& call) {
+  if (call.block_energy == nullptr) return "";
   const double start = now(Clock::kCpu);
   synthetic_energy(geometry_, prompt_, site_, reinterpret_cast<float*>(inside(call.block_energy)));
   seconds_making_energies += (now(Clock::kCpu) - start) * num_threads();
+  return "synthetic";
 }
 
 }  // namespace calibatt::bench

@@ -19,7 +19,7 @@ class SyntheticDevice : public FakeDeviceBackend {
   SyntheticDevice(const AttentionGeometry& geometry, size_t bytes)
       : FakeDeviceBackend(false, bytes), geometry_(geometry) {}
   void next(int prompt, int site) { prompt_ = prompt, site_ = site; }
-  void attention(const AttentionCall& call) override;
+  std::string_view attention(const AttentionCall& call) override;
   double seconds_making_energies = 0;  ///< processor time, to be left out
 
  private:

@@ -134,13 +134,15 @@ struct PlanUse {
   /// Which parts of each step of this run the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it does not
   /// say. A run computes in 8 bits what it is allowed to (GenerateOptions::attention_dtype, LoadOptions::weights).
   std::vector<std::string> eight_bits = {};
-  EndOfRun end = {};  ///< of runs with the plan's own steps
+  /// Nothing where the run's weights or conditions are not those that the plan was calibrated with (warnings says so).
+  EndOfRun end = {};
 };
 
 /// What a run did, for people and for files.
 struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
-  std::string model_name, precision, backend, attention_kernel;
+  std::string model_name, precision, backend;
+  std::string attention_kernel;  ///< that computed self-attention; several: the one of the most calls first, by commas
   /// "fp8" where linear layers are in 8 bits, with the layers that are not: "fp8, but for ffn.net.2". Empty: they are
   /// of the run's precision.
   std::string weights_dtype;
@@ -177,7 +179,8 @@ struct RunReport {
   /// "layers", "attention+layers". Empty: none of any.
   std::vector<std::string> eight_bit_parts;
   int64_t attention_calls = 0, dense_fallback_calls = 0;
-  std::string fallback_reason;   ///< why dense_fallback_calls > 0
+  std::map<std::string, int64_t> attention_kernels;  ///< how many of the calls each kernel computed
+  std::string fallback_reason;                       ///< why dense_fallback_calls > 0
   std::string step_mapping;      ///< how the run's steps were mapped to the plan's, when they differ
   std::optional<PlanUse> plan;   ///< where a plan was applied
   MaskStreaming mask_streaming;  ///< of this run; its peak is since the model was loaded

@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "calibatt/pipeline.h"
@@ -34,6 +37,7 @@ struct AttentionReport {
   std::vector<std::vector<double>> density_map;  ///< [step][layer]; 0 in a step that runs no forward
   TokenPairs pairs;                              ///< of which these are made
   std::vector<std::vector<TokenPairs>> pairs_map;
+  std::map<std::string, int64_t, std::less<>> kernel_calls;  ///< by the kernel's name; calls without one are left out
 
   /// The same of the run's other branch of guidance, which others computed. Text of joint attention makes its density
   /// another.
@@ -45,8 +49,9 @@ class AttentionMeter {
  public:
   AttentionMeter(int num_steps, int num_layers);
 
-  /// One call at this site, all heads together. A site beyond the table counts in the totals only.
-  void add(int step, int layer, int64_t computed_pairs, int64_t all_pairs);
+  /// One call at this site, all heads together, by this kernel (AttentionEngine::attention). A site beyond the table
+  /// counts in the totals only.
+  void add(int step, int layer, int64_t computed_pairs, int64_t all_pairs, std::string_view kernel);
   void add_fallback() { ++fallback_calls_; }
   /// This step makes no call: its row of the map is 0.
   void skip_step(int step);
@@ -58,6 +63,7 @@ class AttentionMeter {
   TokenPairs total_;
   std::vector<bool> skipped_;  // [num_steps]
   int64_t calls_ = 0, fallback_calls_ = 0;
+  std::map<std::string, int64_t, std::less<>> kernel_calls_;
 };
 
 }  // namespace calibatt

@@ -12,18 +12,21 @@ using test::Layer;
 using test::run_of;
 
 using ::testing::ElementsAre;
+using ::testing::Pair;
 
 // Which calls were to be in 8 bits, and what was left to be done to their queries and keys.
 class BitsEngine : public AttentionEngine {
  public:
   explicit BitsEngine(bool takes_norm = false) : takes_norm_(takes_norm) {}
   bool takes_norm() const override { return takes_norm_; }
-  void attention(const AttentionCall& call) override {
+  std::string_view attention(const AttentionCall& call) override {
     eight_bits.push_back(call.eight_bits);
     norms.push_back(call.norm);
-    if (call.norm == nullptr) return;
-    EXPECT_EQ(call.q.data, call.norm->query.data);
-    EXPECT_EQ(call.k.data, call.norm->key.data);
+    if (call.norm != nullptr) {
+      EXPECT_EQ(call.q.data, call.norm->query.data);
+      EXPECT_EQ(call.k.data, call.norm->key.data);
+    }
+    return call.eight_bits ? "few bits" : "many bits";
   }
   std::vector<bool> eight_bits;
   std::vector<const QueryKeyNorm*> norms;
@@ -46,6 +49,7 @@ TEST(EightBitSteps, AreThoseFromTheGivenOneOn) {
       data.run(attention, 0);
     }
     EXPECT_THAT(engine.eight_bits, ElementsAre(false, false, false, true));
+    EXPECT_THAT(attention.report().kernel_calls, ElementsAre(Pair("few bits", 1), Pair("many bits", 3)));
   };
   expect_steps(*make_run_attention(engine, nullptr, run_of(*plan)));
   expect_steps(*make_run_attention(engine, plan, run_of(*plan)));

@@ -40,8 +40,7 @@ void RunAttention::norm_and_attend(int layer, const AttentionGeometry& geometry,
 }
 
 void DenseAttention::compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) {
-  engine_.attention(call);
-  meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry));
+  meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry), engine_.attention(call));
 }
 
 PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<const Plan> plan, const RunDescription& run,
@@ -106,16 +105,14 @@ void PlannedAttention::compute(int layer, const AttentionGeometry& geometry, con
     mismatch = geometry_mismatch(plan_->geometry(), geometry);
   }
   if (mismatch.empty()) {
-    const int64_t computed = attend_planned(layer, call, geometry.text_tokens - plan_->geometry().text_tokens);
-    meter_.add(step_, layer, computed, all_pairs(geometry));
+    attend_planned(layer, geometry, call);
     return;
   }
   if (on_mismatch_ != OnMismatch::kDense) {
     throw Error(ErrorKind::kMismatch, "the plan does not fit layer " + std::to_string(layer) + ": " + mismatch);
   }
   if (fallback_reason_.empty()) fallback_reason_ = mismatch;
-  engine_.attention(call);
-  meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry));
+  meter_.add(step_, layer, all_pairs(geometry), all_pairs(geometry), engine_.attention(call));
   meter_.add_fallback();
 }
 
@@ -159,7 +156,8 @@ void PlannedAttention::prefetch(int step, int layer) {
   announce(layer_at({step, layer, 0}));
 }
 
-int64_t PlannedAttention::attend_planned(int layer, AttentionCall call, int text_tokens) {
+void PlannedAttention::attend_planned(int layer, const AttentionGeometry& geometry, AttentionCall call) {
+  const int text_tokens = geometry.text_tokens - plan_->geometry().text_tokens;
   call.block_q = plan_->geometry().block_q;
   call.block_k = plan_->geometry().block_k;
   const size_t forward = forward_of_step();
@@ -170,8 +168,8 @@ int64_t PlannedAttention::attend_planned(int layer, AttentionCall call, int text
   if (const auto next = site_after(layer)) announce(layer_at(*next));
   call.heads = planned->heads();
   call.schedule = planned.get();
-  engine_.attention(call);
-  return planned->token_pairs();
+  const std::string_view kernel = engine_.attention(call);
+  meter_.add(step_, layer, planned->token_pairs(), all_pairs(geometry), kernel);
 }
 
 AttentionReport PlannedAttention::report() const {

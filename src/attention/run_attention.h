@@ -95,7 +95,7 @@ class PlannedAttention : public RunAttention {
   };
   void compute(int layer, const AttentionGeometry& geometry, const AttentionCall& call) override;
   /// Returns the computed pairs.
-  int64_t attend_planned(int layer, AttentionCall call, int text_tokens);
+  void attend_planned(int layer, const AttentionGeometry& geometry, AttentionCall call);
   void announce(const std::shared_ptr<const PlannedLayer>& layer);
   std::shared_ptr<const PlannedLayer> layer_at(const Site& site);
   int text_tokens_of(size_t forward) const;

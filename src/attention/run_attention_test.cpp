@@ -20,11 +20,15 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pair;
 
 // Writes down what it is told and asked, and computes nothing.
 class ListeningEngine : public AttentionEngine {
  public:
-  void attention(const AttentionCall& call) override { note("run ", call.schedule); }
+  std::string_view attention(const AttentionCall& call) override {
+    note("run ", call.schedule);
+    return "listening";
+  }
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     EXPECT_EQ(sizes.num_queries, 12);
     EXPECT_EQ(sizes.block_k, 4);
@@ -348,8 +352,9 @@ TEST(AttentionReport, OfTwoBranchesIsThatOfWhoeverComputesBoth) {
   AttentionMeter one(3, 2), other(3, 2), both(3, 2);
   for (AttentionMeter* meter : {&one, &other, &both}) meter->skip_step(1);
   const auto call = [&](AttentionMeter& meter, int step, int layer, int64_t computed, int64_t all) {
-    meter.add(step, layer, computed, all);
-    both.add(step, layer, computed, all);
+    const char* kernel = computed < 40 ? "planned" : "dense";
+    meter.add(step, layer, computed, all, kernel);
+    both.add(step, layer, computed, all, kernel);
   };
   call(one, 0, 0, 30, 100);
   call(other, 0, 0, 70, 130);  // more text
@@ -364,16 +369,19 @@ TEST(AttentionReport, OfTwoBranchesIsThatOfWhoeverComputesBoth) {
   EXPECT_EQ(report.density_map, expected.density_map);
   EXPECT_EQ(report.density_map[1], (std::vector<double>{0, 0}));
   EXPECT_EQ(report.calls, expected.calls);
+  EXPECT_THAT(report.kernel_calls, ElementsAre(Pair("dense", 2), Pair("planned", 2)));
+  EXPECT_EQ(report.kernel_calls, expected.kernel_calls);
   EXPECT_EQ(report.dense_fallback_calls, expected.dense_fallback_calls);
 }
 
 TEST(AttentionMeter, WeighsByPairsAndKeepsStrayCallsOutOfTheMap) {
   AttentionMeter meter(1, 2);
-  meter.add(0, 0, 10, 100);
-  meter.add(0, 0, 30, 100);
-  meter.add(7, 0, 0, 200);
+  meter.add(0, 0, 10, 100, "a");
+  meter.add(0, 0, 30, 100, "b");
+  meter.add(7, 0, 0, 200, "");  // a rank without heads ran none
   const AttentionReport report = meter.report();
   EXPECT_EQ(report.calls, 3);
+  EXPECT_THAT(report.kernel_calls, ElementsAre(Pair("a", 1), Pair("b", 1)));
   EXPECT_DOUBLE_EQ(report.density, 0.1);
   EXPECT_DOUBLE_EQ(report.density_map[0][0], 0.2);
   EXPECT_DOUBLE_EQ(report.density_map[0][1], 1.0) << "no call was made there";

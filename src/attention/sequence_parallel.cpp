@@ -121,7 +121,7 @@ void SequenceParallelEngine::check(const AttentionCall& call) const {
   }
 }
 
-void SequenceParallelEngine::attention(const AttentionCall& call) {
+std::string_view SequenceParallelEngine::attention(const AttentionCall& call) {
   check(call);
   const std::shared_ptr<const Share> share = share_of(call.schedule);
   const HeadDeal deal = share != nullptr ? share->deal() : deal_in_order(call.num_heads, ranks_.size());
@@ -134,6 +134,7 @@ void SequenceParallelEngine::attention(const AttentionCall& call) {
   const std::array<Tensor, 3> heads_of_all = take_heads(call, mine);
   output_ = {};  // the others have read the last call's
   output_ = device_.empty(call.out.dtype, {all_tokens, num_heads, call.head_dim});
+  std::string_view kernel;
   if (num_heads > 0) {
     std::vector<HeadSchedule> heads;
     AttentionCall part = call;
@@ -149,9 +150,10 @@ void SequenceParallelEngine::attention(const AttentionCall& call) {
       for (const int head : mine) heads.push_back(call.heads[static_cast<size_t>(head)]);
       part.heads = heads;
     }
-    engine_.attention(part);
+    kernel = engine_.attention(part);
   }
   take_outputs(call, deal);
+  return kernel;
 }
 
 std::array<Tensor, 3> SequenceParallelEngine::take_heads(const AttentionCall& call, const std::vector<int>& mine) {

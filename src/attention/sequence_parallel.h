@@ -33,7 +33,7 @@ class SequenceParallelEngine : public AttentionEngine {
 
   /// All ranks must make the same calls, with as many tokens of text. Throws as the engine does; Error(kUsage) for
   /// calls with block_energy or key_bias; Error(kDevice) when another rank fails.
-  void attention(const AttentionCall& call) override;
+  std::string_view attention(const AttentionCall& call) override;
   std::string attention_kernel(DType dtype, int head_dim, bool eight_bits = false) const override {
     return engine_.attention_kernel(dtype, head_dim, eight_bits);
   }

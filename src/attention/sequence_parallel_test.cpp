@@ -237,13 +237,14 @@ TEST(SequenceParallel, ViewsMayBePartsOfLargerTensors) {
 /// Computes nothing, and writes down what it is told and asked.
 class ListeningEngine : public AttentionEngine {
  public:
-  void attention(const AttentionCall& call) override {
+  std::string_view attention(const AttentionCall& call) override {
     calls.push_back(call.num_heads);
     EXPECT_EQ(call.heads.size(), static_cast<size_t>(call.num_heads));
     EXPECT_TRUE(announced.count(call.schedule) == 1);
     EXPECT_EQ(call.schedule->heads().data(), call.heads.data());
     // What is copied back must be something.
     std::memset(call.out.data, 0, static_cast<size_t>(call.out.num_tokens * call.out.token_stride) * sizeof(float));
+    return "listening";
   }
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     EXPECT_EQ(sizes.num_queries, 12);  // of the whole sequence

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "backend/attention_call.h"
 #include "backend/communicator.h"
@@ -23,12 +24,13 @@ class AttentionEngine {
   /// softmax(QKᵀ)V by the fastest kernel that takes the call. The last in a backend's table takes
   /// every call that AttentionCall allows, on a GPU up to what a grid and its shared memory hold. Throws Error(kUsage),
   /// before anything is written, when shapes, dtypes or schedules do not fit together or no kernel takes the call.
-  virtual void attention(const AttentionCall& call) = 0;
+  /// Returns the kernel's name, of static storage; empty where none ran.
+  virtual std::string_view attention(const AttentionCall& call) = 0;
   /// Whether calls in 8 bits may have queries and keys that are still to be normalised (AttentionCall::norm), because
   /// the engine then saves passes over them.
   virtual bool takes_norm() const { return false; }
   /// Name of the kernel that `attention` would run for dense calls of this dtype and head size, in 8 bits or not; for
-  /// reports. Throws Error(kUsage), with the reason, when no kernel takes them.
+  /// what is told before a run. Throws Error(kUsage), with the reason, when no kernel takes them.
   virtual std::string attention_kernel(DType, int /*head_dim*/, bool /*eight_bits*/ = false) const { return "unknown"; }
   /// Tells of a planned call that comes next or soon (AttentionCall::schedule will be this source), so that a backend
   /// whose kernels want schedules in another form or memory can prepare them meanwhile. A hint: calls that nobody

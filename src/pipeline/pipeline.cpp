@@ -23,7 +23,19 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// In place of what was expected before the run: calls of several kinds take several kernels.
+void enter_kernels(const AttentionReport& accounts, RunReport& run) {
+  run.attention_kernels = {accounts.kernel_calls.begin(), accounts.kernel_calls.end()};
+  std::vector<std::pair<int64_t, std::string>> by_calls;
+  for (const auto& [kernel, calls] : run.attention_kernels) by_calls.emplace_back(-calls, kernel);
+  std::ranges::sort(by_calls);
+  run.attention_kernel.clear();
+  for (const auto& [calls, kernel] : by_calls)
+    run.attention_kernel += (run.attention_kernel.empty() ? "" : ", ") + kernel;
+}
+
 void add_accounts(const AttentionReport& accounts, RunReport& run) {
+  enter_kernels(accounts, run);
   run.density = accounts.density;
   run.density_map = accounts.density_map;
   run.attention_calls = accounts.calls;

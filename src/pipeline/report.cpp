@@ -125,6 +125,7 @@ std::string to_json(const RunReport& report) {
                        {"reused_steps", json(reused_steps(report))},
                        {"step_reuse", report.step_reuse},
                        {"attention_calls", report.attention_calls},
+                       {"attention_kernels", report.attention_kernels},
                        {"dense_fallback_calls", report.dense_fallback_calls},
                        {"fallback_reason", report.fallback_reason},
                        {"step_mapping", report.step_mapping},

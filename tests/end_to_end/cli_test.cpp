@@ -43,6 +43,7 @@ TEST_F(Cli, GenerateWritesVideoAndReport) {
   EXPECT_EQ(report["density"], 1.0);
   EXPECT_GT(report["seconds"]["attention"], 0.0);
   EXPECT_EQ(report["attention_calls"], 2 * 2 * 8);  // steps × branches × layers
+  EXPECT_EQ(report["attention_kernels"], (nlohmann::json{{report["attention_kernel"].get<std::string>(), 2 * 2 * 8}}));
 }
 
 TEST_F(Cli, SameSeedSameVideoAndOtherSeedAnother) {

@@ -126,6 +126,14 @@ TEST_P(EightBitPlan, PromptsRunWithoutEightBits) {
   nlohmann::json after = growth();
   EXPECT_TRUE(after.contains("layer_changes"));
   for (const char* name : {"factors", "mask_changes", "latents_error", "psnr_db"}) EXPECT_EQ(after[name], before[name]);
+  // … and anew where kernels have changed since.
+  after.erase("checksum");
+  after["layer_arithmetic"] = kLayerArithmetic - 1;
+  after["layer_changes"] = nlohmann::json::array({{{"step", 0}, {"change", 0.75}}});
+  write_text_file(options_.profile_dir + "/step_growth.json", after.dump());
+  calibrated(fp8);
+  EXPECT_EQ(growth()["layer_arithmetic"], kLayerArithmetic);
+  EXPECT_EQ(growth()["layer_changes"].size(), before["mask_changes"].size());
 }
 
 TEST_P(EightBitPlan, WhatGainsNothingIsSaidAndNotPlanned) {

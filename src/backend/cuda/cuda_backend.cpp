@@ -66,7 +66,7 @@ class CudaBackend final : public Backend, public CudaAttention {
   Tensor weight_of(const LinearLayer& layer, const Tensor&) override { return linear_.weight_of(layer, DType::kBF16); }
 
   bool takes_norm() const override;
-  void attention(const AttentionCall& call) override;
+  std::string_view attention(const AttentionCall& call) override;
 
   void layer_norm(const Tensor& x, const Tensor* scale, const Tensor* shift, bool one_plus_scale, float eps,
                   Tensor& out) override {
@@ -161,14 +161,14 @@ bool CudaBackend::takes_norm() const {
   return current_device().compute_capability == 90;
 }
 
-void CudaBackend::attention(const AttentionCall& call) {
+std::string_view CudaBackend::attention(const AttentionCall& call) {
   if (call.norm == nullptr || norms_in_kernel(call)) return CudaAttention::attention(call);
   const QueryKeyNorm& norm = *call.norm;
   norm_and_rotate(norm.query, call.num_heads, call.head_dim, norm.query_weight, norm.eps, norm.rope);
   norm_and_rotate(norm.key, call.num_heads, call.head_dim, norm.key_weight, norm.eps, norm.rope);
   AttentionCall ready = call;
   ready.norm = nullptr;
-  CudaAttention::attention(ready);
+  return CudaAttention::attention(ready);
 }
 
 void CudaBackend::norm_and_rotate(HeadsView x, int num_heads, int head_dim, const Tensor* weight, float eps,

@@ -69,12 +69,12 @@ class FakeDeviceBackend : public AttentionBackend {
     }
     return {{host.raw(), view.dtype, view.num_tokens, int64_t{num_heads} * head_dim, head_dim}, host};
   }
-  void attention(const AttentionCall& call) override {
+  std::string_view attention(const AttentionCall& call) override {
     AttentionCall real = call;
     real.q.data = inside(call.q.data), real.k.data = inside(call.k.data), real.v.data = inside(call.v.data);
     real.out.data = inside(call.out.data);
     if (call.block_energy != nullptr) real.block_energy = reinterpret_cast<float*>(inside(call.block_energy));
-    cpu_->attention(real);
+    return cpu_->attention(real);
   }
   bool encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) override {
     if (!encodes_levels_) return false;

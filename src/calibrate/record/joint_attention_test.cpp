@@ -109,9 +109,9 @@ TEST(VideoEnergy, IsThatOfTheVideosBlocksUnderASoftmaxOverEverything) {
 /// Notes which key blocks the energy is asked of, as a GPU's kernels do that take multiples of 128 tokens.
 class WatchedDevice : public FakeDeviceBackend {
  public:
-  void attention(const AttentionCall& call) override {
+  std::string_view attention(const AttentionCall& call) override {
     if (call.block_energy != nullptr) blocks.push_back(call.block_k);
-    FakeDeviceBackend::attention(call);
+    return FakeDeviceBackend::attention(call);
   }
   std::vector<int> blocks;
 };

@@ -66,9 +66,11 @@ const AttentionKernel& choose_attention_kernel(const AttentionCall& call, std::s
   refuse("no kernel is named " + std::string(name) + "; there are " + known);
 }
 
-void attention(const AttentionCall& call, std::string_view kernel) {
+std::string_view attention(const AttentionCall& call, std::string_view kernel) {
   validate(call);
-  choose_attention_kernel(call, kernel).run(call);
+  const AttentionKernel& chosen = choose_attention_kernel(call, kernel);
+  chosen.run(call);
+  return chosen.name;
 }
 
 }  // namespace calibatt::cpu

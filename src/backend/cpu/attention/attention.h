@@ -29,7 +29,7 @@ const AttentionKernel& choose_attention_kernel(const AttentionCall& call, std::s
 /// Throws Error(kUsage), naming the field, when shapes, dtypes or schedules of the call do not fit together.
 void validate(const AttentionCall& call);
 
-/// Validates, chooses, runs. Nothing is written when it throws Error(kUsage).
-void attention(const AttentionCall& call, std::string_view kernel = {});
+/// Validates, chooses, runs; returns the kernel's name. Nothing is written when it throws Error(kUsage).
+std::string_view attention(const AttentionCall& call, std::string_view kernel = {});
 
 }  // namespace calibatt::cpu

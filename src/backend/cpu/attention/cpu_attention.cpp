@@ -5,8 +5,8 @@
 
 namespace calibatt::cpu {
 
-void CpuAttention::attention(const AttentionCall& call) {
-  cpu::attention(call);
+std::string_view CpuAttention::attention(const AttentionCall& call) {
+  return cpu::attention(call);
 }
 
 std::string CpuAttention::attention_kernel(DType dtype, int head_dim, bool eight_bits) const {

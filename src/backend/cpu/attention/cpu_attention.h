@@ -20,7 +20,7 @@ class CpuAttention : public AttentionBackend {
   HostHeads heads_to_host(ConstHeadsView view, int, int) override { return {view, {}}; }
   void copy_heads(ConstHeadsView from, HeadsView to, int num_heads, int head_dim) override;
 
-  void attention(const AttentionCall& call) override;
+  std::string_view attention(const AttentionCall& call) override;
   std::string attention_kernel(DType dtype, int head_dim, bool eight_bits) const override;
 
   void take_video_energy(const Tensor& energy, const Tensor& tail, Tensor& video) override;

@@ -246,8 +246,8 @@ size_t attention_workspace_bytes(const AttentionArgs& args, std::string_view ker
   return make_layout(args, choose(args, device, kernel), device).size_bytes;
 }
 
-void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cudaStream_t stream,
-               std::string_view kernel) {
+std::string_view attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cudaStream_t stream,
+                           std::string_view kernel) {
   validate(args);
   const DeviceInfo& device = current_device();
   const AttentionKernel& chosen = choose(args, device, kernel);
@@ -268,6 +268,7 @@ void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cuda
   }
   args.workspace = workspace;
   chosen.launch(args, device.num_sms, stream);
+  return chosen.name;
 }
 
 }  // namespace calibatt::cuda

@@ -67,9 +67,9 @@ void validate(const AttentionArgs& args);
 size_t attention_workspace_bytes(const AttentionArgs& args, std::string_view kernel = {});
 
 /// Validates, chooses (the first kernel that takes the call, or the one of that name), makes summaries where they are
-/// asked for and not given, and enqueues the kernel; args.workspace is ignored in favour of `workspace`. Nothing is
-/// enqueued when it throws Error(kUsage). Throws Error(kDevice) when the GPU refuses a launch.
-void attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cudaStream_t stream,
-               std::string_view kernel = {});
+/// asked for and not given, and enqueues the kernel, whose name is returned; args.workspace is ignored in favour of
+/// `workspace`. Nothing is enqueued when it throws Error(kUsage). Throws Error(kDevice) when the GPU refuses a launch.
+std::string_view attention(AttentionArgs args, void* workspace, size_t workspace_bytes, cudaStream_t stream,
+                           std::string_view kernel = {});
 
 }  // namespace calibatt::cuda

@@ -60,13 +60,13 @@ void CudaAttention::copy_heads(ConstHeadsView from, HeadsView to, int num_heads,
         "copying on the GPU");
 }
 
-void CudaAttention::attention(const AttentionCall& call) {
+std::string_view CudaAttention::attention(const AttentionCall& call) {
   // Empty for a dense call. The slot is free for the next schedule once the kernel enqueued here is done with it.
   const ScheduleStream::Lease lease = schedules_.get(call, context_.stream());
   const AttentionArgs args = make_args(call, lease.device(), lease.has_summaries());
   const size_t workspace_bytes = attention_workspace_bytes(args);
   const std::shared_ptr<void> workspace = context_.allocate_bytes(workspace_bytes);
-  cuda::attention(args, workspace.get(), workspace_bytes, context_.stream());
+  return cuda::attention(args, workspace.get(), workspace_bytes, context_.stream());
 }
 
 bool CudaAttention::encode_energy_levels(const Tensor& energy, std::span<const uint32_t> ladder, Tensor& codes) {

@@ -44,7 +44,7 @@ class CudaAttention : public AttentionBackend {
   void reset_peak_memory() override { context_.reset_peak(); }
   void trim_memory() override { context_.trim(); }
 
-  void attention(const AttentionCall& call) override;
+  std::string_view attention(const AttentionCall& call) override;
   std::string attention_kernel(DType dtype, int head_dim, bool eight_bits) const override;
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     schedules_.prefetch(schedule, sizes);

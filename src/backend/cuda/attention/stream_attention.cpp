@@ -30,9 +30,9 @@ size_t StreamAttention::workspace_bytes(const AttentionCall& dense, bool may_hav
   return std::max(bytes, attention_workspace_bytes(args));
 }
 
-void StreamAttention::attention(const AttentionCall& call) {
+std::string_view StreamAttention::attention(const AttentionCall& call) {
   const ScheduleStream::Lease lease = schedules_.get(call, stream_);
-  cuda::attention(make_args(call, lease.device(), lease.has_summaries()), workspace_, workspace_bytes_, stream_);
+  return cuda::attention(make_args(call, lease.device(), lease.has_summaries()), workspace_, workspace_bytes_, stream_);
 }
 
 std::string StreamAttention::attention_kernel(DType dtype, int head_dim, bool eight_bits) const {

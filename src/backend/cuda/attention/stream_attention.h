@@ -22,7 +22,7 @@ class StreamAttention : public AttentionEngine {
   /// What a call needs at most: as the dense one that is given, or planned. Errors: attention_workspace_bytes.
   static size_t workspace_bytes(const AttentionCall& dense, bool may_have_summaries);
 
-  void attention(const AttentionCall& call) override;
+  std::string_view attention(const AttentionCall& call) override;
   std::string attention_kernel(DType dtype, int head_dim, bool eight_bits) const override;
   void prefetch_schedule(const std::shared_ptr<const ScheduleSource>& schedule, const ScheduleSizes& sizes) override {
     schedules_.prefetch(schedule, sizes);
