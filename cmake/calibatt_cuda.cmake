@@ -119,5 +119,6 @@ function(calibatt_cuda_library)
   if(CALIBATT_HAVE_CUDA)
     calibatt_cuda_floor(cuda src/backend/cuda KERNELS *.cu kernels/*.cu FLOOR DEPENDS cuda_attention cpu NESTED device attention
       LINK calibatt_cudnn CUDA::cublas CUDA::cublasLt)
+    calibatt_cuda_kernels(calibatt_cuda hopper ARCHITECTURES OFF OPTIONS -gencode=arch=compute_90a,code=sm_90a FILES product/*.cu)
   endif()
 endfunction()

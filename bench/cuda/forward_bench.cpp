@@ -122,7 +122,6 @@ struct Flags {
 };
 
 void add_flags(CLI::App& app, Flags& flags) {
-  const CLI::IsMember eight_bits({"auto", "fp8"});
   app.add_option("--backend", flags.backend);
   app.add_option("--model", flags.model,
                  "One of " + bench::forward_model_names() + ": sizes, and weights where none are given");
@@ -136,11 +135,11 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--keep-plan", flags.options.plan_path, "Leave the plan that is timed in this file");
   app.add_option("--runs", flags.runs, "0: none, for the plan alone")->check(CLI::NonNegativeNumber);
   app.add_option("--weights-dtype", flags.weights_dtype,
-                 "Linear layers of the blocks: as --dtype has them, or fp8 (e4m3)")
-      ->check(eight_bits);
+                 "Linear layers of the blocks: as --dtype has them, fp8 (e4m3) or int8")
+      ->check(CLI::IsMember({"auto", "fp8", "int8"}));
   app.add_option("--attention-dtype", flags.attention_dtype,
                  "Self-attention: as --dtype has it, or fp8 (int8 and e4m3)")
-      ->check(eight_bits);
+      ->check(CLI::IsMember({"auto", "fp8"}));
   app.add_flag("--offload", flags.options.offload, "Weights of the blocks stay in host memory");
   app.add_flag("--serve", flags.serving, "Commands from the standard input");
 }
@@ -160,7 +159,8 @@ int main(int argc, char** argv) {
     const auto backend = make_backend(flags.backend);
     bench::ForwardsOptions& options = flags.options;
     options.dtype = dtype_for(flags.dtype, *backend);
-    options.eight_bit_layers = flags.weights_dtype == "fp8";
+    options.eight_bit_layers = flags.weights_dtype != "auto";
+    if (flags.weights_dtype == "int8") options.eight_bit_type = DType::kI8;
     options.eight_bit_attention = flags.attention_dtype == "fp8";
     const std::string temporary = fs::temp_directory_path() / ("calibatt_forward_bench_" + std::to_string(getpid()));
     const bool make = options.weights.empty();
@@ -176,7 +176,7 @@ int main(int argc, char** argv) {
         {"attention_kernel", backend->attention_kernel(options.dtype, model.head_dim, options.eight_bit_attention)},
         {"model", model.name},
         {"offload", options.offload},
-        {"weights_dtype", options.eight_bit_layers ? "fp8" : flags.dtype},
+        {"weights_dtype", options.eight_bit_layers ? flags.weights_dtype : flags.dtype},
         {"load_seconds", forwards->load_seconds()}};
     if (flags.serving) {
       about["ready"] = true;

@@ -203,9 +203,10 @@ class ForwardsOf final : public Forwards {
  private:
   Transformer load(const ForwardsOptions& options) {
     const double start = now_seconds();
-    Transformer transformer =
-        Transformer::load(backend_, options.weights, options.dtype,
-                          {.offload = options.offload, .eight_bit_layers = options.eight_bit_layers});
+    Transformer transformer = Transformer::load(backend_, options.weights, options.dtype,
+                                                {.offload = options.offload,
+                                                 .eight_bit_layers = options.eight_bit_layers,
+                                                 .eight_bit_type = options.eight_bit_type});
     backend_.synchronize();
     backend_.trim_memory();
     load_seconds_ = now_seconds() - start;

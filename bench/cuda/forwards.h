@@ -34,6 +34,7 @@ struct ForwardsOptions {
   std::string weights;  ///< the transformer's folder
   bool offload = false;
   bool eight_bit_layers = false;
+  DType eight_bit_type = DType::kE4M3;
   bool eight_bit_attention = false;
   std::string plan_path;
   bool keep_plan = false;  ///< leave its file behind

@@ -1,7 +1,7 @@
-// The linear layers of one Wan block as a forward calls them, in bf16 and in 8 bits (e4m3), with all that makes their
-// inputs: norms, GELU, quantisation. Some rows of every product are compared with the CPU backend's before anything is
-// timed. Both take turns in random order, round by round; prints JSON with the ratio of each round.
-//   calibatt_linear_bench [--model 14B-720p] [--rounds 15]
+// The linear layers of one Wan block as a forward calls them, in bf16 and in 8 bits (e4m3 or int8), with all that makes
+// their inputs: norms, GELU, quantisation. Some rows of every product are compared with the CPU backend's before
+// anything is timed. Both take turns in random order, round by round; prints JSON with the ratio of each round.
+//   calibatt_linear_bench [--model 14B-720p] [--weights-dtype fp8] [--rounds 15]
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -46,8 +46,13 @@ double median(std::vector<double> values) {
 /// A block's layers and activations; those of both formats, and where they can be the same memory.
 class Block {
  public:
-  Block(Backend& gpu, const Operations& model)
-      : gpu_(gpu), eight_bits_(gpu.eight_bit_ops()), tokens_(model.tokens), dim_(model.dim()), ffn_(model.ffn) {
+  Block(Backend& gpu, const Operations& model, DType eight_bits)
+      : gpu_(gpu),
+        type_(eight_bits),
+        eight_bits_(gpu.eight_bit_ops()),
+        tokens_(model.tokens),
+        dim_(model.dim()),
+        ffn_(model.ffn) {
     qkv_ = make(3 * dim_, dim_);
     output_ = make(dim_, dim_);
     cross_query_ = make(dim_, dim_);
@@ -171,10 +176,11 @@ class Block {
                  cells = static_cast<double>(tokens_) * static_cast<double>(width);
     const double operations = 2 * cells * static_cast<double>(dim_);
     measure("weights of a prompt's keys, bf16", 2 * all + 2 * cells, 0, [&] { gpu_.attention_weights(call, weights); });
-    measure("weights of a prompt's keys, 8 bits", 2 * all + cells, 0,
-            [&] { eight_bits_.attention_weights(call, rows); });
     measure("a prompt's projected values, added, bf16", 0, operations,
             [&] { gpu_.linear(*wide, weights, residual_, {.accumulate = true}); });
+    if (type_ == DType::kI8) return;  // these stay in bf16
+    measure("weights of a prompt's keys, 8 bits", 2 * all + cells, 0,
+            [&] { eight_bits_.attention_weights(call, rows); });
     measure("a prompt's projected values, added, 8 bits", 0, operations,
             [&] { eight_bits_.linear(*eight_bit, rows, residual_, {.accumulate = true}); });
   }
@@ -185,11 +191,11 @@ class Block {
                 {},
                 {}};
     layer.wide = gpu_.make_linear(layer.weight, layer.bias, DType::kBF16);
-    layer.eight_bit = gpu_.make_linear(layer.weight, layer.bias, LinearFormat::e4m3());
+    layer.eight_bit = gpu_.make_linear(layer.weight, layer.bias, LinearFormat::eight_bits(type_));
     return layer;
   }
   EightBitRows rows_of_eight_bits(int64_t channels) {
-    return {gpu_.empty(DType::kE4M3, {tokens_, channels}), gpu_.empty(DType::kF32, {tokens_})};
+    return {gpu_.empty(type_, {tokens_, channels}), gpu_.empty(DType::kF32, {tokens_})};
   }
   Tensor view(int64_t channels) const { return {DType::kBF16, {tokens_, channels}, wide_.storage()}; }
   void norm() { gpu_.layer_norm(residual_, &row_, &row_, true, kEps, normed_); }
@@ -202,7 +208,8 @@ class Block {
     for (int64_t i = 0; before != nullptr && i < change.size(); ++i) change.f32()[i] -= before->f32()[i];
     Tensor expected = Tensor::zeros(DType::kF32, change.shape());
     const Tensor gate_row = gate != nullptr ? gpu_.to_host(*gate) : Tensor();
-    cpu.eight_bit_ops().linear(*cpu.make_linear(layer.weight, layer.bias, LinearFormat::e4m3()), rows, expected,
+    cpu.eight_bit_ops().linear(*cpu.make_linear(layer.weight, layer.bias, LinearFormat::eight_bits(type_)), rows,
+                               expected,
                                {.accumulate = gate != nullptr, .gate = gate != nullptr ? &gate_row : nullptr});
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < expected.size(); ++i) {
@@ -218,6 +225,7 @@ class Block {
   }
 
   Backend& gpu_;
+  const DType type_;
   EightBitOps& eight_bits_;
   int64_t tokens_, dim_, ffn_;
   Layer qkv_, output_, cross_query_, in_, out_;
@@ -263,16 +271,17 @@ json compare(Backend& gpu, Block& block, int rounds) {
           {"ratio_with_norms_on_both_sides", summary(with_norms, 1)}};
 }
 
-void run(const std::string& model_id, int rounds) {
+void run(const std::string& model_id, DType eight_bits, int rounds) {
   const auto gpu = cuda::make_cuda_backend();
   Bench bench(*gpu);
   json models = json::array();
   for (const Operations& model : kModels) {
     if (model_id != model.id) continue;
-    Block block(*gpu, model);
+    Block block(*gpu, model, eight_bits);
     const json errors = block.check();
     json result = compare(*gpu, block, rounds);
     result["model"] = model.name;
+    result["eight_bits"] = dtype_name(eight_bits);
     result["tokens"] = model.tokens;
     result["relative_errors_to_cpu"] = errors;
     result["parts"] = block.parts(bench);
@@ -291,13 +300,15 @@ void run(const std::string& model_id, int rounds) {
 
 int main(int argc, char** argv) {
   CLI::App app("A block's linear layers, in bf16 and in 8 bits.");
-  std::string model = "14B-720p";
+  std::string model = "14B-720p", weights_dtype = "fp8";
   int rounds = 15;
   app.add_option("--model", model)->check(CLI::IsMember({"14B-720p", "14B-480p", "1.3B-480p"}));
+  app.add_option("--weights-dtype", weights_dtype)->check(CLI::IsMember({"fp8", "int8"}));
   app.add_option("--rounds", rounds)->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
   try {
-    calibatt::bench::run(model, rounds);
+    using calibatt::DType;
+    calibatt::bench::run(model, weights_dtype == "int8" ? DType::kI8 : DType::kE4M3, rounds);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "calibatt_linear_bench: %s\n", error.what());

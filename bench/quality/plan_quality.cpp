@@ -76,7 +76,7 @@ std::vector<Recipe> recipes_of(const Flags& flags) {
   for (const int steps : flags.fewer) {
     recipes.push_back({.name = "steps_" + std::to_string(steps), .plan = "", .steps = steps});
   }
-  const bool layers = flags.load.weights == WeightsPrecision::kFP8;
+  const bool layers = flags.load.weights != WeightsPrecision::kAuto;
   for (const std::string& text : flags.eight_bits) recipes.push_back(eight_bits_of(text, layers));
   return recipes;
 }
@@ -96,7 +96,7 @@ class Runs {
     if (recipe.attention_in_eight_bits) options.attention_dtype = AttentionDtype::kFP8;
     if (recipe.layers_in_eight_bits || recipe.attention_in_eight_bits) {
       options.kept_steps = recipe.kept_steps;
-    } else if (flags_.load.weights == WeightsPrecision::kFP8) {
+    } else if (flags_.load.weights != WeightsPrecision::kAuto) {
       options.kept_steps = options.steps;
     }
     Pipeline::Result result = pipeline_->generate(options);
@@ -173,9 +173,12 @@ int main(int argc, char** argv) {
       "NAME=[attention,][STEPS,][FILE]: in 8 bits what --weights-dtype says and, where it is named, attention, "
       "but for so many first steps [a quarter, or as the plan says]; several");
   app.add_option_function<std::string>(
-         "--weights-dtype", [&flags](const std::string&) { flags.load.weights = calibatt::WeightsPrecision::kFP8; },
-         "fp8: the model has linear layers in 8 bits")
-      ->check(CLI::IsMember({"fp8"}));
+         "--weights-dtype",
+         [&flags](const std::string& name) {
+           flags.load.weights = name == "fp8" ? calibatt::WeightsPrecision::kFP8 : calibatt::WeightsPrecision::kINT8;
+         },
+         "fp8, int8: the model has linear layers in 8 bits")
+      ->check(CLI::IsMember({"fp8", "int8"}));
   app.add_option("--videos", flags.videos, "Folder for videos: FOLDER/NAME/v_INDEX.mp4")->capture_default_str();
   app.add_option("--judged", flags.judged, "What videos are written of: dense, a plan's name, steps_N; several");
   app.add_option("--seconds", flags.seconds, "Begins no new prompt after that");

@@ -81,8 +81,8 @@ int run_bench(int argc, char** argv) {
           {"auto", ShardWeights::kAuto}, {"on", ShardWeights::kOn}, {"off", ShardWeights::kOff}}));
   app.add_flag("--offload", load.offload);
   app.add_option("--weights-dtype", load.weights)
-      ->transform(CLI::Transformer(
-          std::map<std::string, WeightsPrecision>{{"bf16", WeightsPrecision::kBF16}, {"fp8", WeightsPrecision::kFP8}}));
+      ->transform(CLI::Transformer(std::map<std::string, WeightsPrecision>{
+          {"bf16", WeightsPrecision::kBF16}, {"fp8", WeightsPrecision::kFP8}, {"int8", WeightsPrecision::kINT8}}));
   app.add_option("--width", width);
   app.add_option("--height", height);
   app.add_option("--video-frames", video_frames);

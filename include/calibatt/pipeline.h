@@ -23,10 +23,11 @@ namespace calibatt {
 enum class Precision { kAuto, kF32, kBF16, kF16 };
 
 /// What the linear layers of the transformer's blocks are computed with. kAuto: Precision's type. kBF16: the same, and
-/// a run of another type is refused. kFP8: weights and inputs in 8 bits (e4m3), a scale for each output channel and
-/// each token, in all steps but the first ones (GenerateOptions::kept_steps); layers that lose by it stay as they are
-/// (docs/decisions/0007-eight-bit-linear-layers.md). On the CPU (as a reference, not fast) and on Hopper GPUs.
-enum class WeightsPrecision { kAuto, kBF16, kFP8 };
+/// a run of another type is refused. kFP8, kINT8: weights and inputs in 8 bits (e4m3, int8), a scale for each output
+/// channel and each token, in all steps but the first ones (GenerateOptions::kept_steps); layers that lose by it stay
+/// as they are (docs/decisions/0007-eight-bit-linear-layers.md). On the CPU (as a reference, not fast) and on Hopper
+/// GPUs.
+enum class WeightsPrecision { kAuto, kBF16, kFP8, kINT8 };
 
 /// Arithmetic of self-attention: the run's own (Precision), or 8 bits (int8 queries and keys, e4m3 weights and values)
 /// in all steps but the first ones (GenerateOptions::kept_steps): on Hopper GPUs alone. Cross-attention, and
@@ -57,8 +58,8 @@ struct LoadOptions {
   std::string transformer_2 = {};  ///< that of the low noise levels, beside `transformer` for the high ones
   Precision precision = Precision::kAuto;
   WeightsPrecision weights = WeightsPrecision::kAuto;
-  /// With kFP8: layers that stay in Precision's type, by whole parts of diffusers' names ("ffn.net.2", "blocks.0"), in
-  /// any order.
+  /// With kFP8 and kINT8: layers that stay in Precision's type, by whole parts of diffusers' names ("ffn.net.2",
+  /// "blocks.0"), in any order.
   std::vector<std::string> kept_layers = {};
   int threads = 0;  ///< 0: all processors this process may use. Threads are the process's: while one pipeline works,
                     ///< its number is in force for whoever else computes with this library
@@ -143,8 +144,8 @@ struct RunReport {
   GenerateOptions options;  ///< with all defaults filled in
   std::string model_name, precision, backend;
   std::string attention_kernel;  ///< that computed self-attention; several: the one of the most calls first, by commas
-  /// "fp8" where linear layers are in 8 bits, with the layers that are not: "fp8, but for ffn.net.2". Empty: they are
-  /// of the run's precision.
+  /// "fp8" or "int8" where linear layers are in 8 bits, with the layers that are not: "fp8, but for ffn.net.2". Empty:
+  /// they are of the run's precision.
   std::string weights_dtype;
   std::string plan_checksum;  ///< of the plan's content (plan_checksum_of); empty without a plan
   std::vector<Lora> loras;    ///< that were merged into the model

@@ -9,9 +9,9 @@
 
 namespace calibatt {
 
-/// Rows in 8 bits: value = element · scale of its row (base/e4m3.h says how they are chosen).
+/// Rows in 8 bits: value = element · scale of its row (base/eight_bits.h says how they are chosen).
 struct EightBitRows {
-  Tensor elements;  ///< [rows, channels] kE4M3
+  Tensor elements;  ///< [rows, channels] kE4M3 or kI8
   Tensor scales;    ///< [rows] F32
 };
 
@@ -23,9 +23,9 @@ struct LayerNorm {
   float eps = 0;
 };
 
-/// A role of a backend: linear layers of LinearFormat::e4m3(), whose inputs are 8-bit rows, and what makes such inputs.
-/// The layers are made by LinearOps. Sums and outputs are as with other layers; a row's scale and a weight channel's
-/// are multiplied into the sum, so is a gate.
+/// A role of a backend: linear layers of LinearFormat::eight_bits, whose inputs are rows of the same type, and what
+/// makes such inputs, of the type that `out` has. The layers are made by LinearOps. Sums and outputs are as with other
+/// layers; a row's scale and a weight channel's are multiplied into the sum, so is a gate.
 class EightBitOps {
  public:
   virtual ~EightBitOps() = default;
@@ -45,7 +45,7 @@ class EightBitOps {
   /// attention_weight_slots is not 0. Every row has the scale with which 1, no weight being larger, is the largest
   /// number.
   virtual void attention_weights(const AttentionCall& call, EightBitRows& out);
-  /// As LinearOps::linear, of a layer with e4m3 weights.
+  /// As LinearOps::linear, of a layer in 8 bits.
   virtual void linear(const LinearLayer& layer, const EightBitRows& input, Tensor& out,
                       const LinearEpilogue& epilogue = {}) = 0;
 };

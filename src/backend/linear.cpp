@@ -11,7 +11,7 @@ std::shared_ptr<const LinearLayer> LinearOps::load_linear(const StoredLinear& st
 
 Tensor LinearOps::weight_from(const StoredLinear& stored) {
   if (stored.weights.size() > 1) {
-    return stack_rows(stored.weights, stored.format.is_e4m3() ? DType::kF32 : stored.format.dtype);
+    return stack_rows(stored.weights, stored.format.is_eight_bits() ? DType::kF32 : stored.format.dtype);
   }
   return stack_rows(stored.weights, stored.weights.at(0).tensor.dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32);
 }

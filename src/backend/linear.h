@@ -18,7 +18,8 @@ class LinearLayer {
   virtual ~LinearLayer() = default;
   virtual int64_t in_features() const = 0;
   virtual int64_t out_features() const = 0;
-  virtual DType dtype() const = 0;  ///< what the layer takes as input: kF32, kBF16, kF16 or, by EightBitOps, kE4M3
+  virtual DType dtype()
+      const = 0;  ///< what the layer takes as input: kF32, kBF16, kF16 or, by EightBitOps, kE4M3 or kI8
 };
 
 /// What happens to a linear layer's result on its way to memory: out = act(y), or out += gate ⊙ act(y).
@@ -34,8 +35,8 @@ class LinearOps {
   virtual ~LinearOps() = default;
 
   /// weight: host, [out, in], any float dtype; bias: host, [out] or empty; it stays float32. format: kF32, kBF16,
-  /// (where Backend::has_fp16) kF16 or LinearFormat::e4m3(), which Backend::eight_bit_ops computes; Error(kUsage) for
-  /// other scales. The host tensors may be freed afterwards.
+  /// (where Backend::has_fp16) kF16 or LinearFormat::eight_bits, which Backend::eight_bit_ops computes; Error(kUsage)
+  /// for other scales. The host tensors may be freed afterwards.
   virtual std::shared_ptr<const LinearLayer> make_linear(const Tensor& weight, const Tensor& bias,
                                                          const LinearFormat& format) = 0;
   /// The same from tensors as a weight file has them, checked and copied in one pass. Throws Error(kNumeric) naming the

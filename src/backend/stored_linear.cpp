@@ -19,10 +19,8 @@ void require_unscaled(const StoredTensor& stored) {
 }
 
 void require_known_format(const LinearFormat& format, std::string_view backend) {
-  const LinearFormat eight_bits = LinearFormat::e4m3();
-  const Scales weight_scales = format.is_e4m3() ? eight_bits.weight_scales : Scales::kNone;
-  const Scales input_scales = format.is_e4m3() ? eight_bits.input_scales : Scales::kNone;
-  if (format.weight_scales == weight_scales && format.input_scales == input_scales) return;
+  const Scales scales = format.is_eight_bits() ? Scales::kPerRow : Scales::kNone;
+  if (format.weight_scales == scales && format.input_scales == scales) return;
   throw Error(ErrorKind::kUsage, "the backend " + std::string(backend) + " has no linear layers of " +
                                      std::string(dtype_name(format.dtype)) +
                                      " with these scales; choose another precision");

@@ -8,6 +8,7 @@
 
 #include "backend/streamed_weights.h"
 #include "base/checked_copy.h"
+#include "base/eight_bits.h"
 #include "base/tensor.h"
 
 namespace calibatt {
@@ -22,15 +23,17 @@ struct LinearFormat {
   LinearFormat(DType dtype, Scales weight_scales = Scales::kNone, Scales input_scales = Scales::kNone)
       : dtype(dtype), weight_scales(weight_scales), input_scales(input_scales) {}
 
-  /// 8 bits: a scale for each output channel of the weight and for each row of the input (EightBitOps).
-  static LinearFormat e4m3() { return {DType::kE4M3, Scales::kPerRow, Scales::kPerRow}; }
-  bool is_e4m3() const { return dtype == DType::kE4M3; }
+  /// 8 bits, kE4M3 or kI8: a scale for each output channel of the weight and for each row of the input (EightBitOps).
+  static LinearFormat eight_bits(DType elements) { return {elements, Scales::kPerRow, Scales::kPerRow}; }
+  static LinearFormat e4m3() { return eight_bits(DType::kE4M3); }
+  static LinearFormat int8() { return eight_bits(DType::kI8); }
+  bool is_eight_bits() const { return calibatt::is_eight_bits(dtype); }
 
-  DType dtype = DType::kF32;  ///< of weights and inputs: kF32, kBF16 or kF16; kE4M3: with scales
+  DType dtype = DType::kF32;  ///< of weights and inputs: kF32, kBF16 or kF16; kE4M3 and kI8: with scales
   Scales weight_scales = Scales::kNone, input_scales = Scales::kNone;
 };
 
-/// Throws Error(kUsage), naming the backend, for what is neither without scales nor LinearFormat::e4m3(): to drop
+/// Throws Error(kUsage), naming the backend, for what is neither without scales nor LinearFormat::eight_bits: to drop
 /// scales would compute something else.
 void require_known_format(const LinearFormat& format, std::string_view backend);
 

@@ -1,6 +1,10 @@
 #include "base/e4m3.h"
 
 #include <array>
+#include <bit>
+#include <cmath>
+
+#include "base/eight_bits.h"
 
 namespace calibatt {
 namespace {
@@ -48,18 +52,6 @@ e4m3::e4m3(float value) {
 
 e4m3::operator float() const {
   return values()[bits];
-}
-
-float peak_of(const float* row, int64_t count) {
-  float peak = 0;
-  for (int64_t i = 0; i < count; ++i) peak = std::max(peak, std::abs(row[i]));
-  return peak;
-}
-
-float quantise_row(const float* row, e4m3* to, int64_t count) {
-  const RowScale by(peak_of(row, count));
-  for (int64_t i = 0; i < count; ++i) to[i] = e4m3(row[i] * by.inverse);
-  return by.scale;
 }
 
 void dequantise_row(const e4m3* row, float scale, float* to, int64_t count) {

@@ -1,8 +1,5 @@
 #pragma once
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstdint>
 
 namespace calibatt {
@@ -24,26 +21,5 @@ struct e4m3 {
 static_assert(sizeof(e4m3) == 1);
 
 inline constexpr float kE4M3Max = 448;
-/// Rows below it count as zeros: the quotient 448/peak would leave float32.
-inline constexpr float kSmallestPeak = 0x1p-100f;
-
-/// How a row becomes 8 bits, the same on every backend: element = e4m3(value · inverse), value ≈ element · scale.
-/// peak: the largest magnitude in the row.
-struct RowScale {
-  float scale, inverse;
-
-  explicit RowScale(float peak) {
-    peak = std::max(peak, kSmallestPeak);
-    scale = peak / kE4M3Max;
-    inverse = kE4M3Max / peak;
-  }
-};
-
-/// The largest magnitude; NaN is passed over, and becomes NaN in 8 bits too.
-float peak_of(const float* row, int64_t count);
-/// Returns the row's scale.
-float quantise_row(const float* row, e4m3* to, int64_t count);
-/// to = element · scale
-void dequantise_row(const e4m3* row, float scale, float* to, int64_t count);
 
 }  // namespace calibatt

@@ -33,10 +33,12 @@ Precision precision_of(const std::string& text) {
   if (name == "f16" || name == "fp16" || name == "float16") return Precision::kF16;
   if (name == "bf16" || name == "bfloat16") return Precision::kBF16;
   if (name == "auto") return Precision::kAuto;
-  refuse("--dtype", text,
-         name.starts_with("fp8") || name.starts_with("float8") || name.starts_with("int")
-             ? "arithmetic is in bf16, fp16 (on a GPU) or fp32; linear layers are in 8 bits with --weights-dtype fp8"
-             : "choose bf16, fp16 (on a GPU), fp32 or auto");
+  refuse(
+      "--dtype", text,
+      name.starts_with("fp8") || name.starts_with("float8") || name.starts_with("int")
+          ? "arithmetic is in bf16, fp16 (on a GPU) or fp32; linear layers are in 8 bits with --weights-dtype fp8 or "
+            "int8"
+          : "choose bf16, fp16 (on a GPU), fp32 or auto");
 }
 
 WeightsPrecision weights_precision_of(const std::string& text) {
@@ -44,7 +46,8 @@ WeightsPrecision weights_precision_of(const std::string& text) {
   if (name == "auto") return WeightsPrecision::kAuto;
   if (name == "bf16" || name == "bfloat16") return WeightsPrecision::kBF16;
   if (name == "fp8" || name == "fp8_e4m3fn" || name == "float8_e4m3fn") return WeightsPrecision::kFP8;
-  refuse("--weights-dtype", text, "choose fp8 (e4m3), bf16 or auto");
+  if (name == "int8") return WeightsPrecision::kINT8;
+  refuse("--weights-dtype", text, "choose fp8 (e4m3), int8, bf16 or auto");
 }
 
 std::vector<std::string> layers_of(const std::string& text) {
@@ -272,14 +275,14 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
   command
       .add_option_function<std::string>(
           "--weights-dtype", [&load](const std::string& name) { load.weights = weights_precision_of(name); },
-          "Linear layers of the transformer's blocks: fp8 (weights and inputs in e4m3; on Hopper GPUs, and on the CPU "
-          "for comparison; calibrate: what a plan may have), bf16, or auto (as --dtype)")
-      ->type_name("auto|bf16|fp8")
+          "Linear layers of the transformer's blocks: int8 or fp8 (weights and inputs in 8 bits, fp8 being e4m3; on "
+          "Hopper GPUs, and on the CPU for comparison; calibrate: what a plan may have), bf16, or auto (as --dtype)")
+      ->type_name("auto|bf16|fp8|int8")
       ->default_str("auto");
   command
       .add_option_function<std::string>(
           "--keep-layers", [&load](const std::string& text) { load.kept_layers = layers_of(text); },
-          "Of --weights-dtype fp8: layers that stay as --dtype has them, such as ffn.net.2,blocks.0 (Mochi: "
+          "Of --weights-dtype fp8 and int8: layers that stay as --dtype has them, such as ffn.net.2,blocks.0 (Mochi: "
           "ff.net.2,transformer_blocks.0); an entry that names none is answered with all of the model's")
       ->type_name("LIST");
   add_whole_number(command, "-t,--threads", load.threads, 0, 4096, "Threads; 0: all processors")->default_str("0");
@@ -404,9 +407,10 @@ void add_eight_bit_flags(CLI::App& command, GenerateOptions& run) {
   add_attention_dtype_flag(command, run,
                            "Self-attention: as --dtype says, or fp8 (int8 queries and keys, e4m3 weights and values) "
                            "in all but the first steps; on Hopper GPUs");
-  add_whole_number(command, "--keep-steps", run.kept_steps, 0, kMaxInt,
-                   "Of --weights-dtype fp8 and --attention-dtype fp8: so many first steps stay as --dtype has them "
-                   "[as the plan says, where it does, else a quarter of all]");
+  add_whole_number(
+      command, "--keep-steps", run.kept_steps, 0, kMaxInt,
+      "Of --weights-dtype fp8 or int8 and of --attention-dtype fp8: so many first steps stay as --dtype has them "
+      "[as the plan says, where it does, else a quarter of all]");
 }
 
 void add_mismatch_flag(CLI::App& command, GenerateOptions& run, const std::vector<std::string>& choices) {

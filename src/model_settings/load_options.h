@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/dtype.h"
 #include "base/weight_shards.h"
 #include "base/work_progress.h"
 #include "calibatt/lora.h"
@@ -30,7 +31,8 @@ struct ModelLoadOptions {
   /// Where ranks keep parts of the matrices in place of all of them: on their devices or, with `offload`, in host
   /// memory.
   RankShards shards = {};
-  bool eight_bit_layers = false;              ///< the blocks' linear layers in e4m3, where they bear it (EightBitOps)
+  bool eight_bit_layers = false;              ///< the blocks' linear layers in 8 bits, where they bear it (EightBitOps)
+  DType eight_bit_type = DType::kE4M3;        ///< of these: kE4M3 or kI8
   std::vector<std::string> kept_layers = {};  ///< that stay in the run's type nevertheless: parts of diffusers' names
   WorkProgress progress = {};                 ///< of blocks; several times in each
   std::function<void(const std::string& message)> warn = {};  ///< one line about something odd that does no harm

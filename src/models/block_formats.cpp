@@ -27,6 +27,7 @@ BlockFormats::BlockFormats(std::string blocks, int num_blocks, std::vector<Layer
       stacks_(std::move(stacks)),
       dtype_(dtype),
       eight_bits_(options.eight_bit_layers),
+      eight_bit_type_(options.eight_bit_type),
       kept_layers_(options.kept_layers) {
   check_kept_layers();
 }
@@ -63,14 +64,14 @@ LinearFormat BlockFormats::format_of(int block, const LayerStack& stack) const {
     const std::string name = full_name(block, layer);
     if (std::ranges::any_of(kept_layers_, [&](const auto& part) { return has_part(name, part); })) return dtype_;
   }
-  return LinearFormat::e4m3();
+  return LinearFormat::eight_bits(eight_bit_type_);
 }
 
 uint64_t BlockFormats::elements(bool kept) const {
   uint64_t elements = 0;
   for (int block = 0; block < num_blocks_; ++block) {
     for (const LayerStack& stack : stacks_) {
-      if (stack.bears_eight_bits && format_of(block, stack).is_e4m3() != kept) elements += stack.elements;
+      if (stack.bears_eight_bits && format_of(block, stack).is_eight_bits() != kept) elements += stack.elements;
     }
   }
   return elements;

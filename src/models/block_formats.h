@@ -17,7 +17,7 @@ struct LayerStack {
 };
 
 /// In which format each linear layer of the blocks is: that of the run's arithmetic or, where 8 bits are asked for and
-/// the layer bears them, e4m3. What is in no block (patch, time and text embedding, final projection) is not asked here
+/// the layer bears them, such. What is in no block (patch, time and text embedding, final projection) is not asked here
 /// and never in 8 bits: docs/decisions/0007-eight-bit-linear-layers.md.
 class BlockFormats {
  public:
@@ -47,6 +47,7 @@ class BlockFormats {
   std::vector<LayerStack> stacks_;
   DType dtype_;
   bool eight_bits_;
+  DType eight_bit_type_;
   std::vector<std::string> kept_layers_;
 };
 

@@ -43,9 +43,9 @@ void require_host_memory(size_t size_bytes, const std::string& what, const std::
 
 void require_host_memory_of_wide_layers(const Backend& backend, size_t size_bytes) {
   if (backend.in_host_memory()) return;
-  require_host_memory(size_bytes, "steps without 8 bits (--weights-dtype fp8)",
+  require_host_memory(size_bytes, "steps without 8 bits (--weights-dtype)",
                       "give --keep-steps 0, which computes every step in 8 bits and loses quality; a calibration needs "
-                      "them, and can be made without --weights-dtype fp8");
+                      "them, and can be made without 8 bits");
 }
 
 }  // namespace calibatt

@@ -5,7 +5,7 @@
 namespace calibatt {
 
 inline bool in_eight_bits(const LinearLayer& layer) {
-  return layer.dtype() == DType::kE4M3;
+  return is_eight_bits(layer.dtype());
 }
 
 /// Rows [begin, begin + count).

@@ -196,11 +196,12 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
 }
 
 /// What of the 8 bits that are allowed the plan cannot have, and why.
-std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, std::string_view backend) {
+std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, Runner& runner) {
   const EightBitParts allowed = compile.may_be_eight_bit;
   if (!allowed.any()) return "";
-  const auto flags_of = [](EightBitParts parts) {
-    return std::string(parts.layers ? "--weights-dtype fp8" : "") + (parts.layers && parts.attention ? ", " : "") +
+  const std::string layers = "--weights-dtype " + runner.weights_dtype().substr(0, runner.weights_dtype().find(','));
+  const auto flags_of = [&layers](EightBitParts parts) {
+    return (parts.layers ? layers : "") + (parts.layers && parts.attention ? ", " : "") +
            (parts.attention ? "--attention-dtype fp8" : "");
   };
   if (compile.tells_eight_bits()) {
@@ -221,7 +222,7 @@ std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts meas
                               .layers = allowed.layers && !measured.layers};
   if (!useless.any()) return "";
   return flags_of(useless) + ": these 8 bits are not computed here, or save no time on the backend " +
-         std::string(backend) + " at this size, so the plan has none" + told;
+         std::string(runner.backend().name()) + " at this size, so the plan has none" + told;
 }
 
 /// Whether this device computes what the run asks for.
@@ -255,7 +256,7 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
     if (!eight_bits.parts.attention) measured_run.attention_dtype = AttentionDtype::kModel;
     if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(measured_run).weights_dtype;  // refuses others
   }
-  if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner.backend().name()));
+  if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner));
   return eight_bits;
 }
 

@@ -113,8 +113,7 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const DType dtype = dtype_of(precision).value_or(DType::kBF16);
   const GenerateOptions run = resolved(options);
   const VideoSize size = video_size(run);
-  const bool eight_bit_layers =
-      weights == WeightsPrecision::kFP8 && !impl_->files->keeps_all_layers(impl_->kept_layers);
+  const bool eight_bit_layers = is_eight_bits(weights) && !impl_->files->keeps_all_layers(impl_->kept_layers);
   const RankLayout layout = impl_->layout_of(run);
   const int num_ranks = layout.ranks_of_forward();
   MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks,

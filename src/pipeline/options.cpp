@@ -13,6 +13,7 @@
 #include "io/fingerprint.h"
 #include "models/lora.h"
 #include "pipeline/first_frame.h"
+#include "pipeline/precision.h"
 
 namespace calibatt {
 
@@ -99,11 +100,12 @@ FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& lor
 }
 
 std::string weights_dtype_name(const LoadOptions& options) {
-  if (options.weights != WeightsPrecision::kFP8) return "";
+  if (!is_eight_bits(options.weights)) return "";
+  const std::string name = options.weights == WeightsPrecision::kFP8 ? "fp8" : "int8";
   std::string kept;
   const std::set<std::string> layers(options.kept_layers.begin(), options.kept_layers.end());  // in one order
-  for (const std::string& layer : layers) kept += (kept.empty() ? "fp8, but for " : ", ") + layer;
-  return kept.empty() ? "fp8" : kept;
+  for (const std::string& layer : layers) kept += (kept.empty() ? name + ", but for " : ", ") + layer;
+  return kept.empty() ? name : kept;
 }
 
 void enter_hashes(const FileHashes& hashes, RunReport& report) {
@@ -257,8 +259,8 @@ EightBitParts allowed_eight_bits(const GenerateOptions& options, bool eight_bit_
 GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescription& model, EightBitParts allowed) {
   if (options.kept_steps && !allowed.any()) {
     throw Error(ErrorKind::kUsage,
-                "--keep-steps says how many first steps --weights-dtype fp8 and --attention-dtype fp8 leave as they "
-                "are; add one of these (--keep-layers of every layer leaves --weights-dtype fp8 nothing)");
+                "--keep-steps says how many first steps --weights-dtype fp8 (or int8) and --attention-dtype fp8 leave "
+                "as they are; add one of these (--keep-layers of every layer leaves --weights-dtype nothing)");
   }
   return resolve_options(options, model);
 }

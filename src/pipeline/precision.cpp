@@ -45,15 +45,20 @@ void check_precision(const LoadOptions& options, const ModelFiles& files) {
   }
   const std::optional<DType> dtype = dtype_of(options.precision);
   if (dtype) check_weights_dtype(options.weights, *dtype);
-  if (options.weights == WeightsPrecision::kFP8) {
+  if (is_eight_bits(options.weights)) {
     files.kept_layer_bytes(options.kept_layers, dtype.value_or(DType::kBF16));
   } else if (!options.kept_layers.empty()) {
-    throw Error(ErrorKind::kUsage, "--keep-layers says which layers --weights-dtype fp8 leaves as they are; add that");
+    throw Error(ErrorKind::kUsage,
+                "--keep-layers says which layers --weights-dtype fp8 or int8 leaves as they are; add that");
   }
 }
 
+bool is_eight_bits(WeightsPrecision precision) {
+  return precision == WeightsPrecision::kFP8 || precision == WeightsPrecision::kINT8;
+}
+
 bool has_eight_bit_layers(const LoadOptions& options, const ModelFiles& files) {
-  return options.weights == WeightsPrecision::kFP8 && !files.keeps_all_layers(options.kept_layers);
+  return is_eight_bits(options.weights) && !files.keeps_all_layers(options.kept_layers);
 }
 
 uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, int num_ranks) {

@@ -7,6 +7,8 @@ namespace calibatt {
 /// Refuses what no machine computes of this model, before its weights are read. Throws Error(kUsage).
 void check_precision(const LoadOptions& options, const ModelFiles& files);
 
+/// Whether 8 bits are asked for.
+bool is_eight_bits(WeightsPrecision precision);
 /// Whether linear layers are in 8 bits: that is asked for, and --keep-layers leaves some.
 bool has_eight_bit_layers(const LoadOptions& options, const ModelFiles& files);
 

@@ -36,6 +36,7 @@ DType choose_dtype(Precision precision, const Backend& backend) {
 void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, ModelLoadOptions& load) {
   if (load.eight_bit_layers) {
     load.kept_layers = options.kept_layers;
+    load.eight_bit_type = options.weights == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
     backend.eight_bit_ops();  // throws where there are none
     return;
   }
@@ -87,7 +88,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, con
   enter_weights(options, dtype, *backend_, load);
   if (load.eight_bit_layers) {
     weights_dtype_ = weights_dtype_name(options);
-  } else if (options.weights == WeightsPrecision::kFP8) {
+  } else if (is_eight_bits(options.weights)) {
     warn("--keep-layers leaves every layer as it is: none is in 8 bits");
   }
   hashes_ = hashes_of(files_->description(), loras_);

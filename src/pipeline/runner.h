@@ -50,6 +50,8 @@ class Runner {
   EightBitParts allowed_eight_bits(const GenerateOptions& options) const {
     return calibatt::allowed_eight_bits(options, !weights_dtype_.empty());
   }
+  /// RunReport::weights_dtype.
+  const std::string& weights_dtype() const { return weights_dtype_; }
   /// Loads what the run's steps need and is not there. eight_bits: of each step; empty: as pipeline/options.h has it.
   void expect_steps(const GenerateOptions& options, const ProgressCallback& progress,
                     const std::vector<EightBitParts>& eight_bits = {});

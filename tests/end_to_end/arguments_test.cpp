@@ -110,10 +110,12 @@ TEST_F(Arguments, LinearLayersAreIn8BitsWhereThatIsAskedFor) {
   EXPECT_EQ(nlohmann::json::parse(report())["weights_dtype"], "fp8, but for blocks.0, ffn.net.2");
   EXPECT_THAT(result.output, HasSubstr("weights fp8, but for blocks.0, ffn.net.2"));
 
-  expect_usage(command + "--weights-dtype int8", "--weights-dtype int8: choose fp8 (e4m3), bf16 or auto");
+  ASSERT_EQ(run_calibatt(command + "--weights-dtype int8").exit_code, 0);
+  EXPECT_EQ(nlohmann::json::parse(report())["weights_dtype"], "int8");
+  expect_usage(command + "--weights-dtype int4", "--weights-dtype int4: choose fp8 (e4m3), int8, bf16 or auto");
   expect_usage(command + "--weights-dtype fp8 --keep-layers ffn,", "--keep-layers ffn,: give names between commas");
   expect_usage(command + "--weights-dtype fp8 --keep-layers proj_out", "no layer \"proj_out\" would be in 8 bits");
-  expect_usage(command + "--keep-layers ffn", "--keep-layers says which layers --weights-dtype fp8 leaves");
+  expect_usage(command + "--keep-layers ffn", "--keep-layers says which layers --weights-dtype fp8 or int8 leaves");
   expect_usage(command + "--weights-dtype fp8 --keep-layers 0", "no layer \"0\" would be in 8 bits");
   expect_usage(command + "--weights-dtype bf16 --dtype fp32", "which is fp32 here; leave it out");
 }
@@ -130,10 +132,13 @@ TEST_F(Arguments, ARunMayBeginWithout8Bits) {
   using List = std::vector<std::string>;
   EXPECT_EQ(parts_of("", "plain"), List());
   EXPECT_EQ(parts_of("--weights-dtype fp8", "usual"), List({"none", "none", "layers", "layers", "layers", "layers"}));
+  EXPECT_EQ(parts_of("--weights-dtype int8", "int8"), List({"none", "none", "layers", "layers", "layers", "layers"}));
   EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-steps 6", "none"), List(6, "none"));
   EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-steps 0", "all"), List(6, "layers"));
   EXPECT_EQ(frame("none"), frame("plain")) << "no step is in 8 bits";
   EXPECT_NE(frame("usual"), frame("plain"));
+  EXPECT_NE(frame("int8"), frame("plain"));
+  EXPECT_NE(frame("int8"), frame("usual"));
   EXPECT_EQ(parts_of("--weights-dtype fp8 --keep-layers blocks", "kept"), List()) << "nothing is left in 8 bits";
   EXPECT_EQ(frame("kept"), frame("plain"));
   EXPECT_TRUE(nlohmann::json::parse(read_file(folder_.file("r.json")))["weights_dtype"].is_null());

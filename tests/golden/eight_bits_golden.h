@@ -58,15 +58,23 @@ class EightBitsGoldenTest : public TransformerGoldenTest<Transformer> {
   }
   double bf16_error() const { return golden("bf16_error").f32()[0]; }
 
+  static inline const ModelLoadOptions kE4M3{.eight_bit_layers = true};
+  static inline const ModelLoadOptions kInt8{.eight_bit_layers = true, .eight_bit_type = DType::kI8};
+
   /// A number that is rounded to 3 bits of mantissa errs by .026 of itself (root mean square: steps of 1/8 to 1/16); so
   /// does a product's sum of many, for each of its two factors: .037. The residual stream keeps what is before a layer,
-  /// and several layers add up: what comes out of a transformer errs about as much. docs/decisions/0007 has trained
-  /// models.
+  /// and several layers add up: what comes out of a transformer errs about as much. int8 errs by .3 of the
+  /// 127th part of a row's peak, that is by .008 of numbers whose peak is 3.5 times as large. docs/decisions/0007 has
+  /// trained models.
   void expect_error_of_products() {
     const double error = relative_error(output_with({.eight_bit_layers = true}), golden("output"));
     EXPECT_LT(error, 1.4 * 0.037);
     EXPECT_GT(error, 3 * bf16_error()) << "not in 8 bits";
     this->RecordProperty("error_in_1e6", static_cast<int>(1e6 * error));
+    const double of_int8 = relative_error(output_with(kInt8), golden("output"));
+    EXPECT_LT(of_int8, 0.5 * error);
+    EXPECT_GT(of_int8, 1.1 * relative_error(output_with({}), golden("output"))) << "not in 8 bits";
+    this->RecordProperty("error_of_int8_in_1e6", static_cast<int>(1e6 * of_int8));
   }
 
   /// Of a run that begins without 8 bits: the same forwards as of transformers that have one of the two. kept_layers:
@@ -96,10 +104,14 @@ class EightBitsGoldenTest : public TransformerGoldenTest<Transformer> {
   /// A device's result is nearer to the CPU's than either is to float32: their errors are mostly the same. Not all are:
   /// where numbers differ in the last bit of bf16, some are rounded to another number of 8 bits.
   void expect_near_the_cpu() {
-    const Tensor found = output_with({.eight_bit_layers = true});
+    std::vector<Tensor> found;
+    for (const ModelLoadOptions& options : {kE4M3, kInt8}) found.push_back(output_with(options));
     backend_ = make_backend("cpu");
-    const Tensor expected = output_with({.eight_bit_layers = true});
-    EXPECT_LT(relative_error(found, expected), relative_error(expected, golden("output")));
+    for (const ModelLoadOptions& options : {kE4M3, kInt8}) {
+      const Tensor expected = output_with(options);
+      EXPECT_LT(relative_error(found[options.eight_bit_type == DType::kI8], expected),
+                relative_error(expected, golden("output")));
+    }
   }
 
   /// names: that are none of a layer which bears 8 bits. known: one that is.

@@ -37,8 +37,11 @@ TEST_P(EightBitsGolden, LayersThatAreKeptAreAsWithout8Bits) {
 }
 
 TEST_P(EightBitsGolden, OffloadedLayersAreTheSame) {
-  expect_same_bytes(output_with({.offload = !backend_->in_host_memory(), .eight_bit_layers = true}),
-                    output_with({.eight_bit_layers = true}));
+  for (ModelLoadOptions options : {kE4M3, kInt8}) {
+    const Tensor resident = output_with(options);
+    options.offload = !backend_->in_host_memory();
+    expect_same_bytes(output_with(options), resident);
+  }
 }
 
 TEST_P(EightBitsGolden, ForwardsWithout8BitsAreAsOfATransformerWithout) {

@@ -298,7 +298,7 @@ class CpuBackend final : public Backend, public CpuAttention {
   static std::shared_ptr<const LinearLayer> make_layer(const Tensor& weight, const Tensor& bias,
                                                        const LinearFormat& format,
                                                        const std::shared_ptr<GatheredWeights>& gathered) {
-    if (format.is_e4m3()) return make_eight_bit_linear(weight, bias, gathered);
+    if (format.is_eight_bits()) return make_eight_bit_linear(weight, bias, format.dtype, gathered);
     return cpu::make_linear(weight, bias, format.dtype, gathered);
   }
 

@@ -8,7 +8,7 @@
 #include "backend/cpu/linear.h"
 #include "backend/cpu/row_kernels.h"
 #include "backend/cpu/scratch.h"
-#include "base/e4m3.h"
+#include "base/eight_bits.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -22,31 +22,33 @@ constexpr int64_t kWidenedRows = 1024;
 /// Its weight as float32 after a round trip through 8 bits.
 class EightBitLinear final : public LinearLayer {
  public:
-  EightBitLinear(int64_t out, int64_t in, std::shared_ptr<const LinearLayer> wide)
-      : out_(out), in_(in), wide_(std::move(wide)) {}
+  EightBitLinear(int64_t out, int64_t in, DType dtype, std::shared_ptr<const LinearLayer> wide)
+      : out_(out), in_(in), dtype_(dtype), wide_(std::move(wide)) {}
   int64_t in_features() const override { return in_; }
   int64_t out_features() const override { return out_; }
-  DType dtype() const override { return DType::kE4M3; }
+  DType dtype() const override { return dtype_; }
   const LinearLayer& wide() const { return *wide_; }
 
  private:
   int64_t out_, in_;
+  DType dtype_;
   std::shared_ptr<const LinearLayer> wide_;
 };
 
 /// fn(row, to): writes a row of `channels` floats, which becomes out's row in 8 bits.
 template <class Fn>
 void quantise_rows(EightBitRows& out, int64_t rows, int64_t channels, const Fn& fn) {
-  CALIBATT_ASSERT(out.elements.dtype() == DType::kE4M3 && out.elements.size() == rows * channels &&
-                  out.scales.size() == rows);
-  auto* elements = out.elements.data<e4m3>();
+  CALIBATT_ASSERT(out.elements.size() == rows * channels && out.scales.size() == rows);
   float* scales = out.scales.f32();
-  parallel_for(rows, kRowGrain, [&](int64_t begin, int64_t end, int) {
-    float* row = thread_scratch_floats(Scratch::kLinearInput, channels);
-    for (int64_t at = begin; at < end; ++at) {
-      fn(at, row);
-      scales[at] = quantise_row(row, elements + at * channels, channels);
-    }
+  with_eight_bits(out.elements.dtype(), [&]<class Element>(Element) {
+    auto* elements = out.elements.data<Element>();
+    parallel_for(rows, kRowGrain, [&](int64_t begin, int64_t end, int) {
+      float* row = thread_scratch_floats(Scratch::kLinearInput, channels);
+      for (int64_t at = begin; at < end; ++at) {
+        fn(at, row);
+        scales[at] = quantise_row(row, elements + at * channels, channels);
+      }
+    });
   });
 }
 
@@ -128,18 +130,20 @@ class CpuEightBitOps final : public EightBitOps {
               const LinearEpilogue& epilogue) override {
     const auto& eight_bit = dynamic_cast<const EightBitLinear&>(layer);
     const int64_t in = layer.in_features(), rows = input.scales.size();
-    CALIBATT_ASSERT(input.elements.dtype() == DType::kE4M3 && input.elements.size() == rows * in &&
+    CALIBATT_ASSERT(input.elements.dtype() == layer.dtype() && input.elements.size() == rows * in &&
                     out.size() == rows * layer.out_features());
-    const auto* elements = input.elements.data<e4m3>();
     const float* scales = input.scales.f32();
     Tensor wide(DType::kF32, {std::min(rows, kWidenedRows), in});
     const int64_t out_row_bytes = layer.out_features() * static_cast<int64_t>(dtype_size(out.dtype()));
     for (int64_t begin = 0; begin < rows; begin += kWidenedRows) {
       const int64_t count = std::min(kWidenedRows, rows - begin);
-      parallel_for(count, kRowGrain, [&](int64_t first, int64_t last, int) {
-        for (int64_t row = first; row < last; ++row) {
-          dequantise_row(elements + (begin + row) * in, scales[begin + row], wide.f32() + row * in, in);
-        }
+      with_eight_bits(layer.dtype(), [&]<class Element>(Element) {
+        const auto* elements = input.elements.data<Element>() + begin * in;
+        parallel_for(count, kRowGrain, [&](int64_t first, int64_t last, int) {
+          for (int64_t row = first; row < last; ++row) {
+            dequantise_row(elements + row * in, scales[begin + row], wide.f32() + row * in, in);
+          }
+        });
       });
       Tensor part(out.dtype(), {count, layer.out_features()},
                   std::shared_ptr<void>(out.storage(), static_cast<char*>(out.raw()) + begin * out_row_bytes));
@@ -150,20 +154,22 @@ class CpuEightBitOps final : public EightBitOps {
 
 }  // namespace
 
-std::shared_ptr<const LinearLayer> make_eight_bit_linear(const Tensor& weight, const Tensor& bias,
+std::shared_ptr<const LinearLayer> make_eight_bit_linear(const Tensor& weight, const Tensor& bias, DType dtype,
                                                          const std::shared_ptr<GatheredWeights>& gathered) {
   CALIBATT_ASSERT(weight.rank() == 2);
   const int64_t out = weight.dim(0), in = weight.dim(1);
   Tensor wide = converted(weight, DType::kF32).clone();
-  parallel_for(out, kRowGrain, [&](int64_t begin, int64_t end, int) {
-    std::vector<e4m3> elements(static_cast<size_t>(in));
-    for (int64_t row = begin; row < end; ++row) {
-      float* values = wide.f32() + row * in;
-      const float scale = quantise_row(values, elements.data(), in);
-      dequantise_row(elements.data(), scale, values, in);
-    }
+  with_eight_bits(dtype, [&]<class Element>(Element) {
+    parallel_for(out, kRowGrain, [&](int64_t begin, int64_t end, int) {
+      std::vector<Element> elements(static_cast<size_t>(in));
+      for (int64_t row = begin; row < end; ++row) {
+        float* values = wide.f32() + row * in;
+        const float scale = quantise_row(values, elements.data(), in);
+        dequantise_row(elements.data(), scale, values, in);
+      }
+    });
   });
-  return std::make_shared<EightBitLinear>(out, in, make_linear(wide, bias, DType::kF32, gathered));
+  return std::make_shared<EightBitLinear>(out, in, dtype, make_linear(wide, bias, DType::kF32, gathered));
 }
 
 std::unique_ptr<EightBitOps> make_eight_bit_ops() {

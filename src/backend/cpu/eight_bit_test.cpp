@@ -7,35 +7,39 @@
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
-#include "base/e4m3.h"
+#include "base/eight_bits.h"
 #include "base/random.h"
 #include "base/thread_pool.h"
 
 namespace calibatt::cpu {
 namespace {
 
-/// Half a unit of 3 bits of mantissa, relative: what one rounding to e4m3 may be off by.
-constexpr double kRounding = 1.0 / 16;
-
-EightBitRows room(int64_t rows, int64_t channels) {
-  return {Tensor(DType::kE4M3, {rows, channels}), Tensor(DType::kF32, {rows})};
-}
-
 std::vector<double> values_of(const EightBitRows& rows) {
   const int64_t channels = rows.elements.dim(1);
   std::vector<double> values;
-  for (int64_t i = 0; i < rows.elements.size(); ++i) {
-    values.push_back(double{static_cast<float>(rows.elements.data<e4m3>()[i])} * rows.scales.f32()[i / channels]);
-  }
+  with_eight_bits(rows.elements.dtype(), [&]<class Element>(Element) {
+    for (int64_t i = 0; i < rows.elements.size(); ++i) {
+      values.push_back(double{static_cast<float>(rows.elements.data<Element>()[i])} * rows.scales.f32()[i / channels]);
+    }
+  });
   return values;
 }
 
-struct CpuEightBit : testing::Test {
+struct CpuEightBit : testing::TestWithParam<DType> {
   std::unique_ptr<Backend> backend = make_cpu_backend();
   EightBitOps& ops = backend->eight_bit_ops();
+  LinearFormat format = LinearFormat::eight_bits(GetParam());
+
+  static EightBitRows room(int64_t rows, int64_t channels) {
+    return {Tensor(GetParam(), {rows, channels}), Tensor(DType::kF32, {rows})};
+  }
+  /// What one rounding may be off by: half a unit of 3 bits of mantissa, or of the smallest numbers.
+  static double rounding(double value, float scale) {
+    return GetParam() == DType::kI8 ? scale * 0.5 : std::max(std::abs(value) / 16, scale * 0x1p-10);
+  }
 };
 
-TEST_F(CpuEightBit, QuantisedRowsAreNear) {
+TEST_P(CpuEightBit, QuantisedRowsAreNear) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     for (const Activation activation :
          {Activation::kNone, Activation::kGeluTanh, Activation::kSiLU, Activation::kTanh}) {
@@ -46,14 +50,14 @@ TEST_F(CpuEightBit, QuantisedRowsAreNear) {
       ops.quantise(x, activation, rows);
       const std::vector<double> found = values_of(rows);
       for (int64_t i = 0; i < expected.size(); ++i) {
-        const double value = expected.f32()[i], smallest = rows.scales.f32()[i / 100] * 0x1p-10;
-        ASSERT_NEAR(found[i], value, 1.001 * std::max(std::abs(value) * kRounding, smallest)) << i;
+        const double value = expected.f32()[i];
+        ASSERT_NEAR(found[i], value, 1.001 * rounding(value, rows.scales.f32()[i / 100])) << i;
       }
     }
   }
 }
 
-TEST_F(CpuEightBit, NormsAreThoseOfTheTransformerQuantised) {
+TEST_P(CpuEightBit, NormsAreThoseOfTheTransformerQuantised) {
   const Tensor x = TorchGenerator(1).randn({19, 96}), scale = TorchGenerator(2).randn({96}),
                shift = TorchGenerator(3).randn({96});
   for (const bool modulated : {true, false}) {
@@ -67,7 +71,7 @@ TEST_F(CpuEightBit, NormsAreThoseOfTheTransformerQuantised) {
   }
 }
 
-TEST_F(CpuEightBit, RmsNormsAreThoseOfTheTransformerQuantised) {
+TEST_P(CpuEightBit, RmsNormsAreThoseOfTheTransformerQuantised) {
   const Tensor x = TorchGenerator(1).randn({19, 96}), weight = TorchGenerator(2).randn({96}),
                next = TorchGenerator(3).randn({96}), before = TorchGenerator(4).randn({19, 96});
   Tensor normed(DType::kF32, x.shape());
@@ -89,7 +93,7 @@ TEST_F(CpuEightBit, RmsNormsAreThoseOfTheTransformerQuantised) {
   }
 }
 
-TEST_F(CpuEightBit, SwiGluIsThatOfTheTransformerQuantised) {
+TEST_P(CpuEightBit, SwiGluIsThatOfTheTransformerQuantised) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const Tensor x = converted(TorchGenerator(1).randn({21, 2 * 80}), dtype);
     Tensor wide(DType::kF32, {21, 80});
@@ -102,7 +106,7 @@ TEST_F(CpuEightBit, SwiGluIsThatOfTheTransformerQuantised) {
 }
 
 /// The product of exactly what the 8 bits stand for.
-TEST_F(CpuEightBit, LinearMultipliesWhatTheBitsStandFor) {
+TEST_P(CpuEightBit, LinearMultipliesWhatTheBitsStandFor) {
   constexpr int64_t kRows = 1100, kIn = 48, kOut = 33;
   const Tensor weight = TorchGenerator(1).randn({kOut, kIn}), bias = TorchGenerator(2).randn({kOut}),
                gate = TorchGenerator(3).randn({kOut}), x = TorchGenerator(4).randn({kRows, kIn}),
@@ -111,8 +115,8 @@ TEST_F(CpuEightBit, LinearMultipliesWhatTheBitsStandFor) {
   ops.quantise(x, Activation::kNone, input);
   ops.quantise(weight, Activation::kNone, weights);
   const std::vector<double> a = values_of(input), b = values_of(weights);
-  const auto layer = backend->make_linear(weight, bias, LinearFormat::e4m3());
-  EXPECT_EQ(layer->dtype(), DType::kE4M3);
+  const auto layer = backend->make_linear(weight, bias, format);
+  EXPECT_EQ(layer->dtype(), GetParam());
   EXPECT_EQ(layer->in_features(), kIn);
   EXPECT_EQ(layer->out_features(), kOut);
   for (const bool adds : {false, true}) {
@@ -133,9 +137,9 @@ TEST_F(CpuEightBit, LinearMultipliesWhatTheBitsStandFor) {
   }
 }
 
-TEST_F(CpuEightBit, ResultsDoNotDependOnTheNumberOfThreads) {
+TEST_P(CpuEightBit, ResultsDoNotDependOnTheNumberOfThreads) {
   const Tensor x = TorchGenerator(4).randn({300, 64});
-  const auto layer = backend->make_linear(TorchGenerator(1).randn({40, 64}), {}, LinearFormat::e4m3());
+  const auto layer = backend->make_linear(TorchGenerator(1).randn({40, 64}), {}, format);
   Tensor first(DType::kF32, {300, 40}), again(DType::kF32, {300, 40});
   for (Tensor* out : {&first, &again}) {
     set_num_threads(out == &first ? 1 : 5);
@@ -147,13 +151,13 @@ TEST_F(CpuEightBit, ResultsDoNotDependOnTheNumberOfThreads) {
   EXPECT_EQ(std::memcmp(first.raw(), again.raw(), first.size_bytes()), 0);
 }
 
-TEST_F(CpuEightBit, StackedMatricesHaveScalesOfTheirOwnRows) {
+TEST_P(CpuEightBit, StackedMatricesHaveScalesOfTheirOwnRows) {
   const Tensor small = TorchGenerator(1).randn({4, 32});
   Tensor large = TorchGenerator(2).randn({4, 32});
   for (int64_t i = 0; i < large.size(); ++i) large.f32()[i] *= 1000;
-  const auto stacked = backend->load_linear(
-      {{{converted(small, DType::kBF16), "small"}, {large, "large"}}, {}, LinearFormat::e4m3(), {}});
-  const auto alone = backend->make_linear(converted(small, DType::kBF16), {}, LinearFormat::e4m3());
+  const auto stacked =
+      backend->load_linear({{{converted(small, DType::kBF16), "small"}, {large, "large"}}, {}, format, {}});
+  const auto alone = backend->make_linear(converted(small, DType::kBF16), {}, format);
   EightBitRows rows = room(5, 32);
   ops.quantise(TorchGenerator(3).randn({5, 32}), Activation::kNone, rows);
   Tensor all(DType::kF32, {5, 8}), first(DType::kF32, {5, 4});
@@ -163,6 +167,9 @@ TEST_F(CpuEightBit, StackedMatricesHaveScalesOfTheirOwnRows) {
     for (int64_t i = 0; i < 4; ++i) EXPECT_NEAR(all.f32()[row * 8 + i], first.f32()[row * 4 + i], 1e-5);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, CpuEightBit, testing::Values(DType::kE4M3, DType::kI8),
+                         [](const auto& info) { return info.param == DType::kI8 ? "int8" : "e4m3"; });
 
 }  // namespace
 }  // namespace calibatt::cpu

@@ -25,11 +25,11 @@ StoredLinear stored_layer(uint64_t seed, const LinearFormat& format) {
 Tensor product(Backend& backend, const LinearLayer& layer, const LinearFormat& format) {
   const Tensor x = TorchGenerator(5).randn({kRows, kIn});
   Tensor out(DType::kF32, {kRows, 2 * kOut});
-  if (!format.is_e4m3()) {
+  if (!format.is_eight_bits()) {
     backend.linear(layer, converted(x, format.dtype), out);
     return out;
   }
-  EightBitRows rows{Tensor(DType::kE4M3, x.shape()), Tensor(DType::kF32, {kRows})};
+  EightBitRows rows{Tensor(format.dtype, x.shape()), Tensor(DType::kF32, {kRows})};
   backend.eight_bit_ops().quantise(x, Activation::kNone, rows);
   backend.eight_bit_ops().linear(layer, rows, out);
   return out;
@@ -46,7 +46,8 @@ ShardedBlock block_of(const std::shared_ptr<WeightShards>& shards, int rank, int
 
 TEST(GatheredWeights, ComputeWhatWholeOnesDoInTurns) {
   constexpr int kBlocks = 3;  // more than there are buffers
-  for (const LinearFormat& format : {LinearFormat(DType::kF32), LinearFormat(DType::kBF16), LinearFormat::e4m3()}) {
+  for (const LinearFormat& format :
+       {LinearFormat(DType::kF32), LinearFormat(DType::kBF16), LinearFormat::e4m3(), LinearFormat::int8()}) {
     for (const int num_ranks : {1, 2, 3, 5}) {
       SCOPED_TRACE(testing::Message() << num_ranks << " ranks, " << dtype_name(format.dtype));
       const auto shards = std::make_shared<WeightShards>(std::vector<int>(static_cast<size_t>(num_ranks), 0));

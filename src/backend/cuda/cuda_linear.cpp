@@ -25,8 +25,8 @@ void require_widths_for_eight_bits(int64_t out, int64_t in) {
                                      " outputs in 8 bits: a GPU takes multiples of 16; use --weights-dtype bf16");
 }
 
-void quantise(Context& context, const Tensor& from, void* elements, float* scales) {
-  const RowsOut out(elements, scales, from.dim(0), from.dim(1));
+void quantise(Context& context, const Tensor& from, void* elements, DType dtype, float* scales) {
+  const RowsOut out(elements, dtype, scales, from.dim(0), from.dim(1));
   quantise_rows(quantise_call(from, Activation::kNone, out), context.stream());
 }
 
@@ -34,11 +34,11 @@ void quantise(Context& context, const Tensor& from, void* elements, float* scale
 
 CudaLinear::CudaLinear(Context& context, const Tensor& weight, const Tensor& bias, DType dtype)
     : out_features_(weight.dim(0)), in_features_(weight.dim(1)), dtype_(dtype) {
-  if (dtype == DType::kE4M3) {
+  if (is_eight_bits(dtype)) {
     require_widths_for_eight_bits(out_features_, in_features_);
     weight_ = context.allocate(dtype, weight.shape());
     scales_ = context.allocate(DType::kF32, {out_features_});
-    quantise(context, upload(context, weight, before_eight_bits(weight.dtype())), weight_.raw(), scales_.f32());
+    quantise(context, upload(context, weight, before_eight_bits(weight.dtype())), weight_.raw(), dtype_, scales_.f32());
   } else {
     weight_ = upload(context, weight, dtype);
   }
@@ -52,7 +52,7 @@ CudaLinear::CudaLinear(Context& context, StagedUpload& staged, const StoredLinea
     CALIBATT_ASSERT(part.tensor.rank() == 2 && part.tensor.dim(1) == in_features_);
     out_features_ += part.tensor.dim(0);
   }
-  if (dtype_ == DType::kE4M3) {
+  if (is_eight_bits(dtype_)) {
     require_widths_for_eight_bits(out_features_, in_features_);
     scales_ = context.allocate(DType::kF32, {out_features_});
   }
@@ -72,19 +72,23 @@ CudaLinear::CudaLinear(Context& context, StagedUpload& staged, const StoredLinea
 CudaLinear::CudaLinear(Context& context, const CudaLinear& other, Tensor weight)
     : out_features_(other.out_features_),
       in_features_(weight.dim(1)),
-      dtype_(other.dtype_),
+      dtype_(other.dtype_ == DType::kI8 ? weight.dtype() : other.dtype_),
       bias_(other.bias_),
       rounded_bias_(other.rounded_bias_) {
   CALIBATT_ASSERT(weight.dim(0) == out_features_);
-  if (dtype_ != DType::kE4M3) {
+  if (!is_eight_bits(dtype_)) {
     CALIBATT_ASSERT(weight.dtype() == dtype_);
+    if (is_eight_bits(other.dtype_) && !bias_.empty()) {
+      rounded_bias_ = context.allocate(dtype_, {out_features_});
+      convert(bias_.raw(), DType::kF32, rounded_bias_.raw(), dtype_, out_features_, context.stream());
+    }
     weight_ = std::move(weight);
     return;
   }
   require_widths_for_eight_bits(out_features_, in_features_);
   weight_ = context.allocate(dtype_, weight.shape());
   scales_ = context.allocate(DType::kF32, {out_features_});
-  quantise(context, weight, weight_.raw(), scales_.f32());
+  quantise(context, weight, weight_.raw(), dtype_, scales_.f32());
 }
 
 const CudaLinear& CudaLinear::of(const LinearLayer& layer) {
@@ -96,12 +100,12 @@ const CudaLinear& CudaLinear::of(const LinearLayer& layer) {
 void CudaLinear::load_offloaded(Context& context, const StoredLinear& stored,
                                 const std::shared_ptr<HostWeights>& host) {
   streamed_ = host;
-  if (dtype_ != DType::kE4M3) {
+  if (!is_eight_bits(dtype_)) {
     streamed_offset_ = host->append(stored.weights, dtype_);
     return;
   }
   Tensor scales(DType::kF32, {out_features_});
-  streamed_offset_ = host->append_eight_bits(stored.weights, scales.f32());
+  streamed_offset_ = host->append_eight_bits(stored.weights, dtype_, scales.f32());
   context.copy_to_device(scales_.raw(), scales.raw(), scales.size_bytes());
 }
 
@@ -110,10 +114,10 @@ void CudaLinear::load_resident(Context& context, StagedUpload& staged, const Sto
   char* to = static_cast<char*>(weight_.raw());
   int64_t row = 0;
   for (const StoredTensor& part : stored.weights) {
-    if (dtype_ == DType::kE4M3) {
+    if (is_eight_bits(dtype_)) {
       Tensor wide = context.allocate(before_eight_bits(part.tensor.dtype()), part.tensor.shape());
       staged.run(part, wide.raw(), wide.dtype());
-      quantise(context, wide, to, scales_.f32() + row);
+      quantise(context, wide, to, dtype_, scales_.f32() + row);
     } else {
       staged.run(part, to, dtype_);
     }
@@ -131,7 +135,7 @@ void CudaLinear::set_bias(Context& context, const Tensor& bias) {
   if (bias.empty()) return;
   CALIBATT_ASSERT(bias.size() == out_features_);
   bias_ = upload(context, bias, DType::kF32);
-  if (dtype_ != DType::kF32) rounded_bias_ = upload(context, bias, dtype_ == DType::kE4M3 ? DType::kBF16 : dtype_);
+  if (dtype_ != DType::kF32) rounded_bias_ = upload(context, bias, is_eight_bits(dtype_) ? DType::kBF16 : dtype_);
 }
 
 Tensor upload(Context& context, const Tensor& host, DType dtype) {

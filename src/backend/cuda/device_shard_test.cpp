@@ -46,7 +46,8 @@ class SharedWeights : public BackendPair {
 };
 
 TEST_F(SharedWeights, AreThoseThatOneRankHas) {
-  for (const LinearFormat& format : {LinearFormat(DType::kF32), LinearFormat(DType::kBF16), LinearFormat::e4m3()}) {
+  for (const LinearFormat& format :
+       {LinearFormat(DType::kF32), LinearFormat(DType::kBF16), LinearFormat::e4m3(), LinearFormat::int8()}) {
     for (const bool on_the_host : {false, true}) {
       for (const int num_ranks : {1, 2, 3, 5}) {
         SCOPED_TRACE(testing::Message() << num_ranks << " ranks, " << dtype_name(format.dtype)

@@ -1,7 +1,9 @@
 #include "backend/cuda/eight_bit.h"
 
+#include "backend/cuda/device/device.h"
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/elementwise.h"
+#include "backend/cuda/product/product_sm90.h"
 #include "backend/cuda/row_calls.h"
 #include "base/error.h"
 
@@ -17,10 +19,11 @@ void CudaEightBitOps::require_device(const std::string& device_name) {
     has_products_ = linear_.gemm().supports(call);
   }
   if (*has_products_) return;
-  throw Error(ErrorKind::kUsage,
-              "linear layers in 8 bits: " + device_name +
-                  " has no products of fp8 with scales for each row (cuBLASLt has them on Hopper, such as the H100 and "
-                  "H200); use --weights-dtype bf16");
+  throw Error(
+      ErrorKind::kUsage,
+      "linear layers in 8 bits: " + device_name +
+          " has no products of 8 bits with scales for each row (Hopper has them, such as the H100 and H200); use "
+          "--weights-dtype bf16");
 }
 
 void CudaEightBitOps::layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) {
@@ -87,40 +90,74 @@ void CudaEightBitOps::linear(const LinearLayer& any_layer, const EightBitRows& i
                              const LinearEpilogue& epilogue) {
   const CudaLinear& layer = CudaLinear::of(any_layer);
   const int64_t rows = input.scales.size(), out_features = layer.out_features();
-  CALIBATT_ASSERT(layer.dtype() == DType::kE4M3 && out.size() == rows * out_features);
-  CALIBATT_ASSERT(input.elements.dtype() == DType::kE4M3 && input.scales.dtype() == DType::kF32 &&
+  CALIBATT_ASSERT(is_eight_bits(layer.dtype()) && out.size() == rows * out_features);
+  CALIBATT_ASSERT(input.elements.dtype() == layer.dtype() && input.scales.dtype() == DType::kF32 &&
                   input.elements.size() == rows * layer.in_features());
   CALIBATT_ASSERT(!epilogue.accumulate || out.dtype() == DType::kF32);
   CALIBATT_ASSERT(epilogue.gate == nullptr || (epilogue.accumulate && epilogue.gate->size() == out_features));
   if (rows == 0) return;
 
-  GemmCall call{.input = input.elements.raw(), .weight = layer.weight(), .out = out.raw(), .dtype = DType::kE4M3};
+  if (epilogue.accumulate && epilogue.activation != Activation::kNone) {
+    Tensor activated = context_.allocate(DType::kBF16, {rows, out_features});
+    linear(any_layer, input, activated, {.activation = epilogue.activation});
+    const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
+    return add_gated(out.f32(), activated.raw(), DType::kBF16, gate, rows, out_features, context_.stream());
+  }
+  bool activates = epilogue.activation != Activation::kNone;
+  if (layer.dtype() == DType::kI8) {
+    by_own_product(layer, input, out, epilogue);
+  } else {
+    activates = !by_cublas(layer, input, out, epilogue) && activates;
+  }
+  if (activates) activate(epilogue.activation, out.raw(), out.raw(), out.dtype(), out.size(), context_.stream());
+}
+
+/// Of int8: all but the activation.
+void CudaEightBitOps::by_own_product(const CudaLinear& layer, const EightBitRows& input, Tensor& out,
+                                     const LinearEpilogue& epilogue) {
+  product::ProductCall call{.input = input.elements.raw(), .weight = layer.weight(), .out = out.raw()};
   call.out_dtype = out.dtype();
-  call.rows = rows;
-  call.out_features = out_features;
+  call.accumulate = epilogue.accumulate;
+  call.rows = input.scales.size();
+  call.out_features = layer.out_features();
+  call.in_features = layer.in_features();
+  call.input_scales = input.scales.f32();
+  call.weight_scales = layer.scales();
+  call.bias = static_cast<const float*>(layer.bias(DType::kF32));
+  call.gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
+  const std::string refusal = product::refusal(call, current_device().compute_capability);
+  if (!refusal.empty()) {
+    throw Error(ErrorKind::kUsage, "a linear layer in int8: " + refusal + "; use --weights-dtype fp8 or bf16");
+  }
+  const auto workspace = context_.allocate_bytes(product::workspace_bytes(call));
+  call.workspace = workspace.get();
+  product::run(call, context_.stream());
+}
+
+/// Of e4m3. Returns whether that was with the activation.
+bool CudaEightBitOps::by_cublas(const CudaLinear& layer, const EightBitRows& input, Tensor& out,
+                                const LinearEpilogue& epilogue) {
+  GemmCall call{.input = input.elements.raw(), .weight = layer.weight(), .out = out.raw(), .dtype = layer.dtype()};
+  call.out_dtype = out.dtype();
+  call.rows = input.scales.size();
+  call.out_features = layer.out_features();
   call.in_features = layer.in_features();
   call.input_scales = input.scales.f32();
   call.gelu = epilogue.activation == Activation::kGeluTanh && out.dtype() != DType::kF32;
   call.accumulate = epilogue.accumulate;
-
-  const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;
-  const bool follows = epilogue.activation != Activation::kNone && !call.gelu;
-  if (!(epilogue.accumulate && follows)) {
-    const Factors factors = gated_factors(layer, gate, call.bias_dtype());
-    call.weight_scales = factors.scales;
-    call.bias = factors.bias;
-    if (linear_.gemm().supports(call)) {
-      linear_.gemm().run(call);
-      if (follows) {
-        activate(epilogue.activation, out.raw(), out.raw(), out.dtype(), out.size(), context_.stream());
-      }
-      return;
-    }
+  const Factors factors =
+      gated_factors(layer, epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr, call.bias_dtype());
+  call.weight_scales = factors.scales;
+  call.bias = factors.bias;
+  if (linear_.gemm().supports(call)) {
+    linear_.gemm().run(call);
+    return call.gelu;
   }
   in_passes(layer, call, out, epilogue);
+  return false;
 }
 
-/// A product without anything in its epilogue, and passes that do what is left.
+/// A product without anything in its epilogue, and passes that do what is left but for the activation.
 void CudaEightBitOps::in_passes(const CudaLinear& layer, GemmCall call, Tensor& out, const LinearEpilogue& epilogue) {
   const cudaStream_t stream = context_.stream();
   Tensor product = epilogue.accumulate ? context_.allocate(DType::kBF16, {call.rows, call.out_features}) : out;
@@ -132,9 +169,6 @@ void CudaEightBitOps::in_passes(const CudaLinear& layer, GemmCall call, Tensor& 
   linear_.gemm().run(call);
   if (const void* bias = layer.bias(DType::kF32); bias != nullptr) {
     add_bias(product.raw(), product.dtype(), static_cast<const float*>(bias), call.rows, call.out_features, stream);
-  }
-  if (epilogue.activation != Activation::kNone) {
-    activate(epilogue.activation, product.raw(), product.raw(), product.dtype(), product.size(), stream);
   }
   if (!epilogue.accumulate) return;
   const float* gate = epilogue.gate != nullptr ? epilogue.gate->f32() : nullptr;

@@ -9,10 +9,10 @@
 
 namespace calibatt::cuda {
 
-/// Linear layers in 8 bits by cuBLASLt, with its scales per row of both factors ("outer vector"): the sums are scaled,
-/// biased and written, or added to the residual, in the product's own pass, so that 8 bits cost no pass but the one
-/// that makes them. A gate is multiplied into the weight's scales. What cuBLASLt does not fuse follows in kernels of
-/// our own.
+/// Linear layers in 8 bits: a product scales its sums, adds the bias, and writes them, or adds them to the residual, in
+/// its own pass, so that 8 bits cost no pass but the one that makes them. A gate is multiplied into the weight's
+/// scales. Products of e4m3 are cuBLASLt's, with its scales per row of both factors ("outer vector"); those of int8 are
+/// our own (product/). What cuBLASLt does not fuse follows in kernels of our own.
 class CudaEightBitOps final : public EightBitOps {
  public:
   CudaEightBitOps(Context& context, CublasLinear& linear) : context_(context), linear_(linear) {}
@@ -33,6 +33,8 @@ class CudaEightBitOps final : public EightBitOps {
  private:
   struct Factors;
   Factors gated_factors(const CudaLinear& layer, const float* gate, DType bias_dtype) const;
+  void by_own_product(const CudaLinear& layer, const EightBitRows& input, Tensor& out, const LinearEpilogue& epilogue);
+  bool by_cublas(const CudaLinear& layer, const EightBitRows& input, Tensor& out, const LinearEpilogue& epilogue);
   void in_passes(const CudaLinear& layer, GemmCall call, Tensor& out, const LinearEpilogue& epilogue);
 
   Context& context_;

@@ -7,7 +7,7 @@
 #include "backend/cuda/backend_pair.h"
 #include "backend/stored_linear.h"
 #include "backend/streamed_weights.h"
-#include "base/e4m3.h"
+#include "base/eight_bits.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -22,7 +22,7 @@ std::ostream& operator<<(std::ostream& stream, const Shape& shape) {
 
 /// 8-bit rows on both backends. Bits are compared where both round the same numbers; where the numbers themselves are
 /// made in another order, one near a tie may fall on its other side.
-class CudaEightBit : public BackendPair {
+class CudaEightBit : public BackendPair, public testing::WithParamInterface<DType> {
  protected:
   void SetUp() override {
     BackendPair::SetUp();
@@ -34,7 +34,7 @@ class CudaEightBit : public BackendPair {
     }
   }
   static EightBitRows room(Backend& backend, int64_t rows, int64_t channels) {
-    return {backend.empty(DType::kE4M3, {rows, channels}), backend.empty(DType::kF32, {rows})};
+    return {backend.empty(GetParam(), {rows, channels}), backend.empty(DType::kF32, {rows})};
   }
   EightBitRows quantised(Backend& backend, const Tensor& x, Activation activation = Activation::kNone) {
     EightBitRows rows = room(backend, x.dim(0), x.dim(1));
@@ -45,10 +45,12 @@ class CudaEightBit : public BackendPair {
   static Tensor values_of(const Tensor& elements, const Tensor& scales) {
     Tensor values(DType::kF32, elements.shape());
     const int64_t channels = elements.dim(1);
-    for (int64_t row = 0; row < elements.dim(0); ++row) {
-      dequantise_row(elements.data<e4m3>() + row * channels, scales.f32()[row], values.f32() + row * channels,
-                     channels);
-    }
+    with_eight_bits(elements.dtype(), [&]<class Element>(Element) {
+      for (int64_t row = 0; row < elements.dim(0); ++row) {
+        dequantise_row(elements.data<Element>() + row * channels, scales.f32()[row], values.f32() + row * channels,
+                       channels);
+      }
+    });
     return values;
   }
   void expect_same_rows(const EightBitRows& found, const EightBitRows& expected) const {
@@ -61,15 +63,16 @@ class CudaEightBit : public BackendPair {
     const Tensor a = values_of(elements, scales), b = values_of(expected.elements, expected.scales);
     int64_t others = 0;
     for (int64_t i = 0; i < b.size(); ++i) {
-      const double value = b.f32()[i], smallest = expected.scales.f32()[i / b.dim(1)] * 0x1p-9;
-      ASSERT_NEAR(a.f32()[i], value, 1.01 * std::max(std::abs(value) / 8, smallest)) << i;  // a step of e4m3
+      const double value = b.f32()[i], scale = expected.scales.f32()[i / b.dim(1)], smallest = scale * 0x1p-9;
+      const double step = GetParam() == DType::kI8 ? scale : std::max(std::abs(value) / 8, smallest);
+      ASSERT_NEAR(a.f32()[i], value, 1.01 * step) << i;
       if (std::abs(a.f32()[i] - value) > 1e-4 * std::abs(value) + 1e-3 * smallest) ++others;
     }
     EXPECT_LE(others, b.size() / 500 + 1);
   }
 };
 
-TEST_F(CudaEightBit, RowsHaveTheSameBitsAsOnTheCpu) {
+TEST_P(CudaEightBit, RowsHaveTheSameBitsAsOnTheCpu) {
   for (const auto& [rows, channels] :
        {std::pair<int64_t, int64_t>{1, 16}, {5, 19}, {7, 1536}, {33, 5120}, {3, 13824}, {2, 16384}, {4, 4090}}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
@@ -82,22 +85,28 @@ TEST_F(CudaEightBit, RowsHaveTheSameBitsAsOnTheCpu) {
   }
 }
 
-TEST_F(CudaEightBit, ZerosTinyNumbersAndNaN) {
+TEST_P(CudaEightBit, ZerosTinyNumbersAndNaN) {
   Tensor x = Tensor::zeros(DType::kF32, {4, 64});
   x.f32()[64] = 1e-38f;
   x.f32()[128] = std::numeric_limits<float>::quiet_NaN();
   x.f32()[129] = 3;
   for (int64_t i = 192; i < 256; ++i) x.f32()[i] = static_cast<float>(i);
   const EightBitRows found = quantised(*gpu, to_gpu(x)), expected = quantised(*cpu, x);
-  expect_same(found.scales, expected.scales);
   const Tensor values = values_of(from_gpu(found.elements), from_gpu(found.scales));
   EXPECT_EQ(values.f32()[0], 0);
   EXPECT_TRUE(std::isnan(values.f32()[128]));
+  if (GetParam() == DType::kI8) {  // which has no NaN: none of the row is a number
+    EXPECT_TRUE(std::isnan(from_gpu(found.scales).f32()[2]));
+    EXPECT_TRUE(std::isnan(expected.scales.f32()[2]));
+    EXPECT_EQ(from_gpu(found.scales).f32()[3], expected.scales.f32()[3]);
+    return;
+  }
+  expect_same(found.scales, expected.scales);
   EXPECT_FLOAT_EQ(values.f32()[129], 3);
   EXPECT_EQ(values.f32()[130], 0);
 }
 
-TEST_F(CudaEightBit, ActivationsAreQuantised) {
+TEST_P(CudaEightBit, ActivationsAreQuantised) {
   for (const Activation activation : {Activation::kGeluTanh, Activation::kSiLU, Activation::kTanh}) {
     for (const int64_t channels : {48, 1001, 8960, 13824}) {
       SCOPED_TRACE(testing::Message() << static_cast<int>(activation) << ", " << channels);
@@ -107,7 +116,7 @@ TEST_F(CudaEightBit, ActivationsAreQuantised) {
   }
 }
 
-TEST_F(CudaEightBit, NormsAreQuantised) {
+TEST_P(CudaEightBit, NormsAreQuantised) {
   for (const int64_t channels : {32, 99, 384, 1536, 5120}) {
     const Tensor x = random({11, channels}), scale = random({channels}, DType::kF32, 2),
                  shift = random({channels}, DType::kF32, 3);
@@ -124,7 +133,7 @@ TEST_F(CudaEightBit, NormsAreQuantised) {
   }
 }
 
-TEST_F(CudaEightBit, RmsNormsAreQuantised) {
+TEST_P(CudaEightBit, RmsNormsAreQuantised) {
   for (const int64_t channels : {32, 99, 384, 3072, 5120}) {
     const Tensor x = random({11, channels}), weight = random({channels}, DType::kF32, 2),
                  next = random({channels}, DType::kF32, 3), before = random({11, channels}, DType::kF32, 4);
@@ -146,7 +155,7 @@ TEST_F(CudaEightBit, RmsNormsAreQuantised) {
 }
 
 /// Rows of one and of several units of a thread, of Mochi's feed-forward (8,192) and wider.
-TEST_F(CudaEightBit, SwiGluIsQuantised) {
+TEST_P(CudaEightBit, SwiGluIsQuantised) {
   for (const int64_t channels : {16, 99, 1024, 4096, 8192, 16384}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       SCOPED_TRACE(testing::Message() << channels << " " << dtype_name(dtype));
@@ -160,7 +169,7 @@ TEST_F(CudaEightBit, SwiGluIsQuantised) {
 }
 
 /// A gate that is far below zero makes zero, not NaN.
-TEST_F(CudaEightBit, SwiGluOfLargeGates) {
+TEST_P(CudaEightBit, SwiGluOfLargeGates) {
   Tensor x(DType::kF32, {1, 64});
   for (int64_t i = 0; i < 32; ++i) x.f32()[i] = 1, x.f32()[32 + i] = static_cast<float>(i - 16) * 20;
   EightBitRows found = room(*gpu, 1, 32), expected = room(*cpu, 1, 32);
@@ -175,15 +184,15 @@ constexpr double kSums = 0x1p-11;
 constexpr Shape kShapes[] = {{1, 64, 32},       {17, 64, 64},    {33, 384, 1536}, {130, 512, 5120},
                              {600, 1024, 2048}, {16, 13824, 64}, {4095, 96, 96}};
 
-TEST_F(CudaEightBit, LinearEqualsTheCpu) {
+TEST_P(CudaEightBit, LinearEqualsTheCpu) {
   for (const Shape& shape : kShapes) {
     for (const bool with_bias : {true, false}) {
       Tensor weight = random({shape.out, shape.in}, DType::kF32, 2);
       for (int64_t i = 0; i < weight.size(); ++i) weight.f32()[i] /= std::sqrt(static_cast<float>(shape.in));
       weight = converted(weight, DType::kBF16);
       const Tensor bias = with_bias ? random({shape.out}, DType::kF32, 3) : Tensor();
-      const auto cpu_layer = cpu->make_linear(weight, bias, LinearFormat::e4m3());
-      const auto gpu_layer = gpu->make_linear(weight, bias, LinearFormat::e4m3());
+      const auto cpu_layer = cpu->make_linear(weight, bias, LinearFormat::eight_bits(GetParam()));
+      const auto gpu_layer = gpu->make_linear(weight, bias, LinearFormat::eight_bits(GetParam()));
       const Tensor x = random({shape.rows, shape.in}, DType::kBF16);
       const EightBitRows input = quantised(*cpu, x), gpu_input = quantised(*gpu, to_gpu(x));
       const Tensor gate = random({shape.out}, DType::kF32, 7), gpu_gate = to_gpu(gate);
@@ -211,10 +220,10 @@ TEST_F(CudaEightBit, LinearEqualsTheCpu) {
   }
 }
 
-TEST_F(CudaEightBit, LargeProductsAreTunedAndStayTheSame) {
+TEST_P(CudaEightBit, LargeProductsAreTunedAndStayTheSame) {
   constexpr Shape kShape{2048, 2048, 16384};
   const Tensor weight = random({kShape.out, kShape.in}, DType::kBF16, 2), x = random({kShape.rows, kShape.in});
-  const auto layer = gpu->make_linear(weight, {}, LinearFormat::e4m3());
+  const auto layer = gpu->make_linear(weight, {}, LinearFormat::eight_bits(GetParam()));
   const EightBitRows input = quantised(*gpu, to_gpu(x));
   Tensor first = to_gpu(Tensor::zeros(DType::kF32, {kShape.rows, kShape.out})), second = to_gpu(from_gpu(first));
   gpu->eight_bit_ops().linear(*layer, input, first, {.accumulate = true});
@@ -222,16 +231,17 @@ TEST_F(CudaEightBit, LargeProductsAreTunedAndStayTheSame) {
   expect_same(second, from_gpu(first));  // a trial that added to the sum would be seen
 }
 
-TEST_F(CudaEightBit, LoadedAndStreamedWeightsAreThoseMadeOnTheHost) {
+TEST_P(CudaEightBit, LoadedAndStreamedWeightsAreThoseMadeOnTheHost) {
   const Tensor first = random({64, 96}, DType::kBF16, 1), second = random({32, 96}, DType::kF32, 2),
                bias = random({96}, DType::kF32, 3);
-  StoredLinear stored{{{first, "first"}, {second, "second"}}, {{bias, "bias"}}, LinearFormat::e4m3(), nullptr};
+  StoredLinear stored{
+      {{first, "first"}, {second, "second"}}, {{bias, "bias"}}, LinearFormat::eight_bits(GetParam()), nullptr};
   const auto resident = gpu->load_linear(stored);
-  const auto group = gpu->make_streamed_weights(Backend::streamed_bytes(96, 96, DType::kE4M3));
+  const auto group = gpu->make_streamed_weights(Backend::streamed_bytes(96, 96, GetParam()));
   stored.streamed = group;
   const auto streamed = gpu->load_linear(stored);
   group->seal();
-  EXPECT_EQ(resident->dtype(), DType::kE4M3);
+  EXPECT_EQ(resident->dtype(), GetParam());
 
   const EightBitRows weights = quantised(*cpu, stack_rows({{first, "first"}, {second, "second"}}, DType::kF32));
   const Tensor expected = converted(values_of(weights.elements, weights.scales), DType::kBF16);
@@ -247,14 +257,17 @@ TEST_F(CudaEightBit, LoadedAndStreamedWeightsAreThoseMadeOnTheHost) {
   expect_same(b, from_gpu(a));
 }
 
-TEST_F(CudaEightBit, WidthsThatTensorCoresDoNotTakeAreRefused) {
+TEST_P(CudaEightBit, WidthsThatTensorCoresDoNotTakeAreRefused) {
   try {
-    gpu->make_linear(random({32, 40}), {}, LinearFormat::e4m3());
+    gpu->make_linear(random({32, 40}), {}, LinearFormat::eight_bits(GetParam()));
     FAIL() << "made";
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("40 inputs and 32 outputs in 8 bits"), std::string::npos) << error.what();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaEightBit, testing::Values(DType::kE4M3, DType::kI8),
+                         [](const auto& info) { return info.param == DType::kI8 ? "int8" : "e4m3"; });
 
 }  // namespace
 }  // namespace calibatt::cuda

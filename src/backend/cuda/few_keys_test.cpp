@@ -1,7 +1,7 @@
 #include "backend/cuda/kernels/few_keys.h"
 
 #include "backend/cuda/backend_pair.h"
-#include "base/e4m3.h"
+#include "base/eight_bits.h"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -203,24 +203,30 @@ TEST_F(CudaFewKeysInEightBits, ProjectedValuesErrAsProductsIn8BitsDo) {
     const auto sum_with = [&](const LinearFormat& format) {
       const auto projected =
           gpu->project_values(*gpu->make_linear(matrix, output_bias, format), call.v, kHeads, sizes.head_dim);
-      EXPECT_EQ(projected->dtype(), format.dtype);
+      EXPECT_EQ(projected->dtype(), format.dtype == DType::kI8 ? DType::kBF16 : format.dtype);
       Tensor sum = to_gpu(residual);
-      if (format.dtype == DType::kE4M3) {
+      if (projected->dtype() == DType::kE4M3) {
         gpu->eight_bit_ops().linear(*projected, rows_on_gpu(), sum, {.accumulate = true});
       } else {
         gpu->linear(*projected, weights_on_gpu(), sum, {.accumulate = true});
       }
       return from_gpu(sum);
     };
-    const Tensor found = sum_with(LinearFormat::e4m3()), expected = sum_with({DType::kBF16});
-    double difference = 0, change = 0;
-    for (int64_t i = 0; i < expected.size(); ++i) {
-      difference += std::pow(double{found.f32()[i]} - expected.f32()[i], 2);
-      change += std::pow(double{expected.f32()[i]} - residual.f32()[i], 2);
-    }
-    const double error = std::sqrt(difference / change);
+    const Tensor expected = sum_with({DType::kBF16});
+    const auto error_with = [&](const LinearFormat& format) {
+      const Tensor found = sum_with(format);
+      double difference = 0, change = 0;
+      for (int64_t i = 0; i < expected.size(); ++i) {
+        difference += std::pow(double{found.f32()[i]} - expected.f32()[i], 2);
+        change += std::pow(double{expected.f32()[i]} - residual.f32()[i], 2);
+      }
+      return std::sqrt(difference / change);
+    };
+    const double error = error_with(LinearFormat::e4m3()), of_int8 = error_with(LinearFormat::int8());
     EXPECT_LT(error, 0.075);  // the matrix, what it makes of the values, and the weights: three roundings of .026
     EXPECT_GT(error, 0.005) << "not in 8 bits";
+    EXPECT_LT(of_int8, 0.02);  // the matrix alone, .008 of itself
+    EXPECT_GT(of_int8, 0.002) << "not in 8 bits";
   }
 }
 

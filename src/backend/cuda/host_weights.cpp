@@ -10,7 +10,7 @@
 
 #include "backend/cuda/gather.h"
 #include "base/checked_copy.h"
-#include "base/e4m3.h"
+#include "base/eight_bits.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -108,9 +108,9 @@ size_t HostWeights::append(const std::vector<StoredTensor>& parts, DType dtype) 
   return begin;
 }
 
-size_t HostWeights::append_eight_bits(const std::vector<StoredTensor>& parts, float* scales) {
-  const size_t begin = append_rows(parts, DType::kE4M3);
-  auto* to = reinterpret_cast<e4m3*>(pages_->memory() + begin);
+size_t HostWeights::append_eight_bits(const std::vector<StoredTensor>& parts, DType dtype, float* scales) {
+  const size_t begin = append_rows(parts, dtype);
+  char* to = pages_->memory() + begin;
   for (const StoredTensor& part : parts) {
     const int64_t rows = part.tensor.dim(0), columns = part.tensor.dim(1);
     const int64_t at_a_time = std::clamp<int64_t>(kQuantisedElements / columns, 1, rows);
@@ -122,10 +122,13 @@ size_t HostWeights::append_eight_bits(const std::vector<StoredTensor>& parts, fl
       found.join(checked_copy(static_cast<const char*>(part.tensor.raw()) + static_cast<size_t>(first) * row_bytes,
                               part.tensor.dtype(), wide.raw(), DType::kF32, count * columns));
       if (!found.finite) accept_values(part, found);
-      parallel_for(count, 1, [&](int64_t row, int64_t end, int) {
-        for (; row < end; ++row) {
-          scales[first + row] = quantise_row(wide.f32() + row * columns, to + (first + row) * columns, columns);
-        }
+      with_eight_bits(dtype, [&]<class Element>(Element) {
+        auto* elements = reinterpret_cast<Element*>(to) + first * columns;
+        parallel_for(count, 1, [&](int64_t row, int64_t end, int) {
+          for (; row < end; ++row) {
+            scales[first + row] = quantise_row(wide.f32() + row * columns, elements + row * columns, columns);
+          }
+        });
       });
     }
     accept_values(part, found);

@@ -20,8 +20,8 @@ class HostWeights final : public StreamedMemory {
   /// Appends tensors one below the other, converted to dtype. Returns where they begin, in bytes from the group's
   /// begin. Throws Error(kNumeric) that names a tensor which is not finite.
   size_t append(const std::vector<StoredTensor>& parts, DType dtype);
-  /// The same in 8 bits (base/e4m3.h); scales: host, one for each row of all.
-  size_t append_eight_bits(const std::vector<StoredTensor>& parts, float* scales);
+  /// The same in 8 bits (base/eight_bits.h); scales: host, one for each row of all.
+  size_t append_eight_bits(const std::vector<StoredTensor>& parts, DType dtype, float* scales);
 
   void seal() override;
 

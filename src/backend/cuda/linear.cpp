@@ -36,9 +36,14 @@ std::shared_ptr<const LinearLayer> CublasLinear::with_weight(const LinearLayer& 
 Tensor CublasLinear::weight_of(const LinearLayer& layer, DType eight_bits_as) const {
   const CudaLinear& linear = CudaLinear::of(layer);
   const std::vector<int64_t> shape{layer.out_features(), layer.in_features()};
-  if (layer.dtype() == DType::kE4M3) {
+  if (is_eight_bits(layer.dtype())) {
     Tensor wide = context_.allocate(eight_bits_as, shape);
-    dequantise_rows(linear.weight(), linear.scales(), wide.raw(), eight_bits_as, shape[0], shape[1], context_.stream());
+    DequantiseCall call{.elements = linear.weight(), .dtype = layer.dtype(), .scales = linear.scales()};
+    call.out = wide.raw();
+    call.out_dtype = eight_bits_as;
+    call.rows = shape[0];
+    call.channels = shape[1];
+    dequantise_rows(call, context_.stream());
     return wide;
   }
   // Read by kernels alone, as who asked for it will.
@@ -60,7 +65,7 @@ CublasLinear::GatedCopy CublasLinear::multiply_gate(const LinearLayer& layer, co
 
 void CublasLinear::run(const LinearLayer& layer, const Tensor& input, Tensor& out, const LinearEpilogue& epilogue) {
   const CudaLinear& linear = CudaLinear::of(layer);
-  CALIBATT_ASSERT(input.dtype() == layer.dtype() && layer.dtype() != DType::kE4M3);
+  CALIBATT_ASSERT(input.dtype() == layer.dtype() && !is_eight_bits(layer.dtype()));
   const int64_t rows = input.size() / layer.in_features(), out_features = layer.out_features();
   CALIBATT_ASSERT(rows * layer.in_features() == input.size() && rows * out_features == out.size());
   CALIBATT_ASSERT(!epilogue.accumulate || out.dtype() == DType::kF32);

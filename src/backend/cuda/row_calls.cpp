@@ -15,11 +15,12 @@ const float* channels_or_null(const Tensor* tensor, int64_t channels) {
 
 QuantiseCall quantise_rows_of(const Tensor& x, int64_t channels, int64_t rows, const RowsOut& out) {
   out.require(rows, channels);
-  CALIBATT_ASSERT(out.dtype == DType::kE4M3);
+  CALIBATT_ASSERT(is_eight_bits(out.dtype));
   QuantiseCall call;
   call.x = x.raw();
   call.x_dtype = x.dtype();
   call.out = out.data;
+  call.out_dtype = out.dtype;
   call.scales = out.scales;
   call.rows = rows;
   call.channels = channels;
@@ -29,7 +30,7 @@ QuantiseCall quantise_rows_of(const Tensor& x, int64_t channels, int64_t rows, c
 }  // namespace
 
 RowsOut::RowsOut(Tensor& numbers) : data(numbers.raw()), dtype(numbers.dtype()), size(numbers.size()) {
-  CALIBATT_ASSERT(dtype != DType::kE4M3);
+  CALIBATT_ASSERT(!is_eight_bits(dtype));
 }
 
 RowsOut::RowsOut(EightBitRows& quantised)
@@ -38,14 +39,14 @@ RowsOut::RowsOut(EightBitRows& quantised)
       size(quantised.elements.size()),
       scales(quantised.scales.f32()),
       scale_count(quantised.scales.size()) {
-  CALIBATT_ASSERT(dtype == DType::kE4M3 && quantised.scales.dtype() == DType::kF32);
+  CALIBATT_ASSERT(is_eight_bits(dtype) && quantised.scales.dtype() == DType::kF32);
 }
 
-RowsOut::RowsOut(void* elements, float* row_scales, int64_t rows, int64_t channels)
-    : data(elements), dtype(DType::kE4M3), size(rows * channels), scales(row_scales), scale_count(rows) {}
+RowsOut::RowsOut(void* elements, DType type, float* row_scales, int64_t rows, int64_t channels)
+    : data(elements), dtype(type), size(rows * channels), scales(row_scales), scale_count(rows) {}
 
 void RowsOut::require(int64_t rows, int64_t channels) const {
-  CALIBATT_ASSERT(size == rows * channels && scale_count == (dtype == DType::kE4M3 ? rows : 0));
+  CALIBATT_ASSERT(size == rows * channels && scale_count == (is_eight_bits(dtype) ? rows : 0));
 }
 
 LayerNormCall layer_norm_call(const Tensor& x, const LayerNorm& norm, const RowsOut& out) {
@@ -71,7 +72,7 @@ RmsNormCall rms_norm_call(const Tensor& x, const Tensor& weight, float eps, cons
   call.channels = call.x_stride = call.out_stride = x.dim(-1);
   call.rows = x.size() / call.channels;
   out.require(call.rows, call.channels);
-  CALIBATT_ASSERT(out.dtype != DType::kE4M3 || x.dtype() == DType::kF32);
+  CALIBATT_ASSERT(!is_eight_bits(out.dtype) || x.dtype() == DType::kF32);
   call.out = out.data;
   call.out_dtype = out.dtype;
   call.row_scales = out.scales;
@@ -97,7 +98,8 @@ AddRmsNormCall add_rms_norm_call(const Tensor& x, const Tensor& weight, float ep
                                  const Tensor& following_weight, const RowsOut& out) {
   AddRmsNormCall call = add_rms_norm_call(x, weight, eps, residual);
   out.require(call.rows, call.channels);
-  CALIBATT_ASSERT(out.dtype == DType::kE4M3 || out.dtype == x.dtype());
+  CALIBATT_ASSERT(is_eight_bits(out.dtype) || out.dtype == x.dtype());
+  call.following_dtype = out.dtype;
   call.following_weight = channels_or_null(&following_weight, call.channels);
   call.following_out = out.data;
   call.following_scales = out.scales;

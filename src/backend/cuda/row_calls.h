@@ -15,14 +15,14 @@ struct RowsOut {
   explicit RowsOut(Tensor& numbers);
   explicit RowsOut(EightBitRows& quantised);
   /// 8-bit rows at any place: elements [rows, channels], scales [rows].
-  RowsOut(void* elements, float* scales, int64_t rows, int64_t channels);
+  RowsOut(void* elements, DType dtype, float* scales, int64_t rows, int64_t channels);
 
   void require(int64_t rows, int64_t channels) const;
 
   void* data;
   DType dtype;
   int64_t size;
-  float* scales = nullptr;  ///< of kE4M3 alone: one for each row
+  float* scales = nullptr;  ///< of 8 bits alone: one for each row
   int64_t scale_count = 0;
 };
 

@@ -284,7 +284,7 @@ void MochiTransformer::feed_forward_step(const Stream& stream, const Tensor& mod
     Tensor output = tensor_rows(rows.normed.wide, begin, count), to = tensor_rows(rows.residual, begin, count);
     apply_layer(*backend_, *stream.feed_forward_in, rows.normed, begin, count, both);
     if (in_eight_bits(*stream.feed_forward_out)) {
-      hidden.eight_bits = {{DType::kE4M3, {count, inner}, hidden.wide.storage()},
+      hidden.eight_bits = {{eight_bit_type_, {count, inner}, hidden.wide.storage()},
                            tensor_rows(work_.hidden_scales, 0, count)};
       backend_->eight_bit_ops().swiglu(both, hidden.eight_bits);
     } else {
@@ -343,7 +343,7 @@ void MochiTransformer::prepare_workspace(int64_t num_tokens, const MochiPrompt& 
     work_.qkv = {dtype_, {num_tokens + capacity, 3 * dim}, shared.storage()};
     work_.hidden = {dtype_, {std::max(rows * one_row, text_rows)}, shared.storage()};
     if (has_eight_bits_) {
-      work_.video.normed.eight_bits = {backend_->empty(DType::kE4M3, {num_tokens, dim}),
+      work_.video.normed.eight_bits = {backend_->empty(eight_bit_type_, {num_tokens, dim}),
                                        backend_->empty(DType::kF32, {num_tokens})};
       work_.hidden_scales = backend_->empty(DType::kF32, {work_.hidden.size() / one_row});
     }

@@ -173,6 +173,7 @@ class MochiTransformer {
   Tensor one_;          // [1] F32
   std::shared_ptr<const Weights> stored_;
   bool offloads_ = false, has_eight_bits_ = false;
+  DType eight_bit_type_ = DType::kE4M3;
   bool wide_forward_ = false;  // the present forward is without 8 bits
   std::vector<Block> blocks_;
   std::vector<Block> wide_blocks_;  // the same without 8 bits; empty until load_wide_layers

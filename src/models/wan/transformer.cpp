@@ -276,7 +276,7 @@ void WanTransformer::attend_to_text(int layer, const WanPrompt& prompt, Attentio
     const LinearLayer& projected = *all_projected[layer];  // narrower than what is attended otherwise
     if (in_eight_bits(projected)) {
       const EightBitRows& room = work_.normed.eight_bits;  // the query is made: norms are not needed any more
-      EightBitRows rows{{DType::kE4M3, {room.scales.size(), projected.in_features()}, room.elements.storage()},
+      EightBitRows rows{{projected.dtype(), {room.scales.size(), projected.in_features()}, room.elements.storage()},
                         room.scales};
       backend_->eight_bit_ops().attention_weights(call, rows);
       backend_->eight_bit_ops().linear(projected, rows, work_.residual, {.accumulate = true});
@@ -384,9 +384,9 @@ void WanTransformer::prepare_workspace(int64_t num_tokens) {
   work_.qkv = {dtype_, {num_tokens, 3 * dim}, shared.storage()};
   work_.hidden.wide = {dtype_, {chunk, config_.ffn_dim}, shared.storage()};
   if (!eight_bits) return;
-  work_.normed.eight_bits = {backend_->empty(DType::kE4M3, {num_tokens, dim}),
+  work_.normed.eight_bits = {backend_->empty(eight_bit_type_, {num_tokens, dim}),
                              backend_->empty(DType::kF32, {num_tokens})};
-  work_.hidden.eight_bits = {{DType::kE4M3, {chunk, config_.ffn_dim}, attention.storage()},
+  work_.hidden.eight_bits = {{eight_bit_type_, {chunk, config_.ffn_dim}, attention.storage()},
                              backend_->empty(DType::kF32, {chunk})};
 }
 

@@ -176,6 +176,7 @@ class WanTransformer {
   std::shared_ptr<const Weights> stored_;
   RankShards shards_;  // who else keeps parts of the blocks, where ranks do
   bool has_eight_bits_ = false, has_wide_layers_ = false;
+  DType eight_bit_type_ = DType::kE4M3;
   bool wide_forward_ = false;  // the present forward is without 8 bits
   std::shared_ptr<const LinearLayer> patch_embedding_;
   std::shared_ptr<const LinearLayer> time_in_, time_out_, time_projection_, text_in_, text_out_;

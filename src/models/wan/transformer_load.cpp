@@ -39,6 +39,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.stored_ = stored;
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
   if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
+  model.eight_bit_type_ = options.eight_bit_type;
   const BlockFormats formats = Layers::formats(config, dtype, options);
   model.shards_ = options.shards;
   if (options.offload && options.shards.rank == 0) {  // of several ranks the first speaks for all: they share it

@@ -14,7 +14,7 @@ constexpr const char* kWhat = "a norm";
 
 template <class Out, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits)) layer_norm_kernel(const __grid_constant__ LayerNormCall call) {
-  constexpr bool kEightBits = std::is_same_v<Out, e4m3>;
+  constexpr bool kEightBits = sizeof(Out) == 1;
   __shared__ float sums[2][kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const float* const x = call.x + blockIdx.x * call.channels;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void rotate_pairs(float (&values)[n], const float (&c
 
 template <class In, class Out, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __grid_constant__ RmsNormCall call) {
-  constexpr bool kEightBits = std::is_same_v<Out, e4m3>;
+  constexpr bool kEightBits = sizeof(Out) == 1;
   __shared__ float sums[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const In* const x = static_cast<const In*>(call.x) + blockIdx.x * call.x_stride;
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(max_threads(kUnits)) rms_norm_kernel(const __g
 template <class T, class Following, int n, int kUnits>
 __global__ void __launch_bounds__(max_threads(kUnits))
     add_rms_norm_kernel(const __grid_constant__ AddRmsNormCall call) {
-  constexpr bool kEightBits = std::is_same_v<Following, e4m3>;
+  constexpr bool kEightBits = sizeof(Following) == 1;
   __shared__ float sums[2][kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels;
@@ -257,8 +257,10 @@ void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
 
 template <class T>
 void launch_add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream) {
-  if (call.following_scales != nullptr) {
-    launch_add_rms_norm<T, e4m3>(call, stream);
+  if (is_eight_bits(call.following_dtype)) {
+    CALIBATT_ASSERT(call.following_scales != nullptr);
+    with_eight_bits(call.following_dtype,
+                    [&](auto element) { launch_add_rms_norm<T, decltype(element)>(call, stream); });
   } else {
     launch_add_rms_norm<T, T>(call, stream);
   }
@@ -272,9 +274,9 @@ void layer_norm(const LayerNormCall& call, cudaStream_t stream) {
     launch_layer_norm<float>(call, stream);
   } else if (call.out_dtype == DType::kBF16) {
     launch_layer_norm<__nv_bfloat16>(call, stream);
-  } else if (call.out_dtype == DType::kE4M3) {
+  } else if (is_eight_bits(call.out_dtype)) {
     CALIBATT_ASSERT(call.row_scales != nullptr);
-    launch_layer_norm<e4m3>(call, stream);
+    with_eight_bits(call.out_dtype, [&](auto element) { launch_layer_norm<decltype(element)>(call, stream); });
   } else {
     CALIBATT_ASSERT(call.out_dtype == DType::kF16);
     launch_layer_norm<__half>(call, stream);
@@ -294,9 +296,9 @@ void rms_norm(const RmsNormCall& call, cudaStream_t stream) {
     launch_rms_norm<float, __nv_bfloat16>(call, stream);
   } else if (call.out_dtype == DType::kF16) {
     launch_rms_norm<float, __half>(call, stream);
-  } else if (call.out_dtype == DType::kE4M3) {
+  } else if (is_eight_bits(call.out_dtype)) {
     CALIBATT_ASSERT(call.row_scales != nullptr && call.cos == nullptr);
-    launch_rms_norm<float, e4m3>(call, stream);
+    with_eight_bits(call.out_dtype, [&](auto element) { launch_rms_norm<float, decltype(element)>(call, stream); });
   } else {
     CALIBATT_ASSERT(call.out_dtype == DType::kF32);
     launch_rms_norm<float, float>(call, stream);

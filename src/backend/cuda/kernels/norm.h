@@ -16,8 +16,8 @@ namespace calibatt::cuda {
 struct LayerNormCall {
   const float* x = nullptr;
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< kF32, kBF16, kF16 or kE4M3
-  float* row_scales = nullptr;    ///< [rows]; of kE4M3 alone: they are made here
+  DType out_dtype = DType::kF32;  ///< kF32, kBF16, kF16, kE4M3 or kI8
+  float* row_scales = nullptr;    ///< [rows]; of 8 bits alone: they are made here
   int64_t rows = 0, channels = 0;
   const float* scale = nullptr;  ///< [channels], or null
   const float* shift = nullptr;  ///< [channels], or null
@@ -33,8 +33,8 @@ struct RmsNormCall {
   DType x_dtype = DType::kF32;  ///< kF32, kBF16 or kF16
   int64_t x_stride = 0;         ///< elements from row to row
   void* out = nullptr;
-  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 bits or kE4M3 of kF32
-  float* row_scales = nullptr;    ///< [rows]; of kE4M3 alone, which is not rotated: they are made here
+  DType out_dtype = DType::kF32;  ///< x_dtype, or 16 or 8 bits of kF32
+  float* row_scales = nullptr;    ///< [rows]; of 8 bits alone, which are not rotated: they are made here
   int64_t out_stride = 0;
   int64_t rows = 0, channels = 0;
   const float* weight = nullptr;  ///< [channels]; null: nothing is normalised
@@ -55,8 +55,9 @@ struct AddRmsNormCall {
   const float* weight = nullptr;  ///< [channels]
   float eps = 0;
   const float* following_weight = nullptr;  ///< [channels]; null: nothing follows
-  void* following_out = nullptr;            ///< of x_dtype, and may be `x`; kE4M3 where there are following_scales
-  float* following_scales = nullptr;        ///< [rows]: made here; or null
+  void* following_out = nullptr;            ///< may be `x`, where it is of its type
+  DType following_dtype = DType::kF32;      ///< x_dtype, kE4M3 or kI8
+  float* following_scales = nullptr;        ///< [rows]; of 8 bits alone: made here
 };
 void add_rms_norm(const AddRmsNormCall& call, cudaStream_t stream);
 

@@ -38,13 +38,13 @@ __device__ __forceinline__ float silu_before_eight_bits(float x) {
 /// What happens to a row first. kGelu is an activation that is worth a kernel of its own.
 enum class First { kActivation, kGelu, kSwiGlu };
 
-template <First kFirst, class T, int n, int kUnits>
+template <First kFirst, class T, class Element, int n, int kUnits>
 __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __grid_constant__ QuantiseCall call) {
   constexpr bool kGelu = kFirst == First::kGelu, kSwiGlu = kFirst == First::kSwiGlu;
   __shared__ float peaks[kMaxWarps];
   const int units = static_cast<int>(call.channels) / n;
   const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels * (kSwiGlu ? 2 : 1);
-  e4m3* const out = static_cast<e4m3*>(call.out) + blockIdx.x * call.channels;
+  Element* const out = static_cast<Element*>(call.out) + blockIdx.x * call.channels;
   float values[kUnits][n], gates[kSwiGlu ? kUnits : 1][n];
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
@@ -74,10 +74,10 @@ __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __gr
   store_eight_bits<n, kUnits>(values, units, out, call.scales + blockIdx.x, peaks);
 }
 
-template <First kFirst, class T>
+template <First kFirst, class T, class Element>
 void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    quantise_kernel<kFirst, T, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    quantise_kernel<kFirst, T, Element, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
   };
   constexpr int kUnit = 16 / sizeof(T);
   const bool wide = call.channels % kUnit == 0 && aligned(call.x) && aligned(call.out);
@@ -95,63 +95,75 @@ void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
   }
 }
 
-template <class T>
+template <class T, class Element>
 void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
   if (call.swiglu) {
-    launch_quantise<First::kSwiGlu, T>(call, stream);
+    launch_quantise<First::kSwiGlu, T, Element>(call, stream);
   } else if (call.activation == Activation::kGeluTanh) {
-    launch_quantise<First::kGelu, T>(call, stream);
+    launch_quantise<First::kGelu, T, Element>(call, stream);
   } else {
-    launch_quantise<First::kActivation, T>(call, stream);
+    launch_quantise<First::kActivation, T, Element>(call, stream);
   }
+}
+
+template <class Element>
+void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
+  if (call.x_dtype == DType::kF32) {
+    launch_quantise<float, Element>(call, stream);
+  } else if (call.x_dtype == DType::kBF16) {
+    launch_quantise<__nv_bfloat16, Element>(call, stream);
+  } else {
+    CALIBATT_ASSERT(call.x_dtype == DType::kF16);
+    launch_quantise<__half, Element>(call, stream);
+  }
+}
+
+__device__ __forceinline__ float widened(e4m3 element) {
+  __nv_fp8_e4m3 bits;
+  bits.__x = element.bits;
+  return static_cast<float>(bits);
+}
+__device__ __forceinline__ float widened(int8_t element) {
+  return static_cast<float>(element);
 }
 
 /// One element at a time: of weights, rarely.
-template <class T>
+template <class T, class Element>
 __global__ void __launch_bounds__(kThreads)
-    dequantise_kernel(const unsigned char* elements, const float* scales, T* out, int64_t size, int64_t channels) {
+    dequantise_kernel(const Element* elements, const float* scales, T* out, int64_t size, int64_t channels) {
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < size; i += step) {
-    __nv_fp8_e4m3 element;
-    element.__x = elements[i];
-    store_one(out + i, static_cast<float>(element) * scales[i / channels]);
+    store_one(out + i, widened(elements[i]) * scales[i / channels]);
   }
 }
 
 template <class T>
-void launch_dequantise(const void* elements, const float* scales, void* out, int64_t size, int64_t channels,
-                       cudaStream_t stream) {
+void launch_dequantise(const DequantiseCall& call, cudaStream_t stream) {
+  const int64_t size = call.rows * call.channels;
   const auto blocks = static_cast<unsigned>(std::min((size + kThreads - 1) / kThreads, kMaxBlocks));
-  dequantise_kernel<<<blocks, kThreads, 0, stream>>>(static_cast<const unsigned char*>(elements), scales,
-                                                     static_cast<T*>(out), size, channels);
+  with_eight_bits(call.dtype, [&]<class Element>(Element) {
+    dequantise_kernel<<<blocks, kThreads, 0, stream>>>(static_cast<const Element*>(call.elements), call.scales,
+                                                       static_cast<T*>(call.out), size, call.channels);
+  });
 }
 
 }  // namespace
 
 void quantise_rows(const QuantiseCall& call, cudaStream_t stream) {
   if (call.rows == 0) return;
-  if (call.x_dtype == DType::kF32) {
-    launch_quantise<float>(call, stream);
-  } else if (call.x_dtype == DType::kBF16) {
-    launch_quantise<__nv_bfloat16>(call, stream);
-  } else {
-    CALIBATT_ASSERT(call.x_dtype == DType::kF16);
-    launch_quantise<__half>(call, stream);
-  }
+  with_eight_bits(call.out_dtype, [&](auto element) { launch_quantise<decltype(element)>(call, stream); });
   check(cudaGetLastError(), "quantising rows: launch");
 }
 
-void dequantise_rows(const void* elements, const float* scales, void* out, DType out_dtype, int64_t rows,
-                     int64_t channels, cudaStream_t stream) {
-  const int64_t size = rows * channels;
-  if (size == 0) return;
-  if (out_dtype == DType::kF32) {
-    launch_dequantise<float>(elements, scales, out, size, channels, stream);
-  } else if (out_dtype == DType::kBF16) {
-    launch_dequantise<__nv_bfloat16>(elements, scales, out, size, channels, stream);
+void dequantise_rows(const DequantiseCall& call, cudaStream_t stream) {
+  if (call.rows * call.channels == 0) return;
+  if (call.out_dtype == DType::kF32) {
+    launch_dequantise<float>(call, stream);
+  } else if (call.out_dtype == DType::kBF16) {
+    launch_dequantise<__nv_bfloat16>(call, stream);
   } else {
-    CALIBATT_ASSERT(out_dtype == DType::kF16);
-    launch_dequantise<__half>(elements, scales, out, size, channels, stream);
+    CALIBATT_ASSERT(call.out_dtype == DType::kF16);
+    launch_dequantise<__half>(call, stream);
   }
   check(cudaGetLastError(), "rows from 8 bits: launch");
 }
