@@ -11,7 +11,7 @@ rm -rf $out/plan.safetensors $out/plan.safetensors.profile   # from scratch: the
 head -n 4 $model/prompts/calibration_prompts.txt > $out/calibration_prompts.txt
 
 echo "1/3  calibrate on $(wc -l < $out/calibration_prompts.txt) prompts"
-# 2.6 for the 2.5 times that are promised: a run on two cores has some time that the plan's cost leaves out (docs/decisions/0006).
+# 2.6 for the 2.5 times that are promised: the speed of a machine of two cores differs from minute to minute (docs/decisions/0006).
 "$calibatt" calibrate --model $model --prompts $out/calibration_prompts.txt --speedup 2.6 -o $out/plan.safetensors --report $out/calibration.json
 
 echo

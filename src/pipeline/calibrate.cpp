@@ -91,20 +91,25 @@ double run_one_prompt(Runner& runner, const GenerateOptions& run, SelfAttention&
   return times.total();
 }
 
-/// What the first prompt that is measured says of the plan's target, while there is time. Any rank finds it out; the
-/// first tells it, to whom its caller listens.
+/// What the first prompts that are measured say of the plan's target, while there is time: one, and where that leaves
+/// it open, two. Any rank finds it out; the first tells it, to whom its caller listens.
 class EarlyDoubt {
  public:
-  /// `compile` must outlive the object; null: no plan is made here.
-  EarlyDoubt(Runner& first, const CompileOptions* compile) : first_(first), compile_(compile) {}
+  /// `compile` must outlive the object; null: no plan is made here. num_missing: prompts that are to be measured.
+  EarlyDoubt(Runner& first, const CompileOptions* compile, size_t num_missing)
+      : first_(first), compile_(compile), num_missing_(num_missing) {}
 
-  /// To be called with the first measured prompt alone.
-  void consider(const ProfileHeader& header, const PromptProfile& prompt, const std::function<void()>& poll) {
-    if (compile_ == nullptr || considered_.exchange(true)) return;
-    const Profile profile{header, {prompt}};
-    std::string doubt = doubt_about_target(profile, *compile_, [&](const Progress&) { poll(); });
-    const std::lock_guard lock(mutex_);
-    doubt_ = std::move(doubt);
+  /// Of prompts that are there, before any is measured.
+  void know(const ProfileHeader& header, std::shared_ptr<const PromptProfile> prompt,
+            const std::function<void()>& poll) {
+    std::unique_lock lock(mutex_);
+    add(header, std::move(prompt), poll, lock);
+  }
+  void consider(const ProfileHeader& header, std::shared_ptr<const PromptProfile> measured,
+                const std::function<void()>& poll) {
+    std::unique_lock lock(mutex_);
+    --num_missing_;
+    add(header, std::move(measured), poll, lock);
   }
   void tell(const Runner& runner) {
     if (&runner != &first_) return;
@@ -113,10 +118,38 @@ class EarlyDoubt {
   }
 
  private:
+  static constexpr size_t kMostPrompts = 2;  // a trial with more takes long, and says little more
+
+  void add(const ProfileHeader& header, std::shared_ptr<const PromptProfile> prompt, const std::function<void()>& poll,
+           std::unique_lock<std::mutex>& lock) {
+    if (compile_ == nullptr || known_.size() == kMostPrompts) return;
+    known_.push_back(std::move(prompt));
+    while (is_open_ && !is_on_trial_ && tried_ < known_.size() && num_missing_ > 0) {
+      is_on_trial_ = true;
+      Profile profile{header, {}};
+      for (size_t i = 0; i <= tried_; ++i) profile.prompts.push_back(*known_[i]);
+      std::ranges::sort(profile.prompts, {}, &PromptProfile::prompt);
+      lock.unlock();
+      TargetDoubt doubt = doubt_about_target(profile, *compile_, [&](const Progress&) { poll(); });
+      lock.lock();
+      is_on_trial_ = false;
+      ++tried_;
+      is_open_ = !doubt.message.empty() && !doubt.is_certain;
+      doubt_ = std::move(doubt.message);
+      if (tried_ > 1 && doubt_.empty()) {
+        doubt_ = "what is measured so far (" + std::to_string(tried_) +
+                 " of the prompts) says that what is asked for can be reached";
+      }
+    }
+  }
+
   Runner& first_;
   const CompileOptions* compile_;
-  std::atomic<bool> considered_ = false;
-  std::mutex mutex_;
+  std::mutex mutex_;  // of what follows
+  size_t num_missing_;
+  std::vector<std::shared_ptr<const PromptProfile>> known_;  // the first few, in the order in which they came
+  size_t tried_ = 0;                                         // of them
+  bool is_open_ = true, is_on_trial_ = false;
   std::string doubt_;
 };
 
@@ -130,11 +163,11 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
   const std::vector<int>& missing = recording.missing();
   told.leave_out(header.provenance.num_prompts - static_cast<int>(missing.size()));
   const Tensor solver = runners.first().solver_weights_of(run);
-  EarlyDoubt doubt(runners.first(), options.prompt_range || missing.empty() ? nullptr : &compile);
-  if (!missing.empty() && missing.front() > range.begin) {  // the first was measured before
-    doubt.consider(header, *recording.measured(range.begin), [&] { told.again(progress); });
-    doubt.tell(runners.first());
+  EarlyDoubt doubt(runners.first(), options.prompt_range ? nullptr : &compile, missing.size());
+  for (int prompt = range.begin; !missing.empty() && prompt < missing.front(); ++prompt) {  // measured before
+    doubt.know(header, recording.measured(prompt), [&] { told.again(progress); });
   }
+  doubt.tell(runners.first());
   std::vector<CalibrationJob> jobs;
   jobs.reserve(missing.size());
   for (const int prompt : missing) {
@@ -152,7 +185,7 @@ RecordedProfile record(RunnerGroup& runners, const ProfileHeader& header, const 
         told.again(tell);
       };
       recording.measure(prompt, runner.backend(), run_prompt, poll, complete);
-      if (missing.size() > 1) doubt.consider(header, *recording.measured(prompt), poll);
+      doubt.consider(header, recording.measured(prompt), poll);
       doubt.tell(runner);
       told.finished(prompt);
     });
@@ -312,6 +345,12 @@ void warn_of_kinds(RunnerGroup& runners) {
 
 }  // namespace
 
+GenerateOptions largest_run(GenerateOptions run, EightBitParts measured) {
+  run.kept_steps.reset();
+  if (!measured.attention) run.attention_dtype = AttentionDtype::kModel;
+  return run;
+}
+
 CalibrationSummary calibrate(Pipeline& pipeline, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress) {
   return calibrate(pipeline.runners(), options, plan_path, progress);
@@ -329,20 +368,21 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
   check_picture(run, runner.model());
   const PromptRange range = announce_prompts(runners, options, run);
   const int num_ranks = runners.num_ranks();
-  runners.warn_of_memory(run, {.num_ranks = num_ranks, .num_groups = num_ranks, .whole_weights = true});
   warn_of_kinds(runners);
   const bool held_out_runs = compile.may_reuse_steps() && !options.prompt_range;
   const auto eight_bits = enter_eight_bits(runner, run, options.prompt_range.has_value(), gains, compile);
-  CalibrationProgress told(static_cast<int>(options.prompts.size()), held_out_runs,
-                           eight_bits.parts.attention + eight_bits.parts.layers);
+  runners.warn_of_memory(largest_run(run, held_out_runs ? eight_bits.parts : EightBitParts()),
+                         {.num_ranks = num_ranks, .num_groups = num_ranks, .whole_weights = true});
+  CalibrationProgress told(static_cast<int>(options.prompts.size()), held_out_runs);
   ProfileHeader header = make_header(runner, options, run, told.before_prompts(progress));
   CalibrationSummary summary;
   const MeasureFacts facts = measure_facts(options.profile_dir, header, !runner.backend().in_host_memory());
   choose_measurements(options, facts, header, compile);
   // The next seed, to which the profile has no prompt.
   const GenerateOptions held_out = run_of_prompt(run, static_cast<int>(options.prompts.size()), options.prompts.back());
-  const bool growth_is_known =
-      held_out_runs && HeldOutRun::look_first(header, options.profile_dir, held_out, eight_bits);
+  RunDescription description = with_known_fingerprints(runner.describe_attention(held_out));  // taken in the header
+  HeldOutRun other(runners, header, options.profile_dir, held_out, std::move(description), eight_bits, told);
+  if (held_out_runs) other.look_first();
   summary.measured = note_of_choice(options, facts, header.measured);
   for (const std::string& line : unread_settings(options, header)) runner.warn(line);
 
@@ -357,13 +397,11 @@ CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& optio
                   " was measured in the same kind of run: give --profile " + other + " to compile this plan from it");
     }
   }
-  RunDescription description = with_known_fingerprints(runner.describe_attention(held_out));  // taken in the header
-  HeldOutRun other(runners, header, options.profile_dir, held_out, std::move(description), eight_bits, told);
   const RecordedProfile recorded =
       record(runners, header, options, range, run, compile, held_out_runs ? &other : nullptr, told, progress);
   add_recorded(recorded, summary);
   if (!options.prompt_range) {
-    told.begin_rest(recorded.prompts_recorded > 0, growth_is_known);
+    told.begin_rest(recorded.prompts_recorded > 0);
     make_plan(runner, recorded, compile, plan_path, other, told, progress, summary);
   }
   summary.calibration_seconds = now_seconds() - start;

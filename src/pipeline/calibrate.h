@@ -11,4 +11,8 @@ namespace calibatt {
 CalibrationSummary calibrate(RunnerGroup& runners, const CalibrateOptions& options, const std::string& plan_path,
                              const ProgressCallback& progress = {}, const EightBitGains* gains = nullptr);
 
+/// Of the runs that a calibration makes, the one that takes most memory: prompts run without 8 bits, and those of
+/// `measured` in a run of their own.
+GenerateOptions largest_run(GenerateOptions run, EightBitParts measured);
+
 }  // namespace calibatt

@@ -20,6 +20,7 @@
 namespace calibatt {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 struct OfPrompt final : Conditioning {
@@ -98,7 +99,8 @@ class CalibrateOnRanks : public testing::Test {
     for (size_t rank = 0; rank < before.size(); ++rank) {
       auto backend = make_backend("cpu");
       auto model = std::make_unique<AttendingModel>(*backend, logs_[rank], before[rank]);
-      runners.push_back(std::make_unique<Runner>(std::move(backend), std::move(model)));
+      runners.push_back(std::make_unique<Runner>(std::move(backend), std::move(model),
+                                                 [this](const std::string& line) { warnings_.push_back(line); }));
     }
     return std::make_unique<RunnerGroup>(std::move(runners));
   }
@@ -168,6 +170,7 @@ class CalibrateOnRanks : public testing::Test {
 
   TestFolder folder_;
   std::vector<std::vector<std::string>> logs_;
+  std::vector<std::string> warnings_;  // told by the first rank alone
   CalibrateOptions options_;
   CalibrationSummary summary_;
 };
@@ -280,6 +283,36 @@ TEST_F(CalibrateOnRanks, WhoeverListensIsToldAsLongAsAnybodyWorks) {
     ++told;
   });
   EXPECT_NEAR(overall, 1, 1e-9);
+}
+
+// What the first prompt leaves open is looked at again with two, while others are to be measured.
+TEST_F(CalibrateOnRanks, ADoubtIsToldAgainBehindTheSecondPrompt) {
+  options_.repetition = "off";
+  const auto doubts_at = [&](double density, const std::string& profile) {
+    options_.density = density;
+    warnings_.clear();
+    try {
+      plan_of({Before()}, profile);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    }
+    std::vector<std::string> doubts;
+    for (const std::string& line : warnings_) {
+      if (line.starts_with("what is measured so far")) doubts.push_back(line.substr(0, line.find(", the least")));
+    }
+    return doubts;
+  };
+  const std::string one = "what is measured so far (1 of the prompts) says: the density ",
+                    two = "what is measured so far (2 of the prompts) says: the density ";
+  EXPECT_THAT(doubts_at(0.26, "certain"), ElementsAre(one + "0.26 cannot be reached"));
+  EXPECT_THAT(doubts_at(0.33, "open"), ElementsAre(one + "0.33 may not be reached", two + "0.33 may not be reached"));
+  EXPECT_THAT(doubts_at(0.4, "possible"), ElementsAre());
+  // With prompts that were there before, the latest that they say.
+  std::filesystem::remove(prompt_file(folder_ / "open", 3));
+  EXPECT_THAT(doubts_at(0.33, "open"), ElementsAre(two + "0.33 may not be reached"));
+  // Behind the last nothing is left to decide.
+  options_.prompts.resize(2);
+  EXPECT_THAT(doubts_at(0.33, "two"), ElementsAre(one + "0.33 may not be reached"));
 }
 
 TEST_F(CalibrateOnRanks, ARangeOfPromptsIsMeasuredSideBySideToo) {

@@ -120,5 +120,17 @@ TEST_F(CalibrateTest, ASpeedupBeyondAnyReachIsRefusedBeforeAnythingIsMeasured) {
   EXPECT_THAT(begin(), HasSubstr("this model's share of attention (0.00)"));
 }
 
+// What 8 bits take is counted where they are measured; prompts always run without them.
+TEST_F(CalibrateTest, MemoryIsThatOfTheLargestRun) {
+  GenerateOptions run;
+  run.attention_dtype = AttentionDtype::kFP8;
+  run.kept_steps = 0;
+  for (const bool measured : {false, true}) {
+    const GenerateOptions largest = largest_run(run, {.attention = measured});
+    EXPECT_EQ(largest.attention_dtype == AttentionDtype::kFP8, measured);
+    EXPECT_TRUE(has_steps_without_8_bits(largest));
+  }
+}
+
 }  // namespace
 }  // namespace calibatt

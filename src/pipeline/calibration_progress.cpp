@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace calibatt {
 namespace {
 
 // In generations.
-constexpr double kGrowth = 2;       // HeldOutRun::growth
-constexpr double kEightBits = 0.3;  // of it, for each part in 8 bits: another run of a few steps
-constexpr double kCheck = 1;        // HeldOutRun::check
-constexpr double kCompile = 0.03;   // for each prompt
+constexpr double kCheck = 1;       // HeldOutRun::check
+constexpr double kCompile = 0.03;  // for each prompt
 
 double sum(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
@@ -18,28 +17,34 @@ double sum(const std::vector<double>& values) {
 
 }  // namespace
 
-CalibrationProgress::CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts)
+CalibrationProgress::CalibrationProgress(int num_prompts, bool held_out_runs)
     : num_prompts_(num_prompts),
       num_measured_(num_prompts),
       held_out_runs_(held_out_runs),
-      growth_cost_(kGrowth + kEightBits * eight_bit_parts),
       prompts_done_(static_cast<size_t>(num_prompts)),
-      growth_done_(static_cast<size_t>(kGrowthRuns + eight_bit_parts)) {
-  share_out(share_of_prompts(), false);
+      growth_done_(1) {  // the dense run may be made for the check alone
+  share_out(share_of_prompts());
+}
+
+void CalibrationProgress::expect_growth(std::vector<double> generations) {
+  const std::lock_guard lock(mutex_);
+  growth_costs_ = std::move(generations);
+  growth_done_.assign(std::max<size_t>(growth_costs_.size(), 1), 0);
+  share_out(share_of_prompts());
 }
 
 double CalibrationProgress::share_of_prompts() const {
-  return num_measured_ / (num_measured_ + kCompile * num_prompts_ + (held_out_runs_ ? growth_cost_ + kCheck : 0));
+  return num_measured_ / (num_measured_ + kCompile * num_prompts_ + sum(growth_costs_) + (held_out_runs_ ? kCheck : 0));
 }
 
 void CalibrationProgress::leave_out(int num_prompts) {
   const std::lock_guard lock(mutex_);
   num_measured_ = num_prompts_ - num_prompts;
-  share_out(share_of_prompts(), false);
+  share_out(share_of_prompts());
 }
 
-void CalibrationProgress::share_out(double of_prompts, bool growth_is_known) {
-  const double growth = held_out_runs_ && !growth_is_known ? growth_cost_ : 0, check = held_out_runs_ ? kCheck : 0;
+void CalibrationProgress::share_out(double of_prompts) {
+  const double growth = sum(growth_costs_), check = held_out_runs_ ? kCheck : 0;
   const double unit = (1 - of_prompts) / (growth + kCompile * num_prompts_ + check);
   prompts_share_ = of_prompts;
   growth_share_ = unit * growth;
@@ -47,9 +52,9 @@ void CalibrationProgress::share_out(double of_prompts, bool growth_is_known) {
   check_share_ = unit * check;
 }
 
-void CalibrationProgress::begin_rest(bool prompts_were_recorded, bool growth_is_known) {
+void CalibrationProgress::begin_rest(bool prompts_were_recorded) {
   const std::lock_guard lock(mutex_);
-  share_out(prompts_were_recorded ? prompts_share_ : 0, growth_is_known);
+  share_out(prompts_were_recorded ? prompts_share_ : 0);
 }
 
 ProgressCallback CalibrationProgress::before_prompts(const ProgressCallback& tell) {
@@ -118,9 +123,12 @@ void CalibrationProgress::finish(int place, double& done) {
 }
 
 double CalibrationProgress::overall() const {
-  return prompts_share_ * sum(prompts_done_) / std::max(num_measured_, 1) +
-         growth_share_ * sum(growth_done_) / static_cast<double>(growth_done_.size()) + compile_share_ * compile_done_ +
-         check_share_ * check_done_;
+  const double growth = sum(growth_costs_);
+  const double of_growth =
+      growth > 0 ? std::inner_product(growth_costs_.begin(), growth_costs_.end(), growth_done_.begin(), 0.0) / growth
+                 : 0;
+  return prompts_share_ * sum(prompts_done_) / std::max(num_measured_, 1) + growth_share_ * of_growth +
+         compile_share_ * compile_done_ + check_share_ * check_done_;
 }
 
 void CalibrationProgress::again(const ProgressCallback& tell) const {

@@ -16,12 +16,11 @@ namespace calibatt {
 /// same thread. The object must outlive it.
 class CalibrationProgress {
  public:
-  /// Of HeldOutRun::growth: a whole one, and three that are a part of one; behind them one for each part in 8 bits.
-  static constexpr int kGrowthRuns = 4;
+  /// held_out_runs: there will be some behind the prompts, since steps may be reused.
+  CalibrationProgress(int num_prompts, bool held_out_runs);
 
-  /// held_out_runs: there will be some behind the prompts, since steps may be reused; eight_bit_parts: so many parts
-  /// are measured in 8 bits there.
-  CalibrationProgress(int num_prompts, bool held_out_runs, int eight_bit_parts = 0);
+  /// Before the first prompt: what HeldOutRun::growth will run, each in generations; none: it is known.
+  void expect_growth(std::vector<double> generations);
 
   ProgressCallback before_prompts(const ProgressCallback& tell);  ///< of checks and readings
   ProgressCallback of_prompt(int prompt, const ProgressCallback& tell);
@@ -37,7 +36,7 @@ class CalibrationProgress {
   void finished_growth(int run) { finish(num_prompts_ + run, growth_done_[static_cast<size_t>(run)]); }
 
   /// Behind the last prompt: what is left is shared out anew, since less of it may be to do than was thought.
-  void begin_rest(bool prompts_were_recorded, bool growth_is_known);
+  void begin_rest(bool prompts_were_recorded);
 
   /// The last once more: whoever listens may end the work here.
   void again(const ProgressCallback& tell) const;
@@ -47,14 +46,14 @@ class CalibrationProgress {
   ProgressCallback of_run(int place, const char* stage, double& done, const ProgressCallback& tell);
   ProgressCallback of_last_run(const char* stage, double& done, const ProgressCallback& tell);
   void finish(int place, double& done);
-  void share_out(double of_prompts, bool growth_is_known);
+  void share_out(double of_prompts);
   double share_of_prompts() const;
   double overall() const;
 
   const int num_prompts_;
   int num_measured_;  // of them
   const bool held_out_runs_;
-  const double growth_cost_;
+  std::vector<double> growth_costs_;
   mutable std::mutex mutex_;         // of what follows
   std::map<int, Progress> running_;  // by the run's place
   Progress last_;                    // of what ran, while nothing does

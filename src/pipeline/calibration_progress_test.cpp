@@ -36,22 +36,22 @@ TEST_F(CalibrationProgressTest, RisesThroughEveryKindOfCalibration) {
     for (const bool recorded : {false, true}) {
       for (const bool growth_is_known : {false, true}) {
         seen_.clear();
-        const int eight_bit_parts = recorded ? 2 : 0;
-        CalibrationProgress told(kPrompts, held_out_runs, eight_bit_parts);
+        CalibrationProgress told(kPrompts, held_out_runs);
+        const std::vector<double> growth = {1, 0.7, 0.5, 0.2};
+        if (held_out_runs) told.expect_growth(growth_is_known ? std::vector<double>() : growth);
         if (!recorded) told.leave_out(kPrompts);
         for (int prompt = 0; recorded && prompt < kPrompts; ++prompt) {
           run(told.of_prompt(prompt, tell_));
           told.finished(prompt);
         }
-        told.begin_rest(recorded, growth_is_known);
+        told.begin_rest(recorded);
         if (held_out_runs && !growth_is_known) {
           int growth_run = 0;
           const auto grow = [&](int first_step) {
             run(told.of_growth(growth_run, tell_), first_step);
             told.finished_growth(growth_run++);
           };
-          for (const int first_step : {0, 3, 5, 0}) grow(first_step);
-          for (int part = 0; part < eight_bit_parts; ++part) grow(0);
+          for (const int first_step : {0, 3, 5, 8}) grow(first_step);
           decode(told.of_growth(growth_run - 1, tell_));
         }
         compile(told.of_compiler(tell_));
@@ -74,7 +74,7 @@ TEST_F(CalibrationProgressTest, CountsWhatIsMeasuredNow) {
   EXPECT_EQ(seen_[1].overall, 0);
   EXPECT_NEAR(seen_[1 + kSteps / 2].overall, 0.5 / (1 + 0.03 * kPrompts), 1e-9);
   told.finished(0);
-  told.begin_rest(true, false);
+  told.begin_rest(true);
   compile(told.of_compiler(tell_));
   check_that_it_rises_to_the_end();
 }
@@ -114,12 +114,32 @@ TEST_F(CalibrationProgressTest, ForgetsWhatWasBeforeThePrompts) {
   EXPECT_EQ(seen_.back().prompt, 1);
 }
 
+TEST_F(CalibrationProgressTest, MovesWithEveryRunOfGrowthByWhatItTakes) {
+  CalibrationProgress told(1, true);
+  const std::vector<double> generations = {1, 0.75, 0.5, 0.25};
+  told.expect_growth(generations);
+  told.leave_out(1);
+  told.begin_rest(false);
+  const double whole = 2.5 + 0.03 + 1;
+  double expected = 0;
+  for (size_t each = 0; each < generations.size(); ++each) {
+    const ProgressCallback tell = told.of_growth(static_cast<int>(each), tell_);
+    tell({.stage = "denoise", .done = kSteps / 2, .total = kSteps});
+    EXPECT_NEAR(seen_.back().overall, (expected + generations[each] / 2) / whole, 1e-9) << each;
+    told.finished_growth(static_cast<int>(each));
+    expected += generations[each];
+  }
+  told.again(tell_);
+  EXPECT_NEAR(seen_.back().overall, expected / whole, 1e-9);
+}
+
 TEST_F(CalibrationProgressTest, SaysWhichRunItIs) {
   CalibrationProgress told(kPrompts, true);
+  told.expect_growth({1, 0.5});
   run(told.of_prompt(1, tell_));
   EXPECT_EQ(seen_.back().prompt, 1);
   for (int prompt = 0; prompt < kPrompts; ++prompt) told.finished(prompt);
-  told.begin_rest(true, false);
+  told.begin_rest(true);
   run(told.of_growth(0, tell_));
   told.finished_growth(0);
   EXPECT_EQ(seen_.back().prompt, kPrompts) << "none of the prompts'";

@@ -16,12 +16,8 @@
 namespace calibatt {
 namespace {
 
-// Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
-// (growth_of_steps).
-constexpr double kGrowthAt[] = {0.4, 0.7}, kComparedAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};
-// Of few steps each one does its own: growth is measured at all that can be reused, by the way that plans would take.
-constexpr int kFewSteps = 8;
-constexpr double kMaskDensity = 0.7;     // as plans have it that also reuse steps
+constexpr double kComparedAt[] = {0, 0.05, 0.15, 0.4, 0.7, 1};  // shares of the steps
+constexpr double kMaskDensity = 0.7;                            // as plans have it that also reuse steps
 constexpr double kVisibleChange = 0.02;  // of latents: such that frames of 8 bits show it as it is
 
 double mean_square(const Tensor& tensor) {
@@ -35,46 +31,13 @@ double mean_square_change(const Tensor& a, const Tensor& b) {
   return mean_square(weighted_sum({{1, &a}, {-1, &b}}));
 }
 
-/// A step of about this share of the run.
-int step_at(int num_steps, double share) {
-  return std::clamp(static_cast<int>(std::lround(share * num_steps)), 0, num_steps - 1);
-}
-
-/// The first step from there that has one of its transformer before it.
-int held_step_at(const ProfileHeader& header, double share) {
-  const int steps = header.num_steps();
-  int step = std::max(1, step_at(steps, share));
-  const std::vector<int>& transformer = header.step_transformer;
-  const auto of = [&](int at) { return transformer.empty() ? 0 : transformer[static_cast<size_t>(at)]; };
-  while (step + 1 < steps && of(step) != of(step - 1)) ++step;
-  return step;
-}
-
-/// The steps at which growth is measured.
-std::vector<int> held_steps(const ProfileHeader& header) {
-  std::vector<int> held;
-  if (header.num_steps() <= kFewSteps) {
-    const std::vector<int>& of = header.step_transformer;
-    for (int step = 1; step + 1 < header.num_steps(); ++step) {
-      const auto at = static_cast<size_t>(step);
-      if (of.empty() || of[at] == of[at - 1]) held.push_back(step);
-    }
-    if (!held.empty()) return held;
-  }
-  for (const double share : kGrowthAt) {
-    if (const int step = held_step_at(header, share); held.empty() || step > held.back()) held.push_back(step);
-  }
-  return held;
-}
-
-/// What the folder holds, if that is all that is wanted: earlier versions measured two of few steps.
-std::optional<StepGrowth> known_growth(const std::string& folder, const ProfileHeader& header) {
-  std::optional<StepGrowth> known = load_growth(folder, header);
-  if (!known || header.num_steps() > kFewSteps) return known;
+std::vector<int> compared_steps(int num_steps) {
   std::vector<int> steps;
-  for (const StepGrowth::Factor& each : known->factors) steps.push_back(each.step);
-  if (steps != held_steps(header)) known.reset();
-  return known;
+  for (const double share : kComparedAt) {
+    const int step = std::min(static_cast<int>(std::lround(share * num_steps)), num_steps - 1);
+    if (steps.empty() || step > steps.back()) steps.push_back(step);
+  }
+  return steps;
 }
 
 /// With one step reused: in few steps by the way that errs least there, else held.
@@ -228,16 +191,6 @@ double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, c
   return error > 0 && at_end > 0 ? std::sqrt(at_end / error) : 1.0;
 }
 
-std::vector<int> HeldOutRun::compared_steps() const {
-  std::vector<int> steps;
-  for (const double share : kComparedAt) {
-    if (const int step = step_at(header_.num_steps(), share); steps.empty() || step > steps.back()) {
-      steps.push_back(step);
-    }
-  }
-  return steps;
-}
-
 std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& profile, Runner& runner,
                                                              const ProgressCallback& tell) {
   const MaskPlan masks(profile, (std::filesystem::path(folder_) / "step_growth_plan.safetensors").string(), tell);
@@ -252,7 +205,7 @@ std::vector<StepGrowth::MaskChange> HeldOutRun::mask_changes(const Profile& prof
   denoise(runner, *attention_of(runner, masks.plan()),
           {.first_step = header_.num_steps(),
            .known = [&](int known) { return dense_.prediction(known); },
-           .compared_steps = compared_steps(),
+           .compared_steps = compared_steps(header_.num_steps()),
            .compare = compare},
           tell);
   if (changes.empty()) changes.push_back({0, 1});
@@ -272,25 +225,39 @@ std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitPa
   denoise(runner, *attention_of(runner),
           {.first_step = header_.num_steps(),
            .known = [&](int known) { return dense_.prediction(known); },
-           .compared_steps = compared_steps(),
+           .compared_steps = compared_steps(header_.num_steps()),
            .compare = compare},
           tell, std::vector<EightBitParts>(static_cast<size_t>(header_.num_steps()), part));
   return changes;
 }
 
-bool HeldOutRun::look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
-                            const EightBits& measured) {
-  require_enough_steps(header);
-  const std::optional<StepGrowth> known = known_growth(folder, header);
-  if (!known || !known->knows(measured.parts, measured.layers)) return false;
-  load_held_out_latents(folder, {header, run.prompt, run.seed});
-  return true;
+void HeldOutRun::look_first() {
+  require_enough_steps(header_);
+  missing_ = {};
+  missing_.known = load_growth(folder_, header_);
+  if (!missing_.known) missing_.steps = steps_of_growth(header_);
+  const auto lacks = [&](EightBitParts part) {
+    return !missing_.known || !missing_.known->knows(part, measured_.layers);
+  };
+  missing_.eight_bits.layers = measured_.parts.layers && lacks({.layers = true});
+  missing_.eight_bits.attention = measured_.parts.attention && lacks({.attention = true});
+  if (missing_.nothing()) load_held_out_latents(folder_, {header_, run_.prompt, run_.seed});
+  told_.expect_growth(missing_.generations(header_.num_steps()));
+}
+
+/// Of the dense run, then as growing_jobs makes them.
+std::vector<double> HeldOutRun::Missing::generations(int num_steps) const {
+  if (nothing()) return {};
+  std::vector<double> each = {1};
+  for (const int step : steps) each.push_back(static_cast<double>(num_steps - step) / num_steps);
+  const double compared = static_cast<double>(compared_steps(num_steps).size()) / num_steps;
+  each.resize(each.size() + !known + eight_bits.layers + eight_bits.attention, compared);
+  return each;
 }
 
 std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
-  const std::optional<StepGrowth> known = known_growth(folder_, header_);
   // Where more is to be known, whatever is kept of a dense run is too little: that is its end alone.
-  if (known && known->knows(measured_.parts, measured_.layers) && has_dense_latents()) return {};
+  if (missing_.nothing() && has_dense_latents()) return {};
   return {[this](Runner& runner, const ProgressCallback& tell) {
     run_dense(runner, told_.of_growth(0, tell));
     told_.finished_growth(0);
@@ -299,26 +266,40 @@ std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
 
 std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, StepGrowth& growth,
                                                      std::vector<Tensor>& changed) {
-  const std::vector<int> held = held_steps(header_);
-  growth.factors.resize(held.size());
-  changed.resize(held.size());
-  constexpr size_t kJobs = CalibrationProgress::kGrowthRuns - 2;
   std::vector<CalibrationJob> jobs;
-  jobs.reserve(kJobs + 1);
-  for (size_t job = 0; job < std::min(kJobs, held.size()); ++job) {
-    jobs.emplace_back([&, held, job](Runner& runner, const ProgressCallback& tell) {
-      const int run = static_cast<int>(1 + job);
-      for (size_t i = job; i < held.size(); i += kJobs) {
-        growth.factors[i] = {held[i], factor_at(held[i], changed[i], runner, told_.of_growth(run, tell))};
-      }
-      told_.finished_growth(run);
+  const auto add = [&](const auto& measure) {
+    jobs.emplace_back(
+        [this, measure, run = static_cast<int>(1 + jobs.size())](Runner& runner, const ProgressCallback& tell) {
+          measure(runner, told_.of_growth(run, tell));
+          told_.finished_growth(run);
+        });
+  };
+  const size_t steps = missing_.steps.size();
+  if (!missing_.known) {
+    growth.factors.resize(steps);
+    changed.resize(steps);
+    for (size_t i = 0; i < steps; ++i) {
+      add([&, i, step = missing_.steps[i]](Runner& runner, const ProgressCallback& tell) {
+        growth.factors[i] = {step, factor_at(step, changed[i], runner, tell)};
+      });
+    }
+    add([&](Runner& runner, const ProgressCallback& tell) {
+      growth.mask_changes = mask_changes(profile, runner, tell);
     });
   }
-  jobs.emplace_back([&](Runner& runner, const ProgressCallback& tell) {
-    constexpr int kRun = CalibrationProgress::kGrowthRuns - 1;
-    growth.mask_changes = mask_changes(profile, runner, told_.of_growth(kRun, tell));
-    told_.finished_growth(kRun);
-  });
+  if (missing_.eight_bits.layers) {
+    growth.layers = measured_.layers;
+    growth.layer_arithmetic = kLayerArithmetic;
+    add([&](Runner& runner, const ProgressCallback& tell) {
+      growth.layer_changes = eight_bit_changes({.layers = true}, runner, tell);
+    });
+  }
+  if (missing_.eight_bits.attention) {
+    growth.attention_arithmetic = kAttentionArithmetic;
+    add([&](Runner& runner, const ProgressCallback& tell) {
+      growth.attention_changes = eight_bit_changes({.attention = true}, runner, tell);
+    });
+  }
   return jobs;
 }
 
@@ -339,33 +320,12 @@ void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, c
 }
 
 StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
-  const auto& [asked, layers] = measured_;
-  std::optional<StepGrowth> known = known_growth(folder_, header_);
-  if (known && known->knows(asked, layers)) return *std::move(known);
-  require_enough_steps(header_);
+  if (missing_.nothing()) return *missing_.known;
   if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
-  StepGrowth growth = known.value_or(StepGrowth());
+  StepGrowth growth = missing_.known.value_or(StepGrowth());
   std::vector<Tensor> changed;
-  std::vector<CalibrationJob> jobs;
-  if (!known) jobs = growing_jobs(profile, growth, changed);
-  int run = CalibrationProgress::kGrowthRuns;
-  const auto measure = [&](EightBitParts part, std::vector<StepGrowth::EightBitChange>& changes) {
-    jobs.emplace_back([&, part, own = run++](Runner& runner, const ProgressCallback& tell) {
-      changes = eight_bit_changes(part, runner, told_.of_growth(own, tell));
-      told_.finished_growth(own);
-    });
-  };
-  if (asked.layers && !(known && known->knows({.layers = true}, layers))) {
-    measure({.layers = true}, growth.layer_changes);
-    growth.layers = layers;
-    growth.layer_arithmetic = kLayerArithmetic;
-  }
-  if (asked.attention && !(known && known->knows({.attention = true}, layers))) {
-    measure({.attention = true}, growth.attention_changes);
-    growth.attention_arithmetic = kAttentionArithmetic;
-  }
-  do_jobs(runners_, jobs, told_, progress);
-  if (!known) add_visible_change(changed.back(), growth, progress);
+  do_jobs(runners_, growing_jobs(profile, growth, changed), told_, progress);
+  if (!missing_.known) add_visible_change(changed.back(), growth, progress);
   save_growth(folder_, header_, growth);
   return growth;
 }

@@ -33,16 +33,16 @@ class HeldOutRun {
              RunDescription description, EightBits measured, CalibrationProgress& told);
   ~HeldOutRun();
 
-  /// To be asked before prompts are measured; arguments as of the constructor. Whether the folder holds what `growth`
-  /// says. Throws Error(kUsage) for runs of too few steps, Error(kFormat) where what the folder holds is damaged.
-  static bool look_first(const ProfileHeader& header, const std::string& folder, const GenerateOptions& run,
-                         const EightBits& measured);
+  /// To be asked before anything else, and before prompts are measured: what the folder lacks of what `growth` says.
+  /// `told` expects it. Throws Error(kUsage) for runs of too few steps, Error(kFormat) where what the folder holds is
+  /// damaged.
+  void look_first();
 
   /// What may be done beside the prompts, as it needs nothing of them: the dense run, unless it is there.
   std::vector<CalibrationJob> jobs_ahead();
 
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
-  /// forwards more; for each part in 8 bits another third of one. Throws as look_first.
+  /// forwards more; for each part in 8 bits another third of one.
   StepGrowth growth(const Profile& profile, const ProgressCallback& progress);
 
   struct Check {
@@ -54,6 +54,15 @@ class HeldOutRun {
   Check check(const std::string& plan_path, const ProgressCallback& progress);
 
  private:
+  /// What the folder knows of growth, and what of the rest is to be measured.
+  struct Missing {
+    std::optional<StepGrowth> known;
+    std::vector<int> steps;  ///< all, beside what masks do; or none
+    EightBitParts eight_bits;
+    bool nothing() const { return known && !eight_bits.any(); }
+    std::vector<double> generations(int num_steps) const;
+  };
+
   struct RankParts;
   RankParts& parts_of(Runner& runner, const ProgressCallback& tell);
   /// In 8 bits what of each step is told; nothing: none.
@@ -68,8 +77,7 @@ class HeldOutRun {
                                                    const ProgressCallback& tell);
   std::vector<StepGrowth::EightBitChange> eight_bit_changes(EightBitParts part, Runner& runner,
                                                             const ProgressCallback& tell);
-  std::vector<int> compared_steps() const;
-  /// Of how errors of steps and masks grow: jobs that fill it, and what follows them.
+  /// Jobs that fill in what is missing, the longest first; changed: the final latents of those of steps.
   std::vector<CalibrationJob> growing_jobs(const Profile& profile, StepGrowth& growth, std::vector<Tensor>& changed);
   void add_visible_change(const Tensor& changed, StepGrowth& growth, const ProgressCallback& progress);
 
@@ -80,6 +88,7 @@ class HeldOutRun {
   const RunDescription description_;
   EightBits measured_;
   CalibrationProgress& told_;
+  Missing missing_;
   std::mutex mutex_;                                          // of the map alone
   std::map<Runner*, std::unique_ptr<RankParts>> rank_parts_;  // each used by its rank's thread
   StepRecorder dense_;                                        // empty until a dense run was made

@@ -26,8 +26,9 @@ class Runner {
   /// On a backend that is there already; null: on that of the first of options.devices. shards: this rank's place
   /// among those that keep parts of the weights, where they do.
   Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, const RankShards& shards = {});
-  Runner(std::unique_ptr<Backend> backend, std::unique_ptr<VideoModel> model)
-      : backend_(std::move(backend)), model_(std::move(model)) {}
+  Runner(std::unique_ptr<Backend> backend, std::unique_ptr<VideoModel> model,
+         std::function<void(const std::string&)> warn = {})
+      : warn_(std::move(warn)), backend_(std::move(backend)), model_(std::move(model)) {}
 
   GenerateOptions resolved(const GenerateOptions& options) const;
   void check_prompts(const std::vector<Prompt>& prompts);

@@ -1,5 +1,8 @@
 """Plans by which some steps run no forward, in diffusers' pipes."""
 
+import json
+import pathlib
+
 import accelerate
 import diffusers
 import numpy as np
@@ -197,6 +200,15 @@ def test_plans_of_a_speed_are_made_of_the_command_lines_profile(wan, plans, tmp_
     assert calibatt.summary(wan).forwards == 2 * plans_of[3.0].step_reuse.count("forward")
     with pytest.raises(calibatt.UsageError, match="was not measured"):
         calibatt.compile(f"{plans['wan']}.profile", tmp_path / "none.safetensors", speedup=1.5)
+    # Versions before measured two of few steps, which says nothing of the others.
+    path = pathlib.Path(f"{theirs.path}.profile/step_growth.json")
+    growth = json.loads(path.read_text())
+    assert [factor["step"] for factor in growth["factors"]] == [1, 2, 3, 4, 5, 6]
+    growth["factors"] = [factor for factor in growth["factors"] if factor["step"] in (3, 6)]
+    del growth["checksum"]
+    path.write_text(json.dumps(growth))
+    with pytest.raises(calibatt.UsageError, match="by an earlier version in too few steps; .* compile with `calibatt calibrate`, which measures it"):
+        calibatt.compile(f"{theirs.path}.profile", tmp_path / "old.safetensors", speedup=1.5)
 
 
 def test_pipes_that_share_a_transformer(wan, reusing):

@@ -28,7 +28,7 @@ std::optional<UnreachableTarget> unreached_by(const auto& attempt) {
 
 }  // namespace
 
-std::string doubt_about_target(const Profile& profile, CompileOptions options, const ProgressCallback& progress) {
+TargetDoubt doubt_about_target(const Profile& profile, CompileOptions options, const ProgressCallback& progress) {
   std::optional<UnreachableTarget> target;
   double allowed = kSpread;
   const std::optional<double> density = options.density ? options.density : options.target_density();
@@ -42,10 +42,11 @@ std::string doubt_about_target(const Profile& profile, CompileOptions options, c
     target = unreached_by([&] { compile_plan(profile, options, progress); });
     allowed *= kNearDensity;
   }
-  if (!target) return "";
-  return "what is measured so far (" + std::to_string(profile.prompts.size()) +
-         " of the prompts) says: " + (target->beyond() > allowed ? target->what() : target->doubt()) +
-         ". The other prompts are measured all the same";
+  if (!target) return {};
+  const bool is_certain = target->beyond() > allowed;
+  return {"what is measured so far (" + std::to_string(profile.prompts.size()) + " of the prompts) says: " +
+              (is_certain ? target->what() : target->doubt()) + ". The other prompts are measured all the same",
+          is_certain};
 }
 
 }  // namespace calibatt

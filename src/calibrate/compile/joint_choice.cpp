@@ -246,8 +246,8 @@ Choices choose_jointly(Compiler& compiler, const Profile& profile, const Compile
   CALIBATT_ASSERT(options.may_reuse_steps());
   if (!options.growth) {
     throw Error(ErrorKind::kUsage,
-                "--speedup and --psnr: how errors of steps grow was not measured; ask for --density, or compile with "
-                "`calibatt calibrate`");
+                "--speedup and --psnr: how errors of steps grow was not measured, or by an earlier version in too few "
+                "steps; ask for --density, or compile with `calibatt calibrate`, which measures it");
   }
   compiler.tabulate();
   const JointChoice joint(compiler, profile, options);

@@ -50,7 +50,7 @@ class Merge : public ::testing::Test {
   }
 
   ProfileHeader header;
-  TestFolder a, b, c;
+  TestFolder a, b, c, d;
 };
 
 TEST_F(Merge, FoldersOfRangesBecomeOneProfile) {
@@ -101,6 +101,50 @@ TEST_F(Merge, HowErrorsGrowIsCarriedAlong) {
   const std::string output = c / "merged";
   merge_profiles({a.path(), b.path()}, output);
   EXPECT_EQ(load_growth(output, header), growth);
+}
+
+TEST_F(Merge, TheFolderThatKnowsMostOfGrowthSaysIt) {
+  header.sigmas = {1.0, 0.9, 0.7, 0.4};
+  record(a.path(), 0, 2);
+  record(b.path(), 2, 3);
+  record(d.path(), 3, 4);
+  StepGrowth old, today;
+  old.factors = {{2, 3}, {3, 1}};
+  old.mask_changes = {{0, 2}};
+  old.latents_error = 0.125, old.psnr_db = 30;
+  today = old;
+  today.factors = {{1, 4}, {2, 3}};
+  StepGrowth with_eight_bits = today;
+  with_eight_bits.attention_changes = {{0, 0.5}};
+  const auto merged = [&](const std::string& output) {
+    merge_profiles({a.path(), b.path(), d.path()}, output);
+    return load_growth(output, header);
+  };
+  save_growth(a.path(), header, old);
+  EXPECT_FALSE(merged(c / "old").has_value()) << "which calibrate measures anew";
+  save_growth(b.path(), header, today);
+  EXPECT_EQ(merged(c / "today"), today) << "not hidden by what an earlier version measured";
+  save_growth(d.path(), header, with_eight_bits);
+  EXPECT_EQ(merged(c / "most"), with_eight_bits);
+}
+
+TEST_F(Merge, OfManyStepsThoseOfTodaySayHowErrorsGrow) {
+  header.sigmas.clear();
+  for (int step = 0; step < 10; ++step) header.sigmas.push_back(1 - 0.1 * step);
+  record(a.path(), 0, 2);
+  record(b.path(), 2, 4);
+  StepGrowth earlier, today;
+  earlier.factors = {{3, 3}, {6, 1}};
+  earlier.mask_changes = {{0, 2}};
+  earlier.latents_error = 0.125, earlier.psnr_db = 30;
+  today = earlier;
+  today.factors = {{4, 3}, {7, 1}};
+  save_growth(a.path(), header, earlier);
+  merge_profiles({a.path(), b.path()}, c / "earlier");
+  EXPECT_EQ(load_growth(c / "earlier", header), earlier) << "which serves, where there is no other";
+  save_growth(b.path(), header, today);
+  merge_profiles({a.path(), b.path()}, c / "today");
+  EXPECT_EQ(load_growth(c / "today", header), today);
 }
 
 TEST_F(Merge, ADamagedFileOfGrowthIsRefusedBeforeAnythingIsWritten) {

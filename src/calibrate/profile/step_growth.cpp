@@ -1,7 +1,10 @@
 #include "calibrate/profile/step_growth.h"
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/error.h"
 #include "calibrate/profile/profile_header.h"
@@ -20,6 +23,25 @@ constexpr int kVersion = 2;
 constexpr int kFirstArithmetic = 1;            // of files that do not say
 constexpr const char* kChecksum = "checksum";  // files from before it lack it
 constexpr std::string_view kAdvice = "delete that file, and calibrate measures it anew";
+
+// Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
+// (growth_of_steps).
+constexpr double kGrowthAt[] = {0.4, 0.7};
+
+/// Whether a step has one of its transformer just before it.
+bool can_reuse(const ProfileHeader& header, int step) {
+  const std::vector<int>& of = header.step_transformer;
+  const auto at = static_cast<size_t>(step);
+  return of.empty() || of[at] == of[at - 1];
+}
+
+/// The first such step from about that share of the run on.
+int held_step_at(const ProfileHeader& header, double share) {
+  const int steps = header.num_steps();
+  int step = std::clamp(static_cast<int>(std::lround(share * steps)), std::min(1, steps - 1), steps - 1);
+  while (step + 1 < steps && !can_reuse(header, step)) ++step;
+  return step;
+}
 
 std::string path_in(const std::string& folder) {
   return (std::filesystem::path(folder) / "step_growth.json").string();
@@ -87,7 +109,26 @@ StepGrowth parse(const JsonConfig& json, const ProfileHeader& header) {
   return growth;
 }
 
+/// Of many steps earlier versions measured two others, which say as much; of few, too, which say nothing of the rest.
+bool measures_enough(const StepGrowth& growth, const ProfileHeader& header) {
+  return header.num_steps() > kFewSteps ||
+         std::ranges::equal(growth.factors, steps_of_growth(header), {}, &StepGrowth::Factor::step);
+}
+
 }  // namespace
+
+std::vector<int> steps_of_growth(const ProfileHeader& header) {
+  std::vector<int> steps;
+  // The last step is never reused.
+  for (int step = 1; header.num_steps() <= kFewSteps && step + 1 < header.num_steps(); ++step) {
+    if (can_reuse(header, step)) steps.push_back(step);
+  }
+  if (!steps.empty()) return steps;
+  for (const double share : kGrowthAt) {
+    if (const int step = held_step_at(header, share); steps.empty() || step > steps.back()) steps.push_back(step);
+  }
+  return steps;
+}
 
 void save_growth(const std::string& folder, const ProfileHeader& header, const StepGrowth& growth) {
   Json factors = Json::array(), changes = Json::array();
@@ -124,7 +165,8 @@ std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHe
       if (value.is_string()) found[name] = value.get<std::string>();
     }
     require_same(run_of(header), found, path, Comparison::kOneRun);
-    return parse(json, header);
+    StepGrowth growth = parse(json, header);
+    return measures_enough(growth, header) ? std::optional(std::move(growth)) : std::nullopt;
   });
 }
 

@@ -53,10 +53,16 @@ struct StepGrowth {
   bool operator==(const StepGrowth&) const = default;
 };
 
+/// In runs of so few steps each one does its own, and is measured.
+constexpr int kFewSteps = 8;
+/// The steps at which growth is measured in such a run: two of many, else all that can be reused.
+std::vector<int> steps_of_growth(const ProfileHeader& header);
+
 /// Kept beside the prompts, in step_growth.json; appears complete or not at all. Throws Error(kIo).
 void save_growth(const std::string& folder, const ProfileHeader& header, const StepGrowth& growth);
-/// Nothing where there is none, or one of an earlier version, which did not know what masks do to steps. Throws
-/// Error(kFormat) for a damaged file, which is to be deleted, Error(kMismatch) for one of another run.
+/// Nothing where there is none, or one of an earlier version, which did not know what masks do to steps, or measured
+/// two of few steps (steps_of_growth). Throws Error(kFormat) for a damaged file, which is to be deleted,
+/// Error(kMismatch) for one of another run.
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header);
 
 }  // namespace calibatt

@@ -21,6 +21,7 @@ namespace calibatt {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -31,7 +32,7 @@ class StepTables : public ::testing::Test {
     header.geometry.heads = 2, header.geometry.head_dim = 16;
     header.geometry.block_q = header.geometry.block_k = 16;
     header.num_layers = 1;
-    header.sigmas = {1.0, 0.6, 0.3};
+    header.sigmas = {1.0, 0.6, 0.3, 0.1};
     header.anchor_rows = {2};
     header.provenance.num_prompts = 1;
     growth.factors = {{1, 3.25}, {2, 1.5}};
@@ -181,6 +182,28 @@ TEST_F(StepTables, GrowthOfAnEarlierVersionIsMeasuredAnew) {
   text.replace(text.find("\"version\": 2"), 12, "\"version\": 1");
   std::ofstream(path) << without_checksum(text);
   EXPECT_FALSE(load_growth(folder.path(), header).has_value());
+}
+
+TEST_F(StepTables, GrowthOfTwoOfFewStepsIsMeasuredAnewAndOfManyIsKept) {
+  header.sigmas = {1.0, 0.9, 0.8, 0.6, 0.3, 0.1};
+  EXPECT_THAT(steps_of_growth(header), ElementsAre(1, 2, 3, 4));
+  growth.factors = {{2, 6}, {4, 2}};  // as versions before 30 November 2026 did
+  save_growth(folder.path(), header, growth);
+  EXPECT_FALSE(load_growth(folder.path(), header).has_value());
+  growth.factors = {{1, 8}, {2, 6}, {3, 4}, {4, 2}};
+  save_growth(folder.path(), header, growth);
+  EXPECT_EQ(load_growth(folder.path(), header), growth);
+
+  header.step_transformer = {0, 0, 0, 1, 1, 1};
+  EXPECT_THAT(steps_of_growth(header), ElementsAre(1, 2, 4)) << "none behind a transformer that takes over";
+
+  header.step_transformer.clear();
+  header.sigmas.clear();
+  for (int step = 0; step < 20; ++step) header.sigmas.push_back(1 - 0.05 * step);
+  EXPECT_THAT(steps_of_growth(header), ElementsAre(8, 14));
+  growth.factors = {{6, 6}, {11, 2}};
+  save_growth(folder.path(), header, growth);
+  EXPECT_EQ(load_growth(folder.path(), header), growth);
 }
 
 TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
