@@ -58,7 +58,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG = {"bf16": 0.1, "fp16": 0.0125}  # relative difference of two predictions; rounding alone makes some 0.01, in fp16 an eighth of it
 WRONG_8_BITS = 0.1  # the same in 8 bits, where rounding makes some .04
 WRONG_MASKS = 0.25  # the planned prediction's error over what the masks change; one head in 16 with other masks makes as much
-EIGHT_BIT_ARGUMENTS = ["--weights-dtype", "fp8", "--attention-dtype", "fp8"]
 REPLY_SECONDS = 300  # a server that says nothing for so long is ended
 
 
@@ -284,7 +283,8 @@ def run_model(name, report, options, deadline):
         theirs.model.save_pretrained(weights, max_shard_size="5GB")
         servers = {}
         try:
-            for suffix, arguments in {"": [], EIGHT_BITS: EIGHT_BIT_ARGUMENTS}.items() if options.eight_bits else {"": []}.items():
+            eight_bits = {EIGHT_BITS: ["--weights-dtype", options.eight_bits, "--attention-dtype", "fp8"]} if options.eight_bits else {}
+            for suffix, arguments in ({"": []} | eight_bits).items():
                 arguments = [*shlex.split(options.server_args), *arguments]
                 servers[suffix] = Server(options.server, name, weights, options.dtype, latents, density, arguments)
                 entry["server" + suffix] = servers[suffix].ready
@@ -330,7 +330,8 @@ def parse_options():
     parser.add_argument("--server-args", default="", help="more options for it, as one string")
     parser.add_argument("--model", action="append", help=f"of {','.join(MODELS)}; several with commas or again (all three large ones)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of both sides")
-    parser.add_argument("--eight-bits", action="store_true", help="ours with linear layers and attention in 8 bits, too, in a process of its own")
+    bits = "ours with linear layers (int8, or fp8) and attention in 8 bits, too, in a process of its own"
+    parser.add_argument("--eight-bits", nargs="?", choices=("int8", "fp8"), const="int8", help=bits)
     parser.add_argument("--not-timed", default="", help="competitors that are compared but not timed: names as printed, with ';' between")
     parser.add_argument("--layers", type=int, default=8, help="of both sides; 0: all, 40 (14B), 30 (1.3B) or 48 (Mochi)")
     parser.add_argument("--rounds", type=int, default=3, help="at most")
