@@ -72,7 +72,7 @@ CudaLinear::CudaLinear(Context& context, StagedUpload& staged, const StoredLinea
 CudaLinear::CudaLinear(Context& context, const CudaLinear& other, Tensor weight)
     : out_features_(other.out_features_),
       in_features_(weight.dim(1)),
-      dtype_(other.dtype_ == DType::kI8 ? weight.dtype() : other.dtype_),
+      dtype_(is_eight_bits(other.dtype_) ? DType::kE4M3 : other.dtype_),
       bias_(other.bias_),
       rounded_bias_(other.rounded_bias_) {
   CALIBATT_ASSERT(weight.dim(0) == out_features_);

@@ -16,9 +16,9 @@ class CudaLinear final : public LinearLayer {
   /// dtype: kF32, kBF16, kF16, or of 8 bits: quantised on the device, a scale for each row.
   CudaLinear(Context& context, const Tensor& weight, const Tensor& bias, DType dtype);
   CudaLinear(Context& context, StagedUpload& staged, const StoredLinear& stored);
-  /// With another weight [out, in] in device memory, of other.dtype(); or of kF32, kBF16 or kF16, and quantised where
-  /// the other layer is in e4m3. A layer in int8 leaves the weight as it is: what is multiplied with it, weights of a
-  /// softmax, have a range that one scale for a row does not cover.
+  /// With another weight [out, in] in device memory, of other.dtype(); or of kF32, kBF16 or kF16, and quantised to e4m3
+  /// where the other layer is in 8 bits: also in int8, since what is multiplied with it, weights of a softmax, have a
+  /// range that one int8 scale for a row does not cover.
   CudaLinear(Context& context, const CudaLinear& other, Tensor weight);
 
   static const CudaLinear& of(const LinearLayer& layer);  ///< which the CUDA backend made

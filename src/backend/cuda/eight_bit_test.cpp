@@ -133,6 +133,32 @@ TEST_P(CudaEightBit, NormsAreQuantised) {
   }
 }
 
+/// More rows than a GPU has blocks for at a time: every block takes some, one after the other.
+TEST_P(CudaEightBit, ManyRows) {
+  struct Rows {
+    int64_t count, channels;
+  };
+  for (const auto& [rows, channels] : {Rows{9000, 64}, {5001, 1536}, {1301, 5120}, {901, 8960}, {801, 13824}}) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << channels);
+    Tensor x = random({rows, channels}, DType::kBF16);
+    for (int64_t i = 0; i < x.size(); i += 7) x.data<bfloat16>()[i] = bfloat16(static_cast<float>(i % 97) / 16);
+    const Tensor gpu_x = to_gpu(x);
+    expect_same_rows(quantised(*gpu, gpu_x), quantised(*cpu, x));
+    expect_rows_near(quantised(*gpu, gpu_x, Activation::kGeluTanh), quantised(*cpu, x, Activation::kGeluTanh));
+    EightBitRows found = room(*gpu, rows / 2, channels), expected = room(*cpu, rows / 2, channels);
+    gpu->eight_bit_ops().swiglu(Tensor(DType::kBF16, {rows / 2, 2 * channels}, gpu_x.storage()), found);
+    cpu->eight_bit_ops().swiglu(Tensor(DType::kBF16, {rows / 2, 2 * channels}, x.storage()), expected);
+    expect_rows_near(found, expected);
+    if (channels > 5120) continue;
+    const Tensor wide = converted(x, DType::kF32), scale = random({channels}, DType::kF32, 2);
+    const Tensor gpu_scale = to_gpu(scale);
+    found = room(*gpu, rows, channels), expected = room(*cpu, rows, channels);
+    gpu->eight_bit_ops().layer_norm(to_gpu(wide), {&gpu_scale, &gpu_scale, true, 1e-6f}, found);
+    cpu->eight_bit_ops().layer_norm(wide, {&scale, &scale, true, 1e-6f}, expected);
+    expect_rows_near(found, expected);
+  }
+}
+
 TEST_P(CudaEightBit, RmsNormsAreQuantised) {
   for (const int64_t channels : {32, 99, 384, 3072, 5120}) {
     const Tensor x = random({11, channels}), weight = random({channels}, DType::kF32, 2),

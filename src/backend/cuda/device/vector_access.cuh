@@ -118,10 +118,9 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
   return x;
 }
+/// Of numbers that are not negative, whose bits are in their order.
 __device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, distance));
-  return x;
+  return __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(x)));
 }
 
 /// The sum over a block of whole warps, in every thread. `shared` holds a float per warp and is used once per launch.

@@ -5,6 +5,7 @@
 #include <cfloat>
 
 #include "backend/cuda/device/vector_access.cuh"
+#include "backend/cuda/kernels/row_units.cuh"
 #include "base/eight_bits.h"
 
 /// Rows on their way to 8 bits, by the rule of base/eight_bits.h. To e4m3 one instruction rounds two elements on GPUs
@@ -35,9 +36,11 @@ __device__ __forceinline__ void store_scaled(Element* to, const float (&values)[
     for (int i = 0; i < n; ++i) bytes[i] = static_cast<unsigned char>(pack_four(Element{}, scaled(i), 0, 0, 0));
   } else if constexpr (n == 4) {
     *reinterpret_cast<uint32_t*>(bytes) = four(0);
-  } else {
-    static_assert(n == 8);
+  } else if constexpr (n == 8) {
     *reinterpret_cast<uint2*>(bytes) = make_uint2(four(0), four(4));
+  } else {
+    static_assert(n == 16);
+    *reinterpret_cast<uint4*>(bytes) = make_uint4(four(0), four(4), four(8), four(12));
   }
 }
 
@@ -50,7 +53,7 @@ __device__ __forceinline__ void store_eight_bits(const float (&values)[kUnits][n
   float peak = 0;
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
-    if (static_cast<int>(threadIdx.x + i * blockDim.x) < units) {
+    if (has_unit<kUnits>(i, units)) {
 #pragma unroll
       for (int j = 0; j < n; ++j) {
         if constexpr (kInt8) {
@@ -66,8 +69,7 @@ __device__ __forceinline__ void store_eight_bits(const float (&values)[kUnits][n
   const float inverse = kLargest<Element> / peak;
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
-    const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
-    if (unit < units) store_scaled(out + unit * n, values[i], inverse);
+    if (has_unit<kUnits>(i, units)) store_scaled(out + unit_of(i) * n, values[i], inverse);
   }
   if (threadIdx.x == 0) *scale = kInt8 && peak == INFINITY ? NAN : peak / kLargest<Element>;
 }

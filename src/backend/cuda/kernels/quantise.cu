@@ -6,7 +6,7 @@
 #include "backend/cuda/kernels/activated.cuh"
 #include "backend/cuda/kernels/eight_bit.cuh"
 #include "backend/cuda/kernels/quantise.h"
-#include "backend/cuda/kernels/row_units.cuh"
+#include "backend/cuda/kernels/row_stream.cuh"
 #include "base/error.h"
 
 namespace calibatt::cuda {
@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kWhat = "a row for 8 bits";
 constexpr int kThreads = 256;
-/// Rows of the feed-forward's width (13,824 channels): more warps hide each other's loads than with eight units.
+/// Rows of the feed-forward's width (13,824 channels): two blocks a multiprocessor, with their rows ahead.
 constexpr int kWideRowUnits = 4;
 constexpr int threads_of(int units) {
   return units == kWideRowUnits ? kMaxThreads : max_threads(units);
@@ -38,46 +38,53 @@ __device__ __forceinline__ float silu_before_eight_bits(float x) {
 /// What happens to a row first. kGelu is an activation that is worth a kernel of its own.
 enum class First { kActivation, kGelu, kSwiGlu };
 
+/// Blocks stay for wide rows alone: on an H200 narrower ones lose by it.
+template <First kFirst, class T, int n, int kUnits>
+using Rows = RowStream<T, n, kUnits, kUnits == kWideRowUnits, kFirst == First::kSwiGlu ? 2 : 1>;
+
 template <First kFirst, class T, class Element, int n, int kUnits>
 __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __grid_constant__ QuantiseCall call) {
   constexpr bool kGelu = kFirst == First::kGelu, kSwiGlu = kFirst == First::kSwiGlu;
-  __shared__ float peaks[kMaxWarps];
+  __shared__ float peaks[2][kMaxWarps];  // in turns: what one row's are read for, the next row's barrier ends
   const int units = static_cast<int>(call.channels) / n;
-  const T* const x = static_cast<const T*>(call.x) + blockIdx.x * call.channels * (kSwiGlu ? 2 : 1);
-  Element* const out = static_cast<Element*>(call.out) + blockIdx.x * call.channels;
-  float values[kUnits][n], gates[kSwiGlu ? kUnits : 1][n];
+  Rows<kFirst, T, n, kUnits> rows(static_cast<const T*>(call.x), call.rows, units);
+  int64_t row = blockIdx.x;
+  int turn = 0;
+  do {
+    float values[kUnits][n];
+    if constexpr (kSwiGlu) {
+      float gates[kUnits][n];
+      rows.take(values, gates);
 #pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    const int unit = static_cast<int>(threadIdx.x + i * blockDim.x);
-    if (unit < units) {
-      load<Reuse::kStream>(x + unit * n, values[i]);
-      if constexpr (kSwiGlu) load<Reuse::kStream>(x + call.channels + unit * n, gates[i]);
-    }
-  }
-  if constexpr (kSwiGlu) {
+      for (int i = 0; i < kUnits; ++i) {
+        if (!has_unit<kUnits>(i, units)) break;
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      if (static_cast<int>(threadIdx.x + i * blockDim.x) >= units) break;
+        for (int j = 0; j < n; ++j) values[i][j] *= silu_before_eight_bits(gates[i][j]);
+      }
+    } else {
+      rows.take(values);
+      if (kGelu || call.activation != Activation::kNone) {
 #pragma unroll
-      for (int j = 0; j < n; ++j) values[i][j] *= silu_before_eight_bits(gates[i][j]);
-    }
-  } else if (kGelu || call.activation != Activation::kNone) {
+        for (int i = 0; i < kUnits; ++i) {
+          if (!has_unit<kUnits>(i, units)) break;
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      if (static_cast<int>(threadIdx.x + i * blockDim.x) >= units) break;
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        values[i][j] = kGelu ? gelu_before_eight_bits(values[i][j]) : activated(call.activation, values[i][j]);
+          for (int j = 0; j < n; ++j) {
+            values[i][j] = kGelu ? gelu_before_eight_bits(values[i][j]) : activated(call.activation, values[i][j]);
+          }
+        }
       }
     }
-  }
-  store_eight_bits<n, kUnits>(values, units, out, call.scales + blockIdx.x, peaks);
+    store_eight_bits<n, kUnits>(values, units, static_cast<Element*>(call.out) + row * call.channels,
+                                call.scales + row, peaks[turn]);
+    turn ^= 1;
+  } while (rows.next(row, call.rows));
 }
 
 template <First kFirst, class T, class Element>
 void launch_quantise(const QuantiseCall& call, cudaStream_t stream) {
   const auto enqueue = [&](auto n, auto units, unsigned threads) {
-    quantise_kernel<kFirst, T, Element, n(), units()><<<static_cast<unsigned>(call.rows), threads, 0, stream>>>(call);
+    launch_row_stream<Rows<kFirst, T, n(), units()>>(quantise_kernel<kFirst, T, Element, n(), units()>, call, call.rows,
+                                                     call.channels / n(), threads, stream);
   };
   constexpr int kUnit = 16 / sizeof(T);
   const bool wide = call.channels % kUnit == 0 && aligned(call.x) && aligned(call.out);

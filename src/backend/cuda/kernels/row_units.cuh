@@ -41,6 +41,16 @@ void with_units(int64_t units, int64_t channels, const char* what, const Enqueue
   enqueue(Int<kMaxUnits>(), threads_for(kMaxUnits));
 }
 
+/// This thread's i-th unit, and whether the row has it: with_units leaves all threads all units but the last, save in
+/// the widest form.
+__device__ __forceinline__ int unit_of(int i) {
+  return static_cast<int>(threadIdx.x + i * blockDim.x);
+}
+template <int kUnits>
+__device__ __forceinline__ bool has_unit(int i, int units) {
+  return (i < kUnits - 1 && kUnits != kMaxUnits) || unit_of(i) < units;
+}
+
 inline bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }

@@ -21,7 +21,7 @@ constexpr int kMostKeyParts = 256;  ///< blocks that do it
 constexpr int kGroupsOfSums = 8;    ///< of threads that share a channel's parts
 constexpr int kRepairBlocks = 32;   ///< of a head
 /// Fewer keys are all looked at. Of more, one in eight: what is left of the values' mean then grows in the tensor
-/// core's sum of 4,096 keys to two thirds of what their differences do.
+/// core's sum of 4,096 keys no more than their differences do (independent values, 32,760 of them; the more, the less).
 constexpr int kMostUnsampled = 4096, kSampleStride = 8;
 
 // ---- means and ranges
