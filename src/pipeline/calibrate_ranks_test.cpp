@@ -238,6 +238,21 @@ TEST_F(CalibrateOnRanks, ARankWithoutAPromptBeginsWithTheHeldOutRun) {
   plan_of({meet, meet}, "p");
 }
 
+// In few steps as many runs say how errors grow as steps can be reused, here four, and one of masks.
+TEST_F(CalibrateOnRanks, EveryRunOfGrowthMayHaveARankOfItsOwn) {
+  options_.speedup = 1.5;
+  options_.run.timesteps = {1000, 900, 800, 700, 600, 1};  // all but the last of one transformer
+  std::atomic<int> forwards = 0, met = 0;
+  const Before meet = [&, has_met = false](int forward, const WorkProgress& progress) mutable {
+    if (forward == kEncoding || ++forwards <= 60 || has_met) return;  // 48 are the prompts', 12 the dense run's
+    has_met = true;
+    ++met;
+    wait(progress, [&] { return met >= 5; });
+  };
+  plan_of(std::vector<Before>(5, meet), "p");
+  EXPECT_EQ(met, 5);
+}
+
 TEST_F(CalibrateOnRanks, OneThatFailsInAHeldOutRunEndsAll) {
   options_.speedup = 1.5;
   std::atomic<int> forwards = 0;

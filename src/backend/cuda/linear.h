@@ -30,7 +30,7 @@ class CublasLinear {
   std::shared_ptr<const LinearLayer> make(const Tensor& weight, const Tensor& bias, DType dtype);
   std::shared_ptr<const LinearLayer> load(const StoredLinear& stored);
   /// A layer of the same output features, dtype and bias with another weight [out, in], which is in device memory, and
-  /// is quantised where the layer is in e4m3.
+  /// is quantised to e4m3 where the layer is in 8 bits.
   std::shared_ptr<const LinearLayer> with_weight(const LinearLayer& layer, Tensor weight) const;
   /// The layer's weight [out, in], where it is now (a streamed one: while it is in use); of 8 bits: a copy of the other
   /// type.

@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(threads_of(kUnits)) quantise_kernel(const __gr
         }
       }
     }
-    store_eight_bits<n, kUnits>(values, units, static_cast<Element*>(call.out) + row * call.channels,
-                                call.scales + row, peaks[turn]);
+    store_eight_bits<n, kUnits>(values, units, static_cast<Element*>(call.out) + row * call.channels, call.scales + row,
+                                peaks[turn]);
     turn ^= 1;
   } while (rows.next(row, call.rows));
 }
