@@ -109,8 +109,10 @@ class EightBitsGoldenTest : public TransformerGoldenTest<Transformer> {
     backend_ = make_backend("cpu");
     for (const ModelLoadOptions& options : {kE4M3, kInt8}) {
       const Tensor expected = output_with(options);
-      EXPECT_LT(relative_error(found[options.eight_bit_type == DType::kI8], expected),
-                relative_error(expected, golden("output")));
+      const bool int8 = options.eight_bit_type == DType::kI8;
+      // Beside int8, too, a GPU has attention to the prompt in e4m3, which errs as much as all of int8 does.
+      EXPECT_LT(relative_error(found[int8], expected),
+                (int8 ? 1.5f : 1.0f) * relative_error(expected, golden("output")));
     }
   }
 
