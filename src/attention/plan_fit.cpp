@@ -137,6 +137,10 @@ std::string condition_warning(const Plan& plan, const RunDescription& run) {
   if (!run.scheduler.empty() && !made.scheduler.empty() && run.scheduler != made.scheduler) {
     differ("scheduler ", made.scheduler, run.scheduler);
   }
+  const auto layers = made.settings.find("weights-dtype");  // said where the plan has steps with them in 8 bits
+  if (layers != made.settings.end() && !run.weights_dtype.empty() && layers->second != run.weights_dtype) {
+    differ("linear layers in ", layers->second, run.weights_dtype);
+  }
   if (theirs.empty() && !same_steps(plan, run)) {
     theirs.emplace_back("other noise levels");
     ours.emplace_back("levels of its own");

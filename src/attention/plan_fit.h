@@ -33,6 +33,7 @@ struct RunDescription {
   double flow_shift = 0;
   std::optional<double> guidance_scale, guidance_scale_2;  ///< the second: of the second transformer
   std::string scheduler;
+  std::string weights_dtype;  ///< RunReport::weights_dtype: of linear layers in 8 bits
 };
 
 /// Whether a plan can be applied in a run, and what is to be said of it.

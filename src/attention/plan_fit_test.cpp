@@ -111,6 +111,26 @@ TEST(PlanFit, TheSecondTransformersGuidanceIsAConditionToo) {
   EXPECT_THAT(warnings(), IsEmpty());
 }
 
+TEST(PlanFit, LayersInOther8BitsAreToldOf) {
+  Plan::Parts parts = test::expert_parts();
+  parts.accuracy.psnr_predicted = 40;
+  RunDescription run = run_of(Plan(parts));
+  run.transformers.resize(2);
+  run.step_transformer = parts.step_transformer;
+  run.weights_dtype = "fp8";
+  const auto use = [&] { return fit_plan(Plan(parts), run).use; };
+  EXPECT_THAT(use().warnings, IsEmpty()) << "the plan does not say";
+  parts.provenance.settings["weights-dtype"] = "int8";
+  EXPECT_THAT(use().warnings, ElementsAre(AllOf(HasSubstr("calibrated with linear layers in int8,"),
+                                                HasSubstr("has linear layers in fp8:"))));
+  EXPECT_EQ(use().end.psnr_predicted, std::nullopt);
+  run.weights_dtype = "int8";
+  EXPECT_THAT(use().warnings, IsEmpty());
+  EXPECT_EQ(use().end.psnr_predicted, 40);
+  run.weights_dtype.clear();
+  EXPECT_THAT(use().warnings, IsEmpty()) << "none of them is in 8 bits, which generate says itself";
+}
+
 TEST(PlanFit, StepsUseThoseOfTheirOwnTransformer) {
   const Plan plan(test::expert_parts());  // noise 1 and 0.75 of the first, 0.25 of the second
   RunDescription run = run_of(plan);

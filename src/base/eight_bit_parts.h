@@ -20,8 +20,8 @@ struct EightBitParts {
 /// Of which arithmetic the kernels in 8 bits are: raised with every change that moves what they round (types, scales,
 /// how sums are kept), not with one that makes them faster alone. What calibration measured of another is measured anew
 /// (StepGrowth). Attention: 2 since 30 November 2026, a quarter of the exponentials as lines, float sums half as often,
-/// means of samples.
-constexpr int kAttentionArithmetic = 2, kLayerArithmetic = 1;
+/// means of samples. Layers: 2 since then, attention to the prompt in e4m3.
+constexpr int kAttentionArithmetic = 2, kLayerArithmetic = 2;
 
 /// "none", "attention", "layers", "attention+layers": in plan files, reports and messages.
 std::string_view eight_bit_parts_name(EightBitParts parts);

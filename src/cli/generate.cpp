@@ -71,8 +71,9 @@ void print_planned_eight_bits(const RunReport& report) {
                 static_cast<int>(planned));
   }
   if (const auto planned = steps("layers"); planned > 0 && !layers) {
-    std::printf("the plan would have linear layers in 8 bits in %d of the steps: --weights-dtype fp8 allows it\n",
-                static_cast<int>(planned));
+    std::printf(
+        "the plan would have linear layers in 8 bits in %d of the steps: --weights-dtype int8 or fp8 allows it\n",
+        static_cast<int>(planned));
   }
 }
 

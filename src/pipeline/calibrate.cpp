@@ -277,7 +277,8 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   compile.may_be_eight_bit = allowed;
   compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name(), runner.model().kind);
   EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
-  if (allowed.attention && !can_run(runner, run)) gaining.attention = false;
+  const bool lacks_attention = allowed.attention && !can_run(runner, run);
+  if (lacks_attention) gaining.attention = false;
   const auto measured = [&](bool allowed_part, bool gains_time, std::optional<int> from) {
     return allowed_part && (compile.tells_eight_bits() ? from.has_value() : gains_time);
   };
@@ -290,6 +291,8 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
     if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(measured_run).weights_dtype;  // refuses others
   }
   if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner));
+  // What a profile knows of it from another machine chooses nothing that this one could not check.
+  if (lacks_attention && !compile.tells_eight_bits()) compile.may_be_eight_bit.attention = false;
   return eight_bits;
 }
 

@@ -83,12 +83,12 @@ TEST_F(Calibrate, APlanSaysWhichStepsAreIn8BitsAndARunWhatIsAllowed) {
   EXPECT_EQ(plain["plan_use"]["eight_bits"], planned);
   EXPECT_EQ(plain["eight_bit_parts"], List());
   EXPECT_THAT(plain_text, AllOf(HasSubstr("self-attention in 8 bits in 3 of the steps: --attention-dtype fp8 allows"),
-                                HasSubstr("linear layers in 8 bits in 2 of the steps: --weights-dtype fp8 allows")));
+                                HasSubstr("layers in 8 bits in 2 of the steps: --weights-dtype int8 or fp8 allows")));
   const auto [allowed, allowed_text] = run(" --weights-dtype fp8", "allowed");
   EXPECT_EQ(allowed["eight_bit_parts"], List({"none", "none", "layers", "layers"}));
   EXPECT_THAT(allowed_text,
               AllOf(HasSubstr("in 8 bits: linear layers in 2 of 4 steps"), HasSubstr("--attention-dtype fp8 allows"),
-                    Not(HasSubstr("--weights-dtype fp8 all"))));
+                    Not(HasSubstr("--weights-dtype int8 or fp8 all"))));
   EXPECT_NE(read_file(folder_.file("allowed_00003.png")), read_file(folder_.file("plain_00003.png")));
   EXPECT_EQ(run(" --weights-dtype fp8 --keep-steps 3", "x").first["eight_bit_parts"],
             List({"none", "none", "none", "layers"}));

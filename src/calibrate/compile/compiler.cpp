@@ -233,6 +233,10 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.anchor_rows_per_frame = any_anchored ? options_.anchor_rows_per_frame : 0;
   frame.provenance = header_.provenance;
   frame.provenance.num_prompts = static_cast<int>(num_prompts_);
+  if (options_.growth && !options_.growth->layers.empty() &&
+      std::ranges::any_of(frame.eight_bits, &EightBitParts::layers)) {
+    frame.provenance.settings["weights-dtype"] = options_.growth->layers;  // of which what they do was measured
+  }
   if (measured_.has_errors()) {
     CompileSummary errors;
     add_errors(choices, errors);

@@ -92,11 +92,11 @@ void require_outside(const std::string& output, const std::vector<std::string>& 
 }
 
 /// How errors of steps grow was measured once for a run of this kind. The folder that knows most says it: of several
-/// the one that measured at the steps of today, and what 8 bits do; of equal ones the first.
+/// the one that measured at the steps of today, and what the 8 bits of today do; of equal ones the first.
 std::optional<StepGrowth> growth_of(const std::vector<std::string>& folders, const ProfileHeader& header) {
   const auto knowledge = [&](const StepGrowth& growth) {
     const bool today = std::ranges::equal(growth.factors, steps_of_growth(header), {}, &StepGrowth::Factor::step);
-    return std::pair(today, !growth.layer_changes.empty() + !growth.attention_changes.empty());
+    return std::pair(today, growth.knows({.layers = true}, growth.layers) + growth.knows({.attention = true}, ""));
   };
   std::optional<StepGrowth> best;
   for (const std::string& folder : folders) {

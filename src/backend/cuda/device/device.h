@@ -13,7 +13,7 @@ void check(cudaError_t status, const char* what);
 
 /// What to do where the GPU's memory is too small.
 inline constexpr char kMemoryAdvice[] =
-    "Use a smaller size or fewer frames, --weights-dtype fp8, or --offload (to calibrate: on one GPU); where several "
+    "Use a smaller size or fewer frames, --weights-dtype int8, or --offload (to calibrate: on one GPU); where several "
     "GPUs make a video of a Wan model, --shard-weights on, by which each holds a part of the weights; or close other "
     "programs on the GPU";
 /// Error(kDevice): what could not be had, what is free, and which flags help.

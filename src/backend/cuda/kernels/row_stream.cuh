@@ -109,7 +109,8 @@ void launch_row_stream(void (*kernel)(Call), const Call& call, int64_t rows, int
   if constexpr (Stream::kMayStay) {
     cudaFuncAttributes attributes;
     check(cudaFuncGetAttributes(&attributes, kernel), "asking about a kernel");
-    if (attributes.binaryVersion >= 90) {
+    if (attributes.ptxVersion >=
+        90) {  // what __CUDA_ARCH__ was; a binary made from older code at run time is of the GPU's
       shared_bytes = Stream::shared_bytes(units);
       blocks = static_cast<unsigned>(std::min<int64_t>(rows, resident_blocks(kernel, threads, shared_bytes)));
     }

@@ -1,7 +1,6 @@
-// Products of 8-bit matrices for Hopper. Clusters of two blocks stay on their multiprocessors and take tiles of
-// 256 × 256, a block's half one above the other. In a block one thread copies operands to a ring of stages
-// (producer.cuh), two warpgroups multiply what is there, scale the sums and hand them to the copy engine
-// (consumer.cuh).
+// Products of int8 matrices for Hopper. A block stays on each multiprocessor and takes tiles of 128 × 256. One thread
+// copies operands to a ring of stages (producer.cuh), two warpgroups multiply what is there, scale the sums and hand
+// them to the copy engine (consumer.cuh).
 #include <cuda_runtime.h>
 
 #include <algorithm>
