@@ -2,6 +2,7 @@
 #include "pipeline/calibrate.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -312,6 +313,27 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
   summary.check_seconds = now_seconds() - begin;
 }
 
+/// What a person's steps in 8 bits make of the plan's promise: it may be without them, or less than was asked for.
+std::string doubt_about_told_steps(const CompileOptions& compile, const CalibrationSummary& summary) {
+  if (!compile.growth || !compile.tells_eight_bits()) return "";
+  const bool layers = compile.eight_bit_layers_from && !compile.may_be_eight_bit.layers,
+             attention = compile.eight_bit_attention_from && !compile.may_be_eight_bit.attention;
+  if (layers || attention) {
+    return std::string("the expected change and the held-out run are without the plan's ") +
+           (layers ? "linear layers" : "self-attention") + " in 8 bits, which were not measured; " +
+           (layers ? "--weights-dtype int8 (or fp8)" : "--attention-dtype fp8") + " measures them";
+  }
+  constexpr double kSeen = 0.5;  // dB
+  if (!compile.psnr || !summary.psnr_db || *summary.psnr_db >= *compile.psnr - kSeen) return "";
+  std::array<char, 200> text{};
+  std::snprintf(
+      text.data(), text.size(),
+      "--psnr %.4g is not reached: about %.1f dB are expected with the steps in 8 bits that are told; let more "
+      "first steps be without them",
+      *compile.psnr, *summary.psnr_db);
+  return text.data();
+}
+
 /// What follows the prompts: the plan, and with reuse of steps what has to be known for it.
 void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& compile, const std::string& plan_path,
                HeldOutRun& other, CalibrationProgress& told, const ProgressCallback& progress,
@@ -325,6 +347,7 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
   add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler(progress)), compile, summary);
   const auto reused = std::ranges::count_if(
       summary.step_reuse, [](const std::string& how) { return how != step_reuse_name(StepReuse::kNone); });
+  runner.warn(doubt_about_told_steps(compile, summary));
   runner.warn(note_of_overshoot(compile, recorded.profile.header, summary.predicted_speedup, static_cast<int>(reused)));
   if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
 }

@@ -210,13 +210,20 @@ TEST_F(Speedup, EightBitAttentionIsForAPlanThatRunsElsewhere) {
   const CommandResult told = calibrate("--speedup 1.6 --eight-bit-attention-from 3" + allowed);
   EXPECT_EQ(told.exit_code, 2) << told.output;
   EXPECT_THAT(told.output, HasSubstr("in 8 bits a Hopper GPU does (backend cuda); leave --attention-dtype fp8 out"));
-  EXPECT_EQ(calibrate("--speedup 1.6 --eight-bit-attention-from 3").exit_code, 0);
+  const CommandResult unmeasured = calibrate("--speedup 1.6 --eight-bit-attention-from 3");
+  EXPECT_EQ(unmeasured.exit_code, 0) << unmeasured.output;
+  EXPECT_THAT(unmeasured.output, HasSubstr("are without the plan's self-attention in 8 bits, which were not measured; "
+                                           "--attention-dtype fp8 measures them"));
   // Beside layers that are told, attention has no steps, and nothing of it is measured.
   const CommandResult layers = calibrate("--speedup 1.2 --eight-bit-layers-from 2 --weights-dtype fp8" + allowed);
   EXPECT_EQ(layers.exit_code, 0) << layers.output;
   EXPECT_THAT(layers.output, AllOf(HasSubstr("linear layers in 8 bits, where a run allows it: steps "),
                                    HasSubstr("--attention-dtype fp8: no steps are told for these 8 bits, so the plan "
                                              "has none; --eight-bit-attention-from tells them")));
+  EXPECT_THAT(layers.output, Not(HasSubstr("not measured")));
+  const CommandResult missed = calibrate("--psnr 60 --eight-bit-layers-from 0 --weights-dtype fp8");
+  EXPECT_EQ(missed.exit_code, 0) << missed.output;
+  EXPECT_THAT(missed.output, HasSubstr("--psnr 60 is not reached: about "));
 }
 
 }  // namespace
