@@ -116,7 +116,8 @@ std::vector<CalibrationSetting> eight_bit_settings() {
       {"eight-bit-layers-from",
        Group::kCompiled,
        &O::eight_bit_layers_from,
-       "The plan has linear layers in 8 bits from this step on, where a run allows it (--weights-dtype int8 or fp8) [with "
+       "The plan has linear layers in 8 bits from this step on, where a run allows it (--weights-dtype int8 or fp8) "
+       "[with "
        "--speedup or --psnr and that flag here: chosen; else runs decide; with --eight-bit-attention-from: never]",
        {},
        0,
