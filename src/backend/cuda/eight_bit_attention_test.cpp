@@ -178,7 +178,7 @@ TEST_F(CudaEightBitAttention, NormsBeforehandWhatIsTooWideForOnePass) {
   EXPECT_EQ(std::memcmp(a.raw(), b.raw(), a.size_bytes()), 0);
 }
 
-// Of more than 4,096 values one in eight is looked at beforehand.
+// Of more than 4,096 values one in eight is looked at beforehand: 2222 is, 2223 is not.
 TEST_F(CudaEightBitAttention, ValuesThatTheSampleDoesNotShowAreNotCutOff) {
   constexpr Shape kShape{4500, 1, 128};
   constexpr int64_t kChannel = 77;
@@ -188,8 +188,10 @@ TEST_F(CudaEightBitAttention, ValuesThatTheSampleDoesNotShowAreNotCutOff) {
   };
   const Case cases[] = {
       {"one of a thousand is a thousand times as large", [](int64_t t) { return t % 1000 == 7 ? 1000.0f : 1.0f; }},
-      {"one of all differs", [](int64_t t) { return t == 2222 ? 1e-3f : 0.0f; }},
-      {"one is beyond what fits in units of the others", [](int64_t t) { return t == 2222 ? 1e30f : 0.0f; }},
+      {"one of all differs", [](int64_t t) { return t == 2223 ? 1e-3f : 0.0f; }},
+      {"one of all differs, and is in the sample", [](int64_t t) { return t == 2222 ? 1e-3f : 0.0f; }},
+      {"one is beyond what fits in units of the others", [](int64_t t) { return t == 2223 ? 1e30f : 0.0f; }},
+      {"the same, and it is in the sample", [](int64_t t) { return t == 2222 ? 1e30f : 0.0f; }},
       {"eight behind each other", [](int64_t t) { return t >= 3000 && t < 3008 ? -5e3f : 0.1f; }},
       {"a constant", [](int64_t) { return 3.25f; }},
   };

@@ -19,7 +19,8 @@
 /// block's mean exceeds no value). They are made here, of the chunks' sums: AttentionArgs::summary_k and summary_v,
 /// which are rounded to 16 bits, are not looked at.
 ///
-/// Any constant may be taken from keys and from values, so where there are many their means are those of a sample. A
+/// Any constant may be taken from keys and from values, so where there are many their means are those of a sample, of
+/// values without its least and its largest. A
 /// channel's scale then leaves room for values kRoom times as far from it as the sample's, which costs nothing: e4m3 is
 /// a floating type. Where a value lies farther still, the pass that makes the bytes tells, and its head's values are
 /// made again with the channel's true range. No value is ever cut off.

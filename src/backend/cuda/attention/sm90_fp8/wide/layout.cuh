@@ -10,7 +10,10 @@ inline constexpr int kGroups = WideTile::kHalves;  ///< consumer warpgroups of 6
 inline constexpr int kThreads = 128 * (1 + kGroups);
 inline constexpr int kProducerRegisters = 32, kConsumerRegisters = 160;  ///< 65,536 in all
 inline constexpr int kStages = 6;                                        ///< of one chunk's keys and values each
-inline constexpr int kChunksOfSum = 4096 / kChunkKeys;                   ///< as kStepsOfSum
+/// So many chunks that it does not see a group may pass while a product with the stage of one that it saw is owed. Less
+/// than kStages - 1, or the producer would wait for that stage, and the group for the producer.
+inline constexpr int kChunksHeld = 4;
+inline constexpr int kChunksOfSum = 4096 / kChunkKeys;  ///< as kStepsOfSum
 /// Behind the values' channels lie rows that are 1 for every eighth key: the product with values then sums the weights,
 /// too, as rounded. In eight sums, because the tensor core cuts off what is small beside a sum: one alone was 1.7 %
 /// short after 2,048 keys.
