@@ -28,6 +28,13 @@ std::optional<DType> dtype_of(Precision precision) {
 }
 
 void check_weights_dtype(WeightsPrecision asked, DType dtype) {
+DType eight_bit_type(WeightsPrecision asked, const EightBitOps& ops) {
+  CALIBATT_ASSERT(is_eight_bits(asked));
+  const DType type = asked == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
+  ops.require(type);
+  return type;
+}
+
   if (asked == WeightsPrecision::kBF16 && dtype != DType::kBF16)
     throw other_type("--weights-dtype", "weights are", dtype);
 }

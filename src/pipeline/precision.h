@@ -1,5 +1,6 @@
 #pragma once
 
+#include "backend/eight_bit_ops.h"
 #include "models/video_model.h"
 
 namespace calibatt {
@@ -11,6 +12,9 @@ void check_precision(const LoadOptions& options, const ModelFiles& files);
 bool is_eight_bits(WeightsPrecision precision);
 /// Whether linear layers are in 8 bits: that is asked for, and --keep-layers leaves some.
 bool has_eight_bit_layers(const LoadOptions& options, const ModelFiles& files);
+
+/// The type of linear layers in 8 bits, which are asked for. Throws Error(kUsage) where `ops` has none of it here.
+DType eight_bit_type(WeightsPrecision asked, const EightBitOps& ops);
 
 /// Throws Error(kUsage) where linear layers (options.weights) or self-attention are asked for in bf16 by name, and the
 /// run's arithmetic is of another type.

@@ -36,8 +36,7 @@ DType choose_dtype(Precision precision, const Backend& backend) {
 void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, ModelLoadOptions& load) {
   if (load.eight_bit_layers) {
     load.kept_layers = options.kept_layers;
-    load.eight_bit_type = options.weights == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
-    backend.eight_bit_ops();  // throws where there are none
+    load.eight_bit_type = eight_bit_type(options.weights, backend.eight_bit_ops());
     return;
   }
   check_weights_dtype(options.weights, dtype);
