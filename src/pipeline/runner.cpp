@@ -87,6 +87,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, con
   enter_weights(options, dtype, *backend_, load);
   if (load.eight_bit_layers) {
     weights_dtype_ = weights_dtype_name(options);
+    eight_bit_type_ = load.eight_bit_type;
   } else if (is_eight_bits(options.weights)) {
     warn("--keep-layers leaves every layer as it is: none is in 8 bits");
   }
