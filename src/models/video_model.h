@@ -75,7 +75,7 @@ struct ModelDescription {
 
 /// Where a forward's time went, in seconds, by the backend's own clock (Backend::make_timer); forwards add to it.
 struct TransformerTimes {
-  double self_attention = 0;  ///< inside SelfAttention::attend
+  double self_attention = 0;  ///< inside SelfAttention::attend or norm_and_attend (pipeline.h: StageSeconds)
   double other = 0;           ///< everything else of the transformer
   double total() const { return self_attention + other; }
 };
