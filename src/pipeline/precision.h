@@ -24,7 +24,9 @@ void check_attention_dtype(AttentionDtype asked, DType dtype);
 /// The type that is asked for by name; none for kAuto, which is chosen by the machine.
 std::optional<DType> dtype_of(Precision precision);
 
-/// What self-attention in 8 bits takes on a GPU beside its inputs, which it quantises first. num_ranks: that share it.
-uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, int num_ranks = 1);
+/// What self-attention in 8 bits takes on a GPU beside its inputs, which it quantises first. planned: with a plan,
+/// which may have summaries; num_ranks: that share it.
+uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, bool planned,
+                                   int num_ranks = 1);
 
 }  // namespace calibatt

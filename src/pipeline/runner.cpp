@@ -110,11 +110,12 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
   const int num_ranks = layout.ranks_of_forward();
-  MemoryEstimate needed =
-      files_->memory(video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options),
-                                           num_ranks, layout.decoding_ranks, weight_ranks_});
+  MemoryEstimate needed = files_->memory(
+      video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks,
+                            layout.decoding_ranks, weight_ranks_, backend_->in_host_memory()});
   if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
+    needed.activations +=
+        eight_bit_attention_bytes(model(), video_size(options), !options.plan_path.empty(), num_ranks);
   }
   const std::string warning = memory_warning(options, needed, available, more_room(model(), layout, weight_ranks_));
   if (!warning.empty()) warn_(warning);
