@@ -50,8 +50,7 @@ TEST(EightBitAttention, TakesTheWorkspaceOfItsKernels) {
   EXPECT_NEAR(bytes(true, 1) / counted(40), 1.081, 0.003);
   EXPECT_NEAR(bytes(true, 2) / counted(25), 1.081, 0.003) << "of the most heads that one of two ranks may have";
   const double chunk_sums = 2.0 * 40 * 1182 * 128 * 4, summary_chunks = 2.0 * 40 * 20 * 64 * 128;
-  EXPECT_NEAR(bytes(true, 1) - bytes(false, 1), chunk_sums + summary_chunks, 2e4)
-      << "as many summaries as chunks";
+  EXPECT_NEAR(bytes(true, 1) - bytes(false, 1), chunk_sums + summary_chunks, 2e4) << "as many summaries as chunks";
 }
 
 }  // namespace
