@@ -74,7 +74,7 @@ def main():
         inputs = Path(folder) / "inputs.safetensors"
         save_file(tensors, inputs)
         command = [str(args.bench), "--transformer", str(MODEL / "transformer"), "--inputs", str(inputs), "--backend", args.backend]
-        lines = [json.loads(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()]
+        lines = [json.loads(line) for line in subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()]
     ways = {}
     for line in lines:
         ways.setdefault((line["layers"], line["attention_in_8_bits"]), []).append(line)
