@@ -1,7 +1,7 @@
 // The linear layers of one Wan block as a forward calls them, in bf16 and in 8 bits (e4m3 or int8), with all that makes
 // their inputs: norms, GELU, quantisation. Some rows of every product are compared with the CPU backend's before
 // anything is timed. Both take turns in random order, round by round; prints JSON with the ratio of each round.
-//   calibatt_linear_bench [--model 14B-720p] [--weights-dtype fp8] [--rounds 15]
+//   calibatt_linear_bench [--model 14B-720p] [--weights-dtype fp8|int8] [--rounds 15]
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>

@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   gains.attention = {{.tokens = 1, .density = 1, .gain = attention}};
   if (tokens > 0) {
-    const EightBitGains hopper = eight_bit_gains("cuda", "WanTransformer3DModel");
+    const EightBitGains hopper = eight_bit_gains("cuda", "WanTransformer3DModel", DType::kE4M3);
     gains = {hopper.layers, {}};
     for (const double density : {0.2, 0.375, 1.0}) {
       gains.attention.push_back({1, density, hopper.of_attention(tokens, density)});

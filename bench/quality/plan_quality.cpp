@@ -2,7 +2,7 @@
 // line of JSON a video. What tools/reuse_tradeoff.py runs. No frame is encoded, unless a folder for videos is given.
 //
 //   calibatt_plan_quality_bench -m models/tiny-wan --prompts FILE [--every 4 --first 1] --plan NAME=FILE … --fewer
-//   STEPS … [--weights-dtype fp8] --eight-bits NAME=attention,4,FILE …
+//   STEPS … [--weights-dtype fp8|int8] --eight-bits NAME=attention,4,FILE …
 //
 // Only --eight-bits computes anything in 8 bits: in a model with such layers all steps of the others are kept from it.
 #include <CLI/CLI.hpp>

@@ -3,7 +3,7 @@
 // says of the ranks. It stays, so that bench/ranks/alternate.py takes several builds and devices in turns on weights
 // that are loaded.
 //   calibatt_ranks_bench MODEL --plan PLAN --device 0,1 [--backend cuda] [--width 1280 --height 720 --video-frames 81]
-//     [--shard-weights on | --offload] [--weights-dtype fp8]
+//     [--shard-weights on | --offload] [--weights-dtype fp8|int8]
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>

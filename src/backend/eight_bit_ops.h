@@ -30,6 +30,10 @@ class EightBitOps {
  public:
   virtual ~EightBitOps() = default;
 
+  /// Throws Error(kUsage), with what to give in its place, where this device computes no layers of this type: asked
+  /// before anything is loaded.
+  virtual void require(DType /*layers*/) const {}
+
   /// The norm of x [rows, channels] F32, quantised in the pass that makes it.
   virtual void layer_norm(const Tensor& x, const LayerNorm& terms, EightBitRows& out) = 0;
   /// TransformerOps::rms_norm of x [rows, channels] F32, quantised in the pass that makes it.

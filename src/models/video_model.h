@@ -75,7 +75,7 @@ struct ModelDescription {
 
 /// Where a forward's time went, in seconds, by the backend's own clock (Backend::make_timer); forwards add to it.
 struct TransformerTimes {
-  double self_attention = 0;  ///< inside SelfAttention::attend
+  double self_attention = 0;  ///< inside SelfAttention::attend or norm_and_attend (pipeline.h: StageSeconds)
   double other = 0;           ///< everything else of the transformer
   double total() const { return self_attention + other; }
 };
@@ -152,13 +152,14 @@ class VideoModel {
 /// What a model's memory depends on beside a video's size.
 struct Arithmetic {
   Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false, int num_ranks = 1,
-             int decoding_ranks = 1, int weight_ranks = 1)
+             int decoding_ranks = 1, int weight_ranks = 1, bool on_host = false)
       : dtype(dtype),
         eight_bit_layers(eight_bit_layers),
         wide_steps(wide_steps),
         num_ranks(num_ranks),
         decoding_ranks(decoding_ranks),
-        weight_ranks(weight_ranks) {}
+        weight_ranks(weight_ranks),
+        on_host(on_host) {}
 
   DType dtype;
   bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
@@ -166,6 +167,7 @@ struct Arithmetic {
   int num_ranks;          ///< that share a forward; the memory is one rank's
   int decoding_ranks;     ///< that share decoding; the memory is the first one's
   int weight_ranks;       ///< that keep a part of each block (ModelLoadOptions::shards); 1: blocks are whole
+  bool on_host;           ///< a CPU computes
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.

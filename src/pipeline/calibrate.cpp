@@ -276,7 +276,9 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
                                        const EightBitGains* gains, CompileOptions& compile) {
   const EightBitParts allowed = runner.allowed_eight_bits(run);
   compile.may_be_eight_bit = allowed;
-  compile.gains = gains != nullptr ? *gains : eight_bit_gains(runner.backend().name(), runner.model().kind);
+  compile.gains = gains != nullptr
+                      ? *gains
+                      : eight_bit_gains(runner.backend().name(), runner.model().kind, runner.eight_bit_type());
   EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
   const bool lacks_attention = allowed.attention && !can_run(runner, run);
   if (lacks_attention) gaining.attention = false;

@@ -117,7 +117,7 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const RankLayout layout = impl_->layout_of(run);
   const int num_ranks = layout.ranks_of_forward();
   MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks,
-                                                      layout.decoding_ranks, impl_->weight_ranks});
+                                                      layout.decoding_ranks, impl_->weight_ranks, impl_->on_host});
   if (eight_bit_layers) {
     uint64_t kept = impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
     if (impl_->weight_ranks > 1) {  // parts are of all transformers
@@ -127,7 +127,8 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   }
   if (impl_->on_host && impl_->weight_ranks == 1) needed.weights *= impl_->files->description().experts.size();
   if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations += eight_bit_attention_bytes(impl_->files->description(), size, num_ranks);
+    needed.activations +=
+        eight_bit_attention_bytes(impl_->files->description(), size, !options.plan_path.empty(), num_ranks);
   }
   return needed;
 }

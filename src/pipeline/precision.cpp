@@ -1,5 +1,6 @@
 #include "pipeline/precision.h"
 
+#include "backend/cuda/attention/sm90_fp8/quantized.h"
 #include "base/error.h"
 #include "sparsity/head_deal.h"
 
@@ -25,6 +26,13 @@ std::optional<DType> dtype_of(Precision precision) {
       break;
   }
   return std::nullopt;
+}
+
+DType eight_bit_type(WeightsPrecision asked, const EightBitOps& ops) {
+  CALIBATT_ASSERT(is_eight_bits(asked));
+  const DType type = asked == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
+  ops.require(type);
+  return type;
 }
 
 void check_weights_dtype(WeightsPrecision asked, DType dtype) {
@@ -61,12 +69,15 @@ bool has_eight_bit_layers(const LoadOptions& options, const ModelFiles& files) {
   return is_eight_bits(options.weights) && !files.keeps_all_layers(options.kept_layers);
 }
 
-uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, int num_ranks) {
-  constexpr uint64_t kMatrices = 3;  // queries, keys, values
-  const auto tokens = static_cast<uint64_t>(model.geometry(size).num_tokens()),
-             heads = static_cast<uint64_t>(num_ranks > 1 ? most_heads_of_a_rank(model.num_heads, num_ranks)
-                                                         : model.num_heads);
-  return tokens * heads * (kMatrices * static_cast<uint64_t>(model.head_dim) + sizeof(float));
+uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, bool planned, int num_ranks) {
+  const AttentionGeometry geometry = model.geometry(size);
+  cuda::AttentionArgs args;
+  args.num_heads = num_ranks > 1 ? most_heads_of_a_rank(model.num_heads, num_ranks) : model.num_heads;
+  args.head_dim = model.head_dim;
+  args.num_queries = args.num_keys = geometry.num_tokens();
+  args.num_summaries = planned ? geometry.num_key_blocks() : 0;
+  args.norm.pending = true;  // takes a little more, and not every call has it
+  return cuda::sm90_fp8::workspace_bytes(args, 0);
 }
 
 }  // namespace calibatt

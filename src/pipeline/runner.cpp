@@ -36,8 +36,7 @@ DType choose_dtype(Precision precision, const Backend& backend) {
 void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, ModelLoadOptions& load) {
   if (load.eight_bit_layers) {
     load.kept_layers = options.kept_layers;
-    load.eight_bit_type = options.weights == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
-    backend.eight_bit_ops();  // throws where there are none
+    load.eight_bit_type = eight_bit_type(options.weights, backend.eight_bit_ops());
     return;
   }
   check_weights_dtype(options.weights, dtype);
@@ -88,6 +87,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, con
   enter_weights(options, dtype, *backend_, load);
   if (load.eight_bit_layers) {
     weights_dtype_ = weights_dtype_name(options);
+    eight_bit_type_ = load.eight_bit_type;
   } else if (is_eight_bits(options.weights)) {
     warn("--keep-layers leaves every layer as it is: none is in 8 bits");
   }
@@ -110,11 +110,12 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
   const int num_ranks = layout.ranks_of_forward();
-  MemoryEstimate needed =
-      files_->memory(video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options),
-                                           num_ranks, layout.decoding_ranks, weight_ranks_});
+  MemoryEstimate needed = files_->memory(
+      video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks,
+                            layout.decoding_ranks, weight_ranks_, backend_->in_host_memory()});
   if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations += eight_bit_attention_bytes(model(), video_size(options), num_ranks);
+    needed.activations +=
+        eight_bit_attention_bytes(model(), video_size(options), !options.plan_path.empty(), num_ranks);
   }
   const std::string warning = memory_warning(options, needed, available, more_room(model(), layout, weight_ranks_));
   if (!warning.empty()) warn_(warning);

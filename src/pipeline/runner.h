@@ -53,6 +53,7 @@ class Runner {
   }
   /// RunReport::weights_dtype.
   const std::string& weights_dtype() const { return weights_dtype_; }
+  DType eight_bit_type() const { return eight_bit_type_; }  ///< of linear layers, where any are in 8 bits
   /// Loads what the run's steps need and is not there. eight_bits: of each step; empty: as pipeline/options.h has it.
   void expect_steps(const GenerateOptions& options, const ProgressCallback& progress,
                     const std::vector<EightBitParts>& eight_bits = {});
@@ -91,7 +92,8 @@ class Runner {
   int threads_ = 0;
   std::vector<Lora> loras_;
   std::string weights_dtype_;  ///< RunReport::weights_dtype
-  int weight_ranks_ = 1;       ///< Arithmetic::weight_ranks
+  DType eight_bit_type_ = DType::kE4M3;
+  int weight_ranks_ = 1;  ///< Arithmetic::weight_ranks
   FileHashes hashes_;
   std::map<std::string, std::string> parts_;
   std::function<void(const std::string&)> warn_;

@@ -36,10 +36,11 @@ void check_weight_placement(const LoadOptions& options, const ModelDescription& 
                 "one of them out");
   }
   if (model.shards_weights || !several || !(asked || options.offload)) return;
-  throw Error(ErrorKind::kUsage,
-              std::string(asked ? "--shard-weights on" : "--offload with several GPUs") + ": " + model.kind +
-                  " is held whole by each GPU; leave it out" +
-                  (is_eight_bits(options.weights) ? "" : ". Where memory is short, --weights-dtype fp8 takes less"));
+  throw Error(
+      ErrorKind::kUsage,
+      std::string(asked ? "--shard-weights on" : "--offload with several GPUs") + ": " + model.kind +
+          " is held whole by each GPU; leave it out" +
+          (is_eight_bits(options.weights) ? "" : ". Where memory is short, --weights-dtype int8 (or fp8) takes less"));
 }
 
 std::string more_room(const ModelDescription& model, const RankLayout& layout, int weight_ranks) {

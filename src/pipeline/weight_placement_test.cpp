@@ -89,8 +89,8 @@ TEST(WeightPlacement, WhatCannotBeIsRefused) {
   EXPECT_THAT(refusal(one, true), AllOf(HasSubstr("--shard-weights on: one GPU"), HasSubstr("--gpus N")));
   LoadOptions several = on_two(ShardWeights::kOn);
   EXPECT_EQ(refusal(several, true), "");
-  EXPECT_THAT(refusal(several, false),
-              AllOf(HasSubstr("--shard-weights on: SomeModel is held whole"), HasSubstr("--weights-dtype fp8 takes")));
+  EXPECT_THAT(refusal(several, false), AllOf(HasSubstr("--shard-weights on: SomeModel is held whole"),
+                                             HasSubstr("--weights-dtype int8 (or fp8) takes less")));
   several.weights = WeightsPrecision::kFP8;
   EXPECT_THAT(refusal(several, false), Not(HasSubstr("--weights-dtype")));
   several.offload = true;

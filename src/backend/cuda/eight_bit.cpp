@@ -26,6 +26,10 @@ void CudaEightBitOps::require_device(const std::string& device_name) {
           "--weights-dtype bf16");
 }
 
+void CudaEightBitOps::require(DType layers) const {
+  if (layers == DType::kI8) product::require_device(current_device());
+}
+
 void CudaEightBitOps::layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) {
   cuda::layer_norm(layer_norm_call(x, norm, RowsOut(out)), context_.stream());
 }

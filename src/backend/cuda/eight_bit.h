@@ -17,8 +17,10 @@ class CudaEightBitOps final : public EightBitOps {
  public:
   CudaEightBitOps(Context& context, CublasLinear& linear) : context_(context), linear_(linear) {}
 
-  /// Throws Error(kUsage), naming the device, where cuBLASLt has no such products.
+  /// Throws Error(kUsage), naming the device, where cuBLASLt has no such products: of neither type, since beside layers
+  /// in int8 attention to a prompt is in e4m3.
   void require_device(const std::string& device_name);
+  void require(DType layers) const override;
 
   void layer_norm(const Tensor& x, const LayerNorm& norm, EightBitRows& out) override;
   void rms_norm(const Tensor& x, const Tensor& weight, float eps, EightBitRows& out) override;

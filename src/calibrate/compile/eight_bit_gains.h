@@ -3,6 +3,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/dtype.h"
 #include "base/eight_bit_parts.h"
 
 namespace calibatt {
@@ -24,8 +25,9 @@ struct EightBitGains {
   EightBitParts parts(int tokens) const;
 };
 
-/// Of a backend by its name (Device::name), and a transformer by its class. Backends that are not in the table gain
+/// Of a backend by its name (Device::name), a transformer by its class, and the type of its linear layers in 8 bits
+/// (kE4M3 or kI8). Backends that are not in the table gain
 /// nothing; transformers that are not gain as Wan's.
-EightBitGains eight_bit_gains(std::string_view backend, std::string_view transformer);
+EightBitGains eight_bit_gains(std::string_view backend, std::string_view transformer, DType layers);
 
 }  // namespace calibatt

@@ -7,10 +7,10 @@
 namespace calibatt {
 namespace {
 
-constexpr const char* kWan = "WanTransformer3DModel";
+constexpr const char *kWan = "WanTransformer3DModel", *kMochi = "MochiTransformer3DModel";
 
 TEST(EightBitGains, AreThoseThatWereMeasuredAndLieBetweenThem) {
-  const EightBitGains hopper = eight_bit_gains("cuda", kWan);
+  const EightBitGains hopper = eight_bit_gains("cuda", kWan, DType::kE4M3);
   EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 1), 1.334);
   EXPECT_DOUBLE_EQ(hopper.of_attention(75'600, 0.376), 1.113);
   EXPECT_NEAR(hopper.of_attention(75'600, 0.688), (1.334 + 1.113) / 2, 1e-9);
@@ -24,13 +24,25 @@ TEST(EightBitGains, AreThoseThatWereMeasuredAndLieBetweenThem) {
 }
 
 TEST(EightBitGains, AttentionOfFewTokensAndACpuGainNothing) {
-  const EightBitGains hopper = eight_bit_gains("cuda", kWan);
+  const EightBitGains hopper = eight_bit_gains("cuda", kWan, DType::kE4M3);
   EXPECT_EQ(hopper.parts(75'600), (EightBitParts{.attention = true, .layers = true}));
   EXPECT_EQ(hopper.parts(32'760), (EightBitParts{.attention = true, .layers = true}));
   EXPECT_EQ(hopper.parts(4'352), (EightBitParts{.attention = false, .layers = true}));
-  EXPECT_LT(eight_bit_gains("cuda", "MochiTransformer3DModel").layers, hopper.layers);
-  EXPECT_FALSE(eight_bit_gains("cpu", kWan).parts(75'600).any());
-  EXPECT_EQ(eight_bit_gains("cpu", kWan).of_attention(75'600, 1), 1);
+  EXPECT_LT(eight_bit_gains("cuda", kMochi, DType::kE4M3).layers, hopper.layers);
+  EXPECT_FALSE(eight_bit_gains("cpu", kWan, DType::kI8).parts(75'600).any());
+  EXPECT_EQ(eight_bit_gains("cpu", kWan, DType::kI8).of_attention(75'600, 1), 1);
+}
+
+// Of the same forward: seconds outside self-attention in bf16 over those in 8 bits.
+TEST(EightBitGains, LayersGainByTheirType) {
+  const auto of_layers = [](const char* transformer, DType type) {
+    return eight_bit_gains("cuda", transformer, type).layers;
+  };
+  EXPECT_NEAR(of_layers(kWan, DType::kE4M3), 2.705 / 1.362, 0.005);
+  EXPECT_NEAR(of_layers(kWan, DType::kI8), 2.686 / (1.245 + 40 * 0.001018), 0.005)
+      << "attention did the norm and rotation of queries and keys in this run";
+  EXPECT_EQ(of_layers(kMochi, DType::kI8), of_layers(kMochi, DType::kE4M3)) << "not measured";
+  EXPECT_EQ(eight_bit_gains("cuda", kWan, DType::kI8).of_attention(75'600, 1), 1.334) << "whatever layers are in";
 }
 
 class RunCosts : public ::testing::Test {

@@ -36,7 +36,7 @@ MochiTransformer MochiTransformer::load(Backend& backend, const std::string& fol
   const Weights& weights = *stored;
   model.stored_ = stored;
   model.output_weights_ = {stored, kBlocks, config.num_layers, config.dim()};
-  if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
+  if (options.eight_bit_layers) backend.eight_bit_ops().require(options.eight_bit_type);
   model.eight_bit_type_ = options.eight_bit_type;
   const BlockFormats formats = MochiLayers::formats(config, dtype, options);
   model.offloads_ = options.offload;

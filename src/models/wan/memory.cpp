@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/sequence_parallel.h"
+#include "backend/few_keys.h"
 #include "base/ceil_div.h"
 #include "models/model_folder.h"
 #include "models/wan/layers.h"
@@ -21,13 +22,26 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
   const uint64_t rope = 2 * tokens * static_cast<uint64_t>(config.attention_head_dim) * sizeof(float);
   const auto patches =
       static_cast<uint64_t>(config.in_channels + config.out_channels) * static_cast<uint64_t>(config.patch_volume());
-  constexpr uint64_t kBranches = 2, kKeysAndValues = 2;
-  const uint64_t prompts = kBranches * kKeysAndValues * static_cast<uint64_t>(prompt_tokens) * dim * bytes *
-                           static_cast<uint64_t>(config.num_layers);
+  constexpr uint64_t kBranches = 2;
+  uint64_t largest_prompt = 0;  // not the longest: of few keys more is made
+  for (int rows = 1; rows <= prompt_tokens; ++rows) {
+    largest_prompt = std::max(largest_prompt, wan_prompt_bytes(config, rows, arithmetic));
+  }
   return residual + normed_in_8_bits + query_attended + qkv + rope + 2 * all_tokens * patches * sizeof(float) +
-         prompts +
+         kBranches * largest_prompt +
          SequenceParallelEngine::memory_bytes(config.num_attention_heads, config.attention_head_dim, num_tokens,
                                               arithmetic.num_ranks, arithmetic.dtype);
+}
+
+// As WanTransformer::prepare_prompt makes them, without their biases and scales (some kilobytes a layer).
+uint64_t wan_prompt_bytes(const WanTransformerConfig& config, int rows, const Arithmetic& arithmetic) {
+  const auto dim = static_cast<uint64_t>(config.dim()), bytes = static_cast<uint64_t>(dtype_size(arithmetic.dtype));
+  const uint64_t keys_values = 2 * static_cast<uint64_t>(rows) * dim * bytes;
+  const int slots = arithmetic.on_host ? 0 : few_keys_slots(arithmetic.dtype, config.attention_head_dim, rows);
+  const uint64_t projected = static_cast<uint64_t>(config.num_attention_heads) * static_cast<uint64_t>(slots) * dim;
+  uint64_t element_bytes = bytes;
+  if (arithmetic.eight_bit_layers) element_bytes = dtype_size(DType::kE4M3) + (arithmetic.wide_steps ? bytes : 0);
+  return static_cast<uint64_t>(config.num_layers) * (keys_values + projected * element_bytes);
 }
 
 WanShardBytes wan_shard_bytes(const WanTransformerConfig& config, const Arithmetic& arithmetic) {

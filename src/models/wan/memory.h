@@ -6,10 +6,14 @@
 
 namespace calibatt {
 
-/// Bytes of the transformer's activations in a forward of so many tokens, and of both prompts' keys and values, of
-/// prompt_tokens each; of one rank, where arithmetic.num_ranks share the forward.
+/// Bytes of the transformer's activations in a forward of so many tokens, and of both prompts (wan_prompt_bytes); of
+/// one rank, where arithmetic.num_ranks share the forward.
 uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_tokens, int prompt_tokens,
                               const Arithmetic& arithmetic);
+
+/// Bytes of a prompt's keys and values in all layers, and of what is made of few of them (WanPrompt::projected_values):
+/// of `rows` keys, which are a prompt's tokens and one for all padding.
+uint64_t wan_prompt_bytes(const WanTransformerConfig& config, int rows, const Arithmetic& arithmetic);
 
 /// Of a transformer whose blocks ranks share: bytes of all blocks' matrices as they are kept and as they would be
 /// without 8 bits, and of a rank's two buffers for gathered ones.

@@ -38,7 +38,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   const Weights& weights = *stored;
   model.stored_ = stored;
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
-  if (options.eight_bit_layers) backend.eight_bit_ops();  // throws where there are none
+  if (options.eight_bit_layers) backend.eight_bit_ops().require(options.eight_bit_type);
   model.eight_bit_type_ = options.eight_bit_type;
   const BlockFormats formats = Layers::formats(config, dtype, options);
   model.shards_ = options.shards;

@@ -20,7 +20,7 @@
 namespace calibatt::cuda {
 namespace {
 
-constexpr int kWarps = 8, kWarpRows = 16, kTileRows = kWarps * kWarpRows, kSlotStep = 16, kStages = 2;
+constexpr int kWarps = 8, kWarpRows = 16, kTileRows = kWarps * kWarpRows, kStages = 2;
 constexpr int kPaddingElements =
     32;  // 64 bytes: two neighbouring keys' elements, 64 bytes each, are in different banks
 
@@ -209,10 +209,10 @@ void launch(const FewKeysCall& call, cudaStream_t stream) {
 }
 
 /// kSlots: the least that is tried.
-template <class T, int kHeadDim, int kSlots = kSlotStep>
+template <class T, int kHeadDim, int kSlots = kFewKeysStep>
 void choose(const FewKeysCall& call, cudaStream_t stream) {
   if (call.keys.num_tokens <= kSlots) return launch<T, kHeadDim, kSlots>(call, stream);
-  if constexpr (kSlots + kSlotStep < kHeadDim) choose<T, kHeadDim, kSlots + kSlotStep>(call, stream);
+  if constexpr (kSlots + kFewKeysStep < kHeadDim) choose<T, kHeadDim, kSlots + kFewKeysStep>(call, stream);
 }
 
 template <class T>
@@ -227,12 +227,6 @@ bool is_aligned(const ConstHeadsView& view) {
 }
 
 }  // namespace
-
-int few_keys_slots(DType dtype, int head_dim, int64_t num_keys) {
-  if ((dtype != DType::kBF16 && dtype != DType::kF16) || (head_dim != 64 && head_dim != 128)) return 0;
-  const int64_t slots = (num_keys + kSlotStep - 1) / kSlotStep * kSlotStep;
-  return slots < head_dim ? static_cast<int>(slots) : 0;
-}
 
 void few_keys(const FewKeysCall& call, cudaStream_t stream) {
   CALIBATT_ASSERT(call.rows.dtype == call.keys.dtype && is_aligned(call.rows) && is_aligned(call.keys));

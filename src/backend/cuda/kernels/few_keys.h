@@ -3,16 +3,12 @@
 #include <cuda_runtime_api.h>
 
 #include "backend/attention_call.h"
+#include "backend/few_keys.h"
 
 /// Attention to a few keys (a prompt's) as two products: softmax weights w[t, h, s] = softmax_s(q[t,h]·k[s,h]) here,
 /// and Σ_h Σ_s w[t, h, s]·(W_o,h·v[s, h]) as a linear layer of them, whose weight W_o,h·v[s, h] is the same in all
 /// steps. With s keys and heads of d channels the layer has s/d of the output projection's work.
 namespace calibatt::cuda {
-
-/// Elements that a head's products take in a row of the result: num_keys rounded up to what tensor cores take. 0: not
-/// done, because it would be no cheaper (slots ≥ head_dim) or there is no kernel (32-bit floats; heads of other than 64
-/// or 128 channels).
-int few_keys_slots(DType dtype, int head_dim, int64_t num_keys);
 
 /// out[t, h, s] = rows[t, h]·keys[s, h], or the softmax over s of it; zeros behind the last key. Sums in float32.
 struct FewKeysCall {

@@ -16,6 +16,7 @@
 namespace calibatt::cuda::product {
 namespace {
 
+constexpr int kCapability = 90;
 constexpr int kColumnThreads = 256;
 
 __global__ void __launch_bounds__(kColumnThreads)
@@ -92,8 +93,17 @@ void launch(const Params& params, cudaStream_t stream) {
 
 }  // namespace
 
+void require_device(const DeviceInfo& device) {
+  if (device.compute_capability == kCapability) return;
+  throw Error(ErrorKind::kUsage,
+              "--weights-dtype int8: its products are for Hopper (compute capability 9.0, such as the "
+              "H100 and H200), and " +
+                  device.name + " has " + std::to_string(device.compute_capability / 10) + "." +
+                  std::to_string(device.compute_capability % 10) + "; use --weights-dtype fp8 or bf16");
+}
+
 std::string refusal(const ProductCall& call, int compute_capability) {
-  if (compute_capability != 90) return "the GPU is no Hopper";
+  if (compute_capability != kCapability) return "the GPU is no Hopper";
   if (call.in_features % 16 != 0) return "its inputs are no multiple of 16";
   if (call.out_features % 8 != 0) return "its outputs are no multiple of 8";
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };

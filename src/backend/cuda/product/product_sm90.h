@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/cuda/device/device.h"
 #include "base/dtype.h"
 
 /// Products of int8 matrices by a kernel of our own, for Hopper. All pointers are device memory.
@@ -24,6 +25,8 @@ struct ProductCall {
   void* workspace = nullptr;                                      ///< workspace_bytes(), at a multiple of 16 bytes
 };
 
+/// Throws Error(kUsage), naming the device and what to use there, where it has no such products at all.
+void require_device(const DeviceInfo& device);
 /// Why there is no such product on a GPU of this compute capability; empty: there is.
 std::string refusal(const ProductCall& call, int compute_capability);
 size_t workspace_bytes(const ProductCall& call);

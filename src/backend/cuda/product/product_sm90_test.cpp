@@ -6,10 +6,13 @@
 #include <bit>
 #include <cmath>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/device/device.h"
 #include "base/dtype.h"
+#include "base/error.h"
 
 namespace calibatt::cuda::product {
 namespace {
@@ -192,6 +195,26 @@ TEST(CudaProductRefusal, SaysWhatItDoesNotTake) {
   EXPECT_EQ(refusal(call, 90), "its outputs are no multiple of 8");
   call.out_features = 32, call.out = reinterpret_cast<void*>(uintptr_t{8});
   EXPECT_EQ(refusal(call, 90), "a matrix does not start at a multiple of 16 bytes");
+}
+
+// Before a model is loaded: GPUs that have products of e4m3, which is all that was asked once, may lack these.
+TEST(CudaProductRefusal, NamesADeviceThatHasNone) {
+  DeviceInfo device;
+  device.name = "some GPU";
+  device.compute_capability = 90;
+  EXPECT_NO_THROW(require_device(device));
+  for (const auto& [capability, version] : {std::pair{80, "8.0"}, {89, "8.9"}, {100, "10.0"}, {120, "12.0"}}) {
+    device.compute_capability = capability;
+    try {
+      require_device(device);
+      ADD_FAILURE() << capability;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+      for (const char* part : {"--weights-dtype int8", "9.0", "some GPU has", version, "--weights-dtype fp8 or bf16"}) {
+        EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -17,14 +17,13 @@
 #include "backend/cuda/attention/sm90_fp8/consumer.cuh"
 #include "backend/cuda/attention/sm90_fp8/copies.cuh"
 #include "backend/cuda/attention/sm90_fp8/layout.cuh"
+#include "backend/cuda/attention/sm90_fp8/quantize.h"
 #include "backend/cuda/attention/sm90_fp8/quantize_normed.h"
 #include "backend/cuda/device/device.h"
 #include "base/ceil_div.h"
 
 namespace calibatt::cuda::sm90_fp8 {
 namespace {
-
-constexpr size_t kCounterBytes = 256;
 
 template <int kHeadDim, class Type>
 __global__ void __launch_bounds__(sm90::kThreads, 1) attention_kernel(const __grid_constant__ KernelParams params) {
@@ -115,10 +114,6 @@ KernelParams prepare(const AttentionArgs& args, cudaStream_t stream) {
   check(cudaMemsetAsync(args.workspace, 0, sizeof(uint32_t), stream), "attention in 8 bits: clearing the tile counter");
   quantize(args, params.inputs, stream);
   return params;
-}
-
-size_t workspace_bytes(const AttentionArgs& args, int /*num_multiprocessors*/) {
-  return kCounterBytes + quantized_bytes(args);
 }
 
 void launch(const AttentionArgs& args, int num_multiprocessors, cudaStream_t stream) {

@@ -1,8 +1,7 @@
 // The inputs of a call in 8 bits: means and ranges of sampled keys and values (two launches, the second small), the
 // bytes, those of values again whose range the sample did not show (most often nothing), and what their rounding did to
 // the values' mean (small).
-#include <algorithm>
-
+#include "backend/cuda/attention/sm90_fp8/quantize.h"
 #include "backend/cuda/attention/sm90_fp8/quantize_keys.cuh"
 #include "backend/cuda/attention/sm90_fp8/quantize_normed.h"
 #include "backend/cuda/attention/sm90_fp8/quantize_summaries.h"
@@ -13,16 +12,9 @@
 namespace calibatt::cuda::sm90_fp8 {
 namespace {
 
-constexpr int kTokensOfSplit = 256;  ///< at least, of what one block adds up
-constexpr int kMostSplits = 64;
-constexpr int kMostNormedSamples =
-    1024;  ///< keys that are normalised for the sake of their mean alone, which is any constant
-constexpr int kMostKeyParts = 256;  ///< blocks that do it
-constexpr int kGroupsOfSums = 8;    ///< of threads that share a channel's parts
-constexpr int kRepairBlocks = 32;   ///< of a head
-/// Fewer keys are all looked at. Of more, one in eight: what is left of the values' mean then grows in the tensor
-/// core's sum of 4,096 keys no more than their differences do (independent values, 32,760 of them; the more, the less).
-constexpr int kMostUnsampled = 4096, kSampleStride = 8;
+constexpr int kGroupsOfSums = 8;   ///< of threads that share a channel's parts
+constexpr int kRepairBlocks = 32;  ///< of a head
+static_assert(sizeof(float4) == kKeyScaleBytes);
 
 // ---- means and ranges
 // ------------------------------------------------------------------------------------------------
@@ -248,68 +240,7 @@ void enqueue(const Inputs& in, cudaStream_t stream) {
   check(cudaGetLastError(), "attention in 8 bits: quantising");
 }
 
-/// Hands out parts of a workspace, each at a multiple of 256 bytes.
-class Places {
- public:
-  explicit Places(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* place = reinterpret_cast<T*>(base_ + used_);
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return place;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
-
-Quantized place(const AttentionArgs& args, Places& places) {
-  Quantized q;
-  const int64_t heads = int64_t{args.batch} * args.num_heads, dim = args.head_dim;
-  q.query_rows = ceil_div(args.num_queries, kChunkKeys) * kChunkKeys;
-  q.key_chunks = ceil_div(args.num_keys, kChunkKeys);
-  q.num_chunks = q.key_chunks + 2 * ceil_div(args.num_summaries, 2 * kChunkKeys);
-  q.sample = {args.num_keys, args.num_keys > kMostUnsampled ? kSampleStride : 1};
-  q.num_splits = q.key_parts = std::min(kMostSplits, ceil_div(q.sample.count(), kTokensOfSplit));
-  q.key_sample = q.sample;
-  if (args.norm.pending) {
-    q.key_sample.stride = ceil_div(args.num_keys, kMostNormedSamples);
-    q.key_parts = std::min(q.key_sample.count(), kMostKeyParts);
-  }
-  const int64_t rows = heads * q.query_rows + kTileRows;  // the last tile's copy may end behind the last row
-  q.q = places.take<uint8_t>(rows * dim);
-  q.q_scale = places.take<float>(rows);
-  q.k = places.take<uint8_t>(heads * q.num_chunks * kChunkKeys * dim);
-  q.k_scale = places.take<float4>(heads * q.num_chunks);
-  q.v = places.take<uint8_t>(heads * q.num_chunks * kChunkKeys * dim);
-  q.v_scale = places.take<float>(heads * dim);
-  q.k_mean = places.take<float>(heads * dim);
-  q.v_mean = places.take<float>(heads * dim);
-  q.v_peak = places.take<float>(heads * dim);
-  q.v_error = places.take<float>(heads * q.key_chunks * dim);
-  if (args.num_summaries > 0) {
-    q.k_sum = places.take<float>(heads * q.key_chunks * dim);
-    q.v_sum = places.take<float>(heads * q.key_chunks * dim);
-  }
-  q.k_partial = places.take<float>(heads * q.key_parts * dim);
-  q.v_partial = places.take<float>(heads * q.num_splits * 3 * dim);
-  return q;
-}
-
 }  // namespace
-
-Quantized place_quantized(const AttentionArgs& args, void* base) {
-  Places places(base);
-  return place(args, places);
-}
-
-size_t quantized_bytes(const AttentionArgs& args) {
-  Places places(nullptr);
-  place(args, places);
-  return places.used();
-}
 
 void quantize(const AttentionArgs& args, const Quantized& to, cudaStream_t stream) {
   const Inputs in{args, to};

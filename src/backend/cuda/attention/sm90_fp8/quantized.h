@@ -1,11 +1,11 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstddef>
 #include <cstdint>
 
 #include "backend/cuda/attention/attention_args.h"
+
+struct float4;  // CUDA's
 
 /// A call's inputs in 8 bits, as the kernel of sm90_fp8 reads them.
 ///
@@ -27,10 +27,14 @@
 ///
 /// Chunks are stored as they lie in shared memory, so that a copy is one run of bytes: rows in the swizzle of their
 /// length, values transposed with their keys in the order of ptx::key_slot.
+///
+/// No CUDA types: what a call takes is asked on machines without, too.
 namespace calibatt::cuda::sm90_fp8 {
 
 /// Largest magnitudes of the two types.
 inline constexpr float kLargestByte = 127.0f, kLargestE4m3 = 448.0f;
+
+inline constexpr size_t kKeyScaleBytes = 16;  ///< of a chunk's
 
 /// How far values may lie from a sampled mean, beside those of the sample, before they are made again.
 inline constexpr float kRoom = 16.0f;
@@ -39,8 +43,8 @@ inline constexpr float kRoom = 16.0f;
 struct Sample {
   int num_tokens = 0, stride = 1;
 
-  __host__ __device__ int count() const { return (num_tokens + stride - 1) / stride; }
-  __host__ __device__ int token(int i) const {
+  constexpr int count() const { return (num_tokens + stride - 1) / stride; }
+  constexpr int token(int i) const {
     const int at = i * stride + static_cast<int>((static_cast<uint32_t>(i) * 0x9E3779B9u >> 16) % stride);
     return at < num_tokens ? at : num_tokens - 1;
   }
@@ -51,7 +55,7 @@ struct Quantized {
   uint8_t* q = nullptr;       ///< [heads][query_rows][head_dim], swizzled
   float* q_scale = nullptr;   ///< [heads][query_rows]: a logit in log2 units is this · k_scale · Σ q k
   uint8_t* k = nullptr;       ///< [heads][num_chunks][64 keys][head_dim], swizzled
-  float4* k_scale = nullptr;  ///< [heads][num_chunks], the scale in x: 16 bytes are the least that is copied
+  float4* k_scale = nullptr;  ///< [heads][num_chunks], the scale in x: kKeyScaleBytes are the least that is copied
   uint8_t* v = nullptr;       ///< [heads][num_chunks][head_dim][64 keys], swizzled
   float* v_scale = nullptr;   ///< [heads][head_dim]
   float* k_mean = nullptr;    ///< [heads][head_dim]: of the sample
@@ -73,12 +77,10 @@ struct Quantized {
 
 /// The layout of a call's inputs at `base` (256-byte aligned).
 Quantized place_quantized(const AttentionArgs& args, void* base);
-/// Bytes from `base` on that place_quantized hands out.
-size_t quantized_bytes(const AttentionArgs& args);
 
-/// Enqueues the kernels that fill it; bf16 or half precision inputs whose rows start at multiples of 16 bytes, head_dim
-/// 64 or 128. A NaN in a query or key makes its row's or chunk's scale NaN, so that it reaches the output. Throws
-/// Error(kDevice) when a launch is refused.
-void quantize(const AttentionArgs& args, const Quantized& to, cudaStream_t stream);
+/// Of the workspace: a counter of tiles, then the inputs.
+inline constexpr size_t kCounterBytes = 256;
+/// Bytes of workspace that `launch` needs: about half of the inputs' own size.
+size_t workspace_bytes(const AttentionArgs& args, int num_multiprocessors);
 
 }  // namespace calibatt::cuda::sm90_fp8
