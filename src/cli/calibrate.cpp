@@ -45,13 +45,11 @@ void print_reuse(const CalibrationSummary& summary) {
   std::printf("\n");
 }
 
-/// Steps with a forward.
 void print_eight_bits(const CalibrationSummary& summary) {
-  const auto runs = [&](size_t step) { return summary.step_reuse.empty() || summary.step_reuse[step] == "forward"; };
   for (const std::string name : {"attention", "layers"}) {
     std::string steps;
     for (size_t step = 0; step < summary.eight_bits.size(); ++step) {
-      if (runs(step) && summary.eight_bits[step].find(name) != std::string::npos) steps += " " + std::to_string(step);
+      if (summary.eight_bits[step].find(name) != std::string::npos) steps += " " + std::to_string(step);
     }
     if (steps.empty()) continue;
     std::printf("%s in 8 bits, where a run allows it: steps%s\n", name == "layers" ? "linear layers" : "self-attention",

@@ -223,7 +223,7 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   if (std::ranges::any_of(compiled.step_reuse, [](StepReuse reuse) { return reuse != StepReuse::kNone; })) {
     for (const StepReuse each : compiled.step_reuse) summary.step_reuse.emplace_back(step_reuse_name(each));
   }
-  summary.eight_bits = eight_bit_parts_names(compiled.eight_bits);
+  summary.eight_bits = eight_bit_parts_names(of_forwards(compiled.eight_bits, compiled.step_reuse));
   summary.latents_error = compiled.latents_error;
   summary.psnr_db = compiled.psnr_db;
   summary.plan_written = true;

@@ -118,7 +118,15 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
   EXPECT_EQ(told.exit_code, 0) << told.output;
   EXPECT_THAT(told.output, AllOf(HasSubstr("linear layers in 8 bits, where a run allows it: steps "),
                                  Not(HasSubstr("save no time"))));
-  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("told.json")))["eight_bits"][5], "layers");
+  const nlohmann::json report = nlohmann::json::parse(read_file(folder_.file("told.json")));
+  EXPECT_EQ(report["eight_bits"][5], "layers");
+  int reused = 0;  // of those that are told
+  for (size_t step = 3; step < 6; ++step) {
+    const bool runs = report["step_reuse"][step] == "forward";
+    EXPECT_EQ(report["eight_bits"][step], runs ? "layers" : "none") << step;
+    reused += !runs;
+  }
+  EXPECT_GT(reused, 0);
   EXPECT_EQ(growth()["layer_changes"].size(), growth()["mask_changes"].size()) << "what was told is measured";
   const auto steps_said = [&](const std::string& flags) {  // of which reused ones are none
     const std::string run = "generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o ";
