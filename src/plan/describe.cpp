@@ -156,16 +156,24 @@ std::string expected_error_text(std::optional<double> error, const std::string& 
                                 : "predicted on the very prompts that chose the blocks");
 }
 
+std::string expected_psnr_text(double psnr_db) {
+  constexpr double kMost = 100;  // no video of 8 bits shows so little
+  if (std::isinf(psnr_db)) return "the same pixels";
+  return psnr_db > kMost ? format("over %.0f dB of the video", kMost) : format("about %.1f dB of the video", psnr_db);
+}
+
 std::string end_of_run_text(const EndOfRun& end) {
   std::string text;
   if (end.latents_predicted) {
     text = format("change of the final latents %.3g %%", 100 * *end.latents_predicted);
-    if (end.psnr_predicted) text += format(" (about %.1f dB of the video)", *end.psnr_predicted);
+    if (end.psnr_predicted) text += " (" + expected_psnr_text(*end.psnr_predicted) + ")";
     text += " predicted";
   }
   if (end.latents_measured) {
     text += (text.empty() ? "change of the final latents " : "; ") + format("%.3g %%", 100 * *end.latents_measured);
-    if (end.psnr_measured) text += format(" (%.1f dB)", *end.psnr_measured);
+    if (end.psnr_measured) {
+      text += std::isinf(*end.psnr_measured) ? " (the same pixels)" : format(" (%.1f dB)", *end.psnr_measured);
+    }
     text += " measured in a held-out run";
   }
   return text;
@@ -174,6 +182,7 @@ std::string end_of_run_text(const EndOfRun& end) {
 std::string doubt_about_prediction(const EndOfRun& end) {
   constexpr double kFarBelow = 3;  // dB; runs of plans that kept theirs were at most 1.8 below
   if (!end.psnr_predicted || !end.psnr_measured) return "";
+  if (std::isinf(*end.psnr_predicted)) return "";  // such a plan changes how sums are rounded, and nothing else
   // Frames of 8 bits show a smaller change as their rounding, which falls more slowly: 60 dB predicted are 55 measured.
   constexpr double kShownAsItIs = 52;
   const double below = *end.psnr_predicted - *end.psnr_measured;

@@ -205,6 +205,18 @@ TEST_F(Speedup, MoreThanWasAskedForIsToldWithWhatAsksForLess) {
                                  HasSubstr("with one fewer of these 6 steps masks reach about 1.5")));
 }
 
+// And the report stays JSON, which has no infinity.
+TEST_F(Speedup, APlanThatChangesNothingPromisesTheSamePixels) {
+  const CommandResult made = calibrate("--speedup 1 --density 1 --report " + folder_.file("c.json"));
+  EXPECT_EQ(made.exit_code, 0) << made.output;
+  EXPECT_THAT(made.output, HasSubstr("expected change of the final latents 0 %, the same pixels\n"));
+  const nlohmann::json report = nlohmann::json::parse(read_file(folder_.file("c.json")));
+  EXPECT_TRUE(report["psnr_db"].is_null());
+  EXPECT_EQ(report["identical_expected"], true);
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
+              HasSubstr("change of the final latents 0 % (the same pixels) predicted"));
+}
+
 // A plan of 8 bits for another machine can be made on one that has none: only what has to be measured there is refused.
 TEST_F(Speedup, EightBitAttentionIsForAPlanThatRunsElsewhere) {
   const std::string allowed = " --attention-dtype fp8";

@@ -246,7 +246,8 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.accuracy.latents_predicted = choices.latents_error;
   frame.accuracy.latents_measured = options_.latents_measured;
   if (choices.latents_error && options_.growth) {
-    frame.accuracy.psnr_predicted = expected_psnr(*options_.growth, *choices.latents_error);
+    const double psnr = expected_psnr(*options_.growth, *choices.latents_error);
+    if (std::isfinite(psnr)) frame.accuracy.psnr_predicted = psnr;  // a plan's file has no infinity
   }
   frame.accuracy.psnr_measured = options_.psnr_measured;
   return frame;
