@@ -231,6 +231,11 @@ std::string describe_mapping(const Plan& plan, const RunDescription& run, const 
          reuse_text(plan, run, plan_step);
 }
 
+Error plan_refusal(const std::string& mismatch, const std::string& more) {
+  return {ErrorKind::kMismatch,
+          "the plan does not fit: " + mismatch + "; calibrate for this run, leave the plan out to run dense" + more};
+}
+
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
   if (grid_text(plan) != grid_text(run)) {
     return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);

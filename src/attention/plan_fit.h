@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "calibatt/pipeline.h"
 #include "plan/plan.h"
 
@@ -45,6 +46,9 @@ struct PlanFit {
 };
 /// Takes fingerprints only where everything else fits.
 PlanFit fit_plan(const Plan& plan, const RunDescription& run);
+
+/// Where a run does not allow PlanFit::mismatch. more: ", or …", what else helps; or empty.
+Error plan_refusal(const std::string& mismatch, const std::string& more = "");
 
 /// Why two attention problems differ in what a plan cannot choose, in one line that names both; empty: they do not.
 /// Text behind the plan's tokens may have any number.

@@ -204,6 +204,9 @@ void run(Flags& flags) {
   LoadOptions of_one_rank = flags.load;  // no forward is shared
   of_one_rank.devices.resize(1);
   check_before_loading(ModelOnDisk::open(of_one_rank), flags.calibration.run);
+  GenerateOptions prompts_run = flags.calibration.run;  // 8 bits are the plan's, which may be for another machine
+  if (prompts_run.attention_dtype == AttentionDtype::kFP8) prompts_run.attention_dtype = AttentionDtype::kModel;
+  check_attention_here(of_one_rank, prompts_run);
   if (flags.calibration.run.fps) warn("--fps is not read: a calibration writes no video");
   watch_for_interrupts();
   ProgressBar bar("calibrate");

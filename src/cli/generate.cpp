@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 #include "calibatt/output.h"
 #include "calibatt/pipeline.h"
 #include "calibatt/plan.h"
@@ -240,6 +241,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
       std::fflush(stdout);
     } catch (const Error& error) {
       bar.finish();
+      if (error.kind() == ErrorKind::kMismatch) throw;  // of the plan, which is every video's
       std::fprintf(stderr, "calibatt: %s: %s\n", printable(jobs[i].output).c_str(), printable(error.what()).c_str());
       ++failed;
       if (!failed_with) failed_with = error.kind();
@@ -261,6 +263,8 @@ void warn_of_unread(const Flags& flags) {
 void run(Flags& flags) {
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
+  check_attention_here(flags.load, flags.run);
+  check_plan(flags.load, model.resolved(flags.run));
   flags.load.video_bytes = model.memory(flags.run, flags.load.precision, flags.load.weights).beside_weights();
   warn_of_unread(flags);
   const std::vector<Job> jobs = jobs_of(flags, model);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 
 namespace calibatt::cli {
 namespace {
@@ -309,6 +310,10 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
                    "Keep the transformer's blocks in host memory, once for all GPUs, and stream them to these: 14B at "
                    "720p in 11 GB");
   load.warn = warn;
+}
+
+void check_attention_here(const LoadOptions& load, const GenerateOptions& run) {
+  if (run.attention_dtype != AttentionDtype::kModel) check_arithmetic(load, run);
 }
 
 void check_before_loading(const ModelOnDisk& model, GenerateOptions& run) {

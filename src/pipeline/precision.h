@@ -1,5 +1,6 @@
 #pragma once
 
+#include "backend/backend.h"
 #include "models/video_model.h"
 
 namespace calibatt {
@@ -19,6 +20,8 @@ void check_attention_dtype(AttentionDtype asked, DType dtype);
 
 /// The type that is asked for by name; none for kAuto, which is chosen by the machine.
 std::optional<DType> dtype_of(Precision precision);
+/// That of a run on this machine. Throws Error(kUsage) where it has no such arithmetic.
+DType choose_dtype(Precision precision, const Backend& backend);
 
 /// What self-attention in 8 bits takes on a GPU beside its inputs, which it quantises first. num_ranks: that share it.
 uint64_t eight_bit_attention_bytes(const ModelDescription& model, const VideoSize& size, int num_ranks = 1);

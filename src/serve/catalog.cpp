@@ -175,7 +175,7 @@ Catalog::Catalog(std::vector<ServedModel> models, std::vector<ServedPlan> plans,
 }
 
 void Catalog::check_defaults(const Model& model) const {
-  check_attention_kernel(model.load, model.defaults);
+  check_arithmetic(model.load, model.defaults);
   if (*model.defaults.steps > limits_.max_steps) {
     throw Error(ErrorKind::kUsage, "--max-steps " + std::to_string(limits_.max_steps) + ": " + model.name + " makes " +
                                        std::to_string(*model.defaults.steps) +

@@ -178,6 +178,37 @@ TEST_F(Arguments, InfoRefusesThePrecisionThatNoRunHas) {
   EXPECT_GT(gigabytes("--attention-dtype fp8"), gigabytes("--attention-dtype auto"));
 }
 
+// Once, and before anything is loaded; info shows what it is asked for, and says the same.
+TEST_F(Arguments, WhatThisMachineLacksIsRefusedOnceBeforeLoading) {
+  write_file(folder_.file("prompts.txt"), "a\nb\n");
+  const std::string many = "generate" + kSmall + "--backend cpu --steps 1 --prompts " + folder_.file("prompts.txt") +
+                           " -o " + folder_.file("many.mp4") + " --attention-dtype fp8";
+  const std::string lacks = "attention: the CPU computes in 16 or 32 bits; in 8 bits a Hopper GPU does";
+  const CommandResult refused = run_calibatt(many);
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.output, HasSubstr(lacks));
+  EXPECT_EQ(refused.output.find(lacks), refused.output.rfind(lacks));
+  EXPECT_THAT(refused.output, Not(HasSubstr("load")));
+  const std::string info = "info --backend cpu --model " + kModel;
+  const CommandResult told = run_calibatt(info + " --attention-dtype fp8");
+  EXPECT_EQ(told.exit_code, 0);
+  EXPECT_THAT(told.output, HasSubstr("warning: a run on this machine is refused: " + lacks));
+  EXPECT_THAT(run_calibatt(info).output, Not(HasSubstr("is refused")));
+}
+
+// Of many videos each would be refused for it.
+TEST_F(Arguments, APlanThatDoesNotFitIsRefusedOnceBeforeLoading) {
+  write_file(folder_.file("prompts.txt"), "a\nb\n");
+  const std::string why = "the plan does not fit: it was made for a model of 1 layer, this run has 8";
+  const CommandResult refused =
+      run_calibatt("generate" + kSmall + "--steps 1 --prompts " + folder_.file("prompts.txt") + " -o " +
+                   folder_.file("many.mp4") + " --plan " CALIBATT_GOLDEN_DATA "/plan_v3_example.safetensors");
+  EXPECT_EQ(refused.exit_code, 5);
+  EXPECT_THAT(refused.output, HasSubstr(why));
+  EXPECT_EQ(refused.output.find(why), refused.output.rfind(why));
+  EXPECT_THAT(refused.output, Not(HasSubstr("load")));
+}
+
 TEST_F(Arguments, AttentionInBf16IsThatOfARunInBf16) {
   const std::string command = "generate" + kSmall + "-p a --steps 1 --video-frames 5" + output_ + "--attention-dtype ";
   expect_usage(command + "bf16 --dtype fp32", "which is fp32 here; leave it out, or add --dtype bf16");
