@@ -67,6 +67,11 @@ std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, co
 /// the plan does not say.
 std::vector<EightBitParts> map_eight_bits(const Plan& plan, const std::vector<int>& plan_step);
 
+/// Takes the figures of the plan's end of run out of `use` where the run has more in 8 bits than they were measured
+/// with, and warns; says what they are with where it has less. planned: map_eight_bits; run: what is done.
+void judge_eight_bits(const Plan& plan, const std::vector<EightBitParts>& planned,
+                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse, PlanUse& use);
+
 /// How the run's steps use the plan's, for people; empty where they are the same.
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);
 

@@ -38,7 +38,9 @@ struct Job {
 void print_plan_use(const PlanUse& plan) {
   std::printf("plan: expected error %s; weights: %s\n",
               expected_error_text(plan.expected_error, plan.error_basis).c_str(), plan.weights.c_str());
-  if (const std::string end = end_of_run_text(plan.end); !end.empty()) std::printf("plan: %s\n", end.c_str());
+  if (const std::string end = end_of_run_text(plan.end); !end.empty()) {
+    std::printf("plan: %s%s\n", end.c_str(), plan.end_is_with.empty() ? "" : ("; with " + plan.end_is_with).c_str());
+  }
   for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
 }
 

@@ -209,8 +209,11 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
     run.eight_bit_parts = eight_bit_parts_names(of_forwards(shared.eight_bits, shared.reuse));
   }
   run.step_reuse = step_reuse_names(shared.reuse);
-  if (const auto plan = planned->report().plan) {
-    for (const std::string& warning : plan->warnings) runner.warn(warning);
+  std::optional<PlanUse> use = planned->report().plan;
+  if (use) {
+    use->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
+    judge_eight_bits(*shared.plan, planned->planned_eight_bits(), shared.eight_bits, shared.reuse, *use);
+    for (const std::string& warning : use->warnings) runner.warn(warning);
   }
 
   std::vector<RankResult> ranks(static_cast<size_t>(runners_->num_ranks()));
@@ -221,7 +224,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   });
   result.video = std::move(ranks.front().video);
   add_accounts(ranks, shared.layout, run);
-  if (run.plan) run.plan->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
+  run.plan = std::move(use);
   run.forwards = run.attention_calls / run.num_layers;
   run.peak_device_bytes = runners_->peak_memory_bytes();
   return result;

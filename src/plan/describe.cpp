@@ -76,18 +76,6 @@ std::string reused_steps(const PlanInfo& info) {
   return text;
 }
 
-/// "1, 3 to 5", of rising numbers.
-std::string ranges_of(const std::vector<int>& steps) {
-  std::string text;
-  for (size_t begin = 0, end = 0; begin < steps.size(); begin = end) {
-    end = begin + 1;
-    while (end < steps.size() && steps[end] == steps[end - 1] + 1) ++end;
-    text += (text.empty() ? "" : ", ") + std::to_string(steps[begin]);
-    if (end - begin > 1) text += " to " + std::to_string(steps[end - 1]);
-  }
-  return text;
-}
-
 /// "self-attention in 3 of 7 steps: 1, 3, 5", of the steps that run a forward, where the plan says anything of 8 bits.
 std::string eight_bits_text(const PlanInfo& info) {
   struct Part {
@@ -147,6 +135,17 @@ std::string density_table(const Plan& plan) {
 }
 
 }  // namespace
+
+std::string ranges_of(const std::vector<int>& numbers) {
+  std::string text;
+  for (size_t begin = 0, end = 0; begin < numbers.size(); begin = end) {
+    end = begin + 1;
+    while (end < numbers.size() && numbers[end] == numbers[end - 1] + 1) ++end;
+    text += (text.empty() ? "" : ", ") + std::to_string(numbers[begin]);
+    if (end - begin > 1) text += " to " + std::to_string(numbers[end - 1]);
+  }
+  return text;
+}
 
 std::string expected_error_text(std::optional<double> error, const std::string& basis) {
   if (!error) return "not known";

@@ -233,10 +233,7 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.anchor_rows_per_frame = any_anchored ? options_.anchor_rows_per_frame : 0;
   frame.provenance = header_.provenance;
   frame.provenance.num_prompts = static_cast<int>(num_prompts_);
-  if (options_.growth && !options_.growth->layers.empty() &&
-      std::ranges::any_of(frame.eight_bits, &EightBitParts::layers)) {
-    frame.provenance.settings["weights-dtype"] = options_.growth->layers;  // of which what they do was measured
-  }
+  enter_measured_eight_bits(frame);
   if (measured_.has_errors()) {
     CompileSummary errors;
     add_errors(choices, errors);
@@ -251,6 +248,19 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   }
   frame.accuracy.psnr_measured = options_.psnr_measured;
   return frame;
+}
+
+// With which of the plan's steps in 8 bits its figures are: of a part that somebody tells and nobody measured, none.
+void Compiler::enter_measured_eight_bits(PlanInfo& frame) const {
+  if (!options_.growth) return;
+  std::map<std::string, std::string>& settings = frame.provenance.settings;
+  if (options_.may_be_eight_bit.layers && !options_.growth->layers.empty() &&
+      std::ranges::any_of(frame.eight_bits, &EightBitParts::layers)) {
+    settings["weights-dtype"] = options_.growth->layers;
+  }
+  if (std::ranges::any_of(frame.eight_bits, &EightBitParts::attention)) {
+    settings["attention-dtype"] = options_.may_be_eight_bit.attention ? "fp8" : "auto";
+  }
 }
 
 namespace {
