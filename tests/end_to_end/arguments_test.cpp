@@ -31,6 +31,7 @@ class Arguments : public ::testing::Test {
 
 TEST_F(Arguments, MistypedOnesNameTheNearest) {
   expect_usage("generat", "did you mean calibatt generate?");
+  expect_usage("compile -m x", "calibatt calibrate makes plans, further ones from the --profile");
   expect_usage("brnch", "did you mean calibatt bench?");
   expect_usage("frobnicate", "the commands are generate, calibrate");
   expect_usage("--prompt a", "a command comes before its flags");
@@ -115,6 +116,9 @@ TEST_F(Arguments, LinearLayersAreIn8BitsWhereThatIsAskedFor) {
   expect_usage(command + "--weights-dtype int4", "--weights-dtype int4: choose fp8 (e4m3), int8, bf16 or auto");
   expect_usage(command + "--weights-dtype fp8 --keep-layers ffn,", "--keep-layers ffn,: give names between commas");
   expect_usage(command + "--weights-dtype fp8 --keep-layers proj_out", "no layer \"proj_out\" would be in 8 bits");
+  expect_usage(command + "--weights-dtype fp8 --keep-layers 'ffn.net.2, attn'",
+               "--keep-layers: no layer \"attn\" would");
+  expect_usage(command + "--attention-dtype int8", "--attention-dtype int8: choose fp8 (int8 queries and keys");
   expect_usage(command + "--keep-layers ffn", "--keep-layers says which layers --weights-dtype fp8 or int8 leaves");
   expect_usage(command + "--weights-dtype fp8 --keep-layers 0", "no layer \"0\" would be in 8 bits");
   expect_usage(command + "--weights-dtype bf16 --dtype fp32", "which is fp32 here; leave it out");
@@ -145,7 +149,8 @@ TEST_F(Arguments, ARunMayBeginWithout8Bits) {
   EXPECT_NE(frame("all"), frame("usual"));
 
   expect_usage(command + "--keep-steps 2" + output_, "add one of these");
-  expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_, "--keep-steps 7: the run has 6 steps");
+  expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_,
+               "--keep-steps 7: the run has 6 steps; give 0 to 6");
   expect_usage(command + "--weights-dtype fp8 --keep-steps 99999999999" + output_, "whole number from 0 to 2147483647");
   expect_usage(command + "--weights-dtype fp8 --keep-steps -1" + output_, "must be a whole number from 0\n");
 }
