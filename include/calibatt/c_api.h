@@ -287,7 +287,8 @@ typedef int32_t (*calibatt_progress)(void* user, const char* stage, int64_t done
 /// "density", "density_asked", "density_map", "predicted_speedup", "expected_error", "held_out", "repetitive_heads",
 /// "heads", "prompts", "warnings": [text] of settings that change nothing. Settings may also be those that were
 /// measured with; MISMATCH where they were others. USAGE where the folder lacks prompts of its calibration, or holds
-/// those of another one too: see calibatt_compile_prompts.
+/// those of another one too: see calibatt_compile_prompts. Beside a calibration's settings: weights-dtype, keep-layers
+/// and attention-dtype, what the plan may have in 8 bits; USAGE where the profile does not know what these do.
 CALIBATT_API calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
                                               const calibatt_setting* settings, int32_t num_settings,
                                               calibatt_progress progress, void* user, char** json);

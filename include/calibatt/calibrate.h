@@ -78,7 +78,7 @@ struct CalibrationSummary {
   /// Of each step what the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it leaves that to runs.
   std::vector<std::string> eight_bits = {};
   std::optional<double> latents_error;  ///< with speedup or psnr: expected relative change of the final latents,
-  std::optional<double> psnr_db;        ///< and what that is for a video against the dense one
+  std::optional<double> psnr_db;        ///< and what that is for a video against the dense one (infinite: the same)
   std::optional<double> latents_measured, psnr_measured;  ///< both in a run with the plan that was not calibrated on
   std::vector<std::string> warnings;  ///< what to know before the plan is used: doubt_about_prediction
   double calibration_seconds = 0;     ///< wall clock of everything: fingerprint, recorded prompts, compilation

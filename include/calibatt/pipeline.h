@@ -138,8 +138,11 @@ struct PlanUse {
   /// Which parts of each step of this run the plan has in 8 bits, as RunReport::eight_bit_parts; empty: it does not
   /// say. A run computes in 8 bits what it is allowed to (GenerateOptions::attention_dtype, LoadOptions::weights).
   std::vector<std::string> eight_bits = {};
-  /// Nothing where the run's weights or conditions are not those that the plan was calibrated with (warnings says so).
+  /// Nothing where the run's weights or conditions are not those that the plan was calibrated with, or more of it is in
+  /// 8 bits (warnings says so).
   EndOfRun end = {};
+  /// What `end` is with where the run comes closer to dense, having less in 8 bits; else empty.
+  std::string end_is_with = {};
 };
 
 /// What a run did, for people and for files.

@@ -12,7 +12,8 @@ namespace calibatt {
 struct EndOfRun {
   /// Relative change of the final latents, √(mean square of their change / mean square of dense ones).
   std::optional<double> latents_predicted = {}, latents_measured = {};
-  std::optional<double> psnr_predicted = {}, psnr_measured = {};  ///< dB of the video against the dense one
+  std::optional<double> psnr_predicted = {},
+                        psnr_measured = {};  ///< dB against the dense video; infinite: no pixel differs
 };
 
 /// A plan file, described in a few lines of text. Throws Error(kNotFound / kFormat).
@@ -27,6 +28,8 @@ CALIBATT_API std::string describe_plan_on_gpus(const std::string& plan_path, int
 /// PlanUse::error_basis.
 CALIBATT_API std::string expected_error_text(std::optional<double> error, const std::string& basis);
 
+/// "about 47.5 dB of the video", "over 100 dB of the video", "the same pixels": of a PSNR that is predicted.
+CALIBATT_API std::string expected_psnr_text(double psnr_db);
 /// "change of the final latents 2.74 % (about 47.5 dB of the video) predicted; …"; empty where nothing is known.
 CALIBATT_API std::string end_of_run_text(const EndOfRun& end);
 /// In words, where that run came out far below the prediction, with what helps; else empty.

@@ -153,6 +153,10 @@ def compile(  # noqa: A001 - the name that people expect
     output: PathLike,
     density: Optional[float] = None,
     progress: Optional[ProgressCallback] = None,
+    *,
+    weights_dtype: Any = "auto",
+    keep_layers: Optional[str] = None,
+    attention_dtype: Any = "auto",
     **settings: Any,
 ) -> Plan:
     """Makes another plan of what a calibration measured, in seconds, without the model.
@@ -163,12 +167,16 @@ def compile(  # noqa: A001 - the name that people expect
         output: the plan file to write. It appears complete or not at all.
         density: share of attention to compute, 0 to 1; None: as the command line does.
         progress: called with (stage, done, total); what it raises ends the work and reaches you. None: a bar by tqdm.
+        weights_dtype, keep_layers, attention_dtype: as `calibatt calibrate` has them: with speedup or psnr the plan may have linear layers
+            ("fp8" or "int8", but for those of keep_layers) and self-attention ("fp8") in 8 bits. `calibatt calibrate` has to have measured what
+            these do; which steps have them is chosen for the device that is here. Pipes compute nothing in 8 bits; the command line does.
         settings: the flags of `calibatt calibrate --help` that say how a plan is compiled, with _ for -: budget="energy".
 
     Returns the plan. Raises UsageError naming a setting that cannot be, NotFound, FormatError, WriteError.
     """
     library = _library.loaded()
-    array, count = setting_list({"density": density, **settings})
+    eight_bits = {"weights_dtype": weights_dtype, "keep_layers": keep_layers, "attention_dtype": attention_dtype}
+    array, count = setting_list({"density": density, **eight_bits, **settings})
 
     def run(path: bytes, tell: Any) -> str:
         return library.text(lambda text: library.compile(os.fsencode(profile), path, array, count, tell, None, text))

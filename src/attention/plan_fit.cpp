@@ -9,6 +9,7 @@
 
 #include "calibatt/counted.h"
 #include "calibatt/plan.h"
+#include "plan/describe.h"
 
 namespace calibatt {
 namespace {
@@ -231,6 +232,11 @@ std::string describe_mapping(const Plan& plan, const RunDescription& run, const 
          reuse_text(plan, run, plan_step);
 }
 
+Error plan_refusal(const std::string& mismatch, const std::string& more) {
+  return {ErrorKind::kMismatch,
+          "the plan does not fit: " + mismatch + "; calibrate for this run, leave the plan out to run dense" + more};
+}
+
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {
   if (grid_text(plan) != grid_text(run)) {
     return "it was made for a latent grid of " + grid_text(plan) + ", this run has " + grid_text(run);
@@ -275,6 +281,61 @@ std::vector<EightBitParts> map_eight_bits(const Plan& plan, const std::vector<in
   parts.reserve(plan_step.size());
   for (const int step : plan_step) parts.push_back(plan.info().eight_bits[static_cast<size_t>(step)]);
   return parts;
+}
+
+namespace {
+
+std::vector<int> steps_with(const std::vector<EightBitParts>& steps, bool EightBitParts::*part) {
+  std::vector<int> numbers;
+  for (size_t step = 0; step < steps.size(); ++step) {
+    if (steps[step].*part) numbers.push_back(static_cast<int>(step));
+  }
+  return numbers;
+}
+
+std::string in_steps(const std::vector<int>& steps) {
+  return steps.empty() ? "in no step" : (steps.size() == 1 ? "in step " : "in steps ") + ranges_of(steps);
+}
+
+/// Of the run's steps, with what the plan's figures were measured.
+std::vector<EightBitParts> measured_eight_bits(const PlanInfo& info, std::vector<EightBitParts> planned) {
+  const std::map<std::string, std::string>& settings = info.provenance.settings;
+  const bool layers = settings.contains("weights-dtype");
+  const auto attention = settings.find("attention-dtype");  // plans of earlier versions do not say
+  for (EightBitParts& step : planned) {
+    step.layers = step.layers && layers;
+    step.attention = step.attention && (attention == settings.end() || attention->second != "auto");
+  }
+  return planned;
+}
+
+}  // namespace
+
+void judge_eight_bits(const Plan& plan, const std::vector<EightBitParts>& planned,
+                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse, PlanUse& use) {
+  if (!use.end.latents_predicted && !use.end.latents_measured) return;
+  std::vector<EightBitParts> measured = measured_eight_bits(plan.info(), planned);
+  measured.resize(run.size());
+  measured = of_forwards(std::move(measured), reuse);
+  const std::vector<EightBitParts> done = of_forwards(run, reuse);
+  std::vector<std::string> theirs, ours;
+  bool more = false;
+  for (const auto& [name, part] :
+       {std::pair{"linear layers", &EightBitParts::layers}, std::pair{"self-attention", &EightBitParts::attention}}) {
+    const std::vector<int> of_plan = steps_with(measured, part), of_run = steps_with(done, part);
+    if (of_plan == of_run) continue;
+    theirs.push_back(std::string(name) + " in 8 bits " + in_steps(of_plan));
+    ours.push_back(in_steps(of_run));
+    more = more || !std::ranges::includes(of_plan, of_run);
+  }
+  if (theirs.empty()) return;
+  if (!more) {
+    use.end_is_with = joined(theirs) + ", of which this run has less (" + joined(ours) + ")";
+    return;
+  }
+  use.end = {};
+  use.warnings.push_back("what the plan was measured to do to the end of a run is with " + joined(theirs) +
+                         ", and this run has that " + joined(ours) + ": how far from dense it is was never measured");
 }
 
 PlanFit fit_plan(const Plan& plan, const RunDescription& run) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "calibatt/pipeline.h"
 #include "plan/plan.h"
 
@@ -46,6 +47,9 @@ struct PlanFit {
 /// Takes fingerprints only where everything else fits.
 PlanFit fit_plan(const Plan& plan, const RunDescription& run);
 
+/// Where a run does not allow PlanFit::mismatch. more: ", or …", what else helps; or empty.
+Error plan_refusal(const std::string& mismatch, const std::string& more = "");
+
 /// Why two attention problems differ in what a plan cannot choose, in one line that names both; empty: they do not.
 /// Text behind the plan's tokens may have any number.
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run);
@@ -62,6 +66,11 @@ std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, co
 /// Which parts of each step of the run the plan has in 8 bits: those of the plan's step that it is mapped to. Empty:
 /// the plan does not say.
 std::vector<EightBitParts> map_eight_bits(const Plan& plan, const std::vector<int>& plan_step);
+
+/// Takes the figures of the plan's end of run out of `use` where the run has more in 8 bits than they were measured
+/// with, and warns; says what they are with where it has less. planned: map_eight_bits; run: what is done.
+void judge_eight_bits(const Plan& plan, const std::vector<EightBitParts>& planned,
+                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse, PlanUse& use);
 
 /// How the run's steps use the plan's, for people; empty where they are the same.
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);

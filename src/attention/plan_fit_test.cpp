@@ -131,6 +131,61 @@ TEST(PlanFit, LayersInOther8BitsAreToldOf) {
   EXPECT_THAT(use().warnings, IsEmpty()) << "none of them is in 8 bits, which generate says itself";
 }
 
+/// A plan whose figures are with its steps in 8 bits: linear layers in 3 and 5, self-attention in 1, 3 and 5; steps 2,
+/// 3 and 6 run no forward.
+class PlanFitIn8Bits : public testing::Test {
+ protected:
+  PlanFitIn8Bits() {
+    parts_.accuracy.latents_predicted = 0.01;
+    parts_.accuracy.psnr_predicted = 40;
+    parts_.provenance.settings["weights-dtype"] = "fp8";
+    parts_.provenance.settings["attention-dtype"] = "fp8";
+  }
+  PlanUse use_of(const std::vector<EightBitParts>& run) const {
+    const Plan plan{Plan::Parts(parts_)};
+    PlanUse use;
+    use.end = plan.info().accuracy.end_of_run();
+    judge_eight_bits(plan, parts_.eight_bits, run, parts_.step_reuse, use);
+    return use;
+  }
+  Plan::Parts parts_ = test::eight_bit_plan_parts();
+};
+
+TEST_F(PlanFitIn8Bits, FiguresAreShownWhereTheyHold) {
+  std::vector<EightBitParts> same = parts_.eight_bits;
+  same[6] = {true, true};  // of a reused step nothing is computed
+  EXPECT_THAT(use_of(same).warnings, IsEmpty());
+  EXPECT_EQ(use_of(same).end.psnr_predicted, 40);
+  EXPECT_EQ(use_of(same).end_is_with, "");
+}
+
+TEST_F(PlanFitIn8Bits, FiguresOfRunsWithMoreIn8BitsAreNotKnown) {
+  std::vector<EightBitParts> more = parts_.eight_bits;
+  more[0].layers = true;  // --keep-steps 0
+  EXPECT_THAT(use_of(more).warnings, ElementsAre(AllOf(HasSubstr("is with linear layers in 8 bits in step 5, and this "
+                                                                 "run has that in steps 0, 5"),
+                                                       HasSubstr("never measured"))));
+  EXPECT_EQ(use_of(more).end.psnr_predicted, std::nullopt);
+  parts_.provenance.settings.erase("weights-dtype");  // somebody told these steps, and nobody measured them
+  EXPECT_THAT(use_of(parts_.eight_bits).warnings, ElementsAre(HasSubstr("linear layers in 8 bits in no step")));
+  parts_.eight_bits.clear();  // the run decides, and the plan was made without
+  EXPECT_THAT(use_of(more).warnings, ElementsAre(HasSubstr("linear layers in 8 bits in no step and self-attention in 8 "
+                                                           "bits in no step, and this run has that in steps 0, 5 and "
+                                                           "in steps 1, 5")));
+}
+
+TEST_F(PlanFitIn8Bits, FiguresOfRunsWithLessIn8BitsSayWithWhatTheyAre) {
+  const PlanUse none = use_of(std::vector<EightBitParts>(7));
+  EXPECT_THAT(none.warnings, IsEmpty()) << "it comes closer to dense";
+  EXPECT_EQ(none.end.psnr_predicted, 40);
+  EXPECT_EQ(none.end_is_with,
+            "linear layers in 8 bits in step 5 and self-attention in 8 bits in steps 1, 5, of which this run has less "
+            "(in no step and in no step)");
+  parts_.provenance.settings["attention-dtype"] = "auto";
+  EXPECT_EQ(use_of(std::vector<EightBitParts>(7)).end_is_with,
+            "linear layers in 8 bits in step 5, of which this run has less (in no step)");
+}
+
 TEST(PlanFit, StepsUseThoseOfTheirOwnTransformer) {
   const Plan plan(test::expert_parts());  // noise 1 and 0.75 of the first, 0.25 of the second
   RunDescription run = run_of(plan);

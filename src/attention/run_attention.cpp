@@ -56,9 +56,8 @@ PlannedAttention::PlannedAttention(AttentionEngine& engine, std::shared_ptr<cons
   mismatch_ = of_others ? fit.other_weights : fit.mismatch;
   if (!mismatch_.empty()) {
     if (on_mismatch != OnMismatch::kDense) {
-      throw Error(ErrorKind::kMismatch,
-                  "the plan does not fit: " + mismatch_ + "; calibrate for this run, leave the plan out to run dense" +
-                      (of_others ? ", or apply it to a fine-tune all the same with --on-mismatch warn" : ""));
+      throw plan_refusal(mismatch_,
+                         of_others ? ", or apply it to a fine-tune all the same with --on-mismatch warn" : "");
     }
     fallback_reason_ = mismatch_;
     return;

@@ -1,5 +1,6 @@
 #include "base/eight_bit_parts.h"
 
+#include <algorithm>
 #include <array>
 
 namespace calibatt {
@@ -12,6 +13,13 @@ EightBitParts parts_at(size_t index) {
 }
 
 }  // namespace
+
+std::vector<EightBitParts> of_forwards(std::vector<EightBitParts> steps, std::span<const StepReuse> reuse) {
+  for (size_t step = 0; step < std::min(steps.size(), reuse.size()); ++step) {
+    if (reuse[step] != StepReuse::kNone) steps[step] = {};
+  }
+  return steps;
+}
 
 std::string_view eight_bit_parts_name(EightBitParts parts) {
   return kNames[(parts.attention ? 1U : 0U) + (parts.layers ? 2U : 0U)];

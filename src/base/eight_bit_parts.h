@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/step_reuse.h"
+
 namespace calibatt {
 
 /// Which parts of a denoising step's forwards are computed in 8 bits; the others are in the run's precision.
@@ -22,6 +24,9 @@ struct EightBitParts {
 /// (StepGrowth). Attention: 2 since 30 November 2026, a quarter of the exponentials as lines, float sums half as often,
 /// means of samples. Layers: 2 since then, attention to the prompt in e4m3.
 constexpr int kAttentionArithmetic = 2, kLayerArithmetic = 2;
+
+/// What of it is computed: a step that is reused has no forward. reuse: of each step; empty: all run.
+std::vector<EightBitParts> of_forwards(std::vector<EightBitParts> steps, std::span<const StepReuse> reuse);
 
 /// "none", "attention", "layers", "attention+layers": in plan files, reports and messages.
 std::string_view eight_bit_parts_name(EightBitParts parts);

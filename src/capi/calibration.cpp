@@ -6,6 +6,7 @@
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/eight_bit_flags.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/unread_settings.h"
 #include "capi/arguments.h"
@@ -17,7 +18,7 @@ using namespace calibatt::capi;
 
 namespace {
 
-constexpr int kMostPrompts = 1 << 20;
+constexpr int kMostPrompts = 1 << 20, kMostSettings = 1000;
 constexpr size_t kLongestConditions = 4096;
 
 std::string precision_of(const char* name) {
@@ -94,7 +95,75 @@ std::string json_of(const RecordedProfile& recorded, const Preparation& plan) {
 struct Compilation {
   CompileOptions options;
   std::vector<std::string> warnings;  ///< in the words of the command line
+  std::string eight_bit_layers = {};  ///< weights_dtype_name
 };
+
+/// What the command line says of a run beside a calibration's settings.
+struct EightBitSettings {
+  WeightsPrecision weights = WeightsPrecision::kAuto;
+  std::vector<std::string> kept_layers;
+  bool attention = false;
+  std::vector<calibatt_setting> others;  ///< of the calibration
+
+  EightBitSettings(const calibatt_setting* settings, int32_t num_settings) {
+    require_in("num_settings", num_settings, 0, kMostSettings);
+    if (num_settings > 0) required(settings, "settings");
+    for (int i = 0; i < num_settings; ++i) {
+      const std::string name = settings[i].name == nullptr ? "" : settings[i].name;
+      const char* const value = settings[i].value;
+      if (value == nullptr || !take(name, value)) others.push_back(settings[i]);
+    }
+    if (!kept_layers.empty() && layers().empty())
+      throw Error(ErrorKind::kUsage,
+                  "--keep-layers says which layers --weights-dtype fp8 or int8 leaves as they are; add that");
+  }
+  std::string layers() const { return weights_dtype_name(weights, kept_layers); }
+
+ private:
+  bool take(const std::string& name, const std::string& value) {
+    if (name == "weights-dtype") {
+      weights = weights_precision_of(value);
+    } else if (name == "keep-layers") {
+      kept_layers = kept_layers_of(value);
+    } else if (name == "attention-dtype") {
+      attention = attention_dtype_of(value) == AttentionDtype::kFP8;
+    } else {
+      return false;
+    }
+    return true;
+  }
+};
+
+/// Where `calibatt calibrate` would compute here.
+std::string_view usual_backend() {
+  try {
+    require_cuda();
+    return "cuda";
+  } catch (const Error&) {
+    return "cpu";
+  }
+}
+
+/// What the plan may have in 8 bits: of a part that it could have, the profile has to know what that does.
+void enter_eight_bits(const EightBitSettings& settings, const Profile& profile, const std::string& folder,
+                      Compilation& compilation) {
+  CompileOptions& compile = compilation.options;
+  compilation.eight_bit_layers = settings.layers();
+  compile.may_be_eight_bit = {.attention = settings.attention, .layers = !compilation.eight_bit_layers.empty()};
+  const std::string& name = profile.header.provenance.transformers.front().name;  // begins with its class
+  compile.gains = eight_bit_gains(usual_backend(), std::string_view(name).substr(0, name.find(' ')));
+  const EightBitParts measured = parts_to_measure(compile, compile.gains.parts(profile.header.geometry.num_tokens()));
+  for (const EightBitParts part :
+       {EightBitParts{.attention = measured.attention}, EightBitParts{.layers = measured.layers}}) {
+    if (!compile.growth || compile.growth->knows(part, compilation.eight_bit_layers)) continue;
+    const std::string flag = part.layers ? "--weights-dtype " + compilation.eight_bit_layers : "--attention-dtype fp8";
+    throw Error(ErrorKind::kUsage, flag + ": " + folder +
+                                       " does not know what these 8 bits do; measure it with `calibatt "
+                                       "calibrate` and the same flag, or leave it out");
+  }
+  compilation.warnings.push_back(note_of_eight_bits(compile, measured, compilation.eight_bit_layers, usual_backend()));
+  compilation.warnings.push_back(doubt_about_kept_layers(compile, compilation.eight_bit_layers));
+}
 
 /// Settings of what is measured have to be what was measured.
 Compilation compilation_of(const ProfileHeader& header, CalibrateOptions options, const std::string& folder) {
@@ -125,7 +194,9 @@ std::string json_of(const CompileSummary& summary, const Compilation& compilatio
   const auto number = [](double value) { return std::isnan(value) ? nlohmann::json() : nlohmann::json(value); };
   const std::optional<double> asked = compilation.options.target_density();
   nlohmann::json warnings = nlohmann::json::array();
-  for (const std::string& warning : compilation.warnings) warnings.push_back(in_terms_of_c(warning));
+  for (const std::string& warning : compilation.warnings) {
+    if (!warning.empty()) warnings.push_back(in_terms_of_c(warning));
+  }
   return nlohmann::json{{"density", summary.density},
                         {"density_asked", asked ? nlohmann::json(*asked) : nlohmann::json()},
                         {"density_map", summary.density_map},
@@ -172,16 +243,19 @@ Profile profile_of_prompts(const std::string& folder, const Preparation& plan) {
   return profile;
 }
 
-void compile_profile(const std::string& folder, const Profile& profile, Compilation compilation, const char* plan_path,
-                     calibatt_progress progress, void* user, char** json) {
+void compile_profile(const std::string& folder, const Profile& profile, Compilation compilation,
+                     const EightBitSettings& eight_bits, const char* plan_path, calibatt_progress progress, void* user,
+                     char** json) {
   CompileOptions& compile = compilation.options;
   if (compile.may_reuse_steps()) compile.growth = load_growth(folder, profile.header);
+  enter_eight_bits(eight_bits, profile, folder, compilation);
   take_measured_share(profile, compile);
   const ProgressCallback tell = [&](const Progress& state) {
     if (progress == nullptr || progress(user, state.stage.c_str(), state.done, state.total) == 0) return;
     throw Cancelled{"stopped while compiling; no plan was written"};
   };
   const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
+  compilation.warnings.push_back(doubt_about_told_steps(compile, summary.psnr_db));
   if (json != nullptr) *json = copied(json_of(summary, compilation, profile.prompts.size()));
 }
 
@@ -230,10 +304,12 @@ calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
   return guarded([&] {
     required(profile_dir, "profile_dir");
     required(plan_path, "plan_path");
-    const CalibrateOptions options = options_of(settings, num_settings);
+    const EightBitSettings eight_bits(settings, num_settings);
+    const CalibrateOptions options =
+        options_of(eight_bits.others.data(), static_cast<int32_t>(eight_bits.others.size()));
     const Profile profile = complete_profile(profile_dir);
-    compile_profile(profile_dir, profile, compilation_of(profile.header, options, profile_dir), plan_path, progress,
-                    user, json);
+    compile_profile(profile_dir, profile, compilation_of(profile.header, options, profile_dir), eight_bits, plan_path,
+                    progress, user, json);
   });
 }
 
@@ -248,7 +324,8 @@ calibatt_status calibatt_compile_prompts(const char* profile_dir, const char* pl
     Preparation plan = prepared(profile_dir, known, run, run.device != CALIBATT_CPU);
     plan.options.prompt_range.reset();  // of what is recorded
     compile_profile(profile_dir, profile_of_prompts(profile_dir, plan),
-                    {plan.compile, unread_settings(plan.options, plan.header)}, plan_path, progress, user, json);
+                    {plan.compile, unread_settings(plan.options, plan.header)}, {nullptr, 0}, plan_path, progress, user,
+                    json);
   });
 }
 

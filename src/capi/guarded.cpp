@@ -54,11 +54,15 @@ constexpr std::pair<std::string_view, std::string_view> kArguments[] = {
     {"cfg-scale-2", "run.second_guidance_scale"},
 };
 
+/// Of calibatt_compile alone.
+constexpr std::string_view kEightBitSettings[] = {"weights-dtype", "keep-layers", "attention-dtype"};
+
 /// Empty: a C program has nothing of this name.
 std::string argument_of_flag(std::string_view flag) {
   for (const auto& [name, argument] : kArguments) {
     if (name == flag) return std::string(argument);
   }
+  if (std::ranges::find(kEightBitSettings, flag) != std::end(kEightBitSettings)) return "settings." + std::string(flag);
   const auto same = [&](const CalibrationSetting& setting) { return setting.name == flag; };
   return std::ranges::any_of(calibration_settings(), same) ? "settings." + std::string(flag) : "";
 }

@@ -287,6 +287,11 @@ std::vector<std::string> understood_arguments(const CLI::App& app, const std::ve
       refuse("a command comes before its flags: calibatt COMMAND " + shown(first) + " …, where COMMAND is one of " +
              listed + " (see calibatt --help)");
     }
+    if (first == "compile") {  // as Python has it
+      refuse(
+          "there is no command compile: calibatt calibrate makes plans, further ones from the --profile that it filled "
+          "(see calibatt calibrate --help)");
+    }
     const std::string near = nearest(first, commands);
     refuse("there is no command " + shown(first) +
            (near.empty() ? "; the commands are " + listed : "; did you mean calibatt " + near + "?") +

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 #include "calibatt/output.h"
 #include "calibatt/pipeline.h"
 #include "commands.h"
@@ -191,6 +192,10 @@ void run(Flags& flags) {
   std::vector<Prompt> prompts = check(flags);
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
+  check_attention_here(flags.load, flags.run);
+  GenerateOptions planned = model.resolved(flags.run);
+  planned.plan_path = flags.plan;
+  check_plan(flags.load, planned);
   flags.load.video_bytes = model.memory(flags.run, flags.load.precision, flags.load.weights).beside_weights();
   watch_for_interrupts();
   flags.load.progress = [](const Progress& state) { stop_if_interrupted(state, "; nothing was written"); };

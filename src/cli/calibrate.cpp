@@ -1,5 +1,6 @@
 #include "calibatt/calibrate.h"
 
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -29,7 +30,7 @@ struct Flags {
 void print_reuse(const CalibrationSummary& summary) {
   if (summary.latents_error) {
     std::printf("expected change of the final latents %.3g %%", 100 * *summary.latents_error);
-    if (summary.psnr_db) std::printf(", about %.1f dB of the video", *summary.psnr_db);
+    if (summary.psnr_db) std::printf(", %s", expected_psnr_text(*summary.psnr_db).c_str());
     if (summary.latents_measured && summary.psnr_measured) {
       std::printf("\nmeasured in a held-out run (the last prompt, another seed): %.3g %%, %s",
                   100 * *summary.latents_measured, psnr_text(*summary.psnr_measured, 1).c_str());
@@ -45,13 +46,11 @@ void print_reuse(const CalibrationSummary& summary) {
   std::printf("\n");
 }
 
-/// Steps with a forward.
 void print_eight_bits(const CalibrationSummary& summary) {
-  const auto runs = [&](size_t step) { return summary.step_reuse.empty() || summary.step_reuse[step] == "forward"; };
   for (const std::string name : {"attention", "layers"}) {
     std::string steps;
     for (size_t step = 0; step < summary.eight_bits.size(); ++step) {
-      if (runs(step) && summary.eight_bits[step].find(name) != std::string::npos) steps += " " + std::to_string(step);
+      if (summary.eight_bits[step].find(name) != std::string::npos) steps += " " + std::to_string(step);
     }
     if (steps.empty()) continue;
     std::printf("%s in 8 bits, where a run allows it: steps%s\n", name == "layers" ? "linear layers" : "self-attention",
@@ -93,6 +92,11 @@ nlohmann::json or_null(const std::optional<double>& value) {
   return value ? nlohmann::json(*value) : nlohmann::json();
 }
 
+/// JSON has no infinity: the PSNR of equal videos is null there, and this says so.
+bool is_infinite(const std::optional<double>& value) {
+  return value && std::isinf(*value);
+}
+
 nlohmann::json report_of(const CalibrationSummary& summary) {
   return {{"calibration_seconds", summary.calibration_seconds},
           {"prompt_seconds", summary.prompt_seconds},
@@ -111,8 +115,10 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"eight_bits", summary.eight_bits},
           {"latents_error", or_null(summary.latents_error)},
           {"psnr_db", or_null(summary.psnr_db)},
+          {"identical_expected", is_infinite(summary.psnr_db)},
           {"latents_measured", or_null(summary.latents_measured)},
           {"psnr_measured", or_null(summary.psnr_measured)},
+          {"identical_measured", is_infinite(summary.psnr_measured)},
           {"warnings", summary.warnings},
           {"growth_seconds", summary.growth_seconds},
           {"check_seconds", summary.check_seconds},
@@ -198,6 +204,9 @@ void run(Flags& flags) {
   LoadOptions of_one_rank = flags.load;  // no forward is shared
   of_one_rank.devices.resize(1);
   check_before_loading(ModelOnDisk::open(of_one_rank), flags.calibration.run);
+  GenerateOptions prompts_run = flags.calibration.run;  // 8 bits are the plan's, which may be for another machine
+  if (prompts_run.attention_dtype == AttentionDtype::kFP8) prompts_run.attention_dtype = AttentionDtype::kModel;
+  check_attention_here(of_one_rank, prompts_run);
   if (flags.calibration.run.fps) warn("--fps is not read: a calibration writes no video");
   watch_for_interrupts();
   ProgressBar bar("calibrate");

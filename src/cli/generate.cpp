@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 #include "calibatt/output.h"
 #include "calibatt/pipeline.h"
 #include "calibatt/plan.h"
@@ -37,7 +38,9 @@ struct Job {
 void print_plan_use(const PlanUse& plan) {
   std::printf("plan: expected error %s; weights: %s\n",
               expected_error_text(plan.expected_error, plan.error_basis).c_str(), plan.weights.c_str());
-  if (const std::string end = end_of_run_text(plan.end); !end.empty()) std::printf("plan: %s\n", end.c_str());
+  if (const std::string end = end_of_run_text(plan.end); !end.empty()) {
+    std::printf("plan: %s%s\n", end.c_str(), plan.end_is_with.empty() ? "" : ("; with " + plan.end_is_with).c_str());
+  }
   for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
 }
 
@@ -240,6 +243,7 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
       std::fflush(stdout);
     } catch (const Error& error) {
       bar.finish();
+      if (error.kind() == ErrorKind::kMismatch) throw;  // of the plan, which is every video's
       std::fprintf(stderr, "calibatt: %s: %s\n", printable(jobs[i].output).c_str(), printable(error.what()).c_str());
       ++failed;
       if (!failed_with) failed_with = error.kind();
@@ -261,6 +265,8 @@ void warn_of_unread(const Flags& flags) {
 void run(Flags& flags) {
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
+  check_attention_here(flags.load, flags.run);
+  check_plan(flags.load, model.resolved(flags.run));
   flags.load.video_bytes = model.memory(flags.run, flags.load.precision, flags.load.weights).beside_weights();
   warn_of_unread(flags);
   const std::vector<Job> jobs = jobs_of(flags, model);

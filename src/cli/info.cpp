@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 #include "calibatt/pipeline.h"
 #include "commands.h"
 #include "options.h"
@@ -22,6 +23,15 @@ std::optional<MemoryEstimate> shared_memory(LoadOptions load, const GenerateOpti
     return ModelOnDisk::open(load).memory(run, load.precision, load.weights);
   } catch (const Error&) {  // the model has no parts to share
     return {};
+  }
+}
+
+/// What is shown is of a run wherever it is made; one that cannot be made here is told of, as the run would tell.
+void tell_of_refusal(const LoadOptions& load, const GenerateOptions& run) {
+  try {
+    check_arithmetic(load, run);
+  } catch (const Error& error) {
+    warn(std::string("a run on this machine is refused: ") + error.what());
   }
 }
 
@@ -75,6 +85,7 @@ void add_info(CLI::App& app) {
     warn_of_unread(*command, unread,
                    "calibatt info tells what a model's settings say of a run with all weights where it computes");
     print_info(model, flags->load, flags->run);
+    tell_of_refusal(flags->load, flags->run);
   });
 }
 

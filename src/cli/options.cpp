@@ -11,7 +11,9 @@
 #include <string_view>
 #include <vector>
 
+#include "calibatt/eight_bits.h"
 #include "calibatt/error.h"
+#include "calibatt/fit.h"
 
 namespace calibatt::cli {
 namespace {
@@ -39,26 +41,6 @@ Precision precision_of(const std::string& text) {
           ? "arithmetic is in bf16, fp16 (on a GPU) or fp32; linear layers are in 8 bits with --weights-dtype fp8 or "
             "int8"
           : "choose bf16, fp16 (on a GPU), fp32 or auto");
-}
-
-WeightsPrecision weights_precision_of(const std::string& text) {
-  const std::string name = text.starts_with("torch.") ? text.substr(6) : text;
-  if (name == "auto") return WeightsPrecision::kAuto;
-  if (name == "bf16" || name == "bfloat16") return WeightsPrecision::kBF16;
-  if (name == "fp8" || name == "fp8_e4m3fn" || name == "float8_e4m3fn") return WeightsPrecision::kFP8;
-  if (name == "int8") return WeightsPrecision::kINT8;
-  refuse("--weights-dtype", text, "choose fp8 (e4m3), int8, bf16 or auto");
-}
-
-std::vector<std::string> layers_of(const std::string& text) {
-  std::vector<std::string> layers;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    if (end == begin) refuse("--keep-layers", text, "give names between commas, such as ffn.net.2,blocks.0");
-    layers.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return layers;
 }
 
 // As PyTorch has it, a device is more than a number.
@@ -281,7 +263,7 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
       ->default_str("auto");
   command
       .add_option_function<std::string>(
-          "--keep-layers", [&load](const std::string& text) { load.kept_layers = layers_of(text); },
+          "--keep-layers", [&load](const std::string& text) { load.kept_layers = kept_layers_of(text); },
           "Of --weights-dtype fp8 and int8: layers that stay as --dtype has them, such as ffn.net.2,blocks.0 (Mochi: "
           "ff.net.2,transformer_blocks.0); an entry that names none is answered with all of the model's")
       ->type_name("LIST");
@@ -309,6 +291,10 @@ void add_loading_flags(CLI::App& command, LoadOptions& load) {
                    "Keep the transformer's blocks in host memory, once for all GPUs, and stream them to these: 14B at "
                    "720p in 11 GB");
   load.warn = warn;
+}
+
+void check_attention_here(const LoadOptions& load, const GenerateOptions& run) {
+  if (run.attention_dtype != AttentionDtype::kModel) check_arithmetic(load, run);
 }
 
 void check_before_loading(const ModelOnDisk& model, GenerateOptions& run) {
@@ -391,14 +377,8 @@ void add_sampling_flags(CLI::App& command, GenerateOptions& run) {
 void add_attention_dtype_flag(CLI::App& command, GenerateOptions& run, const std::string& description) {
   command
       .add_option_function<std::string>(
-          "--attention-dtype",
-          [&run](const std::string& name) {
-            run.attention_dtype = name == "fp8"    ? AttentionDtype::kFP8
-                                  : name == "bf16" ? AttentionDtype::kBF16
-                                                   : AttentionDtype::kModel;
-          },
+          "--attention-dtype", [&run](const std::string& name) { run.attention_dtype = attention_dtype_of(name); },
           description)
-      ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
       ->type_name("auto|bf16|fp8")
       ->default_str("auto");
 }

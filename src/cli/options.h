@@ -27,6 +27,9 @@ void warn_of_unread_fps(bool given, const std::string& output);
 /// What cannot be is said before minutes of loading, and what will not be read; where a picture gives the video its
 /// size, it is entered and said.
 void check_before_loading(const ModelOnDisk& model, GenerateOptions& run);
+/// Throws where this machine lacks what --attention-dtype asks for. (What it lacks of the other types is found at the
+/// beginning of the loading.)
+void check_attention_here(const LoadOptions& load, const GenerateOptions& run);
 void add_attention_dtype_flag(CLI::App& command, GenerateOptions& run, const std::string& description);
 /// --attention-dtype and --keep-steps.
 void add_eight_bit_flags(CLI::App& command, GenerateOptions& run);

@@ -46,7 +46,7 @@ void BlockFormats::check_kept_layers() const {
       }
     }
     if (found) continue;
-    throw Error(ErrorKind::kUsage, "no layer \"" + entry + "\" would be in 8 bits; there are " + names +
+    throw Error(ErrorKind::kUsage, "--keep-layers: no layer \"" + entry + "\" would be in 8 bits; there are " + names +
                                        ", and whole blocks: " + blocks_ + "0 to " + blocks_ +
                                        std::to_string(num_blocks_ - 1));
   }

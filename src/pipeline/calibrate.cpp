@@ -2,11 +2,9 @@
 #include "pipeline/calibrate.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <iterator>
 #include <mutex>
 #include <utility>
@@ -19,6 +17,7 @@
 #include "calibrate/compile/compile.h"
 #include "calibrate/compile/early_doubt.h"
 #include "calibrate/compile/least_density.h"
+#include "calibrate/eight_bit_flags.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/record/step_recorder.h"
 #include "calibrate/unread_settings.h"
@@ -223,40 +222,10 @@ void add_compiled(const CompileSummary& compiled, const CompileOptions& options,
   if (std::ranges::any_of(compiled.step_reuse, [](StepReuse reuse) { return reuse != StepReuse::kNone; })) {
     for (const StepReuse each : compiled.step_reuse) summary.step_reuse.emplace_back(step_reuse_name(each));
   }
-  summary.eight_bits = eight_bit_parts_names(compiled.eight_bits);
+  summary.eight_bits = eight_bit_parts_names(of_forwards(compiled.eight_bits, compiled.step_reuse));
   summary.latents_error = compiled.latents_error;
   summary.psnr_db = compiled.psnr_db;
   summary.plan_written = true;
-}
-
-/// What of the 8 bits that are allowed the plan cannot have, and why.
-std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts measured, Runner& runner) {
-  const EightBitParts allowed = compile.may_be_eight_bit;
-  if (!allowed.any()) return "";
-  const std::string layers = "--weights-dtype " + runner.weights_dtype().substr(0, runner.weights_dtype().find(','));
-  const auto flags_of = [&layers](EightBitParts parts) {
-    return (parts.layers ? layers : "") + (parts.layers && parts.attention ? ", " : "") +
-           (parts.attention ? "--attention-dtype fp8" : "");
-  };
-  if (compile.tells_eight_bits()) {
-    const EightBitParts untold{.attention = allowed.attention && !compile.eight_bit_attention_from,
-                               .layers = allowed.layers && !compile.eight_bit_layers_from};
-    if (!untold.any()) return "";
-    return flags_of(untold) + ": no steps are told for these 8 bits, so the plan has none; " +
-           (untold.layers ? "--eight-bit-layers-from" : "--eight-bit-attention-from") + " tells them";
-  }
-  const std::string told = "; --eight-bit-layers-from and --eight-bit-attention-from plan them all the same";
-  if (!compile.may_reuse_steps()) {
-    return flags_of(allowed) +
-           ": which steps are in 8 bits is chosen under --speedup and --psnr alone, and this plan "
-           "leaves it to runs" +
-           told;
-  }
-  const EightBitParts useless{.attention = allowed.attention && !measured.attention,
-                              .layers = allowed.layers && !measured.layers};
-  if (!useless.any()) return "";
-  return flags_of(useless) + ": these 8 bits are not computed here, or save no time on the backend " +
-         std::string(runner.backend().name()) + " at this size, so the plan has none" + told;
 }
 
 /// Whether this device computes what the run asks for.
@@ -282,18 +251,17 @@ HeldOutRun::EightBits enter_eight_bits(Runner& runner, const GenerateOptions& ru
   EightBitParts gaining = compile.gains.parts(runner.model().geometry(video_size(run)).num_tokens());
   const bool lacks_attention = allowed.attention && !can_run(runner, run);
   if (lacks_attention) gaining.attention = false;
-  const auto measured = [&](bool allowed_part, bool gains_time, std::optional<int> from) {
-    return allowed_part && (compile.tells_eight_bits() ? from.has_value() : gains_time);
-  };
   HeldOutRun::EightBits eight_bits;
-  if (compile.may_reuse_steps()) {
-    eight_bits.parts.attention = measured(allowed.attention, gaining.attention, compile.eight_bit_attention_from);
-    eight_bits.parts.layers = measured(allowed.layers, gaining.layers, compile.eight_bit_layers_from);
+  eight_bits.parts = parts_to_measure(compile, gaining);
+  if (eight_bits.parts.any()) {
     GenerateOptions measured_run = run;
     if (!eight_bits.parts.attention) measured_run.attention_dtype = AttentionDtype::kModel;
-    if (eight_bits.parts.any()) eight_bits.layers = runner.describe_run(measured_run).weights_dtype;  // refuses others
+    eight_bits.layers = runner.describe_run(measured_run).weights_dtype;  // refuses others
   }
-  if (!only_measures) runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner));
+  if (!only_measures) {
+    runner.warn(note_of_eight_bits(compile, eight_bits.parts, runner.weights_dtype(), runner.backend().name()));
+    runner.warn(doubt_about_kept_layers(compile, runner.weights_dtype()));
+  }
   // What a profile knows of it from another machine chooses nothing that this one could not check.
   if (lacks_attention && !compile.tells_eight_bits()) compile.may_be_eight_bit.attention = false;
   return eight_bits;
@@ -315,27 +283,6 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
   summary.check_seconds = now_seconds() - begin;
 }
 
-/// What a person's steps in 8 bits make of the plan's promise: it may be without them, or less than was asked for.
-std::string doubt_about_told_steps(const CompileOptions& compile, const CalibrationSummary& summary) {
-  if (!compile.growth || !compile.tells_eight_bits()) return "";
-  const bool layers = compile.eight_bit_layers_from && !compile.may_be_eight_bit.layers,
-             attention = compile.eight_bit_attention_from && !compile.may_be_eight_bit.attention;
-  if (layers || attention) {
-    return std::string("the expected change and the held-out run are without the plan's ") +
-           (layers ? "linear layers" : "self-attention") + " in 8 bits, which were not measured; " +
-           (layers ? "--weights-dtype int8 (or fp8)" : "--attention-dtype fp8") + " measures them";
-  }
-  constexpr double kSeen = 0.5;  // dB
-  if (!compile.psnr || !summary.psnr_db || *summary.psnr_db >= *compile.psnr - kSeen) return "";
-  std::array<char, 200> text{};
-  std::snprintf(
-      text.data(), text.size(),
-      "--psnr %.4g is not reached: about %.1f dB are expected with the steps in 8 bits that are told; let more "
-      "first steps be without them",
-      *compile.psnr, *summary.psnr_db);
-  return text.data();
-}
-
 /// What follows the prompts: the plan, and with reuse of steps what has to be known for it.
 void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& compile, const std::string& plan_path,
                HeldOutRun& other, CalibrationProgress& told, const ProgressCallback& progress,
@@ -349,7 +296,7 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
   add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler(progress)), compile, summary);
   const auto reused = std::ranges::count_if(
       summary.step_reuse, [](const std::string& how) { return how != step_reuse_name(StepReuse::kNone); });
-  runner.warn(doubt_about_told_steps(compile, summary));
+  runner.warn(doubt_about_told_steps(compile, summary.psnr_db));
   runner.warn(note_of_overshoot(compile, recorded.profile.header, summary.predicted_speedup, static_cast<int>(reused)));
   if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
 }

@@ -10,13 +10,21 @@
 
 namespace calibatt {
 
-void check_attention_kernel(const LoadOptions& load, const GenerateOptions& options) {
-  if (options.attention_dtype != AttentionDtype::kFP8) return;
+void check_arithmetic(const LoadOptions& load, const GenerateOptions& options) {
+  const bool usual = load.precision != Precision::kF16 && load.weights == WeightsPrecision::kAuto &&
+                     options.attention_dtype == AttentionDtype::kModel;
+  if (usual) return;  // every machine has it, and none need be looked at
   add_device_backends();
-  const int head_dim = open_model(load.model_dir, parts_of(load))->description().head_dim;
+  const std::unique_ptr<ModelFiles> files = open_model(load.model_dir, parts_of(load));
   for (const int device : load.devices) {
     const std::unique_ptr<Backend> backend = make_backend(load.backend, device, devices_flag(load));
-    static_cast<void>(backend->attention_kernel(dtype_of(load.precision).value_or(DType::kBF16), head_dim, true));
+    const DType dtype = choose_dtype(load.precision, *backend);
+    check_weights_dtype(load.weights, dtype);
+    if (has_eight_bit_layers(load, *files)) backend->eight_bit_ops();
+    check_attention_dtype(options.attention_dtype, dtype);
+    if (options.attention_dtype == AttentionDtype::kFP8) {
+      static_cast<void>(backend->attention_kernel(dtype, files->description().head_dim, true));
+    }
   }
 }
 
@@ -40,6 +48,12 @@ std::string plan_mismatch(const LoadOptions& load, const std::string& plan_path,
     run.video_width = *resolved->width;
   }
   return fit_plan(*plan, run).mismatch;
+}
+
+void check_plan(const LoadOptions& load, const GenerateOptions& resolved) {
+  if (resolved.plan_path.empty() || resolved.on_mismatch == OnMismatch::kDense) return;
+  const std::string mismatch = plan_mismatch(load, resolved.plan_path, &resolved);
+  if (!mismatch.empty()) throw plan_refusal(mismatch);
 }
 
 }  // namespace calibatt

@@ -234,11 +234,12 @@ std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitPa
 void HeldOutRun::look_first() {
   require_enough_steps(header_);
   missing_ = {};
-  missing_.known = load_growth(folder_, header_);
+  if (const std::optional<StepGrowth> there = read_growth(folder_, header_)) {
+    missing_.kept.take_eight_bits(*there);
+    if (measures_enough(*there, header_)) missing_.known = there;
+  }
   if (!missing_.known) missing_.steps = steps_of_growth(header_);
-  const auto lacks = [&](EightBitParts part) {
-    return !missing_.known || !missing_.known->knows(part, measured_.layers);
-  };
+  const auto lacks = [&](EightBitParts part) { return !missing_.kept.knows(part, measured_.layers); };
   missing_.eight_bits.layers = measured_.parts.layers && lacks({.layers = true});
   missing_.eight_bits.attention = measured_.parts.attention && lacks({.attention = true});
   if (missing_.nothing()) load_held_out_latents(folder_, {header_, run_.prompt, run_.seed});
@@ -321,8 +322,13 @@ void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, c
 
 StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
   if (missing_.nothing()) return *missing_.known;
+  if (missing_.eight_bits.layers && !missing_.kept.layers.empty() && missing_.kept.layers != measured_.layers) {
+    runners_.first().warn("what linear layers in " + missing_.kept.layers + " do gives way in " + folder_ +
+                          " to what those in " + measured_.layers +
+                          " do; a calibration with the former would measure it again");
+  }
   if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
-  StepGrowth growth = missing_.known.value_or(StepGrowth());
+  StepGrowth growth = missing_.known.value_or(missing_.kept);
   std::vector<Tensor> changed;
   do_jobs(runners_, growing_jobs(profile, growth, changed), told_, progress);
   if (!missing_.known) add_visible_change(changed.back(), growth, progress);

@@ -57,6 +57,7 @@ class HeldOutRun {
   /// What the folder knows of growth, and what of the rest is to be measured.
   struct Missing {
     std::optional<StepGrowth> known;
+    StepGrowth kept;         ///< what 8 bits do, which holds where the rest is measured anew
     std::vector<int> steps;  ///< all, beside what masks do; or none
     EightBitParts eight_bits;
     bool nothing() const { return known && !eight_bits.any(); }

@@ -4,12 +4,12 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <set>
 #include <string>
 
 #include "base/ceil_div.h"
 #include "base/error.h"
 #include "calibatt/counted.h"
+#include "calibrate/eight_bit_flags.h"
 #include "io/fingerprint.h"
 #include "models/lora.h"
 #include "pipeline/first_frame.h"
@@ -100,12 +100,7 @@ FileHashes hashes_of(const ModelDescription& model, const std::vector<Lora>& lor
 }
 
 std::string weights_dtype_name(const LoadOptions& options) {
-  if (!is_eight_bits(options.weights)) return "";
-  const std::string name = options.weights == WeightsPrecision::kFP8 ? "fp8" : "int8";
-  std::string kept;
-  const std::set<std::string> layers(options.kept_layers.begin(), options.kept_layers.end());  // in one order
-  for (const std::string& layer : layers) kept += (kept.empty() ? name + ", but for " : ", ") + layer;
-  return kept.empty() ? name : kept;
+  return weights_dtype_name(options.weights, options.kept_layers);
 }
 
 void enter_hashes(const FileHashes& hashes, RunReport& report) {
@@ -243,7 +238,8 @@ GenerateOptions resolve_options(const GenerateOptions& options, const ModelDescr
   }
   if (result.kept_steps && (*result.kept_steps < 0 || *result.kept_steps > *result.steps)) {
     throw Error(ErrorKind::kUsage, "--keep-steps " + std::to_string(*result.kept_steps) + ": the run has " +
-                                       counted(*result.steps, "steps") + "; give 0 to as many");
+                                       counted(*result.steps, "steps") + "; give 0 to " +
+                                       std::to_string(*result.steps));
   }
   require_finite("--flow-shift", *result.flow_shift, 1e-3, 1000);
   require_finite("--fps", *result.fps, 0.1, 1000);

@@ -42,14 +42,6 @@ void add_accounts(const AttentionReport& accounts, RunReport& run) {
   run.dense_fallback_calls = accounts.dense_fallback_calls;
   run.fallback_reason = accounts.fallback_reason;
   run.step_mapping = accounts.step_mapping;
-  run.plan = accounts.plan;
-}
-
-void enter_eight_bits(std::vector<EightBitParts> steps, const std::vector<StepReuse>& reuse, RunReport& run) {
-  for (size_t step = 0; step < reuse.size(); ++step) {
-    if (reuse[step] != StepReuse::kNone) steps[step] = {};  // it computes nothing
-  }
-  run.eight_bit_parts = eight_bit_parts_names(steps);
 }
 
 /// What all ranks of a run know of it.
@@ -213,10 +205,15 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   const EightBitParts allowed = runner.allowed_eight_bits(options);
   shared.any_eight_bits = allowed.any();
   shared.eight_bits = eight_bit_parts(options, allowed, planned->planned_eight_bits());
-  if (shared.any_eight_bits) enter_eight_bits(shared.eight_bits, shared.reuse, run);
+  if (shared.any_eight_bits) {
+    run.eight_bit_parts = eight_bit_parts_names(of_forwards(shared.eight_bits, shared.reuse));
+  }
   run.step_reuse = step_reuse_names(shared.reuse);
-  if (const auto plan = planned->report().plan) {
-    for (const std::string& warning : plan->warnings) runner.warn(warning);
+  std::optional<PlanUse> use = planned->report().plan;
+  if (use) {
+    use->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
+    judge_eight_bits(*shared.plan, planned->planned_eight_bits(), shared.eight_bits, shared.reuse, *use);
+    for (const std::string& warning : use->warnings) runner.warn(warning);
   }
 
   std::vector<RankResult> ranks(static_cast<size_t>(runners_->num_ranks()));
@@ -227,7 +224,7 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   });
   result.video = std::move(ranks.front().video);
   add_accounts(ranks, shared.layout, run);
-  if (run.plan) run.plan->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
+  run.plan = std::move(use);
   run.forwards = run.attention_calls / run.num_layers;
   run.peak_device_bytes = runners_->peak_memory_bytes();
   return result;

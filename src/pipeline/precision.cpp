@@ -35,6 +35,13 @@ DType eight_bit_type(WeightsPrecision asked, const EightBitOps& ops) {
   return type;
 }
 
+DType choose_dtype(Precision precision, const Backend& backend) {
+  const DType usual = backend.has_fast_bf16() ? DType::kBF16 : DType::kF32, dtype = dtype_of(precision).value_or(usual);
+  if (dtype != DType::kF16 || backend.has_fp16()) return dtype;
+  throw Error(ErrorKind::kUsage, "--dtype fp16: the backend " + std::string(backend.name()) +
+                                     " has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
+}
+
 void check_weights_dtype(WeightsPrecision asked, DType dtype) {
   if (asked == WeightsPrecision::kBF16 && dtype != DType::kBF16)
     throw other_type("--weights-dtype", "weights are", dtype);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "backend/backend.h"
 #include "backend/eight_bit_ops.h"
 #include "models/video_model.h"
 
@@ -23,6 +24,8 @@ void check_attention_dtype(AttentionDtype asked, DType dtype);
 
 /// The type that is asked for by name; none for kAuto, which is chosen by the machine.
 std::optional<DType> dtype_of(Precision precision);
+/// That of a run on this machine. Throws Error(kUsage) where it has no such arithmetic.
+DType choose_dtype(Precision precision, const Backend& backend);
 
 /// What self-attention in 8 bits takes on a GPU beside its inputs, which it quantises first. planned: with a plan,
 /// which may have summaries; num_ranks: that share it.

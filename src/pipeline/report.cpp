@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/step_reuse.h"
@@ -18,6 +19,11 @@ json or_null(const std::optional<double>& value) {
   return value ? json(*value) : json(nullptr);
 }
 
+/// JSON has no infinity: the PSNR of equal videos is null there, and this says so.
+bool is_infinite(const std::optional<double>& value) {
+  return value && std::isinf(*value);
+}
+
 json plan_use_json(const PlanUse& plan) {
   return {{"expected_error", or_null(plan.expected_error)},
           {"error_basis", plan.error_basis},
@@ -27,7 +33,10 @@ json plan_use_json(const PlanUse& plan) {
           {"latents_predicted", or_null(plan.end.latents_predicted)},
           {"latents_measured", or_null(plan.end.latents_measured)},
           {"psnr_predicted", or_null(plan.end.psnr_predicted)},
-          {"psnr_measured", or_null(plan.end.psnr_measured)}};
+          {"identical_predicted", is_infinite(plan.end.psnr_predicted)},
+          {"psnr_measured", or_null(plan.end.psnr_measured)},
+          {"identical_measured", is_infinite(plan.end.psnr_measured)},
+          {"measured_with", text_or_null(plan.end_is_with)}};
 }
 
 json seconds_json(const StageSeconds& seconds) {

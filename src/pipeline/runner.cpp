@@ -25,13 +25,6 @@ namespace calibatt {
 
 namespace {
 
-DType choose_dtype(Precision precision, const Backend& backend) {
-  const DType usual = backend.has_fast_bf16() ? DType::kBF16 : DType::kF32, dtype = dtype_of(precision).value_or(usual);
-  if (dtype != DType::kF16 || backend.has_fp16()) return dtype;
-  throw Error(ErrorKind::kUsage, "--dtype fp16: the backend " + std::string(backend.name()) +
-                                     " has no fp16 arithmetic; use bf16 or fp32, or --backend cuda");
-}
-
 /// Throws Error(kUsage) for what this run cannot do.
 void enter_weights(const LoadOptions& options, DType dtype, Backend& backend, ModelLoadOptions& load) {
   if (load.eight_bit_layers) {

@@ -76,18 +76,6 @@ std::string reused_steps(const PlanInfo& info) {
   return text;
 }
 
-/// "1, 3 to 5", of rising numbers.
-std::string ranges_of(const std::vector<int>& steps) {
-  std::string text;
-  for (size_t begin = 0, end = 0; begin < steps.size(); begin = end) {
-    end = begin + 1;
-    while (end < steps.size() && steps[end] == steps[end - 1] + 1) ++end;
-    text += (text.empty() ? "" : ", ") + std::to_string(steps[begin]);
-    if (end - begin > 1) text += " to " + std::to_string(steps[end - 1]);
-  }
-  return text;
-}
-
 /// "self-attention in 3 of 7 steps: 1, 3, 5", of the steps that run a forward, where the plan says anything of 8 bits.
 std::string eight_bits_text(const PlanInfo& info) {
   struct Part {
@@ -148,6 +136,17 @@ std::string density_table(const Plan& plan) {
 
 }  // namespace
 
+std::string ranges_of(const std::vector<int>& numbers) {
+  std::string text;
+  for (size_t begin = 0, end = 0; begin < numbers.size(); begin = end) {
+    end = begin + 1;
+    while (end < numbers.size() && numbers[end] == numbers[end - 1] + 1) ++end;
+    text += (text.empty() ? "" : ", ") + std::to_string(numbers[begin]);
+    if (end - begin > 1) text += " to " + std::to_string(numbers[end - 1]);
+  }
+  return text;
+}
+
 std::string expected_error_text(std::optional<double> error, const std::string& basis) {
   if (!error) return "not known";
   return format("%.4g of the attention's output, ", *error) +
@@ -156,16 +155,24 @@ std::string expected_error_text(std::optional<double> error, const std::string& 
                                 : "predicted on the very prompts that chose the blocks");
 }
 
+std::string expected_psnr_text(double psnr_db) {
+  constexpr double kMost = 100;  // no video of 8 bits shows so little
+  if (std::isinf(psnr_db)) return "the same pixels";
+  return psnr_db > kMost ? format("over %.0f dB of the video", kMost) : format("about %.1f dB of the video", psnr_db);
+}
+
 std::string end_of_run_text(const EndOfRun& end) {
   std::string text;
   if (end.latents_predicted) {
     text = format("change of the final latents %.3g %%", 100 * *end.latents_predicted);
-    if (end.psnr_predicted) text += format(" (about %.1f dB of the video)", *end.psnr_predicted);
+    if (end.psnr_predicted) text += " (" + expected_psnr_text(*end.psnr_predicted) + ")";
     text += " predicted";
   }
   if (end.latents_measured) {
     text += (text.empty() ? "change of the final latents " : "; ") + format("%.3g %%", 100 * *end.latents_measured);
-    if (end.psnr_measured) text += format(" (%.1f dB)", *end.psnr_measured);
+    if (end.psnr_measured) {
+      text += std::isinf(*end.psnr_measured) ? " (the same pixels)" : format(" (%.1f dB)", *end.psnr_measured);
+    }
     text += " measured in a held-out run";
   }
   return text;
@@ -174,6 +181,7 @@ std::string end_of_run_text(const EndOfRun& end) {
 std::string doubt_about_prediction(const EndOfRun& end) {
   constexpr double kFarBelow = 3;  // dB; runs of plans that kept theirs were at most 1.8 below
   if (!end.psnr_predicted || !end.psnr_measured) return "";
+  if (std::isinf(*end.psnr_predicted)) return "";  // such a plan changes how sums are rounded, and nothing else
   // Frames of 8 bits show a smaller change as their rounding, which falls more slowly: 60 dB predicted are 55 measured.
   constexpr double kShownAsItIs = 52;
   const double below = *end.psnr_predicted - *end.psnr_measured;

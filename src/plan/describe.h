@@ -9,4 +9,7 @@ namespace calibatt {
 /// The plan in some lines of text: what it was made for and how, its densities, what is shared and repetitive.
 std::string describe(const Plan& plan);
 
+/// "1, 3 to 5", of rising numbers.
+std::string ranges_of(const std::vector<int>& numbers);
+
 }  // namespace calibatt

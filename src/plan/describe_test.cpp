@@ -59,6 +59,23 @@ TEST(Describe, APredictionThatTheHeldOutRunDidNotKeepIsDoubted) {
   EXPECT_THROW(Plan{parts}, Error);
 }
 
+TEST(Describe, WhereNoPixelDiffersThatIsSaid) {
+  Plan::Parts parts = test::reuse_parts();
+  parts.accuracy.latents_predicted = 0;
+  parts.accuracy.psnr_predicted = 193;  // as earlier versions wrote it
+  parts.accuracy.latents_measured = 0.0001;
+  parts.accuracy.psnr_measured = 47.5;
+  EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("change of the final latents 0 % (the same pixels) predicted; "
+                                                     "0.01 % (47.5 dB) measured in a held-out run\n"),
+                                           ::testing::Not(HasSubstr("do not count on"))));
+  parts.accuracy.psnr_predicted = {}, parts.accuracy.psnr_measured = {};
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("predicted; 0.01 % (the same pixels) measured"));
+  parts.accuracy.latents_predicted = 0.25;  // of a plan from before either was known
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("25 % predicted; 0.01 % measured in"));
+  parts.accuracy.psnr_predicted = 130;
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("(over 100 dB of the video) predicted"));
+}
+
 TEST(Describe, StepsIn8BitsAreNamed) {
   Plan::Parts parts = test::eight_bit_plan_parts();  // steps 2, 3 and 6 run no forward
   const std::string reusing = describe(Plan(parts));

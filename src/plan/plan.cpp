@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "base/ceil_div.h"
@@ -288,6 +289,15 @@ Plan::Parts Plan::to_parts() const {
     }
   }
   return parts;
+}
+
+EndOfRun PlanAccuracy::end_of_run() const {
+  constexpr double kSamePixels = std::numeric_limits<double>::infinity();
+  EndOfRun end{latents_predicted, latents_measured, psnr_predicted, psnr_measured};
+  const bool knows_psnr = psnr_predicted || latents_predicted == 0.0;  // earlier versions did not
+  if (latents_predicted == 0.0) end.psnr_predicted = kSamePixels;      // earlier ones gave it a number
+  if (latents_measured == 0.0 || (knows_psnr && latents_measured && !psnr_measured)) end.psnr_measured = kSamePixels;
+  return end;
 }
 
 int PlanInfo::num_reused_steps() const {

@@ -60,10 +60,11 @@ struct PlanAccuracy {
   std::optional<double> predicted;  ///< summed up by the compiler from the errors that each head showed at each level
   bool held_out = false;            ///< `predicted` on prompts other than those whose attention chose the blocks
   std::optional<double> measured;   ///< in runs with the finished plan; absent: there were none
-  std::optional<double> latents_predicted;                        ///< by the compiler, on the calibration prompts
-  std::optional<double> latents_measured;                         ///< in a run with the finished plan
-  std::optional<double> psnr_predicted = {}, psnr_measured = {};  ///< likewise, dB; plans of earlier versions lack them
-  EndOfRun end_of_run() const { return {latents_predicted, latents_measured, psnr_predicted, psnr_measured}; }
+  std::optional<double> latents_predicted;  ///< by the compiler, on the calibration prompts
+  std::optional<double> latents_measured;   ///< in a run with the finished plan
+  /// Likewise, dB; plans of earlier versions lack them. Absent, too, where no pixel differs (end_of_run).
+  std::optional<double> psnr_predicted = {}, psnr_measured = {};
+  EndOfRun end_of_run() const;  ///< with what a file leaves out: that no pixel differs
   bool operator==(const PlanAccuracy&) const = default;
 };
 

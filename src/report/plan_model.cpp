@@ -160,10 +160,7 @@ json plan_model(const Plan& plan, const std::string& name, const std::string& ch
                      {"attention_basis", accuracy.measured   ? "measured"
                                          : accuracy.held_out ? "held out"
                                                              : "not held out"},
-                     {"latents_predicted", or_null(accuracy.latents_predicted)},
-                     {"latents_measured", or_null(accuracy.latents_measured)},
-                     {"psnr_predicted", or_null(accuracy.psnr_predicted)},
-                     {"psnr_measured", or_null(accuracy.psnr_measured)}};
+                     {"end_of_run", end_of_run_text(accuracy.end_of_run())}};
   return model;
 }
 

@@ -129,10 +129,7 @@ TEST_F(Report, HoldsThePlanAsItIs) {
   EXPECT_TRUE(plan["density_map"][2][0].is_null());
   EXPECT_EQ(plan["errors"], (json{{"attention", 0.125},
                                   {"attention_basis", "measured"},
-                                  {"latents_predicted", 0.03125},
-                                  {"latents_measured", nullptr},
-                                  {"psnr_predicted", nullptr},
-                                  {"psnr_measured", nullptr}}));
+                                  {"end_of_run", "change of the final latents 3.12 % predicted"}}));
   EXPECT_EQ(plan["key_block"], "AAAAAAAAAAABAAEAAQABAAIAAgACAAIA");     // twelve tokens in blocks of four
   EXPECT_EQ(plan["anchor_block"], "AAAAAAAAAAAAAAAAAAAAAAAAAAABAAEA");  // rows 0 to 2 → row 1, packed before row 3
   EXPECT_EQ(plan["masks"]["steps"], json({0, 1}));
@@ -290,6 +287,19 @@ TEST_F(Report, RepeatsWhatACalibrationWarnedOfAndJudgesEarlierOnesItself) {
   EXPECT_THAT(model({write("c.json", report)})["warnings"], ElementsAre(HasSubstr("25.8 dB where 43.0 dB")));
   report["warnings"] = {"do not count on it"};
   EXPECT_THAT(model({write("c.json", report)})["warnings"], ElementsAre("c.json: do not count on it"));
+}
+
+TEST_F(Report, SaysThatNoPixelDiffersInPlaceOfANumber) {
+  json report = {{"calibration_seconds", 1}, {"prompts_recorded", 4}, {"predicted_speedup", 1},
+                 {"plan_written", true},     {"latents_error", 0},    {"psnr_db", 193.5}};  // of earlier versions
+  const auto facts = [](const json& model) { return model["facts"].dump(); };
+  EXPECT_THAT(facts(model({write("c.json", report)})["calibrations"][0]),
+              HasSubstr(R"(["PSNR in dB, predicted","the same pixels"])"));
+  EXPECT_TRUE(model({write("c.json", report)})["calibrations"][0]["point"]["psnr_db"].is_null());
+  json of_run = run("gone");
+  of_run["plan_use"] = {{"latents_measured", 0.001}, {"psnr_measured", nullptr}, {"identical_measured", true}};
+  EXPECT_THAT(facts(model({write("run.json", of_run)})["runs"][0]),
+              HasSubstr(R"(["PSNR in dB, measured in its held-out run","the same pixels"])"));
 }
 
 TEST_F(Report, RepeatsWhatARunWarnedOf) {

@@ -175,7 +175,7 @@ Catalog::Catalog(std::vector<ServedModel> models, std::vector<ServedPlan> plans,
 }
 
 void Catalog::check_defaults(const Model& model) const {
-  check_attention_kernel(model.load, model.defaults);
+  check_arithmetic(model.load, model.defaults);
   if (*model.defaults.steps > limits_.max_steps) {
     throw Error(ErrorKind::kUsage, "--max-steps " + std::to_string(limits_.max_steps) + ": " + model.name + " makes " +
                                        std::to_string(*model.defaults.steps) +
@@ -267,6 +267,30 @@ GenerateOptions Catalog::with_fields(const Model& model, const FormFields& form)
   return run;
 }
 
+/// What the service was started with may leave a request less than the model would, and its flags say nothing to a
+/// client.
+void Catalog::check_steps(const FormFields& form) const {
+  const size_t listed = defaults_.timesteps.size() + defaults_.noise_levels.size();
+  if (const std::string* text = find(form, "num_inference_steps")) {
+    const int64_t steps = whole_number("num_inference_steps", *text, 1, limits_.max_steps);
+    if (listed > 0 && steps != static_cast<int64_t>(listed)) {
+      refuse("num_inference_steps", *text + ": this service makes every video in " + std::to_string(listed) +
+                                        " steps of its own; give " + std::to_string(listed) + ", or leave it out");
+    }
+    if (defaults_.kept_steps && steps < *defaults_.kept_steps) {
+      refuse("num_inference_steps",
+             *text + ": this service computes the first " + std::to_string(*defaults_.kept_steps) +
+                 " steps of a video without 8 bits; give " + std::to_string(*defaults_.kept_steps) + " to " +
+                 std::to_string(limits_.max_steps));
+    }
+  }
+  if (!defaults_.noise_levels.empty() && find(form, "flow_shift") != nullptr) {
+    refuse("flow_shift",
+           "this service makes every video at noise levels of its own, which are not shifted; leave it "
+           "out");
+  }
+}
+
 void Catalog::check_limits(const Model& model, const GenerateOptions& resolved) const {
   const int64_t most = limits_.max_pixels > 0 ? limits_.max_pixels : 4 * pixels_of(model.defaults);
   const int64_t wanted = pixels_of(resolved);
@@ -288,6 +312,7 @@ NewJob Catalog::job_of(FormFields form) const {
   VideoRequest& request = job.request;
   try {
     if (find(form, "prompt") == nullptr) refuse("prompt", "is missing: say what the video should show");
+    check_steps(form);
     GenerateOptions run = with_fields(model, form);
     check_prompt({run.prompt, "prompt"});
     check_prompt({run.negative_prompt, "negative_prompt"});
@@ -317,6 +342,12 @@ NewJob Catalog::job_of(FormFields form) const {
   } catch (const Error& error) {
     std::string field;
     const std::string message = in_fields(error.what(), field);
+    const std::string* shift = find(form, "flow_shift");
+    if (shift != nullptr && message.starts_with("--timesteps: begins")) {  // those are the service's own
+      refuse("flow_shift", *shift +
+                               ": with this service's steps a video would not begin with pure noise; leave it out, "
+                               "or give more");
+    }
     throw ApiError(400, message, field.empty() ? message.substr(0, message.find_first_of(" ,:")) : field);
   }
   for (std::string& warning : job.warnings) {

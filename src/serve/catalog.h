@@ -66,6 +66,7 @@ class Catalog {
   void choose_plan(VideoRequest& request, const FormFields& form) const;
   void check_defaults(const Model& model) const;
   void check_plans();
+  void check_steps(const FormFields& form) const;
   void check_limits(const Model& model, const GenerateOptions& resolved) const;
 
   std::vector<Model> models_;

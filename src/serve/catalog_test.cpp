@@ -134,6 +134,37 @@ TEST(Catalog, VideosHaveALargestSize) {
               HasSubstr("up to 36864"));
 }
 
+// A client knows no flag of the service: it is told of its own field, and what that may be here.
+TEST(Catalog, WhatTheServiceWasStartedWithIsToldInTheWordsOfRequests) {
+  LoadOptions model = load(kTinyWan);
+  model.weights = WeightsPrecision::kFP8;
+  GenerateOptions defaults;
+  defaults.kept_steps = 5;
+  const Catalog kept({{"", model}}, {}, defaults, {});
+  EXPECT_EQ(refusal(kept, form({{"num_inference_steps", "3"}})),
+            "400 num_inference_steps: 3: this service computes the first 5 steps of a video without 8 bits; give 5 to "
+            "100");
+  EXPECT_EQ(refusal(kept, form({{"num_inference_steps", "5"}})), "taken");
+  EXPECT_EQ(refusal(kept, form({})), "taken");
+
+  defaults = {};
+  defaults.timesteps = {1000, 750, 500, 250};
+  const Catalog listed = tiny({}, defaults);
+  EXPECT_EQ(refusal(listed, form({{"num_inference_steps", "5"}})),
+            "400 num_inference_steps: 5: this service makes every video in 4 steps of its own; give 4, or leave it "
+            "out");
+  EXPECT_EQ(refusal(listed, form({{"num_inference_steps", "4"}})), "taken");
+  EXPECT_EQ(refusal(listed, form({})), "taken");
+  EXPECT_EQ(refusal(listed, form({{"flow_shift", "2"}})), "taken") << "timesteps are shifted";
+  defaults.timesteps = {950, 500};
+  EXPECT_THAT(refusal(tiny({}, defaults), form({{"flow_shift", "0.1"}})),
+              HasSubstr("400 flow_shift: 0.1: with this service's steps a video would not begin with pure noise"));
+  defaults.timesteps.clear();
+  defaults.noise_levels = {1, 0.5};
+  EXPECT_THAT(refusal(tiny({}, defaults), form({{"flow_shift", "2"}})),
+              HasSubstr("400 flow_shift: this service makes every video at noise levels of its own"));
+}
+
 TEST(Catalog, ThePlanOfOneModelIsItsDefault) {
   const Catalog one = tiny({{"fast", kPlan}, {"other", kPlan}});
   EXPECT_EQ(one.job_of(form({})).request.plan, "fast");

@@ -31,6 +31,7 @@ class Arguments : public ::testing::Test {
 
 TEST_F(Arguments, MistypedOnesNameTheNearest) {
   expect_usage("generat", "did you mean calibatt generate?");
+  expect_usage("compile -m x", "calibatt calibrate makes plans, further ones from the --profile");
   expect_usage("brnch", "did you mean calibatt bench?");
   expect_usage("frobnicate", "the commands are generate, calibrate");
   expect_usage("--prompt a", "a command comes before its flags");
@@ -115,6 +116,9 @@ TEST_F(Arguments, LinearLayersAreIn8BitsWhereThatIsAskedFor) {
   expect_usage(command + "--weights-dtype int4", "--weights-dtype int4: choose fp8 (e4m3), int8, bf16 or auto");
   expect_usage(command + "--weights-dtype fp8 --keep-layers ffn,", "--keep-layers ffn,: give names between commas");
   expect_usage(command + "--weights-dtype fp8 --keep-layers proj_out", "no layer \"proj_out\" would be in 8 bits");
+  expect_usage(command + "--weights-dtype fp8 --keep-layers 'ffn.net.2, attn'",
+               "--keep-layers: no layer \"attn\" would");
+  expect_usage(command + "--attention-dtype int8", "--attention-dtype int8: choose fp8 (int8 queries and keys");
   expect_usage(command + "--keep-layers ffn", "--keep-layers says which layers --weights-dtype fp8 or int8 leaves");
   expect_usage(command + "--weights-dtype fp8 --keep-layers 0", "no layer \"0\" would be in 8 bits");
   expect_usage(command + "--weights-dtype bf16 --dtype fp32", "which is fp32 here; leave it out");
@@ -145,7 +149,8 @@ TEST_F(Arguments, ARunMayBeginWithout8Bits) {
   EXPECT_NE(frame("all"), frame("usual"));
 
   expect_usage(command + "--keep-steps 2" + output_, "add one of these");
-  expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_, "--keep-steps 7: the run has 6 steps");
+  expect_usage(command + "--weights-dtype fp8 --keep-steps 7" + output_,
+               "--keep-steps 7: the run has 6 steps; give 0 to 6");
   expect_usage(command + "--weights-dtype fp8 --keep-steps 99999999999" + output_, "whole number from 0 to 2147483647");
   expect_usage(command + "--weights-dtype fp8 --keep-steps -1" + output_, "must be a whole number from 0\n");
 }
@@ -176,6 +181,37 @@ TEST_F(Arguments, InfoRefusesThePrecisionThatNoRunHas) {
     return at == std::string::npos ? 0 : std::stod(result.output.substr(at + 10));
   };
   EXPECT_GT(gigabytes("--attention-dtype fp8"), gigabytes("--attention-dtype auto"));
+}
+
+// Once, and before anything is loaded; info shows what it is asked for, and says the same.
+TEST_F(Arguments, WhatThisMachineLacksIsRefusedOnceBeforeLoading) {
+  write_file(folder_.file("prompts.txt"), "a\nb\n");
+  const std::string many = "generate" + kSmall + "--backend cpu --steps 1 --prompts " + folder_.file("prompts.txt") +
+                           " -o " + folder_.file("many.mp4") + " --attention-dtype fp8";
+  const std::string lacks = "attention: the CPU computes in 16 or 32 bits; in 8 bits a Hopper GPU does";
+  const CommandResult refused = run_calibatt(many);
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.output, HasSubstr(lacks));
+  EXPECT_EQ(refused.output.find(lacks), refused.output.rfind(lacks));
+  EXPECT_THAT(refused.output, Not(HasSubstr("load")));
+  const std::string info = "info --backend cpu --model " + kModel;
+  const CommandResult told = run_calibatt(info + " --attention-dtype fp8");
+  EXPECT_EQ(told.exit_code, 0);
+  EXPECT_THAT(told.output, HasSubstr("warning: a run on this machine is refused: " + lacks));
+  EXPECT_THAT(run_calibatt(info).output, Not(HasSubstr("is refused")));
+}
+
+// Of many videos each would be refused for it.
+TEST_F(Arguments, APlanThatDoesNotFitIsRefusedOnceBeforeLoading) {
+  write_file(folder_.file("prompts.txt"), "a\nb\n");
+  const std::string why = "the plan does not fit: it was made for a model of 1 layer, this run has 8";
+  const CommandResult refused =
+      run_calibatt("generate" + kSmall + "--steps 1 --prompts " + folder_.file("prompts.txt") + " -o " +
+                   folder_.file("many.mp4") + " --plan " CALIBATT_GOLDEN_DATA "/plan_v3_example.safetensors");
+  EXPECT_EQ(refused.exit_code, 5);
+  EXPECT_THAT(refused.output, HasSubstr(why));
+  EXPECT_EQ(refused.output.find(why), refused.output.rfind(why));
+  EXPECT_THAT(refused.output, Not(HasSubstr("load")));
 }
 
 TEST_F(Arguments, AttentionInBf16IsThatOfARunInBf16) {

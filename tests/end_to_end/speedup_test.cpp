@@ -69,8 +69,17 @@ TEST_F(Speedup, OfFewStepsHowErrorsGrowIsMeasuredAtEachThatCanBeReused) {
   earlier["factors"] = {usual["factors"][1], usual["factors"][3]};
   earlier.erase("checksum");
   write_file(folder_.file("profile/step_growth.json"), earlier.dump());
+  // What 8 bits do was measured in the dense run, and still holds.
+  earlier["layer_changes"] = {{{"step", 0}, {"change", 0.25}}};
+  earlier["layers"] = "fp8", earlier["layer_arithmetic"] = 2;
+  write_file(folder_.file("profile/step_growth.json"), earlier.dump());
   ASSERT_EQ(calibrate("--speedup 1.6").exit_code, 0);
-  EXPECT_EQ(growth(), usual);
+  nlohmann::json anew = growth();
+  EXPECT_EQ(anew["layer_changes"], earlier["layer_changes"]);
+  EXPECT_EQ(anew["layers"], "fp8");
+  for (const char* of_eight_bits : {"layer_changes", "layers", "layer_arithmetic"}) anew.erase(of_eight_bits);
+  anew["checksum"] = usual["checksum"];
+  EXPECT_EQ(anew, usual);
 }
 
 // Found before prompts are measured anew, here those of a folder that has lost its first.
@@ -118,8 +127,32 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
   EXPECT_EQ(told.exit_code, 0) << told.output;
   EXPECT_THAT(told.output, AllOf(HasSubstr("linear layers in 8 bits, where a run allows it: steps "),
                                  Not(HasSubstr("save no time"))));
-  EXPECT_EQ(nlohmann::json::parse(read_file(folder_.file("told.json")))["eight_bits"][5], "layers");
+  const nlohmann::json report = nlohmann::json::parse(read_file(folder_.file("told.json")));
+  EXPECT_EQ(report["eight_bits"][5], "layers");
+  int reused = 0;  // of those that are told
+  for (size_t step = 3; step < 6; ++step) {
+    const bool runs = report["step_reuse"][step] == "forward";
+    EXPECT_EQ(report["eight_bits"][step], runs ? "layers" : "none") << step;
+    reused += !runs;
+  }
+  EXPECT_GT(reused, 0);
   EXPECT_EQ(growth()["layer_changes"].size(), growth()["mask_changes"].size()) << "what was told is measured";
+  // What it promises is with these steps in 8 bits.
+  const auto of_run = [&](const std::string& flags) {
+    return run_calibatt("generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o " +
+                        folder_.file("v.png") + flags)
+        .output;
+  };
+  EXPECT_THAT(of_run(" --weights-dtype fp8"),
+              AllOf(HasSubstr("dB) measured in a held-out run\n"), Not(HasSubstr("never measured"))));
+  EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 0"),
+              AllOf(HasSubstr("never measured"), Not(HasSubstr("held-out run\n"))));
+  EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-layers ffn.net.2"),
+              AllOf(HasSubstr("has linear layers in fp8, but for ffn.net.2: how far from dense"),
+                    Not(HasSubstr("in a held-out run"))));
+  EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 6"),
+              HasSubstr("measured in a held-out run; with linear layers in 8 bits in steps"));
+  EXPECT_THAT(of_run(""), HasSubstr("of which this run has less (in no step)"));
   const auto steps_said = [&](const std::string& flags) {  // of which reused ones are none
     const std::string run = "generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o ";
     const std::string output = run_calibatt(run + folder_.file("v.png") + flags).output;
@@ -195,6 +228,18 @@ TEST_F(Speedup, MoreThanWasAskedForIsToldWithWhatAsksForLess) {
   EXPECT_EQ(much.exit_code, 0) << much.output;
   EXPECT_THAT(much.output, AllOf(HasSubstr("predicted to be 2.00 times as fast, " + told),
                                  HasSubstr("with one fewer of these 6 steps masks reach about 1.5")));
+}
+
+// And the report stays JSON, which has no infinity.
+TEST_F(Speedup, APlanThatChangesNothingPromisesTheSamePixels) {
+  const CommandResult made = calibrate("--speedup 1 --density 1 --report " + folder_.file("c.json"));
+  EXPECT_EQ(made.exit_code, 0) << made.output;
+  EXPECT_THAT(made.output, HasSubstr("expected change of the final latents 0 %, the same pixels\n"));
+  const nlohmann::json report = nlohmann::json::parse(read_file(folder_.file("c.json")));
+  EXPECT_TRUE(report["psnr_db"].is_null());
+  EXPECT_EQ(report["identical_expected"], true);
+  EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
+              HasSubstr("change of the final latents 0 % (the same pixels) predicted"));
 }
 
 // A plan of 8 bits for another machine can be made on one that has none: only what has to be measured there is refused.

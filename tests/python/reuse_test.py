@@ -200,12 +200,24 @@ def test_plans_of_a_speed_are_made_of_the_command_lines_profile(wan, plans, tmp_
     assert calibatt.summary(wan).forwards == 2 * plans_of[3.0].step_reuse.count("forward")
     with pytest.raises(calibatt.UsageError, match="was not measured"):
         calibatt.compile(f"{plans['wan']}.profile", tmp_path / "none.safetensors", speedup=1.5)
-    # Versions before measured two of few steps, which says nothing of the others.
+    # What it may have in 8 bits is told as on the command line, and must have been measured.
+    told = {"speedup": 1.5, "eight_bit_layers_from": 3}
+    with pytest.warns(UserWarning, match="without the plan's linear layers in 8 bits, which were not measured; weights_dtype int8"):
+        calibatt.compile(f"{theirs.path}.profile", tmp_path / "told.safetensors", **told)
+    with pytest.raises(calibatt.UsageError, match="weights_dtype int8: .* does not know what these 8 bits do; measure it with `calibatt calibrate`"):
+        calibatt.compile(f"{theirs.path}.profile", tmp_path / "told.safetensors", weights_dtype="int8", **told)
+    with pytest.raises(calibatt.UsageError, match="weights_dtype int4: choose fp8"):
+        calibatt.compile(f"{theirs.path}.profile", tmp_path / "told.safetensors", weights_dtype="int4")
     path = pathlib.Path(f"{theirs.path}.profile/step_growth.json")
     growth = json.loads(path.read_text())
+    growth.update(layers="int8", layer_arithmetic=2, layer_changes=[{"step": 0, "change": 0.5}, {"step": 7, "change": 0.5}])
+    del growth["checksum"]
+    path.write_text(json.dumps(growth))
+    plan = calibatt.compile(f"{theirs.path}.profile", tmp_path / "told.safetensors", weights_dtype="int8", **told)
+    assert plan.eight_bits == ["none"] * 3 + ["layers"] * 5 and "weights-dtype int8" in plan.describe()
+    # Versions before measured two of few steps, which says nothing of the others.
     assert [factor["step"] for factor in growth["factors"]] == [1, 2, 3, 4, 5, 6]
     growth["factors"] = [factor for factor in growth["factors"] if factor["step"] in (3, 6)]
-    del growth["checksum"]
     path.write_text(json.dumps(growth))
     with pytest.raises(calibatt.UsageError, match="by an earlier version in too few steps; .* compile with `calibatt calibrate`, which measures it"):
         calibatt.compile(f"{theirs.path}.profile", tmp_path / "old.safetensors", speedup=1.5)

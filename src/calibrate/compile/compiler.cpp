@@ -233,10 +233,7 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.anchor_rows_per_frame = any_anchored ? options_.anchor_rows_per_frame : 0;
   frame.provenance = header_.provenance;
   frame.provenance.num_prompts = static_cast<int>(num_prompts_);
-  if (options_.growth && !options_.growth->layers.empty() &&
-      std::ranges::any_of(frame.eight_bits, &EightBitParts::layers)) {
-    frame.provenance.settings["weights-dtype"] = options_.growth->layers;  // of which what they do was measured
-  }
+  enter_measured_eight_bits(frame);
   if (measured_.has_errors()) {
     CompileSummary errors;
     add_errors(choices, errors);
@@ -246,10 +243,24 @@ PlanInfo Compiler::frame(const Choices& choices) const {
   frame.accuracy.latents_predicted = choices.latents_error;
   frame.accuracy.latents_measured = options_.latents_measured;
   if (choices.latents_error && options_.growth) {
-    frame.accuracy.psnr_predicted = expected_psnr(*options_.growth, *choices.latents_error);
+    const double psnr = expected_psnr(*options_.growth, *choices.latents_error);
+    if (std::isfinite(psnr)) frame.accuracy.psnr_predicted = psnr;  // a plan's file has no infinity
   }
   frame.accuracy.psnr_measured = options_.psnr_measured;
   return frame;
+}
+
+// With which of the plan's steps in 8 bits its figures are: of a part that somebody tells and nobody measured, none.
+void Compiler::enter_measured_eight_bits(PlanInfo& frame) const {
+  if (!options_.growth) return;
+  std::map<std::string, std::string>& settings = frame.provenance.settings;
+  if (options_.may_be_eight_bit.layers && !options_.growth->layers.empty() &&
+      std::ranges::any_of(frame.eight_bits, &EightBitParts::layers)) {
+    settings["weights-dtype"] = options_.growth->layers;
+  }
+  if (std::ranges::any_of(frame.eight_bits, &EightBitParts::attention)) {
+    settings["attention-dtype"] = options_.may_be_eight_bit.attention ? "fp8" : "auto";
+  }
 }
 
 namespace {

@@ -84,6 +84,7 @@ class Compiler {
   LayerFacts facts_of(const std::vector<HeadPlan>& heads) const;
   void add_errors(const Choices& choices, CompileSummary& summary) const;
   std::vector<EightBitParts> eight_bits_of(const Choices& choices) const;
+  void enter_measured_eight_bits(PlanInfo& frame) const;
   void add_eight_bits(const Choices& choices, CompileSummary& summary) const;
 
   Measurements& measured_;

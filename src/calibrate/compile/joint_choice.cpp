@@ -239,7 +239,8 @@ class JointChoice {
 }  // namespace
 
 double expected_psnr(const StepGrowth& growth, double latents_error) {
-  return growth.psnr_db - 20 * std::log10(std::max(latents_error, 1e-9) / growth.latents_error);
+  if (latents_error == 0) return std::numeric_limits<double>::infinity();
+  return growth.psnr_db - 20 * std::log10(latents_error / growth.latents_error);
 }
 
 Choices choose_jointly(Compiler& compiler, const Profile& profile, const CompileOptions& options) {

@@ -174,6 +174,15 @@ TEST_P(JointChoices, APsnrThatADensityCannotGiveIsRefused) {
   EXPECT_GE(*compile_plan(profile(), options).summary.psnr_db, 60);
 }
 
+TEST_P(JointChoices, APlanThatChangesNothingIsExpectedToGiveTheSamePixels) {
+  options.density = 1;
+  const CompiledPlan compiled = at_speedup(1);
+  EXPECT_EQ(compiled.summary.latents_error, 0);
+  EXPECT_EQ(compiled.summary.psnr_db, INFINITY);
+  EXPECT_EQ(compiled.parts.accuracy.psnr_predicted, std::nullopt) << "a file has no infinity";
+  EXPECT_EQ(compiled.parts.accuracy.end_of_run().psnr_predicted, INFINITY);
+}
+
 TEST_P(JointChoices, DensityAloneReusesNothing) {
   CompileOptions with = options, without = options;
   without.growth.reset();

@@ -92,17 +92,22 @@ void require_outside(const std::string& output, const std::vector<std::string>& 
 }
 
 /// How errors of steps grow was measured once for a run of this kind. The folder that knows most says it: of several
-/// the one that measured at the steps of today, and what the 8 bits of today do; of equal ones the first.
+/// the one that measured at the steps of today, and what the 8 bits of today do; of equal ones the first. What it does
+/// not know of 8 bits it takes from another.
 std::optional<StepGrowth> growth_of(const std::vector<std::string>& folders, const ProfileHeader& header) {
   const auto knowledge = [&](const StepGrowth& growth) {
     const bool today = std::ranges::equal(growth.factors, steps_of_growth(header), {}, &StepGrowth::Factor::step);
     return std::pair(today, growth.knows({.layers = true}, growth.layers) + growth.knows({.attention = true}, ""));
   };
   std::optional<StepGrowth> best;
+  std::vector<StepGrowth> all;
   for (const std::string& folder : folders) {
-    std::optional<StepGrowth> growth = load_growth(folder, header);
-    if (growth && (!best || knowledge(*growth) > knowledge(*best))) best = std::move(growth);
+    const std::optional<StepGrowth> growth = read_growth(folder, header);
+    if (!growth) continue;
+    all.push_back(*growth);
+    if (!best || knowledge(*growth) > knowledge(*best)) best = growth;
   }
+  for (const StepGrowth& other : all) best->take_eight_bits(other);
   return best;
 }
 

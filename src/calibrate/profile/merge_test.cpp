@@ -126,6 +126,17 @@ TEST_F(Merge, TheFolderThatKnowsMostOfGrowthSaysIt) {
   EXPECT_EQ(merged(c / "today"), today) << "not hidden by what an earlier version measured";
   save_growth(d.path(), header, with_eight_bits);
   EXPECT_EQ(merged(c / "most"), with_eight_bits);
+  // What 8 bits do holds, wherever and with whatever else it was measured.
+  old.layer_changes = {{1, 0.25}};
+  old.layers = "fp8";
+  save_growth(a.path(), header, old);
+  StepGrowth all = with_eight_bits;
+  all.layer_changes = old.layer_changes;
+  all.layers = old.layers;
+  EXPECT_EQ(merged(c / "all"), all);
+  all.layer_arithmetic = old.layer_arithmetic = 1;  // of kernels before
+  save_growth(a.path(), header, old);
+  EXPECT_EQ(merged(c / "of present kernels"), with_eight_bits);
 }
 
 TEST_F(Merge, OfManyStepsThoseOfTodaySayHowErrorsGrow) {

@@ -109,13 +109,25 @@ StepGrowth parse(const JsonConfig& json, const ProfileHeader& header) {
   return growth;
 }
 
+}  // namespace
+
+void StepGrowth::take_eight_bits(const StepGrowth& other) {
+  if (!knows({.layers = true}, layers) && other.knows({.layers = true}, other.layers)) {
+    layer_changes = other.layer_changes;
+    layers = other.layers;
+    layer_arithmetic = other.layer_arithmetic;
+  }
+  if (!knows({.attention = true}, "") && other.knows({.attention = true}, "")) {
+    attention_changes = other.attention_changes;
+    attention_arithmetic = other.attention_arithmetic;
+  }
+}
+
 /// Of many steps earlier versions measured two others, which say as much; of few, too, which say nothing of the rest.
 bool measures_enough(const StepGrowth& growth, const ProfileHeader& header) {
   return header.num_steps() > kFewSteps ||
          std::ranges::equal(growth.factors, steps_of_growth(header), {}, &StepGrowth::Factor::step);
 }
-
-}  // namespace
 
 std::vector<int> steps_of_growth(const ProfileHeader& header) {
   std::vector<int> steps;
@@ -151,6 +163,11 @@ void save_growth(const std::string& folder, const ProfileHeader& header, const S
 }
 
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header) {
+  std::optional<StepGrowth> growth = read_growth(folder, header);
+  return growth && measures_enough(*growth, header) ? growth : std::nullopt;
+}
+
+std::optional<StepGrowth> read_growth(const std::string& folder, const ProfileHeader& header) {
   const std::string path = path_in(folder);
   if (!path_exists(path)) return std::nullopt;
   return read_or_advise(kAdvice, [&]() -> std::optional<StepGrowth> {
@@ -165,8 +182,7 @@ std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHe
       if (value.is_string()) found[name] = value.get<std::string>();
     }
     require_same(run_of(header), found, path, Comparison::kOneRun);
-    StepGrowth growth = parse(json, header);
-    return measures_enough(growth, header) ? std::optional(std::move(growth)) : std::nullopt;
+    return parse(json, header);
   });
 }
 

@@ -47,6 +47,9 @@ struct StepGrowth {
            (!parts.attention || (!attention_changes.empty() && attention_arithmetic == kAttentionArithmetic));
   }
 
+  /// Takes what 8 bits do from there where this does not know it by the present kernels.
+  void take_eight_bits(const StepGrowth& other);
+
   // Final latents that were changed, and the video of them.
   double latents_error = 0;  ///< √(mean square of the change / that of dense ones)
   double psnr_db = 0;        ///< against the dense video
@@ -60,9 +63,13 @@ std::vector<int> steps_of_growth(const ProfileHeader& header);
 
 /// Kept beside the prompts, in step_growth.json; appears complete or not at all. Throws Error(kIo).
 void save_growth(const std::string& folder, const ProfileHeader& header, const StepGrowth& growth);
-/// Nothing where there is none, or one of an earlier version, which did not know what masks do to steps, or measured
-/// two of few steps (steps_of_growth). Throws Error(kFormat) for a damaged file, which is to be deleted,
-/// Error(kMismatch) for one of another run.
+/// Nothing where there is none, or one of an earlier version, which did not know what masks do to steps. Throws
+/// Error(kFormat) for a damaged file, which is to be deleted, Error(kMismatch) for one of another run.
+std::optional<StepGrowth> read_growth(const std::string& folder, const ProfileHeader& header);
+/// Whether plans can be made of it. Earlier versions measured two of few steps (steps_of_growth); of such a file only
+/// what 8 bits do still holds.
+bool measures_enough(const StepGrowth& growth, const ProfileHeader& header);
+/// That of which plans can be made, or nothing. Throws as read_growth.
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header);
 
 }  // namespace calibatt

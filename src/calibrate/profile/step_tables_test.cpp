@@ -190,6 +190,7 @@ TEST_F(StepTables, GrowthOfTwoOfFewStepsIsMeasuredAnewAndOfManyIsKept) {
   growth.factors = {{2, 6}, {4, 2}};  // as versions before 30 November 2026 did
   save_growth(folder.path(), header, growth);
   EXPECT_FALSE(load_growth(folder.path(), header).has_value());
+  EXPECT_EQ(read_growth(folder.path(), header), growth) << "what 8 bits do is kept";
   growth.factors = {{1, 8}, {2, 6}, {3, 4}, {4, 2}};
   save_growth(folder.path(), header, growth);
   EXPECT_EQ(load_growth(folder.path(), header), growth);

@@ -51,9 +51,7 @@ function accuracyText(plan) {
   const errors = plan.errors || {}, parts = [];
   const basis = { measured: "measured in runs with the plan", "held out": "predicted on prompts that chose no blocks", "not held out": "predicted on the very prompts that chose the blocks" };
   if (typeof errors.attention === "number") parts.push(`Error of the attention's output ${percent(errors.attention, 2)}, ${basis[errors.attention_basis]}.`);
-  const decibels = (value) => typeof value === "number" ? ` (${value.toFixed(1)} dB of the video)` : "";
-  if (typeof errors.latents_predicted === "number") parts.push(`Change of the final latents ${percent(errors.latents_predicted)}${decibels(errors.psnr_predicted)} predicted` +
-    (typeof errors.latents_measured === "number" ? `, ${percent(errors.latents_measured)}${decibels(errors.psnr_measured)} measured in a held-out run.` : "."));
+  if (errors.end_of_run) parts.push(`${errors.end_of_run[0].toUpperCase()}${errors.end_of_run.slice(1)}.`);
   return parts.join(" ");
 }
 

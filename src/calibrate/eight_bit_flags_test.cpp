@@ -1,0 +1,46 @@
+#include "calibrate/eight_bit_flags.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace calibatt {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+TEST(EightBitFlags, KeptLayersHaveOneNameWhateverTheirOrder) {
+  EXPECT_THAT(kept_layers_of("ffn.net.2, blocks.0"), ElementsAre("ffn.net.2", "blocks.0"));
+  EXPECT_EQ(weights_dtype_name(weights_precision_of("torch.float8_e4m3fn"), {"b", "a", "b"}), "fp8, but for a, b");
+  EXPECT_EQ(weights_dtype_name(WeightsPrecision::kINT8, {}), "int8");
+  EXPECT_EQ(weights_dtype_name(WeightsPrecision::kBF16, {"a"}), "");
+  EXPECT_THROW(kept_layers_of("ffn,"), Error);
+  EXPECT_THROW(attention_dtype_of("int8"), Error);
+}
+
+// What layers gain was measured of all of them.
+TEST(EightBitFlags, ASpeedupIsDoubtedThatCountsKeptLayers) {
+  CompileOptions compile;
+  compile.speedup = 2;
+  compile.may_be_eight_bit.layers = true;
+  compile.gains.layers = 1.99;
+  EXPECT_THAT(doubt_about_kept_layers(compile, "fp8, but for a, b"), HasSubstr("counts a, b (--keep-layers) as in 8"));
+  EXPECT_EQ(doubt_about_kept_layers(compile, "fp8"), "");
+  compile.gains.layers = 1;
+  EXPECT_EQ(doubt_about_kept_layers(compile, "fp8, but for a, b"), "") << "no time is saved, and none is promised";
+}
+
+TEST(EightBitFlags, WhatSavesTimeOrIsToldHasToBeMeasured) {
+  CompileOptions compile;
+  compile.may_be_eight_bit = {.attention = true, .layers = true};
+  EXPECT_FALSE(parts_to_measure(compile, {.attention = true, .layers = true}).any()) << "a density chooses nothing";
+  compile.speedup = 2;
+  EXPECT_EQ(parts_to_measure(compile, {.layers = true}), (EightBitParts{.layers = true}));
+  compile.eight_bit_attention_from = 3;
+  EXPECT_EQ(parts_to_measure(compile, {.layers = true}), (EightBitParts{.attention = true}));
+}
+
+}  // namespace
+}  // namespace calibatt
