@@ -12,14 +12,18 @@
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/profile/profile.h"
+#include "calibrate/profile/step_growth.h"
 #include "calibrate/record/synthetic_attention.h"
 #include "io/test_folder.h"
 #include "pipeline/calibrate.h"
 #include "pipeline/fake_model.h"
+#include "plan/plan.h"
 
 namespace calibatt {
 namespace {
 
+using testing::Contains;
+using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -251,6 +255,21 @@ TEST_F(CalibrateOnRanks, EveryRunOfGrowthMayHaveARankOfItsOwn) {
   };
   plan_of(std::vector<Before>(5, meet), "p");
   EXPECT_EQ(met, 5);
+}
+
+TEST_F(CalibrateOnRanks, AttentionIn8BitsThatAnotherMachineMeasuredIsNotChosenWhereItCannotRun) {
+  options_.speedup = 1.5;
+  plan_of({Before()}, "p");
+  const std::string folder = options_.profile_dir, path = folder_ / "p.safetensors";
+  const ProfileHeader header = load_header(prompt_file(folder, 0));
+  StepGrowth growth = load_growth(folder, header).value();
+  growth.attention_changes = {{0, 1e-6}};
+  save_growth(folder, header, growth);
+  options_.run.attention_dtype = AttentionDtype::kFP8;
+  const EightBitGains gains{1, {{1, 0.1, 2}, {1, 1, 2}}};
+  summary_ = calibrate(*ranks({Before()}), options_, path, {}, &gains);
+  EXPECT_THAT(load_plan(path)->info().eight_bits, Each(EightBitParts()));
+  EXPECT_THAT(warnings_, Contains(HasSubstr("--attention-dtype fp8: these 8 bits are not computed here")));
 }
 
 TEST_F(CalibrateOnRanks, OneThatFailsInAHeldOutRunEndsAll) {

@@ -75,9 +75,6 @@ class RowStream {
     extern __shared__ uint4 row_memory[];
     return row_memory + kBarrierBytes / 16 + stage * kParts * units_;
   }
-  __device__ __forceinline__ void next_row() {
-    from_ += int64_t{gridDim.x} * units_ * kParts * n;
-  }
 
   template <Reuse reuse>
   __device__ __forceinline__ void load_part(const T* from, float (&values)[kUnits][n]) const {

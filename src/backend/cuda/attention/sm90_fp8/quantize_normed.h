@@ -5,7 +5,7 @@
 #include "backend/cuda/attention/sm90_fp8/quantized.h"
 
 /// The bytes of queries and keys that are as their projection left them (AttentionArgs::norm, with which the call has
-/// one batch entry, heads behind each other and no summaries).
+/// one batch entry and heads behind each other), and the sums of keys that summaries are made of.
 namespace calibatt::cuda::sm90_fp8 {
 
 /// Whether these kernels take rows of so many heads.
