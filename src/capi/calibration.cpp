@@ -151,7 +151,8 @@ void enter_eight_bits(const EightBitSettings& settings, const Profile& profile, 
   compilation.eight_bit_layers = settings.layers();
   compile.may_be_eight_bit = {.attention = settings.attention, .layers = !compilation.eight_bit_layers.empty()};
   const std::string& name = profile.header.provenance.transformers.front().name;  // begins with its class
-  compile.gains = eight_bit_gains(usual_backend(), std::string_view(name).substr(0, name.find(' ')));
+  const DType layers = settings.weights == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
+  compile.gains = eight_bit_gains(usual_backend(), std::string_view(name).substr(0, name.find(' ')), layers);
   const EightBitParts measured = parts_to_measure(compile, compile.gains.parts(profile.header.geometry.num_tokens()));
   for (const EightBitParts part :
        {EightBitParts{.attention = measured.attention}, EightBitParts{.layers = measured.layers}}) {
