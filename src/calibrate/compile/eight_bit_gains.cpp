@@ -26,23 +26,24 @@ std::span<const Point> of_size(const std::vector<Point>& points, size_t begin) {
   return {points.begin() + static_cast<std::ptrdiff_t>(begin), end - begin};
 }
 
-/// Everything but self-attention, of Wan 14B at 720p: e4m3 2.71 s for 1.36 s; int8 2.69 s for 1.29 s, of which .04 s
+/// Everything but self-attention, of Wan 14B at 720p: e4m3 2.71 s for 1.36 s; int8 2.71 s for 1.33 s, of which .04 s
 /// are the norm and rotation of queries and keys, that attention did in that run. Small Wan models gain less, which
 /// nobody measured.
-constexpr double kLayersE4M3 = 1.99, kLayersInt8 = 2.09;
+constexpr double kLayersE4M3 = 1.99, kLayersInt8 = 2.04;
 
 /// Hopper, the only GPUs that compute anything in 8 bits here. From forwards of Wan 14B (docs/performance.md, "One
-/// H200: whole forwards in 8 bits"). Self-attention, quantising included: at 720p 162.8 ms a layer for 122.0
-/// dense, 61.3 for 55.1 planned; at 480p 29.7 for 23.6 and 9.7 for 9.5. At density .214 it is single launches ("One
-/// H200: attention in 8 bits"). Nobody measured few tokens: that nothing is gained at 8,192 is supposed.
+/// H200: whole forwards in 8 bits"). Self-attention, quantising included, but without norm and rotation: planned at
+/// 720p 64.2 ms a layer for 50.7, at 480p 10.3 for 8.5. Dense forwards were measured with earlier kernels (162.8 for
+/// 122.0 and 29.7 for 23.6), which take 4.7 and 4.4 % longer. At density .214 it is single launches ("One H200:
+/// attention in 8 bits"). Nobody measured few tokens: that nothing is gained at 8,192 is supposed.
 EightBitGains hopper(DType layers) {
   return {layers == DType::kI8 ? kLayersInt8 : kLayersE4M3,
           {{8'192, 1, 1},
-           {32'760, 0.321, 1.021},
-           {32'760, 1, 1.258},
-           {75'600, 0.214, 1.077},
-           {75'600, 0.376, 1.113},
-           {75'600, 1, 1.334}}};
+           {32'760, 0.321, 1.21},
+           {32'760, 1, 1.31},
+           {75'600, 0.214, 1.21},
+           {75'600, 0.376, 1.27},
+           {75'600, 1, 1.40}}};
 }
 
 /// The same of Mochi 1 at 848×480 × 163 frames: .294 s for .181 s ("One H200: linear layers in 8 bits"). In e4m3; int8
