@@ -266,12 +266,12 @@ void run(Flags& flags) {
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
   check_attention_here(flags.load, flags.run);
-  check_plan(flags.load, model.resolved(flags.run));
   flags.load.video_bytes = model.memory(flags.run, flags.load.precision, flags.load.weights).beside_weights();
   warn_of_unread(flags);
   const std::vector<Job> jobs = jobs_of(flags, model);
   check(flags, jobs);
   if (jobs.empty()) return;
+  check_plan(flags.load, model.resolved(flags.run));
   watch_for_interrupts();
   ProgressBar bar("generate");
   const ProgressCallback progress = [&bar](const Progress& state) {
