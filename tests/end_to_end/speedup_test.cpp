@@ -111,6 +111,23 @@ TEST_F(Speedup, ADensityThatGivesMoreThanWasAskedForIsSaid) {
   EXPECT_THAT(calibrate("--speedup 1.05", 6, " --attention-share .8").output, Not(HasSubstr("more than --speedup")));
 }
 
+TEST_F(Speedup, BenchSaysWhatOfItsDenseRunIsIn8Bits) {
+  const auto bench = [&](const std::string& more) {
+    const CommandResult result =
+        run_calibatt("bench" + kSmall + "--steps 6 --max-prompts 1 --plan " + folder_.file("plan.safetensors") +
+                     " --prompts " + folder_.file("prompts.txt") + " -o " + folder_.file("bench") + more);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return std::pair{nlohmann::json::parse(read_file(folder_.file("bench/report.json"))), result.output};
+  };
+  const std::string has = "linear layers in int8 in 4 of 6 steps";
+  const auto [report, output] = bench(" --weights-dtype int8");
+  EXPECT_EQ(report["dense_eight_bits"], has);
+  EXPECT_THAT(output, HasSubstr("times as fast as dense (which has " + has + "), "));
+  const auto [plain, plain_output] = bench("");
+  EXPECT_EQ(plain["dense_eight_bits"], "");
+  EXPECT_THAT(plain_output, HasSubstr("times as fast as dense, "));
+}
+
 // The flags say what a plan may have; prompts run without, so that it is the same profile.
 TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
   const nlohmann::json before = growth();
