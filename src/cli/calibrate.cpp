@@ -62,9 +62,12 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
   std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
   if (summary.density_asked) std::printf(" (asked for: %.3g)", *summary.density_asked);
-  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, expected error %s\n",
-              summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
-              expected_error_text(summary.expected_error, summary.error_basis).c_str());
+  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×", summary.repetitive_heads,
+              summary.total_heads, summary.predicted_speedup);
+  if (summary.step_reuse.empty() || summary.expected_error != 0) {  // else it is the reused steps that change anything
+    std::printf(", expected error %s", expected_error_text(summary.expected_error, summary.error_basis).c_str());
+  }
+  std::printf("\n");
   print_reuse(summary);
   print_eight_bits(summary);
   std::printf("%s (%d from the saved profile), %.1f s",
