@@ -100,7 +100,7 @@ bool is_infinite(const std::optional<double>& value) {
   return value && std::isinf(*value);
 }
 
-nlohmann::json report_of(const CalibrationSummary& summary) {
+nlohmann::json report_of(const CalibrationSummary& summary, const std::vector<std::string>& warnings) {
   return {{"calibration_seconds", summary.calibration_seconds},
           {"prompt_seconds", summary.prompt_seconds},
           {"transformer_seconds", summary.transformer_seconds},
@@ -122,7 +122,7 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"latents_measured", or_null(summary.latents_measured)},
           {"psnr_measured", or_null(summary.psnr_measured)},
           {"identical_measured", is_infinite(summary.psnr_measured)},
-          {"warnings", summary.warnings},
+          {"warnings", warnings},
           {"growth_seconds", summary.growth_seconds},
           {"check_seconds", summary.check_seconds},
           {"plan_written", summary.plan_written},
@@ -201,6 +201,7 @@ void hold_whole_weights(LoadOptions& load) {
 }
 
 void run(Flags& flags) {
+  const KeptWarnings warnings;
   check(flags);
   if (flags.load.devices.size() > 1) hold_whole_weights(flags.load);
   leave_idle_devices_out(flags.calibration, flags.load.devices);
@@ -232,7 +233,7 @@ void run(Flags& flags) {
   });
   bar.finish();
   if (!flags.report.empty()) {
-    write_text_file(flags.report, report_of(summary).dump(2) + "\n");
+    write_text_file(flags.report, report_of(summary, warnings.with(summary.warnings)).dump(2) + "\n");
   }
   if (summary.plan_written) {
     print_summary(summary, flags.output);
