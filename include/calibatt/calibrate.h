@@ -80,7 +80,7 @@ struct CalibrationSummary {
   std::optional<double> latents_error;  ///< with speedup or psnr: expected relative change of the final latents,
   std::optional<double> psnr_db;        ///< and what that is for a video against the dense one (infinite: the same)
   std::optional<double> latents_measured, psnr_measured;  ///< both in a run with the plan that was not calibrated on
-  std::vector<std::string> warnings;  ///< what to know before the plan is used: doubt_about_prediction
+  std::vector<std::string> warnings;  ///< what to know of the plan before it is used: doubts of plan.h
   double calibration_seconds = 0;     ///< wall clock of everything: fingerprint, recorded prompts, compilation
   double prompt_seconds = 0;          ///< of it, prompts that ran now: text, transformer, measuring, saving
   double transformer_seconds = 0;     ///< of all of them, the transformer with all measuring beside it; of devices that

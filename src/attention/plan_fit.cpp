@@ -350,9 +350,10 @@ PlanFit fit_plan(const Plan& plan, const RunDescription& run) {
     fit.use.warnings.push_back("the plan is applied to other weights: " + fit.other_weights +
                                "; how far from dense it is there was never measured");
   }
-  std::string condition = condition_warning(plan, run), doubt = doubt_about_prediction(fit.use.end);
+  std::string condition = condition_warning(plan, run), doubt = doubt_about_prediction(fit.use.end),
+              closeness = doubt_about_closeness(fit.use.end);
   if (!condition.empty() || !fit.other_weights.empty()) fit.use.end = {};  // it is of other runs
-  for (std::string* warning : {&condition, &doubt}) {
+  for (std::string* warning : {&condition, &doubt, &closeness}) {
     if (!warning->empty()) fit.use.warnings.push_back(std::move(*warning));
   }
   return fit;

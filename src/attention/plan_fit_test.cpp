@@ -77,6 +77,9 @@ TEST(PlanFit, ThePlansErrorAndTheConditionsItSaysNothingOfAreReported) {
   parts.accuracy.psnr_measured = 25.8;
   EXPECT_EQ(use([](auto&) {}).end.psnr_measured, 25.8);
   EXPECT_THAT(use([](auto&) {}).warnings, ElementsAre(HasSubstr("17.2 dB less")));
+  parts.accuracy.psnr_predicted = 15, parts.accuracy.psnr_measured = 13.5;
+  EXPECT_THAT(use([](auto&) {}).warnings, ElementsAre(HasSubstr("13.5 dB to the dense video")));
+  parts.accuracy.psnr_predicted = 43;
   parts.accuracy.psnr_measured = 41.2;  // as plans come that are good in many videos
   EXPECT_THAT(use([](auto&) {}).warnings, IsEmpty());
 

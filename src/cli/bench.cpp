@@ -82,6 +82,14 @@ PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const Prompt& pr
   return {results[0].report, results[1].report, compare_videos(results[0].video, results[1].video)};
 }
 
+/// What of the dense runs is in 8 bits itself: --weights-dtype is of the whole model.
+std::string dense_eight_bits(const RunReport& dense) {
+  const int steps = eight_bit_steps(dense, "layers");
+  if (steps == 0) return "";
+  return format("linear layers in %s in %d of ", dense.weights_dtype.c_str(), steps) +
+         counted(*dense.options.steps, "steps");
+}
+
 json report_json(const Flags& flags, const std::vector<Prompt>& prompts, const std::vector<PromptResult>& results) {
   std::vector<double> transformer, attention, total, psnr, ssim, flicker;
   std::vector<std::string> texts;
@@ -121,6 +129,7 @@ json report_json(const Flags& flags, const std::vector<Prompt>& prompts, const s
                  {"psnr_db", median(psnr)},
                  {"ssim", median(ssim)},
                  {"flicker_difference", median(flicker)},
+                 {"dense_eight_bits", dense_eight_bits(results[0].dense)},
                  {"prompts", texts},
                  {"seed", flags.run.seed},
                  {"calibration_seconds", nullptr},
@@ -144,9 +153,11 @@ void print_table(const std::vector<PromptResult>& results, const json& report) {
                 (std::isinf(psnr) ? "same" : format("%.2f", psnr)).c_str(), result.comparison.ssim,
                 result.comparison.flicker_difference);
   }
+  const std::string eight_bits = report["dense_eight_bits"];
   std::printf(
-      "median: transformer %.2f times as fast as dense, %.2f times in all, at density %.3f; PSNR %s, SSIM %.4f\n",
-      report["speedup_transformer"].get<double>(), report["speedup_total"].get<double>(),
+      "median: transformer %.2f times as fast as dense%s, %.2f times in all, at density %.3f; PSNR %s, SSIM %.4f\n",
+      report["speedup_transformer"].get<double>(),
+      (eight_bits.empty() ? "" : " (which has " + eight_bits + ")").c_str(), report["speedup_total"].get<double>(),
       report["density"].get<double>(), psnr_text(report["psnr_db"].get<double>(), 2).c_str(),
       report["ssim"].get<double>());
 }

@@ -62,9 +62,12 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   if (!summary.measured.empty()) std::printf("measured: %s\n", printable(summary.measured).c_str());
   std::printf("%s: density %.3f", printable(output).c_str(), summary.density);
   if (summary.density_asked) std::printf(" (asked for: %.3g)", *summary.density_asked);
-  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×, expected error %s\n",
-              summary.repetitive_heads, summary.total_heads, summary.predicted_speedup,
-              expected_error_text(summary.expected_error, summary.error_basis).c_str());
+  std::printf(", %d of %d heads repetitive, predicted speedup of the transformer %.2f×", summary.repetitive_heads,
+              summary.total_heads, summary.predicted_speedup);
+  if (summary.step_reuse.empty() || summary.expected_error != 0) {  // else it is the reused steps that change anything
+    std::printf(", expected error %s", expected_error_text(summary.expected_error, summary.error_basis).c_str());
+  }
+  std::printf("\n");
   print_reuse(summary);
   print_eight_bits(summary);
   std::printf("%s (%d from the saved profile), %.1f s",
@@ -97,7 +100,7 @@ bool is_infinite(const std::optional<double>& value) {
   return value && std::isinf(*value);
 }
 
-nlohmann::json report_of(const CalibrationSummary& summary) {
+nlohmann::json report_of(const CalibrationSummary& summary, const std::vector<std::string>& warnings) {
   return {{"calibration_seconds", summary.calibration_seconds},
           {"prompt_seconds", summary.prompt_seconds},
           {"transformer_seconds", summary.transformer_seconds},
@@ -119,7 +122,7 @@ nlohmann::json report_of(const CalibrationSummary& summary) {
           {"latents_measured", or_null(summary.latents_measured)},
           {"psnr_measured", or_null(summary.psnr_measured)},
           {"identical_measured", is_infinite(summary.psnr_measured)},
-          {"warnings", summary.warnings},
+          {"warnings", warnings},
           {"growth_seconds", summary.growth_seconds},
           {"check_seconds", summary.check_seconds},
           {"plan_written", summary.plan_written},
@@ -198,6 +201,7 @@ void hold_whole_weights(LoadOptions& load) {
 }
 
 void run(Flags& flags) {
+  const KeptWarnings warnings;
   check(flags);
   if (flags.load.devices.size() > 1) hold_whole_weights(flags.load);
   leave_idle_devices_out(flags.calibration, flags.load.devices);
@@ -229,7 +233,7 @@ void run(Flags& flags) {
   });
   bar.finish();
   if (!flags.report.empty()) {
-    write_text_file(flags.report, report_of(summary).dump(2) + "\n");
+    write_text_file(flags.report, report_of(summary, warnings.with(summary.warnings)).dump(2) + "\n");
   }
   if (summary.plan_written) {
     print_summary(summary, flags.output);

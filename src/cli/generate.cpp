@@ -35,9 +35,12 @@ struct Job {
   std::string output, report;
 };
 
-void print_plan_use(const PlanUse& plan) {
-  std::printf("plan: expected error %s; weights: %s\n",
-              expected_error_text(plan.expected_error, plan.error_basis).c_str(), plan.weights.c_str());
+void print_plan_use(const PlanUse& plan, bool reuses_steps) {
+  std::string text;  // attention without an error says nothing of a run that reuses steps
+  if (!reuses_steps || plan.expected_error != 0) {
+    text = "expected error " + expected_error_text(plan.expected_error, plan.error_basis) + "; ";
+  }
+  std::printf("plan: %sweights: %s\n", text.c_str(), plan.weights.c_str());
   if (const std::string end = end_of_run_text(plan.end); !end.empty()) {
     std::printf("plan: %s%s\n", end.c_str(), plan.end_is_with.empty() ? "" : ("; with " + plan.end_is_with).c_str());
   }
@@ -140,7 +143,7 @@ void print_summary(const RunReport& report, const std::string& output) {
     std::printf("\n");
   }
   print_reuse(report);
-  if (report.plan) print_plan_use(*report.plan);
+  if (report.plan) print_plan_use(*report.plan, !report.step_reuse.empty());
   if (!report.step_mapping.empty()) std::printf("plan steps: %s\n", printable(report.step_mapping).c_str());
   if (report.dense_fallback_calls > 0) {
     std::printf("WARNING: %lld of %s ran dense because the plan does not fit: %s\n",

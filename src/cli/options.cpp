@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <string_view>
@@ -192,9 +193,37 @@ void add_device_flags(CLI::App& command, LoadOptions& load) {
       ->excludes(device);
 }
 
+std::mutex kept_mutex;
+std::optional<std::vector<std::string>> kept_warnings;  // none: nobody keeps them
+
+void add_once(const std::string& text, std::vector<std::string>& all) {
+  if (std::ranges::find(all, text) == all.end()) all.push_back(text);
+}
+
 }  // namespace
 
+KeptWarnings::KeptWarnings() {
+  const std::lock_guard lock(kept_mutex);
+  kept_warnings.emplace();
+}
+
+KeptWarnings::~KeptWarnings() {
+  const std::lock_guard lock(kept_mutex);
+  kept_warnings.reset();
+}
+
+std::vector<std::string> KeptWarnings::with(const std::vector<std::string>& more) const {
+  const std::lock_guard lock(kept_mutex);
+  std::vector<std::string> all = *kept_warnings;
+  for (const std::string& each : more) add_once(each, all);
+  return all;
+}
+
 void warn(const std::string& message) {
+  {
+    const std::lock_guard lock(kept_mutex);
+    if (kept_warnings) add_once(message, *kept_warnings);
+  }
   std::fprintf(stderr, "calibatt: warning: %s\n", printable(message).c_str());
 }
 

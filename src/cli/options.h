@@ -20,6 +20,15 @@ void add_model_flags(CLI::App& command, LoadOptions& load);
 void add_loading_flags(CLI::App& command, LoadOptions& load);
 /// One line on stderr about something that does no harm.
 void warn(const std::string& message);
+/// Of all warnings while it lives what a report says of them: each once, in order. One at a time.
+class KeptWarnings {
+ public:
+  KeptWarnings();
+  ~KeptWarnings();
+  KeptWarnings(const KeptWarnings&) = delete;
+  KeptWarnings& operator=(const KeptWarnings&) = delete;
+  std::vector<std::string> with(const std::vector<std::string>& more) const;  ///< and these behind them
+};
 /// Warns of those of these flags that were given to a command that does not read them.
 void warn_of_unread(const CLI::App& command, const std::vector<std::string>& flags, const std::string& why);
 /// Warns of a rate that is given and that no file will have: numbered pictures have none.

@@ -28,6 +28,7 @@
 #include "pipeline/known_fingerprints.h"
 #include "pipeline/options.h"
 #include "pipeline/runner_group.h"
+#include "plan/describe.h"
 
 namespace calibatt {
 
@@ -275,9 +276,9 @@ void check_plan(const Profile& profile, CompileOptions& compile, const std::stri
   compile.latents_measured = summary.latents_measured = check.latents_error;
   summary.psnr_measured = check.psnr_db;
   if (std::isfinite(check.psnr_db)) compile.psnr_measured = check.psnr_db;  // else no pixel differs
-  if (std::string doubt = doubt_about_prediction({.psnr_predicted = summary.psnr_db, .psnr_measured = check.psnr_db});
-      !doubt.empty()) {
-    summary.warnings.push_back(std::move(doubt));
+  const EndOfRun end{.psnr_predicted = summary.psnr_db, .psnr_measured = check.psnr_db};
+  for (const std::string& doubt : {doubt_about_prediction(end), doubt_about_closeness(end)}) {
+    if (!doubt.empty()) summary.warnings.push_back(doubt);
   }
   compile_to_file(profile, compile, plan_path, told.of_compiler(progress));
   summary.check_seconds = now_seconds() - begin;

@@ -192,6 +192,16 @@ std::string doubt_about_prediction(const EndOfRun& end) {
       *end.psnr_measured, *end.psnr_predicted, below);
 }
 
+std::string doubt_about_closeness(const EndOfRun& end) {
+  constexpr double kAnotherVideo = 25;  // dB; below it what is seen is no longer where it is in the dense video
+  const std::optional<double> psnr = end.psnr_measured ? end.psnr_measured : end.psnr_predicted;
+  if (!psnr || !(*psnr < kAnotherVideo)) return "";
+  return format(
+      "%s %.1f dB to the dense video: below %.0f dB a plan makes another video; calibrate with a smaller "
+      "--speedup (a larger --psnr) or more steps",
+      end.psnr_measured ? "the plan's held-out run came to" : "the plan is predicted to come to", *psnr, kAnotherVideo);
+}
+
 std::string describe(const Plan& plan) {
   const PlanInfo& parts = plan.info();
   const PlanProvenance& made = parts.provenance;
@@ -221,7 +231,7 @@ std::string describe(const Plan& plan) {
   text += eight_bits_text(parts);
   text += line("expected error", accuracy_text(parts.accuracy));
   const EndOfRun end = parts.accuracy.end_of_run();
-  for (const std::string& each : {end_of_run_text(end), doubt_about_prediction(end)}) {
+  for (const std::string& each : {end_of_run_text(end), doubt_about_prediction(end), doubt_about_closeness(end)}) {
     if (!each.empty()) text += line("", each);
   }
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()) +

@@ -59,6 +59,23 @@ TEST(Describe, APredictionThatTheHeldOutRunDidNotKeepIsDoubted) {
   EXPECT_THROW(Plan{parts}, Error);
 }
 
+TEST(Describe, APlanThatMakesAnotherVideoIsDoubted) {
+  EXPECT_EQ(doubt_about_closeness({}), "");
+  EXPECT_EQ(doubt_about_closeness({.psnr_predicted = 25}), "");
+  EXPECT_THAT(doubt_about_closeness({.psnr_predicted = 13.4}),
+              AllOf(HasSubstr("is predicted to come to 13.4 dB to the dense video: below 25 dB a plan makes another"),
+                    HasSubstr("smaller --speedup (a larger --psnr) or more steps")));
+  EXPECT_THAT(doubt_about_closeness({.psnr_predicted = 30, .psnr_measured = 24.9}),
+              HasSubstr("held-out run came to 24.9 dB"));
+  EXPECT_EQ(doubt_about_closeness({.psnr_predicted = 20, .psnr_measured = 26}), "") << "what was measured decides";
+  EXPECT_EQ(doubt_about_closeness({.psnr_predicted = 20, .psnr_measured = INFINITY}), "");
+  Plan::Parts parts = test::reuse_parts();
+  parts.accuracy.latents_measured = 1;
+  parts.accuracy.psnr_predicted = 14;
+  parts.accuracy.psnr_measured = 13.5;
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("came to 13.5 dB to the dense video"));
+}
+
 TEST(Describe, WhereNoPixelDiffersThatIsSaid) {
   Plan::Parts parts = test::reuse_parts();
   parts.accuracy.latents_predicted = 0;

@@ -313,6 +313,18 @@ class PageModel {
     model_["tiles"].push_back({{"label", label}, {"value", value}, {"unit", unit}, {"note", note}});
   }
 
+  /// Where 8 bits are a part of what is compared: which of the first comparison's runs has them.
+  std::string eight_bits_note() const {
+    const json& runs = model_["comparisons"].empty() ? json() : model_["comparisons"][0].value("runs", json());
+    if (!runs.is_array()) return "";
+    const auto of = [&](size_t side) {
+      return model_["runs"][runs[side].get<size_t>()]["eight_bits"].get<std::string>();
+    };
+    const std::string dense = of(0), planned = of(1);
+    if (!dense.empty()) return " (which has " + dense + ")";
+    return planned.empty() ? "" : " (without 8 bits; the other has " + planned + ")";
+  }
+
   /// The numbers that a reader looks for first: of the benchmark, of the one comparison, of the calibration.
   void add_tiles() {
     const json* source = nullptr;
@@ -328,8 +340,9 @@ class PageModel {
         if (const auto found = source->find(key); found != source->end() && found->is_number())
           tile(label, fixed(found->get<double>(), digits), unit, note);
       };
-      add("Transformer", "speedup_transformer", 2, "×", "as fast as dense, " + of);
-      add("In all", "speedup_total", 2, "×", "as fast as dense, " + of);
+      const std::string dense = "dense" + eight_bits_note();
+      add("Transformer", "speedup_transformer", 2, "×", "as fast as " + dense + ", " + of);
+      add("In all", "speedup_total", 2, "×", "as fast as " + dense + ", " + of);
       add("PSNR to dense", "psnr_db", 1, "dB", of);
       add("SSIM to dense", "ssim", 4, "", of);
     }

@@ -268,6 +268,33 @@ TEST_F(Report, ComparesTwoRunsOfOneVideo) {
               IsEmpty());
 }
 
+TEST_F(Report, SaysWhichOfTheComparedRunsHas8Bits) {
+  json planned = run("gone.safetensors"), dense = run();
+  const auto files = [&] {
+    return std::vector<std::string>{write("planned.json", planned), write("dense.json", dense)};
+  };
+  const auto note = [&] { return model(files())["tiles"][0]["note"].get<std::string>(); };
+  const auto html = [&] {
+    ReportInputs inputs;
+    inputs.files = files();
+    return make_report_page(inputs).html;
+  };
+  EXPECT_EQ(note(), "as fast as dense, one video");
+  EXPECT_THAT(html(), Not(HasSubstr(">8 bits<")));
+  planned["weights_dtype"] = "int8";
+  planned["eight_bit_parts"] = {"none", "attention+layers"};
+  const std::string told = "linear layers in int8 in 1 of 2 steps, self-attention in 8 bits in 1 of 2 steps";
+  EXPECT_EQ(note(), "as fast as dense (without 8 bits; the other has " + told + "), one video");
+  EXPECT_THAT(html(), AllOf(HasSubstr(">8 bits<"), HasSubstr("<td>none</td>"), HasSubstr("<td>" + told + "</td>")));
+  dense["weights_dtype"] = "int8";
+  dense["eight_bit_parts"] = {"none", "layers"};
+  EXPECT_EQ(note(), "as fast as dense (which has linear layers in int8 in 1 of 2 steps), one video");
+  json both = bench();
+  both["runs"][0]["dense"] = dense;
+  EXPECT_THAT(model({write("report.json", both)})["tiles"][0]["note"].get<std::string>(),
+              HasSubstr("dense (which has linear layers in int8 in 1 of 2 steps), median of 1 video"));
+}
+
 TEST_F(Report, TakesThePlanThatARunNamesWhereItIsStillThatPlan) {
   const std::string plan = save("p.safetensors", test::example_parts());
   json report = run(plan);

@@ -52,11 +52,28 @@ json ratio(const json& dense, const json& planned, const char* key) {
   return slow > 0 && fast > 0 ? json(slow / fast) : json();
 }
 
+/// What a run had in 8 bits; empty: nothing.
+std::string eight_bits_of(const json& run) {
+  const std::vector<std::string> steps = texts_of(run, "eight_bit_parts");
+  std::string text;
+  const auto add = [&](const char* part, const std::string& what) {
+    const auto with =
+        std::ranges::count_if(steps, [&](const std::string& parts) { return parts.find(part) != std::string::npos; });
+    if (with == 0) return;
+    text += (text.empty() ? "" : ", ") + what + " in " + std::to_string(with) + " of " +
+            counted(static_cast<int64_t>(steps.size()), "steps");
+  };
+  add("layers", "linear layers in " + text_of(run, "weights_dtype"));
+  add("attention", "self-attention in 8 bits");
+  return text;
+}
+
 }  // namespace
 
 json run_model(const json& run, const std::string& name) {
   json model = {{"name", name}, {"kind", text_of(run, "plan").empty() ? "dense" : "planned"}};
   model["prompt"] = text_of(run, "prompt");
+  model["eight_bits"] = eight_bits_of(run);
   const json& seconds = object_of(run, "seconds");
   for (const char* stage : {"text", "attention", "transformer_other", "vae", "transformer", "total"}) {
     model["seconds"][stage] = number_or_null(seconds, stage);

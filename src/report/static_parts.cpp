@@ -158,17 +158,24 @@ std::string times_html(const json& model) {
   std::string legend, bars, rows;
   for (const Stage& stage : kStages)
     legend += tag("li", tag("span", "", std::string("class=\"swatch ") + stage.colour + "\"") + stage.title);
+  const bool any_eight_bits = std::ranges::any_of(
+      model["runs"], [](const json& run) { return !run["eight_bits"].get_ref<const std::string&>().empty(); });
   for (const json& run : model["runs"]) {
     bars += time_bar(run, longest);
     std::string cells = row_head(run["name"]);
     for (const Stage& stage : kStages) cells += number_cell(run["seconds"][stage.key], 2);
     cells += tag("td", fixed(total_of(run), 2), "class=\"n\"") + number_cell(run["forwards"], 0) +
              number_cell(run["density"], 3);
+    if (any_eight_bits) {
+      const std::string eight_bits = run["eight_bits"];
+      cells += tag("td", eight_bits.empty() ? "none" : escape_html(eight_bits));
+    }
     rows += tag("tr", cells);
   }
   std::vector<Column> columns{{"Run", false}};
   for (const Stage& stage : kStages) columns.push_back({stage.title});
   for (const char* title : {"In all", "Forwards", "Density"}) columns.push_back({title});
+  if (any_eight_bits) columns.push_back({"8 bits", false});
   return tag("ul", legend, "class=\"legend\"") + tag("div", bars, "class=\"bars\"") +
          details("Seconds as a table", table("Seconds of each run", columns, rows));
 }

@@ -11,6 +11,7 @@ namespace calibatt::test {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -109,6 +110,39 @@ TEST_F(Speedup, ADensityThatGivesMoreThanWasAskedForIsSaid) {
                                  HasSubstr("more than --speedup 1.05 asks for; leave --density out")));
   EXPECT_THAT(calibrate("--speedup 1.5 --density 1").output, Not(HasSubstr("more than --speedup")));  // 4 of 6 steps
   EXPECT_THAT(calibrate("--speedup 1.05", 6, " --attention-share .8").output, Not(HasSubstr("more than --speedup")));
+}
+
+// The report says what the terminal showed, each once, and of the plan behind it.
+TEST_F(Speedup, TheReportRepeatsWhatWasWarnedOf) {
+  const CommandResult result =
+      calibrate("--speedup 2.2 --density 1 --fps 9 --weights-dtype fp8 --report " + folder_.file("c.json"));
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  const std::vector<std::string> warnings = nlohmann::json::parse(read_file(folder_.file("c.json")))["warnings"];
+  EXPECT_THAT(warnings, ElementsAre(HasSubstr("--fps is not read"), HasSubstr("so the plan has none"),
+                                    HasSubstr("more than --speedup 2.2 asks for"),
+                                    HasSubstr("below 25 dB a plan makes another video")));
+  for (const std::string& text : warnings) EXPECT_THAT(result.output, HasSubstr(text));
+  EXPECT_THAT(result.output, Not(HasSubstr("expected error")));
+  const CommandResult run = run_calibatt("generate" + kSmall + "--steps 6 -p a --plan " +
+                                         folder_.file("plan.safetensors") + " -o " + folder_.file("v.png"));
+  EXPECT_THAT(run.output, AllOf(HasSubstr("plan: weights: "), HasSubstr("WARNING: the plan's held-out run came to")));
+}
+
+TEST_F(Speedup, BenchSaysWhatOfItsDenseRunIsIn8Bits) {
+  const auto bench = [&](const std::string& more) {
+    const CommandResult result =
+        run_calibatt("bench" + kSmall + "--steps 6 --max-prompts 1 --plan " + folder_.file("plan.safetensors") +
+                     " --prompts " + folder_.file("prompts.txt") + " -o " + folder_.file("bench") + more);
+    EXPECT_EQ(result.exit_code, 0) << result.output;
+    return std::pair{nlohmann::json::parse(read_file(folder_.file("bench/report.json"))), result.output};
+  };
+  const std::string has = "linear layers in int8 in 4 of 6 steps";
+  const auto [report, output] = bench(" --weights-dtype int8");
+  EXPECT_EQ(report["dense_eight_bits"], has);
+  EXPECT_THAT(output, HasSubstr("times as fast as dense (which has " + has + "), "));
+  const auto [plain, plain_output] = bench("");
+  EXPECT_EQ(plain["dense_eight_bits"], "");
+  EXPECT_THAT(plain_output, HasSubstr("times as fast as dense, "));
 }
 
 // The flags say what a plan may have; prompts run without, so that it is the same profile.
