@@ -264,7 +264,6 @@ Image render_density_map(const Plan& plan) {
   draw_centred(image, (kLeft + right) / 2, kTop - 22, "step (0: noisiest)", kFaintInk);
   draw_centred(image, right + kGap + kMeanWidth / 2, kTop - 10, "mean", kFaintInk);
   draw_text(image, kMargin, bottom + kGap + (cell_height - kGlyphHeight) / 2, "mean", kFaintInk);
-
   draw_colour_scale(image, kLeft, bottom + kGap + cell_height + 32, scale_end);
   return image;
 }
