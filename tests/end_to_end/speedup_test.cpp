@@ -150,7 +150,7 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 0"),
               AllOf(HasSubstr("never measured"), Not(HasSubstr("held-out run\n"))));
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-layers ffn.net.2"),
-              AllOf(HasSubstr("has linear layers in fp8, but for ffn.net.2: how far from dense"),
+              AllOf(HasSubstr("has them in fp8, but for ffn.net.2: how far from dense"),
                     Not(HasSubstr("in a held-out run"))));
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 6"),
               HasSubstr("measured in a held-out run; with linear layers in 8 bits in steps"));
