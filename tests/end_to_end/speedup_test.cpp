@@ -149,9 +149,9 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
               AllOf(HasSubstr("dB) measured in a held-out run\n"), Not(HasSubstr("never measured"))));
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 0"),
               AllOf(HasSubstr("never measured"), Not(HasSubstr("held-out run\n"))));
-  EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-layers ffn.net.2"),
-              AllOf(HasSubstr("has them in fp8, but for ffn.net.2: how far from dense"),
-                    Not(HasSubstr("in a held-out run"))));
+  EXPECT_THAT(
+      of_run(" --weights-dtype fp8 --keep-layers ffn.net.2"),
+      AllOf(HasSubstr("has them in fp8, but for ffn.net.2: how far from dense"), Not(HasSubstr("in a held-out run"))));
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 6"),
               HasSubstr("measured in a held-out run; with linear layers in 8 bits in steps"));
   EXPECT_THAT(of_run(" --weights-dtype int8 --keep-steps 6"),
