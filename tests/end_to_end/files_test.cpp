@@ -83,7 +83,7 @@ TEST_F(PartFiles, ThatAreNotThoseAreNamed) {
 
 TEST_F(PartFiles, AConfigOfALargerModelThanTheWeightsIsRefusedByInfo) {
   const fs::path model = folder_.file("other"), config = model / "transformer" / "config.json";
-  fs::copy(kModel, model, fs::copy_options::recursive | fs::copy_options::create_symlinks);
+  fs::copy(kModel, model, fs::copy_options::recursive);
   fs::remove(config);
   const std::string text = read_file(kModel + "/transformer/config.json"), layers = "\"num_layers\": 8";
   ASSERT_NE(text.find(layers), std::string::npos);
