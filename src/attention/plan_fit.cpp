@@ -138,10 +138,6 @@ std::string condition_warning(const Plan& plan, const RunDescription& run) {
   if (!run.scheduler.empty() && !made.scheduler.empty() && run.scheduler != made.scheduler) {
     differ("scheduler ", made.scheduler, run.scheduler);
   }
-  const auto layers = made.settings.find("weights-dtype");  // said where the plan has steps with them in 8 bits
-  if (layers != made.settings.end() && !run.weights_dtype.empty() && layers->second != run.weights_dtype) {
-    differ("linear layers in ", layers->second, run.weights_dtype);
-  }
   if (theirs.empty() && !same_steps(plan, run)) {
     theirs.emplace_back("other noise levels");
     ours.emplace_back("levels of its own");
@@ -297,6 +293,16 @@ std::string in_steps(const std::vector<int>& steps) {
   return steps.empty() ? "in no step" : (steps.size() == 1 ? "in step " : "in steps ") + ranges_of(steps);
 }
 
+/// Where the run's layers are in other 8 bits than the plan was calibrated with. Empty: they are not, or the plan does
+/// not say (it does where it has steps with layers in 8 bits).
+std::string other_layers(const PlanInfo& info, const std::vector<EightBitParts>& done, const std::string& layers) {
+  const auto theirs = info.provenance.settings.find("weights-dtype");
+  if (theirs == info.provenance.settings.end() || theirs->second == layers) return "";
+  if (std::ranges::none_of(done, &EightBitParts::layers)) return "";
+  return "the plan was calibrated with linear layers in " + theirs->second + ", this run has them in " + layers +
+         ": how far from dense it is there was never measured";
+}
+
 /// Of the run's steps, with what the plan's figures were measured.
 std::vector<EightBitParts> measured_eight_bits(const PlanInfo& info, std::vector<EightBitParts> planned) {
   const std::map<std::string, std::string>& settings = info.provenance.settings;
@@ -312,12 +318,17 @@ std::vector<EightBitParts> measured_eight_bits(const PlanInfo& info, std::vector
 }  // namespace
 
 void judge_eight_bits(const Plan& plan, const std::vector<EightBitParts>& planned,
-                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse, PlanUse& use) {
+                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse,
+                      const std::string& layers, PlanUse& use) {
+  const std::vector<EightBitParts> done = of_forwards(run, reuse);
+  if (std::string warning = other_layers(plan.info(), done, layers); !warning.empty()) {
+    use.end = {};
+    use.warnings.push_back(std::move(warning));
+  }
   if (!use.end.latents_predicted && !use.end.latents_measured) return;
   std::vector<EightBitParts> measured = measured_eight_bits(plan.info(), planned);
   measured.resize(run.size());
   measured = of_forwards(std::move(measured), reuse);
-  const std::vector<EightBitParts> done = of_forwards(run, reuse);
   std::vector<std::string> theirs, ours;
   bool more = false;
   for (const auto& [name, part] :

@@ -34,7 +34,6 @@ struct RunDescription {
   double flow_shift = 0;
   std::optional<double> guidance_scale, guidance_scale_2;  ///< the second: of the second transformer
   std::string scheduler;
-  std::string weights_dtype;  ///< RunReport::weights_dtype: of linear layers in 8 bits
 };
 
 /// Whether a plan can be applied in a run, and what is to be said of it.
@@ -68,9 +67,11 @@ std::vector<StepReuse> map_reuse(const Plan& plan, const RunDescription& run, co
 std::vector<EightBitParts> map_eight_bits(const Plan& plan, const std::vector<int>& plan_step);
 
 /// Takes the figures of the plan's end of run out of `use` where the run has more in 8 bits than they were measured
-/// with, and warns; says what they are with where it has less. planned: map_eight_bits; run: what is done.
+/// with, or layers in others, and warns; says what they are with where it has less. planned: map_eight_bits; run: what
+/// is done; layers: RunReport::weights_dtype.
 void judge_eight_bits(const Plan& plan, const std::vector<EightBitParts>& planned,
-                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse, PlanUse& use);
+                      const std::vector<EightBitParts>& run, const std::vector<StepReuse>& reuse,
+                      const std::string& layers, PlanUse& use);
 
 /// How the run's steps use the plan's, for people; empty where they are the same.
 std::string describe_mapping(const Plan& plan, const RunDescription& run, const std::vector<int>& plan_step);

@@ -14,6 +14,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 TEST(PlanFit, WeightsThatNobodyKnowsAreNotCompared) {
   const auto use = [&](const Plan& plan, const RunDescription& run) { return fit_plan(plan, run).use; };
@@ -114,26 +115,6 @@ TEST(PlanFit, TheSecondTransformersGuidanceIsAConditionToo) {
   EXPECT_THAT(warnings(), IsEmpty());
 }
 
-TEST(PlanFit, LayersInOther8BitsAreToldOf) {
-  Plan::Parts parts = test::expert_parts();
-  parts.accuracy.psnr_predicted = 40;
-  RunDescription run = run_of(Plan(parts));
-  run.transformers.resize(2);
-  run.step_transformer = parts.step_transformer;
-  run.weights_dtype = "fp8";
-  const auto use = [&] { return fit_plan(Plan(parts), run).use; };
-  EXPECT_THAT(use().warnings, IsEmpty()) << "the plan does not say";
-  parts.provenance.settings["weights-dtype"] = "int8";
-  EXPECT_THAT(use().warnings, ElementsAre(AllOf(HasSubstr("calibrated with linear layers in int8,"),
-                                                HasSubstr("has linear layers in fp8:"))));
-  EXPECT_EQ(use().end.psnr_predicted, std::nullopt);
-  run.weights_dtype = "int8";
-  EXPECT_THAT(use().warnings, IsEmpty());
-  EXPECT_EQ(use().end.psnr_predicted, 40);
-  run.weights_dtype.clear();
-  EXPECT_THAT(use().warnings, IsEmpty()) << "none of them is in 8 bits, which generate says itself";
-}
-
 /// A plan whose figures are with its steps in 8 bits: linear layers in 3 and 5, self-attention in 1, 3 and 5; steps 2,
 /// 3 and 6 run no forward.
 class PlanFitIn8Bits : public testing::Test {
@@ -144,11 +125,11 @@ class PlanFitIn8Bits : public testing::Test {
     parts_.provenance.settings["weights-dtype"] = "fp8";
     parts_.provenance.settings["attention-dtype"] = "fp8";
   }
-  PlanUse use_of(const std::vector<EightBitParts>& run) const {
+  PlanUse use_of(const std::vector<EightBitParts>& run, const std::string& layers = "fp8") const {
     const Plan plan{Plan::Parts(parts_)};
     PlanUse use;
     use.end = plan.info().accuracy.end_of_run();
-    judge_eight_bits(plan, parts_.eight_bits, run, parts_.step_reuse, use);
+    judge_eight_bits(plan, parts_.eight_bits, run, parts_.step_reuse, layers, use);
     return use;
   }
   Plan::Parts parts_ = test::eight_bit_plan_parts();
@@ -187,6 +168,21 @@ TEST_F(PlanFitIn8Bits, FiguresOfRunsWithLessIn8BitsSayWithWhatTheyAre) {
   parts_.provenance.settings["attention-dtype"] = "auto";
   EXPECT_EQ(use_of(std::vector<EightBitParts>(7)).end_is_with,
             "linear layers in 8 bits in step 5, of which this run has less (in no step)");
+}
+
+TEST_F(PlanFitIn8Bits, LayersInOther8BitsAreToldOf) {
+  EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings,
+              ElementsAre(AllOf(HasSubstr("calibrated with linear layers in fp8,"), HasSubstr("has them in int8:"))));
+  EXPECT_EQ(use_of(parts_.eight_bits, "int8").end.psnr_predicted, std::nullopt);
+  std::vector<EightBitParts> none(7);
+  none[6].layers = true;  // of a reused step nothing is computed
+  EXPECT_THAT(use_of(none, "int8").warnings, IsEmpty()) << "--keep-steps 7: none of them is in 8 bits";
+  EXPECT_EQ(use_of(none, "int8").end.psnr_predicted, 40);
+  EXPECT_THAT(use_of(none, "int8").end_is_with, HasSubstr("of which this run has less"));
+  parts_.accuracy = {};
+  EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings, SizeIs(1)) << "of a plan without figures as well";
+  parts_.provenance.settings.erase("weights-dtype");
+  EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings, IsEmpty()) << "the plan does not say";
 }
 
 TEST(PlanFit, StepsUseThoseOfTheirOwnTransformer) {

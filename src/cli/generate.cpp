@@ -83,18 +83,32 @@ void print_planned_eight_bits(const RunReport& report) {
   }
 }
 
+/// Of a part that was asked for in 8 bits and is so in no step.
+void print_why_none(const RunReport& report, const char* part) {
+  const std::optional<int>& kept = report.options.kept_steps;
+  if (report.plan && !report.plan->eight_bits.empty() && !kept) {
+    std::printf("  %s in no step: the plan has none in 8 bits there; --keep-steps N takes the plan's place\n", part);
+    return;
+  }
+  const std::string keeps = kept ? "--keep-steps " + std::to_string(*kept) : "keeping the first quarter of the steps";
+  std::printf("  %s in no step: %s leaves no other step with a forward; give a smaller --keep-steps\n", part,
+              keeps.c_str());
+}
+
 void print_eight_bits(const RunReport& report) {
   print_planned_eight_bits(report);
   if (report.eight_bit_parts.empty()) return;
+  const bool attention = report.options.attention_dtype == AttentionDtype::kFP8, layers = !report.weights_dtype.empty();
+  const int with_attention = eight_bit_steps(report, "attention"), with_layers = eight_bit_steps(report, "layers");
   std::string parts;
-  if (report.options.attention_dtype == AttentionDtype::kFP8) {
-    parts = "self-attention in " + std::to_string(eight_bit_steps(report, "attention"));
-  }
-  if (!report.weights_dtype.empty()) {
-    parts += (parts.empty() ? "" : ", ") + format("linear layers in %d", eight_bit_steps(report, "layers"));
-  }
-  std::printf("in 8 bits: %s of %s; the others in the run's precision\n", parts.c_str(),
-              counted(*report.options.steps, "steps").c_str());
+  if (attention) parts = "self-attention in " + std::to_string(with_attention);
+  if (layers) parts += (parts.empty() ? "" : ", ") + format("linear layers in %d", with_layers);
+  int reused = 0;
+  for (const auto& [way, steps] : reused_steps(report)) reused += steps;
+  std::printf("in 8 bits: %s of %s%s; the others in the run's precision\n", parts.c_str(),
+              counted(*report.options.steps - reused, "steps").c_str(), reused > 0 ? " with a forward" : "");
+  if (attention && with_attention == 0) print_why_none(report, "self-attention");
+  if (layers && with_layers == 0) print_why_none(report, "linear layers");
 }
 
 /// How several devices shared the run.

@@ -93,6 +93,10 @@ constexpr KnownFlag kKnown[] = {
     {"--fa", kNotNeeded, kOwnKernels},
     {"--diffusion_fa", kNotNeeded, kOwnKernels},
     {"--verbose", kNotNeeded, "--report FILE has everything about the run"},
+    // Our own, of runs, where it is given to calibrate.
+    {"--keep_steps", kAnswered,
+     "a run keeps steps (calibatt generate); those that a plan has in 8 bits are told to calibatt calibrate with "
+     "--eight-bit-layers-from N and --eight-bit-attention-from N"},
     {"--color", kNotNeeded, "messages have no colours"},
 };
 

@@ -93,6 +93,14 @@ MemoryEstimate memory_estimate(const ModelElements& elements, uint64_t activatio
   return needs;
 }
 
+uint64_t less_described(uint64_t weights, uint64_t part, const std::string& path) {
+  if (part <= weights) return weights - part;
+  throw Error(ErrorKind::kMismatch, path +
+                                        ": the transformer's config.json describes more weights than its files have (" +
+                                        std::to_string(weights) + " bytes in this precision; a part alone would be " +
+                                        std::to_string(part) + "): they are not of one model; copy both anew from one");
+}
+
 ModelDescription describe_folder(const std::string& path, const ModelDefaults& defaults) {
   const fs::path root(path);
   ModelDescription model;

@@ -44,6 +44,9 @@ uint64_t gathered_group_bytes(const VideoSize& size, int frames_per_latent);
 /// ModelFiles::memory; activations and decoding: bytes beside the weights, of the transformer and of the autoencoder.
 MemoryEstimate memory_estimate(const ModelElements& elements, uint64_t activations, uint64_t decoding,
                                const VideoSize& size, DType dtype);
+/// Bytes of a transformer's weights less those of a part of it that its config.json describes. Throws Error(kMismatch)
+/// where that is more than there is. path: of the model's folder.
+uint64_t less_described(uint64_t weights, uint64_t part, const std::string& path);
 
 /// Path and name, and generation_config.json (calibatt's own, optional) where it says other than the model's defaults.
 /// Throws Error(kFormat).

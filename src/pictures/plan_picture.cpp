@@ -97,35 +97,55 @@ void check_site(const Plan& plan, int step, int layer, int head) {
   check("head", head, plan.geometry().heads);
 }
 
+/// Which steps' forwards have something in 8 bits: nothing is computed in a reused step.
+std::vector<EightBitParts> computed_eight_bits(const PlanInfo& info) {
+  return of_forwards(info.eight_bits, info.step_reuse);
+}
+
 void draw_eight_bit_bars(Image& image, const Plan& plan, int left, int y, int cell_width) {
-  for (const EightBitParts& step : plan.info().eight_bits) {
+  for (const EightBitParts& step : computed_eight_bits(plan.info())) {
     if (step.any()) fill_rectangle(image, left, y, std::max(1, cell_width - 1), 2, kInk);
     left += cell_width;
   }
 }
 
-/// Behind the text about reused steps.
-void draw_eight_bits_title(Image& image, const Plan& plan) {
+/// What stands beside the density, each at its height.
+struct Caption {
+  int y;
+  std::string text;
+};
+
+constexpr int kCaptionLeft = kMargin + 230;
+
+std::vector<Caption> captions_of(const Plan& plan) {
+  std::vector<Caption> captions;
+  const int reused = plan.info().num_reused_steps();
+  if (reused > 0) {
+    captions.push_back(
+        {16, counted(reused, "steps") + " of " + std::to_string(plan.num_steps()) + " without a forward"});
+  }
   int attention = 0, layers = 0;
-  for (const EightBitParts& step : plan.info().eight_bits) {
+  for (const EightBitParts& step : computed_eight_bits(plan.info())) {
     attention += step.attention;
     layers += step.layers;
   }
-  if (attention + layers == 0) return;
-  draw_text(image, kMargin + 230, plan.info().num_reused_steps() > 0 ? 6 : 16,
-            "8 bits (bar above a step): self-attention in " + std::to_string(attention) + ", layers in " +
-                std::to_string(layers),
-            kInk);
+  if (attention + layers > 0) {
+    captions.push_back({reused > 0 ? 6 : 16, "8 bits (bar above a step): self-attention in " +
+                                                 std::to_string(attention) + ", layers in " + std::to_string(layers)});
+  }
+  return captions;
 }
 
-void draw_density_title(Image& image, const Plan& plan) {
-  const int reused = plan.info().num_reused_steps();
+/// How wide a picture shows all of them.
+int width_of(const std::vector<Caption>& captions) {
+  int width = 0;
+  for (const Caption& caption : captions) width = std::max(width, kCaptionLeft + text_width(caption.text) + kMargin);
+  return width;
+}
+
+void draw_density_title(Image& image, const Plan& plan, const std::vector<Caption>& captions) {
   draw_text(image, kMargin, 12, "density " + format_number("%.3f", plan.density()), kInk, 2);
-  if (reused > 0) {
-    draw_text(image, kMargin + 230, 16,
-              counted(reused, "steps") + " of " + std::to_string(plan.num_steps()) + " without a forward", kInk);
-  }
-  draw_eight_bits_title(image, plan);
+  for (const Caption& caption : captions) draw_text(image, kCaptionLeft, caption.y, caption.text, kInk);
   draw_text(image, kMargin, 32,
             "computed query-key pairs of each layer and step, mean of " + counted(plan.geometry().heads, "heads"),
             kFaintInk);
@@ -196,11 +216,12 @@ Image render_density_map(const Plan& plan) {
   const bool numbers = cell_width >= 3 * kGlyphAdvance + 2 && cell_height >= kGlyphHeight + 4;
   constexpr int kTop = 66, kLeft = 70, kBottom = 84, kGap = 8, kMeanWidth = 52, kMinWidth = 440;
   const int right = kLeft + steps * cell_width, bottom = kTop + layers * cell_height;
-  Image image =
-      blank_image(std::max(right + kGap + kMeanWidth + kMargin, kMinWidth), bottom + kGap + cell_height + kBottom);
+  const std::vector<Caption> captions = captions_of(plan);
+  Image image = blank_image(std::max({right + kGap + kMeanWidth + kMargin, kMinWidth, width_of(captions)}),
+                            bottom + kGap + cell_height + kBottom);
 
   const int reused = plan.info().num_reused_steps();
-  draw_density_title(image, plan);
+  draw_density_title(image, plan, captions);
   const double scale_end = end_of_scale(plan);
 
   const auto draw_cell = [&](int x, int y, int width, double density, bool number) {
@@ -243,7 +264,6 @@ Image render_density_map(const Plan& plan) {
   draw_centred(image, (kLeft + right) / 2, kTop - 22, "step (0: noisiest)", kFaintInk);
   draw_centred(image, right + kGap + kMeanWidth / 2, kTop - 10, "mean", kFaintInk);
   draw_text(image, kMargin, bottom + kGap + (cell_height - kGlyphHeight) / 2, "mean", kFaintInk);
-
   draw_colour_scale(image, kLeft, bottom + kGap + cell_height + 32, scale_end);
   return image;
 }

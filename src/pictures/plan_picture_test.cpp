@@ -87,6 +87,32 @@ TEST(Picture, StepsWithoutAForwardAreGreyColumns) {
   EXPECT_EQ(count_pixels(render_density_map(Plan(test::expert_parts())), kGrey), 0);
 }
 
+Image part_of(const Image& image, int left, int top, int width, int height) {
+  Image part = blank_image(width, height);
+  for (int y = 0; y < height; ++y) {
+    const auto from = image.rgb.begin() + ((top + y) * image.width + left) * 3;
+    std::copy(from, from + width * 3, part.rgb.begin() + y * width * 3);
+  }
+  return part;
+}
+
+TEST(Picture, EightBitsAreThoseOfStepsWithAForwardAndAreToldWhole) {
+  constexpr Colour kInk{32, 32, 40};
+  const Plan::Parts parts = test::eight_bit_plan_parts();  // of 7 steps 2, 3 and 6 run no forward
+  const Image image = render_density_map(Plan(Plan::Parts(parts)));
+  const std::string text = "8 bits (bar above a step): self-attention in 2, layers in 1";
+  Image expected = blank_image(text_width(text), 8);
+  draw_text(expected, 0, 0, text, kInk);
+  ASSERT_GE(image.width, 246 + text_width(text));
+  EXPECT_EQ(part_of(image, 246, 6, text_width(text), 8).rgb, expected.rgb);
+
+  std::string bars;  // above which columns, of 44 pixels
+  for (int step = 0; step < 7; ++step) {
+    bars += count_pixels(part_of(image, 70 + step * 44, 64, 44, 2), kInk) > 0 ? '|' : '.';
+  }
+  EXPECT_EQ(bars, ".|...|.");
+}
+
 TEST(PixelFont, DrawsInsideThePictureOnly) {
   constexpr Colour kBlack{0, 0, 0};
   Image image = blank_image(20, 10);

@@ -212,7 +212,8 @@ Pipeline::Result Pipeline::generate(const GenerateOptions& unresolved, const Pro
   std::optional<PlanUse> use = planned->report().plan;
   if (use) {
     use->eight_bits = eight_bit_parts_names(planned->planned_eight_bits());
-    judge_eight_bits(*shared.plan, planned->planned_eight_bits(), shared.eight_bits, shared.reuse, *use);
+    judge_eight_bits(*shared.plan, planned->planned_eight_bits(), shared.eight_bits, shared.reuse, run.weights_dtype,
+                     *use);
     for (const std::string& warning : use->warnings) runner.warn(warning);
   }
 

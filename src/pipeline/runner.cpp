@@ -184,7 +184,6 @@ RunDescription Runner::describe_attention(const GenerateOptions& options, const 
   run.guidance_scale = *options.cfg_scale;
   run.guidance_scale_2 = options.cfg_scale_2;
   run.scheduler = *options.scheduler;
-  run.weights_dtype = weights_dtype_;
   return run;
 }
 

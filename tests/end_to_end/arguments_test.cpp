@@ -38,6 +38,7 @@ TEST_F(Arguments, MistypedOnesNameTheNearest) {
   expect_usage("generate" + kSmall + "-p a --stpes 3" + output_, "--stpes; did you mean --steps?");
   expect_usage("generate" + kSmall + "-p a --hieght 64" + output_, "did you mean --height?");
   expect_usage("generate -m x -p a --density .3" + output_, "--density is a flag of calibatt calibrate");
+  expect_usage("calibrate -m x --keep-steps 2", "with --eight-bit-layers-from N and --eight-bit-attention-from N");
   expect_usage("generate -m x -p a --qqqqqqqqqq" + output_, "there is no flag --qqqqqqqqqq");
   expect_usage("generate -m x -p a cat" + output_, "\"cat\" was not expected there; put text with blanks in quotes");
   expect_usage("generate -m x" + output_, "--prompt TEXT, or --prompts FILE");

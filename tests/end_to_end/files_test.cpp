@@ -81,6 +81,18 @@ TEST_F(PartFiles, ThatAreNotThoseAreNamed) {
   }
 }
 
+TEST_F(PartFiles, AConfigOfALargerModelThanTheWeightsIsRefusedByInfo) {
+  const fs::path model = folder_.file("other"), config = model / "transformer" / "config.json";
+  fs::copy(kModel, model, fs::copy_options::recursive);
+  fs::remove(config);
+  const std::string text = read_file(kModel + "/transformer/config.json"), layers = "\"num_layers\": 8";
+  ASSERT_NE(text.find(layers), std::string::npos);
+  write_file(config.string(), std::string(text).replace(text.find(layers), layers.size(), "\"num_layers\": 800"));
+  const CommandResult result = run_calibatt("info -m " + model.string() + " --weights-dtype int8");
+  EXPECT_EQ(result.exit_code, 5) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("config.json describes more weights than its files have"));
+}
+
 TEST_F(PartFiles, ALoraIsOneFileGivenOnce) {
   const std::string folder = CALIBATT_MODELS_DIR "/tiny-wan-4step", lora = folder + "/lora.safetensors";
   const CommandResult in_folder = generate("--lora " + folder, "x.png");

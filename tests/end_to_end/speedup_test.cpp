@@ -155,6 +155,13 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
                                  Not(HasSubstr("linear layers in 8 bits"))));
   EXPECT_THAT(run_calibatt("inspect " + folder_.file("plan.safetensors")).output,
               HasSubstr("linear layers in no step"));
+  const auto of_run = [&](const std::string& flags) {
+    return run_calibatt("generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o " +
+                        folder_.file("v.png") + flags)
+        .output;
+  };
+  EXPECT_THAT(of_run(" --weights-dtype fp8"),
+              HasSubstr("linear layers in no step: the plan has none in 8 bits there; --keep-steps N takes"));
   EXPECT_EQ(growth(), before);
   const CommandResult told =
       calibrate("--speedup 1.6 --weights-dtype fp8 --eight-bit-layers-from 3 --report " + folder_.file("told.json"));
@@ -172,20 +179,19 @@ TEST_F(Speedup, EightBitsThatSaveNoTimeHereAreSaidAndNotPlanned) {
   EXPECT_GT(reused, 0);
   EXPECT_EQ(growth()["layer_changes"].size(), growth()["mask_changes"].size()) << "what was told is measured";
   // What it promises is with these steps in 8 bits.
-  const auto of_run = [&](const std::string& flags) {
-    return run_calibatt("generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o " +
-                        folder_.file("v.png") + flags)
-        .output;
-  };
   EXPECT_THAT(of_run(" --weights-dtype fp8"),
               AllOf(HasSubstr("dB) measured in a held-out run\n"), Not(HasSubstr("never measured"))));
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 0"),
               AllOf(HasSubstr("never measured"), Not(HasSubstr("held-out run\n"))));
-  EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-layers ffn.net.2"),
-              AllOf(HasSubstr("has linear layers in fp8, but for ffn.net.2: how far from dense"),
-                    Not(HasSubstr("in a held-out run"))));
+  EXPECT_THAT(
+      of_run(" --weights-dtype fp8 --keep-layers ffn.net.2"),
+      AllOf(HasSubstr("has them in fp8, but for ffn.net.2: how far from dense"), Not(HasSubstr("in a held-out run"))));
   EXPECT_THAT(of_run(" --weights-dtype fp8 --keep-steps 6"),
               HasSubstr("measured in a held-out run; with linear layers in 8 bits in steps"));
+  EXPECT_THAT(of_run(" --weights-dtype int8 --keep-steps 6"),
+              AllOf(HasSubstr("measured in a held-out run; with linear layers in 8 bits in steps"),
+                    HasSubstr("steps with a forward; the others in the run's precision"),
+                    HasSubstr("--keep-steps 6 leaves no other step"), Not(HasSubstr("never measured"))));
   EXPECT_THAT(of_run(""), HasSubstr("of which this run has less (in no step)"));
   const auto steps_said = [&](const std::string& flags) {  // of which reused ones are none
     const std::string run = "generate" + kSmall + "--steps 6 -p a --plan " + folder_.file("plan.safetensors") + " -o ";

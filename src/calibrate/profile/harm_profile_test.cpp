@@ -12,6 +12,7 @@ namespace calibatt {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using HarmProfile = LevelProfile;
 
@@ -99,6 +100,13 @@ TEST_F(HarmProfile, GoesIntoTheFileAndComesBack) {
   ProfileHeader other = header;
   other.code_skipped = Skipped::kSummary;
   EXPECT_THAT(refusal(other), HasSubstr("code_skipped = drop, this calibration has summary"));
+  other = header;
+  other.provenance.video_height += 16;
+  EXPECT_THAT(refusal(other), HasSubstr("give another profile folder, or run with --height " +
+                                        std::to_string(header.provenance.video_height)));
+  other = header;
+  other.sigmas.back() += 0.01;
+  EXPECT_THAT(refusal(other), EndsWith("; give another profile folder")) << "noise levels are shown cut";
   other = header;
   other.code_ranking = Ranking::kEnergy;
   EXPECT_THAT(refusal(other), HasSubstr("code_ranking = harm, this calibration has energy"));

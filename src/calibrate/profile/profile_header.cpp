@@ -240,10 +240,12 @@ constexpr std::pair<const char*, const char*> kFlagged[] = {
     {"setting.seed", "--seed"},
 };
 
+constexpr const char* kAbsent = "(absent)";
+
 std::string field_of(const ProfileMetadata& metadata, const std::string& name) {
   const auto at = metadata.find(name);
   if (at != metadata.end()) return at->second;
-  return name == kMeasured ? "maps" : name == kCodeRanking ? "energy" : "(absent)";
+  return name == kMeasured ? "maps" : name == kCodeRanking ? "energy" : kAbsent;
 }
 
 bool agree(const std::string& name, const std::string& a, const std::string& b) {
@@ -301,9 +303,12 @@ std::string fingerprint_text(const std::string& fingerprint) {
 
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
                   Comparison comparison, const std::string& ours_name, const std::string& advice) {
-  const auto refuse = [&](const std::string& theirs, const std::string& ours) {
+  const auto refuse = [&](const std::string& theirs, const std::string& ours, const std::string& fitting = "") {
+    const bool told =  // and not a list that is shown cut
+        !fitting.empty() && fitting.find(kAbsent) == std::string::npos && !fitting.starts_with("--sigmas");
+    const std::string another = std::string("give another profile folder") + (told ? ", or run with " + fitting : "");
     return Error(ErrorKind::kMismatch, path + " was measured with " + theirs + ", " + ours_name + " has " + ours +
-                                           "; " + (advice.empty() ? "give another profile folder" : advice));
+                                           "; " + (advice.empty() ? another : advice));
   };
   const auto require = [&](const std::string& name) {
     const std::string theirs = field_of(found, name), ours = field_of(expected, name);
@@ -322,7 +327,7 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
   }
   // What is told first is what the user changed; how it is measured can follow from the size, conditions from weights.
   const std::string theirs = changed_flags(found, expected, comparison);
-  if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison));
+  if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison), theirs);
   require(kMeasured);
   require(kCodeRanking);
   if (expected.contains(kPrecision) && found.contains(kPrecision)) require(kPrecision);

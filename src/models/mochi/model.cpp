@@ -210,7 +210,7 @@ class MochiFiles final : public ModelFiles {
     MemoryEstimate needs = memory_estimate(
         elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
-    needs.weights -= eight_bit_savings(arithmetic);
+    needs.weights = less_described(needs.weights, eight_bit_savings(arithmetic), description_.path);
     return needs;
   }
 
