@@ -158,7 +158,7 @@ TEST_P(EightBitPlan, WhatGainsNothingIsSaidAndNotPlanned) {
   EXPECT_THAT(names_in_plan(), SizeIs(0));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, EightBitPlan, kBackends);
+INSTANTIATE_TEST_SUITE_P(Backends, EightBitPlan, kBackends, [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace calibatt
