@@ -13,7 +13,10 @@ std::vector<HeadOption> convex_hull(std::vector<HeadOption> options) {
   });
   std::vector<HeadOption> hull;
   for (const HeadOption& option : options) {
-    if (!hull.empty() && option.error >= hull.back().error) continue;  // dearer and no better
+    if (!hull.empty()) {
+      const HeadOption& last = hull.back();  // no dearer
+      if (option.error > last.error || (option.error == last.error && option.cost == last.cost)) continue;
+    }
     while (hull.size() >= 2) {
       const HeadOption &a = hull[hull.size() - 2], &b = hull.back();
       // b goes when the line from a to the new option runs below it.

@@ -14,7 +14,8 @@ struct HeadOption {
 };
 
 /// The options on the lower convex hull of (cost, error), by rising cost and falling error: no mixture of others is
-/// better.
+/// better. The dearest of those with the least error is there too, as the last: an error of 0 is often that of a few
+/// sampled rows, and a plan that may keep everything keeps everything.
 std::vector<HeadOption> convex_hull(std::vector<HeadOption> options);
 
 /// Chooses one option per head so that the sum of errors is least while the sum of costs is at most `most_cost`: on

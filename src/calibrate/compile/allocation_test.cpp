@@ -46,10 +46,19 @@ TEST(ConvexHull, KeepsOnlyWhatNoMixtureBeats) {
   EXPECT_EQ(hull[0].error, 10);
 }
 
-TEST(ConvexHull, AnErrorThatNeverFallsLeavesTheCheapestOption) {
-  const auto hull = convex_hull({{1, 0}, {.3, 0}, {.1, 0}});
-  ASSERT_EQ(hull.size(), 1u);
+TEST(ConvexHull, OfEqualErrorsTheCheapestComesFirstAndTheDearestLast) {
+  const auto hull = convex_hull({{1, 0}, {.3, 0}, {.1, 0}, {.1, 0, .5}, {1, 0, .9}});
+  ASSERT_EQ(hull.size(), 2u);
   EXPECT_EQ(hull[0].cost, .1);
+  EXPECT_EQ(hull[1].cost, 1);
+}
+
+TEST(Allocate, StepsThatGainNothingAreTakenLastButTaken) {
+  const std::vector<std::vector<HeadOption>> hulls = {convex_hull({{.1, 0}, {1, 0}}), convex_hull({{.1, 1}, {1, 0}})};
+  const auto tight = allocate(hulls, 1.1), full = allocate(hulls, 2);
+  EXPECT_EQ(tight[0].cost, .1);
+  EXPECT_EQ(tight[1].cost, 1);
+  for (const HeadOption& each : full) EXPECT_EQ(each.cost, 1);
 }
 
 TEST(Allocate, IsOptimalAtTheCostsThatItPassesThrough) {

@@ -227,6 +227,17 @@ TEST(CompilePlan, FullDensityIsDense) {
   EXPECT_EQ(compiled.summary.held_out_error, 0.0);
 }
 
+// Errors are those of sampled rows: where they are 0, something may yet be lost.
+TEST(CompilePlan, FullDensityIsDenseWhereNoErrorWasMeasured) {
+  Profile harmless = synthetic_profile();
+  for (PromptProfile& prompt : harmless.prompts) {
+    prompt.level_error = prompt.level_error.clone();
+    std::fill_n(prompt.level_error.f32(), prompt.level_error.size(), 0.0f);
+  }
+  EXPECT_DOUBLE_EQ(compile_plan(harmless, options_of(Budget::kError, 1.0)).summary.density, 1.0);
+  EXPECT_NEAR(compile_plan(harmless, options_of(Budget::kError, 0.5)).summary.density, 0.5, 0.01);
+}
+
 TEST(CompilePlan, SharedStepsStayWithinTheDensity) {
   CompileOptions options = options_of(Budget::kError, 0.5);
   options.share_steps_iou = 0.2;
