@@ -28,7 +28,7 @@ CALIBATT_API std::string describe_plan_on_gpus(const std::string& plan_path, int
 /// PlanUse::error_basis.
 CALIBATT_API std::string expected_error_text(std::optional<double> error, const std::string& basis);
 
-/// "about 47.5 dB of the video", "over 100 dB of the video", "the same pixels": of a PSNR that is predicted.
+/// "about 47.5 dB of the video", "over 100 dB of the video", "no change but of rounding": of a PSNR that is predicted.
 CALIBATT_API std::string expected_psnr_text(double psnr_db);
 /// "change of the final latents 2.74 % (about 47.5 dB of the video) predicted; …"; empty where nothing is known.
 CALIBATT_API std::string end_of_run_text(const EndOfRun& end);

@@ -118,7 +118,6 @@ nlohmann::json report_of(const CalibrationSummary& summary, const std::vector<st
           {"eight_bits", summary.eight_bits},
           {"latents_error", or_null(summary.latents_error)},
           {"psnr_db", or_null(summary.psnr_db)},
-          {"identical_expected", is_infinite(summary.psnr_db)},
           {"latents_measured", or_null(summary.latents_measured)},
           {"psnr_measured", or_null(summary.psnr_measured)},
           {"identical_measured", is_infinite(summary.psnr_measured)},

@@ -33,7 +33,6 @@ json plan_use_json(const PlanUse& plan) {
           {"latents_predicted", or_null(plan.end.latents_predicted)},
           {"latents_measured", or_null(plan.end.latents_measured)},
           {"psnr_predicted", or_null(plan.end.psnr_predicted)},
-          {"identical_predicted", is_infinite(plan.end.psnr_predicted)},
           {"psnr_measured", or_null(plan.end.psnr_measured)},
           {"identical_measured", is_infinite(plan.end.psnr_measured)},
           {"measured_with", text_or_null(plan.end_is_with)}};

@@ -156,8 +156,8 @@ std::string expected_error_text(std::optional<double> error, const std::string& 
 }
 
 std::string expected_psnr_text(double psnr_db) {
-  constexpr double kMost = 100;  // no video of 8 bits shows so little
-  if (std::isinf(psnr_db)) return "the same pixels";
+  constexpr double kMost = 100;                                 // no video of 8 bits shows so little
+  if (std::isinf(psnr_db)) return "no change but of rounding";  // which may yet be seen
   return psnr_db > kMost ? format("over %.0f dB of the video", kMost) : format("about %.1f dB of the video", psnr_db);
 }
 
@@ -181,11 +181,16 @@ std::string end_of_run_text(const EndOfRun& end) {
 std::string doubt_about_prediction(const EndOfRun& end) {
   constexpr double kFarBelow = 3;  // dB; runs of plans that kept theirs were at most 1.8 below
   if (!end.psnr_predicted || !end.psnr_measured) return "";
-  if (std::isinf(*end.psnr_predicted)) return "";  // such a plan changes how sums are rounded, and nothing else
   // Frames of 8 bits show a smaller change as their rounding, which falls more slowly: 60 dB predicted are 55 measured.
   constexpr double kShownAsItIs = 52;
   const double below = *end.psnr_predicted - *end.psnr_measured;
   if (!(std::min(*end.psnr_predicted, kShownAsItIs) - *end.psnr_measured > kFarBelow)) return "";
+  if (std::isinf(*end.psnr_predicted)) {
+    return format(
+        "the plan's held-out run came to %.1f dB, though nothing is expected to change but what is rounded: at this "
+        "size and number of steps that alone can make so much, and no plan comes nearer",
+        *end.psnr_measured);
+  }
   return format(
       "the plan's held-out run came to %.1f dB where %.1f dB were predicted, %.1f dB less: do not count on the "
       "prediction; calibrate with more steps, a smaller --speedup (a larger --psnr) or more prompts",
@@ -201,6 +206,24 @@ std::string doubt_about_closeness(const EndOfRun& end) {
       "--speedup (a larger --psnr) or more steps",
       end.psnr_measured ? "the plan's held-out run came to" : "the plan is predicted to come to", *psnr, kAnotherVideo);
 }
+
+namespace {
+
+std::string expectations_text(const PlanInfo& plan) {
+  const EndOfRun end = plan.accuracy.end_of_run();
+  std::vector<std::string> lines = {accuracy_text(plan.accuracy), end_of_run_text(end), doubt_about_prediction(end),
+                                    doubt_about_closeness(end)};
+  // An attention without an error says nothing of a run that reuses steps.
+  const bool only_reuses = plan.num_reused_steps() > 0 && !plan.accuracy.measured && plan.accuracy.predicted == 0.0;
+  if (only_reuses && !lines[1].empty()) lines[0].clear();
+  std::string text;
+  for (const std::string& each : lines) {
+    if (!each.empty()) text += line(text.empty() ? "expected error" : "", each);
+  }
+  return text;
+}
+
+}  // namespace
 
 std::string describe(const Plan& plan) {
   const PlanInfo& parts = plan.info();
@@ -229,11 +252,7 @@ std::string describe(const Plan& plan) {
     text += line("reused steps", format("%d of %d run no forward: ", reused, plan.num_steps()) + reused_steps(parts));
   }
   text += eight_bits_text(parts);
-  text += line("expected error", accuracy_text(parts.accuracy));
-  const EndOfRun end = parts.accuracy.end_of_run();
-  for (const std::string& each : {end_of_run_text(end), doubt_about_prediction(end), doubt_about_closeness(end)}) {
-    if (!each.empty()) text += line("", each);
-  }
+  text += expectations_text(parts);
   text += line("density", format("%.4f of all query-key pairs are computed", plan.density()) +
                               (parts.num_reused_steps() > 0 ? " in the steps that run" : ""));
 

@@ -82,15 +82,28 @@ TEST(Describe, WhereNoPixelDiffersThatIsSaid) {
   parts.accuracy.psnr_predicted = 193;  // as earlier versions wrote it
   parts.accuracy.latents_measured = 0.0001;
   parts.accuracy.psnr_measured = 47.5;
-  EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("change of the final latents 0 % (the same pixels) predicted; "
-                                                     "0.01 % (47.5 dB) measured in a held-out run\n"),
-                                           ::testing::Not(HasSubstr("do not count on"))));
+  EXPECT_THAT(describe(Plan(parts)),
+              AllOf(HasSubstr("change of the final latents 0 % (no change but of rounding) predicted; "
+                              "0.01 % (47.5 dB) measured in a held-out run\n"),
+                    ::testing::Not(HasSubstr("do not count on"))));
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("came to 47.5 dB, though nothing is expected to change but what is"));
+  EXPECT_EQ(doubt_about_prediction({.psnr_predicted = INFINITY, .psnr_measured = 49.5}), "");
   parts.accuracy.psnr_predicted = {}, parts.accuracy.psnr_measured = {};
   EXPECT_THAT(describe(Plan(parts)), HasSubstr("predicted; 0.01 % (the same pixels) measured"));
   parts.accuracy.latents_predicted = 0.25;  // of a plan from before either was known
   EXPECT_THAT(describe(Plan(parts)), HasSubstr("25 % predicted; 0.01 % measured in"));
   parts.accuracy.psnr_predicted = 130;
   EXPECT_THAT(describe(Plan(parts)), HasSubstr("(over 100 dB of the video) predicted"));
+}
+
+TEST(Describe, AnErrorOf0OfAttentionIsNotToldOfPlansThatReuseSteps) {
+  Plan::Parts parts = test::reuse_parts();
+  parts.accuracy.predicted = 0;
+  parts.accuracy.latents_predicted = 0.02;
+  EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("expected error  change of the final latents 2 %"),
+                                           ::testing::Not(HasSubstr("of the attention's output"))));
+  parts.accuracy.predicted = 0.01;
+  EXPECT_THAT(describe(Plan(parts)), HasSubstr("expected error  0.01 of the attention's output"));
 }
 
 TEST(Describe, StepsIn8BitsAreNamed) {

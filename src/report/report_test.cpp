@@ -316,12 +316,12 @@ TEST_F(Report, RepeatsWhatACalibrationWarnedOfAndJudgesEarlierOnesItself) {
   EXPECT_THAT(model({write("c.json", report)})["warnings"], ElementsAre("c.json: do not count on it"));
 }
 
-TEST_F(Report, SaysThatNoPixelDiffersInPlaceOfANumber) {
+TEST_F(Report, SaysInWordsWhereAPsnrIsInfinite) {
   json report = {{"calibration_seconds", 1}, {"prompts_recorded", 4}, {"predicted_speedup", 1},
                  {"plan_written", true},     {"latents_error", 0},    {"psnr_db", 193.5}};  // of earlier versions
   const auto facts = [](const json& model) { return model["facts"].dump(); };
   EXPECT_THAT(facts(model({write("c.json", report)})["calibrations"][0]),
-              HasSubstr(R"(["PSNR in dB, predicted","the same pixels"])"));
+              HasSubstr(R"(["PSNR in dB, predicted","no change but of rounding"])"));
   EXPECT_TRUE(model({write("c.json", report)})["calibrations"][0]["point"]["psnr_db"].is_null());
   json of_run = run("gone");
   of_run["plan_use"] = {{"latents_measured", 0.001}, {"psnr_measured", nullptr}, {"identical_measured", true}};

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "calibatt/counted.h"
+#include "calibatt/plan.h"
 #include "report/numbers_text.h"
 #include "report/report_file.h"
 
@@ -30,12 +31,18 @@ json facts_of(const json& report, const std::vector<std::pair<const char*, const
   return facts;
 }
 
-/// A report whose PSNR says so where no pixel differs. Those of earlier versions had a number there, which came of a
-/// change of 0.
-json with_same_pixels(json report, const char* psnr, const char* identical, const char* latents) {
-  const auto flag = report.find(identical), change = report.find(latents);
-  const bool none = change != report.end() && change->is_number() && change->get<double>() == 0;
-  if (none || (flag != report.end() && *flag == true)) report[psnr] = "the same pixels";
+/// A report of a calibration or of a plan's use, whose PSNR is said in words where it is infinite. Those of earlier
+/// versions had a number there, which came of a change of 0.
+json with_infinite_psnr(json report, const char* psnr_predicted, const char* latents_predicted) {
+  const auto is_zero = [&report](const char* name) {
+    const auto found = report.find(name);
+    return found != report.end() && found->is_number() && found->get<double>() == 0;
+  };
+  const auto identical = report.find("identical_measured");
+  if (is_zero(latents_predicted)) report[psnr_predicted] = expected_psnr_text(INFINITY);
+  if (is_zero("latents_measured") || (identical != report.end() && *identical == true)) {
+    report["psnr_measured"] = "the same pixels";
+  }
   return report;
 }
 
@@ -114,9 +121,7 @@ json run_model(const json& run, const std::string& name) {
                                   {"Plan's checksum", "plan_checksum"},
                                   {"Files' hash", "files_hash"},
                                   {"Settings' hash", "settings_hash"}});
-  json plan_use =
-      with_same_pixels(object_of(run, "plan_use"), "psnr_predicted", "identical_predicted", "latents_predicted");
-  plan_use = with_same_pixels(std::move(plan_use), "psnr_measured", "identical_measured", "latents_measured");
+  const json plan_use = with_infinite_psnr(object_of(run, "plan_use"), "psnr_predicted", "latents_predicted");
   for (const auto& fact :
        facts_of(plan_use, {{"Change of the final latents, predicted of the plan", "latents_predicted"},
                            {"measured in its held-out run", "latents_measured"},
@@ -146,8 +151,7 @@ std::vector<std::string> run_warnings(const json& run) {
 }
 
 json calibration_model(const json& written, const std::string& name) {
-  json report = with_same_pixels(written, "psnr_db", "identical_expected", "latents_error");
-  report = with_same_pixels(std::move(report), "psnr_measured", "identical_measured", "latents_measured");
+  const json report = with_infinite_psnr(written, "psnr_db", "latents_error");
   json model = {{"name", name}};
   model["facts"] = facts_of(report, {{"Seconds in all", "calibration_seconds"},
                                      {"of it prompts", "prompt_seconds"},
