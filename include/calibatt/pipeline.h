@@ -244,9 +244,10 @@ class CALIBATT_API ModelOnDisk {
   /// What a run's report will say as far as it is known before the run: its options, model, noise levels and plan.
   /// Throws as Pipeline::resolved, and for a plan that cannot be read.
   RunReport expected_report(const GenerateOptions& options) const;
+  /// Whether LoadOptions::offload was given, and changes where weights are: not where a CPU computes.
+  bool offloads() const;
   /// Of a video with these options, on each of the devices that it was opened with; kAuto counts as bf16, as on a GPU.
-  /// Layers that stay as they are beside those in 8
-  /// bits are those that it was opened with.
+  /// Layers that stay as they are beside those in 8 bits, and whether blocks are in host memory, are as it was opened.
   MemoryEstimate memory(const GenerateOptions& options, Precision precision = Precision::kAuto,
                         WeightsPrecision weights = WeightsPrecision::kAuto) const;
 

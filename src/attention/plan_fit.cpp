@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/printable.h"
 #include "calibatt/counted.h"
 #include "calibatt/plan.h"
 #include "plan/describe.h"
@@ -293,20 +294,25 @@ std::string in_steps(const std::vector<int>& steps) {
   return steps.empty() ? "in no step" : (steps.size() == 1 ? "in step " : "in steps ") + ranges_of(steps);
 }
 
+/// The 8 bits of the plan's linear layers, as its figures were measured. Empty: none, or the plan does not say.
+std::string layers_of(const PlanInfo& info) {
+  const auto said = info.provenance.settings.find("weights-dtype");
+  return said == info.provenance.settings.end() ? "" : said->second;
+}
+
 /// Where the run's layers are in other 8 bits than the plan was calibrated with. Empty: they are not, or the plan does
 /// not say (it does where it has steps with layers in 8 bits).
 std::string other_layers(const PlanInfo& info, const std::vector<EightBitParts>& done, const std::string& layers) {
-  const auto theirs = info.provenance.settings.find("weights-dtype");
-  if (theirs == info.provenance.settings.end() || theirs->second == layers) return "";
-  if (std::ranges::none_of(done, &EightBitParts::layers)) return "";
-  return "the plan was calibrated with linear layers in " + theirs->second + ", this run has them in " + layers +
-         ": how far from dense it is there was never measured";
+  const std::string theirs = layers_of(info);
+  if (theirs.empty() || theirs == layers || std::ranges::none_of(done, &EightBitParts::layers)) return "";
+  return printable("the plan was calibrated with linear layers in " + theirs + ", this run has them in " + layers +
+                   ": how far from dense it is there was never measured");
 }
 
 /// Of the run's steps, with what the plan's figures were measured.
 std::vector<EightBitParts> measured_eight_bits(const PlanInfo& info, std::vector<EightBitParts> planned) {
   const std::map<std::string, std::string>& settings = info.provenance.settings;
-  const bool layers = settings.contains("weights-dtype");
+  const bool layers = !layers_of(info).empty();
   const auto attention = settings.find("attention-dtype");  // plans of earlier versions do not say
   for (EightBitParts& step : planned) {
     step.layers = step.layers && layers;
@@ -367,6 +373,7 @@ PlanFit fit_plan(const Plan& plan, const RunDescription& run) {
   for (std::string* warning : {&condition, &doubt, &closeness}) {
     if (!warning->empty()) fit.use.warnings.push_back(std::move(*warning));
   }
+  for (std::string& warning : fit.use.warnings) warning = printable(warning);  // names from a file are in them
   return fit;
 }
 

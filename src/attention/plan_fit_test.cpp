@@ -183,6 +183,14 @@ TEST_F(PlanFitIn8Bits, LayersInOther8BitsAreToldOf) {
   EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings, SizeIs(1)) << "of a plan without figures as well";
   parts_.provenance.settings.erase("weights-dtype");
   EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings, IsEmpty()) << "the plan does not say";
+  parts_.provenance.settings["weights-dtype"] = "";
+  EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings, IsEmpty()) << "it says nothing";
+  parts_.accuracy.latents_predicted = 0.01;
+  EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings, ElementsAre(HasSubstr("linear layers in 8 bits in no step")))
+      << "and what its figures were measured with is not known";
+  parts_.provenance.settings["weights-dtype"] = "fp8,\nbut for ffn";
+  EXPECT_THAT(use_of(parts_.eight_bits, "int8").warnings,
+              ElementsAre(HasSubstr("linear layers in fp8, but for ffn, this run has them in int8")));
 }
 
 TEST(PlanFit, StepsUseThoseOfTheirOwnTransformer) {

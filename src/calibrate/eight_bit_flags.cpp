@@ -18,6 +18,16 @@ std::string without_torch(const std::string& name) {
   return name.starts_with("torch.") ? name.substr(6) : name;
 }
 
+/// The queries, keys and values of self-attention are one product: an entry that names one of them keeps all three.
+/// (Those of attention to the prompt, attn2, are products of their own.)
+void add_with_its_product(const std::string& entry, std::set<std::string>& layers) {
+  layers.insert(entry);
+  const size_t last = entry.rfind('.') + 1;  // 0 where there is no dot
+  const std::string before = last == 0 ? "attn1." : entry.substr(0, last), name = entry.substr(last);
+  if ((name != "to_q" && name != "to_k" && name != "to_v") || ("." + before).ends_with(".attn2.")) return;
+  for (const char* each : {"to_q", "to_k", "to_v"}) layers.insert(before + each);
+}
+
 bool is_fp8(const std::string& name) {
   return name == "fp8" || name == "fp8_e4m3fn" || name == "float8_e4m3fn";
 }
@@ -58,7 +68,8 @@ std::string weights_dtype_name(WeightsPrecision weights, const std::vector<std::
   if (weights != WeightsPrecision::kFP8 && weights != WeightsPrecision::kINT8) return "";
   const std::string name = weights == WeightsPrecision::kFP8 ? "fp8" : "int8";
   std::string kept;
-  const std::set<std::string> layers(kept_layers.begin(), kept_layers.end());  // in one order
+  std::set<std::string> layers;  // in one order
+  for (const std::string& entry : kept_layers) add_with_its_product(entry, layers);
   for (const std::string& layer : layers) kept += (kept.empty() ? name + ", but for " : ", ") + layer;
   return kept.empty() ? name : kept;
 }

@@ -20,6 +20,20 @@ TEST(EightBitFlags, KeptLayersHaveOneNameWhateverTheirOrder) {
   EXPECT_THROW(attention_dtype_of("int8"), Error);
 }
 
+// A report would else say of two of them that they are in 8 bits.
+TEST(EightBitFlags, WhatIsKeptWithALayerIsNamedWithIt) {
+  const auto name_of = [](const std::string& kept) {
+    return weights_dtype_name(WeightsPrecision::kINT8, kept_layers_of(kept));
+  };
+  EXPECT_EQ(name_of("attn1.to_k"), "int8, but for attn1.to_k, attn1.to_q, attn1.to_v");
+  EXPECT_EQ(name_of("attn1.to_q,attn1.to_v"), name_of("attn1.to_k")) << "the same layers";
+  EXPECT_EQ(name_of("to_q"), "int8, but for attn1.to_k, attn1.to_q, attn1.to_v, to_q") << "attn2.to_q is kept too";
+  EXPECT_EQ(name_of("blocks.3.attn1.to_q"),
+            "int8, but for blocks.3.attn1.to_k, blocks.3.attn1.to_q, blocks.3.attn1.to_v");
+  EXPECT_EQ(name_of("attn2.to_q"), "int8, but for attn2.to_q") << "a product of its own";
+  EXPECT_EQ(name_of("attn1.to_out.0"), "int8, but for attn1.to_out.0");
+}
+
 // What layers gain was measured of all of them.
 TEST(EightBitFlags, ASpeedupIsDoubtedThatCountsKeptLayers) {
   CompileOptions compile;

@@ -200,6 +200,7 @@ std::vector<Prompt> check(Flags& flags) {
 }
 
 void run(Flags& flags) {
+  const KeptWarnings once;  // all prompts have the same plan
   std::vector<Prompt> prompts = check(flags);
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
@@ -227,9 +228,6 @@ void run(Flags& flags) {
   bar.finish();
   const json report = report_json(flags, prompts, results);
   print_table(results, report);
-  if (const auto& plan = results[0].calibrated.plan) {
-    for (const std::string& warning : plan->warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
-  }
   std::fflush(stdout);
   const std::string path = flags.output_dir + "/report.json";
   write_text_file(path, report.dump(2) + "\n");

@@ -82,6 +82,10 @@ void print_summary(const CalibrationSummary& summary, const std::string& output)
   std::printf("   mean\n");
   for (size_t step = 0; step < summary.density_map.size(); ++step) {
     std::printf("  step %-7zu", step);
+    if (!summary.step_reuse.empty() && summary.step_reuse[step] != "forward") {
+      std::printf(" reused: no forward (%s)\n", summary.step_reuse[step].c_str());
+      continue;
+    }
     double sum = 0;
     for (const double density : summary.density_map[step]) {
       std::printf(" %.2f", density);

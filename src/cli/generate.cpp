@@ -44,7 +44,6 @@ void print_plan_use(const PlanUse& plan, bool reuses_steps) {
   if (const std::string end = end_of_run_text(plan.end); !end.empty()) {
     std::printf("plan: %s%s\n", end.c_str(), plan.end_is_with.empty() ? "" : ("; with " + plan.end_is_with).c_str());
   }
-  for (const std::string& warning : plan.warnings) std::printf("WARNING: %s\n", printable(warning).c_str());
 }
 
 void print_reuse(const RunReport& report) {
@@ -280,6 +279,7 @@ void warn_of_unread(const Flags& flags) {
 }
 
 void run(Flags& flags) {
+  const KeptWarnings once;  // many videos have the same plan
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
   check_attention_here(flags.load, flags.run);

@@ -54,10 +54,11 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
   const MemoryEstimate memory = model.memory(run, load.precision, load.weights);
   const std::optional<MemoryEstimate> shared = shared_memory(load, run);
   std::printf(
-      "memory for such a video%s: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
+      "memory for such a video%s: about %.2f GB = weights %.2f%s + the larger of a forward %.2f and decoding %.2f; "
       "the frames take %.2f GB of host memory\n",
       load.devices.size() > 1 ? ", on each GPU" : "", gigabytes(memory.peak()), gigabytes(memory.weights),
-      gigabytes(memory.activations), gigabytes(memory.autoencoder), gigabytes(memory.video));
+      model.offloads() ? " (the blocks' are in host memory)" : "", gigabytes(memory.activations),
+      gigabytes(memory.autoencoder), gigabytes(memory.video));
   if (shared) {
     std::printf("  with --shard-weights on, which is done where these do not fit: about %.2f GB, of it weights %.2f\n",
                 gigabytes(shared->peak()), gigabytes(shared->weights));
@@ -79,11 +80,14 @@ void add_info(CLI::App& app) {
   add_eight_bit_flags(*command, flags->run);
   command->callback([flags, command] {
     const ModelOnDisk model = ModelOnDisk::open(flags->load);
-    std::vector<std::string> unread{"--lora",    "--lora-high", "--lora-low",       "--threads",
-                                    "--offload", "--seed",      "--negative-prompt"};
+    std::vector<std::string> unread{"--lora", "--lora-high", "--lora-low", "--threads", "--seed", "--negative-prompt"};
     if (flags->load.devices.size() == 1) unread.insert(unread.end(), {"--device", "--shard-weights"});
-    warn_of_unread(*command, unread,
-                   "calibatt info tells what a model's settings say of a run with all weights where it computes");
+    warn_of_unread(*command, unread, "calibatt info tells what a model's settings say of a run");
+    if (flags->load.offload && !model.offloads()) {
+      warn(
+          "--offload changes nothing where a CPU computes, as here: all weights are in host memory already; add "
+          "--backend cuda to be told of a GPU");
+    }
     print_info(model, flags->load, flags->run);
     tell_of_refusal(flags->load, flags->run);
   });

@@ -196,8 +196,10 @@ void add_device_flags(CLI::App& command, LoadOptions& load) {
 std::mutex kept_mutex;
 std::optional<std::vector<std::string>> kept_warnings;  // none: nobody keeps them
 
-void add_once(const std::string& text, std::vector<std::string>& all) {
-  if (std::ranges::find(all, text) == all.end()) all.push_back(text);
+bool add_once(const std::string& text, std::vector<std::string>& all) {
+  if (std::ranges::find(all, text) != all.end()) return false;
+  all.push_back(text);
+  return true;
 }
 
 }  // namespace
@@ -222,7 +224,7 @@ std::vector<std::string> KeptWarnings::with(const std::vector<std::string>& more
 void warn(const std::string& message) {
   {
     const std::lock_guard lock(kept_mutex);
-    if (kept_warnings) add_once(message, *kept_warnings);
+    if (kept_warnings && !add_once(message, *kept_warnings)) return;
   }
   std::fprintf(stderr, "calibatt: warning: %s\n", printable(message).c_str());
 }

@@ -20,7 +20,7 @@ void add_model_flags(CLI::App& command, LoadOptions& load);
 void add_loading_flags(CLI::App& command, LoadOptions& load);
 /// One line on stderr about something that does no harm.
 void warn(const std::string& message);
-/// Of all warnings while it lives what a report says of them: each once, in order. One at a time.
+/// While it lives each warning is said once, and kept for a report, in order. One at a time.
 class KeptWarnings {
  public:
   KeptWarnings();

@@ -23,12 +23,26 @@ namespace fs = std::filesystem;
 constexpr const char* kLora =
     "is a LoRA, a change to a model and no model: give the model that it was made for, and this file with --lora";
 constexpr const char* kSaveAsSafetensors = "load it in PyTorch and save its tensors as safetensors";
+constexpr std::string_view kLfsPointer = "version https://git-lfs";
 constexpr size_t kMaxListed = 100000;  // of a folder; more are not looked at
 
 std::string lower(std::string_view text) {
   std::string result(text);
   std::ranges::transform(result, result.begin(), [](unsigned char byte) { return std::tolower(byte); });
   return result;
+}
+
+std::string_view head_of(std::span<const unsigned char> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), std::min<size_t>(bytes.size(), 1024)};
+}
+
+size_t begin_of_text(std::string_view text) {
+  return std::min(text.find_first_not_of(" \t\r\n\xef\xbb\xbf"), text.size());
+}
+
+bool is_web_page(std::string_view text) {
+  const std::string head = lower(text.substr(begin_of_text(text), 64));
+  return head.starts_with("<!doctype") || head.starts_with("<html") || head.starts_with("<?xml");
 }
 
 /// Names in a folder, sorted; none where it cannot be read.
@@ -118,14 +132,12 @@ std::string recognise_folder_as_model(const fs::path& folder, const std::set<std
 }  // namespace
 
 std::string recognise_bytes(std::span<const unsigned char> bytes) {
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), std::min<size_t>(bytes.size(), 1024));
+  const std::string_view text = head_of(bytes);
   if (text.empty()) return "is empty; fetch it again";
-  if (text.starts_with("version https://git-lfs")) {
+  if (text.starts_with(kLfsPointer)) {
     return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file";
   }
-  const size_t begin = std::min(text.find_first_not_of(" \t\r\n\xef\xbb\xbf"), text.size());
-  const std::string head = lower(text.substr(begin, 64));
-  if (head.starts_with("<!doctype") || head.starts_with("<html") || head.starts_with("<?xml")) {
+  if (is_web_page(text)) {
     return "is a web page, not the file itself (a link to the page was downloaded, or one that needs a login); "
            "download the file";
   }
@@ -145,6 +157,18 @@ std::string recognise_bytes(std::span<const unsigned char> bytes) {
     return "begins with nothing but zeros: its download was not finished; fetch it again";
   }
   return {};
+}
+
+std::string recognise_text(std::span<const unsigned char> bytes) {
+  const std::string_view text = head_of(bytes);
+  constexpr size_t kLeast = 8;  // of a torn file of another kind fewer may look like text
+  const auto is_of_text = [](unsigned char byte) {
+    return byte >= ' ' || byte == '\t' || byte == '\n' || byte == '\r';
+  };
+  if (text.size() < kLeast || text.starts_with(kLfsPointer) || !std::ranges::all_of(text, is_of_text)) return {};
+  if (is_web_page(text)) return "a web page";
+  const char first = text[std::min(begin_of_text(text), text.size() - 1)];
+  return first == '{' || first == '[' ? "JSON" : "a text file";
 }
 
 std::string find_lora(const std::string& folder) {

@@ -14,6 +14,10 @@ namespace calibatt {
 /// By the first bytes of a file: a Git LFS pointer, a web page, GGUF, an archive, nothing but zeros, …
 std::string recognise_bytes(std::span<const unsigned char> bytes);
 
+/// By the first bytes of a file, of what people take for another file: "a web page", "JSON", "a text file"; empty: of
+/// nothing that is plain text.
+std::string recognise_text(std::span<const unsigned char> bytes);
+
 /// Weights in a folder that has none under the names that are read: a variant, another format, half a download, shards
 /// without their index, links to nowhere, a LoRA.
 std::string recognise_weights(const std::string& folder);

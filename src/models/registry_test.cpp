@@ -1,5 +1,8 @@
 #include "models/registry.h"
 
+#include <map>
+
+#include "io/safetensors.h"
 #include "models/test_model_folder.h"
 
 namespace calibatt {
@@ -64,6 +67,21 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   EXPECT_EQ(both.activations, eight_bits.activations);
 }
 
+// Reports name them so (weights_dtype_name).
+TEST_F(Registry, QueriesKeysAndValuesAreKeptTogether) {
+  for (const std::string& model : {kTiny, std::string(CALIBATT_MODELS_DIR) + "/tiny-mochi"}) {
+    const std::unique_ptr<ModelFiles> files = open_model(model);
+    const auto kept = [&](const std::vector<std::string>& layers) {
+      return files->kept_layer_bytes(layers, DType::kBF16);
+    };
+    for (const std::string one : {"attn1.to_q", "attn1.to_k", "attn1.to_v"}) {
+      EXPECT_EQ(kept({one}), kept({"attn1.to_q", "attn1.to_k", "attn1.to_v"})) << model << " " << one;
+    }
+  }
+  const std::unique_ptr<ModelFiles> wan = open_model(kTiny);
+  EXPECT_EQ(wan->kept_layer_bytes({"attn2.to_q"}, DType::kBF16), uint64_t{8} * 256 * 256);
+}
+
 TEST_F(Registry, MemoryIsThatOfOneOfTheRanksThatShareAForward) {
   const std::unique_ptr<ModelFiles> files = open_model(kTiny);
   const VideoSize size{33, 256, 256};
@@ -91,6 +109,48 @@ TEST_F(Registry, MemoryOfDecodingIsThatOfTheRowsOfARank) {
     EXPECT_LT(decoding(2), decoding(1));
     EXPECT_LT(decoding(4), decoding(2));
     EXPECT_EQ(decoding(2) - decoding(4), 2 * (decoding(4) - decoding(8))) << "but for the first rank's pixels, in rows";
+  }
+}
+
+TEST_F(Registry, MemoryWithOffloadedBlocksHasTwoBuffersInTheirPlace) {
+  constexpr uint64_t kForward = 6 * 256 * 256 + 2 * 256 * 1024;  // of tiny-wan
+  for (const std::string& model : {kTiny, std::string(CALIBATT_MODELS_DIR) + "/tiny-mochi"}) {
+    const std::unique_ptr<ModelFiles> files = open_model(model);
+    const VideoSize size{31, 256, 256};
+    const auto of = [&](bool eight_bits, bool wide_steps, std::vector<std::string> kept_layers = {}) {
+      Arithmetic arithmetic{DType::kBF16, eight_bits, wide_steps, 1, 1, 1, false, true};
+      arithmetic.kept_layers = std::move(kept_layers);
+      return files->memory(size, arithmetic);
+    };
+    // As the files have them: matrices of the blocks go, everything else stays.
+    uint64_t all = 0, blocks = 0, largest = 0;
+    std::map<std::string, uint64_t> of_block;
+    const Safetensors file = Safetensors::open_folder(model + "/transformer");
+    for (const auto& [name, entry] : file.entries()) {
+      uint64_t bytes = dtype_size(DType::kBF16);
+      for (const int64_t extent : entry.shape) bytes *= static_cast<uint64_t>(extent);
+      all += bytes;
+      const size_t block = name.find("blocks.");
+      if (block == std::string::npos || entry.shape.size() != 2) continue;
+      blocks += bytes;
+      largest = std::max(largest, of_block[name.substr(0, name.find('.', block + 7))] += bytes);
+    }
+    const MemoryEstimate whole = files->memory(size, DType::kBF16), offloaded = of(false, false);
+    EXPECT_EQ(whole.weights, all);
+    EXPECT_EQ(offloaded.weights, all - blocks);
+    EXPECT_EQ(offloaded.autoencoder, whole.autoencoder) << "buffers are given back before";
+    // In 8 bits the buffers are smaller, unless steps without them or layers that are kept need the room.
+    const uint64_t buffers = offloaded.activations - whole.activations,
+                   in_eight_bits = files->memory(size, {DType::kBF16, true}).activations;
+    EXPECT_EQ(of(true, false).weights, offloaded.weights);
+    EXPECT_LT(of(true, false).activations - in_eight_bits, buffers);
+    EXPECT_EQ(of(true, true).activations, files->memory(size, {DType::kBF16, true, true}).activations + buffers);
+    EXPECT_GT(of(true, false, {"attn1.to_q"}).activations, of(true, false).activations);
+    if (model == kTiny) {
+      EXPECT_EQ(buffers, 2 * 2 * kForward);
+    } else {
+      EXPECT_EQ(buffers, 2 * largest);
+    }
   }
 }
 

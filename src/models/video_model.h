@@ -152,14 +152,15 @@ class VideoModel {
 /// What a model's memory depends on beside a video's size.
 struct Arithmetic {
   Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false, int num_ranks = 1,
-             int decoding_ranks = 1, int weight_ranks = 1, bool on_host = false)
+             int decoding_ranks = 1, int weight_ranks = 1, bool on_host = false, bool offload = false)
       : dtype(dtype),
         eight_bit_layers(eight_bit_layers),
         wide_steps(wide_steps),
         num_ranks(num_ranks),
         decoding_ranks(decoding_ranks),
         weight_ranks(weight_ranks),
-        on_host(on_host) {}
+        on_host(on_host),
+        offload(offload) {}
 
   DType dtype;
   bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
@@ -168,6 +169,8 @@ struct Arithmetic {
   int decoding_ranks;     ///< that share decoding; the memory is the first one's
   int weight_ranks;       ///< that keep a part of each block (ModelLoadOptions::shards); 1: blocks are whole
   bool on_host;           ///< a CPU computes
+  bool offload;           ///< ModelLoadOptions::offload
+  std::vector<std::string> kept_layers = {};  ///< with it: ModelLoadOptions::kept_layers
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.

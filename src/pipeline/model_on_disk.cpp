@@ -20,6 +20,7 @@ struct ModelOnDisk::Impl {
   std::vector<std::string> kept_layers;
   std::string weights_dtype;
   bool on_host = false;  ///< where all transformers of a model stay
+  bool offload = false;  ///< of a device
   FileHashes hashes;     ///< empty until somebody asks
   int num_ranks = 1;
   int weight_ranks = 1;  ///< Arithmetic::weight_ranks, as far as it was asked for
@@ -56,6 +57,7 @@ ModelOnDisk ModelOnDisk::open(const LoadOptions& options) {
   if (has_eight_bit_layers(options, *impl->files)) impl->weights_dtype = weights_dtype_name(options);
   add_device_backends();
   impl->on_host = computes_on_host(options.backend);
+  impl->offload = options.offload && !impl->on_host;
   const ModelDescription& model = impl->files->description();
   ModelInfo& info = impl->info;
   info.name = model.name;
@@ -108,6 +110,10 @@ RunReport ModelOnDisk::expected_report(const GenerateOptions& options) const {
   return report;
 }
 
+bool ModelOnDisk::offloads() const {
+  return impl_->offload;
+}
+
 MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision,
                                    WeightsPrecision weights) const {
   const DType dtype = dtype_of(precision).value_or(DType::kBF16);
@@ -116,9 +122,12 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   const bool eight_bit_layers = is_eight_bits(weights) && !impl_->files->keeps_all_layers(impl_->kept_layers);
   const RankLayout layout = impl_->layout_of(run);
   const int num_ranks = layout.ranks_of_forward();
-  MemoryEstimate needed = impl_->files->memory(size, {dtype, eight_bit_layers, has_steps_without_8_bits(run), num_ranks,
-                                                      layout.decoding_ranks, impl_->weight_ranks, impl_->on_host});
-  if (eight_bit_layers) {
+  Arithmetic arithmetic{dtype,          eight_bit_layers,      has_steps_without_8_bits(run),
+                        num_ranks,      layout.decoding_ranks, impl_->weight_ranks,
+                        impl_->on_host, impl_->offload};
+  if (impl_->offload && eight_bit_layers) arithmetic.kept_layers = impl_->kept_layers;
+  MemoryEstimate needed = impl_->files->memory(size, arithmetic);
+  if (eight_bit_layers && !impl_->offload) {
     uint64_t kept = impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
     if (impl_->weight_ranks > 1) {  // parts are of all transformers
       kept = kept * impl_->files->description().experts.size() / static_cast<uint64_t>(impl_->weight_ranks);

@@ -114,20 +114,26 @@ std::string density_table(const Plan& plan) {
     return chosen;
   };
   const std::vector<int> layers = spread(plan.num_layers(), kMaxColumns);
-  std::string text = "step  noise  energy | mean | layer";
+  // Of plans whose blocks were chosen otherwise nobody knows how much energy they keep.
+  const bool has_energy =
+      std::ranges::any_of(plan.info().energy_targets, [](double each) { return !std::isnan(each); });
+  const auto begin_of = [&](int step, const std::string& energy) {
+    return format("%4d  %.3f", step, plan.info().sigmas[static_cast<size_t>(step)]) +
+           (has_energy ? format("  %6s", energy.c_str()) : "") + " | ";
+  };
+  std::string text = std::string("step  noise") + (has_energy ? "  energy" : "") + " | mean | layer";
   for (const int layer : layers) text += format("%5d", layer);
   text += "\n";
   for (const int step : spread(plan.num_steps(), kMaxRows)) {
     if (plan.info().reuse_of(step) != StepReuse::kNone) {
-      text += format("%4d  %.3f         | no forward: %s\n", step, plan.info().sigmas[static_cast<size_t>(step)],
-                     std::string(step_reuse_name(plan.info().reuse_of(step))).c_str());
+      text += begin_of(step, "") + "no forward: " + std::string(step_reuse_name(plan.info().reuse_of(step))) + "\n";
       continue;
     }
     double sum = 0;
     for (int layer = 0; layer < plan.num_layers(); ++layer) sum += plan.density(step, layer);
     const double energy = plan.info().energy_targets[static_cast<size_t>(step)];
-    text += format("%4d  %.3f  %6s | %.2f |      ", step, plan.info().sigmas[static_cast<size_t>(step)],
-                   std::isnan(energy) ? "-" : format("%.3f", energy).c_str(), sum / plan.num_layers());
+    text += begin_of(step, std::isnan(energy) ? "" : format("%.3f", energy)) +
+            format("%.2f |      ", sum / plan.num_layers());
     for (const int layer : layers) text += format("%5.2f", plan.density(step, layer));
     text += "\n";
   }
@@ -239,9 +245,11 @@ std::string describe(const Plan& plan) {
   text +=
       line("video", counted(made.video_frames, "frames") + format(" of %d×%d", made.video_width, made.video_height));
   text += line("attention", parts.geometry.to_string() + ", " + counted(parts.num_layers, "layers"));
-  text += line("steps", format("%d (%s, flow shift %g, guidance %g), noise %.4g to %.4g, %d distinct", plan.num_steps(),
+  text += line("steps", format("%d (%s, flow shift %g, guidance %g), noise %.4g to %.4g", plan.num_steps(),
                                printable(made.scheduler).c_str(), made.flow_shift, made.guidance_scale,
-                               parts.sigmas.front(), parts.sigmas.back(), plan.num_entries()));
+                               parts.sigmas.front(), parts.sigmas.back()));
+  text += line("entries",
+               format("%d: sets of kept blocks, each of one step or of several that share it", plan.num_entries()));
   text += line("made from", format("%s (hash %s) by calibatt %s", counted(made.num_prompts, "prompts").c_str(),
                                    printable(made.prompts_hash).c_str(), printable(made.tool_version).c_str()));
   for (const auto& [key, value] : made.settings) text += line("", printable(key) + " " + printable(value));

@@ -25,9 +25,18 @@ TEST(Describe, TellsWhereAPlanComesFromAndWhatItDoes) {
   const std::string text = describe(Plan(test::example_parts()));
   for (const char* fact :
        {"fingerprint 00112233445566778899aabbccddeeff", "1 frame of 48×64", "3 (unipc, flow shift 3, guidance 5)",
-        "2 distinct", "1 repetitive (2 anchor rows per frame)", "2 dense", "--budget energy", "0.7407"}) {
+        "entries         2: sets of kept blocks, each of one step", "step  noise  energy | mean", "0.990 | ",
+        "1 repetitive (2 anchor rows per frame)", "2 dense", "--budget energy", "0.7407"}) {
     EXPECT_THAT(text, HasSubstr(fact));
   }
+}
+
+TEST(Describe, EnergyIsShownOfPlansThatWereMadeByIt) {
+  Plan::Parts parts = test::reuse_parts();
+  parts.energy_targets.assign(7, NAN);
+  EXPECT_THAT(describe(Plan(parts)),
+              AllOf(HasSubstr("step  noise | mean | layer"), HasSubstr("   3  0.700 | no forward: hold\n"),
+                    ::testing::Not(HasSubstr("energy ")), ::testing::Not(HasSubstr("- |"))));
 }
 
 TEST(Describe, StepsWithoutAForwardAreNamed) {

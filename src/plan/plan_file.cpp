@@ -8,7 +8,8 @@
 #include "base/mapped_ranges.h"
 #include "calibatt/counted.h"
 #include "io/fingerprint.h"
-#include "io/safetensors.h"
+#include "io/input_file.h"
+#include "io/recognise.h"
 #include "plan/plan_heads.h"
 #include "plan/plan_json.h"
 #include "plan/plan_writer.h"
@@ -59,6 +60,14 @@ const PlanVersion& check_kind_and_version(const PlanFile& file, const std::strin
                                         ", its content's is " + checksum + "); copy it anew");
   }
   return *known;
+}
+
+/// recognise_text of a file.
+std::string text_in(const std::string& path) {
+  const InputFile file(path);
+  std::vector<unsigned char> head(std::min<uint64_t>(file.size_bytes(), 1024));
+  file.read_at(0, {reinterpret_cast<char*>(head.data()), head.size()});
+  return recognise_text(head);
 }
 
 }  // namespace
@@ -197,8 +206,18 @@ Plan decode_plan(const PlanFile& file, const std::string& where) {
   }
 }
 
+Safetensors open_plan_tensors(const std::string& path) {
+  const std::string found = text_in(path);
+  if (found.empty()) return Safetensors::open(path);
+  std::string what = path + ": is " + found + ", not a plan";
+  if (found == "a web page") what += " (a page that `calibatt report` wrote is opened in a browser)";
+  if (found == "JSON") what += " (`calibatt report FILE -o page.html` shows the report of a run or a calibration)";
+  throw Error(ErrorKind::kFormat,
+              what + "; give the plan itself, the .safetensors file that `calibatt calibrate` wrote");
+}
+
 PlanFile open_plan_file(const std::string& path) {
-  const Safetensors safetensors = Safetensors::open(path);
+  const Safetensors safetensors = open_plan_tensors(path);
   PlanFile file;
   file.metadata = safetensors.metadata();
   for (const auto& [name, entry] : safetensors.entries()) file.tensors[name] = safetensors.get(name);

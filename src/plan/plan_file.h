@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/tensor.h"
+#include "io/safetensors.h"
 #include "plan/plan.h"
 
 namespace calibatt {
@@ -17,6 +18,9 @@ struct PlanFile {
   std::map<std::string, std::string> metadata;
 };
 
+/// The file's parts, none read. What people give in a plan's place (a page, a report, a text) is refused for what it
+/// is. Throws Error(kNotFound, kUnreadable, kFormat).
+Safetensors open_plan_tensors(const std::string& path);
 /// The file, mapped: tensors are views into it.
 PlanFile open_plan_file(const std::string& path);
 /// Checks kind of file, version, checksum, then each number; of version 2 the masks when a layer is asked for. `where`

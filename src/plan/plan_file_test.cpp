@@ -6,8 +6,10 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
+#include "calibatt/plan.h"
 #include "io/safetensors.h"
 #include "io/test_folder.h"
 #include "plan/plan_writer.h"
@@ -399,6 +401,28 @@ TEST(PlanFileSections, DamageBehindAReferenceNamesTheEntryItIsIn) {
     FAIL() << "accepted";
   } catch (const Error& error) {
     EXPECT_THAT(error.what(), HasSubstr("x: entry 1, layer 1: its masks, bytes "));
+  }
+}
+
+TEST(PlanFile, WhatIsGivenInAPlansPlaceIsRefusedForWhatItIs) {
+  const TestFolder folder;
+  const std::string path = folder / "given";
+  for (const auto& [content, what] :
+       {std::pair{"<!doctype html>\n<html lang=\"en\">",
+                  "is a web page, not a plan (a page that `calibatt report` wrote"},
+        {"{\n  \"model\": \"m\"\n}\n", "is JSON, not a plan (`calibatt report FILE -o page.html` shows"},
+        {"a fox runs\n", "is a text file, not a plan;"}}) {
+    std::ofstream(path) << content;
+    for (const auto& read : {std::function<void()>([&] { load_plan(path); }), {[&] { plan_checksum_of(path); }}}) {
+      try {
+        read();
+        FAIL() << content;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kFormat);
+        EXPECT_THAT(error.what(), HasSubstr(path + ": " + what));
+        EXPECT_THAT(error.what(), HasSubstr("give the plan itself, the .safetensors file that `calibatt calibrate`"));
+      }
+    }
   }
 }
 

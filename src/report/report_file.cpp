@@ -6,6 +6,7 @@
 #include "calibatt/output.h"
 #include "io/input_file.h"
 #include "io/json_config.h"
+#include "io/recognise.h"
 
 namespace calibatt {
 namespace {
@@ -27,7 +28,10 @@ bool looks_like_json(const std::string& path) {
     throw Error(ErrorKind::kUsage,
                 path + ": is a video; name it with --video, and what it is compared with by --reference");
   }
-  return first != std::string::npos && (head[first] == '{' || head[first] == '[');
+  if (first != std::string::npos && (head[first] == '{' || head[first] == '[')) return true;
+  const std::string found = recognise_text({reinterpret_cast<const unsigned char*>(head.data()), head.size()});
+  if (!found.empty()) throw Error(ErrorKind::kFormat, path + ": is " + found + ", no plan and no report; " + kExpected);
+  return false;
 }
 
 ReportFile read_report(const std::string& path) {

@@ -395,6 +395,12 @@ TEST_F(Report, RefusesWhatItCannotShowAndSaysWhatToDo) {
               HasSubstr("lacks \"dense\" or \"calibrated\""));
   EXPECT_THAT(refusal(ErrorKind::kFormat, write("no_runs.json", json{{"runs", json::array()}})),
               HasSubstr("has no runs"));
+  EXPECT_THAT(refusal(ErrorKind::kFormat, write("notes.txt", std::string("the fox runs\n"))),
+              HasSubstr("notes.txt: is a text file, no plan and no report; give plans (.safetensors), and reports"));
+  ReportInputs of_page;
+  of_page.files = {write("run.json", run())};
+  EXPECT_THAT(refusal(ErrorKind::kFormat, write("page.html", make_report_page(of_page).html)),
+              HasSubstr("page.html: is a web page, no plan and no report; give plans"));
   EXPECT_THAT(refusal(ErrorKind::kUsage, save_video("v.mp4", 1)), HasSubstr("--video"));
   std::string plan = read_text_file(save("p.safetensors", test::example_parts()));
   EXPECT_THAT(refusal(ErrorKind::kFormat, write("torn.safetensors", plan.substr(0, plan.size() / 2))),

@@ -374,7 +374,7 @@ TEST_F(Arguments, FlagsThatNothingReadsAreNamed) {
 
   const CommandResult info = run_calibatt("info -m " + kModel + " --offload --seed 3");
   ASSERT_EQ(info.exit_code, 0) << info.output;
-  EXPECT_THAT(info.output, warning("--offload, --seed are not read: calibatt info tells"));
+  EXPECT_THAT(info.output, warning("--seed is not read: calibatt info tells"));
   expect_usage("generate" + kSmall + "-p a --cfg-scale-2 3" + output_, "this model has one transformer; leave it out");
 }
 
@@ -396,6 +396,23 @@ TEST_F(Arguments, InfoTellsDefaultsAndMemory) {
                                  HasSubstr("--video-frames 65 (4k+1)"), HasSubstr("--steps "), HasSubstr("GB")));
   EXPECT_EQ(run_calibatt("info -m " + kModel + " -W 100").exit_code, 2);
   EXPECT_EQ(run_calibatt("info -m " + folder_.file("none")).exit_code, 3);
+}
+
+TEST_F(Arguments, InfoCountsWhatStaysInHostMemory) {
+  const auto memory = [](const std::string& flags) {
+    const CommandResult info = run_calibatt("info " + flags);
+    EXPECT_EQ(info.exit_code, 0) << info.output;
+    return info.output.substr(info.output.find("memory for such a video"));
+  };
+  for (const std::string model : {kModel, std::string(CALIBATT_MODELS_DIR "/tiny-mochi")}) {
+    const std::string gpu = "-m " + model + " --backend cuda --dtype fp32";
+    EXPECT_THAT(memory(gpu), Not(HasSubstr("in host memory")));
+    EXPECT_THAT(memory(gpu + " --offload"), HasSubstr("weights 0.00 (the blocks' are in host memory)"));
+    EXPECT_THAT(memory(gpu), Not(HasSubstr("weights 0.00")));
+  }
+  const CommandResult cpu = run_calibatt("info --backend cpu --offload -m " + kModel);
+  EXPECT_THAT(cpu.output, AllOf(HasSubstr("warning: --offload changes nothing where a CPU computes"),
+                                HasSubstr("--backend cuda"), Not(HasSubstr("are in host memory)"))));
 }
 
 TEST_F(Arguments, HelpTeaches) {

@@ -443,7 +443,7 @@ TEST_F(Calibrate, BenchComparesDenseAndCalibrated) {
       << "what this command takes";
   const CommandResult warned = run_calibatt(other + " --on-mismatch warn");
   EXPECT_EQ(warned.exit_code, 0) << warned.output;
-  EXPECT_THAT(warned.output, HasSubstr("WARNING: the plan is applied to other weights"));
+  EXPECT_THAT(warned.output, HasSubstr("warning: the plan is applied to other weights"));
 }
 
 }  // namespace

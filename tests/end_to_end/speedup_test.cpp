@@ -123,9 +123,17 @@ TEST_F(Speedup, TheReportRepeatsWhatWasWarnedOf) {
                                     HasSubstr("below 25 dB a plan makes another video")));
   for (const std::string& text : warnings) EXPECT_THAT(result.output, HasSubstr(text));
   EXPECT_THAT(result.output, Not(HasSubstr("expected error")));
+  EXPECT_THAT(result.output, AllOf(HasSubstr("reused: no forward ("), Not(HasSubstr(" 0.00"))));
   const CommandResult run = run_calibatt("generate" + kSmall + "--steps 6 -p a --plan " +
                                          folder_.file("plan.safetensors") + " -o " + folder_.file("v.png"));
-  EXPECT_THAT(run.output, AllOf(HasSubstr("plan: weights: "), HasSubstr("WARNING: the plan's held-out run came to")));
+  EXPECT_THAT(run.output, AllOf(HasSubstr("plan: weights: "), HasSubstr("warning: the plan's held-out run came to")));
+  const CommandResult many =
+      run_calibatt("generate" + kSmall + "--steps 6 --prompts " + folder_.file("prompts.txt") + " --plan " +
+                   folder_.file("plan.safetensors") + " -o " + folder_.file("many.png"));
+  for (const std::string& output : {run.output, many.output}) {
+    const std::string text = "the plan's held-out run came to";
+    EXPECT_EQ(output.find(text), output.rfind(text)) << output;
+  }
 }
 
 TEST_F(Speedup, BenchSaysWhatOfItsDenseRunIsIn8Bits) {

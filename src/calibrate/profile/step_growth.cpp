@@ -21,7 +21,10 @@ using Json = nlohmann::json;
 constexpr const char* kFormat = "calibatt-step-growth";
 constexpr int kVersion = 2;
 constexpr int kFirstArithmetic = 1;            // of files that do not say
+constexpr int kLastArithmetic = 1'000'000;     // that any version will have
 constexpr const char* kChecksum = "checksum";  // files from before it lack it
+// Beyond these a file is damaged: videos of 8 bits differ by 0 to 140 dB, or not at all.
+constexpr double kMostPsnr = 200, kMostRatio = 1e12;
 constexpr std::string_view kAdvice = "delete that file, and calibrate measures it anew";
 
 // Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
@@ -67,7 +70,17 @@ void require_whole(const JsonConfig& json) {
   json.fail(kChecksum, "does not fit the content: the file was altered or damaged");
 }
 
-/// A list of {"step": …, NAME: a number above 0}, by rising step.
+double ratio(const JsonConfig& json, const char* name) {
+  const double value = json.number(name);
+  if (!(value > 0 && value <= kMostRatio)) json.fail(name, "expected a number above 0 and at most 1e12");
+  return value;
+}
+
+int arithmetic(const JsonConfig& json, const char* name) {
+  return json.integer_in(name, 0, kLastArithmetic, kFirstArithmetic);
+}
+
+/// A list of {"step": …, NAME: a ratio}, by rising step.
 template <class Each>
 std::vector<Each> parse_steps(const JsonConfig& json, const char* list, const char* name, const ProfileHeader& header) {
   const Json values = json.json().value(list, Json());
@@ -76,8 +89,7 @@ std::vector<Each> parse_steps(const JsonConfig& json, const char* list, const ch
   for (const Json& each : values) {
     const JsonConfig one(each, json.where() + ": " + list + "[" + std::to_string(steps.size()) + "]");
     const int after = steps.empty() ? 0 : steps.back().step + 1;
-    const double value = one.number(name);
-    if (!(value > 0)) one.fail(name, "expected a number above 0");
+    const double value = ratio(one, name);
     steps.push_back({one.integer_in("step", after, header.num_steps() - 1), value});
   }
   return steps;
@@ -97,15 +109,15 @@ StepGrowth parse(const JsonConfig& json, const ProfileHeader& header) {
   if (json.has("layer_changes")) {
     growth.layer_changes = parse_steps<StepGrowth::EightBitChange>(json, "layer_changes", "change", header);
     growth.layers = json.string("layers");
-    growth.layer_arithmetic = static_cast<int>(json.integer("layer_arithmetic", kFirstArithmetic));
+    growth.layer_arithmetic = arithmetic(json, "layer_arithmetic");
   }
   if (json.has("attention_changes")) {
     growth.attention_changes = parse_steps<StepGrowth::EightBitChange>(json, "attention_changes", "change", header);
-    growth.attention_arithmetic = static_cast<int>(json.integer("attention_arithmetic", kFirstArithmetic));
+    growth.attention_arithmetic = arithmetic(json, "attention_arithmetic");
   }
-  growth.latents_error = json.number("latents_error");
+  growth.latents_error = ratio(json, "latents_error");
   growth.psnr_db = json.number("psnr_db");
-  if (!(growth.latents_error > 0)) json.fail("latents_error", "expected a number above 0");
+  if (!(growth.psnr_db >= 0 && growth.psnr_db <= kMostPsnr)) json.fail("psnr_db", "expected a number from 0 to 200");
   return growth;
 }
 

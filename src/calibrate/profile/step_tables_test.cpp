@@ -208,6 +208,8 @@ TEST_F(StepTables, GrowthOfTwoOfFewStepsIsMeasuredAnewAndOfManyIsKept) {
 }
 
 TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
+  growth.layer_changes = growth.attention_changes = {{0, 0.0078125}};
+  growth.layers = "fp8";
   save_growth(folder.path(), header, growth);
   const std::string path = folder / "step_growth.json";
   std::string sound = read_text_file(path);
@@ -227,7 +229,15 @@ TEST_F(StepTables, GrowthThatCannotBeIsRefused) {
   EXPECT_EQ(refusal("31.5", "30.5"), "accepted");
   for (const auto& [from, to] : {std::pair{"3.25", "-1"},
                                  {"\"step\": 2", "\"step\": 1"},
+                                 {"3.25", "1e13"},
                                  {"0.0625", "0"},
+                                 {"0.0625", "1e200"},
+                                 {"31.5", "-1"},
+                                 {"31.5", "1e9"},
+                                 {"31.5", "null"},
+                                 {"0.0078125", "1e100"},
+                                 {"\"layer_arithmetic\": 2", "\"layer_arithmetic\": 4294967298"},
+                                 {"\"attention_arithmetic\": 2", "\"attention_arithmetic\": -4294967294"},
                                  {"\"version\": 2", "\"version\": 3"},
                                  {"0.125", "0"},
                                  {"{", "["}}) {

@@ -1,5 +1,7 @@
 #include "models/mochi/layers.h"
 
+#include "backend/linear.h"
+
 namespace calibatt {
 
 const MochiLayers& MochiLayers::video() {
@@ -23,6 +25,22 @@ const MochiLayers& MochiLayers::text() {
 const MochiLayers& MochiLayers::last_text() {
   static const MochiLayers layers{{"norm1_context.linear_1"}, text().qkv, {}, {}, {}};
   return layers;
+}
+
+size_t MochiLayers::block_bytes(const MochiTransformerConfig& config, const BlockFormats& formats, int block) {
+  const int64_t dim = config.dim(), hidden = config.ffn_dim(), text_dim = config.text_width,
+                text_hidden = config.text_ffn_dim();
+  const auto bytes = [&](const std::vector<std::string>& layers, int64_t out, int64_t in) {
+    return LinearOps::streamed_bytes(out, in, formats.of(block, layers).dtype);
+  };
+  const MochiLayers &of_video = video(), &of_text = text();
+  const size_t of_all = bytes(of_video.modulation, 4 * dim, dim) + bytes(of_video.qkv, 3 * dim, dim) +
+                        bytes(of_video.output, dim, dim) + bytes(of_video.feed_forward_in, 2 * hidden, dim) +
+                        bytes(of_video.feed_forward_out, dim, hidden) + bytes(of_text.qkv, 3 * dim, text_dim);
+  if (block + 1 == config.num_layers) return of_all + bytes(last_text().modulation, text_dim, dim);
+  return of_all + bytes(of_text.modulation, 4 * text_dim, dim) + bytes(of_text.output, text_dim, dim) +
+         bytes(of_text.feed_forward_in, 2 * text_hidden, text_dim) +
+         bytes(of_text.feed_forward_out, text_dim, text_hidden);
 }
 
 /// The modulation is computed once for a step, and the text's layers have few rows: 8 bits would save no time.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct MochiLayers {
   static const MochiLayers& text();
   static const MochiLayers& last_text();
 
+  /// Bytes of a block's matrices, as they are streamed.
+  static size_t block_bytes(const MochiTransformerConfig& config, const BlockFormats& formats, int block);
   static BlockFormats formats(const MochiTransformerConfig& config, DType dtype, const ModelLoadOptions& options);
 };
 

@@ -4,6 +4,7 @@
 
 #include "attention/sequence_parallel.h"
 #include "base/ceil_div.h"
+#include "models/mochi/layers.h"
 
 namespace calibatt {
 
@@ -27,6 +28,24 @@ uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t nu
          2 * all_video * channels * patch * patch * sizeof(float) +
          SequenceParallelEngine::memory_bytes(config.num_attention_heads, config.attention_head_dim,
                                               num_tokens + text_tokens, arithmetic.num_ranks, arithmetic.dtype);
+}
+
+MochiOffloadBytes mochi_offload_bytes(const MochiTransformerConfig& config, const Arithmetic& arithmetic) {
+  ModelLoadOptions kept;
+  kept.eight_bit_layers = arithmetic.eight_bit_layers;
+  kept.kept_layers = arithmetic.kept_layers;
+  const BlockFormats formats = MochiLayers::formats(config, arithmetic.dtype, kept),
+                     wide_formats = MochiLayers::formats(config, arithmetic.dtype, {});
+  MochiOffloadBytes bytes;
+  uint64_t largest = 0;  // of what is streamed at a time
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const uint64_t own = MochiLayers::block_bytes(config, formats, layer),
+                   wide = MochiLayers::block_bytes(config, wide_formats, layer);
+    bytes.wide_blocks += wide;
+    largest = std::max({largest, own, arithmetic.wide_steps ? wide : 0});
+  }
+  bytes.buffers = 2 * largest;
+  return bytes;
 }
 
 }  // namespace calibatt

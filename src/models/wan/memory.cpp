@@ -47,6 +47,7 @@ uint64_t wan_prompt_bytes(const WanTransformerConfig& config, int rows, const Ar
 WanShardBytes wan_shard_bytes(const WanTransformerConfig& config, const Arithmetic& arithmetic) {
   ModelLoadOptions kept;
   kept.eight_bit_layers = arithmetic.eight_bit_layers;
+  kept.kept_layers = arithmetic.kept_layers;
   const BlockFormats formats = WanLayers::formats(config, arithmetic.dtype, kept),
                      wide_formats = WanLayers::formats(config, arithmetic.dtype, {});
   WanShardBytes bytes;

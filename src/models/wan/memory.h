@@ -15,8 +15,8 @@ uint64_t wan_activation_bytes(const WanTransformerConfig& config, int64_t num_to
 /// of `rows` keys, which are a prompt's tokens and one for all padding.
 uint64_t wan_prompt_bytes(const WanTransformerConfig& config, int rows, const Arithmetic& arithmetic);
 
-/// Of a transformer whose blocks ranks share: bytes of all blocks' matrices as they are kept and as they would be
-/// without 8 bits, and of a rank's two buffers for gathered ones.
+/// Of a transformer whose blocks ranks share or the host keeps: bytes of all blocks' matrices as they are kept and as
+/// they would be without 8 bits, and of a device's two buffers for blocks that come to it.
 struct WanShardBytes {
   uint64_t blocks = 0, wide_blocks = 0, buffers = 0;
 };

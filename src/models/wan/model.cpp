@@ -276,7 +276,7 @@ class WanFiles final : public ModelFiles {
         elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
     needs.weights = less_described(needs.weights, eight_bit_savings(arithmetic), description_.path);
-    if (arithmetic.weight_ranks > 1) share_weights(arithmetic, needs);
+    if (arithmetic.weight_ranks > 1 || arithmetic.offload) share_weights(arithmetic, needs);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;
@@ -294,13 +294,15 @@ class WanFiles final : public ModelFiles {
   }
 
  private:
-  /// Of each block a part, of two transformers both, and two buffers for blocks while there are activations.
+  /// Of each block a part, or none where the host keeps them; of two transformers both, and two buffers for blocks
+  /// while there are activations.
   void share_weights(const Arithmetic& arithmetic, MemoryEstimate& needs) const {
     const auto experts = static_cast<uint64_t>(description_.experts.size());
     const WanShardBytes bytes = wan_shard_bytes(configs_.transformer, arithmetic);
     const uint64_t beside_blocks =
         less_described(elements_.transformer * dtype_size(arithmetic.dtype), bytes.wide_blocks, description_.path);
-    needs.weights = experts * (beside_blocks + bytes.blocks / static_cast<uint64_t>(arithmetic.weight_ranks));
+    const uint64_t part = arithmetic.offload ? 0 : bytes.blocks / static_cast<uint64_t>(arithmetic.weight_ranks);
+    needs.weights = experts * (beside_blocks + part);
     needs.activations += bytes.buffers;
   }
 
