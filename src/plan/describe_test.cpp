@@ -107,6 +107,7 @@ TEST(Describe, WhereNoPixelDiffersThatIsSaid) {
 
 TEST(Describe, AnErrorOf0OfAttentionIsNotToldOfPlansThatReuseSteps) {
   Plan::Parts parts = test::reuse_parts();
+  parts.accuracy.measured.reset();
   parts.accuracy.predicted = 0;
   parts.accuracy.latents_predicted = 0.02;
   EXPECT_THAT(describe(Plan(parts)), AllOf(HasSubstr("expected error  change of the final latents 2 %"),
