@@ -256,7 +256,7 @@ void compile_profile(const std::string& folder, const Profile& profile, Compilat
     throw Cancelled{"stopped while compiling; no plan was written"};
   };
   const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
-  compilation.warnings.push_back(doubt_about_told_steps(compile, summary.psnr_db));
+  compilation.warnings.push_back(doubt_about_told_steps(compile, summary.psnr_db, false));
   if (json != nullptr) *json = copied(json_of(summary, compilation, profile.prompts.size()));
 }
 
