@@ -7,11 +7,14 @@
 #include "c_api_helpers.h"
 #include "calibatt/calibrate.h"
 #include "calibatt/pipeline.h"
+#include "calibrate/profile/profile.h"
+#include "calibrate/profile/step_growth.h"
 
 namespace calibatt::test {
 namespace {
 
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -58,6 +61,31 @@ TEST_F(CApiCompile, OfToldStepsItSaysHowTheyAreCounted) {
               Contains("the expected change is without the plan's linear layers and self-attention in 8 bits; "
                        "settings.weights-dtype int8 (or fp8) and settings.attention-dtype fp8 count them, once "
                        "`calibatt calibrate` has measured them with the same flags"));
+}
+
+TEST_F(CApiCompile, WhatIsPredictedIsInTheJsonAndDoubted) {
+  const nlohmann::json usual = compiled({{"speedup", "1.2"}, {"density", "1"}});
+  ASSERT_TRUE(usual["latents_error"].is_number() && usual["psnr_db"].is_number()) << usual;
+  EXPECT_GT(usual["latents_error"], 0);
+  EXPECT_EQ(usual["identical_expected"], false);
+  const ProfileHeader header = load_profile(profile_).header;
+  StepGrowth growth = load_growth(profile_, header).value();
+  growth.psnr_db -= usual["psnr_db"].get<double>() - 11.75;
+  save_growth(profile_, header, growth);
+  const nlohmann::json far = compiled({{"speedup", "1.05"}, {"density", "1"}});
+  EXPECT_EQ(far["latents_error"], usual["latents_error"]) << "one step is reused for either speedup";
+  EXPECT_NEAR(far["psnr_db"].get<double>(), 11.75, 1e-6);
+  EXPECT_THAT(far["warnings"],
+              ElementsAre(HasSubstr("more than settings.speedup 1.05 asks for; leave settings.density out"),
+                          HasSubstr("predicted to come to 11.8 dB to the dense video: below 25 dB a plan makes another "
+                                    "video; ask for a smaller settings.speedup (a larger settings.psnr)")));
+  const nlohmann::json same = compiled({{"speedup", "1"}, {"density", "1"}});
+  EXPECT_EQ(same["latents_error"], 0);
+  EXPECT_TRUE(same["psnr_db"].is_null());
+  EXPECT_EQ(same["identical_expected"], true);
+  const nlohmann::json density = compiled({{"density", "0.5"}});
+  EXPECT_TRUE(density["latents_error"].is_null() && density["psnr_db"].is_null());
+  EXPECT_EQ(density["identical_expected"], false);
 }
 
 }  // namespace
