@@ -112,9 +112,8 @@ struct EightBitSettings {
     require_in("num_settings", num_settings, 0, kMostSettings);
     if (num_settings > 0) required(settings, "settings");
     for (int i = 0; i < num_settings; ++i) {
-      const std::string name = settings[i].name == nullptr ? "" : settings[i].name;
-      const char* const value = settings[i].value;
-      if (value == nullptr || !take(name, value)) others.push_back(settings[i]);
+      const auto [name, value] = setting_of(settings, i);  // refused by its place among all
+      if (!take(name, value)) others.push_back(settings[i]);
     }
     if (!kept_layers.empty() && layers().empty())
       throw Error(ErrorKind::kUsage,
