@@ -172,7 +172,8 @@ def compile(  # noqa: A001 - the name that people expect
             these do; which steps have them is chosen for the device that is here. Pipes compute nothing in 8 bits; the command line does.
         settings: the flags of `calibatt calibrate --help` that say how a plan is compiled, with _ for -: budget="energy".
 
-    Returns the plan. Raises UsageError naming a setting that cannot be, NotFound, FormatError, WriteError.
+    Returns the plan. Warns of settings that change nothing, and of a plan that is predicted to make another video. Raises UsageError naming
+    a setting that cannot be, NotFound, FormatError, WriteError.
     """
     library = _library.loaded()
     eight_bits = {"weights_dtype": weights_dtype, "keep_layers": keep_layers, "attention_dtype": attention_dtype}

@@ -114,14 +114,22 @@ std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts meas
          std::string(backend) + " at this size, so the plan has none" + told;
 }
 
-std::string doubt_about_told_steps(const CompileOptions& compile, std::optional<double> psnr_db) {
+std::string doubt_about_told_steps(const CompileOptions& compile, std::optional<double> psnr_db, bool measures) {
   if (!compile.growth || !compile.tells_eight_bits()) return "";
   const bool layers = compile.eight_bit_layers_from && !compile.may_be_eight_bit.layers,
              attention = compile.eight_bit_attention_from && !compile.may_be_eight_bit.attention;
   if (layers || attention) {
-    return std::string("the expected change and the held-out run are without the plan's ") +
-           (layers ? "linear layers" : "self-attention") + " in 8 bits, which were not measured; " +
-           (layers ? "--weights-dtype int8 (or fp8)" : "--attention-dtype fp8") + " measures them";
+    const auto of_parts = [&](const char* of_layers, const char* of_attention) {
+      return std::string(layers ? of_layers : "") + (layers && attention ? " and " : "") +
+             (attention ? of_attention : "");
+    };
+    const std::string flags = of_parts("--weights-dtype int8 (or fp8)", "--attention-dtype fp8");
+    const std::string s = layers && attention ? "" : "s";
+    return std::string("the expected change ") + (measures ? "and the held-out run are" : "is") +
+           " without the plan's " + of_parts("linear layers", "self-attention") + " in 8 bits" +
+           (measures ? ", which were not measured; " + flags + " measure" + s + " them"
+                     : "; " + flags + " count" + s +
+                           " them, once `calibatt calibrate` has measured them with the same flags");
   }
   constexpr double kSeen = 0.5;  // dB
   if (!compile.psnr || !psnr_db || *psnr_db >= *compile.psnr - kSeen) return "";

@@ -23,8 +23,9 @@ std::string note_of_eight_bits(const CompileOptions& compile, EightBitParts meas
                                std::string_view backend);
 
 /// What a person's steps in 8 bits make of the plan's promise: it may be without them, or less than was asked for.
-/// psnr_db: that is expected.
-std::string doubt_about_told_steps(const CompileOptions& compile, std::optional<double> psnr_db);
+/// psnr_db: that is expected; measures: whoever makes the plan measures what its flags name, and runs the plan; else
+/// only a calibration does.
+std::string doubt_about_told_steps(const CompileOptions& compile, std::optional<double> psnr_db, bool measures);
 
 /// That the predicted speedup is of all layers, where some are kept.
 std::string doubt_about_kept_layers(const CompileOptions& compile, const std::string& layers);

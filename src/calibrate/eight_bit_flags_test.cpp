@@ -56,5 +56,28 @@ TEST(EightBitFlags, WhatSavesTimeOrIsToldHasToBeMeasured) {
   EXPECT_EQ(parts_to_measure(compile, {.layers = true}), (EightBitParts{.attention = true}));
 }
 
+TEST(EightBitFlags, OfToldStepsEveryPartThatIsNotAllowedIsNamed) {
+  CompileOptions compile;
+  compile.speedup = 1.2;
+  compile.growth.emplace();
+  EXPECT_EQ(doubt_about_told_steps(compile, 40, true), "");
+  compile.eight_bit_layers_from = 1;
+  EXPECT_EQ(doubt_about_told_steps(compile, 40, true),
+            "the expected change and the held-out run are without the plan's linear layers in 8 bits, which were not "
+            "measured; --weights-dtype int8 (or fp8) measures them");
+  compile.eight_bit_attention_from = 2;
+  EXPECT_EQ(doubt_about_told_steps(compile, 40, true),
+            "the expected change and the held-out run are without the plan's linear layers and self-attention in 8 "
+            "bits, which were not measured; --weights-dtype int8 (or fp8) and --attention-dtype fp8 measure them");
+  EXPECT_EQ(doubt_about_told_steps(compile, 40, false),
+            "the expected change is without the plan's linear layers and self-attention in 8 bits; --weights-dtype "
+            "int8 (or fp8) and --attention-dtype fp8 count them, once `calibatt calibrate` has measured them with the "
+            "same flags");
+  compile.may_be_eight_bit.layers = true;
+  EXPECT_THAT(doubt_about_told_steps(compile, 40, true), HasSubstr("without the plan's self-attention in 8 bits, "));
+  compile.may_be_eight_bit.attention = true;
+  EXPECT_EQ(doubt_about_told_steps(compile, 40, true), "");
+}
+
 }  // namespace
 }  // namespace calibatt

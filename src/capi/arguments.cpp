@@ -144,13 +144,19 @@ View view_of(const calibatt_heads& heads, const char* name, DType dtype, int64_t
 template HeadsView view_of(const calibatt_heads&, const char*, DType, int64_t, int64_t);
 template ConstHeadsView view_of(const calibatt_heads&, const char*, DType, int64_t, int64_t);
 
+std::pair<const char*, const char*> setting_of(const calibatt_setting* settings, int index) {
+  const std::string name = member("settings", index);
+  return {&required(settings[index].name, (name + ".name").c_str()),
+          &required(settings[index].value, (name + ".value").c_str())};
+}
+
 CalibrateOptions options_of(const calibatt_setting* settings, int32_t num_settings) {
   require_in("num_settings", num_settings, 0, 1000);
   if (num_settings > 0) required(settings, "settings");
   CalibrateOptions options;
   for (int i = 0; i < num_settings; ++i) {
-    const char* const name = &required(settings[i].name, (member("settings", i) + ".name").c_str());
-    set(options, name, &required(settings[i].value, (member("settings", i) + ".value").c_str()));
+    const auto [name, value] = setting_of(settings, i);
+    set(options, name, value);
   }
   return options;
 }

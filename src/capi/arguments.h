@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "attention/plan_fit.h"
 #include "backend/attention_call.h"
@@ -26,6 +27,8 @@ OnMismatch on_mismatch_of(calibatt_on_mismatch on_mismatch);
 template <class View>
 View view_of(const calibatt_heads& heads, const char* name, DType dtype, int64_t num_tokens, int64_t sample);
 
+/// Name and value of one, neither of which is NULL.
+std::pair<const char*, const char*> setting_of(const calibatt_setting* settings, int index);
 CalibrateOptions options_of(const calibatt_setting* settings, int32_t num_settings);
 
 }  // namespace calibatt::capi

@@ -1,4 +1,5 @@
 // The calibration functions of calibatt/c_api.h.
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -6,12 +7,14 @@
 #include "calibrate/calibration_header.h"
 #include "calibrate/calibration_options.h"
 #include "calibrate/compile/compile.h"
+#include "calibrate/compile/least_density.h"
 #include "calibrate/eight_bit_flags.h"
 #include "calibrate/record/calibrator.h"
 #include "calibrate/unread_settings.h"
 #include "capi/arguments.h"
 #include "capi/guarded.h"
 #include "capi/session.h"
+#include "plan/describe.h"
 
 using namespace calibatt;
 using namespace calibatt::capi;
@@ -109,9 +112,8 @@ struct EightBitSettings {
     require_in("num_settings", num_settings, 0, kMostSettings);
     if (num_settings > 0) required(settings, "settings");
     for (int i = 0; i < num_settings; ++i) {
-      const std::string name = settings[i].name == nullptr ? "" : settings[i].name;
-      const char* const value = settings[i].value;
-      if (value == nullptr || !take(name, value)) others.push_back(settings[i]);
+      const auto [name, value] = setting_of(settings, i);  // refused by its place among all
+      if (!take(name, value)) others.push_back(settings[i]);
     }
     if (!kept_layers.empty() && layers().empty())
       throw Error(ErrorKind::kUsage,
@@ -192,18 +194,23 @@ Compilation compilation_of(const ProfileHeader& header, CalibrateOptions options
 }
 
 std::string json_of(const CompileSummary& summary, const Compilation& compilation, size_t num_prompts) {
-  const auto number = [](double value) { return std::isnan(value) ? nlohmann::json() : nlohmann::json(value); };
+  const auto number = [](std::optional<double> value) {  // JSON has no infinity either
+    return value && std::isfinite(*value) ? nlohmann::json(*value) : nlohmann::json();
+  };
   const std::optional<double> asked = compilation.options.target_density();
   nlohmann::json warnings = nlohmann::json::array();
   for (const std::string& warning : compilation.warnings) {
     if (!warning.empty()) warnings.push_back(in_terms_of_c(warning));
   }
   return nlohmann::json{{"density", summary.density},
-                        {"density_asked", asked ? nlohmann::json(*asked) : nlohmann::json()},
+                        {"density_asked", number(asked)},
                         {"density_map", summary.density_map},
                         {"predicted_speedup", summary.predicted_speedup},
                         {"expected_error", number(summary.held_out_error)},
                         {"held_out", summary.error_is_held_out},
+                        {"latents_error", number(summary.latents_error)},
+                        {"psnr_db", number(summary.psnr_db)},
+                        {"identical_expected", summary.psnr_db && std::isinf(*summary.psnr_db)},
                         {"repetitive_heads", summary.repetitive_heads},
                         {"heads", summary.total_heads},
                         {"prompts", num_prompts},
@@ -256,7 +263,13 @@ void compile_profile(const std::string& folder, const Profile& profile, Compilat
     throw Cancelled{"stopped while compiling; no plan was written"};
   };
   const CompileSummary summary = compile_to_file(profile, compile, plan_path, tell);
-  compilation.warnings.push_back(doubt_about_told_steps(compile, summary.psnr_db));
+  const auto reused = summary.step_reuse.size() - std::ranges::count(summary.step_reuse, StepReuse::kNone);
+  for (const std::string& warning :
+       {doubt_about_told_steps(compile, summary.psnr_db, false),
+        note_of_overshoot(compile, profile.header, summary.predicted_speedup, static_cast<int>(reused)),
+        doubt_about_closeness({.psnr_predicted = summary.psnr_db})}) {
+    compilation.warnings.push_back(warning);
+  }
   if (json != nullptr) *json = copied(json_of(summary, compilation, profile.prompts.size()));
 }
 

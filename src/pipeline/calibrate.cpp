@@ -297,7 +297,7 @@ void make_plan(Runner& runner, const RecordedProfile& recorded, CompileOptions& 
   add_compiled(compile_to_file(recorded.profile, compile, plan_path, told.of_compiler(progress)), compile, summary);
   const auto reused = std::ranges::count_if(
       summary.step_reuse, [](const std::string& how) { return how != step_reuse_name(StepReuse::kNone); });
-  runner.warn(doubt_about_told_steps(compile, summary.psnr_db));
+  runner.warn(doubt_about_told_steps(compile, summary.psnr_db, true));
   runner.warn(note_of_overshoot(compile, recorded.profile.header, summary.predicted_speedup, static_cast<int>(reused)));
   if (compile.growth) check_plan(recorded.profile, compile, plan_path, other, told, progress, summary);
 }

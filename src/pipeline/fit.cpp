@@ -20,7 +20,7 @@ void check_arithmetic(const LoadOptions& load, const GenerateOptions& options) {
     const std::unique_ptr<Backend> backend = make_backend(load.backend, device, devices_flag(load));
     const DType dtype = choose_dtype(load.precision, *backend);
     check_weights_dtype(load.weights, dtype);
-    if (has_eight_bit_layers(load, *files)) backend->eight_bit_ops();
+    if (has_eight_bit_layers(load, *files)) eight_bit_type(load.weights, backend->eight_bit_ops());
     check_attention_dtype(options.attention_dtype, dtype);
     if (options.attention_dtype == AttentionDtype::kFP8) {
       static_cast<void>(backend->attention_kernel(dtype, files->description().head_dim, true));

@@ -4,23 +4,10 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "pipeline/no_int8.h"
 
 namespace calibatt {
 namespace {
-
-/// Of a device that has layers in e4m3 alone.
-class NoInt8 final : public EightBitOps {
- public:
-  void require(DType layers) const override {
-    if (layers == DType::kI8) throw Error(ErrorKind::kUsage, "no int8 here");
-  }
-  void layer_norm(const Tensor&, const LayerNorm&, EightBitRows&) override {}
-  void rms_norm(const Tensor&, const Tensor&, float, EightBitRows&) override {}
-  void add_rms_norm(const Tensor&, const Tensor&, float, Tensor&, const Tensor&, EightBitRows&) override {}
-  void swiglu(const Tensor&, EightBitRows&) override {}
-  void quantise(const Tensor&, Activation, EightBitRows&) override {}
-  void linear(const LinearLayer&, const EightBitRows&, Tensor&, const LinearEpilogue&) override {}
-};
 
 // A run has its type by this function alone, before the model is loaded.
 TEST(EightBitLayers, ATypeThatTheDeviceLacksIsRefused) {

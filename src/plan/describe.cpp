@@ -208,8 +208,8 @@ std::string doubt_about_closeness(const EndOfRun& end) {
   const std::optional<double> psnr = end.psnr_measured ? end.psnr_measured : end.psnr_predicted;
   if (!psnr || !(*psnr < kAnotherVideo)) return "";
   return format(
-      "%s %.1f dB to the dense video: below %.0f dB a plan makes another video; calibrate with a smaller "
-      "--speedup (a larger --psnr) or more steps",
+      "%s %.1f dB to the dense video: below %.0f dB a plan makes another video; ask for a smaller "
+      "--speedup (a larger --psnr), or calibrate with more steps",
       end.psnr_measured ? "the plan's held-out run came to" : "the plan is predicted to come to", *psnr, kAnotherVideo);
 }
 

@@ -73,7 +73,7 @@ TEST(Describe, APlanThatMakesAnotherVideoIsDoubted) {
   EXPECT_EQ(doubt_about_closeness({.psnr_predicted = 25}), "");
   EXPECT_THAT(doubt_about_closeness({.psnr_predicted = 13.4}),
               AllOf(HasSubstr("is predicted to come to 13.4 dB to the dense video: below 25 dB a plan makes another"),
-                    HasSubstr("smaller --speedup (a larger --psnr) or more steps")));
+                    HasSubstr("ask for a smaller --speedup (a larger --psnr), or calibrate with more steps")));
   EXPECT_THAT(doubt_about_closeness({.psnr_predicted = 30, .psnr_measured = 24.9}),
               HasSubstr("held-out run came to 24.9 dB"));
   EXPECT_EQ(doubt_about_closeness({.psnr_predicted = 20, .psnr_measured = 26}), "") << "what was measured decides";

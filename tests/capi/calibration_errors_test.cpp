@@ -158,6 +158,11 @@ TEST(CApiErrors, CompilationsThatCannotBe) {
                  "settings.token-order raster");
   expect_refusal(compile(profile, plan, {{"measure", "levels"}}), CALIBATT_MISMATCH, "maps");
   expect_refusal(compile(profile, plan, {{"budget", "none"}}), CALIBATT_USAGE, "settings.budget none: must be one of");
+  const calibatt_setting int8{"weights-dtype", "int8"}, fp8{"attention-dtype", "fp8"};
+  expect_refusal(compile(profile, plan, {int8, fp8, {"density", nullptr}}), CALIBATT_USAGE,
+                 "settings[2].value: is NULL");
+  expect_refusal(compile(profile, plan, {int8, {nullptr, "1"}, fp8}), CALIBATT_USAGE, "settings[1].name: is NULL");
+  expect_refusal(compile(profile, plan, {{"weights-dtype", nullptr}}), CALIBATT_USAGE, "settings[0].value: is NULL");
   EXPECT_FALSE(std::filesystem::exists(plan));
   EXPECT_EQ(compile(profile, plan, {{"block-q", "8"}, {"density", "0.9"}}), CALIBATT_OK) << calibatt_last_error();
   const char* const folders[] = {profile.c_str(), profile.c_str()};
