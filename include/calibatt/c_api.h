@@ -285,13 +285,13 @@ typedef int32_t (*calibatt_progress)(void* user, const char* stage, int64_t done
 
 /// Makes a plan of a profile, in seconds, without the model. The file appears complete or not at all. json: NULL, or
 /// "density", "density_asked", "density_map", "predicted_speedup", "expected_error", "held_out", "latents_error",
-/// "psnr_db", "identical_expected", "repetitive_heads", "heads", "prompts", "warnings": [text] of settings that change
-/// nothing, and of plans that come to less than was asked for or make another video. Under speedup or psnr,
-/// latents_error is the expected change of the final latents and psnr_db what that is for the video, null where
-/// identical_expected is true; else all three say nothing. Settings may also be those that were measured with; MISMATCH
-/// where they were others. USAGE where the folder lacks prompts of its calibration, or holds those of another one too:
-/// see calibatt_compile_prompts. Beside a calibration's settings: weights-dtype, keep-layers and attention-dtype, what
-/// the plan may have in 8 bits; USAGE where the profile does not know what these do.
+/// "psnr_db", "repetitive_heads", "heads", "prompts", "warnings": [text] of settings that change nothing, and of plans
+/// that do more than was asked for or make another video. Under speedup or psnr, latents_error is the expected change
+/// of the final latents and psnr_db what that is for the video, null where the change is 0; else both are null.
+/// Settings may also be those that were measured with; MISMATCH where they were others. USAGE where the folder lacks
+/// prompts of its calibration, or holds those of another one too: see calibatt_compile_prompts. Beside a calibration's
+/// settings: weights-dtype, keep-layers and attention-dtype, what the plan may have in 8 bits; USAGE where the profile
+/// does not know what these do.
 CALIBATT_API calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
                                               const calibatt_setting* settings, int32_t num_settings,
                                               calibatt_progress progress, void* user, char** json);

@@ -210,7 +210,6 @@ std::string json_of(const CompileSummary& summary, const Compilation& compilatio
                         {"held_out", summary.error_is_held_out},
                         {"latents_error", number(summary.latents_error)},
                         {"psnr_db", number(summary.psnr_db)},
-                        {"identical_expected", summary.psnr_db && std::isinf(*summary.psnr_db)},
                         {"repetitive_heads", summary.repetitive_heads},
                         {"heads", summary.total_heads},
                         {"prompts", num_prompts},
