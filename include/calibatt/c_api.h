@@ -291,7 +291,9 @@ typedef int32_t (*calibatt_progress)(void* user, const char* stage, int64_t done
 /// Settings may also be those that were measured with; MISMATCH where they were others. USAGE where the folder lacks
 /// prompts of its calibration, or holds those of another one too: see calibatt_compile_prompts. Beside a calibration's
 /// settings: weights-dtype, keep-layers and attention-dtype, what the plan may have in 8 bits; USAGE where the profile
-/// does not know what these do.
+/// does not know what these do. Which steps have them is chosen for GPU 0 of this machine: of 8 bits Hopper alone gains
+/// time, so that elsewhere no step has them. eight-bit-layers-from and eight-bit-attention-from tell the steps in place
+/// of that choice, for plans that run on another machine.
 CALIBATT_API calibatt_status calibatt_compile(const char* profile_dir, const char* plan_path,
                                               const calibatt_setting* settings, int32_t num_settings,
                                               calibatt_progress progress, void* user, char** json);

@@ -169,7 +169,8 @@ def compile(  # noqa: A001 - the name that people expect
         progress: called with (stage, done, total); what it raises ends the work and reaches you. None: a bar by tqdm.
         weights_dtype, keep_layers, attention_dtype: as `calibatt calibrate` has them: with speedup or psnr the plan may have linear layers
             ("fp8" or "int8", but for those of keep_layers) and self-attention ("fp8") in 8 bits. `calibatt calibrate` has to have measured what
-            these do; which steps have them is chosen for the device that is here. Pipes compute nothing in 8 bits; the command line does.
+            these do; which steps have them is chosen for the GPU 0 that is here: on one that is no Hopper, and without one, none has. For plans that
+            run elsewhere eight_bit_layers_from and eight_bit_attention_from tell the steps. Pipes compute nothing in 8 bits; the command line does.
         settings: the flags of `calibatt calibrate --help` that say how a plan is compiled, with _ for -: budget="energy".
 
     Returns the plan. Warns of settings that change nothing, and of a plan that is predicted to make another video. Raises UsageError naming

@@ -136,16 +136,6 @@ struct EightBitSettings {
   }
 };
 
-/// Where `calibatt calibrate` would compute here.
-std::string_view usual_backend() {
-  try {
-    require_cuda();
-    return "cuda";
-  } catch (const Error&) {
-    return "cpu";
-  }
-}
-
 /// What the plan may have in 8 bits: of a part that it could have, the profile has to know what that does.
 void enter_eight_bits(const EightBitSettings& settings, const Profile& profile, const std::string& folder,
                       Compilation& compilation) {
@@ -154,7 +144,8 @@ void enter_eight_bits(const EightBitSettings& settings, const Profile& profile, 
   compile.may_be_eight_bit = {.attention = settings.attention, .layers = !compilation.eight_bit_layers.empty()};
   const std::string& name = profile.header.provenance.transformers.front().name;  // begins with its class
   const DType layers = settings.weights == WeightsPrecision::kINT8 ? DType::kI8 : DType::kE4M3;
-  compile.gains = eight_bit_gains(usual_backend(), std::string_view(name).substr(0, name.find(' ')), layers);
+  const std::optional<int> gpu = usual_gpu();
+  if (gpu) compile.gains = eight_bit_gains(*gpu, std::string_view(name).substr(0, name.find(' ')), layers);
   const EightBitParts measured = parts_to_measure(compile, compile.gains.parts(profile.header.geometry.num_tokens()));
   for (const EightBitParts part :
        {EightBitParts{.attention = measured.attention}, EightBitParts{.layers = measured.layers}}) {
@@ -164,7 +155,8 @@ void enter_eight_bits(const EightBitSettings& settings, const Profile& profile, 
                                        " does not know what these 8 bits do; measure it with `calibatt "
                                        "calibrate` and the same flag, or leave it out");
   }
-  compilation.warnings.push_back(note_of_eight_bits(compile, measured, compilation.eight_bit_layers, usual_backend()));
+  compilation.warnings.push_back(
+      note_of_eight_bits(compile, measured, compilation.eight_bit_layers, gpu ? "cuda" : "cpu"));
   compilation.warnings.push_back(doubt_about_kept_layers(compile, compilation.eight_bit_layers));
 }
 

@@ -36,6 +36,10 @@ void require_cuda() {
               "this library was built without CUDA kernels; compute on the CPU, or build calibatt where nvcc is");
 }
 
+std::optional<int> usual_gpu() {
+  return std::nullopt;
+}
+
 std::unique_ptr<CallPlace> make_cuda_call_place(int) {
   require_cuda();
   return nullptr;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/attention_backend.h"
@@ -51,5 +52,7 @@ std::unique_ptr<CallPlace> make_cuda_call_place(int device);
 std::unique_ptr<RecordingPlace> make_cuda_recording_place(int device);
 /// Throws Error(kDevice) that says what is missing.
 void require_cuda();
+/// The compute capability (90 is 9.0) of the GPU that `calibatt calibrate` would compute on here; none: on the CPU.
+std::optional<int> usual_gpu();
 
 }  // namespace calibatt::capi

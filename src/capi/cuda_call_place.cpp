@@ -114,6 +114,10 @@ void require_cuda() {
   cuda::use_capable_device(0);  // says why not
 }
 
+std::optional<int> usual_gpu() {
+  return cuda::has_capable_device() ? std::optional(cuda::first_compute_capability()) : std::nullopt;
+}
+
 std::unique_ptr<CallPlace> make_cuda_call_place(int device) {
   return std::make_unique<CudaPlace>(device);
 }

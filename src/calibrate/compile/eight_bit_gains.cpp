@@ -83,4 +83,9 @@ EightBitGains eight_bit_gains(std::string_view backend, std::string_view transfo
   return gains;
 }
 
+EightBitGains eight_bit_gains(int compute_capability, std::string_view transformer, DType layers) {
+  constexpr int kHopper = 90;
+  return compute_capability == kHopper ? eight_bit_gains("cuda", transformer, layers) : EightBitGains();
+}
+
 }  // namespace calibatt

@@ -28,5 +28,7 @@ struct EightBitGains {
 /// Of a backend by its name (Device::name), a transformer by its class, and the type of its linear layers in 8 bits
 /// (kE4M3 or kI8). Backends that are not in the table gain nothing; transformers that are not gain as Wan's.
 EightBitGains eight_bit_gains(std::string_view backend, std::string_view transformer, DType layers);
+/// The same of a GPU of this compute capability (90 is 9.0). Those that are no Hopper gain nothing.
+EightBitGains eight_bit_gains(int compute_capability, std::string_view transformer, DType layers);
 
 }  // namespace calibatt

@@ -33,6 +33,16 @@ TEST(EightBitGains, AttentionOfFewTokensAndACpuGainNothing) {
   EXPECT_EQ(eight_bit_gains("cpu", kWan, DType::kI8).of_attention(75'600, 1), 1);
 }
 
+// They were measured on Hopper, which has the kernels.
+TEST(EightBitGains, OtherGpusGainNothing) {
+  const EightBitGains hopper = eight_bit_gains(90, kWan, DType::kI8);
+  EXPECT_EQ(hopper.parts(75'600), (EightBitParts{.attention = true, .layers = true}));
+  EXPECT_EQ(hopper.layers, eight_bit_gains("cuda", kWan, DType::kI8).layers);
+  for (const int other : {80, 86, 89, 100, 120}) {
+    EXPECT_FALSE(eight_bit_gains(other, kWan, DType::kI8).parts(75'600).any()) << other;
+  }
+}
+
 // Of the same forward: seconds outside self-attention in bf16 over those in 8 bits.
 TEST(EightBitGains, LayersGainByTheirType) {
   const auto of_layers = [](const char* transformer, DType type) {

@@ -114,10 +114,16 @@ void use_device(int index) {
   check(cudaSetDevice(index), "choosing a GPU");
 }
 
+int first_compute_capability() {
+  int major = 0, minor = 0;
+  const bool is_known = num_devices() > 0 &&
+                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+                        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) == cudaSuccess;
+  return is_known ? 10 * major + minor : 0;
+}
+
 bool has_capable_device() {
-  int major = 0;
-  return num_devices() > 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
-         10 * major >= kOldestCapability;
+  return first_compute_capability() >= kOldestCapability;
 }
 
 void use_capable_device(int index) {

@@ -41,6 +41,8 @@ bool gpu_can_read(int reader, int owner);
 /// there is no such index; Error(kDevice) when there is no GPU at all.
 void use_device(int index);
 
+/// The first GPU's (DeviceInfo), asked without using it; 0 where there is none, or no driver.
+int first_compute_capability();
 /// Whether the first GPU is new enough for the kernels; false where there is none, or no driver.
 bool has_capable_device();
 /// As use_device; throws Error(kDevice) when that GPU is older than compute capability 8.0.

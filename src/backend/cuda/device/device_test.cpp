@@ -38,6 +38,9 @@ TEST(Device, IsDescribed) {
   };
   EXPECT_EQ(info.compute_capability,
             10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor));
+  if (current == 0) {
+    EXPECT_EQ(first_compute_capability(), info.compute_capability);
+  }
   EXPECT_EQ(info.num_sms, attribute(cudaDevAttrMultiProcessorCount));
   EXPECT_EQ(info.l2_bytes, static_cast<size_t>(attribute(cudaDevAttrL2CacheSize)));
   size_t free = 0, total = 0;
