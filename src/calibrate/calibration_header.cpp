@@ -77,6 +77,7 @@ ProfileHeader make_profile_header(const CalibrationRuns& runs, const CalibrateOp
       return transformers.at(static_cast<size_t>(transformer)).fingerprint(like);
     };
   }
+  header.levels_with = runs.levels_with;
   header.prompt_identities = prompt_identities(runs);
   header.precision = runs.precision;
 

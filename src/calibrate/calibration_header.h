@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct CalibrationRuns {
   std::string image;         ///< hash of the picture that all videos begin with; empty: there is none
   std::string text_encoder;  ///< what files in the place of the model folder's own hold; empty: there are none
   std::string conditions;    ///< of all prompts, in another program's words; empty: there are none
+  /// As ProfileHeader's.
+  std::function<std::vector<double>(int steps, double flow_shift, const std::string& scheduler)> levels_with;
 };
 
 /// The header of such a calibration's profile, all but what choose_measurements adds. Takes the fingerprints that can

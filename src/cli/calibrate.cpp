@@ -225,13 +225,16 @@ void run(Flags& flags) {
                                   : "a held-out run";
     const bool compiling = state.stage == "compile", before = state.stage == "check" || state.stage == "read";
     const bool of_prompt = !before && !compiling;
+    const bool repeats_dense = of_prompt && state.prompt >= state.num_prompts && !state.plan_is_written &&
+                               state.stage != "decode";  // when all is measured
     const std::string plan =
         state.plan_is_written ? "; " + flags.output + " is written, complete but for the error that was to be measured"
                               : "";
     stop_if_interrupted(state, (of_prompt ? " of " + which : "") + plan + "; what was measured " +
                                    (of_prompt && state.prompt < state.num_prompts ? "on the prompts before " : "") +
                                    "is kept in " + flags.calibration.profile_dir +
-                                   ": the same command goes on from there");
+                                   ": the same command goes on from there" +
+                                   (repeats_dense ? ", behind the dense held-out run, which it makes again" : ""));
     bar.update(state, state.overall, of_prompt ? which : "");
   });
   bar.finish();

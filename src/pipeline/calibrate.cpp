@@ -63,6 +63,13 @@ ProfileHeader make_header(Runner& runner, const CalibrateOptions& options, const
   runs.precision = report.precision;
   for (const Prompt& prompt : options.prompts) runs.prompts.push_back({prompt.text, run.negative_prompt, run.seed});
   runs.image = report.image_hash;
+  runs.levels_with = [&runner, &options](int steps, double flow_shift, const std::string& scheduler) {
+    GenerateOptions other = options.run;
+    other.steps = steps;
+    other.flow_shift = flow_shift;
+    other.scheduler = scheduler;
+    return runner.describe_attention(runner.resolved(other)).sigmas;
+  };
   if (report.parts.contains("text-encoder")) runs.text_encoder = hash_of_files(runner.model().text_encoder_files);
   return make_profile_header(runs, options);
 }

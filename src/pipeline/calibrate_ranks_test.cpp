@@ -286,6 +286,43 @@ TEST_F(CalibrateOnRanks, OneThatFailsInAHeldOutRunEndsAll) {
   EXPECT_EQ(summary_.prompts_resumed, 4);
 }
 
+// Every time it ends before all could be measured anew: 8 forwards are of masks, 12 of the three factors, and each time
+// 10 of the dense run.
+TEST_F(CalibrateOnRanks, WhatIsMeasuredOfGrowthIsNotMeasuredAgain) {
+  options_.speedup = 1.5;
+  const auto growth_of = [&](const std::string& profile) {
+    std::ifstream file(folder_ / (profile + "/step_growth.json"), std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  const std::string plan = plan_of({Before()}, "whole"), growth = growth_of("whole");
+  for (const size_t num_ranks : {1u, 3u}) {
+    const std::string profile = "ended" + std::to_string(num_ranks), folder = folder_ / profile;
+    const int most = num_ranks == 1 ? 10 + 9 : 10 + 16;
+    std::atomic<int> forwards = -40;  // the prompts'
+    const Before counts = [&](int forward, const WorkProgress&) {
+      if (forward != kEncoding && ++forwards > most) throw Error(ErrorKind::kDevice, "lost");
+    };
+    std::string resumed;
+    int ended = 0;
+    for (; resumed.empty() && ended < 20; forwards = 0) {
+      try {
+        resumed = plan_of(std::vector<Before>(num_ranks, counts), profile);
+      } catch (const Error& error) {
+        ASSERT_EQ(error.kind(), ErrorKind::kDevice) << error.what();
+        ++ended;
+        EXPECT_NE(std::filesystem::exists(folder + "/step_growth_part.safetensors"), !growth_of(profile).empty());
+      }
+    }
+    EXPECT_TRUE(resumed == plan) << num_ranks << " ranks";
+    EXPECT_EQ(growth_of(profile), growth);
+    EXPECT_FALSE(std::filesystem::exists(folder + "/step_growth_part.safetensors"));
+    EXPECT_GE(ended, 1);
+    if (num_ranks == 1) {
+      EXPECT_EQ(ended, 3) << "behind the first factor, behind the others, and before the plan was checked";
+    }
+  }
+}
+
 TEST_F(CalibrateOnRanks, WhoeverListensEndsAllInEveryStage) {
   struct Stop {};
   options_.speedup = 1.5;

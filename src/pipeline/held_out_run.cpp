@@ -159,7 +159,7 @@ Tensor HeldOutRun::denoise(Runner& runner, RunAttention& attention, StepControl 
 
 bool HeldOutRun::has_dense_latents() {
   if (dense_latents_.empty()) {
-    if (std::optional<Tensor> kept = load_held_out_latents(folder_, {header_, run_.prompt, run_.seed})) {
+    if (std::optional<Tensor> kept = load_held_out_latents(folder_, key())) {
       dense_latents_ = *std::move(kept);
     }
   }
@@ -173,7 +173,7 @@ void HeldOutRun::run_dense(Runner& runner, const ProgressCallback& tell) {
   };
   dense_latents_ = denoise(runner, *attention_of(runner), {.observe = observe}, tell);
   dense_ = std::move(dense);
-  save_held_out_latents(folder_, {header_, run_.prompt, run_.seed}, dense_latents_);
+  save_held_out_latents(folder_, key(), dense_latents_);
 }
 
 double HeldOutRun::factor_at(int step, Tensor& latents_at_end, Runner& runner, const ProgressCallback& tell) {
@@ -231,42 +231,83 @@ std::vector<StepGrowth::EightBitChange> HeldOutRun::eight_bit_changes(EightBitPa
   return changes;
 }
 
+/// What was measured before a calibration was ended, as far as it can be gone on with.
+void HeldOutRun::take_part_along() {
+  part_ = load_growth_part(folder_, key());
+  const std::vector<int> steps = steps_of_growth(header_);
+  // The latents of the last are needed beside its factor.
+  std::erase_if(part_.growth.factors, [&](const StepGrowth::Factor& each) {
+    return std::ranges::find(steps, each.step) == steps.end() || (each.step == steps.back() && part_.changed.empty());
+  });
+}
+
+StepGrowth HeldOutRun::known_so_far() const {
+  const StepGrowth& part = part_.growth;
+  StepGrowth growth = missing_.kept;
+  if (part.knows({.layers = true}, measured_.layers)) {  // the folder's may be of others
+    growth.layers = part.layers;
+    growth.layer_changes = part.layer_changes;
+    growth.layer_arithmetic = part.layer_arithmetic;
+  }
+  growth.take_eight_bits(part);
+  if (!missing_.is_known) {
+    growth.factors = part.factors;
+    growth.mask_changes = part.mask_changes;
+  }
+  return growth;
+}
+
 void HeldOutRun::look_first() {
   require_enough_steps(header_);
   missing_ = {};
+  take_part_along();
   if (const std::optional<StepGrowth> there = read_growth(folder_, header_)) {
+    missing_.is_known = measures_enough(*there, header_);
+    if (missing_.is_known) missing_.kept = *there;
     missing_.kept.take_eight_bits(*there);
-    if (measures_enough(*there, header_)) missing_.known = there;
   }
-  if (!missing_.known) missing_.steps = steps_of_growth(header_);
-  const auto lacks = [&](EightBitParts part) { return !missing_.kept.knows(part, measured_.layers); };
+  const StepGrowth known = known_so_far();
+  if (!missing_.is_known) {
+    for (const int step : steps_of_growth(header_)) {
+      if (std::ranges::find(known.factors, step, &StepGrowth::Factor::step) == known.factors.end()) {
+        missing_.steps.push_back(step);
+      }
+    }
+    missing_.masks = known.mask_changes.empty();
+  }
+  const auto lacks = [&](EightBitParts part) { return !known.knows(part, measured_.layers); };
   missing_.eight_bits.layers = measured_.parts.layers && lacks({.layers = true});
   missing_.eight_bits.attention = measured_.parts.attention && lacks({.attention = true});
-  if (missing_.nothing()) load_held_out_latents(folder_, {header_, run_.prompt, run_.seed});
+  if (!missing_.any_run()) load_held_out_latents(folder_, key());
   told_.expect_growth(missing_.generations(header_.num_steps()));
 }
 
 /// Of the dense run, then as growing_jobs makes them.
 std::vector<double> HeldOutRun::Missing::generations(int num_steps) const {
-  if (nothing()) return {};
+  if (!any_run()) return {};
   std::vector<double> each = {1};
   for (const int step : steps) each.push_back(static_cast<double>(num_steps - step) / num_steps);
   const double compared = static_cast<double>(compared_steps(num_steps).size()) / num_steps;
-  each.resize(each.size() + !known + eight_bits.layers + eight_bits.attention, compared);
+  each.resize(each.size() + masks + eight_bits.layers + eight_bits.attention, compared);
   return each;
 }
 
 std::vector<CalibrationJob> HeldOutRun::jobs_ahead() {
-  // Where more is to be known, whatever is kept of a dense run is too little: that is its end alone.
-  if (missing_.nothing() && has_dense_latents()) return {};
+  // Where more is to be measured, whatever is kept of a dense run is too little: that is its end alone.
+  if (!missing_.any_run() && has_dense_latents()) return {};
   return {[this](Runner& runner, const ProgressCallback& tell) {
     run_dense(runner, told_.of_growth(0, tell));
     told_.finished_growth(0);
   }};
 }
 
-std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, StepGrowth& growth,
-                                                     std::vector<Tensor>& changed) {
+void HeldOutRun::keep(const std::function<void(GrowthPart& part)>& add) {
+  const std::lock_guard lock(part_mutex_);
+  add(part_);
+  save_growth_part(folder_, key(), part_);
+}
+
+std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile) {
   std::vector<CalibrationJob> jobs;
   const auto add = [&](const auto& measure) {
     jobs.emplace_back(
@@ -275,30 +316,40 @@ std::vector<CalibrationJob> HeldOutRun::growing_jobs(const Profile& profile, Ste
           told_.finished_growth(run);
         });
   };
-  const size_t steps = missing_.steps.size();
-  if (!missing_.known) {
-    growth.factors.resize(steps);
-    changed.resize(steps);
-    for (size_t i = 0; i < steps; ++i) {
-      add([&, i, step = missing_.steps[i]](Runner& runner, const ProgressCallback& tell) {
-        growth.factors[i] = {step, factor_at(step, changed[i], runner, tell)};
+  for (const int step : missing_.steps) {
+    add([this, step](Runner& runner, const ProgressCallback& tell) {
+      Tensor at_end;
+      const StepGrowth::Factor factor{step, factor_at(step, at_end, runner, tell)};
+      keep([&](GrowthPart& part) {
+        std::vector<StepGrowth::Factor>& all = part.growth.factors;
+        all.insert(std::ranges::upper_bound(all, step, {}, &StepGrowth::Factor::step), factor);
+        if (step == steps_of_growth(header_).back()) part.changed = at_end;
       });
-    }
+    });
+  }
+  if (missing_.masks) {
     add([&](Runner& runner, const ProgressCallback& tell) {
-      growth.mask_changes = mask_changes(profile, runner, tell);
+      const auto changes = mask_changes(profile, runner, tell);
+      keep([&](GrowthPart& part) { part.growth.mask_changes = changes; });
     });
   }
   if (missing_.eight_bits.layers) {
-    growth.layers = measured_.layers;
-    growth.layer_arithmetic = kLayerArithmetic;
-    add([&](Runner& runner, const ProgressCallback& tell) {
-      growth.layer_changes = eight_bit_changes({.layers = true}, runner, tell);
+    add([this](Runner& runner, const ProgressCallback& tell) {
+      const auto changes = eight_bit_changes({.layers = true}, runner, tell);
+      keep([&](GrowthPart& part) {
+        part.growth.layer_changes = changes;
+        part.growth.layers = measured_.layers;
+        part.growth.layer_arithmetic = kLayerArithmetic;
+      });
     });
   }
   if (missing_.eight_bits.attention) {
-    growth.attention_arithmetic = kAttentionArithmetic;
-    add([&](Runner& runner, const ProgressCallback& tell) {
-      growth.attention_changes = eight_bit_changes({.attention = true}, runner, tell);
+    add([this](Runner& runner, const ProgressCallback& tell) {
+      const auto changes = eight_bit_changes({.attention = true}, runner, tell);
+      keep([&](GrowthPart& part) {
+        part.growth.attention_changes = changes;
+        part.growth.attention_arithmetic = kAttentionArithmetic;
+      });
     });
   }
   return jobs;
@@ -321,18 +372,20 @@ void HeldOutRun::add_visible_change(const Tensor& changed, StepGrowth& growth, c
 }
 
 StepGrowth HeldOutRun::growth(const Profile& profile, const ProgressCallback& progress) {
-  if (missing_.nothing()) return *missing_.known;
   if (missing_.eight_bits.layers && !missing_.kept.layers.empty() && missing_.kept.layers != measured_.layers) {
     runners_.first().warn("what linear layers in " + missing_.kept.layers + " do gives way in " + folder_ +
                           " to what those in " + measured_.layers +
                           " do; a calibration with the former would measure it again");
   }
-  if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
-  StepGrowth growth = missing_.known.value_or(missing_.kept);
-  std::vector<Tensor> changed;
-  do_jobs(runners_, growing_jobs(profile, growth, changed), told_, progress);
-  if (!missing_.known) add_visible_change(changed.back(), growth, progress);
+  if (!missing_.is_known || missing_.any_run()) {
+    if (dense_.num_steps() == 0) do_jobs(runners_, jobs_ahead(), told_, progress);
+    do_jobs(runners_, growing_jobs(profile), told_, progress);
+  }
+  StepGrowth growth = known_so_far();
+  if (growth == missing_.kept) return growth;
+  if (!missing_.is_known) add_visible_change(part_.changed, growth, progress);
   save_growth(folder_, header_, growth);
+  remove_growth_part(folder_);
   return growth;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include "base/tensor.h"
 #include "calibatt/progress.h"
 #include "calibrate/compile/compile_options.h"
+#include "calibrate/profile/growth_part.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/profile/step_growth.h"
 #include "calibrate/record/step_recorder.h"
@@ -42,7 +44,8 @@ class HeldOutRun {
   std::vector<CalibrationJob> jobs_ahead();
 
   /// What the profile's folder holds, else measured now and saved there: a dense run, and less than one generation of
-  /// forwards more; for each part in 8 bits another third of one.
+  /// forwards more; for each part in 8 bits another third of one. What is measured is kept as it is known: where this
+  /// ends early, another object goes on, behind a dense run.
   StepGrowth growth(const Profile& profile, const ProgressCallback& progress);
 
   struct Check {
@@ -56,11 +59,12 @@ class HeldOutRun {
  private:
   /// What the folder knows of growth, and what of the rest is to be measured.
   struct Missing {
-    std::optional<StepGrowth> known;
-    StepGrowth kept;         ///< what 8 bits do, which holds where the rest is measured anew
-    std::vector<int> steps;  ///< all, beside what masks do; or none
+    StepGrowth kept;         ///< of 8 bits alone where the rest is measured anew
+    bool is_known = false;   ///< all but what 8 bits do
+    std::vector<int> steps;  ///< whose factors
+    bool masks = false;      ///< what these do
     EightBitParts eight_bits;
-    bool nothing() const { return known && !eight_bits.any(); }
+    bool any_run() const { return !steps.empty() || masks || eight_bits.any(); }
     std::vector<double> generations(int num_steps) const;
   };
 
@@ -78,8 +82,13 @@ class HeldOutRun {
                                                    const ProgressCallback& tell);
   std::vector<StepGrowth::EightBitChange> eight_bit_changes(EightBitParts part, Runner& runner,
                                                             const ProgressCallback& tell);
-  /// Jobs that fill in what is missing, the longest first; changed: the final latents of those of steps.
-  std::vector<CalibrationJob> growing_jobs(const Profile& profile, StepGrowth& growth, std::vector<Tensor>& changed);
+  /// Jobs that fill in what is missing, the longest first.
+  std::vector<CalibrationJob> growing_jobs(const Profile& profile);
+  /// What a job has measured, in memory and in the folder. add: to part_, which no other job changes meanwhile.
+  void keep(const std::function<void(GrowthPart& part)>& add);
+  HeldOutKey key() const { return {header_, run_.prompt, run_.seed}; }
+  void take_part_along();
+  StepGrowth known_so_far() const;
   void add_visible_change(const Tensor& changed, StepGrowth& growth, const ProgressCallback& progress);
 
   RunnerGroup& runners_;
@@ -94,6 +103,8 @@ class HeldOutRun {
   std::map<Runner*, std::unique_ptr<RankParts>> rank_parts_;  // each used by its rank's thread
   StepRecorder dense_;                                        // empty until a dense run was made
   Tensor dense_latents_;
+  std::mutex part_mutex_;
+  GrowthPart part_;  // what this run has measured, here or before it was ended
 };
 
 }  // namespace calibatt

@@ -231,7 +231,9 @@ void check_no_input_folder(const Place& place, const std::vector<Input>& inputs)
 void check_no_file_of_profile(const Place& place, const std::vector<Place>& places) {
   if (place.output->kind == OutputKind::kFolder || place.path.empty()) return;
   const std::string name = fs::path(place.path).filename().string();
-  if (!name.starts_with("prompt_") && name != "held_out_run.safetensors" && name != "step_growth.json") return;
+  constexpr std::string_view kBesidePrompts[] = {"held_out_run.safetensors", "step_growth.json",
+                                                 "step_growth_part.safetensors"};
+  if (!name.starts_with("prompt_") && std::ranges::find(kBesidePrompts, name) == std::end(kBesidePrompts)) return;
   for (const Place& folder : places) {
     if (folder.output->kind != OutputKind::kFolder || fs::path(place.path).parent_path() != folder.path) continue;
     throw Error(ErrorKind::kUsage, place.output->flag + " " + place.output->path +

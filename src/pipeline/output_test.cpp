@@ -144,7 +144,8 @@ TEST_F(CheckOutputs, WhatCannotBeWrittenIsKnownAtOnce) {
   EXPECT_EQ(refusal(ErrorKind::kIo, {made("a/b/c/")}), "accepted");
   EXPECT_FALSE(fs::exists(folder_ / "a"));
   fs::create_directory(folder_ / "profile");
-  for (const std::string name : {"prompt_0004.safetensors", "held_out_run.safetensors"}) {
+  for (const std::string name :
+       {"prompt_0004.safetensors", "held_out_run.safetensors", "step_growth_part.safetensors"}) {
     EXPECT_THAT(refusal(ErrorKind::kUsage, {made("profile"), plan(folder_ / ("profile/" + name))}),
                 HasSubstr("as a file of the folder of --profile"));
     EXPECT_EQ(refusal(ErrorKind::kUsage, {made("new"), plan(folder_ / name)}), "accepted") << "elsewhere";

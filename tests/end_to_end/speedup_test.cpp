@@ -23,11 +23,14 @@ class Speedup : public ::testing::Test {
     write_file(folder_.file("prompts.txt"), "a red circle\na blue square moves up\n");
     ASSERT_EQ(calibrate("--speedup 1.6").exit_code, 0);
   }
+  std::string command(const std::string& more, int steps = 6, const std::string& share = kAnyMachine) const {
+    return "calibrate" + kSmall + "--steps " + std::to_string(steps) +
+           " --block-q 8 --block-k 8 --token-order tiles:2x2x2 " + "--anchors 2 --prompts " +
+           folder_.file("prompts.txt") + " --profile " + folder_.file("profile") + " -o " +
+           folder_.file("plan.safetensors") + " " + more + share;
+  }
   CommandResult calibrate(const std::string& more, int steps = 6, const std::string& share = kAnyMachine) const {
-    return run_calibatt("calibrate" + kSmall + "--steps " + std::to_string(steps) +
-                        " --block-q 8 --block-k 8 --token-order tiles:2x2x2 " + "--anchors 2 --prompts " +
-                        folder_.file("prompts.txt") + " --profile " + folder_.file("profile") + " -o " +
-                        folder_.file("plan.safetensors") + " " + more + share);
+    return run_calibatt(command(more, steps, share));
   }
   nlohmann::json growth() const { return nlohmann::json::parse(read_file(folder_.file("profile/step_growth.json"))); }
 
@@ -229,6 +232,24 @@ TEST_F(Speedup, APlanIsWrittenBeforeItsErrorIsMeasured) {
   EXPECT_THAT(without.output, Not(HasSubstr("measured in a held-out run")));
   EXPECT_EQ(run_calibatt(command).exit_code, 0);
   EXPECT_THAT(run_calibatt(plan).output, HasSubstr("measured in a held-out run"));
+}
+
+// With linear layers in 8 bits, which are measured last.
+TEST_F(Speedup, AMeasurementOfGrowthThatEndsSaysHowItGoesOnAndDoesSo) {
+  const std::string layers = "--speedup 1.6 --eight-bit-layers-from 3 --weights-dtype ";
+  ASSERT_EQ(calibrate(layers + "fp8").exit_code, 0);
+  ASSERT_EQ(calibrate(layers + "int8").exit_code, 0);
+  const std::string path = folder_.file("profile/step_growth.json"), whole = read_file(path);
+  ASSERT_EQ(growth()["layers"], "int8");
+  const std::string plan = read_file(folder_.file("plan.safetensors"));
+  std::filesystem::remove(path);
+  const CommandResult ended = interrupt_calibatt(command(layers + "int8"), "a held-out run", {SIGINT});
+  EXPECT_EQ(ended.exit_code, 130) << ended.output;
+  EXPECT_THAT(ended.output, HasSubstr("goes on from there, behind the dense held-out run, which it makes again"));
+  EXPECT_FALSE(std::filesystem::exists(path));
+  ASSERT_EQ(calibrate(layers + "int8").exit_code, 0);
+  EXPECT_EQ(read_file(path), whole);
+  EXPECT_TRUE(read_file(folder_.file("plan.safetensors")) == plan);
 }
 
 // Before anything more is measured for it, with the share of attention that the prompts' runs had.

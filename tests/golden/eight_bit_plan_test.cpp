@@ -142,6 +142,32 @@ TEST_P(EightBitPlan, PromptsRunWithoutEightBits) {
   EXPECT_EQ(growth()["layer_changes"].size(), before["mask_changes"].size());
 }
 
+// All is measured but what latents show in a video: no forward is run again for it.
+TEST_P(EightBitPlan, WhatIsMeasuredIsKeptWhereACalibrationEnds) {
+  RunnerGroup fp8 = runner();
+  calibrated(fp8);
+  const std::string path = options_.profile_dir + "/step_growth.json", whole = read_text_file(path);
+  // A file that knows of other layers, and lacks a factor.
+  nlohmann::json other = growth();
+  other.erase("checksum");
+  other["layers"] = "int8";
+  other["factors"].erase(0);
+  write_text_file(path, other.dump());
+  struct Ended {};
+  const auto end = [](const Progress& state) {
+    if (state.stage == "decode") throw Ended();
+  };
+  EXPECT_THROW(calibrate(fp8, options_, plan_, end, &gains_), Ended);
+  int before_plan = 0;
+  const auto listen = [&](const Progress& state) { before_plan += state.stage == "denoise" && !state.plan_is_written; };
+  calibrate(fp8, options_, plan_, listen, &gains_);
+  EXPECT_EQ(before_plan, 0);
+  if (on_cpu()) {
+    EXPECT_EQ(read_text_file(path), whole);
+  }
+  EXPECT_EQ(growth()["layers"], "fp8");
+}
+
 TEST_P(EightBitPlan, WhatGainsNothingIsSaidAndNotPlanned) {
   RunnerGroup fp8 = runner();
   gains_ = {};

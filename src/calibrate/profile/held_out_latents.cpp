@@ -17,18 +17,18 @@ std::string path_in(const std::string& folder) {
   return (std::filesystem::path(folder) / "held_out_run.safetensors").string();
 }
 
-ProfileMetadata metadata_of(const HeldOutKey& run) {
-  ProfileMetadata metadata = to_metadata(run.header);
-  metadata["held_out_prompt"] = run.prompt;
-  metadata["held_out_seed"] = std::to_string(run.seed);
-  return metadata;
-}
-
 std::string checksum_of(const Tensor& latents) {
   return hash_hex({static_cast<const char*>(latents.raw()), latents.size_bytes()});
 }
 
 }  // namespace
+
+std::map<std::string, std::string> metadata_of(const HeldOutKey& run) {
+  ProfileMetadata metadata = to_metadata(run.header);
+  metadata["held_out_prompt"] = run.prompt;
+  metadata["held_out_seed"] = std::to_string(run.seed);
+  return metadata;
+}
 
 void save_held_out_latents(const std::string& folder, const HeldOutKey& run, const Tensor& latents) {
   ProfileMetadata metadata = metadata_of(run);

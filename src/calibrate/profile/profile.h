@@ -49,6 +49,9 @@ struct ProfileHeader {
   /// The fingerprint of one transformer of the run in the scheme that `like` is of, for profiles measured before the
   /// present scheme (io/fingerprint.h). Null: the provenance's are all that is known.
   std::function<std::string(int transformer, const std::string& like)> fingerprint;
+  /// The noise levels that the run would have with another one's flags of these (its own lists of levels stay). Throws
+  /// Error where such a run is refused. Null: not known.
+  std::function<std::vector<double>(int steps, double flow_shift, const std::string& scheduler)> levels_with;
 
   int num_steps() const { return static_cast<int>(sigmas.size()); }
   int num_recorded_steps() const { return static_cast<int>(recorded_steps.size()); }

@@ -240,6 +240,9 @@ constexpr std::pair<const char*, const char*> kFlagged[] = {
     {"setting.seed", "--seed"},
 };
 
+/// What says where the steps are.
+constexpr const char* kOfLevels[] = {"sigmas", "scheduler", "flow_shift"};
+
 constexpr const char* kAbsent = "(absent)";
 
 std::string field_of(const ProfileMetadata& metadata, const std::string& name) {
@@ -253,8 +256,10 @@ bool agree(const std::string& name, const std::string& a, const std::string& b) 
   return name.starts_with(kFingerprint) ? same_weights(a, b) : a == b;
 }
 
-/// "--steps 20 --flow-shift 3": those of the two that differ, as one of them has them. Empty: none does.
-std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& other, Comparison comparison) {
+/// "--steps 20 --flow-shift 3": those of the two that differ, as one of them has them. Empty: none does. Noise levels
+/// are told where the others do not account for them.
+std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& other, Comparison comparison,
+                          bool levels_follow) {
   std::string flags;
   const auto tell = [&](const std::string& flag, const std::string& value) {
     flags += (flags.empty() ? "" : " ") + flag + " " + value;
@@ -271,7 +276,7 @@ std::string changed_flags(const ProfileMetadata& of, const ProfileMetadata& othe
     if (!must_agree(field, comparison) || field_of(of, field) == field_of(other, field)) continue;
     tell(flag, field_of(of, field));
   }
-  if (flags.empty() && !agree("sigmas", field_of(of, "sigmas"), field_of(other, "sigmas"))) {
+  if ((flags.empty() || !levels_follow) && !agree("sigmas", field_of(of, "sigmas"), field_of(other, "sigmas"))) {
     tell("--sigmas", shortened(field_of(of, "sigmas")));
   }
   return flags;
@@ -299,13 +304,29 @@ std::string fingerprint_text(const std::string& fingerprint) {
   return "fingerprint " + (fingerprint.empty() ? "not known" : fingerprint);
 }
 
+/// Of ours, with what the file's flags say.
+std::optional<bool> levels_follow(const ProfileHeader& ours, const ProfileHeader& found) {
+  if (!ours.levels_with) return std::nullopt;
+  try {
+    const PlanProvenance& theirs = found.provenance;
+    const std::vector<double> levels = ours.levels_with(found.num_steps(), theirs.flow_shift, theirs.scheduler);
+    return same_levels(joined(found.sigmas), joined(levels));
+  } catch (const Error&) {  // such a run is refused
+    return false;
+  }
+}
+
 }  // namespace
 
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
-                  Comparison comparison, const std::string& ours_name, const std::string& advice) {
+                  Comparison comparison, const std::string& ours_name, const std::string& advice,
+                  std::optional<bool> levels_follow) {
+  const bool levels_stay = std::ranges::all_of(
+      kOfLevels, [&](const char* name) { return agree(name, field_of(expected, name), field_of(found, name)); });
   const auto refuse = [&](const std::string& theirs, const std::string& ours, const std::string& fitting = "") {
-    const bool told =  // and not a list that is shown cut
-        !fitting.empty() && fitting.find(kAbsent) == std::string::npos && !fitting.starts_with("--sigmas");
+    // Flags that would be refused, or leave other noise levels, fit nothing.
+    const bool told = !fitting.empty() && fitting.find(kAbsent) == std::string::npos &&
+                      (levels_stay || levels_follow.value_or(false));
     const std::string another = std::string("give another profile folder") + (told ? ", or run with " + fitting : "");
     return Error(ErrorKind::kMismatch, path + " was measured with " + theirs + ", " + ours_name + " has " + ours +
                                            "; " + (advice.empty() ? another : advice));
@@ -326,8 +347,9 @@ void require_same(const ProfileMetadata& expected, const ProfileMetadata& found,
     throw refuse(named_model(found, model), named_model(expected, own));
   }
   // What is told first is what the user changed; how it is measured can follow from the size, conditions from weights.
-  const std::string theirs = changed_flags(found, expected, comparison);
-  if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison), theirs);
+  const bool accounted = levels_follow.value_or(true);
+  const std::string theirs = changed_flags(found, expected, comparison, accounted);
+  if (!theirs.empty()) throw refuse(theirs, changed_flags(expected, found, comparison, accounted), theirs);
   require(kMeasured);
   require(kCodeRanking);
   if (expected.contains(kPrecision) && found.contains(kPrecision)) require(kPrecision);
@@ -355,7 +377,7 @@ void require_same_run(const ProfileHeader& expected, const ProfileHeader& found,
   }
   ProfileMetadata ours = to_metadata(likened), theirs = to_metadata(found);
   for (ProfileMetadata* each : {&ours, &theirs}) each->erase(kConditions);
-  require_same(ours, theirs, path, Comparison::kOneRun);
+  require_same(ours, theirs, path, Comparison::kOneRun, "this calibration", "", levels_follow(expected, found));
 }
 
 void validate(const ProfileHeader& header) {

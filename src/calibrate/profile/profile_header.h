@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -43,10 +44,11 @@ ProfileHeader from_metadata(const ProfileMetadata& metadata, const std::string& 
 enum class Comparison { kOneRun, kOneCalibration };
 /// Throws Error(kMismatch) naming the first field in which the file at `path` differs from `expected`, and both values.
 /// A precision that one of them does not tell is not compared. ours_name: whose `expected` is; advice: what to do about
-/// it.
+/// it. levels_follow: whether ours with the steps, scheduler and flow shift of the file has its noise levels; nothing:
+/// not known.
 void require_same(const ProfileMetadata& expected, const ProfileMetadata& found, const std::string& path,
                   Comparison comparison, const std::string& ours_name = "this calibration",
-                  const std::string& advice = "");
+                  const std::string& advice = "", std::optional<bool> levels_follow = {});
 
 /// The same of what a header says before it is chosen what is measured (choose_measurements): other questions about the
 /// file would be asked of the wrong run. Left out: weights, and conditions, which tell of weights in memory.

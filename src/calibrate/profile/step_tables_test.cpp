@@ -8,6 +8,7 @@
 #include "backend/cpu/make_backend.h"
 #include "base/error.h"
 #include "calibrate/compile/synthetic_steps.h"
+#include "calibrate/profile/growth_part.h"
 #include "calibrate/profile/held_out_latents.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/profile/step_growth.h"
@@ -261,6 +262,50 @@ TEST_F(StepTables, TornFilesBesideThePromptsAreToBeDeleted) {
   };
   torn(folder / "step_growth.json", [&] { load_growth(folder.path(), header); });
   torn(folder / "held_out_run.safetensors", [&] { load_held_out_latents(folder.path(), run); });
+  save_growth_part(folder.path(), run, {growth, Tensor::zeros(DType::kF32, {2, 3})});
+  torn(folder / "step_growth_part.safetensors", [&] { load_growth_part(folder.path(), run); });
+}
+
+TEST_F(StepTables, WhatIsMeasuredOfGrowthComesBackForThatRunAloneAndIsNeverTheWhole) {
+  const HeldOutKey run{header, "a cat", 7};
+  EXPECT_EQ(load_growth_part(folder.path(), run).growth, StepGrowth());
+  growth.factors.pop_back();
+  growth.latents_error = growth.psnr_db = 0;  // known at the end
+  growth.layer_changes = {{0, 0.0078125}, {3, 1.0 / 3}};
+  growth.layers = "int8";
+  growth.layer_arithmetic = 1, growth.attention_arithmetic = 3;
+  Tensor changed(DType::kF32, {2, 3});
+  for (int i = 0; i < 6; ++i) changed.f32()[i] = 0.5f + static_cast<float>(i);
+  for (const bool has_latents : {false, true}) {
+    save_growth_part(folder.path(), run, {growth, has_latents ? changed : Tensor()});
+    const GrowthPart back = load_growth_part(folder.path(), run);
+    EXPECT_EQ(back.growth, growth);
+    ASSERT_EQ(!back.changed.empty(), has_latents);
+    if (!has_latents) continue;
+    EXPECT_TRUE(std::equal(changed.f32(), changed.f32() + 6, back.changed.f32()));
+  }
+  EXPECT_FALSE(read_growth(folder.path(), header).has_value());
+  ProfileHeader other = header;
+  other.provenance.prompts_hash = "other prompts, which masks are made of";
+  for (const HeldOutKey& another :
+       {HeldOutKey{header, "a dog", 7}, HeldOutKey{header, "a cat", 8}, HeldOutKey{other, "a cat", 7}}) {
+    const GrowthPart none = load_growth_part(folder.path(), another);
+    EXPECT_EQ(none.growth, StepGrowth());
+    EXPECT_TRUE(none.changed.empty());
+  }
+  const std::string path = folder / "step_growth_part.safetensors", sound = read_text_file(path);
+  for (const size_t at : {sound.find("int8"), sound.size() - 1}) {
+    std::string bytes = sound;
+    bytes[at] = static_cast<char>(bytes[at] ^ 1);
+    std::ofstream(path, std::ios::binary) << bytes;
+    EXPECT_THAT(message(ErrorKind::kFormat, [&] { load_growth_part(folder.path(), run); }),
+                AllOf(HasSubstr("altered or damaged"), HasSubstr("delete that file")));
+  }
+  remove_growth_part(folder.path());
+  EXPECT_EQ(load_growth_part(folder.path(), run).growth, StepGrowth());
+  growth.factors = {{1, 2}, {4, 2}};  // of four steps
+  save_growth_part(folder.path(), run, {growth, {}});
+  EXPECT_THAT(message(ErrorKind::kFormat, [&] { load_growth_part(folder.path(), run); }), HasSubstr("\"factors\""));
 }
 
 TEST_F(StepTables, LatentsOfAHeldOutRunComeBackForThatRunAlone) {
