@@ -33,17 +33,17 @@ constexpr double kLayersE4M3 = 1.99, kLayersInt8 = 2.04;
 
 /// Hopper, the only GPUs that compute anything in 8 bits here. From forwards of Wan 14B (docs/performance.md, "One
 /// H200: whole forwards in 8 bits"). Self-attention, quantising included, but without norm and rotation: planned at
-/// 720p 64.2 ms a layer for 50.7, at 480p 10.3 for 8.5. Dense forwards were measured with earlier kernels (162.8 for
-/// 122.0 and 29.7 for 23.6), which take 4.7 and 4.4 % longer. At density .214 it is single launches ("One H200:
-/// attention in 8 bits"). Nobody measured few tokens: that nothing is gained at 8,192 is supposed.
+/// 720p 64.2 ms a layer for 50.7, at 480p 10.3 for 8.5; dense 163.7 for 113.5 and 30.7 for 21.1. At density .214 it is
+/// single launches ("One H200: attention in 8 bits"). Nobody measured few tokens: that nothing is gained at 8,192 is
+/// supposed.
 EightBitGains hopper(DType layers) {
   return {layers == DType::kI8 ? kLayersInt8 : kLayersE4M3,
           {{8'192, 1, 1},
            {32'760, 0.321, 1.21},
-           {32'760, 1, 1.31},
+           {32'760, 1, 1.45},
            {75'600, 0.214, 1.21},
            {75'600, 0.376, 1.27},
-           {75'600, 1, 1.40}}};
+           {75'600, 1, 1.44}}};
 }
 
 /// The same of Mochi 1 at 848×480 × 163 frames: .294 s for .181 s ("One H200: linear layers in 8 bits"). In e4m3; int8
