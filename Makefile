@@ -46,7 +46,7 @@ format:
 format-check:
 	@tools/style.sh format
 
-# clang-tidy over every source; `make test` looks only at what a branch changed.
+# clang-tidy over every source, a folder at a time; `make test` looks only at what a branch changed, at each source by itself.
 tidy:
 	@tools/install_dependencies.sh tests
 	@JOBS=$(JOBS) tools/style.sh tidy --all

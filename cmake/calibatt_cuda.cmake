@@ -57,7 +57,7 @@ nvidia-cudnn-cu13, and name its folder with -DCUDNN_ROOT=… if it is not found;
   endif()
 endif()
 message(STATUS "CUDA kernels: ${CALIBATT_HAVE_CUDA}")
-add_custom_target(cuda_tests)  # what tools/test.sh builds of the preset `cuda`
+add_custom_target(cuda_tests)  # what runs on a GPU, for those who build it to take it there
 
 # calibatt_cuda_kernels(library name ARCHITECTURES list [OPTIONS flags...] FILES globs...): adds the .cu files to the library, compiled
 # for these architectures. (CMake knows architectures per target, not per file, hence the object library <library>_<name>.)

@@ -32,11 +32,13 @@ if(CALIBATT_SANITIZE)
   target_compile_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   # GCC 12 says it of std::regex with sanitizers.
   target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized>")
+  # And that a class of a .cpp, which is included here (calibatt_unity), has members of an unnamed namespace.
+  target_compile_options(calibatt_options INTERFACE "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>")
   target_link_options(calibatt_options INTERFACE -fsanitize=${CALIBATT_SANITIZE})
 endif()
 
 # Headers of the standard library that most sources include, compiled once: that saves a quarter of what a source takes to compile. Each
-# source includes what it uses all the same; the presets with sanitizers, which have none of this, would find it out. Nor has a build with
+# source includes what it uses all the same; clang-tidy over a changed source, which has none of this, would find it out. Nor has a build with
 # ccache, which keeps no object that was made with it, or the wheel's, which includes a header of its own before all others.
 if(CMAKE_CXX_COMPILER_LAUNCHER OR CALIBATT_PARTS STREQUAL "attention")
   set(CMAKE_DISABLE_PRECOMPILE_HEADERS ON)
@@ -47,7 +49,57 @@ endif()
 file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp CONTENT "// Headers alone.\n")
 add_library(calibatt_precompiled OBJECT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp)
 target_link_libraries(calibatt_precompiled PRIVATE calibatt_options)
-target_precompile_headers(calibatt_precompiled PRIVATE <algorithm> <cmath> <filesystem> <functional> <map> <memory> <optional> <span> <string> <vector>)
+set(headers <algorithm> <cmath> <filesystem> <functional> <map> <memory> <optional> <span> <string> <vector>)
+target_precompile_headers(calibatt_precompiled PRIVATE ${headers})
+
+# What every test of GoogleTest is compiled and linked with. The most that a test costs is its compilation: -O3 takes half as long again as -O1,
+# and with sanitizers -O1 twice as long as -O0. (Conformance tests compute references, and stay at -O3.)
+if(CALIBATT_TESTS)
+  add_library(calibatt_tests INTERFACE)
+  if(CALIBATT_SANITIZE)
+    target_compile_options(calibatt_tests INTERFACE -O0)
+  else()
+    target_compile_options(calibatt_tests INTERFACE $<$<CONFIG:Release>:-O1>)
+  endif()
+  target_link_libraries(calibatt_tests INTERFACE GTest::gtest_main GTest::gmock)
+  add_library(calibatt_precompiled_tests OBJECT ${PROJECT_BINARY_DIR}/embedded/precompiled.cpp)
+  target_link_libraries(calibatt_precompiled_tests PRIVATE calibatt_options calibatt_tests)
+  target_precompile_headers(calibatt_precompiled_tests PRIVATE ${headers} <gmock/gmock.h> <gtest/gtest.h>)
+endif()
+
+# calibatt_test(target sources... LINK targets...): a program of tests.
+function(calibatt_test target)
+  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
+  add_executable(${target} ${ARG_UNPARSED_ARGUMENTS})
+  target_link_libraries(${target} PRIVATE ${ARG_LINK} calibatt_tests)
+  target_precompile_headers(${target} REUSE_FROM calibatt_precompiled_tests)
+  calibatt_unity(${target} ${ARG_UNPARSED_ARGUMENTS})
+endfunction()
+
+# calibatt_discover_tests(target prefix labels): each test is a test of ctest's. Under sanitizers the whole program is one: what its tests share
+# (a measured profile) is made once there, not for each.
+function(calibatt_discover_tests target prefix labels)
+  if(CALIBATT_SANITIZE)
+    add_test(NAME ${target} COMMAND ${target} --gtest_brief=1)
+    set_tests_properties(${target} PROPERTIES LABELS "${labels}" TIMEOUT 3600)
+  else()
+    gtest_discover_tests(${target} TEST_PREFIX "${prefix}." PROPERTIES LABELS "${labels}" DISCOVERY_TIMEOUT 60)
+  endif()
+endfunction()
+
+# calibatt_unity(target sources...): where a preset says CMAKE_UNITY_BUILD (the sanitizers' and clang-tidy's), the sources of one folder are one
+# translation unit: most of what a source costs there is the headers that all of them include. Hence no two sources of a folder may have the
+# same name in their unnamed namespaces.
+function(calibatt_unity target)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD_MODE GROUP)
+  foreach(source IN LISTS ARGN)
+    get_filename_component(path ${source} ABSOLUTE)
+    get_filename_component(folder ${path} DIRECTORY)
+    file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${folder})
+    string(MAKE_C_IDENTIFIER "${folder}" group)
+    set_source_files_properties(${source} PROPERTIES UNITY_GROUP ${group})
+  endforeach()
+endfunction()
 
 # calibatt_floor_headers(name dir nested): the folder build/…/floors/<name>, through which a target sees the headers of this floor, and of no
 # other: links to the sources, so that `#include "io/x.h"` finds io/ only where the floor io is linked. `nested`: subfolders that are floors
@@ -99,6 +151,7 @@ function(calibatt_library name dir)
     set(scope PUBLIC)
     add_library(calibatt_${name} STATIC ${sources})
     target_precompile_headers(calibatt_${name} REUSE_FROM calibatt_precompiled)
+    calibatt_unity(calibatt_${name} ${sources})
   else()
     add_library(calibatt_${name} INTERFACE)
   endif()
@@ -110,12 +163,11 @@ function(calibatt_library name dir)
     include(${PROJECT_SOURCE_DIR}/${dir}/options.cmake)  # per-file compile flags of this floor
   endif()
   if(CALIBATT_TESTS AND tests)
-    add_executable(calibatt_${name}_test ${tests})
-    target_link_libraries(calibatt_${name}_test PRIVATE calibatt_${name} ${test_dependencies} GTest::gtest_main GTest::gmock)
+    calibatt_test(calibatt_${name}_test ${tests} LINK calibatt_${name} ${test_dependencies})
     target_compile_definitions(calibatt_${name}_test PRIVATE CALIBATT_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden/data"
       CALIBATT_MODELS_DIR="${PROJECT_SOURCE_DIR}/models")
     add_dependencies(unit_tests calibatt_${name}_test)
-    gtest_discover_tests(calibatt_${name}_test TEST_PREFIX "${name}." PROPERTIES LABELS unit DISCOVERY_TIMEOUT 60)
+    calibatt_discover_tests(calibatt_${name}_test ${name} unit)
   endif()
 endfunction()
 
@@ -171,6 +223,7 @@ function(calibatt_cli dir)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${dir}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
   add_executable(calibatt ${sources})
+  calibatt_unity(calibatt ${sources})
   target_compile_options(calibatt PRIVATE $<$<CONFIG:Release>:-O1>)  # it reads flags and prints; -O3 would take half as long again
   list(TRANSFORM ARGN PREPEND calibatt_ OUTPUT_VARIABLE floors)
   target_link_libraries(calibatt PRIVATE calibatt_options ${floors} libcalibatt CLI11::CLI11)

@@ -12,20 +12,26 @@ tidy_sources() {
   local base
   base=$(git merge-base HEAD origin/main 2>/dev/null || git merge-base HEAD main 2>/dev/null || git rev-parse HEAD)
   # A changed header is looked at with the source of its name.
-  { if [ "${1:-}" = --all ]; then git ls-files 'src/*.cpp'; else git diff --name-only --diff-filter=d "$base" -- 'src/*.cpp' 'src/*.h'; fi; } |
-    sed 's/\.h$/.cpp/' | sort -u | grep -v -e '_test\.cpp$' -e '^src/backend/cuda/' | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
+  git diff --name-only --diff-filter=d "$base" -- 'src/*.cpp' 'src/*.h' | sed 's/\.h$/.cpp/' | sort -u |
+    grep -v -e '_test\.cpp$' -e '^src/backend/cuda/' | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
 }
+
+# Folders of their own: GCC's precompiled headers, which build/cpu has, are none to clang.
+configure() { cmake --preset cpu -B "$1" -DCALIBATT_TESTS=OFF -DCALIBATT_BENCH=OFF -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON "${@:2}" >/dev/null; }
 
 case ${1:-} in
   format) ! have clang-format-14 || git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format-14 --dry-run --Werror ;;
   sizes) python3 tools/check_sizes.py ;;
   tidy)
     have clang-tidy-14 || exit 0
-    files=$(tidy_sources "${2:-}" || true)
+    if [ "${2:-}" = --all ]; then
+      configure build/tidy-all -DCMAKE_UNITY_BUILD=ON
+      exec python3 tools/tidy_all.py build/tidy-all "$jobs"
+    fi
+    files=$(tidy_sources || true)
     [ -n "$files" ] || { echo "no changed source"; exit 0; }
     echo "$(wc -l <<<"$files") sources"
-    # A folder of its own: GCC's precompiled headers, which build/cpu has, are none to clang.
-    cmake --preset cpu -B build/tidy -DCALIBATT_TESTS=OFF -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON >/dev/null
+    configure build/tidy
     failed=$(mktemp)
     trap 'rm -f "$failed"' EXIT
     # clang-tidy counts on stderr what it kept to itself; what it found stands on stdout.

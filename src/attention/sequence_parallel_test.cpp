@@ -235,7 +235,7 @@ TEST(SequenceParallel, ViewsMayBePartsOfLargerTensors) {
 }
 
 /// Computes nothing, and writes down what it is told and asked.
-class ListeningEngine : public AttentionEngine {
+class CountingEngine : public AttentionEngine {
  public:
   std::string_view attention(const AttentionCall& call) override {
     calls.push_back(call.num_heads);
@@ -267,7 +267,7 @@ TEST(SequenceParallel, HeadsAreDealtByCostAndTheBackendHearsOfItsOwn) {
   std::vector<std::vector<int>> calls(2);
   run_ranks(2, [&](Communicator& ranks) {
     const auto backend = make_backend("cpu");
-    ListeningEngine listening;
+    CountingEngine listening;
     SequenceParallelEngine engine(*backend, listening, ranks, 12);
     const auto attention = make_run_attention(engine, plan, run);
     test::Layer layer(run.geometry, 1);

@@ -22,7 +22,7 @@ namespace {
 
 using nlohmann::json;
 
-struct Flags {
+struct BenchFlags {
   LoadOptions load;
   GenerateOptions run;
   std::string plan, prompts, output_dir, calibration_report, html;
@@ -37,7 +37,7 @@ std::string stem(int prompt) {
   return "prompt_" + std::to_string(prompt);
 }
 
-std::string stem(const Flags& flags, int prompt) {
+std::string stem(const BenchFlags& flags, int prompt) {
   return flags.output_dir + "/" + stem(prompt);
 }
 
@@ -57,7 +57,7 @@ struct PromptResult {
 
 // The pair of one prompt. The order alternates from prompt to prompt, so that a drift of the machine's speed favours
 // neither.
-PromptResult run_prompt(Pipeline& pipeline, const Flags& flags, const Prompt& prompt, int index, ProgressBar& bar,
+PromptResult run_prompt(Pipeline& pipeline, const BenchFlags& flags, const Prompt& prompt, int index, ProgressBar& bar,
                         int count) {
   GenerateOptions options = flags.run;
   options.prompt = prompt.text;
@@ -90,7 +90,8 @@ std::string dense_eight_bits(const RunReport& dense) {
          counted(*dense.options.steps, "steps");
 }
 
-json report_json(const Flags& flags, const std::vector<Prompt>& prompts, const std::vector<PromptResult>& results) {
+json report_json(const BenchFlags& flags, const std::vector<Prompt>& prompts,
+                 const std::vector<PromptResult>& results) {
   std::vector<double> transformer, attention, total, psnr, ssim, flicker;
   std::vector<std::string> texts;
   json each = json::array();
@@ -171,7 +172,7 @@ json read_calibration_report(const std::string& path) {
 }
 
 /// What can be known before the first video: prompts, and all that is read and written.
-std::vector<Prompt> check(Flags& flags) {
+std::vector<Prompt> check(BenchFlags& flags) {
   std::vector<Prompt> prompts = read_prompts(flags.prompts);
   check_prompt({flags.run.negative_prompt, "--negative-prompt"});
   if (!flags.calibration_report.empty()) flags.calibration = read_calibration_report(flags.calibration_report);
@@ -199,7 +200,7 @@ std::vector<Prompt> check(Flags& flags) {
   return prompts;
 }
 
-void run(Flags& flags) {
+void run(BenchFlags& flags) {
   const KeptWarnings once;  // all prompts have the same plan
   std::vector<Prompt> prompts = check(flags);
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
@@ -250,7 +251,7 @@ void add_bench(CLI::App& app) {
       "Prints for each prompt seconds, speedups (of the transformer and in all) and how close the calibrated video is "
       "to\n"
       "the dense one (see calibatt compare --help), then the medians.");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<BenchFlags>();
   add_model_flags(*command, flags->load);
   command->add_option("--plan", flags->plan, "Plan to judge; made for this model, size and number of frames")
       ->type_name("FILE")

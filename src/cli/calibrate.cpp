@@ -21,7 +21,7 @@ namespace {
 
 constexpr double kAny = 1e300;  // bounds of knobs that the library judges
 
-struct Flags {
+struct CalibrateFlags {
   LoadOptions load;
   CalibrateOptions calibration;
   std::string prompts, output, report, prompt_range;
@@ -154,7 +154,7 @@ std::pair<int, int> parse_range(const std::string& text) {
   return {begin, end};
 }
 
-void check(Flags& flags) {
+void check(CalibrateFlags& flags) {
   CalibrateOptions& calibration = flags.calibration;
   if (!flags.prompt_range.empty()) {
     calibration.prompt_range = parse_range(flags.prompt_range);
@@ -203,7 +203,7 @@ void hold_whole_weights(LoadOptions& load) {
   load.shard_weights = ShardWeights::kOff;
 }
 
-void run(Flags& flags) {
+void run(CalibrateFlags& flags) {
   const KeptWarnings warnings;
   check(flags);
   if (flags.load.devices.size() > 1) hold_whole_weights(flags.load);
@@ -299,7 +299,7 @@ void add_setting_flags(CLI::App& command, CalibrateOptions& knobs) {
 
 void add_calibrate(CLI::App& app) {
   CLI::App* command = app.add_subcommand("calibrate", "Measure which attention blocks matter, and write the plan");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<CalibrateFlags>();
   CalibrateOptions& knobs = flags->calibration;
   add_model_flags(*command, flags->load);
   command->get_option("--shard-weights")

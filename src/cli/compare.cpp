@@ -32,12 +32,12 @@ std::string report_of(const std::string& reference, const std::string& video, co
 
 void add_compare(CLI::App& app) {
   CLI::App* command = app.add_subcommand("compare", "Say how close one video is to another: PSNR, SSIM, flicker");
-  struct Flags {
+  struct CompareFlags {
     std::string reference, other, side_by_side, html, report;
     ReportInputs page;
     double fps = 16;
   };
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<CompareFlags>();
   command->footer(
       "The videos must have the same size and number of frames.\n"
       "PSNR (dB) and SSIM (1: the same): higher is closer. Flicker difference: the mean change of a pixel from frame "

@@ -12,11 +12,11 @@ namespace calibatt::cli {
 void add_encode(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("encode", "Make the video from frames that were kept because it could not be written");
-  struct Flags {
+  struct EncodeFlags {
     std::string frames, output;
     std::optional<double> fps;
   };
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<EncodeFlags>();
   command->add_option("frames", flags->frames, "The file that calibatt generate kept")->type_name("FILE")->required();
   command->add_option("-o,--output", flags->output, "Video file: .mp4, .webm, .webp, or .png for numbered frames")
       ->type_name("FILE")

@@ -22,7 +22,7 @@ namespace calibatt::cli {
 
 namespace {
 
-struct Flags {
+struct GenerateFlags {
   LoadOptions load;
   GenerateOptions run;
   std::string prompts, output, report;
@@ -167,11 +167,11 @@ void print_summary(const RunReport& report, const std::string& output) {
 }
 
 /// A report beside each of many videos, so that the same command knows them again: "v.mp4" → "v.json".
-std::string reports_of(const Flags& flags) {
+std::string reports_of(const GenerateFlags& flags) {
   return flags.report.empty() ? std::filesystem::path(flags.output).replace_extension(".json").string() : flags.report;
 }
 
-bool is_finished(const Flags& flags, const ModelOnDisk& model, const Job& job) {
+bool is_finished(const GenerateFlags& flags, const ModelOnDisk& model, const Job& job) {
   GenerateOptions options = flags.run;
   options.prompt = job.prompt.text;
   RunReport wanted = model.expected_report(options);
@@ -182,7 +182,7 @@ bool is_finished(const Flags& flags, const ModelOnDisk& model, const Job& job) {
 
 /// What is to be done. Of many videos those that are there already are passed over, so that a command that was ended
 /// goes on where it was.
-std::vector<Job> jobs_of(const Flags& flags, const ModelOnDisk& model) {
+std::vector<Job> jobs_of(const GenerateFlags& flags, const ModelOnDisk& model) {
   if (flags.prompts.empty()) {
     check_prompt({flags.run.prompt, flags.run.prompt_source});
     return {{{flags.run.prompt, flags.run.prompt_source}, flags.output, flags.report}};
@@ -205,7 +205,7 @@ std::vector<Job> jobs_of(const Flags& flags, const ModelOnDisk& model) {
   return jobs;
 }
 
-void check(const Flags& flags, const std::vector<Job>& jobs) {
+void check(const GenerateFlags& flags, const std::vector<Job>& jobs) {
   check_prompt({flags.run.negative_prompt, "--negative-prompt"});
   std::vector<Output> outputs;
   for (const Job& job : jobs) {
@@ -271,14 +271,14 @@ void run_jobs(Pipeline& pipeline, const GenerateOptions& options, const std::vec
   }
 }
 
-void warn_of_unread(const Flags& flags) {
+void warn_of_unread(const GenerateFlags& flags) {
   warn_of_unread_fps(flags.run.fps.has_value(), flags.output);
   if (flags.run.on_mismatch != OnMismatch::kRefuse && flags.run.plan_path.empty()) {
     warn("--on-mismatch is not read: no --plan is given");
   }
 }
 
-void run(Flags& flags) {
+void run(GenerateFlags& flags) {
   const KeptWarnings once;  // many videos have the same plan
   const ModelOnDisk model = ModelOnDisk::open(flags.load);
   check_before_loading(model, flags.run);
@@ -305,7 +305,7 @@ void run(Flags& flags) {
 
 void add_generate(CLI::App& app) {
   CLI::App* command = app.add_subcommand("generate", "Make a video from a prompt, dense or with a plan");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<GenerateFlags>();
   add_model_flags(*command, flags->load);
   CLI::Option* prompt =
       command->add_option("-p,--prompt", flags->run.prompt, "What the video should show; may be empty")

@@ -70,11 +70,11 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
 void add_info(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("info", "Show a model's defaults, the sizes it can do, and the memory they take");
-  struct Flags {
+  struct InfoFlags {
     LoadOptions load;
     GenerateOptions run;
   };
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<InfoFlags>();
   add_model_flags(*command, flags->load);
   add_run_flags(*command, flags->run);
   add_eight_bit_flags(*command, flags->run);

@@ -15,12 +15,12 @@ namespace calibatt::cli {
 void add_inspect(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("inspect", "Show what is in a plan: what it was made for and how, and its density");
-  struct Flags {
+  struct InspectFlags {
     std::string plan, head_png, density_png;
     std::vector<int> site{0, 0, 0};
     std::optional<int> gpus;
   };
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<InspectFlags>();
   command->add_option("plan", flags->plan, "Plan made by `calibatt calibrate`")->type_name("FILE")->required();
   CLI::Option* head_png =
       command

@@ -10,11 +10,11 @@ namespace calibatt::cli {
 
 void add_merge(CLI::App& app) {
   CLI::App* command = app.add_subcommand("merge", "Join the profile folders of several calibrate --prompt-range runs");
-  struct Flags {
+  struct MergeFlags {
     std::string output;
     std::vector<std::string> folders;
   };
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<MergeFlags>();
   command->add_option("-o,--output", flags->output, "Profile folder to make")->required();
   command->add_option("folders", flags->folders, "Profile folders")
       ->required()

@@ -27,11 +27,11 @@ CLI::Option* add_max_video_flag(CLI::App& command, ReportInputs& page) {
 void add_report(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("report", "Write a page to look at: a plan, its runs, videos and times, as one HTML file");
-  struct Flags {
+  struct ReportFlags {
     ReportInputs inputs;
     std::string output;
   };
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ReportFlags>();
   command->footer(
       "Files are known by their content: JSON as --report of `generate`, `calibrate` and `compare` and as `bench` "
       "(report.json)\n"

@@ -16,7 +16,7 @@
 namespace calibatt::cli {
 namespace {
 
-struct Flags {
+struct ServeFlags {
   LoadOptions load;
   std::vector<std::string> models, plans;
   int max_queue = 100, max_videos = 1000, max_steps = 100, max_megapixels = 0;
@@ -46,7 +46,7 @@ NamedPath named_path(const std::string& flag, const std::string& text) {
   return {name, path};
 }
 
-std::vector<serve::ServedModel> models_of(const Flags& flags) {
+std::vector<serve::ServedModel> models_of(const ServeFlags& flags) {
   const LoadOptions& load = flags.load;
   const bool parts = !load.transformer.empty() || !load.transformer_2.empty() || !load.text_encoder.empty() ||
                      !load.vae.empty() || !load.loras.empty();
@@ -63,7 +63,7 @@ std::vector<serve::ServedModel> models_of(const Flags& flags) {
   return models;
 }
 
-std::vector<serve::ServedPlan> plans_of(const Flags& flags) {
+std::vector<serve::ServedPlan> plans_of(const ServeFlags& flags) {
   std::vector<serve::ServedPlan> plans;
   for (const std::string& text : flags.plans) {
     NamedPath plan = named_path("--plan", text);
@@ -73,7 +73,7 @@ std::vector<serve::ServedPlan> plans_of(const Flags& flags) {
   return plans;
 }
 
-void check_folder(const Flags& flags) {
+void check_folder(const ServeFlags& flags) {
   std::vector<Input> inputs;
   for (const serve::ServedModel& model : flags.service.models) {
     for (Input& input : inputs_of(model.load)) inputs.push_back(std::move(input));
@@ -82,7 +82,7 @@ void check_folder(const Flags& flags) {
   check_outputs({{OutputKind::kFolder, "-o", flags.service.folder}}, inputs);
 }
 
-void run(Flags& flags) {
+void run(ServeFlags& flags) {
   serve::ServeOptions& service = flags.service;
   service.models = models_of(flags);
   service.plans = plans_of(flags);
@@ -106,7 +106,7 @@ void run(Flags& flags) {
                                     ", and the same command goes on with " + (left == 1 ? "it" : "them"));
 }
 
-void add_limits(CLI::App& command, Flags& flags) {
+void add_limits(CLI::App& command, ServeFlags& flags) {
   add_whole_number(command, "--max-queue", flags.max_queue, 1, 100000, "Videos that wait; more are refused (429)")
       ->default_str("100");
   add_whole_number(command, "--max-videos", flags.max_videos, 1, 1000000,
@@ -124,7 +124,7 @@ void add_limits(CLI::App& command, Flags& flags) {
 void add_serve(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("serve", "Make videos for others: an HTTP service in the form of OpenAI's /v1/videos");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ServeFlags>();
   serve::ServeOptions& service = flags->service;
   command
       ->add_option("-m,--model", flags->models,

@@ -26,7 +26,7 @@ using testing::HasSubstr;
 constexpr size_t kBytes = size_t{1} << 20;
 
 template <class Action>
-std::string message_of(const Action& action) {
+std::string unreadable_because(const Action& action) {
   try {
     action();
   } catch (const Error& error) {
@@ -51,10 +51,10 @@ TEST(MappedFile, ThatIsCutShortIsAnErrorThatNamesIt) {
   require_mapped_files();
   std::filesystem::resize_file(path, kBytes / 2);
   EXPECT_EQ(sum_of(file->bytes()), kBytes / 2) << "zeros in place of what is gone";
-  EXPECT_THAT(message_of([&] { file->require_readable(); }),
+  EXPECT_THAT(unreadable_because([&] { file->require_readable(); }),
               AllOf(HasSubstr(path), HasSubstr("from 1048576 to 524288 bytes")));
-  EXPECT_THAT(message_of([] { require_mapped_files(); }), HasSubstr(path));
-  EXPECT_THAT(message_of([&] { write_text_file(folder / "made of it", "x"); }), HasSubstr(path));
+  EXPECT_THAT(unreadable_because([] { require_mapped_files(); }), HasSubstr(path));
+  EXPECT_THAT(unreadable_because([&] { write_text_file(folder / "made of it", "x"); }), HasSubstr(path));
   EXPECT_FALSE(std::filesystem::exists(folder / "made of it"));
 }
 
@@ -88,7 +88,7 @@ TEST(MappedFile, ManyThreadsMayFindItCutShort) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(sums, (std::vector<unsigned>{4096, 0, 0, 0, 0, 0, 0, 0}));
-  EXPECT_THAT(message_of([] { require_mapped_files(); }), HasSubstr(path));
+  EXPECT_THAT(unreadable_because([] { require_mapped_files(); }), HasSubstr(path));
 }
 
 TEST(MappedFile, TensorsThatAreGoneAreFoundWhereTheyAreCopiedOrChecked) {
@@ -99,9 +99,10 @@ TEST(MappedFile, TensorsThatAreGoneAreFoundWhereTheyAreCopiedOrChecked) {
   const Tensor stored = file.get("a");
   std::filesystem::resize_file(path, 8192);
   Tensor copy(DType::kBF16, stored.shape());
-  EXPECT_THAT(message_of([&] { checked_copy(stored.raw(), DType::kF32, copy.raw(), DType::kBF16, stored.size()); }),
-              HasSubstr(path));
-  EXPECT_THAT(message_of([&] { static_cast<void>(all_finite(stored)); }), HasSubstr(path));
+  EXPECT_THAT(
+      unreadable_because([&] { checked_copy(stored.raw(), DType::kF32, copy.raw(), DType::kBF16, stored.size()); }),
+      HasSubstr(path));
+  EXPECT_THAT(unreadable_because([&] { static_cast<void>(all_finite(stored)); }), HasSubstr(path));
 }
 
 TEST(MappedFile, ThatIsCutShortCannotBeWrittenElsewhere) {
@@ -110,7 +111,7 @@ TEST(MappedFile, ThatIsCutShortCannotBeWrittenElsewhere) {
   std::ofstream(path, std::ios::binary) << std::string(kBytes, '\1');
   const auto file = MappedFile::open(path);
   std::filesystem::resize_file(path, 0);
-  EXPECT_THAT(message_of([&] {
+  EXPECT_THAT(unreadable_because([&] {
                 AtomicFile copy(folder / "copy");
                 copy.write(file->bytes().data(), file->size());
                 copy.commit();

@@ -41,7 +41,7 @@ std::optional<int> descriptor_named(const std::string& path) {
   return std::nullopt;
 }
 
-[[noreturn]] void refuse(const std::string& path, const std::string& reason) {
+[[noreturn]] void refuse_target(const std::string& path, const std::string& reason) {
   throw Error(ErrorKind::kIo, path + ": cannot be written: " + reason);
 }
 
@@ -70,15 +70,16 @@ void open_fifo(const std::string& path, const std::string& name) {
       return;
     }
     if (errno != ENXIO) throw_write_error(path, errno);
-    if (std::chrono::steady_clock::now() >= end) refuse(path, "it is a pipe that nobody reads; start its reader first");
+    if (std::chrono::steady_clock::now() >= end)
+      refuse_target(path, "it is a pipe that nobody reads; start its reader first");
     std::this_thread::sleep_for(kPause);
   }
 }
 
 bool is_stream(const std::string& path, mode_t mode) {
-  if (S_ISDIR(mode)) refuse(path, "it is a folder; give the name of a file in it");
-  if (S_ISBLK(mode)) refuse(path, "it is a block device, whose contents would be lost; give the name of a file");
-  if (S_ISSOCK(mode)) refuse(path, "it is a socket; give the name of a file");
+  if (S_ISDIR(mode)) refuse_target(path, "it is a folder; give the name of a file in it");
+  if (S_ISBLK(mode)) refuse_target(path, "it is a block device, whose contents would be lost; give the name of a file");
+  if (S_ISSOCK(mode)) refuse_target(path, "it is a socket; give the name of a file");
   return S_ISCHR(mode) || S_ISFIFO(mode);
 }
 
@@ -86,7 +87,7 @@ OutputTarget target_of_descriptor(const std::string& path, const std::string& na
   struct stat status {};
   if (fstat(descriptor, &status) != 0) throw_write_error(path, errno);
   const int access_mode = fcntl(descriptor, F_GETFL) & O_ACCMODE;
-  if (S_ISDIR(status.st_mode) || access_mode == O_RDONLY) refuse(path, "it is not open for writing");
+  if (S_ISDIR(status.st_mode) || access_mode == O_RDONLY) refuse_target(path, "it is not open for writing");
   return {name, true, descriptor};
 }
 

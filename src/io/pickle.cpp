@@ -15,7 +15,6 @@ namespace {
 using Kind = PickleValue::Kind;
 
 constexpr const char* kOrderedDict = "collections OrderedDict";
-constexpr const char* kConvert = "; load it in PyTorch and save its tensors as safetensors";
 
 /// The operations that torch.save writes, by the names of Python's pickletools.
 enum Operation : unsigned char {
@@ -74,7 +73,7 @@ class Machine {
   }
   [[noreturn]] void refuse(const std::string& what) const {
     throw Error(ErrorKind::kFormat, where_ + ": at byte " + std::to_string(begin_) + " of its pickle: " + what +
-                                        " is not read, only plain dictionaries of tensors are" + kConvert);
+                                        " is not read, only plain dictionaries of tensors are" + kConvertPickle);
   }
 
   std::span<const unsigned char> take(size_t count) {

@@ -9,6 +9,9 @@
 
 namespace calibatt {
 
+/// What errors advise where a file of PyTorch holds more than is read.
+inline constexpr const char* kConvertPickle = "; load it in PyTorch and save its tensors as safetensors";
+
 /// A value of Python's pickle format, protocol 2, as far as dictionaries of tensors need it: data alone. Nothing of it
 /// is ever run; calls of functions stay what they are written as: a name and its arguments.
 struct PickleValue {

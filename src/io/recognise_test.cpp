@@ -25,7 +25,7 @@ constexpr const char* kLfsPointer =
     "size 3950184\n";
 
 template <class Action>
-std::string message_of(const Action& action) {
+std::string advice_of(const Action& action) {
   try {
     action();
   } catch (const Error& error) {
@@ -45,7 +45,7 @@ class Recognise : public ::testing::Test {
   std::string with_only(const std::string& name) const {
     fs::remove_all(folder_ / "weights");
     write("weights/" + name);
-    return message_of([&] { Safetensors::open_folder(folder_ / "weights"); });
+    return advice_of([&] { Safetensors::open_folder(folder_ / "weights"); });
   }
   TestFolder folder_;
 };
@@ -63,7 +63,7 @@ TEST_F(Recognise, WhatIsNotTheFileThatItsNameSays) {
   for (const auto& [bytes, expected] : kinds) {
     for (const char* name : {"a.safetensors", "a.pth", "a.json"}) {
       const std::string path = write(name, bytes);
-      EXPECT_THAT(message_of([&] {
+      EXPECT_THAT(advice_of([&] {
                     if (path.ends_with(".json")) JsonConfig::load(path);
                     if (path.ends_with(".pth")) open_torch_checkpoint(path);
                     if (path.ends_with(".safetensors")) Safetensors::open(path);
@@ -72,12 +72,12 @@ TEST_F(Recognise, WhatIsNotTheFileThatItsNameSays) {
           << name;
     }
   }
-  EXPECT_THAT(message_of([&] { Safetensors::open(write("z.safetensors", "PK\x03\x04 and more of it")); }),
+  EXPECT_THAT(advice_of([&] { Safetensors::open(write("z.safetensors", "PK\x03\x04 and more of it")); }),
               HasSubstr("zip archive"));
-  EXPECT_THAT(message_of([&] { Safetensors::open(write("p.safetensors", "\x80\x02}q\x01.       ")); }),
+  EXPECT_THAT(advice_of([&] { Safetensors::open(write("p.safetensors", "\x80\x02}q\x01.       ")); }),
               HasSubstr("pickle"));
   write_safetensors(folder_ / "s.pth", {{"a", Tensor::zeros(DType::kF32, {1})}});
-  EXPECT_THAT(message_of([&] { open_torch_checkpoint(folder_ / "s.pth"); }), HasSubstr("the ending .safetensors"));
+  EXPECT_THAT(advice_of([&] { open_torch_checkpoint(folder_ / "s.pth"); }), HasSubstr("the ending .safetensors"));
 }
 
 TEST_F(Recognise, WeightsUnderOtherNames) {
@@ -100,7 +100,7 @@ TEST_F(Recognise, WeightsUnderOtherNames) {
   fs::remove_all(folder_ / "weights");
   fs::create_directories(folder_ / "weights");
   fs::create_symlink("../blobs/abc", folder_ / "weights/diffusion_pytorch_model.safetensors");
-  EXPECT_THAT(message_of([&] { Safetensors::open_folder(folder_ / "weights"); }),
+  EXPECT_THAT(advice_of([&] { Safetensors::open_folder(folder_ / "weights"); }),
               AllOf(HasSubstr("the link diffusion_pytorch_model.safetensors to ../blobs/abc"), HasSubstr("cp -rL")));
 }
 
@@ -139,7 +139,7 @@ TEST_F(Recognise, ModelsByTheNamesOfTheirTensors) {
     write_safetensors(folder_ / "m.safetensors", {{std::string(prefix) + "patch_embedding.weight", values},
                                                   {std::string(prefix) + "patch_embedding.bias", values}});
     const Safetensors file = Safetensors::open(folder_ / "m.safetensors");
-    EXPECT_THAT(message_of([&] { static_cast<void>(file.get("patch_embedding.weight")); }),
+    EXPECT_THAT(advice_of([&] { static_cast<void>(file.get("patch_embedding.weight")); }),
                 AllOf(HasSubstr("m.safetensors"), HasSubstr("\"" + std::string(prefix)), HasSubstr("save")));
   }
   EXPECT_THAT(recognise_tensor_names({"lora_unet_blocks_0.lora_down.weight"}), HasSubstr("is a LoRA"));
@@ -153,7 +153,7 @@ TEST_F(Recognise, ScaledFloatsOfEightBitsAreNotAdvisedToBeCast) {
                                R"(":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})";
     const uint64_t size = header.size();
     std::string bytes(reinterpret_cast<const char*>(&size), sizeof(size));
-    return message_of([&] { Safetensors::open(write("f8.safetensors", bytes + header + std::string(8, 'x'))); });
+    return advice_of([&] { Safetensors::open(write("f8.safetensors", bytes + header + std::string(8, 'x'))); });
   };
   for (const char* scale : {"a.scale_weight", "a.weight_scale", "a.weight_scale_inv", "scaled_fp8"}) {
     EXPECT_THAT(message_with(scale), AllOf(HasSubstr("F8_E8M0"), HasSubstr(scale), Not(HasSubstr("convert"))));

@@ -20,7 +20,6 @@ using Kind = PickleValue::Kind;
 
 constexpr const char* kRebuildTensor = "torch._utils _rebuild_tensor_v2";
 constexpr const char* kRebuildParameter = "torch._utils _rebuild_parameter";
-constexpr const char* kConvert = "; load it in PyTorch and save its tensors as safetensors";
 /// Each tensor takes about 200 bytes there; this bounds the memory that a hostile file can ask for.
 constexpr size_t kMaxPickleBytes = size_t{8} << 20;
 
@@ -31,7 +30,7 @@ constexpr std::pair<std::string_view, DType> kStorages[] = {
     {"torch BoolStorage", DType::kBool},
 };
 
-std::optional<DType> dtype_of(std::string_view storage) {
+std::optional<DType> dtype_of_storage(std::string_view storage) {
   for (const auto& [name, dtype] : kStorages) {
     if (name == storage) return dtype;
   }
@@ -62,16 +61,16 @@ class TorchCheckpoint : public MappedTensors {
     if (pickle_record.size_bytes > kMaxPickleBytes) {
       refuse("describes its tensors in " + counted(pickle_record.size_bytes, "bytes") + ", more than the " +
                  std::to_string(kMaxPickleBytes) + " that are read",
-             kConvert);
+             kConvertPickle);
     }
     const Pickle pickle(bytes.subspan(pickle_record.begin, pickle_record.size_bytes), path,
                         {kRebuildTensor, kRebuildParameter});
     const PickleValue& state = pickle.root();
-    if (state.kind != Kind::kDict) refuse("holds no dictionary of tensors", kConvert);
+    if (state.kind != Kind::kDict) refuse("holds no dictionary of tensors", kConvertPickle);
     for (const auto& [key, value] : state.entries) {
-      if (key->kind != Kind::kText) refuse("has a key that is not a name", kConvert);
+      if (key->kind != Kind::kText) refuse("has a key that is not a name", kConvertPickle);
       const bool inserted = entries_.emplace(key->text, read_tensor(key->text, *value)).second;
-      if (!inserted) refuse_tensor(key->text, "is there twice", kConvert);
+      if (!inserted) refuse_tensor(key->text, "is there twice", kConvertPickle);
     }
   }
 
@@ -92,10 +91,10 @@ class TorchCheckpoint : public MappedTensors {
     constexpr std::string_view kPickle = "/data.pkl";
     for (const auto& [name, record] : records_) {
       if (!name.ends_with(kPickle) || name.find('/') != name.size() - kPickle.size()) continue;
-      if (!root_.empty()) refuse("holds more than one data.pkl", kConvert);
+      if (!root_.empty()) refuse("holds more than one data.pkl", kConvertPickle);
       root_ = name.substr(0, name.size() - kPickle.size() + 1);
     }
-    if (root_.empty()) refuse("is a zip archive without data.pkl, not what torch.save writes", kConvert);
+    if (root_.empty()) refuse("is a zip archive without data.pkl, not what torch.save writes", kConvertPickle);
   }
 
   void require_little_endian() const {
@@ -104,7 +103,7 @@ class TorchCheckpoint : public MappedTensors {
     const auto bytes = files_[0]->bytes().subspan(found->second.begin, found->second.size_bytes);
     const std::string order(bytes.begin(), bytes.end());
     if (order != "little") {
-      refuse("its byte order is " + quoted_name(order) + ", and only \"little\" is read", kConvert);
+      refuse("its byte order is " + quoted_name(order) + ", and only \"little\" is read", kConvertPickle);
     }
   }
 
@@ -125,7 +124,7 @@ class TorchCheckpoint : public MappedTensors {
       call = call->items[1];
     }
     if (call->kind != Kind::kCall || call->items[0]->text != kRebuildTensor) {
-      refuse_tensor(name, "is not a tensor", kConvert);
+      refuse_tensor(name, "is not a tensor", kConvertPickle);
     }
     if (call->items.size() < 5) refuse_damaged(name, "lacks its shape");
     const auto& items = call->items;  // function, storage, offset, shape, strides, …
@@ -142,8 +141,8 @@ class TorchCheckpoint : public MappedTensors {
         id[4]->kind != Kind::kInteger || id[4]->integer < 0) {
       refuse_damaged(name, "its storage is not described as PyTorch does");
     }
-    const auto dtype = dtype_of(id[1]->text);
-    if (!dtype) refuse_tensor(name, "its storage " + quoted_name(id[1]->text) + " is not supported", kConvert);
+    const auto dtype = dtype_of_storage(id[1]->text);
+    if (!dtype) refuse_tensor(name, "its storage " + quoted_name(id[1]->text) + " is not supported", kConvertPickle);
     entry.dtype = *dtype;
 
     const auto found = records_.find(root_ + "data/" + id[2]->text);

@@ -20,7 +20,7 @@ namespace {
 
 using testing::HasSubstr;
 
-const std::string kPictures = std::string(CALIBATT_GOLDEN_DIR) + "/pictures/";
+const std::string kPictureFiles = std::string(CALIBATT_GOLDEN_DIR) + "/pictures/";
 
 class Pictures : public testing::Test {
  protected:
@@ -39,23 +39,23 @@ class Pictures : public testing::Test {
     EXPECT_LE(largest, most) << name;
   }
 
-  const Safetensors golden_ = Safetensors::open(kPictures + "golden.safetensors");
+  const Safetensors golden_ = Safetensors::open(kPictureFiles + "golden.safetensors");
 };
 
 TEST_F(Pictures, AreWhatPillowReads) {
   for (const char* lossless : {"picture.png", "with_alpha.png"}) {
-    expect_close(read_picture(kPictures + lossless), lossless, 0, 0);
+    expect_close(read_picture(kPictureFiles + lossless), lossless, 0, 0);
   }
   // Two decoders of one file differ by rounding, and where colours have half the resolution by how they fill in.
-  expect_close(read_picture(kPictures + "grey.jpg"), "grey.jpg", 1, 4);
-  expect_close(read_picture(kPictures + "cmyk.jpg"), "cmyk.jpg", 1, 4);
-  expect_close(read_picture(kPictures + "lossy.webp"), "lossy.webp", 4, 64);
+  expect_close(read_picture(kPictureFiles + "grey.jpg"), "grey.jpg", 1, 4);
+  expect_close(read_picture(kPictureFiles + "cmyk.jpg"), "cmyk.jpg", 1, 4);
+  expect_close(read_picture(kPictureFiles + "lossy.webp"), "lossy.webp", 4, 64);
 }
 
 // All bit depths and kinds of pixel of PNG files, and notes that turn them. Pillow cuts grey of 16 bits at 255, where
 // it scales all else.
 TEST_F(Pictures, OfEveryKindAreWhatDiffusersReads) {
-  const std::string folder = kPictures + "small/";
+  const std::string folder = kPictureFiles + "small/";
   const Safetensors golden = Safetensors::open(folder + "golden.safetensors");
   int count = 0;
   for (const auto& [name, entry] : golden.entries()) {
@@ -75,14 +75,14 @@ TEST_F(Pictures, OfEveryKindAreWhatDiffusersReads) {
 TEST_F(Pictures, AreTurnedAsTheirCameraWasHeld) {
   for (int orientation = 1; orientation <= 8; ++orientation) {
     const std::string name = "photo" + std::to_string(orientation) + ".jpg";
-    expect_close(read_picture(kPictures + name), name, 1, 4);
+    expect_close(read_picture(kPictureFiles + name), name, 1, 4);
   }
 }
 
 TEST_F(Pictures, ThatAreTornAreRefused) {
   const TestFolder folder;
   for (const char* name : {"photo1.jpg", "grey.jpg", "picture.png", "lossy.webp"}) {
-    const std::string whole = read_text_file(kPictures + name);
+    const std::string whole = read_text_file(kPictureFiles + name);
     for (const double kept : {0.3, 0.6, 0.9, 0.99}) {
       const std::string torn = folder / name;
       write_text_file(torn, whole.substr(0, static_cast<size_t>(kept * static_cast<double>(whole.size()))));
@@ -90,12 +90,12 @@ TEST_F(Pictures, ThatAreTornAreRefused) {
     }
   }
   // Behind its end other things may stand, as the films of some cameras.
-  write_text_file(folder / "more.jpg", read_text_file(kPictures + "photo1.jpg") + "\xff\xda more");
+  write_text_file(folder / "more.jpg", read_text_file(kPictureFiles + "photo1.jpg") + "\xff\xda more");
   EXPECT_EQ(read_picture(folder / "more.jpg").height, 61);
 }
 
 TEST_F(Pictures, OfFourColoursInTwoFormsAreReadInOne) {
-  std::string bytes = read_text_file(kPictures + "cmyk.jpg");
+  std::string bytes = read_text_file(kPictureFiles + "cmyk.jpg");
   const size_t note = bytes.find("Adobe");
   ASSERT_NE(note, std::string::npos);
   bytes[note + 11] = 2;  // its colours now count as YCCK

@@ -22,7 +22,7 @@ constexpr int64_t kMaxVideoBytes = int64_t{64} << 30;  // of a video that is hel
 
 // FFmpeg's names of the containers that are read. Each holds its frames itself. Playlists and scripts (hls, dash,
 // concat, image2, …) name further files, which nobody asked us to open.
-constexpr const char* kContainers =
+constexpr const char* kDemuxers =
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,png_pipe,webp_pipe,jpeg_pipe,ivf,mpegts,mpeg,ogg,flv,"
     "yuv4mpegpipe,h264,hevc";
 
@@ -77,9 +77,9 @@ void convert_deep(const AVFrame& frame, const DeepFormat& deep, DeepGrey grey, u
 }
 
 /// The demuxer's context, closed at the end.
-struct Input {
+struct OpenVideo {
   AVFormatContext* context = nullptr;
-  ~Input() { avformat_close_input(&context); }
+  ~OpenVideo() { avformat_close_input(&context); }
 };
 
 }  // namespace
@@ -158,7 +158,7 @@ class VideoReader::Decoder {
   /// format: null, FFmpeg looks for itself.
   void open_container(InputFormat format) {
     AVDictionary* entries = nullptr;
-    av_dict_set(&entries, "format_whitelist", kContainers, 0);
+    av_dict_set(&entries, "format_whitelist", kDemuxers, 0);
     av_dict_set(&entries, "protocol_whitelist", "file", 0);
     const int code = avformat_open_input(&input_.context, ("file:" + path_).c_str(), format, &entries);
     av_dict_free(&entries);
@@ -189,7 +189,7 @@ class VideoReader::Decoder {
   }
 
   std::string path_;
-  Input input_;
+  OpenVideo input_;
   int stream_ = -1;
   ffmpeg::CodecContext codec_;
   ffmpeg::Packet packet_;

@@ -24,7 +24,7 @@
 namespace calibatt {
 namespace {
 
-constexpr size_t kNamed = 3;        // keys in a message
+constexpr size_t kNamedKeys = 3;    // keys in a message
 constexpr double kPeftAlpha = 8;    // of a config that does not say it (LoraConfig.lora_alpha)
 constexpr double kMaxFactor = 1e4;  // of a product; more is a damaged alpha
 constexpr int64_t kGrainElements = int64_t{1} << 14;
@@ -129,8 +129,8 @@ struct LowRank {
 
 std::string listed(const std::vector<std::string>& names) {
   std::string text;
-  for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) text += (i > 0 ? ", " : "") + quoted_name(names[i]);
-  if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+  for (size_t i = 0; i < std::min(names.size(), kNamedKeys); ++i) text += (i > 0 ? ", " : "") + quoted_name(names[i]);
+  if (names.size() > kNamedKeys) text += " and " + std::to_string(names.size() - kNamedKeys) + " more";
   return text;
 }
 

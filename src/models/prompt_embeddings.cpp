@@ -1,20 +1,12 @@
 #include "models/prompt_embeddings.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "base/error.h"
+#include "base/now_seconds.h"
 
 namespace calibatt {
-namespace {
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
 // The run's own first, then those that are expected behind the first of them.
 std::vector<PromptEmbeddings::TokenIds> PromptEmbeddings::next_batch(const std::vector<TokenIds>& prompts) const {
   std::vector<TokenIds> batch;

@@ -11,7 +11,7 @@
 namespace calibatt {
 namespace {
 
-constexpr int kColors = 3;
+constexpr int kPictureColors = 3;
 // Weights are whole numbers of this many bits behind the point, so that sums are the same on every processor.
 constexpr int kBits = 22;
 
@@ -71,15 +71,15 @@ uint8_t weighted(const uint8_t* bytes, int64_t stride, const Taps& taps) {
 
 Picture with_columns(const Picture& picture, int width, PictureFilter filter) {
   Picture result{picture.height, width, {}, picture.source};
-  result.rgb.resize(static_cast<size_t>(picture.height) * static_cast<size_t>(width) * kColors);
+  result.rgb.resize(static_cast<size_t>(picture.height) * static_cast<size_t>(width) * kPictureColors);
   const std::vector<Taps> taps = taps_of(picture.width, width, filter);
   parallel_for(picture.height, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
-      const uint8_t* from = picture.rgb.data() + row * picture.width * kColors;
-      uint8_t* to = result.rgb.data() + row * width * kColors;
+      const uint8_t* from = picture.rgb.data() + row * picture.width * kPictureColors;
+      uint8_t* to = result.rgb.data() + row * width * kPictureColors;
       for (const Taps& each : taps) {
-        for (int color = 0; color < kColors; ++color)
-          *to++ = weighted(from + each.first * kColors + color, kColors, each);
+        for (int color = 0; color < kPictureColors; ++color)
+          *to++ = weighted(from + each.first * kPictureColors + color, kPictureColors, each);
       }
     }
   });
@@ -88,7 +88,7 @@ Picture with_columns(const Picture& picture, int width, PictureFilter filter) {
 
 Picture with_rows(const Picture& picture, int height, PictureFilter filter) {
   Picture result{height, picture.width, {}, picture.source};
-  const int64_t stride = int64_t{picture.width} * kColors;
+  const int64_t stride = int64_t{picture.width} * kPictureColors;
   result.rgb.resize(static_cast<size_t>(height * stride));
   const std::vector<Taps> taps = taps_of(picture.height, height, filter);
   parallel_for(height, 1, [&](int64_t begin, int64_t end, int) {

@@ -20,13 +20,13 @@ constexpr int64_t kHeadDim = 128;  // of every Wan model that was published
 constexpr const char* kPatches = "patch_embedding.weight";
 
 /// What programs put before each name; the first that fits. ComfyUI's whole checkpoints hold other models beside it.
-constexpr std::array<std::string_view, 7> kPrefixes{
+constexpr std::array<std::string_view, 7> kTransformerPrefixes{
     "", "model.diffusion_model.", "diffusion_model.", "module.", "_orig_mod.", "transformer.", "model."};
 
 /// Blocks under another prefix would be left out, and the model would be a smaller one.
 void require_one_prefix(const MappedTensors& tensors, std::string_view prefix) {
   for (const auto& [name, entry] : tensors.entries()) {
-    for (const std::string_view other : kPrefixes) {
+    for (const std::string_view other : kTransformerPrefixes) {
       if (other == prefix || !name.starts_with(std::string(other) + "blocks.")) continue;
       throw Error(ErrorKind::kFormat, tensors.describe(name) + ": has another prefix than " +
                                           quoted_name(std::string(prefix) + kPatches) +
@@ -36,7 +36,7 @@ void require_one_prefix(const MappedTensors& tensors, std::string_view prefix) {
 }
 
 MappedTensors without_prefix(const MappedTensors& tensors) {
-  for (const std::string_view prefix : kPrefixes) {
+  for (const std::string_view prefix : kTransformerPrefixes) {
     if (!tensors.contains(std::string(prefix) + kPatches)) continue;
     require_one_prefix(tensors, prefix);
     return tensors.renamed([prefix](const std::string& name) {

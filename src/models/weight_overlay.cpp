@@ -11,13 +11,13 @@
 namespace calibatt {
 namespace {
 
-constexpr int64_t kGrainElements = int64_t{1} << 14;
+constexpr int64_t kOverlayGrain = int64_t{1} << 14;
 /// Of a tensor that is changed, for each thread at a time: what its core's cache holds in F32, and what a product of
 /// matrices takes at a time.
 constexpr int64_t kElementsAtATime = int64_t{1} << 18, kRowsAtATime = 128;
 
 void convert_in_parallel(const Tensor& from, Tensor& to) {
-  parallel_for(from.size(), kGrainElements, [&](int64_t begin, int64_t end, int) {
+  parallel_for(from.size(), kOverlayGrain, [&](int64_t begin, int64_t end, int) {
     const auto* source = static_cast<const char*>(from.raw()) + static_cast<size_t>(begin) * dtype_size(from.dtype());
     auto* target = static_cast<char*>(to.raw()) + static_cast<size_t>(begin) * dtype_size(to.dtype());
     if (from.dtype() == to.dtype()) {
@@ -37,7 +37,7 @@ Tensor as_matrix(const Tensor& tensor) {
 WeightOverlay::AddToRows adder_of(const Tensor& delta) {
   return [matrix = as_matrix(delta)](int64_t first_row, Tensor& rows) {
     const Tensor wide = converted(tensor_rows(matrix, first_row, rows.dim(0)), DType::kF32);
-    parallel_for(rows.size(), kGrainElements, [&](int64_t begin, int64_t end, int) {
+    parallel_for(rows.size(), kOverlayGrain, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) rows.f32()[i] += wide.f32()[i];
     });
   };

@@ -21,11 +21,11 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-const std::string kTiny = CALIBATT_MODELS_DIR "/tiny-wan/transformer";
-const std::string kQuery = "blocks.1.attn1.to_q.weight", kOutput = "blocks.2.attn1.to_out.0.weight";
+const std::string kTransformerFolder = CALIBATT_MODELS_DIR "/tiny-wan/transformer";
+const std::string kQueryWeight = "blocks.1.attn1.to_q.weight", kOutputWeight = "blocks.2.attn1.to_out.0.weight";
 
 template <class Action>
-std::string message_of(const Action& action) {
+std::string overlay_refusal(const Action& action) {
   try {
     action();
   } catch (const Error& error) {
@@ -44,12 +44,12 @@ std::vector<float> values_of(const Tensor& tensor) {
 class Overlay : public ::testing::Test {
  protected:
   Overlay() {
-    const Component base = open_transformer(kTiny);
+    const Component base = open_transformer(kTransformerFolder);
     auto overlay = std::make_shared<WeightOverlay>();
     std::map<std::string, Tensor> merged;
     for (const auto& [name, entry] : base.tensors.entries()) merged[name] = base.tensors.get(name);
     uint64_t seed = 1;
-    for (const std::string& name : {kQuery, kOutput}) {
+    for (const std::string& name : {kQueryWeight, kOutputWeight}) {
       const Tensor delta = TorchGenerator(seed++).randn(base.tensors.shape(name));
       overlay->add(name, delta);
       Tensor sum = converted(merged[name], DType::kF32).clone();
@@ -57,7 +57,7 @@ class Overlay : public ::testing::Test {
       merged[name] = converted(sum, merged[name].dtype());
     }
     options_.overlay = overlay;
-    std::filesystem::copy(kTiny + "/config.json", folder_ / "config.json");
+    std::filesystem::copy(kTransformerFolder + "/config.json", folder_ / "config.json");
     write_safetensors(folder_ / "diffusion_pytorch_model.safetensors", merged);
   }
   TestFolder folder_;
@@ -65,13 +65,14 @@ class Overlay : public ::testing::Test {
 };
 
 TEST_F(Overlay, FingerprintsAreThoseOfTheMergedModel) {
-  const Component base = open_transformer(kTiny), over = open_transformer(kTiny, options_),
+  const Component base = open_transformer(kTransformerFolder), over = open_transformer(kTransformerFolder, options_),
                   merged = open_transformer(folder_.path());
   EXPECT_EQ(values_fingerprint("", over.tensors), values_fingerprint("", merged.tensors));
   EXPECT_EQ(stored_fingerprint(over.config, over.tensors), stored_fingerprint(merged.config, merged.tensors));
   EXPECT_NE(values_fingerprint("", over.tensors), values_fingerprint("", base.tensors));
-  EXPECT_EQ(values_of(over.tensors.get(kOutput)), values_of(merged.tensors.get(kOutput)));
-  EXPECT_EQ(values_of(open_transformer(kTiny).tensors.get(kOutput)), values_of(base.tensors.get(kOutput)));
+  EXPECT_EQ(values_of(over.tensors.get(kOutputWeight)), values_of(merged.tensors.get(kOutputWeight)));
+  EXPECT_EQ(values_of(open_transformer(kTransformerFolder).tensors.get(kOutputWeight)),
+            values_of(base.tensors.get(kOutputWeight)));
 }
 
 TEST(WeightOverlay, ChangesAreMadeInTheirOrder) {
@@ -97,12 +98,13 @@ TEST(WeightOverlay, ChangesAreMadeInTheirOrder) {
 }
 
 TEST(WeightOverlay, OfAnotherModelIsRefused) {
-  const Component base = open_transformer(kTiny);
+  const Component base = open_transformer(kTransformerFolder);
   WeightOverlay other_name, other_shape;
   other_name.add("blocks.99.attn1.to_q.weight", Tensor::zeros(DType::kF32, {256, 256}));
-  other_shape.add(kQuery, Tensor::zeros(DType::kF32, {3, 5}));
-  EXPECT_THAT(message_of([&] { other_name.over(base.tensors); }), HasSubstr("blocks.99.attn1.to_q.weight"));
-  EXPECT_THAT(message_of([&] { other_shape.over(base.tensors); }), AllOf(HasSubstr("[256, 256]"), HasSubstr("[3, 5]")));
+  other_shape.add(kQueryWeight, Tensor::zeros(DType::kF32, {3, 5}));
+  EXPECT_THAT(overlay_refusal([&] { other_name.over(base.tensors); }), HasSubstr("blocks.99.attn1.to_q.weight"));
+  EXPECT_THAT(overlay_refusal([&] { other_shape.over(base.tensors); }),
+              AllOf(HasSubstr("[256, 256]"), HasSubstr("[3, 5]")));
 }
 
 /// Dense; asks for W_o, as calibration does, and keeps it.
@@ -130,7 +132,8 @@ TEST_F(Overlay, LayersAndTheOutputWeightOfCalibrationSeeIt) {
     const Tensor found = model.forward(TorchGenerator(6).randn({16, 1, 4, 4}), 500, prompt, listener);
     return std::pair(values_of(found), listener.output_weight);
   };
-  const auto over = run(kTiny, options_), merged = run(folder_.path(), {}), base = run(kTiny, {});
+  const auto over = run(kTransformerFolder, options_), merged = run(folder_.path(), {}),
+             base = run(kTransformerFolder, {});
   EXPECT_EQ(over.first, merged.first);
   EXPECT_NE(over.first, base.first);
   EXPECT_EQ(over.second, merged.second);

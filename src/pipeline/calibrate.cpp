@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <iterator>
 #include <mutex>
 #include <utility>
 
 #include "base/error.h"
+#include "base/now_seconds.h"
 #include "calibatt/counted.h"
 #include "calibatt/plan.h"
 #include "calibrate/calibration_header.h"
@@ -33,10 +33,6 @@
 namespace calibatt {
 
 namespace {
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// All prompts are looked at, for the command that compiles reads them all; the part that is measured here is told of.
 PromptRange announce_prompts(RunnerGroup& runners, const CalibrateOptions& options, const GenerateOptions& run) {

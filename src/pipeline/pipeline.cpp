@@ -1,13 +1,13 @@
 #include "calibatt/pipeline.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 #include <utility>
 
 #include "attention/run_attention.h"
 #include "attention/sequence_parallel.h"
 #include "backend/rank_subgroup.h"
+#include "base/now_seconds.h"
 #include "pipeline/guidance_groups.h"
 #include "pipeline/known_fingerprints.h"
 #include "pipeline/rank_layout.h"
@@ -18,10 +18,6 @@
 namespace calibatt {
 
 namespace {
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// In place of what was expected before the run: calls of several kinds take several kernels.
 void enter_kernels(const AttentionReport& accounts, RunReport& run) {

@@ -41,14 +41,14 @@ double least_work(std::vector<double> costs, int num_ranks) {
 }
 
 template <class... Args>
-std::string format(const char* pattern, Args... args) {
+std::string format_row(const char* pattern, Args... args) {
   char text[256];
   std::snprintf(text, sizeof(text), pattern, args...);
   return text;
 }
 
 std::string row(const std::string& title, const Imbalance& imbalance) {
-  return format("%-16s%9.3f%9.3f\n", title.c_str(), imbalance.in_order, imbalance.by_cost);
+  return format_row("%-16s%9.3f%9.3f\n", title.c_str(), imbalance.in_order, imbalance.by_cost);
 }
 
 /// Of each column by itself. share: 0 the least, 1 the most.
@@ -70,8 +70,8 @@ std::string balanced_calls(const DealBalance& balance) {
                                      [&](const Imbalance& call) { return call.*column <= kMostImbalance; });
     return 100.0 * static_cast<double>(count) / static_cast<double>(balance.calls.size());
   };
-  return format("%-16s%8.1f%%%8.1f%%\n", format("calls to %.2f", kMostImbalance).c_str(), percent(&Imbalance::in_order),
-                percent(&Imbalance::by_cost));
+  return format_row("%-16s%8.1f%%%8.1f%%\n", format_row("calls to %.2f", kMostImbalance).c_str(),
+                    percent(&Imbalance::in_order), percent(&Imbalance::by_cost));
 }
 
 }  // namespace
@@ -110,14 +110,14 @@ std::string describe_deals(const Plan& plan, int num_gpus) {
   const DealBalance balance = balance_of_deals(plan, num_gpus);
   std::string text =
       counted(num_heads, "heads") + " on " + counted(num_gpus, "GPUs") + ": work of the busiest GPU over the mean\n" +
-      kColumns + format("%-16s%9s%9s\n", "", "in order", "by cost") + row("run", balance.run) +
+      kColumns + format_row("%-16s%9s%9s\n", "", "in order", "by cost") + row("run", balance.run) +
       row("calls, median", quantile(balance.calls, 0.5)) + row("calls, 90 %", quantile(balance.calls, 0.9)) +
       row("calls, worst", quantile(balance.calls, 1)) + balanced_calls(balance);
-  text += format("%-16s%d to %d (at most %d)\n", "heads of a GPU", balance.fewest_heads, balance.most_heads,
-                 most_heads_of_a_rank(num_heads, num_gpus));
+  text += format_row("%-16s%d to %d (at most %d)\n", "heads of a GPU", balance.fewest_heads, balance.most_heads,
+                     most_heads_of_a_rank(num_heads, num_gpus));
   if (balance.indivisible_calls > 0) {
-    text += format("%-16s%d of %zu: no deal of whole heads is within %.2f\n", "too coarse", balance.indivisible_calls,
-                   balance.calls.size(), kMostImbalance);
+    text += format_row("%-16s%d of %zu: no deal of whole heads is within %.2f\n", "too coarse",
+                       balance.indivisible_calls, balance.calls.size(), kMostImbalance);
   }
   for (size_t layer = 0; layer < balance.layers.size(); ++layer) {
     text += row("layer " + std::to_string(layer), balance.layers[layer]);

@@ -27,7 +27,7 @@ std::string decoding(PlanFile file) {
   }
 }
 
-std::string json_refusal(auto&& change) {
+std::string v3_json_refusal(auto&& change) {
   PlanFile file = test::encode(Plan(test::expert_parts()));
   Json json = Json::parse(file.metadata["plan"]);
   change(json);
@@ -58,15 +58,15 @@ TEST(PlanFileV3, OldVersionsHaveOneTransformerOfAllSteps) {
 }
 
 TEST(PlanFileV3, WhatAPlanNeedsAndThisProgramDoesNotKnowIsRefusedByName) {
-  EXPECT_EQ(json_refusal([](Json&) {}), "accepted");
-  EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {"teleportation"}; }),
+  EXPECT_EQ(v3_json_refusal([](Json&) {}), "accepted");
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["required_features"] = {"teleportation"}; }),
               ::testing::AllOf(HasSubstr("needs \"teleportation\""), HasSubstr("newer calibatt")));
   // Reserved: their absence has a meaning, anything else is for a later program.
-  EXPECT_THAT(json_refusal([](Json& j) { j["head_precision"] = "e4m3"; }), HasSubstr("needs \"head_precision\""));
-  EXPECT_EQ(json_refusal([](Json& j) { j["step_reuse"] = nullptr; }), "accepted");
-  EXPECT_EQ(json_refusal([](Json& j) { j["note"] = "not needed"; }), "accepted");
-  EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = "all"; }), HasSubstr("required_features"));
-  EXPECT_THAT(json_refusal([](Json& j) { j["required_features"] = {7}; }), HasSubstr("required_features"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["head_precision"] = "e4m3"; }), HasSubstr("needs \"head_precision\""));
+  EXPECT_EQ(v3_json_refusal([](Json& j) { j["step_reuse"] = nullptr; }), "accepted");
+  EXPECT_EQ(v3_json_refusal([](Json& j) { j["note"] = "not needed"; }), "accepted");
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["required_features"] = "all"; }), HasSubstr("required_features"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["required_features"] = {7}; }), HasSubstr("required_features"));
 }
 
 TEST(PlanFileV3, ReusedStepsComeBackAndOthersTakeNoPlace) {
@@ -92,7 +92,7 @@ TEST(PlanFileV3, PartsIn8BitsComeBackAndOthersTakeNoPlace) {
   EXPECT_EQ(read.info().eight_bits[3], (EightBitParts{.attention = true, .layers = true}));
   EXPECT_THAT(test::encode(Plan(test::reuse_parts())).metadata.at("plan"), ::testing::Not(HasSubstr("eight_bits")));
 
-  const auto refusal = [](Json parts) { return json_refusal([&](Json& j) { j["eight_bits"] = std::move(parts); }); };
+  const auto refusal = [](Json parts) { return v3_json_refusal([&](Json& j) { j["eight_bits"] = std::move(parts); }); };
   EXPECT_EQ(refusal({"none", "attention", "attention+layers"}), "accepted");
   EXPECT_EQ(refusal(nullptr), "accepted");
   EXPECT_THAT(refusal({"none", "text", "none"}),
@@ -100,13 +100,13 @@ TEST(PlanFileV3, PartsIn8BitsComeBackAndOthersTakeNoPlace) {
   EXPECT_THAT(refusal({8, 8, 16}), ::testing::AllOf(HasSubstr("eight_bits"), HasSubstr("list of texts")));
   EXPECT_THAT(refusal({"none", "layers"}), HasSubstr("2 steps"));
   for (const char* key : {"eight_bits", "step_reuse"}) {
-    EXPECT_THAT(json_refusal([&](Json& j) { j[key] = Json::array(); }),
+    EXPECT_THAT(v3_json_refusal([&](Json& j) { j[key] = Json::array(); }),
                 ::testing::AllOf(HasSubstr(key), HasSubstr("a text for each step")));
   }
 }
 
 TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {
-  const auto refusal = [](Json reuse) { return json_refusal([&](Json& j) { j["step_reuse"] = std::move(reuse); }); };
+  const auto refusal = [](Json reuse) { return v3_json_refusal([&](Json& j) { j["step_reuse"] = std::move(reuse); }); };
   EXPECT_EQ(refusal({"forward", "hold", "forward"}), "accepted");
   EXPECT_THAT(refusal({"forward", "teleport", "forward"}),
               ::testing::AllOf(HasSubstr("step_reuse: teleport"), HasSubstr("newer calibatt")));
@@ -116,7 +116,7 @@ TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {
   EXPECT_THAT(refusal({"hold", "forward", "forward"}), HasSubstr("step 0 is made from 1 step"));
   EXPECT_THAT(refusal({"forward", "linear", "forward"}), HasSubstr("2 steps before it (linear), but 1 of its"));
   EXPECT_THAT(refusal({"forward", "forward", "hold"}), HasSubstr("step 2")) << "the first of another transformer";
-  EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"]["latents_measured"] = -1; }), HasSubstr("accuracy"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["accuracy"]["latents_measured"] = -1; }), HasSubstr("accuracy"));
   Plan::Parts parts = test::reuse_parts();
   parts.accuracy.psnr_predicted = 44.5;
   parts.accuracy.psnr_measured = 43.25;
@@ -124,18 +124,18 @@ TEST(PlanFileV3, ReuseThatCannotBeIsRefused) {
 }
 
 TEST(PlanFileV3, TransformersThatContradictTheStepsAreRefused) {
-  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"].erase("transformers"); }), HasSubstr("transformers"));
-  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"]["transformers"] = Json::array(); }),
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["provenance"].erase("transformers"); }), HasSubstr("transformers"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["provenance"]["transformers"] = Json::array(); }),
               HasSubstr("at least one"));
-  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"]["transformers"][1].erase("fingerprint"); }),
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["provenance"]["transformers"][1].erase("fingerprint"); }),
               ::testing::AllOf(HasSubstr("transformers[1]"), HasSubstr("fingerprint")));
-  EXPECT_THAT(json_refusal([](Json& j) { j["provenance"]["transformers"].erase(1); }), HasSubstr("tensors"));
-  EXPECT_THAT(json_refusal([](Json& j) {
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["provenance"]["transformers"].erase(1); }), HasSubstr("tensors"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) {
                 j["provenance"]["transformers"].push_back({{"name", "x"}, {"fingerprint", ""}});
               }),
               HasSubstr("no step uses transformer 2"));
-  EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"]["predicted"] = -0.5; }), HasSubstr("accuracy"));
-  EXPECT_THAT(json_refusal([](Json& j) { j["accuracy"] = 3; }), HasSubstr("accuracy"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["accuracy"]["predicted"] = -0.5; }), HasSubstr("accuracy"));
+  EXPECT_THAT(v3_json_refusal([](Json& j) { j["accuracy"] = 3; }), HasSubstr("accuracy"));
   PlanFile file = test::encode(Plan(test::expert_parts()));
   file.tensors.erase("step_transformer");
   EXPECT_THAT(decoding(file), HasSubstr("'step_transformer' is missing"));

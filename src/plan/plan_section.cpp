@@ -21,7 +21,7 @@ constexpr int kCompressionLevel = 3;
 // Referring to the entry before makes decoding slower, and must save this fraction of a head's bits.
 constexpr int kPreviousMargin = 64;
 
-Error refused(const std::string& what) {
+Error refused_section(const std::string& what) {
   return Error(ErrorKind::kFormat, what);
 }
 
@@ -113,7 +113,7 @@ BlockIntervals intervals_of_bits(const uint8_t* bits, size_t num_rows, const Sec
     offsets[r + 1] = static_cast<uint32_t>(count);
   }
   if (count != num_intervals) {
-    throw refused("it has other intervals than the " + std::to_string(num_intervals) + " that the index says");
+    throw refused_section("it has other intervals than the " + std::to_string(num_intervals) + " that the index says");
   }
   std::vector<BlockInterval> intervals(num_intervals);
   static_assert(sizeof(BlockInterval) == 2 * sizeof(uint32_t));
@@ -179,7 +179,7 @@ PlanLayer layer_of_bits(const SectionBits& bits, const SectionShape& shape, std:
       heads[head].intervals = intervals_of_bits(bits.data() + offset, static_cast<size_t>(shape.num_rows[head]), shape,
                                                 facts[head].num_intervals);
     } catch (const Error& error) {
-      throw refused("head " + std::to_string(head) + ": " + error.what());
+      throw refused_section("head " + std::to_string(head) + ": " + error.what());
     }
   });
   return heads;
@@ -231,18 +231,19 @@ FilteredSection decompress_section(std::span<const unsigned char> stored, const 
   section.filters.assign(shape.num_rows.size(), kFilterNone);
   const size_t size = shape.size_bytes();
   if (size == 0) {
-    if (!stored.empty()) throw refused("it has no masks but " + counted(stored.size(), "bytes"));
+    if (!stored.empty()) throw refused_section("it has no masks but " + counted(stored.size(), "bytes"));
     return section;
   }
   // The frame says its size first, so that nothing is allocated for a section of another one.
   const size_t expected = shape.num_rows.size() + size;
   if (ZSTD_getFrameContentSize(stored.data(), stored.size()) != expected) {
-    throw refused("its masks are not a zstd frame of " + counted(expected, "bytes"));
+    throw refused_section("its masks are not a zstd frame of " + counted(expected, "bytes"));
   }
   SectionBits content(expected);
   const size_t result = ZSTD_decompress(content.data(), content.size(), stored.data(), stored.size());
-  if (ZSTD_isError(result)) throw refused(std::string("its masks do not decompress: ") + ZSTD_getErrorName(result));
-  if (result != expected) throw refused("its masks end early");
+  if (ZSTD_isError(result))
+    throw refused_section(std::string("its masks do not decompress: ") + ZSTD_getErrorName(result));
+  if (result != expected) throw refused_section("its masks end early");
   std::memcpy(section.filters.data(), content.data(), section.filters.size());
   content.erase(content.begin(), content.begin() + static_cast<ptrdiff_t>(section.filters.size()));
   section.bits = std::move(content);
@@ -254,7 +255,7 @@ SectionBits unfiltered(FilteredSection section, const SectionShape& shape, Previ
   for (size_t head = 0; head < section.filters.size(); ++head) {
     const uint8_t filter = section.filters[head];
     if (filter > kFilterAbove + kMaxShift || (filter != kFilterNone && shape.num_rows[head] == 0)) {
-      throw refused("head " + std::to_string(head) + ": its filter is " + std::to_string(filter));
+      throw refused_section("head " + std::to_string(head) + ": its filter is " + std::to_string(filter));
     }
   }
   for_each_head(shape, [&](size_t head, size_t offset) {
@@ -263,7 +264,7 @@ SectionBits unfiltered(FilteredSection section, const SectionShape& shape, Previ
     if (filter == kFilterPrevious) {
       const uint8_t* before = previous_head(previous, shape, head);
       if (before == nullptr) {
-        throw refused("head " + std::to_string(head) + ": it refers to the entry before, which it cannot");
+        throw refused_section("head " + std::to_string(head) + ": it refers to the entry before, which it cannot");
       }
       for (size_t i = 0; i < shape.head_bytes(head); ++i) bits[i] ^= before[i];
     } else if (filter >= kFilterAbove) {

@@ -10,7 +10,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::string refusal(auto&& change) {
+std::string parts_refusal(auto&& change) {
   Plan::Parts parts = test::example_parts();
   change(parts);
   try {
@@ -85,30 +85,30 @@ TEST(Plan, AnchorRowsAreKeptOnlyWhereAHeadUsesThem) {
 
 TEST(Plan, ContradictionsAreRefusedWithTheirPlace) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  EXPECT_EQ(refusal([](auto&) {}), "accepted");
-  EXPECT_EQ(refusal([&](auto& p) { p.energy_targets[1] = nan; }), "accepted");
-  EXPECT_THAT(refusal([](auto& p) { p.geometry.height = 0; }), HasSubstr("latent height"));
-  EXPECT_THAT(refusal([](auto& p) { p.num_layers = 0; }), HasSubstr("layers"));
-  EXPECT_THAT(refusal([](auto& p) { p.sigmas.clear(); }), HasSubstr("number of steps"));
-  EXPECT_THAT(refusal([](auto& p) { p.sigmas[2] = 0.75; }), HasSubstr("step 2"));
-  EXPECT_THAT(refusal([&](auto& p) { p.sigmas[1] = nan; }), HasSubstr("step 1"));
-  EXPECT_THAT(refusal([](auto& p) { p.sigmas[0] = 1.5; }), HasSubstr("step 0"));
-  EXPECT_THAT(refusal([](auto& p) { p.step_entry.pop_back(); }), HasSubstr("step table"));
-  EXPECT_THAT(refusal([](auto& p) { p.step_entry[1] = 3; }), HasSubstr("entry 3"));
-  EXPECT_THAT(refusal([](auto& p) { p.step_entry[1] = -1; }), HasSubstr("entry -1"));
-  EXPECT_THAT(refusal([](auto& p) { p.step_entry = {0, 2, 2}; }), HasSubstr("no step uses entry 1"));
-  EXPECT_THAT(refusal([](auto& p) { p.energy_targets.pop_back(); }), HasSubstr("energy targets"));
-  EXPECT_THAT(refusal([](auto& p) { p.energy_targets[1] = 1.1; }), HasSubstr("energy target of step 1"));
-  EXPECT_THAT(refusal([](auto& p) { p.heads.pop_back(); }), HasSubstr("3 heads"));
-  EXPECT_THAT(refusal([](auto& p) { p.heads[0].intervals = BlockIntervals::dense(2, 3); }),
+  EXPECT_EQ(parts_refusal([](auto&) {}), "accepted");
+  EXPECT_EQ(parts_refusal([&](auto& p) { p.energy_targets[1] = nan; }), "accepted");
+  EXPECT_THAT(parts_refusal([](auto& p) { p.geometry.height = 0; }), HasSubstr("latent height"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.num_layers = 0; }), HasSubstr("layers"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.sigmas.clear(); }), HasSubstr("number of steps"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.sigmas[2] = 0.75; }), HasSubstr("step 2"));
+  EXPECT_THAT(parts_refusal([&](auto& p) { p.sigmas[1] = nan; }), HasSubstr("step 1"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.sigmas[0] = 1.5; }), HasSubstr("step 0"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.step_entry.pop_back(); }), HasSubstr("step table"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.step_entry[1] = 3; }), HasSubstr("entry 3"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.step_entry[1] = -1; }), HasSubstr("entry -1"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.step_entry = {0, 2, 2}; }), HasSubstr("no step uses entry 1"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.energy_targets.pop_back(); }), HasSubstr("energy targets"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.energy_targets[1] = 1.1; }), HasSubstr("energy target of step 1"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.heads.pop_back(); }), HasSubstr("3 heads"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.heads[0].intervals = BlockIntervals::dense(2, 3); }),
               HasSubstr("entry 0, layer 0, head 0 has 2×3 blocks, but the geometry makes it 3×3"));
-  EXPECT_THAT(refusal([](auto& p) { p.heads[3].intervals = BlockIntervals::dense(3, 3); }),
+  EXPECT_THAT(parts_refusal([](auto& p) { p.heads[3].intervals = BlockIntervals::dense(3, 3); }),
               HasSubstr("entry 1, layer 0, head 1"));
-  EXPECT_THAT(refusal([](auto& p) { p.heads[3].intervals = BlockIntervals::dense(2, 4); }), HasSubstr("2×4"));
-  EXPECT_THAT(refusal([](auto& p) { p.anchor_rows_per_frame = 0; }), HasSubstr("anchor rows"));
-  EXPECT_THAT(refusal([](auto& p) { p.anchor_rows_per_frame = 5; }), HasSubstr("anchor rows"));
-  EXPECT_THAT(refusal([&](auto& p) { p.provenance.flow_shift = nan; }), HasSubstr("flow shift"));
-  EXPECT_THAT(refusal([](auto& p) { p.provenance.video_width = -1; }), HasSubstr("video width"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.heads[3].intervals = BlockIntervals::dense(2, 4); }), HasSubstr("2×4"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.anchor_rows_per_frame = 0; }), HasSubstr("anchor rows"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.anchor_rows_per_frame = 5; }), HasSubstr("anchor rows"));
+  EXPECT_THAT(parts_refusal([&](auto& p) { p.provenance.flow_shift = nan; }), HasSubstr("flow shift"));
+  EXPECT_THAT(parts_refusal([](auto& p) { p.provenance.video_width = -1; }), HasSubstr("video width"));
 }
 
 }  // namespace

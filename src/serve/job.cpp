@@ -25,7 +25,7 @@ size_t index_of(const std::array<const char*, N>& names, const std::string& name
   throw std::invalid_argument("\"" + name + "\" is not known");
 }
 
-std::string dumped(const Json& value) {
+std::string reply_text(const Json& value) {
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -150,7 +150,7 @@ std::string to_reply(const Job& job) {
   reply["density"] = completed ? Json(job.density) : Json(nullptr);
   reply["warnings"] = job.warnings;
   if (!job.held.empty()) reply["warnings"].push_back(job.held);
-  return dumped(reply);
+  return reply_text(reply);
 }
 
 }  // namespace calibatt::serve

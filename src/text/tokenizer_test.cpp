@@ -22,8 +22,8 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-const std::string kGolden = CALIBATT_GOLDEN_DIR;
-const std::string kFolder = kGolden + "/tokenizer";
+const std::string kGoldenData = CALIBATT_GOLDEN_DIR;
+const std::string kFolder = kGoldenData + "/tokenizer";
 const std::string kShipped = CALIBATT_MODELS_DIR "/tiny-wan/tokenizer";
 
 void expect_ids(const std::string& folder, const std::string& cases_name) {
@@ -49,7 +49,7 @@ TEST(Tokenizer, GivesTheIdsOfTransformersWithTheShippedModel) {
 
 // Combining marks, characters that are replaced, unknown ones, added tokens; whatever the tokenizer was saved as.
 TEST(Tokenizer, GivesTheIdsOfTransformersForHardTexts) {
-  const std::string folder = kGolden + "/tokenizer_json";
+  const std::string folder = kGoldenData + "/tokenizer_json";
   const nlohmann::json cases = parse_json(read_text_file(folder + "/cases.json"), "cases.json");
   EXPECT_GE(cases.size(), 500u);
   for (const auto& [name, path] : {std::pair{"saved", folder + "/saved"},

@@ -26,8 +26,8 @@ std::optional<unsigned char> windows_1252_byte(char32_t character) {
 // Kinds of characters by how they occur in honest text, as bits. Letters with accents stand beside letters; beside
 // signs of money, punctuation or figures they are what a multi-byte sequence looks like in a single-byte encoding.
 enum Kind : uint32_t {
-  kControl = 1,  // C1
-  kBad = 2,      // hardly ever used on purpose
+  kC1 = 1,   // C1
+  kBad = 2,  // hardly ever used on purpose
   kLaw = 4,
   kCurrency = 8,
   kStart = 16,  // punctuation before a word
@@ -41,7 +41,7 @@ enum Kind : uint32_t {
 
 uint32_t kind_of(char32_t c) {
   const auto is_any = [c](std::u32string_view set) { return set.find(c) != std::u32string_view::npos; };
-  if (c >= 0x80 && c <= 0x9f) return kControl;
+  if (c >= 0x80 && c <= 0x9f) return kC1;
   if (c < 0xa0) return 0;
   if ((c >= 0xc0 && c <= 0xd1) || is_any(U"ØÜÝŒŠŸŽ")) return kUpper;
   if ((c >= 0xe0 && c <= 0xf1) || is_any(U"ßüœšž")) return kLower;
@@ -55,16 +55,16 @@ uint32_t kind_of(char32_t c) {
   return c == U'Þ' ? static_cast<uint32_t>(kThorn) : 0;
 }
 
-bool is_lower_letter(char32_t c) {
+bool is_lower_plain_letter(char32_t c) {
   return c >= U'a' && c <= U'z';
 }
-bool is_letter(char32_t c) {
-  return is_lower_letter(c) || (c >= U'A' && c <= U'Z');
+bool is_plain_letter(char32_t c) {
+  return is_lower_plain_letter(c) || (c >= U'A' && c <= U'Z');
 }
 
 /// A letter, figure or underscore among the characters of these encodings.
 bool is_word(char32_t c) {
-  if (c < 0x80) return is_letter(c) || (c >= U'0' && c <= U'9') || c == U'_';
+  if (c < 0x80) return is_plain_letter(c) || (c >= U'0' && c <= U'9') || c == U'_';
   return (c >= 0xc0 && c != U'×' && c != U'÷' && c <= 0xff) ||
          std::u32string_view(U"ªºµ²³¹¼½¾ƒŒœŠšŸŽžˆ").find(c) != std::u32string_view::npos;
 }
@@ -81,18 +81,18 @@ bool looks_like_mojibake(std::u32string_view text) {
     constexpr uint32_t kAccented = kUpper | kLower;
     constexpr uint32_t kSigns = kStart | kEnd | kCurrency | kNumeric | kLaw;
 
-    if ((x & kControl) != 0) return true;
+    if ((x & kC1) != 0) return true;
     if (pair(kBad | kAccented | kSigns, kBad) || pair(kBad, kAccented | kSigns)) return true;
     if (pair(kLower | kEnd | kCurrency | kNumeric, kUpper) || pair(kEnd | kCurrency | kNumeric, kLower)) return true;
     if (pair(kLower | kEnd, kCurrency) || pair(kUpper, kNumeric | kLaw) || pair(kCurrency | kNumeric, kStart))
       return true;
-    if (is_letter(a) && (y & kThorn) != 0 && (z & kBad) != 0) return true;
+    if (is_plain_letter(a) && (y & kThorn) != 0 && (z & kBad) != 0) return true;
     if (is_white_space(a) && (y & kUpper) != 0 && (z & kCurrency) != 0) return true;
     if (pair(kAccented | kCurrency | kEnd, kStart) && (z & kNumeric) != 0) return true;
     if (pair(kAccented | kCurrency | kNumeric | kLaw, kEnd) && (z & kStart) != 0) return true;
-    if (is_lower_letter(a) && (y & kUpper) != 0 && (z & (kStart | kCurrency)) != 0) return true;
+    if (is_lower_plain_letter(a) && (y & kUpper) != 0 && (z & (kStart | kCurrency)) != 0) return true;
     if (pair(kAccented, kStart | kEnd) && is_word(c)) return true;
-    if (is_any(a, U"Œœ") && b != 0 && !is_letter(b)) return true;
+    if (is_any(a, U"Œœ") && b != 0 && !is_plain_letter(b)) return true;
     if ((x & kUpper) != 0 && b == U'°') return true;
     // The first bytes of common sequences: accented Latin letters, Greek and Cyrillic, then Arabic and Indian scripts.
     if (is_any(a, U"ÂÃÎÐ") && ((y & (kStart | kEnd)) != 0 || is_any(b, U"€œŠš¢£Ÿž\u00A0\u00AD®©°·»–—´"))) return true;

@@ -14,7 +14,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNotANumber = std::numeric_limits<double>::quiet_NaN();
 
 /// With a callback whose parts a test changes.
 struct Calibration : ExampleCalibration {
@@ -104,7 +104,8 @@ TEST(CApiErrors, OutputsThatCannotBe) {
       {CALIBATT_USAGE, "call.output.weight_dtype",
        [](auto& c) { c.output.weight_dtype = static_cast<calibatt_dtype>(5); }},
       {CALIBATT_USAGE, "call.output.residual_square_sum", [](auto& c) { c.output.residual_square_sum = 0; }},
-      {CALIBATT_NUMERIC, "call.output.residual_square_sum", [](auto& c) { c.output.residual_square_sum = kNan; }},
+      {CALIBATT_NUMERIC, "call.output.residual_square_sum",
+       [](auto& c) { c.output.residual_square_sum = kNotANumber; }},
       {CALIBATT_NUMERIC, "call.output.squared_gain",
        [](auto& c) { c.output.squared_gain = [](void*) { return -1.0; }; }},
       {CALIBATT_USAGE, "call.batch: is 2", [](auto& c) { c.change = [](auto& call) { call.batch = 2; }; }},

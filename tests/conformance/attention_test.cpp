@@ -33,12 +33,6 @@ namespace {
 
 using cpu::AttentionKernel;
 
-float element(const ConstHeadsView& view, int64_t token, int head, int dim) {
-  const int64_t index = token * view.token_stride + head * view.head_stride + dim;
-  return view.dtype == DType::kF32 ? static_cast<const float*>(view.data)[index]
-                                   : static_cast<float>(static_cast<const bfloat16*>(view.data)[index]);
-}
-
 /// Limits of the relative L2 error of a head's output, and of its energy.
 struct Limits {
   double output = 0, energy = 0;

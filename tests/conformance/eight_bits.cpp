@@ -38,7 +38,7 @@ void round_to_bytes(std::span<float> values) {
   for (float& x : values) x = std::nearbyint(x / scale) * scale;
 }
 
-void round_to_eight_bits(HeadRows& rows, int64_t num_keys) {
+void round_to_eight_bits(GatheredRows& rows, int64_t num_keys) {
   const auto dims = static_cast<int64_t>(rows.mean_value.size());
   subtract(rows.keys, column_means(rows.keys, num_keys, dims));
   const int64_t num_rows = static_cast<int64_t>(rows.keys.size()) / dims;

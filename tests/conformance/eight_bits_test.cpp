@@ -35,7 +35,7 @@ TEST(EightBits, BytesShareTheScaleOfTheLargest) {
 }
 
 TEST(EightBits, MeansAreTakenOutAndOnlyThatOfValuesReturns) {
-  HeadRows rows{{1000, 1001, 1002, 1001}, {10, 12, 14, 12}, {0}};  // three keys and a summary
+  GatheredRows rows{{1000, 1001, 1002, 1001}, {10, 12, 14, 12}, {0}};  // three keys and a summary
   round_to_eight_bits(rows, 3);
   EXPECT_THAT(rows.keys, ElementsAre(-1, 0, 1, 0));
   EXPECT_THAT(rows.values, ElementsAre(FloatNear(-2, 1e-5f), 0, FloatNear(2, 1e-5f), 0));
@@ -43,7 +43,7 @@ TEST(EightBits, MeansAreTakenOutAndOnlyThatOfValuesReturns) {
 }
 
 TEST(EightBits, RoundingDoesNotMoveTheMeanOfValues) {
-  HeadRows rows{{0, 0, 0, 0}, {1.07f, 1.07f, 1.07f, -3.21f}, {0}};
+  GatheredRows rows{{0, 0, 0, 0}, {1.07f, 1.07f, 1.07f, -3.21f}, {0}};
   round_to_eight_bits(rows, 4);
   const float rounded = 144 * 3.21f / 448;  // 1.07 is 149.33 of 448 for 3.21; there, numbers are 16 apart
   EXPECT_THAT(rows.values, ElementsAre(FloatEq(rounded), FloatEq(rounded), FloatEq(rounded), FloatEq(-3.21f)));

@@ -12,18 +12,19 @@
 #include "eight_bits.h"
 
 namespace calibatt {
+
+float element(const ConstHeadsView& view, int64_t token, int head, int dim) {
+  const int64_t index = token * view.token_stride + head * view.head_stride + dim;
+  return view.dtype == DType::kF32 ? static_cast<const float*>(view.data)[index]
+                                   : static_cast<float>(static_cast<const bfloat16*>(view.data)[index]);
+}
+
 namespace {
 
 double norm(const std::vector<double>& values) {
   double sum = 0;
   for (const double x : values) sum += x * x;
   return std::sqrt(sum);
-}
-
-float element(const ConstHeadsView& view, int64_t token, int head, int dim) {
-  const int64_t index = token * view.token_stride + head * view.head_stride + dim;
-  return view.dtype == DType::kF32 ? static_cast<const float*>(view.data)[index]
-                                   : static_cast<float>(static_cast<const bfloat16*>(view.data)[index]);
 }
 
 /// Relative error of a plain softmax over all keys on some rows of a head: in float, or with weights rounded to
@@ -68,13 +69,13 @@ double plain_error(const AttentionCall& call, int head) {
   return norm(difference) / norm(exact);
 }
 
-float rounded(float value, DType dtype) {
+float rounded_to_16(float value, DType dtype) {
   return dtype == DType::kF16 ? half_to_float(float_to_half(value)) : static_cast<float>(bfloat16(value));
 }
 
-HeadRows gather(const AttentionCall& call, int head, DType type) {
+GatheredRows gather(const AttentionCall& call, int head, DType type) {
   const int64_t num_keys = call.k.num_tokens, num_blocks = (num_keys + call.block_k - 1) / call.block_k;
-  HeadRows rows;
+  GatheredRows rows;
   const auto gather_one = [&](const ConstHeadsView& view, std::vector<float>& out) {
     out.resize((num_keys + num_blocks) * call.head_dim);
     for (int64_t s = 0; s < num_keys; ++s) {
@@ -86,7 +87,7 @@ HeadRows gather(const AttentionCall& call, int head, DType type) {
         double sum = 0;
         for (int64_t s = begin; s < end; ++s) sum += out[s * call.head_dim + d];
         out[(num_keys + block) * call.head_dim + d] =
-            rounded(static_cast<float>(sum / static_cast<double>(end - begin)), type);
+            rounded_to_16(static_cast<float>(sum / static_cast<double>(end - begin)), type);
       }
     }
   };
@@ -96,7 +97,7 @@ HeadRows gather(const AttentionCall& call, int head, DType type) {
   return rows;
 }
 
-/// The rows of HeadRows that a query block sees, and the bias of each one's logit.
+/// The rows of GatheredRows that a query block sees, and the bias of each one's logit.
 struct SeenRow {
   int64_t row = 0;
   double bias = 0;
@@ -134,7 +135,7 @@ struct Precision {
   bool eight_bits = false;
 };
 
-RowStatistics plain_row(const AttentionCall& call, const HeadRows& rows, const std::vector<SeenRow>& seen,
+RowStatistics plain_row(const AttentionCall& call, const GatheredRows& rows, const std::vector<SeenRow>& seen,
                         const std::vector<float>& query, Precision precision, float* output) {
   const size_t dims = query.size();
   std::vector<float> weights(seen.size());
@@ -159,10 +160,10 @@ RowStatistics plain_row(const AttentionCall& call, const HeadRows& rows, const s
     statistics.fourths += p * p * p * p;
     const float* value = &rows.values[static_cast<size_t>(seen[i].row) * dims];
     const float weight = precision.eight_bits ? rounded_to_e4m3(weights[i] * kLargestE4m3) / kLargestE4m3
-                                              : rounded(weights[i], precision.type);
+                                              : rounded_to_16(weights[i], precision.type);
     for (size_t d = 0; d < dims; ++d) total[d] += weight * value[d];
   }
-  for (size_t d = 0; d < dims; ++d) output[d] = rounded(total[d] / sum + rows.mean_value[d], precision.type);
+  for (size_t d = 0; d < dims; ++d) output[d] = rounded_to_16(total[d] / sum + rows.mean_value[d], precision.type);
   return statistics;
 }
 
@@ -173,7 +174,7 @@ PlainRun make_plain_run(const AttentionCall& call, Precision precision) {
   run.num_roundings = INFINITY;
   for (int head = 0; head < call.num_heads; ++head) {
     const HeadSchedule schedule = call.heads.empty() ? HeadSchedule{} : call.heads[head];
-    HeadRows rows = gather(call, head, precision.type);
+    GatheredRows rows = gather(call, head, precision.type);
     if (precision.eight_bits) round_to_eight_bits(rows, call.k.num_tokens);
     const int64_t num_computed = schedule.anchors ? std::ssize(schedule.anchors->query_tokens) : num_tokens;
     const int64_t query_blocks = (num_computed + call.block_q - 1) / call.block_q;

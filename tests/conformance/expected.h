@@ -8,6 +8,9 @@
 /// What kernels are held against: float64 results, and the error of plain runs in the precision they compute in.
 namespace calibatt {
 
+/// Of float32 or bfloat16.
+float element(const ConstHeadsView& view, int64_t token, int head, int dim);
+
 /// A run in the precision of the inputs as any framework makes it: exact logits, softmax weights relative to the row's
 /// maximum and rounded to the inputs' type, sums in float, output rounded to that type. Summaries are rounded like any
 /// key or value.

@@ -22,8 +22,8 @@ namespace {
 
 using testing::HasSubstr;
 
-const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/gguf/";
-const std::string kModel = std::string(CALIBATT_GOLDEN_DATA) + "/experts/transformer";
+const std::string kGgufData = std::string(CALIBATT_GOLDEN_DATA) + "/gguf/";
+const std::string kGgufModel = std::string(CALIBATT_GOLDEN_DATA) + "/experts/transformer";
 
 void expect_values(const MappedTensors& found, const Safetensors& expected) {
   for (const auto& [name, entry] : expected.entries()) {
@@ -36,30 +36,31 @@ void expect_values(const MappedTensors& found, const Safetensors& expected) {
 }
 
 TEST(Gguf, EveryFormHasTheValuesThatItsLibraryGives) {
-  const MappedTensors file = open_gguf(kData + "forms.gguf");
+  const MappedTensors file = open_gguf(kGgufData + "forms.gguf");
   EXPECT_EQ(file.entries().size(), 6u);
-  expect_values(file, Safetensors::open(kData + "forms.safetensors"));
+  expect_values(file, Safetensors::open(kGgufData + "forms.safetensors"));
 }
 
 TEST(Gguf, OfATransformerIsThatTransformer) {
-  const Component found = open_transformer(kData + "wan.gguf", {.settings = kModel}), base = open_transformer(kModel);
+  const Component found = open_transformer(kGgufData + "wan.gguf", {.settings = kGgufModel}),
+                  base = open_transformer(kGgufModel);
   EXPECT_EQ(WanTransformerConfig::from(found.config).fingerprint_settings(),
             WanTransformerConfig::from(base.config).fingerprint_settings());
   ASSERT_EQ(found.tensors.entries().size(), base.tensors.entries().size());
   for (const auto& [name, entry] : base.tensors.entries()) EXPECT_EQ(found.tensors.shape(name), entry.shape) << name;
-  expect_values(found.tensors, Safetensors::open(kData + "wan.safetensors"));
+  expect_values(found.tensors, Safetensors::open(kGgufData + "wan.safetensors"));
 }
 
 TEST(Gguf, OfATextEncoderIsThatTextEncoder) {
   const std::string folder = std::string(CALIBATT_GOLDEN_DATA) + "/t5/square";
-  const Component found = open_text_encoder(kData + "umt5.gguf", {.settings = folder});
-  expect_values(found.tensors, Safetensors::open(kData + "umt5.safetensors"));
+  const Component found = open_text_encoder(kGgufData + "umt5.gguf", {.settings = folder});
+  expect_values(found.tensors, Safetensors::open(kGgufData + "umt5.safetensors"));
   // Its embeddings are those of its values, and the model's but for their 8 bits.
   const std::unique_ptr<Backend> backend = make_backend("cpu");
   const Safetensors golden = Safetensors::open(folder + "/golden.safetensors");
   const Tensor ids = golden.get("long.ids");
   const std::span<const int32_t> tokens{ids.data<int32_t>(), static_cast<size_t>(ids.size())};
-  const T5Encoder encoder = T5Encoder::open(*backend, kData + "umt5.gguf", DType::kF32, {.settings = folder});
+  const T5Encoder encoder = T5Encoder::open(*backend, kGgufData + "umt5.gguf", DType::kF32, {.settings = folder});
   const double error = relative_error(encoder.encode(tokens), golden.get("long.embeddings"));
   EXPECT_LT(error, 0.05);
   EXPECT_GT(error, 1e-5);
@@ -83,7 +84,7 @@ class DamagedGguf : public testing::Test {
     }
   }
   TestFolder folder_;
-  const std::string whole_ = read_text_file(kData + "forms.gguf");
+  const std::string whole_ = read_text_file(kGgufData + "forms.gguf");
 };
 
 TEST_F(DamagedGguf, IsRefusedWhereverItEnds) {

@@ -21,7 +21,7 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/lora";
+const std::string kLoraData = std::string(CALIBATT_GOLDEN_DATA) + "/lora";
 const std::string kMochiData = std::string(CALIBATT_GOLDEN_DATA) + "/lora_mochi";
 constexpr double kStrength = 0.75;
 
@@ -29,7 +29,7 @@ struct Family {
   const char* name;
   const char* file;
   size_t unused = 0;
-  std::string data = kData;
+  std::string data = kLoraData;
 };
 std::ostream& operator<<(std::ostream& stream, const Family& family) {
   return stream << family.name;
@@ -82,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(OfMochi, LoraGolden,
 
 class LoraFiles : public testing::Test {
  protected:
-  const MappedTensors base_ = open_transformer(kData).tensors;
+  const MappedTensors base_ = open_transformer(kLoraData).tensors;
   TestFolder folder_;
 
   std::string refusal(const std::map<std::string, Tensor>& tensors) {
@@ -101,7 +101,7 @@ TEST_F(LoraFiles, SeveralAddUp) {
   const auto merge = [&](const std::vector<Lora>& loras) {
     return merged_overlay(loras, 0, 1, base_, nullptr)->over(base_).get("blocks.1.attn1.to_q.weight");
   };
-  const Lora kohya{kData + "/kohya.safetensors", 0.5}, native{kData + "/native_a_b.safetensors", -1};
+  const Lora kohya{kLoraData + "/kohya.safetensors", 0.5}, native{kLoraData + "/native_a_b.safetensors", -1};
   const Tensor stored = base_.get("blocks.1.attn1.to_q.weight"), one = merge({kohya}), other = merge({native}),
                both = merge({kohya, native});
   for (int64_t i = 0; i < both.size(); ++i) {
@@ -111,7 +111,7 @@ TEST_F(LoraFiles, SeveralAddUp) {
 }
 
 TEST_F(LoraFiles, OfOneExpertChangeThatAlone) {
-  const Lora high{kData + "/kohya.safetensors", 1, Lora::Expert::kHigh};
+  const Lora high{kLoraData + "/kohya.safetensors", 1, Lora::Expert::kHigh};
   EXPECT_NE(merged_overlay({high}, 0, 2, base_, nullptr), nullptr);
   EXPECT_EQ(merged_overlay({high}, 1, 2, base_, nullptr), nullptr);
   EXPECT_THROW(merged_overlay({high}, 0, 1, base_, nullptr), Error);

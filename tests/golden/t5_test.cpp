@@ -11,7 +11,7 @@
 namespace calibatt {
 namespace {
 
-const std::string kData = std::string(CALIBATT_GOLDEN_DATA) + "/t5/";
+const std::string kT5Data = std::string(CALIBATT_GOLDEN_DATA) + "/t5/";
 
 class T5Golden : public testing::TestWithParam<std::tuple<std::string, std::string>> {
  protected:
@@ -20,7 +20,7 @@ class T5Golden : public testing::TestWithParam<std::tuple<std::string, std::stri
   }
 
   std::unique_ptr<Backend> backend_ = backend_or_null(std::get<0>(GetParam()));
-  std::string folder_ = kData + std::get<1>(GetParam());
+  std::string folder_ = kT5Data + std::get<1>(GetParam());
   Safetensors golden_ = Safetensors::open(folder_ + "/golden.safetensors");
 
   Tensor encode(const T5Encoder& encoder, const std::string& name) const {
@@ -56,7 +56,7 @@ INSTANTIATE_TEST_SUITE_P(Models, T5Golden,
 
 TEST(T5Encoder, RefusesATokenOutsideItsVocabulary) {
   const std::unique_ptr<Backend> backend = make_backend("cpu");
-  const T5Encoder encoder = T5Encoder::open(*backend, kData + "square", DType::kF32);
+  const T5Encoder encoder = T5Encoder::open(*backend, kT5Data + "square", DType::kF32);
   const std::vector<int32_t> ids{5, 96};
   try {
     encoder.encode(ids);

@@ -19,50 +19,50 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-constexpr int kSteps = 4, kLayers = 3, kHeads = 2;
+constexpr int kRunSteps = 4, kRunLayers = 3, kHeads = 2;
 
-enum class Source : uint8_t { kMaps, kEnergyCodes, kHarmCodes };
+enum class Recorded : uint8_t { kMaps, kEnergyCodes, kHarmCodes };
 
-ProfileHeader header_of(Source source) {
+ProfileHeader header_of(Recorded source) {
   ProfileHeader header;
   header.geometry.frames = 6, header.geometry.height = 8, header.geometry.width = 8;
   header.geometry.heads = kHeads, header.geometry.head_dim = 16;
   header.geometry.block_q = header.geometry.block_k = 16;
-  header.num_layers = kLayers;
+  header.num_layers = kRunLayers;
   header.sigmas = {1.0, 0.9, 0.5, 0.2};
   header.anchor_rows = {2};
   header.provenance.num_prompts = 2;
-  if (source == Source::kMaps) return header;
+  if (source == Recorded::kMaps) return header;
   header.measured = Measured::kLevels;
-  header.code_ranking = source == Source::kHarmCodes ? Ranking::kHarm : Ranking::kEnergy;
+  header.code_ranking = source == Recorded::kHarmCodes ? Ranking::kHarm : Ranking::kEnergy;
   header.recorded_steps = {0, 2, 3};
-  if (source == Source::kEnergyCodes) header.anchor_rows.clear();
+  if (source == Recorded::kEnergyCodes) header.anchor_rows.clear();
   return header;
 }
 
 /// Of a synthetic model, of either kind.
-const Profile& profile_of(Source source) {
-  const auto record = [](Source kind, const TestFolder& folder) {
+const Profile& profile_of(Recorded source) {
+  const auto record = [](Recorded kind, const TestFolder& folder) {
     const ProfileHeader header = header_of(kind);
     const auto run = [&](int prompt, SelfAttention& attention) {
-      run_synthetic(header.geometry, kSteps, kLayers, prompt, attention);
+      run_synthetic(header.geometry, kRunSteps, kRunLayers, prompt, attention);
       return 0.0;
     };
     return record_profile(*make_backend("cpu"), header, folder.path(), run).profile;
   };
   static const TestFolder maps_folder, energy_folder, harm_folder;
-  static const Profile maps = record(Source::kMaps, maps_folder),
-                       by_energy = record(Source::kEnergyCodes, energy_folder),
-                       by_harm = record(Source::kHarmCodes, harm_folder);
-  return source == Source::kMaps ? maps : source == Source::kEnergyCodes ? by_energy : by_harm;
+  static const Profile maps = record(Recorded::kMaps, maps_folder),
+                       by_energy = record(Recorded::kEnergyCodes, energy_folder),
+                       by_harm = record(Recorded::kHarmCodes, harm_folder);
+  return source == Recorded::kMaps ? maps : source == Recorded::kEnergyCodes ? by_energy : by_harm;
 }
 
-class AllSources : public ::testing::TestWithParam<Source> {
+class AllSources : public ::testing::TestWithParam<Recorded> {
  protected:
   AllSources() {
     options.anchor_rows_per_frame = 2;
     options.density = 0.5;
-    if (GetParam() != Source::kEnergyCodes) return;
+    if (GetParam() != Recorded::kEnergyCodes) return;
     options.repetition = Repetition::kOff;
     options.ranking = Ranking::kEnergy;
   }
@@ -70,12 +70,12 @@ class AllSources : public ::testing::TestWithParam<Source> {
   CompileOptions options;
   TestFolder folder;
 };
-INSTANTIATE_TEST_SUITE_P(Sources, AllSources,
-                         ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes),
+INSTANTIATE_TEST_SUITE_P(Recordings, AllSources,
+                         ::testing::Values(Recorded::kMaps, Recorded::kEnergyCodes, Recorded::kHarmCodes),
                          [](const auto& info) {
-                           return info.param == Source::kMaps          ? "Maps"
-                                  : info.param == Source::kEnergyCodes ? "EnergyCodes"
-                                                                       : "HarmCodes";
+                           return info.param == Recorded::kMaps          ? "Maps"
+                                  : info.param == Recorded::kEnergyCodes ? "EnergyCodes"
+                                                                         : "HarmCodes";
                          });
 
 TEST_P(AllSources, ProgressRisesToItsTotal) {
@@ -90,7 +90,7 @@ TEST_P(AllSources, ProgressRisesToItsTotal) {
       if (i > 0) {
         EXPECT_GE(states[i].done, states[i - 1].done);
         // All heads of so many layers as keep the threads busy, and no more, between two calls.
-        EXPECT_LE(states[i].done - states[i - 1].done, kLayers);
+        EXPECT_LE(states[i].done - states[i - 1].done, kRunLayers);
       }
     }
     EXPECT_EQ(states.front().done, 0);
@@ -148,7 +148,7 @@ TEST_P(AllSources, TheDefaultDensityIsMetAlsoByStepsThatShare) {
   options.density.reset();
   const CompiledPlan absent = compile_plan(profile, options);
   EXPECT_EQ(given.parts.heads, absent.parts.heads);
-  EXPECT_LT(given.summary.num_entries, kSteps);
+  EXPECT_LT(given.summary.num_entries, kRunSteps);
   EXPECT_LE(absent.summary.density, kDefaultErrorDensity * 1.05);
   EXPECT_FALSE(std::isnan(absent.summary.held_out_error));
 }
@@ -157,7 +157,7 @@ TEST_P(AllSources, FilledGapsAndSharedStepsTogetherMeetTheDensity) {
   options.share_steps_iou = 0.3;
   options.merge_gap = 1;
   for (const Budget budget : {Budget::kError, Budget::kEnergy}) {
-    if (budget == Budget::kEnergy && GetParam() == Source::kHarmCodes) continue;  // they know no energy
+    if (budget == Budget::kEnergy && GetParam() == Recorded::kHarmCodes) continue;  // they know no energy
     options.budget = budget;
     const CompiledPlan compiled = compile_plan(profile, options);
     // Whole steps merge or do not: few steps leave large jumps below, none above.

@@ -18,10 +18,9 @@ using Factor = StepGrowth::Factor;
 using MaskChange = StepGrowth::MaskChange;
 using EightBitChange = StepGrowth::EightBitChange;
 
-constexpr const char *kChanged = "changed", *kChecksum = "checksum";
-constexpr std::string_view kAdvice = "delete that file, and calibrate measures it anew";
+constexpr const char* kChanged = "changed";
 
-std::string path_in(const std::string& folder) {
+std::string growth_part_path(const std::string& folder) {
   return (std::filesystem::path(folder) / "step_growth_part.safetensors").string();
 }
 
@@ -96,13 +95,13 @@ void save_growth_part(const std::string& folder, const HeldOutKey& run, const Gr
   metadata["layer_arithmetic"] = std::to_string(growth.layer_arithmetic);
   metadata["attention_arithmetic"] = std::to_string(growth.attention_arithmetic);
   metadata[kChecksum] = checksum_of(tensors, metadata);
-  write_safetensors(path_in(folder), tensors, metadata);
+  write_safetensors(growth_part_path(folder), tensors, metadata);
 }
 
 GrowthPart load_growth_part(const std::string& folder, const HeldOutKey& run) {
-  const std::string path = path_in(folder);
+  const std::string path = growth_part_path(folder);
   if (!path_exists(path)) return {};
-  return read_or_advise(kAdvice, [&]() -> GrowthPart {
+  return read_or_advise(kMeasureGrowthAnew, [&]() -> GrowthPart {
     const Safetensors file = Safetensors::open(path);
     std::map<std::string, Tensor> tensors;
     for (const char* name : {"factors", "mask_changes", "layer_changes", "attention_changes", kChanged}) {
@@ -130,7 +129,7 @@ GrowthPart load_growth_part(const std::string& folder, const HeldOutKey& run) {
 
 void remove_growth_part(const std::string& folder) {
   std::error_code ignored;
-  std::filesystem::remove(path_in(folder), ignored);
+  std::filesystem::remove(growth_part_path(folder), ignored);
 }
 
 }  // namespace calibatt

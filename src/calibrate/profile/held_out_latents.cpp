@@ -10,10 +10,10 @@
 namespace calibatt {
 namespace {
 
-constexpr const char *kLatents = "latents", *kChecksum = "checksum";
-constexpr std::string_view kAdvice = "delete that file, and calibrate makes its run anew";
+constexpr const char* kLatents = "latents";
+constexpr std::string_view kHeldOutAdvice = "delete that file, and calibrate makes its run anew";
 
-std::string path_in(const std::string& folder) {
+std::string held_out_path(const std::string& folder) {
   return (std::filesystem::path(folder) / "held_out_run.safetensors").string();
 }
 
@@ -33,13 +33,13 @@ std::map<std::string, std::string> metadata_of(const HeldOutKey& run) {
 void save_held_out_latents(const std::string& folder, const HeldOutKey& run, const Tensor& latents) {
   ProfileMetadata metadata = metadata_of(run);
   metadata[kChecksum] = checksum_of(latents);
-  write_safetensors(path_in(folder), {{kLatents, latents}}, metadata);
+  write_safetensors(held_out_path(folder), {{kLatents, latents}}, metadata);
 }
 
 std::optional<Tensor> load_held_out_latents(const std::string& folder, const HeldOutKey& run) {
-  const std::string path = path_in(folder);
+  const std::string path = held_out_path(folder);
   if (!path_exists(path)) return std::nullopt;
-  return read_or_advise(kAdvice, [&]() -> std::optional<Tensor> {
+  return read_or_advise(kHeldOutAdvice, [&]() -> std::optional<Tensor> {
     const Safetensors file = Safetensors::open(path);
     ProfileMetadata found = file.metadata();
     const auto checksum = found.extract(kChecksum);

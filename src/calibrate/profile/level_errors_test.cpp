@@ -16,11 +16,11 @@ namespace calibatt {
 namespace {
 
 using ::testing::HasSubstr;
-using LevelErrors = LevelProfile;
+using LevelErrorsProfile = LevelProfile;
 
 // All query blocks are sampled here, so the errors are those of whole calls: the prompt's attention under the masks
 // that a plan of the earlier prompt would have, by the float64 arithmetic of the test.
-TEST_F(LevelErrors, ErrorsAreWhatThePlanOfTheEarlierPromptsDoes) {
+TEST_F(LevelErrorsProfile, ErrorsAreWhatThePlanOfTheEarlierPromptsDoes) {
   ProfileHeader header = levels_header({0, 2});
   header.output_errors = true;
   header.sampled_blocks = header.geometry.num_query_blocks();
@@ -89,7 +89,7 @@ TEST_F(LevelErrors, ErrorsAreWhatThePlanOfTheEarlierPromptsDoes) {
 
 // Under equal density the error budget must do less harm to a prompt that had no part in it than one energy for all
 // heads, by the errors of the calls themselves.
-TEST_F(LevelErrors, TheErrorBudgetLeavesLessErrorThanOneEnergyForAll) {
+TEST_F(LevelErrorsProfile, TheErrorBudgetLeavesLessErrorThanOneEnergyForAll) {
   ProfileHeader header = levels_header({0, 1, 3});
   header.output_errors = true;
   header.sigmas = {1.0, 15.0 / 16, 5.0 / 6, 5.0 / 8};  // equally long steps (step_weights): all errors weigh the same
@@ -123,7 +123,7 @@ TEST_F(LevelErrors, TheErrorBudgetLeavesLessErrorThanOneEnergyForAll) {
   }
 }
 
-TEST_F(LevelErrors, ErrorsGoIntoTheFileAndComeBack) {
+TEST_F(LevelErrorsProfile, ErrorsGoIntoTheFileAndComeBack) {
   ProfileHeader header = levels_header({0, 2});
   header.output_errors = true;
   header.sampled_blocks = 3;

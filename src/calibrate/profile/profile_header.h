@@ -18,6 +18,10 @@ namespace calibatt {
 /// What to do about a damaged file, of which nobody has another copy.
 inline constexpr std::string_view kMeasureAnew =
     "delete that file and run calibrate again: the same command goes on, and measures its prompt anew";
+/// The same of what is measured of growth (step_growth.json and its part).
+inline constexpr std::string_view kMeasureGrowthAnew = "delete that file, and calibrate measures it anew";
+/// Where a file beside the prompts' has the checksum of its content.
+inline constexpr const char* kChecksum = "checksum";
 
 /// Reads a profile's file. What reads a damaged one says what is wrong with it; what to do about it is known here.
 template <class Read>

@@ -18,14 +18,12 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* kFormat = "calibatt-step-growth";
-constexpr int kVersion = 2;
-constexpr int kFirstArithmetic = 1;            // of files that do not say
-constexpr int kLastArithmetic = 1'000'000;     // that any version will have
-constexpr const char* kChecksum = "checksum";  // files from before it lack it
+constexpr const char* kGrowthFormat = "calibatt-step-growth";
+constexpr int kGrowthVersion = 2;
+constexpr int kFirstArithmetic = 1;         // of files that do not say
+constexpr int kLastArithmetic = 1'000'000;  // that any version will have
 // Beyond these a file is damaged: videos of 8 bits differ by 0 to 140 dB, or not at all.
 constexpr double kMostPsnr = 200, kMostRatio = 1e12;
-constexpr std::string_view kAdvice = "delete that file, and calibrate measures it anew";
 
 // Shares of the steps. Steps before the first are hardly ever reused, and what they do is known without a run
 // (growth_of_steps).
@@ -46,7 +44,7 @@ int held_step_at(const ProfileHeader& header, double share) {
   return step;
 }
 
-std::string path_in(const std::string& folder) {
+std::string step_growth_path(const std::string& folder) {
   return (std::filesystem::path(folder) / "step_growth.json").string();
 }
 
@@ -66,6 +64,7 @@ std::string checksum_of(Json json) {
 }
 
 void require_whole(const JsonConfig& json) {
+  // Files from before it lack it.
   if (!json.has(kChecksum) || json.string(kChecksum) == checksum_of(json.json())) return;
   json.fail(kChecksum, "does not fit the content: the file was altered or damaged");
 }
@@ -158,8 +157,8 @@ void save_growth(const std::string& folder, const ProfileHeader& header, const S
   Json factors = Json::array(), changes = Json::array();
   for (const auto& each : growth.factors) factors.push_back({{"step", each.step}, {"factor", each.factor}});
   for (const auto& each : growth.mask_changes) changes.push_back({{"step", each.step}, {"per_error", each.per_error}});
-  Json json = {{"format", kFormat},        {"version", kVersion},     {"run", run_of(header)},
-               {"factors", factors},       {"mask_changes", changes}, {"latents_error", growth.latents_error},
+  Json json = {{"format", kGrowthFormat},  {"version", kGrowthVersion}, {"run", run_of(header)},
+               {"factors", factors},       {"mask_changes", changes},   {"latents_error", growth.latents_error},
                {"psnr_db", growth.psnr_db}};
   if (!growth.layer_changes.empty()) {
     json["layer_changes"] = list_of(growth.layer_changes);
@@ -171,7 +170,7 @@ void save_growth(const std::string& folder, const ProfileHeader& header, const S
     json["attention_arithmetic"] = growth.attention_arithmetic;
   }
   json[kChecksum] = checksum_of(json);
-  write_text_file(path_in(folder), text_of(json, 2) + "\n");
+  write_text_file(step_growth_path(folder), text_of(json, 2) + "\n");
 }
 
 std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHeader& header) {
@@ -180,14 +179,15 @@ std::optional<StepGrowth> load_growth(const std::string& folder, const ProfileHe
 }
 
 std::optional<StepGrowth> read_growth(const std::string& folder, const ProfileHeader& header) {
-  const std::string path = path_in(folder);
+  const std::string path = step_growth_path(folder);
   if (!path_exists(path)) return std::nullopt;
-  return read_or_advise(kAdvice, [&]() -> std::optional<StepGrowth> {
+  return read_or_advise(kMeasureGrowthAnew, [&]() -> std::optional<StepGrowth> {
     const JsonConfig json = JsonConfig::load(path);
     const auto version = json.integer("version", 0);
-    if (json.string("format", "") != kFormat || version < 1 || version > kVersion) json.fail("format", "is not known");
+    if (json.string("format", "") != kGrowthFormat || version < 1 || version > kGrowthVersion)
+      json.fail("format", "is not known");
     require_whole(json);
-    if (version < kVersion) return std::nullopt;
+    if (version < kGrowthVersion) return std::nullopt;
     ProfileMetadata found;
     const JsonConfig run = json.object("run");
     for (const auto& [name, value] : run.json().items()) {

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "attention/self_attention.h"
+#include "base/now_seconds.h"
 #include "calibrate/profile/profile.h"
 #include "calibrate/record/recording_backend.h"
 
@@ -113,7 +113,7 @@ class Recorder : public SelfAttention {
   };
   double waited_seconds() {
     backend_.device.synchronize();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return now_seconds();
   }
 
   std::function<void()> poll_;

@@ -14,17 +14,17 @@
 namespace calibatt {
 namespace {
 
-constexpr int kSteps = 5, kLayers = 2, kPrompts = 6;
+constexpr int kRunSteps = 5, kRunLayers = 2, kRunPrompts = 6;
 
 ProfileHeader maps_header() {
   ProfileHeader header;
   header.geometry.frames = 3, header.geometry.height = 5, header.geometry.width = 6;
   header.geometry.heads = 3, header.geometry.head_dim = 16;
   header.geometry.block_q = header.geometry.block_k = 16;
-  header.num_layers = kLayers;
+  header.num_layers = kRunLayers;
   header.sigmas = {1.0, 0.9, 0.7, 0.4, 0.1};
   header.anchor_rows = {1, 2};
-  header.provenance.num_prompts = kPrompts;
+  header.provenance.num_prompts = kRunPrompts;
   return header;
 }
 
@@ -58,7 +58,7 @@ class SideBySide : public ::testing::Test {
         SelfAttention& recorder;
         int pause;
       } slowed(attention, prompt == 0 ? 10 : 0);
-      run_synthetic(header.geometry, kSteps, kLayers, prompt, slowed);
+      run_synthetic(header.geometry, kRunSteps, kRunLayers, prompt, slowed);
       return 1.0;
     };
   }
@@ -89,7 +89,7 @@ class SideBySide : public ::testing::Test {
     return recording.finished();
   }
   static void expect_same(const ProfileHeader& header, const std::string& folder, const std::string& other) {
-    for (int prompt = 0; prompt < kPrompts; ++prompt) {
+    for (int prompt = 0; prompt < kRunPrompts; ++prompt) {
       const PromptProfile a = load_prompt(folder, header, prompt).value(), b = *load_prompt(other, header, prompt);
       EXPECT_EQ(a.own_ranking, b.own_ranking);
       EXPECT_EQ(a.ranked_from, b.ranked_from);
@@ -113,11 +113,11 @@ TEST_F(SideBySide, MeasuredIsWhatOneAfterAnotherLeaves) {
   for (const ProfileHeader& header : {maps_header(), codes_header(Ranking::kHarm), codes_header(Ranking::kEnergy)}) {
     const std::string alone = folder_ / ("alone" + std::to_string(kind));
     recorded(header, alone, 1);
-    for (const int num_threads : {2, 3, kPrompts}) {
+    for (const int num_threads : {2, 3, kRunPrompts}) {
       const std::string together = folder_ / ("by" + std::to_string(num_threads) + "_" + std::to_string(kind));
       const RecordedProfile profile = recorded(header, together, num_threads);
-      EXPECT_EQ(profile.prompts_recorded, kPrompts);
-      EXPECT_EQ(profile.transformer_seconds, kPrompts);
+      EXPECT_EQ(profile.prompts_recorded, kRunPrompts);
+      EXPECT_EQ(profile.transformer_seconds, kRunPrompts);
       expect_same(header, together, alone);
     }
     ++kind;

@@ -6,7 +6,8 @@
 namespace calibatt {
 namespace {
 
-constexpr double kLargest = 1e6;  // no latents are near it, and what is beyond it leaves the arithmetic's range
+constexpr double kLargestStatistic =
+    1e6;  // no latents are near it, and what is beyond it leaves the arithmetic's range
 
 }  // namespace
 
@@ -17,7 +18,7 @@ std::vector<float> latent_statistics(const JsonConfig& json, const std::string& 
                        std::to_string(values.size()));
   }
   for (const double value : values) {
-    if (!(std::abs(value) <= kLargest) || (positive && value < 1 / kLargest)) {
+    if (!(std::abs(value) <= kLargestStatistic) || (positive && value < 1 / kLargestStatistic)) {
       json.fail(key, std::string("expected ") + (positive ? "positive" : "finite") + " numbers " +
                          (positive ? "from 0.000001 to 1000000" : "from -1000000 to 1000000") + ", found " +
                          nlohmann::json(value).dump());

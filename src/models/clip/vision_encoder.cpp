@@ -19,7 +19,7 @@
 namespace calibatt {
 namespace {
 
-constexpr int kColors = 3;
+constexpr int kImageColors = 3;
 const std::string kEmbeddings = "embeddings.", kPrefix = "vision_model.";
 
 /// Of transformers' config.json: of training, of other parts of CLIP, or of how it was saved.
@@ -34,8 +34,8 @@ std::string layer_prefix(int layer) {
 std::array<float, 3> colors_of(const JsonConfig& json, const char* key, std::array<float, 3> unless_said) {
   if (!json.has(key)) return unless_said;
   const std::vector<double> values = json.numbers(key);
-  if (values.size() != kColors) json.fail(key, "expected 3 numbers, found " + std::to_string(values.size()));
-  for (size_t color = 0; color < kColors; ++color) unless_said[color] = static_cast<float>(values[color]);
+  if (values.size() != kImageColors) json.fail(key, "expected 3 numbers, found " + std::to_string(values.size()));
+  for (size_t color = 0; color < kImageColors; ++color) unless_said[color] = static_cast<float>(values[color]);
   return unless_said;
 }
 
@@ -57,7 +57,7 @@ ClipVisionConfig ClipVisionConfig::from(const JsonConfig& json) {
   if (const std::string act = json.string("hidden_act", "quick_gelu"); act != "gelu") {
     json.fail("hidden_act", "expected \"gelu\", found \"" + act + "\"");
   }
-  if (json.integer_in("num_channels", 1, kMost, kColors) != kColors) json.fail("num_channels", "expected 3");
+  if (json.integer_in("num_channels", 1, kMost, kImageColors) != kImageColors) json.fail("num_channels", "expected 3");
   ClipVisionConfig config;
   config.hidden_size = json.integer_in("hidden_size", 1, kMost);
   config.intermediate_size = json.integer_in("intermediate_size", 1, kMost);
@@ -112,7 +112,7 @@ ClipVisionEncoder ClipVisionEncoder::open(const std::string& encoder, const std:
   const int64_t width = config.hidden_size, hidden = config.intermediate_size, patch = config.patch_size;
   const Weights& weights = result.weights_;
   weights.require(kEmbeddings + "class_embedding", {width});
-  weights.require(kEmbeddings + "patch_embedding.weight", {width, kColors, patch, patch});
+  weights.require(kEmbeddings + "patch_embedding.weight", {width, kImageColors, patch, patch});
   weights.require(kEmbeddings + "position_embedding.weight", {config.patches() + 1, width});
   for (int layer = 0; layer + 1 < config.num_layers; ++layer) {
     for (const char* name : {"q", "k", "v", "out"}) {
@@ -130,14 +130,14 @@ Tensor ClipVisionEncoder::prepared(const Picture& picture) const {
   const Picture scaled =
       scaled_picture(picture, scaled_side(picture.height), scaled_side(picture.width), PictureFilter::kCubic);
   const int top = (scaled.height - side) / 2, left = (scaled.width - side) / 2;
-  Tensor pixels(DType::kF32, {kColors, side, side});
+  Tensor pixels(DType::kF32, {kImageColors, side, side});
   float* to = pixels.f32();
-  for (size_t color = 0; color < kColors; ++color) {
+  for (size_t color = 0; color < kImageColors; ++color) {
     for (int row = 0; row < side; ++row) {
       for (int column = 0; column < side; ++column) {
         const auto pixel =
             static_cast<size_t>(top + row) * static_cast<size_t>(scaled.width) + static_cast<size_t>(left + column);
-        const float level = static_cast<float>(scaled.rgb[kColors * pixel + color]) / 255;
+        const float level = static_cast<float>(scaled.rgb[kImageColors * pixel + color]) / 255;
         *to++ = (level - preprocessing_.mean[color]) / preprocessing_.deviation[color];
       }
     }
@@ -162,14 +162,14 @@ Tensor ClipVisionEncoder::encode_prepared(const Tensor& pixels, const WorkProgre
 /// Class embedding, then one row a patch, each with its position's; normalised.
 Tensor ClipVisionEncoder::embed(const Tensor& pixels) const {
   const int64_t width = config_.hidden_size, patch = config_.patch_size, side = config_.image_size / patch;
-  CALIBATT_ASSERT(pixels.size() == int64_t{kColors} * config_.image_size * config_.image_size);
+  CALIBATT_ASSERT(pixels.size() == int64_t{kImageColors} * config_.image_size * config_.image_size);
   std::vector<int32_t> raster(static_cast<size_t>(side * side));
   std::iota(raster.begin(), raster.end(), 0);
-  Tensor patches(DType::kF32, {side * side, kColors * patch * patch});
+  Tensor patches(DType::kF32, {side * side, kImageColors * patch * patch});
   const PatchLayout layout{{1, config_.patch_size, config_.patch_size}, raster};
-  host_->patchify(pixels.reshaped({kColors, 1, config_.image_size, config_.image_size}), layout, patches);
+  host_->patchify(pixels.reshaped({kImageColors, 1, config_.image_size, config_.image_size}), layout, patches);
   const auto projection =
-      host_->make_linear(weights_.get(kEmbeddings + "patch_embedding.weight", {width, kColors, patch, patch})
+      host_->make_linear(weights_.get(kEmbeddings + "patch_embedding.weight", {width, kImageColors, patch, patch})
                              .reshaped({width, patches.dim(1)}),
                          Tensor(), DType::kF32);
   Tensor rows(DType::kF32, {side * side + 1, width});

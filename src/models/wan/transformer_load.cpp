@@ -7,12 +7,10 @@
 namespace calibatt {
 namespace {
 
-using Layers = WanLayers;
-
 void require_host_memory_of_blocks(const WanTransformerConfig& config, const BlockFormats& formats) {
   size_t all = 0;
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    const Layers::BlockBytes block = Layers::block_bytes(config, formats, layer);
+    const WanLayers::BlockBytes block = WanLayers::block_bytes(config, formats, layer);
     all += block.forward + block.prompt;
   }
   require_host_memory(all, "--offload", "run without --offload");
@@ -40,7 +38,7 @@ WanTransformer WanTransformer::load(Backend& backend, const std::string& folder,
   model.output_weights_ = {stored, "blocks.", config.num_layers, config.dim()};
   if (options.eight_bit_layers) backend.eight_bit_ops().require(options.eight_bit_type);
   model.eight_bit_type_ = options.eight_bit_type;
-  const BlockFormats formats = Layers::formats(config, dtype, options);
+  const BlockFormats formats = WanLayers::formats(config, dtype, options);
   model.shards_ = options.shards;
   if (options.offload && options.shards.rank == 0) {  // of several ranks the first speaks for all: they share it
     require_host_memory_of_blocks(config, formats);
@@ -110,7 +108,7 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   const auto before_matrix = [&] {
     if (options.progress) options.progress(layer, config_.num_layers, matrices++ / kMatrices);
   };
-  const Layers::BlockBytes bytes = Layers::block_bytes(config_, formats, layer);
+  const WanLayers::BlockBytes bytes = WanLayers::block_bytes(config_, formats, layer);
   if (options.shards) {
     block.layers.streamed = make_shard(layer, "forward", bytes.forward, options.offload);
     block.streamed_prompt = make_shard(layer, "prompt", bytes.prompt, options.offload);
@@ -123,8 +121,8 @@ WanTransformer::Block WanTransformer::load_block(const Weights& weights, int lay
   block.modulation = backend.from_host(weights.get_f32(prefix + "scale_shift_table", {1, 6, dim}).reshaped({6, dim}));
   load_layers(layer, formats, before_matrix, block.layers);
   before_matrix();
-  block.cross_keys_values = load_fused(backend, weights, with_prefix(prefix, Layers::kCrossKeysValues), dim, dim,
-                                       formats.of(layer, Layers::kCrossKeysValues), block.streamed_prompt);
+  block.cross_keys_values = load_fused(backend, weights, with_prefix(prefix, WanLayers::kCrossKeysValues), dim, dim,
+                                       formats.of(layer, WanLayers::kCrossKeysValues), block.streamed_prompt);
   if (config_.image_dim > 0) load_picture_part(weights, prefix + "attn2.", block);
   // diffusers of today normalises even when the configuration says qk_norm null; older ones then had no such weights.
   // The weights of a null configuration therefore decide.
@@ -154,18 +152,18 @@ void WanTransformer::load_layers(int layer, const BlockFormats& formats, const s
     before_matrix();
     into = load_fused(*backend_, *stored_, with_prefix(prefix, names), out, in, formats.of(layer, names), to.streamed);
   };
-  load(to.qkv, Layers::kQueryKeyValue, dim, dim);
-  load(to.output, Layers::kOutput, dim, dim);
-  load(to.cross_query, Layers::kCrossQuery, dim, dim);
-  load(to.cross_output, Layers::kCrossOutput, dim, dim);
-  load(to.feed_forward_in, Layers::kFeedForwardIn, config_.ffn_dim, dim);
-  load(to.feed_forward_out, Layers::kFeedForwardOut, dim, config_.ffn_dim);
+  load(to.qkv, WanLayers::kQueryKeyValue, dim, dim);
+  load(to.output, WanLayers::kOutput, dim, dim);
+  load(to.cross_query, WanLayers::kCrossQuery, dim, dim);
+  load(to.cross_output, WanLayers::kCrossOutput, dim, dim);
+  load(to.feed_forward_in, WanLayers::kFeedForwardIn, config_.ffn_dim, dim);
+  load(to.feed_forward_out, WanLayers::kFeedForwardOut, dim, config_.ffn_dim);
 }
 
 void WanTransformer::load_wide_layers(const WorkProgress& progress) {
   if (!has_eight_bits_ || has_wide_layers_) return;
-  const BlockFormats formats = Layers::formats(config_, dtype_, {});
-  const size_t block_size = Layers::block_bytes(config_, formats, 0).forward;
+  const BlockFormats formats = WanLayers::formats(config_, dtype_, {});
+  const size_t block_size = WanLayers::block_bytes(config_, formats, 0).forward;
   if (!shards_ || shards_.rank == 0) require_host_memory_of_wide_layers(*backend_, block_size * blocks_.size());
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     Block& block = blocks_[static_cast<size_t>(layer)];

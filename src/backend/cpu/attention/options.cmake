@@ -1,4 +1,5 @@
 # Flags of single files of this floor.
+set_source_files_properties(${PROJECT_SOURCE_DIR}/src/backend/cpu/attention/simd/attention_f32.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag("-mavx512bf16" CALIBATT_COMPILER_HAS_AVX512BF16)
 if(CALIBATT_COMPILER_HAS_AVX512BF16)

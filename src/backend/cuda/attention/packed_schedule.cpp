@@ -22,7 +22,8 @@ constexpr size_t kWideTilesOfSample = 32;  // one of so many says what wide tile
   throw Error(ErrorKind::kUsage, "attention: " + message);
 }
 
-uint32_t ceil_div(uint32_t a, uint32_t b) {
+/// ⌈a / b⌉, in 32 bits.
+uint32_t parts_of(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
 }
 
@@ -40,7 +41,7 @@ class Packer {
  public:
   Packer(int num_queries, int num_keys, int block_q, int block_k)
       : num_queries_(static_cast<uint32_t>(num_queries)),
-        num_chunks_(ceil_div(static_cast<uint32_t>(num_keys), kChunkKeys)),
+        num_chunks_(parts_of(static_cast<uint32_t>(num_keys), kChunkKeys)),
         block_q_(static_cast<uint32_t>(block_q)),
         block_k_(static_cast<uint32_t>(block_k)) {}
 
@@ -48,12 +49,12 @@ class Packer {
   void reserve(std::span<const HeadSchedule> heads) {
     size_t num_ranges = 1, num_tiles = 0;
     for (const HeadSchedule& head : heads) {
-      const uint32_t tiles_per_block = ceil_div(block_q_, kTileRows);
+      const uint32_t tiles_per_block = parts_of(block_q_, kTileRows);
       if (head.intervals != nullptr) {
         num_ranges += head.intervals->intervals().size();
         num_tiles += static_cast<size_t>(head.intervals->num_query_blocks()) * tiles_per_block;
       } else {
-        num_tiles += ceil_div(num_queries_, kTileRows);
+        num_tiles += parts_of(num_queries_, kTileRows);
       }
     }
     packed_.ranges.reserve(num_ranges);
@@ -113,7 +114,7 @@ class Packer {
       const bool skips = row.size() > 1 || row[0].begin > 0 || row[0].end < num_key_blocks;
       const bool summaries = schedule.summarize_skipped && skips;
       tile.flags = flags | (summaries ? Tile::kSummaries : 0);
-      tile.kept_bits = summaries ? first_word + r * ceil_div(num_key_blocks, kBitsPerWord) : 0;
+      tile.kept_bits = summaries ? first_word + r * parts_of(num_key_blocks, kBitsPerWord) : 0;
       const uint32_t begin = r * block_q_;
       add_tiles(tile, first_row + begin, std::min(block_q_, num_rows - begin));
     }
@@ -212,7 +213,7 @@ class Packer {
         bits_of_.try_emplace(&intervals, next_index(packed_.kept_bits, "words of kept blocks"));
     if (!is_new) return place->second;
     const auto num_key_blocks = static_cast<uint32_t>(intervals.num_key_blocks());
-    std::vector<uint32_t> words(ceil_div(num_key_blocks, kBitsPerWord));
+    std::vector<uint32_t> words(parts_of(num_key_blocks, kBitsPerWord));
     for (int r = 0; r < intervals.num_query_blocks(); ++r) {
       std::ranges::fill(words, 0u);
       if (num_key_blocks % kBitsPerWord != 0) words.back() = ~0u << (num_key_blocks % kBitsPerWord);

@@ -120,7 +120,7 @@ void expect_holds(const ScheduleStream::Lease& lease, const FakeSource& source) 
   EXPECT_EQ(std::memcmp(device.ranges, expected.ranges.data(), expected.ranges.size() * sizeof(ChunkRange)), 0);
 }
 
-std::string message_of(const std::function<void()>& body) {
+std::string text_of_error(const std::function<void()>& body) {
   try {
     body();
   } catch (const Error& error) {
@@ -248,12 +248,12 @@ TEST_F(ScheduleStreamTest, ErrorsReachTheCallThatWantsTheSchedule) {
   stream.prefetch(run[0], kSizes);
   wait_for([&] { return run[0]->num_asked == 1; });
   const AttentionCall call = call_of(run[0].get(), run[1]->heads());
-  EXPECT_EQ(message_of([&] { stream.get(call, kKernels); }), "this layer is damaged");
+  EXPECT_EQ(text_of_error([&] { stream.get(call, kKernels); }), "this layer is damaged");
   run[0]->fail = false;
   expect_holds(stream.get(call_of(*run[0]), kKernels), *run[0]);
   buffers_->fail_uploads = true;
   stream.prefetch(run[1], kSizes);
-  EXPECT_EQ(message_of([&] { stream.get(call_of(*run[1]), kKernels); }), "the device is gone");
+  EXPECT_EQ(text_of_error([&] { stream.get(call_of(*run[1]), kKernels); }), "the device is gone");
   buffers_->fail_uploads = false;
   expect_holds(stream.get(call_of(*run[2]), kKernels), *run[2]);
   expect_holds(stream.get(call_of(*run[1]), kKernels), *run[1]);
@@ -277,7 +277,7 @@ TEST_F(ScheduleStreamTest, MemoryStaysWithinItsLimit) {
     EXPECT_EQ(stream.stats().unannounced, 0);
   }
   ScheduleStream& stream = start(3, large_bytes - 1);
-  EXPECT_THAT(message_of([&] { stream.get(call_of(*large[0]), kKernels); }),
+  EXPECT_THAT(text_of_error([&] { stream.get(call_of(*large[0]), kKernels); }),
               HasSubstr("are kept for schedules; calibrate with"));
   expect_holds(stream.get(call_of(*small[0]), kKernels), *small[0]);
 }
