@@ -404,7 +404,7 @@ TEST_F(Arguments, InfoCountsWhatStaysInHostMemory) {
     EXPECT_EQ(info.exit_code, 0) << info.output;
     return info.output.substr(info.output.find("memory for such a video"));
   };
-  for (const std::string model : {kModel, std::string(CALIBATT_MODELS_DIR "/tiny-mochi")}) {
+  for (const std::string& model : {kModel, std::string(CALIBATT_MODELS_DIR "/tiny-mochi")}) {
     const std::string gpu = "-m " + model + " --backend cuda --dtype fp32";
     EXPECT_THAT(memory(gpu), Not(HasSubstr("in host memory")));
     EXPECT_THAT(memory(gpu + " --offload"), HasSubstr("weights 0.00 (the blocks' are in host memory)"));
