@@ -19,7 +19,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-constexpr int kSteps = 3, kLayers = 2;
+constexpr int kShortSteps = 3, kShortLayers = 2;
 
 /// Four prompts of a synthetic model of 8×8×8 tokens, profiled once for all tests.
 const Profile& synthetic_profile() {
@@ -28,7 +28,7 @@ const Profile& synthetic_profile() {
     header.geometry.frames = 8, header.geometry.height = 8, header.geometry.width = 8;
     header.geometry.heads = 3, header.geometry.head_dim = 16;
     header.geometry.block_q = header.geometry.block_k = 24;  // 512 tokens: a tail block of 8
-    header.num_layers = kLayers;
+    header.num_layers = kShortLayers;
     header.sigmas = {1.0, 0.7, 0.3};
     header.anchor_rows = {2, 4};
     header.provenance.num_prompts = 4;
@@ -39,7 +39,7 @@ const Profile& synthetic_profile() {
       result.prompts.push_back(PromptProfile::allocate(header, prompt));
       result.prompts.back().own_ranking = prompt == 0;
       RecordingAttention attention(*backend, result.header, earlier, result.prompts.back());
-      run_synthetic(header.geometry, kSteps, kLayers, prompt, attention);
+      run_synthetic(header.geometry, kShortSteps, kShortLayers, prompt, attention);
       attention.finish();
       earlier.push_back(std::make_shared<PromptProfile>(result.prompts.back()));
     }
@@ -104,16 +104,16 @@ TEST(CompilePlan, SaysErrorsAndEnergiesOfEveryLayer) {
     const CompiledPlan compiled = compile_plan(profile, options);
     const AttentionGeometry& g = profile.header.geometry;
     const int rows = g.num_query_blocks(), columns = g.num_key_blocks();
-    ASSERT_EQ(compiled.summary.error_map.size(), static_cast<size_t>(kSteps));
-    ASSERT_EQ(compiled.summary.energy_map.size(), static_cast<size_t>(kSteps));
-    for (size_t step = 0; step < kSteps; ++step) {
+    ASSERT_EQ(compiled.summary.error_map.size(), static_cast<size_t>(kShortSteps));
+    ASSERT_EQ(compiled.summary.energy_map.size(), static_cast<size_t>(kShortSteps));
+    for (size_t step = 0; step < kShortSteps; ++step) {
       double squares = 0;
-      for (const double error : compiled.summary.error_map[step]) squares += error * error / kLayers;
+      for (const double error : compiled.summary.error_map[step]) squares += error * error / kShortLayers;
       EXPECT_NEAR(std::sqrt(squares), compiled.summary.step_error[step], 1e-9);
-      for (size_t layer = 0; layer < kLayers; ++layer) {
+      for (size_t layer = 0; layer < kShortLayers; ++layer) {
         double sum = 0, count = 0;
         for (size_t i = 0; i < 3; ++i) {
-          const size_t head = (step * kLayers + layer) * 3 + i;
+          const size_t head = (step * kShortLayers + layer) * 3 + i;
           const HeadPlan& plan = compiled.parts.heads[head];
           if (plan.anchored) continue;
           ++count;
@@ -142,11 +142,11 @@ TEST(CompilePlan, EnergyMasksHoldTheScheduledEnergy) {
   options.schedule_a = 0.6, options.schedule_c = 0.9, options.schedule_k = 2;
   const CompiledPlan compiled = compile_plan(profile, options);
   const int rows = profile.header.geometry.num_query_blocks(), columns = profile.header.geometry.num_key_blocks();
-  for (int step = 0; step < kSteps; ++step) {
-    const double target = 0.6 + 0.3 * std::exp(-2.0 * step / kSteps);
+  for (int step = 0; step < kShortSteps; ++step) {
+    const double target = 0.6 + 0.3 * std::exp(-2.0 * step / kShortSteps);
     EXPECT_NEAR(compiled.parts.energy_targets[step], target, 1e-12);
-    for (size_t i = 0; i < kLayers * 3; ++i) {
-      const size_t head = step * kLayers * 3 + i;
+    for (size_t i = 0; i < kShortLayers * 3; ++i) {
+      const size_t head = step * kShortLayers * 3 + i;
       const auto energy = mean_energy(profile.prompts, head, rows * columns);
       ASSERT_TRUE(compiled.parts.heads[head].intervals.has_value());
       const BlockMask mask = compiled.parts.heads[head].intervals->to_mask();
@@ -197,10 +197,10 @@ TEST(CompilePlan, RepetitionIsFoundWhereRowsAttendAlike) {
   EXPECT_EQ(compiled.parts.anchor_rows_per_frame, 2);
   int anchored[3] = {0, 0, 0};
   for (size_t i = 0; i < compiled.parts.heads.size(); ++i) anchored[i % 3] += compiled.parts.heads[i].anchored;
-  EXPECT_EQ(anchored[1], kSteps * kLayers) << "head 1 sees columns only";
+  EXPECT_EQ(anchored[1], kShortSteps * kShortLayers) << "head 1 sees columns only";
   EXPECT_EQ(anchored[0], 0) << "head 0 sees where the token is";
   EXPECT_EQ(compiled.summary.repetitive_heads, anchored[0] + anchored[1] + anchored[2]);
-  EXPECT_EQ(compiled.summary.total_heads, kSteps * kLayers * 3);
+  EXPECT_EQ(compiled.summary.total_heads, kShortSteps * kShortLayers * 3);
   const AnchorRows anchors = make_anchor_rows(compiled.parts.geometry, 2);
   for (const HeadPlan& head : compiled.parts.heads) {
     if (head.anchored && head.intervals) {
@@ -242,7 +242,7 @@ TEST(CompilePlan, SharedStepsStayWithinTheDensity) {
   CompileOptions options = options_of(Budget::kError, 0.5);
   options.share_steps_iou = 0.2;
   const CompiledPlan compiled = compile_plan(synthetic_profile(), options);
-  EXPECT_LT(compiled.summary.num_entries, kSteps);
+  EXPECT_LT(compiled.summary.num_entries, kShortSteps);
   // Whole steps merge or do not, which with three of them leaves large jumps.
   EXPECT_LE(density_of(compiled), 0.505);
   EXPECT_GE(density_of(compiled), 0.375);

@@ -19,14 +19,14 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-constexpr int kRunSteps = 4, kRunLayers = 3, kHeads = 2;
+constexpr int kRunSteps = 4, kRunLayers = 3, kRunHeads = 2;
 
 enum class Recorded : uint8_t { kMaps, kEnergyCodes, kHarmCodes };
 
 ProfileHeader header_of(Recorded source) {
   ProfileHeader header;
   header.geometry.frames = 6, header.geometry.height = 8, header.geometry.width = 8;
-  header.geometry.heads = kHeads, header.geometry.head_dim = 16;
+  header.geometry.heads = kRunHeads, header.geometry.head_dim = 16;
   header.geometry.block_q = header.geometry.block_k = 16;
   header.num_layers = kRunLayers;
   header.sigmas = {1.0, 0.9, 0.5, 0.2};

@@ -9,11 +9,10 @@
 #include "calibrate/compile/least_density.h"
 #include "calibrate/compile/test_joint_choices.h"
 
-namespace calibatt {
+namespace calibatt::test {
 namespace {
 
 using ::testing::HasSubstr;
-using namespace test;
 
 class EightBitChoices : public JointChoices {
  protected:
@@ -158,4 +157,4 @@ INSTANTIATE_TEST_SUITE_P(Sources, EightBitChoices,
                          ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes));
 
 }  // namespace
-}  // namespace calibatt
+}  // namespace calibatt::test

@@ -20,12 +20,11 @@
 #include "calibrate/record/synthetic_attention.h"
 #include "io/test_folder.h"
 
-namespace calibatt {
+namespace calibatt::test {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using namespace test;
 
 TEST_P(JointChoices, MeetTheSpeedupWithTheErrorThatTheySay) {
   double last = 0;
@@ -287,4 +286,4 @@ INSTANTIATE_TEST_SUITE_P(Sources, JointChoices,
                          ::testing::Values(Source::kMaps, Source::kEnergyCodes, Source::kHarmCodes));
 
 }  // namespace
-}  // namespace calibatt
+}  // namespace calibatt::test
