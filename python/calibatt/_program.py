@@ -243,7 +243,8 @@ class _Service(_Run):
         if reply.status < 400:
             return content
         try:
-            message = json.loads(content)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = content.decode("utf-8", "replace")[:300]
-        raise (_errors.UsageError if reply.status < 500 else _errors.Error)(message)
+            error = json.loads(content)["error"]
+            message, code = error["message"], error.get("code")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message, code = content.decode("utf-8", "replace")[:300], None
+        raise _OF_CODE.get(code, _errors.UsageError if reply.status < 500 else _errors.Error)(message)

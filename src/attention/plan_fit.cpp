@@ -231,7 +231,7 @@ std::string describe_mapping(const Plan& plan, const RunDescription& run, const 
 
 Error plan_refusal(const std::string& mismatch, const std::string& more) {
   return {ErrorKind::kMismatch,
-          "the plan does not fit: " + mismatch + "; calibrate for this run, leave the plan out to run dense" + more};
+          "the plan does not fit: " + mismatch + "; calibrate for this run, or run dense without the plan" + more};
 }
 
 std::string geometry_mismatch(const AttentionGeometry& plan, const AttentionGeometry& run) {

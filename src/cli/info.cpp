@@ -54,11 +54,12 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
   const MemoryEstimate memory = model.memory(run, load.precision, load.weights);
   const std::optional<MemoryEstimate> shared = shared_memory(load, run);
   std::printf(
-      "memory for such a video%s: about %.2f GB = weights %.2f%s + the larger of a forward %.2f and decoding %.2f; "
-      "the frames take %.2f GB of host memory\n",
+      "memory for such a video%s: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
+      "of host memory the frames take %.2f GB",
       load.devices.size() > 1 ? ", on each GPU" : "", gigabytes(memory.peak()), gigabytes(memory.weights),
-      model.offloads() ? " (the blocks' are in host memory)" : "", gigabytes(memory.activations),
-      gigabytes(memory.autoencoder), gigabytes(memory.video));
+      gigabytes(memory.activations), gigabytes(memory.autoencoder), gigabytes(memory.video));
+  if (memory.host_weights > 0) std::printf(" and weights %.2f GB", gigabytes(memory.host_weights));
+  std::printf("\n");
   if (shared) {
     std::printf("  with --shard-weights on, which is done where these do not fit: about %.2f GB, of it weights %.2f\n",
                 gigabytes(shared->peak()), gigabytes(shared->weights));

@@ -138,6 +138,8 @@ TEST_F(Registry, MemoryWithOffloadedBlocksHasTwoBuffersInTheirPlace) {
     const MemoryEstimate whole = files->memory(size, DType::kBF16), offloaded = of(false, false);
     EXPECT_EQ(whole.weights, all);
     EXPECT_EQ(offloaded.weights, all - blocks);
+    EXPECT_EQ(whole.host_weights, 0U);
+    EXPECT_EQ(offloaded.host_weights, blocks);
     EXPECT_EQ(offloaded.autoencoder, whole.autoencoder) << "buffers are given back before";
     // In 8 bits the buffers are smaller, unless steps without them or layers that are kept need the room.
     const uint64_t buffers = offloaded.activations - whole.activations,
@@ -146,7 +148,13 @@ TEST_F(Registry, MemoryWithOffloadedBlocksHasTwoBuffersInTheirPlace) {
     EXPECT_LT(of(true, false).activations - in_eight_bits, buffers);
     EXPECT_EQ(of(true, true).activations, files->memory(size, {DType::kBF16, true, true}).activations + buffers);
     EXPECT_GT(of(true, false, {"attn1.to_q"}).activations, of(true, false).activations);
+    EXPECT_LT(of(true, false).host_weights, blocks);
+    EXPECT_EQ(of(true, true).host_weights - of(true, false).host_weights,
+              files->memory(size, {DType::kBF16, true, true}).host_weights)
+        << "steps without 8 bits have theirs in host memory wherever the others are";
+    EXPECT_EQ(files->memory(size, {DType::kBF16, true, false}).host_weights, 0U);
     if (model == kTiny) {
+      EXPECT_EQ(files->memory(size, {DType::kBF16, true, true}).host_weights, 8 * 2 * kForward);
       EXPECT_EQ(buffers, 2 * 2 * kForward);
     } else {
       EXPECT_EQ(buffers, 2 * largest);

@@ -42,4 +42,9 @@ uint64_t ModelFiles::eight_bit_savings(const Arithmetic& arithmetic) const {
   return eight_bit_formats({}, arithmetic.dtype).saved_bytes(arithmetic.wide_steps);
 }
 
+uint64_t ModelFiles::wide_layer_bytes(const Arithmetic& arithmetic) const {
+  if (!arithmetic.eight_bit_layers || !arithmetic.wide_steps || arithmetic.on_host) return 0;
+  return eight_bit_formats({}, arithmetic.dtype).elements(false) * dtype_size(arithmetic.dtype);
+}
+
 }  // namespace calibatt

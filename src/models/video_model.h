@@ -193,6 +193,8 @@ class ModelFiles {
  protected:
   /// By how much weights on the device are smaller.
   uint64_t eight_bit_savings(const Arithmetic& arithmetic) const;
+  /// What a host keeps of one transformer for the steps without 8 bits.
+  uint64_t wide_layer_bytes(const Arithmetic& arithmetic) const;
 
  private:
   BlockFormats eight_bit_formats(const std::vector<std::string>& kept_layers, DType dtype) const;

@@ -71,6 +71,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, con
   ModelLoadOptions load;
   load.offload = options.offload && !backend_->in_host_memory();
   load.shards = shards;
+  offload_ = load.offload;
   if (!load.offload) weight_ranks_ = shards.num_ranks();
   load.warn = options.warn;
   load.loras = options.loras;
@@ -78,6 +79,7 @@ Runner::Runner(const LoadOptions& options, std::unique_ptr<Backend> backend, con
   const DType dtype = choose_dtype(options.precision, *backend_);
   load.eight_bit_layers = has_eight_bit_layers(options, *files_);
   enter_weights(options, dtype, *backend_, load);
+  kept_layers_ = load.kept_layers;
   if (load.eight_bit_layers) {
     weights_dtype_ = weights_dtype_name(options);
     eight_bit_type_ = load.eight_bit_type;
@@ -103,9 +105,10 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
   const int num_ranks = layout.ranks_of_forward();
-  MemoryEstimate needed = files_->memory(
-      video_size(options), {model_->dtype(), !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks,
-                            layout.decoding_ranks, weight_ranks_, backend_->in_host_memory()});
+  Arithmetic arithmetic{model_->dtype(),       !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks,
+                        layout.decoding_ranks, weight_ranks_,           backend_->in_host_memory(),        offload_};
+  arithmetic.kept_layers = kept_layers_;
+  MemoryEstimate needed = files_->memory(video_size(options), arithmetic);
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations +=
         eight_bit_attention_bytes(model(), video_size(options), !options.plan_path.empty(), num_ranks);

@@ -94,6 +94,8 @@ class Runner {
   std::string weights_dtype_;  ///< RunReport::weights_dtype
   DType eight_bit_type_ = DType::kE4M3;
   int weight_ranks_ = 1;  ///< Arithmetic::weight_ranks
+  bool offload_ = false;  ///< Arithmetic::offload
+  std::vector<std::string> kept_layers_;
   FileHashes hashes_;
   std::map<std::string, std::string> parts_;
   std::function<void(const std::string&)> warn_;

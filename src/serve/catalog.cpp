@@ -304,6 +304,18 @@ void Catalog::check_limits(const Model& model, const GenerateOptions& resolved) 
   }
 }
 
+/// Here, where a client learns of it at once, and not when the video's turn comes. The weights are not read for it.
+void Catalog::check_plan_of(const VideoRequest& request, const Model& model) const {
+  if (request.plan.empty() || request.on_mismatch == OnMismatch::kDense) return;
+  const GenerateOptions run = options_of(request);
+  const std::string mismatch = plan_mismatch(model.load, run.plan_path, &run);
+  if (mismatch.empty()) return;
+  throw ApiError(400,
+                 "the plan " + request.plan + " does not fit: " + mismatch +
+                     "; ask for the video that it was made for, or for plan none or on_mismatch dense, which run dense",
+                 "plan", "plan_mismatch");
+}
+
 NewJob Catalog::job_of(FormFields form) const {
   check_known(form);
   const std::string* name = find(form, "model");
@@ -354,6 +366,7 @@ NewJob Catalog::job_of(FormFields form) const {
     std::string ignored;
     warning = in_fields(std::move(warning), ignored);
   }
+  check_plan_of(request, model);
   job.picture = std::move(form.picture);
   return job;
 }

@@ -37,7 +37,8 @@ class Catalog {
   Catalog(std::vector<ServedModel> models, std::vector<ServedPlan> plans, GenerateOptions defaults,
           const VideoLimits& limits);
 
-  /// A request's fields, checked, with every default filled in. Throws ApiError(400) naming the field.
+  /// A request's fields, checked, with every default filled in. Throws ApiError(400) naming the field, with the code
+  /// plan_mismatch where a plan was made for another video or model; whether for other weights shows when it is made.
   NewJob job_of(FormFields form) const;
   /// The run of a request. Throws Error(kNotFound) for a model or plan that is not served any more.
   GenerateOptions options_of(const VideoRequest& request) const;
@@ -68,6 +69,7 @@ class Catalog {
   void check_plans();
   void check_steps(const FormFields& form) const;
   void check_limits(const Model& model, const GenerateOptions& resolved) const;
+  void check_plan_of(const VideoRequest& request, const Model& model) const;
 
   std::vector<Model> models_;
   std::vector<ServedPlan> plans_;

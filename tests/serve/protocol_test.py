@@ -165,10 +165,11 @@ def test_a_plan_is_applied():
             dense = service.wait(service.create(fields, plan="none")["id"])
             assert planned["plan"] == "fast" and planned["density"] < 0.75, planned
             assert dense["plan"] is None and dense["density"] == 1, dense
-            other = service.wait(service.create(plan="fast")["id"])
-            assert other["status"] == "failed" and other["error"]["code"] == "plan_mismatch", other
-            status, _, text = service.ask("GET", f"/v1/videos/{other['id']}/content")
-            assert status == 422 and json.loads(text)["error"]["code"] == "plan_mismatch"
+            for choice in ({}, {"plan": "fast"}):  # it is the default
+                error = service.json("POST", "/v1/videos", {**fields, "num_frames": 5, **choice}, status=400)["error"]
+                assert error["param"] == "plan" and error["code"] == "plan_mismatch", error
+                assert "made for 9 frames of 128×128, this run makes 5 frames of 128×128" in error["message"], error
+            assert service.wait(service.create({**fields, "num_frames": 5}, on_mismatch="dense")["id"])["density"] == 1
 
 
 def test_a_video_begins_with_a_picture():

@@ -41,6 +41,7 @@ MochiOffloadBytes mochi_offload_bytes(const MochiTransformerConfig& config, cons
   for (int layer = 0; layer < config.num_layers; ++layer) {
     const uint64_t own = MochiLayers::block_bytes(config, formats, layer),
                    wide = MochiLayers::block_bytes(config, wide_formats, layer);
+    bytes.blocks += own;
     bytes.wide_blocks += wide;
     largest = std::max({largest, own, arithmetic.wide_steps ? wide : 0});
   }

@@ -11,10 +11,10 @@ namespace calibatt {
 uint64_t mochi_activation_bytes(const MochiTransformerConfig& config, int64_t num_tokens, int text_tokens,
                                 const Arithmetic& arithmetic);
 
-/// Of a transformer whose blocks the host keeps: bytes of all blocks' matrices as they would be without 8 bits, and of
+/// Of a transformer whose blocks the host keeps: bytes of all blocks' matrices, as they would be without 8 bits, and of
 /// a device's two buffers for them.
 struct MochiOffloadBytes {
-  uint64_t wide_blocks = 0, buffers = 0;
+  uint64_t blocks = 0, wide_blocks = 0, buffers = 0;
 };
 MochiOffloadBytes mochi_offload_bytes(const MochiTransformerConfig& config, const Arithmetic& arithmetic);
 

@@ -210,10 +210,12 @@ class MochiFiles final : public ModelFiles {
     MemoryEstimate needs = memory_estimate(
         elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
+    needs.host_weights = wide_layer_bytes(arithmetic);
     if (arithmetic.offload) {
       const MochiOffloadBytes bytes = mochi_offload_bytes(configs_.transformer, arithmetic);
       needs.weights = less_described(needs.weights, bytes.wide_blocks, description_.path);
       needs.activations += bytes.buffers;
+      needs.host_weights += bytes.blocks;
       return needs;
     }
     needs.weights = less_described(needs.weights, eight_bit_savings(arithmetic), description_.path);
