@@ -311,7 +311,7 @@ void Catalog::check_plan_of(const VideoRequest& request, const Model& model) con
   const std::string mismatch = plan_mismatch(model.load, run.plan_path, &run);
   if (mismatch.empty()) return;
   throw ApiError(400,
-                 "the plan " + request.plan + " does not fit: " + mismatch +
+                 request.plan + " does not fit: " + mismatch +
                      "; ask for the video that it was made for, or for plan none or on_mismatch dense, which run dense",
                  "plan", "plan_mismatch");
 }

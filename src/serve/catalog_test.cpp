@@ -114,6 +114,10 @@ TEST(Catalog, RefusesWhatCannotBeInTheWordsOfRequests) {
   EXPECT_THAT(refusal(catalog, form({{"model", "sora"}})), HasSubstr("404 model: there is no model sora here"));
   EXPECT_THAT(refusal(catalog, form({{"plan", "slow"}})), HasSubstr("there is none (dense), fast"));
   EXPECT_THAT(refusal(catalog, form({{"on_mismatch", "x"}})), HasSubstr("refuse, warn or dense"));
+  for (const char* choice : {"refuse", "warn"}) {  // of other weights "warn" warns, of another model nothing does
+    EXPECT_THAT(refusal(catalog, form({{"on_mismatch", choice}})),
+                HasSubstr("400 plan: fast does not fit: it was made for a model of 1 layer, this run has 8"));
+  }
   EXPECT_THAT(refusal(catalog, form({{"quality", "hd"}})), HasSubstr("400 quality: this field is not known"));
   EXPECT_THAT(refusal(catalog, form({{"prompt", "x"}, {"negative_prompt", "\xff"}})), HasSubstr("negative_prompt"));
   FormFields picture = form({});

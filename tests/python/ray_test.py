@@ -231,6 +231,8 @@ def test_calibration_is_that_of_one_process(tmp_path, killed):
     begun = sorted(str(each) for _, each in watched.all("begun"))
     assert begun == sorted(["None", "[0, 3]", "[3, 6]"] + (["[0, 3]"] if killed else []))
     assert (tmp_path / "shared.safetensors.profile").is_dir() and not (tmp_path / "shared.safetensors.parts").exists()
+    with pytest.raises(calibatt.Mismatch, match="prompt 0: plan: shared does not fit: .* 5 frames .* 9 frames"):
+        cluster.generate(program(plan=str(tmp_path / "shared.safetensors"), request={"num_frames": 9}), prompts[:1])
 
 
 class KillsFirst(Watched):
