@@ -170,7 +170,7 @@ struct Arithmetic {
   int weight_ranks;       ///< that keep a part of each block (ModelLoadOptions::shards); 1: blocks are whole
   bool on_host;           ///< a CPU computes
   bool offload;           ///< ModelLoadOptions::offload
-  std::vector<std::string> kept_layers = {};  ///< with it: ModelLoadOptions::kept_layers
+  std::vector<std::string> kept_layers = {};  ///< with it, or in parts: ModelLoadOptions::kept_layers
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.

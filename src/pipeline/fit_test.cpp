@@ -24,5 +24,23 @@ TEST(CheckArithmetic, ATypeOfLayersThatTheDeviceLacksIsRefused) {
   EXPECT_NO_THROW(check_arithmetic(load, {})) << "none is left in 8 bits";
 }
 
+TEST(ModelOnDisk, CountsHostMemoryOfEachGpuUnlessTheyShareWeights) {
+  const auto host_weights = [](std::vector<int> devices, ShardWeights shards, bool offload) {
+    LoadOptions load;
+    load.model_dir = CALIBATT_MODELS_DIR "/tiny-wan";
+    load.backend = "cuda";
+    load.weights = WeightsPrecision::kFP8;
+    load.devices = std::move(devices);
+    load.shard_weights = shards;
+    load.offload = offload;
+    return ModelOnDisk::open(load).memory({}, Precision::kBF16, load.weights).host_weights;
+  };
+  const uint64_t one = host_weights({0}, ShardWeights::kAuto, false);
+  EXPECT_GT(one, 0U) << "layers of the steps without 8 bits";
+  EXPECT_EQ(host_weights({0, 1}, ShardWeights::kAuto, false), 2 * one);
+  EXPECT_EQ(host_weights({0, 1}, ShardWeights::kOn, false), one);
+  EXPECT_EQ(host_weights({0, 1}, ShardWeights::kAuto, true), host_weights({0}, ShardWeights::kAuto, true));
+}
+
 }  // namespace
 }  // namespace calibatt

@@ -134,6 +134,8 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
     }
     needed.weights += kept;
   }
+  // Ranks that share weights share these too; else each has its own.
+  if (!impl_->offload && impl_->weight_ranks == 1) needed.host_weights *= static_cast<uint64_t>(impl_->num_ranks);
   if (impl_->on_host && impl_->weight_ranks == 1) needed.weights *= impl_->files->description().experts.size();
   if (options.attention_dtype == AttentionDtype::kFP8) {
     needed.activations +=

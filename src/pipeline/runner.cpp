@@ -113,7 +113,8 @@ void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& la
     needed.activations +=
         eight_bit_attention_bytes(model(), video_size(options), !options.plan_path.empty(), num_ranks);
   }
-  const std::string warning = memory_warning(options, needed, available, more_room(model(), layout, weight_ranks_));
+  const std::string more = offload_ ? "" : more_room(model(), layout, weight_ranks_);
+  const std::string warning = memory_warning(options, needed, available, more);
   if (!warning.empty()) warn_(warning);
 }
 

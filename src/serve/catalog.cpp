@@ -308,7 +308,12 @@ void Catalog::check_limits(const Model& model, const GenerateOptions& resolved) 
 void Catalog::check_plan_of(const VideoRequest& request, const Model& model) const {
   if (request.plan.empty() || request.on_mismatch == OnMismatch::kDense) return;
   const GenerateOptions run = options_of(request);
-  const std::string mismatch = plan_mismatch(model.load, run.plan_path, &run);
+  std::string mismatch;
+  try {
+    mismatch = plan_mismatch(model.load, run.plan_path, &run);
+  } catch (const Error&) {
+    return;  // a file that cannot be read now may be there when the video is made; else that tells of it
+  }
   if (mismatch.empty()) return;
   throw ApiError(400,
                  request.plan + " does not fit: " + mismatch +

@@ -5,6 +5,7 @@
 
 #include "calibatt/error.h"
 #include "serve/request/api_error.h"
+#include "serve/test_service.h"
 
 namespace calibatt::serve {
 namespace {
@@ -124,6 +125,16 @@ TEST(Catalog, RefusesWhatCannotBeInTheWordsOfRequests) {
   picture.has_picture = true;
   picture.picture = "no picture";
   EXPECT_THAT(refusal(catalog, picture), HasSubstr("400 input_reference: the model tiny-wan makes"));
+}
+
+TEST(Catalog, APlanThatCannotBeReadNowIsLookedAtWhenTheVideoIsMade) {
+  const test::Folder folder;
+  const std::string plan = folder.path + "/plan.safetensors";
+  std::filesystem::copy_file(kPlan, plan);
+  const Catalog catalog = tiny({{"fast", plan}});
+  EXPECT_THAT(refusal(catalog, form({{"on_mismatch", "refuse"}})), HasSubstr("400 plan: fast does not fit"));
+  std::filesystem::remove(plan);
+  EXPECT_EQ(refusal(catalog, form({{"on_mismatch", "refuse"}})), "taken");
 }
 
 TEST(Catalog, VideosHaveALargestSize) {

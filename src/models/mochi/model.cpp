@@ -215,6 +215,7 @@ class MochiFiles final : public ModelFiles {
       const MochiOffloadBytes bytes = mochi_offload_bytes(configs_.transformer, arithmetic);
       needs.weights = less_described(needs.weights, bytes.wide_blocks, description_.path);
       needs.activations += bytes.buffers;
+      if (needs.host_weights > 0) needs.host_weights = bytes.wide_blocks;  // all of a block is streamed again
       needs.host_weights += bytes.blocks;
       return needs;
     }
