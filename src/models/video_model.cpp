@@ -42,9 +42,11 @@ uint64_t ModelFiles::eight_bit_savings(const Arithmetic& arithmetic) const {
   return eight_bit_formats({}, arithmetic.dtype).saved_bytes(arithmetic.wide_steps);
 }
 
-uint64_t ModelFiles::wide_layer_bytes(const Arithmetic& arithmetic) const {
+uint64_t ModelFiles::wide_layer_bytes(const Arithmetic& arithmetic, bool kept_are_shared) const {
   if (!arithmetic.eight_bit_layers || !arithmetic.wide_steps || arithmetic.on_host) return 0;
-  return eight_bit_formats({}, arithmetic.dtype).elements(false) * dtype_size(arithmetic.dtype);
+  const std::vector<std::string> none;
+  return eight_bit_formats(kept_are_shared ? arithmetic.kept_layers : none, arithmetic.dtype).elements(false) *
+         dtype_size(arithmetic.dtype);
 }
 
 }  // namespace calibatt

@@ -170,7 +170,7 @@ struct Arithmetic {
   int weight_ranks;       ///< that keep a part of each block (ModelLoadOptions::shards); 1: blocks are whole
   bool on_host;           ///< a CPU computes
   bool offload;           ///< ModelLoadOptions::offload
-  std::vector<std::string> kept_layers = {};  ///< with it, or in parts: ModelLoadOptions::kept_layers
+  std::vector<std::string> kept_layers = {};  ///< ModelLoadOptions::kept_layers; whole weights on a device are without
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.
@@ -193,8 +193,9 @@ class ModelFiles {
  protected:
   /// By how much weights on the device are smaller.
   uint64_t eight_bit_savings(const Arithmetic& arithmetic) const;
-  /// What a host keeps of one transformer for the steps without 8 bits.
-  uint64_t wide_layer_bytes(const Arithmetic& arithmetic) const;
+  /// What a host keeps of one transformer for the steps without 8 bits. kept_are_shared: these steps use the layers
+  /// that stay in the run's type where the others have them, so that only the rest is kept.
+  uint64_t wide_layer_bytes(const Arithmetic& arithmetic, bool kept_are_shared) const;
 
  private:
   BlockFormats eight_bit_formats(const std::vector<std::string>& kept_layers, DType dtype) const;

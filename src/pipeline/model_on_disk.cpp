@@ -125,14 +125,10 @@ MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision pre
   Arithmetic arithmetic{dtype,          eight_bit_layers,      has_steps_without_8_bits(run),
                         num_ranks,      layout.decoding_ranks, impl_->weight_ranks,
                         impl_->on_host, impl_->offload};
-  if (impl_->offload && eight_bit_layers) arithmetic.kept_layers = impl_->kept_layers;
+  if (eight_bit_layers) arithmetic.kept_layers = impl_->kept_layers;
   MemoryEstimate needed = impl_->files->memory(size, arithmetic);
-  if (eight_bit_layers && !impl_->offload) {
-    uint64_t kept = impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
-    if (impl_->weight_ranks > 1) {  // parts are of all transformers
-      kept = kept * impl_->files->description().experts.size() / static_cast<uint64_t>(impl_->weight_ranks);
-    }
-    needed.weights += kept;
+  if (eight_bit_layers && !impl_->offload && impl_->weight_ranks == 1) {
+    needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
   }
   // Ranks that share weights share these too; else each has its own.
   if (!impl_->offload && impl_->weight_ranks == 1) needed.host_weights *= static_cast<uint64_t>(impl_->num_ranks);

@@ -56,11 +56,13 @@ uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool 
   const bool eight_bits = has_eight_bit_layers(options, files);
   const ModelDescription& model = files.description();
   const auto memory = [&](int ranks) {
-    return files.memory(video_size(with_defaults({}, model)), {dtype, eight_bits, wide_steps, 1, 1, ranks});
+    Arithmetic arithmetic{dtype, eight_bits, wide_steps, 1, 1, ranks};
+    if (eight_bits) arithmetic.kept_layers = options.kept_layers;
+    return files.memory(video_size(with_defaults({}, model)), arithmetic);
   };
   const MemoryEstimate needs = memory(weight_ranks);
-  uint64_t kept = eight_bits ? files.kept_layer_bytes(options.kept_layers, dtype) : 0;
-  if (weight_ranks > 1) kept = kept * model.experts.size() / static_cast<uint64_t>(weight_ranks);
+  const bool whole = weight_ranks == 1;
+  const uint64_t kept = eight_bits && whole ? files.kept_layer_bytes(options.kept_layers, dtype) : 0;
   return needs.weights + kept + needs.activations - memory(1).activations;
 }
 

@@ -210,7 +210,7 @@ class MochiFiles final : public ModelFiles {
     MemoryEstimate needs = memory_estimate(
         elements_, mochi_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         mochi_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
-    needs.host_weights = wide_layer_bytes(arithmetic);
+    needs.host_weights = wide_layer_bytes(arithmetic, true);
     if (arithmetic.offload) {
       const MochiOffloadBytes bytes = mochi_offload_bytes(configs_.transformer, arithmetic);
       needs.weights = less_described(needs.weights, bytes.wide_blocks, description_.path);

@@ -276,7 +276,7 @@ class WanFiles final : public ModelFiles {
         elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
     needs.weights = less_described(needs.weights, eight_bit_savings(arithmetic), description_.path);
-    needs.host_weights = wide_layer_bytes(arithmetic);
+    needs.host_weights = wide_layer_bytes(arithmetic, false);  // whole blocks are reserved
     if (arithmetic.weight_ranks > 1 || arithmetic.offload) share_weights(arithmetic, needs);
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
