@@ -30,6 +30,7 @@ wheel:
 demo: build
 	@tools/demo.sh $(CALIBATT)
 
+# With CUDA where nvcc is, unless PRESET says cpu (make hands on what the command line sets, not the default above).
 test:
 	@tools/install_dependencies.sh tests
 	@JOBS=$(JOBS) tools/test.sh
@@ -46,7 +47,7 @@ format:
 format-check:
 	@tools/style.sh format
 
-# clang-tidy over every source, a folder at a time; `make test` looks only at what a branch changed, at each source by itself.
+# clang-tidy over every source, a folder at a time; `make test` looks only at what changed since BASE, at each source by itself (tools/style.sh).
 tidy:
 	@tools/install_dependencies.sh tests
 	@JOBS=$(JOBS) tools/style.sh tidy --all

@@ -78,10 +78,10 @@ function(calibatt_test target)
 endfunction()
 
 # calibatt_discover_tests(target prefix labels): each test is a test of ctest's. Under sanitizers the whole program is one: what its tests share
-# (a measured profile) is made once there, not for each.
+# (a measured profile) is made once there, not for each. It names each test as it begins, for a sanitizer ends it in the middle of one.
 function(calibatt_discover_tests target prefix labels)
   if(CALIBATT_SANITIZE)
-    add_test(NAME ${target} COMMAND ${target} --gtest_brief=1)
+    add_test(NAME ${target} COMMAND ${target})
     set_tests_properties(${target} PROPERTIES LABELS "${labels}" TIMEOUT 3600)
   else()
     gtest_discover_tests(${target} TEST_PREFIX "${prefix}." PROPERTIES LABELS "${labels}" DISCOVERY_TIMEOUT 60)
@@ -211,6 +211,8 @@ function(calibatt_shared_library target)
   list(REMOVE_DUPLICATES links)
   add_library(${target} SHARED ${objects})
   set_target_properties(${target} PROPERTIES OUTPUT_NAME calibatt EXPORT_NAME calibatt LINKER_LANGUAGE CXX)
+  # Installed, it finds what lies in no folder of the system's (cuDNN, by CUDNN_ROOT) where it was linked.
+  set_target_properties(${target} PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
   target_compile_features(${target} INTERFACE cxx_std_20)
   target_include_directories(${target} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:calibatt_options> ${links})

@@ -1,19 +1,32 @@
 #!/usr/bin/env bash
-# How the sources look. usage: tools/style.sh format | sizes | tidy [--all]
+# How the sources look. usage: [BASE=COMMIT] tools/style.sh format | sizes | tidy [--all]
 #   format: as clang-format 14 lays them out    sizes: tools/check_sizes.py
-#   tidy: clang-tidy 14 over what this branch changed since it left main, or over all sources (minutes)
+#   tidy: clang-tidy 14 over what changed since BASE, or over all sources (minutes). BASE: where this branch left main; on main, which left
+#   nothing, its last commit but one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 jobs=${JOBS:-$(nproc)}
 
 have() { command -v "$1" >/dev/null || { echo "left out: this system has no $1"; return 1; }; }
 
+commit_of() { git rev-parse --verify --quiet "$1^{commit}"; }
+
+base_of_tidy() {
+  local head base
+  head=$(commit_of HEAD) || { echo "clang-tidy looks at what changed since a commit, and this folder is no git checkout with one" >&2; return 1; }
+  if [ -n "${BASE:-}" ]; then
+    commit_of "$BASE" || { echo "BASE=$BASE: git knows no such commit here; name one that \`git log\` shows" >&2; return 1; }
+    return
+  fi
+  base=$(git merge-base HEAD origin/main 2>/dev/null || git merge-base HEAD main 2>/dev/null || echo "$head")
+  if [ "$base" = "$head" ]; then base=$(commit_of HEAD^ || echo "$head"); fi  # a clone of one commit has no other
+  echo "$base"
+}
+
+# A changed header is looked at with the source of its name.
 tidy_sources() {
-  local base
-  base=$(git merge-base HEAD origin/main 2>/dev/null || git merge-base HEAD main 2>/dev/null || git rev-parse HEAD)
-  # A changed header is looked at with the source of its name.
-  git diff --name-only --diff-filter=d "$base" -- 'src/*.cpp' 'src/*.h' | sed 's/\.h$/.cpp/' | sort -u |
-    grep -v -e '_test\.cpp$' -e '^src/backend/cuda/' | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
+  git diff --name-only --diff-filter=d "$1" -- 'src/*.cpp' 'src/*.h' | sed 's/\.h$/.cpp/' | sort -u |
+    { grep -v -e '_test\.cpp$' -e '^src/backend/cuda/' || true; } | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
 }
 
 # Folders of their own: GCC's precompiled headers, which build/cpu has, are none to clang.
@@ -28,9 +41,11 @@ case ${1:-} in
       configure build/tidy-all -DCMAKE_UNITY_BUILD=ON
       exec python3 tools/tidy_all.py build/tidy-all "$jobs"
     fi
-    files=$(tidy_sources || true)
-    [ -n "$files" ] || { echo "no changed source"; exit 0; }
-    echo "$(wc -l <<<"$files") sources"
+    base=$(base_of_tidy)
+    since="since $(git log -1 --format=%h "$base")"
+    files=$(tidy_sources "$base")
+    [ -n "$files" ] || { echo "no changed source $since"; exit 0; }
+    echo "$(wc -l <<<"$files") sources, changed $since"
     configure build/tidy
     failed=$(mktemp)
     trap 'rm -f "$failed"' EXIT
@@ -40,5 +55,5 @@ case ${1:-} in
     # Last, where it is seen: findings stand far above, between those of other files.
     [ ! -s "$failed" ] || { echo "clang-tidy: findings (above) in $(wc -l <"$failed") of the sources:" && sort "$failed"; exit 1; } >&2
     ;;
-  *) echo "usage: tools/style.sh format | sizes | tidy [--all]" >&2; exit 2 ;;
+  *) echo "usage: [BASE=COMMIT] tools/style.sh format | sizes | tidy [--all]" >&2; exit 2 ;;
 esac

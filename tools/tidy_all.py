@@ -1,13 +1,15 @@
 """clang-tidy 14 over all sources. usage: tools/tidy_all.py BUILD JOBS     BUILD: a folder that CMake configured with CMAKE_UNITY_BUILD=ON
 
 Most of the work on a source goes into the headers that all of them include. So the sources of a folder are looked at as one, written one after the
-other into one file: clang's analyzer does not follow paths through a .cpp that is included. Findings are told by their places in the sources.
+other into one file: clang's analyzer does not follow paths through a .cpp that is included. Findings are told by their places in the sources. A source
+that no command of the build compiles is a failure, for nobody would look at it.
 """
 import bisect
 import concurrent.futures
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -16,16 +18,23 @@ import sys
 MAX_NODES = 20_000
 # Checks that take what one source uses for what another declares, where both declare the same; they are made of what a branch changed.
 LEFT_TO_SINGLE_SOURCES = "-misc-unused-alias-decls,-misc-unused-using-decls"
-# What has no say in this project's headers, or needs CUDA's.
-LEFT_OUT = re.compile(r"/embedded/|/src/backend/cuda/|_test\.cpp$")
+# Paths from the project's root: what needs CUDA's headers, and tests.
+LEFT_OUT = re.compile(r"^src/backend/cuda/|_test\.cpp$")
 
 
-def sources_of(path):
-    """A unity file's sources; another file is its own."""
-    if "/Unity/" not in path:
-        return [path]
-    with open(path) as file:
-        return re.findall(r'^#include "(/.*\.cpp)"$', file.read(), re.MULTILINE)
+def sources_of_project():
+    """What git has, or would have, among src/."""
+    run = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "src/*.cpp"], capture_output=True, text=True, check=True)
+    return {path for path in run.stdout.split("\0") if path and os.path.exists(path) and not LEFT_OUT.search(path)}
+
+
+def sources_of(path, build):
+    """The project's sources that a file of a command holds, as paths from its root: a unity file's, or it alone."""
+    sources = [path]
+    if "/Unity/" in os.path.relpath(path, build):
+        with open(path) as file:
+            sources = re.findall(r'^#include "(/.*\.cpp)"$', file.read(), re.MULTILINE)
+    return [os.path.relpath(source) for source in sources]
 
 
 class Joined:
@@ -45,23 +54,23 @@ class Joined:
     def place(self, match):
         line = int(match[1])
         index = bisect.bisect_right(self.first_lines, line) - 1
-        return f"{os.path.relpath(self.sources[index])}:{line - self.first_lines[index] + 1}:"
+        return f"{self.sources[index]}:{line - self.first_lines[index] + 1}:"
 
 
-def join_all(build):
-    """The joined files, with a compile_commands.json beside them."""
+def join_all(build, project):
+    """The joined files of the project's sources, with a compile_commands.json beside them."""
     folder = os.path.join(build, "joined")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(build, "compile_commands.json")) as file:
         commands = json.load(file)
     joined, entries = [], []
     for command in commands:
-        sources = [source for source in sources_of(command["file"]) if not LEFT_OUT.search(source)]
+        sources = [source for source in sources_of(command["file"], build) if source in project]
         if not sources:
             continue
         path = os.path.join(os.path.abspath(folder), f"{len(joined)}.cpp")
         joined.append(Joined(path, sources))
-        beside = f" -iquote {os.path.dirname(sources[0])}"  # includes of what stands beside a source
+        beside = " -iquote " + shlex.quote(os.path.abspath(os.path.dirname(sources[0])))  # includes of what stands beside a source
         entries.append({**command, "file": path, "command": command["command"].replace(command["file"], path) + beside})
     with open(os.path.join(folder, "compile_commands.json"), "w") as file:
         json.dump(entries, file)
@@ -82,13 +91,17 @@ def look_at(folder, joined):
 
 def main():
     build, jobs = sys.argv[1], int(sys.argv[2])
-    folder, joined = join_all(build)
+    project = sources_of_project()
+    folder, joined = join_all(build, project)
+    if passed_over := sorted(project - {source for each in joined for source in each.sources}):
+        print("clang-tidy: no command of the build compiles " + ", ".join(passed_over), file=sys.stderr)
+        return 1
     print(f"{sum(len(each.sources) for each in joined)} sources in {len(joined)} files", flush=True)
     failed = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for each, (found, said) in zip(joined, pool.map(lambda one: look_at(folder, one), joined)):
             if found:
-                failed.append(os.path.relpath(os.path.dirname(each.sources[0])))
+                failed.append(os.path.dirname(each.sources[0]))
                 print(said, flush=True)
     if failed:
         print("clang-tidy: findings (above) in " + ", ".join(sorted(set(failed))), file=sys.stderr)
