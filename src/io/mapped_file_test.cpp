@@ -153,7 +153,7 @@ TEST(MappedFileDeathTest, SignalsOfOthersReachTheHandlerThatWasThere) {
       testing::ExitedWithCode(42), "");
 }
 
-#ifndef __SANITIZE_ADDRESS__  // which has a handler of its own
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which have handlers of their own
 TEST(MappedFileDeathTest, SignalsOfOthersEndTheProcessWhereThereWasNoHandler) {
   testing::GTEST_FLAG(death_test_style) = "threadsafe";
   const TestFolder folder;

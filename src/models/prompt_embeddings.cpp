@@ -7,6 +7,7 @@
 #include "base/now_seconds.h"
 
 namespace calibatt {
+
 // The run's own first, then those that are expected behind the first of them.
 std::vector<PromptEmbeddings::TokenIds> PromptEmbeddings::next_batch(const std::vector<TokenIds>& prompts) const {
   std::vector<TokenIds> batch;

@@ -26,7 +26,7 @@ std::optional<unsigned char> windows_1252_byte(char32_t character) {
 // Kinds of characters by how they occur in honest text, as bits. Letters with accents stand beside letters; beside
 // signs of money, punctuation or figures they are what a multi-byte sequence looks like in a single-byte encoding.
 enum Kind : uint32_t {
-  kC1 = 1,   // C1
+  kC1 = 1,   // control characters, 0x80 to 0x9f
   kBad = 2,  // hardly ever used on purpose
   kLaw = 4,
   kCurrency = 8,

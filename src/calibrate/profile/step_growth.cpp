@@ -64,7 +64,7 @@ std::string checksum_of(Json json) {
 }
 
 void require_whole(const JsonConfig& json) {
-  // Files from before it lack it.
+  // Older files have no checksum.
   if (!json.has(kChecksum) || json.string(kChecksum) == checksum_of(json.json())) return;
   json.fail(kChecksum, "does not fit the content: the file was altered or damaged");
 }

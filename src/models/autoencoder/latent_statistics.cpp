@@ -6,8 +6,8 @@
 namespace calibatt {
 namespace {
 
-constexpr double kLargestStatistic =
-    1e6;  // no latents are near it, and what is beyond it leaves the arithmetic's range
+// No latents are near it, and what is beyond it leaves the arithmetic's range.
+constexpr double kLargestStatistic = 1e6;
 
 }  // namespace
 
