@@ -13,19 +13,26 @@ commit_of() { git rev-parse --verify --quiet "$1^{commit}"; }
 
 base_of_tidy() {
   local head base
-  head=$(commit_of HEAD) || { echo "clang-tidy looks at what changed since a commit, and this folder is no git checkout with one" >&2; return 1; }
+  head=$(commit_of HEAD) || { echo "clang-tidy looks at what changed since a commit, and git knows none here: clone the project with git" >&2; return 1; }
   if [ -n "${BASE:-}" ]; then
     commit_of "$BASE" || { echo "BASE=$BASE: git knows no such commit here; name one that \`git log\` shows" >&2; return 1; }
     return
   fi
   base=$(git merge-base HEAD origin/main 2>/dev/null || git merge-base HEAD main 2>/dev/null || echo "$head")
-  if [ "$base" = "$head" ]; then base=$(commit_of HEAD^ || echo "$head"); fi  # a clone of one commit has no other
+  if [ "$base" = "$head" ] && ! base=$(commit_of HEAD^); then
+    if [ "$(git rev-parse --is-shallow-repository)" = true ]; then
+      echo "this clone has one commit alone, so that git cannot tell what changed: \`git fetch --unshallow\`, or name BASE=COMMIT" >&2
+      return 1
+    fi
+    base=$(git hash-object -t tree /dev/null)  # git's empty tree: all is new
+  fi
   echo "$base"
 }
 
-# A changed header is looked at with the source of its name.
+# With what git does not have yet. A changed header is looked at with the source of its name.
 tidy_sources() {
-  git diff --name-only --diff-filter=d "$1" -- 'src/*.cpp' 'src/*.h' | sed 's/\.h$/.cpp/' | sort -u |
+  local patterns=('src/*.cpp' 'src/*.h')
+  { git diff --name-only --diff-filter=d "$1" -- "${patterns[@]}"; git ls-files --others --exclude-standard -- "${patterns[@]}"; } | sed 's/\.h$/.cpp/' | sort -u |
     { grep -v -e '_test\.cpp$' -e '^src/backend/cuda/' || true; } | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
 }
 
@@ -42,7 +49,7 @@ case ${1:-} in
       exec python3 tools/tidy_all.py build/tidy-all "$jobs"
     fi
     base=$(base_of_tidy)
-    since="since $(git log -1 --format=%h "$base")"
+    since="since ${base:0:10}"
     files=$(tidy_sources "$base")
     [ -n "$files" ] || { echo "no changed source $since"; exit 0; }
     echo "$(wc -l <<<"$files") sources, changed $since"

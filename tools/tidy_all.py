@@ -24,17 +24,20 @@ LEFT_OUT = re.compile(r"^src/backend/cuda/|_test\.cpp$")
 
 def sources_of_project():
     """What git has, or would have, among src/."""
-    run = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "src/*.cpp"], capture_output=True, text=True, check=True)
-    return {path for path in run.stdout.split("\0") if path and os.path.exists(path) and not LEFT_OUT.search(path)}
+    run = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "src/*.cpp"], stdout=subprocess.PIPE, text=True)
+    sources = {path for path in run.stdout.split("\0") if path and os.path.exists(path) and not LEFT_OUT.search(path)}
+    if run.returncode != 0 or not sources:
+        sys.exit("clang-tidy looks at the sources that git lists, and it lists none here: clone the project with git")
+    return sources
 
 
 def sources_of(path, build):
     """The project's sources that a file of a command holds, as paths from its root: a unity file's, or it alone."""
     sources = [path]
-    if "/Unity/" in os.path.relpath(path, build):
+    if "/Unity/" in os.path.relpath(os.path.realpath(path), os.path.realpath(build)):
         with open(path) as file:
             sources = re.findall(r'^#include "(/.*\.cpp)"$', file.read(), re.MULTILINE)
-    return [os.path.relpath(source) for source in sources]
+    return [os.path.relpath(os.path.realpath(source)) for source in sources]  # CMake's paths may lead through a link
 
 
 class Joined:

@@ -200,9 +200,9 @@ CALIBATT_API std::map<std::string, int> reused_steps(const RunReport& report);
 
 /// About how much memory a video takes, in bytes. `weights`, `activations` and `autoencoder` are where the model
 /// computes (of a model's two transformers both on a CPU, else one), `video` is in host memory: its frames, or, where
-/// that is more, what a picture encoder takes before there are any. `host_weights` are those that a GPU reads from host
-/// memory block by block: all of --offload, and layers for the steps without 8 bits. Activations are given back before
-/// the video is decoded.
+/// that is more, what a picture encoder takes before there are any. `host_weights` are those that GPUs read from host
+/// memory block by block, of all GPUs together: all of --offload, and layers for the steps without 8 bits. Activations
+/// are given back before the video is decoded.
 struct MemoryEstimate {
   uint64_t weights = 0, activations = 0, autoencoder = 0, video = 0, host_weights = 0;
   /// The most at a time where the model computes.

@@ -53,16 +53,21 @@ void print_info(const ModelOnDisk& model, const LoadOptions& load, const Generat
               listed ? ", steps as listed" : (" --sigmas " + *run.sigmas).c_str());
   const MemoryEstimate memory = model.memory(run, load.precision, load.weights);
   const std::optional<MemoryEstimate> shared = shared_memory(load, run);
+  const bool several = load.devices.size() > 1;
   std::printf(
       "memory for such a video%s: about %.2f GB = weights %.2f + the larger of a forward %.2f and decoding %.2f; "
       "of host memory the frames take %.2f GB",
-      load.devices.size() > 1 ? ", on each GPU" : "", gigabytes(memory.peak()), gigabytes(memory.weights),
+      several ? ", on each GPU" : "", gigabytes(memory.peak()), gigabytes(memory.weights),
       gigabytes(memory.activations), gigabytes(memory.autoencoder), gigabytes(memory.video));
-  if (memory.host_weights > 0) std::printf(" and weights %.2f GB", gigabytes(memory.host_weights));
+  const char* of_all = several ? ", of all GPUs together" : "";
+  if (memory.host_weights > 0) std::printf(" and weights %.2f GB%s", gigabytes(memory.host_weights), of_all);
   std::printf("\n");
   if (shared) {
-    std::printf("  with --shard-weights on, which is done where these do not fit: about %.2f GB, of it weights %.2f\n",
+    std::printf("  with --shard-weights on, which is done where these do not fit: about %.2f GB, of it weights %.2f",
                 gigabytes(shared->peak()), gigabytes(shared->weights));
+    if (shared->host_weights > 0)
+      std::printf("; of host memory weights %.2f GB%s", gigabytes(shared->host_weights), of_all);
+    std::printf("\n");
   }
 }
 

@@ -77,11 +77,4 @@ uint64_t BlockFormats::elements(bool kept) const {
   return elements;
 }
 
-uint64_t BlockFormats::saved_bytes(bool wide_steps) const {
-  constexpr uint64_t kStreamedBlocks = 2;  // at a time
-  const uint64_t in_eight_bits = elements(false), bytes = dtype_size(dtype_), all = in_eight_bits * (bytes - 1);
-  const uint64_t streamed = in_eight_bits / static_cast<uint64_t>(num_blocks_) * kStreamedBlocks * bytes;
-  return all - std::min(all, wide_steps ? streamed : 0);
-}
-
 }  // namespace calibatt

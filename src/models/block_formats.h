@@ -31,9 +31,6 @@ class BlockFormats {
   LinearFormat of(int block, const std::vector<std::string>& names) const;
   /// Elements of the matrices that would be in 8 bits and are not; else of those that are.
   uint64_t elements(bool kept) const;
-  /// By how many bytes weights on a device are smaller with 8 bits. wide_steps: steps without these stream theirs
-  /// through two buffers of a block each.
-  uint64_t saved_bytes(bool wide_steps) const;
 
  private:
   LinearFormat format_of(int block, const LayerStack& stack) const;

@@ -63,8 +63,25 @@ TEST_F(Registry, MemoryGrowsWithTheVideoAndTheArithmetic) {
   EXPECT_EQ(eight_bits.activations, large.activations + uint64_t{9} * 16 * 16 * 256) << "norms in 8 bits";
   // Two blocks at a time, in bfloat16.
   const MemoryEstimate both = files->memory({33, 256, 256}, {DType::kBF16, true, true});
-  EXPECT_EQ(both.weights, eight_bits.weights + uint64_t{2} * 2 * (6 * 256 * 256 + 2 * 256 * 1024));
-  EXPECT_EQ(both.activations, eight_bits.activations);
+  EXPECT_EQ(both.weights, eight_bits.weights);
+  EXPECT_EQ(both.activations, eight_bits.activations + uint64_t{2} * 2 * (6 * 256 * 256 + 2 * 256 * 1024));
+  EXPECT_EQ(both.autoencoder, eight_bits.autoencoder) << "buffers are given back before";
+}
+
+// It widens them to float32, and has no buffers: the layers of steps without 8 bits are beside them.
+TEST_F(Registry, ACpuHoldsLayersIn8BitsWidened) {
+  const std::unique_ptr<ModelFiles> files = open_model(kTiny);
+  const auto of = [&](bool eight_bits, int wide_transformers, std::vector<std::string> kept = {}) {
+    Arithmetic arithmetic{DType::kBF16, eight_bits, wide_transformers, 1, 1, 1, true};
+    arithmetic.kept_layers = std::move(kept);
+    return files->memory({33, 256, 256}, arithmetic);
+  };
+  constexpr uint64_t kElements = uint64_t{8} * (6 * 256 * 256 + 2 * 256 * 1024), kKept = uint64_t{8} * 256 * 1024;
+  const MemoryEstimate plain = of(false, 0);
+  EXPECT_EQ(of(true, 0).weights, plain.weights + 2 * kElements);
+  EXPECT_EQ(of(true, 1).weights, plain.weights + 4 * kElements);
+  EXPECT_EQ(of(true, 1).activations, of(true, 0).activations);
+  EXPECT_EQ(of(true, 1, {"ffn.net.2"}).weights, plain.weights + 4 * (kElements - kKept));
 }
 
 // Reports name them so (weights_dtype_name).
@@ -146,13 +163,15 @@ TEST_F(Registry, MemoryWithOffloadedBlocksHasTwoBuffersInTheirPlace) {
                    in_eight_bits = files->memory(size, {DType::kBF16, true}).activations;
     EXPECT_EQ(of(true, false).weights, offloaded.weights);
     EXPECT_LT(of(true, false).activations - in_eight_bits, buffers);
-    EXPECT_EQ(of(true, true).activations, files->memory(size, {DType::kBF16, true, true}).activations + buffers);
     EXPECT_GT(of(true, false, {"attn1.to_q"}).activations, of(true, false).activations);
     EXPECT_LT(of(true, false).host_weights, blocks);
     // Steps without 8 bits have theirs in host memory wherever the others are; of Mochi's blocks all, if these are
     // there.
     const uint64_t of_wide_steps = of(true, true).host_weights - of(true, false).host_weights,
-                   beside_resident = files->memory(size, {DType::kBF16, true, true}).host_weights;
+                   beside_resident = files->memory(size, {DType::kBF16, true, true}).host_weights,
+                   of_two_blocks = beside_resident / static_cast<uint64_t>(files->description().num_layers) * 2;
+    EXPECT_EQ(of(true, true).activations - buffers,
+              files->memory(size, {DType::kBF16, true, true}).activations - of_two_blocks);
     EXPECT_EQ(files->memory(size, {DType::kBF16, true, false}).host_weights, 0U);
     EXPECT_EQ(files->memory(size, {DType::kBF16, true, true, 1, 1, 1, true}).host_weights, 0U) << "a CPU computes";
     if (model == kTiny) {

@@ -151,11 +151,11 @@ class VideoModel {
 
 /// What a model's memory depends on beside a video's size.
 struct Arithmetic {
-  Arithmetic(DType dtype, bool eight_bit_layers = false, bool wide_steps = false, int num_ranks = 1,
+  Arithmetic(DType dtype, bool eight_bit_layers = false, int wide_transformers = 0, int num_ranks = 1,
              int decoding_ranks = 1, int weight_ranks = 1, bool on_host = false, bool offload = false)
       : dtype(dtype),
         eight_bit_layers(eight_bit_layers),
-        wide_steps(wide_steps),
+        wide_transformers(wide_transformers),
         num_ranks(num_ranks),
         decoding_ranks(decoding_ranks),
         weight_ranks(weight_ranks),
@@ -164,13 +164,13 @@ struct Arithmetic {
 
   DType dtype;
   bool eight_bit_layers;  ///< ModelLoadOptions::eight_bit_layers
-  bool wide_steps;        ///< some steps are without them (StepSettings::eight_bit_layers)
+  int wide_transformers;  ///< of which some steps are without them (StepSettings::eight_bit_layers)
   int num_ranks;          ///< that share a forward; the memory is one rank's
   int decoding_ranks;     ///< that share decoding; the memory is the first one's
   int weight_ranks;       ///< that keep a part of each block (ModelLoadOptions::shards); 1: blocks are whole
   bool on_host;           ///< a CPU computes
   bool offload;           ///< ModelLoadOptions::offload
-  std::vector<std::string> kept_layers = {};  ///< ModelLoadOptions::kept_layers; whole weights on a device are without
+  std::vector<std::string> kept_layers = {};  ///< ModelLoadOptions::kept_layers
 };
 
 /// A model on disk whose settings are understood; its weights are not read yet.
@@ -182,7 +182,7 @@ class ModelFiles {
   /// Which linear layers would be in 8 bits. Throws Error(kUsage) for an entry of kept_layers that names none of these.
   virtual BlockFormats block_formats(DType dtype, const ModelLoadOptions& options) const = 0;
   /// With layers in 8 bits: by how many bytes those that ModelLoadOptions::kept_layers names, of type `dtype`, are
-  /// larger than in 8 bits. Throws as block_formats.
+  /// larger than in 8 bits on a device. Throws as block_formats.
   uint64_t kept_layer_bytes(const std::vector<std::string>& kept_layers, DType dtype) const;
   /// Whether no layer would be in 8 bits, all of them being named.
   bool keeps_all_layers(const std::vector<std::string>& kept_layers) const;
@@ -191,8 +191,10 @@ class ModelFiles {
   virtual std::unique_ptr<VideoModel> load(Backend& backend, DType dtype, const ModelLoadOptions& options) const = 0;
 
  protected:
-  /// By how much weights on the device are smaller.
-  uint64_t eight_bit_savings(const Arithmetic& arithmetic) const;
+  /// What whole weights take where the model computes; all_wide: without layers in 8 bits.
+  uint64_t whole_weight_bytes(uint64_t all_wide, const Arithmetic& arithmetic) const;
+  /// Beside whole weights: the device's buffers for the layers of steps without 8 bits, of which it holds none.
+  uint64_t wide_buffer_bytes(const Arithmetic& arithmetic) const;
   /// What a host keeps of one transformer for the steps without 8 bits. kept_are_shared: these steps use the layers
   /// that stay in the run's type where the others have them, so that only the rest is kept.
   uint64_t wide_layer_bytes(const Arithmetic& arithmetic, bool kept_are_shared) const;

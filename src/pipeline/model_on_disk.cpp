@@ -7,6 +7,7 @@
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
 #include "pipeline/rank_layout.h"
+#include "pipeline/run_memory.h"
 #include "pipeline/weight_placement.h"
 
 namespace calibatt {
@@ -116,27 +117,17 @@ bool ModelOnDisk::offloads() const {
 
 MemoryEstimate ModelOnDisk::memory(const GenerateOptions& options, Precision precision,
                                    WeightsPrecision weights) const {
-  const DType dtype = dtype_of(precision).value_or(DType::kBF16);
   const GenerateOptions run = resolved(options);
-  const VideoSize size = video_size(run);
-  const bool eight_bit_layers = is_eight_bits(weights) && !impl_->files->keeps_all_layers(impl_->kept_layers);
-  const RankLayout layout = impl_->layout_of(run);
-  const int num_ranks = layout.ranks_of_forward();
-  Arithmetic arithmetic{dtype,          eight_bit_layers,      has_steps_without_8_bits(run),
-                        num_ranks,      layout.decoding_ranks, impl_->weight_ranks,
-                        impl_->on_host, impl_->offload};
-  if (eight_bit_layers) arithmetic.kept_layers = impl_->kept_layers;
-  MemoryEstimate needed = impl_->files->memory(size, arithmetic);
-  if (eight_bit_layers && !impl_->offload && impl_->weight_ranks == 1) {
-    needed.weights += impl_->files->kept_layer_bytes(impl_->kept_layers, dtype);
-  }
+  Arithmetic loaded(dtype_of(precision).value_or(DType::kBF16));
+  loaded.eight_bit_layers = is_eight_bits(weights) && !impl_->files->keeps_all_layers(impl_->kept_layers);
+  loaded.weight_ranks = impl_->weight_ranks;
+  loaded.on_host = impl_->on_host;
+  loaded.offload = impl_->offload;
+  if (loaded.eight_bit_layers) loaded.kept_layers = impl_->kept_layers;
+  MemoryEstimate needed = run_memory(*impl_->files, run, impl_->layout_of(run), loaded);
   // Ranks that share weights share these too; else each has its own.
   if (!impl_->offload && impl_->weight_ranks == 1) needed.host_weights *= static_cast<uint64_t>(impl_->num_ranks);
   if (impl_->on_host && impl_->weight_ranks == 1) needed.weights *= impl_->files->description().experts.size();
-  if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations +=
-        eight_bit_attention_bytes(impl_->files->description(), size, !options.plan_path.empty(), num_ranks);
-  }
   return needed;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <set>
 #include <string>
 
 #include "base/ceil_div.h"
@@ -317,6 +318,16 @@ std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, Eight
     steps[step].layers = allowed.layers && planned[step].layers;
   }
   return steps;
+}
+
+int transformers_without_8_bits(const GenerateOptions& options, const ModelDescription& model) {
+  const std::vector<StepSettings> steps = steps_of_run(options, model);
+  const std::vector<EightBitParts> parts = eight_bit_parts(options, {true, true});
+  std::set<int> transformers;
+  for (size_t step = 0; step < steps.size(); ++step) {
+    if (!parts[step].layers) transformers.insert(steps[step].expert);
+  }
+  return static_cast<int>(transformers.size());
 }
 
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model) {

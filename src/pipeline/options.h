@@ -62,9 +62,9 @@ std::string memory_warning(const GenerateOptions& options, const MemoryEstimate&
 /// step; empty: none does), as the plan says.
 std::vector<EightBitParts> eight_bit_parts(const GenerateOptions& options, EightBitParts allowed,
                                            const std::vector<EightBitParts>& planned = {});
-inline bool has_steps_without_8_bits(const GenerateOptions& resolved) {
-  return resolved.kept_steps != 0;
-}
+/// Of how many of the model's transformers some steps of a run with these resolved options have no layers in 8 bits, as
+/// long as no plan that is not read yet says otherwise.
+int transformers_without_8_bits(const GenerateOptions& options, const ModelDescription& model);
 
 /// Of each step of a run with these resolved options.
 std::vector<double> noise_levels(const GenerateOptions& options, const ModelDescription& model);

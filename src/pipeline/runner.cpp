@@ -17,6 +17,7 @@
 #include "pipeline/options.h"
 #include "pipeline/precision.h"
 #include "pipeline/rank_layout.h"
+#include "pipeline/run_memory.h"
 #include "pipeline/stage_progress.h"
 #include "pipeline/weight_placement.h"
 #include "sampling/solver_weights.h"
@@ -104,17 +105,12 @@ AvailableMemory Runner::available_memory() const {
 void Runner::warn_of_memory(const GenerateOptions& options, const RankLayout& layout,
                             const AvailableMemory& available) const {
   if (files_ == nullptr || !warn_) return;
-  const int num_ranks = layout.ranks_of_forward();
-  Arithmetic arithmetic{model_->dtype(),       !weights_dtype_.empty(), has_steps_without_8_bits(options), num_ranks,
-                        layout.decoding_ranks, weight_ranks_,           backend_->in_host_memory(),        offload_};
-  arithmetic.kept_layers = kept_layers_;
-  MemoryEstimate needed = files_->memory(video_size(options), arithmetic);
-  if (options.attention_dtype == AttentionDtype::kFP8) {
-    needed.activations +=
-        eight_bit_attention_bytes(model(), video_size(options), !options.plan_path.empty(), num_ranks);
-  }
-  const std::string more = offload_ ? "" : more_room(model(), layout, weight_ranks_);
-  const std::string warning = memory_warning(options, needed, available, more);
+  Arithmetic loaded{model_->dtype(), !weights_dtype_.empty()};
+  loaded.weight_ranks = weight_ranks_;
+  loaded.on_host = backend_->in_host_memory();
+  loaded.offload = offload_;
+  loaded.kept_layers = kept_layers_;
+  const std::string warning = run_memory_warning(*files_, options, layout, loaded, available);
   if (!warning.empty()) warn_(warning);
 }
 

@@ -100,14 +100,17 @@ ChosenPlacement RunnerGroup::choose_placement(const LoadOptions& options, const 
                                               const std::vector<std::unique_ptr<Backend>>& backends) const {
   PlacementRoom room;
   const ModelDescription& model = files.description();
-  room.whole = weight_bytes(files, options, true, 1);
-  if (model.shards_weights) room.shards = weight_bytes(files, options, true, static_cast<int>(devices_.size()));
+  room.whole = weight_bytes(files, options, 1);
+  if (model.shards_weights) room.shards = weight_bytes(files, options, static_cast<int>(devices_.size()));
   room.video = options.video_bytes;
   if (room.video == 0) {
     const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
     const auto num_ranks = static_cast<int>(devices_.size()), of_branch = std::max(1, num_ranks / 2);
-    room.video = files.memory(video_size(with_defaults({}, model)), {dtype, false, false, of_branch, num_ranks})
-                     .beside_weights();
+    const bool eight_bits = has_eight_bit_layers(options, files);
+    room.video =
+        files
+            .memory(video_size(with_defaults({}, model)), {dtype, eight_bits, eight_bits ? 1 : 0, of_branch, num_ranks})
+            .beside_weights();
   }
   for (size_t rank = 0; rank < backends.size(); ++rank) {
     Backend& backend = *backends[rank];

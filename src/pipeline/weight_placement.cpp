@@ -51,19 +51,16 @@ std::string more_room(const ModelDescription& model, const RankLayout& layout, i
   return ", or give --shard-weights on, by which each GPU keeps a part of the weights, or --offload";
 }
 
-uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks) {
+uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, int weight_ranks) {
   const DType dtype = dtype_of(options.precision).value_or(DType::kBF16);
   const bool eight_bits = has_eight_bit_layers(options, files);
-  const ModelDescription& model = files.description();
   const auto memory = [&](int ranks) {
-    Arithmetic arithmetic{dtype, eight_bits, wide_steps, 1, 1, ranks};
+    Arithmetic arithmetic{dtype, eight_bits, eight_bits ? 1 : 0, 1, 1, ranks};
     if (eight_bits) arithmetic.kept_layers = options.kept_layers;
-    return files.memory(video_size(with_defaults({}, model)), arithmetic);
+    return files.memory(video_size(with_defaults({}, files.description())), arithmetic);
   };
   const MemoryEstimate needs = memory(weight_ranks);
-  const bool whole = weight_ranks == 1;
-  const uint64_t kept = eight_bits && whole ? files.kept_layer_bytes(options.kept_layers, dtype) : 0;
-  return needs.weights + kept + needs.activations - memory(1).activations;
+  return needs.weights + needs.activations - memory(1).activations;
 }
 
 ChosenPlacement choose_weight_placement(const LoadOptions& options, const PlacementRoom& room) {

@@ -22,8 +22,9 @@ std::string weight_placement_name(WeightPlacement placement);
 /// Refuses what is asked for and cannot be: Error(kUsage).
 void check_weight_placement(const LoadOptions& options, const ModelDescription& model);
 
-/// Bytes of weights on each device: whole, or with parts of the blocks on weight_ranks, and buffers for gathered ones.
-uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, bool wide_steps, int weight_ranks);
+/// Bytes of weights on each device: whole, or with parts of the blocks on weight_ranks, and of the buffers for those
+/// that it reads elsewhere what a device with whole weights has not. Runs may have steps without 8 bits.
+uint64_t weight_bytes(const ModelFiles& files, const LoadOptions& options, int weight_ranks);
 
 /// How a message goes on that says that a video of these ranks takes more than there is on a GPU; empty: nothing helps.
 std::string more_room(const ModelDescription& model, const RankLayout& layout, int weight_ranks);

@@ -411,6 +411,10 @@ TEST_F(Arguments, InfoCountsWhatStaysInHostMemory) {
                 AllOf(HasSubstr("= weights 0.00 + "), ContainsRegex("of host memory the frames take 0\\.0[0-9] GB and "
                                                                     "weights 0\\.0[1-9] GB")));
   }
+  // The layers of the steps without 8 bits: each of two GPUs has its own, unless they share weights.
+  EXPECT_THAT(memory("-m " + kModel + " --backend cuda --gpus 2 --weights-dtype fp8"),
+              ContainsRegex(", on each GPU: .* and weights 0\\.03 GB, of all GPUs together\n"
+                            "  with --shard-weights on, .*; of host memory weights 0\\.01 GB, of all GPUs together"));
   const CommandResult cpu = run_calibatt("info --backend cpu --offload -m " + kModel);
   EXPECT_THAT(cpu.output, AllOf(HasSubstr("warning: --offload changes nothing where a CPU computes"),
                                 HasSubstr("--backend cuda"), Not(HasSubstr(" and weights"))));

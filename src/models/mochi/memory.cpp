@@ -43,7 +43,7 @@ MochiOffloadBytes mochi_offload_bytes(const MochiTransformerConfig& config, cons
                    wide = MochiLayers::block_bytes(config, wide_formats, layer);
     bytes.blocks += own;
     bytes.wide_blocks += wide;
-    largest = std::max({largest, own, arithmetic.wide_steps ? wide : 0});
+    largest = std::max({largest, own, arithmetic.wide_transformers > 0 ? wide : 0});
   }
   bytes.buffers = 2 * largest;
   return bytes;

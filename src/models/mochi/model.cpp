@@ -219,7 +219,8 @@ class MochiFiles final : public ModelFiles {
       needs.host_weights += bytes.blocks;
       return needs;
     }
-    needs.weights = less_described(needs.weights, eight_bit_savings(arithmetic), description_.path);
+    needs.weights = whole_weight_bytes(needs.weights, arithmetic);
+    needs.activations += wide_buffer_bytes(arithmetic);
     return needs;
   }
 

@@ -169,9 +169,11 @@ TEST(MochiMemory, LayersIn8BitsTakeAByteForAnElementOfTheVideosStream) {
                      kBlock = 4 * kSquare + 3 * kFeedForward;
   const VideoSize size{97, 256, 256};
   const uint64_t bf16 = files->memory(size, DType::kBF16).weights;
-  EXPECT_EQ(files->memory(size, {DType::kBF16, true}).weights, bf16 - kLayers * kBlock);
-  EXPECT_EQ(files->memory(size, {DType::kBF16, true, true}).weights, bf16 - kLayers * kBlock + 2 * 2 * kBlock)
-      << "two blocks at a time, in bfloat16";
+  const MemoryEstimate eight_bits = files->memory(size, {DType::kBF16, true}),
+                       both = files->memory(size, {DType::kBF16, true, true});
+  EXPECT_EQ(eight_bits.weights, bf16 - kLayers * kBlock);
+  EXPECT_EQ(both.weights, eight_bits.weights);
+  EXPECT_EQ(both.activations, eight_bits.activations + 2 * 2 * kBlock) << "two blocks at a time, in bfloat16";
   EXPECT_EQ(files->kept_layer_bytes({}, DType::kBF16), 0u);
   EXPECT_EQ(files->kept_layer_bytes({"ff.net.0"}, DType::kBF16), kLayers * 2 * kFeedForward);
   EXPECT_EQ(files->kept_layer_bytes({"to_k"}, DType::kBF16), kLayers * 3 * kSquare)

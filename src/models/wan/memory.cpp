@@ -40,7 +40,8 @@ uint64_t wan_prompt_bytes(const WanTransformerConfig& config, int rows, const Ar
   const int slots = arithmetic.on_host ? 0 : few_keys_slots(arithmetic.dtype, config.attention_head_dim, rows);
   const uint64_t projected = static_cast<uint64_t>(config.num_attention_heads) * static_cast<uint64_t>(slots) * dim;
   uint64_t element_bytes = bytes;
-  if (arithmetic.eight_bit_layers) element_bytes = dtype_size(DType::kE4M3) + (arithmetic.wide_steps ? bytes : 0);
+  if (arithmetic.eight_bit_layers)
+    element_bytes = dtype_size(DType::kE4M3) + (arithmetic.wide_transformers > 0 ? bytes : 0);
   return static_cast<uint64_t>(config.num_layers) * (keys_values + projected * element_bytes);
 }
 
@@ -57,7 +58,8 @@ WanShardBytes wan_shard_bytes(const WanTransformerConfig& config, const Arithmet
                                 wide = WanLayers::block_bytes(config, wide_formats, layer);
     bytes.blocks += own.forward + own.prompt;
     bytes.wide_blocks += wide.forward + wide.prompt;
-    largest = std::max<uint64_t>({largest, own.forward, own.prompt, arithmetic.wide_steps ? wide.forward : 0});
+    largest =
+        std::max<uint64_t>({largest, own.forward, own.prompt, arithmetic.wide_transformers > 0 ? wide.forward : 0});
   }
   bytes.buffers = 2 * largest;
   return bytes;

@@ -275,9 +275,13 @@ class WanFiles final : public ModelFiles {
     MemoryEstimate needs = memory_estimate(
         elements_, wan_activation_bytes(configs_.transformer, tokens, kMaxPromptTokens, arithmetic),
         wan_decoding_bytes(configs_.vae, size, dtype_beside(dtype), arithmetic.decoding_ranks), size, dtype);
-    needs.weights = less_described(needs.weights, eight_bit_savings(arithmetic), description_.path);
     needs.host_weights = wide_layer_bytes(arithmetic, false);  // whole blocks are reserved
-    if (arithmetic.weight_ranks > 1 || arithmetic.offload) share_weights(arithmetic, needs);
+    if (arithmetic.weight_ranks > 1 || arithmetic.offload) {
+      share_weights(arithmetic, needs);
+    } else {
+      needs.weights = whole_weight_bytes(needs.weights, arithmetic);
+      needs.activations += wide_buffer_bytes(arithmetic);
+    }
     // The picture is encoded before there are frames. Its way through the video autoencoder takes less than theirs.
     needs.video = std::max(needs.video, picture_encoding_);
     return needs;
@@ -295,8 +299,8 @@ class WanFiles final : public ModelFiles {
   }
 
  private:
-  /// Of each block a part, or none where the host keeps them; of two transformers both, and two buffers for blocks
-  /// while there are activations.
+  /// Of each block a part, or none where the host keeps them; of two transformers both, which stay, and two buffers for
+  /// blocks while there are activations.
   void share_weights(const Arithmetic& arithmetic, MemoryEstimate& needs) const {
     const auto experts = static_cast<uint64_t>(description_.experts.size());
     const WanShardBytes bytes = wan_shard_bytes(configs_.transformer, arithmetic);
@@ -305,6 +309,7 @@ class WanFiles final : public ModelFiles {
     const uint64_t part = arithmetic.offload ? 0 : bytes.blocks / static_cast<uint64_t>(arithmetic.weight_ranks);
     needs.weights = experts * (beside_blocks + part);
     needs.activations += bytes.buffers;
+    needs.host_weights *= static_cast<uint64_t>(arithmetic.wide_transformers);
     if (arithmetic.offload) needs.host_weights += experts * bytes.blocks;
   }
 
